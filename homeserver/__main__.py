@@ -3,8 +3,8 @@
 import gc
 
 if __name__ == "__main__":
-    # Imports create 200,000 objects that stay. Collecting meanwhile takes a third of a start.
-    # See `tune_garbage_collector`.
+    # Imports create 200,000 objects that stay. Garbage collection meanwhile takes a third of the
+    # start time. See `tune_garbage_collector`.
     gc.disable()
 
 import os
@@ -32,15 +32,15 @@ from federation.protocol.errors import MatrixError, WeakPassword
 from homeserver.app import Server, build
 from homeserver.commands.init_files import (
     CONFIG_NAME,
-    CannotInit,
+    InitFailed,
     write_init_files,
     write_missing_key,
 )
 from homeserver.commands.process import (
+    PidFile,
     ask_for_password,
     begin_logging,
     on_hangup,
-    pid_file,
     run_until_done,
     stop_on_signals,
     tune_garbage_collector,
@@ -49,17 +49,17 @@ from homeserver.commands.setup import (
     DATABASE_ERRORS,
     claim_storage,
     find_problems,
-    hashing_threads,
     load,
     open_outbound,
     open_storage,
     read_key,
+    start_hashing_threads,
     waiting_threads,
 )
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.http.listeners import advice_on
+from homeserver.http.listeners import describe_listen_error
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -149,7 +149,7 @@ def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
             made: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
         else:
             made = write_init_files(folder, server_name, public_baseurl, os.urandom)
-    except (CannotInit, OSError) as error:
+    except (InitFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in made:
         click.echo(f"created {path}")
@@ -174,7 +174,7 @@ def check(paths: tuple[Path, ...]) -> None:
         loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
     ):
         click.echo(line)
-    click.echo(f"The configuration of {loaded.config.server_name} is right.")
+    click.echo(f"The configuration of {loaded.config.server_name} is valid.")
 
 
 @config.command("sample")
@@ -213,7 +213,7 @@ def run(paths: tuple[Path, ...]) -> None:
             clock,
             database,
             key=key,
-            threads=hashing_threads(reactor),
+            threads=start_hashing_threads(reactor),
             directory_threads=waiting_threads(reactor),
             media_threads=start_media_threads(reactor, loaded.config.storage),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
@@ -249,7 +249,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor)
             )
         except (CannotListenError, OSError, SSL.Error) as error:
-            failures.append(f"cannot listen: {advice_on(error)}")
+            failures.append(f"cannot listen: {describe_listen_error(error)}")
             reactor.stop()
 
     tune_garbage_collector()
@@ -257,7 +257,7 @@ def run(paths: tuple[Path, ...]) -> None:
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
-    with pid_file(loaded.config.observation.pid_file):
+    with PidFile(loaded.config.observation.pid_file):
         reactor.run()
     if failures:
         raise click.ClickException(failures[0])
@@ -281,7 +281,7 @@ def create_user(
 
     async def register(accounts: AccountParts) -> str:
         await accounts.registration.check_username(localpart, privileged=True)
-        # checked first, so that nobody thinks of a password in vain
+        # checked first, so that the operator does not enter a password in vain
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
         else:
@@ -289,9 +289,9 @@ def create_user(
         try:
             accounts.passwords.check_policy(password)
         except WeakPassword as error:  # the operator decides; it may be for the first login only
-            click.echo(f"warning: {error.text}; users may not choose such a password", err=True)
-        wish = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
-        return (await accounts.registration.do_register_privileged(wish)).user_id
+            click.echo(f"warning: {error.text}; users cannot choose such a password", err=True)
+        request = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
+        return (await accounts.registration.do_register_privileged(request)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
     click.echo(f"created {user_id}" + (", an administrator" if admin else ""))
@@ -476,7 +476,7 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
             clock,
             database,
             limiter,
-            hashing_threads(reactor),
+            start_hashing_threads(reactor),
             os.urandom,
             mail,
             None,
@@ -503,7 +503,7 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
     except MatrixError as error:
         raise click.ClickException(error.text) from error
     except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
-        # it opened, but the disk is full, or we lack the permission
+        # the database was opened, but the disk is full, or permission is missing
         raise click.ClickException(
             f"cannot use the database, {database.engine.where}: {str(error).strip()}"
         ) from error

@@ -1,8 +1,8 @@
-"""Builds a server, once, by plain construction in the order of the layers; nothing else knows all
-the parts.
+"""Builds a server, once, by plain construction in the order of the layers. No other module knows
+all parts.
 
 The clock, the random source and the threads for passwords are arguments, so a test builds the same
-server with its own; two servers can live in one process.
+server with its own. Two servers can run in one process.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -33,14 +33,14 @@ from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.jobs import Jobs
 from homeserver.config.configuration import Config
-from homeserver.config.server import Listener
+from homeserver.config.server import ListenerOptions
 from homeserver.http.body_budget import HeldBodies
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import (
     TcpListener,
     TlsContext,
     UnixListener,
-    address_of,
+    format_address,
     listen_tcp,
     listen_unix,
 )
@@ -88,7 +88,7 @@ ALWAYS_SERVED = frozenset({"client", "health"})
 
 
 class Server:
-    """A server that is built: it can listen, and stop."""
+    """A complete server, which can start and stop."""
 
     log = Logger()
 
@@ -143,12 +143,12 @@ class Server:
         self._tls: list[TlsContext] = []
         self.other_nodes = accounts.other_nodes
 
-    def site(self, listener: Listener) -> Site:
-        """What answers on one listener."""
+    def site(self, listener: ListenerOptions) -> Site:
+        """Return the site of one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            # nobody could check what this server signs without the keys; services ask where they
-            # ask of federation
+            # other servers need the keys to check our signatures; integrations use OpenID where
+            # they use federation
             names |= {"keys", "openid"}
         if not self.config.federation.federation.enabled:
             names -= {"federation", "keys"}
@@ -177,7 +177,7 @@ class Server:
         )
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
-        """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS
+        """Start to listen, then start the background work. Raises `CannotListenError`, and for TLS
         `OSError`, `SSL.Error`."""
         self.media.sweep()
         for listener in self.config.network.listeners:
@@ -199,14 +199,14 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.start(IReactorFDSet(tcp, None))
         for port in self._ports:
-            self.log.info("listening on {address}", address=address_of(port))
+            self.log.info("listening on {address}", address=format_address(port))
 
     def start_jobs(self) -> None:
-        """Do from now on what is done unasked."""
+        """Start the background jobs."""
         self._jobs.start()
 
     def _listen(
-        self, listener: Listener, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
+        self, listener: ListenerOptions, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
     ) -> Sequence[IListeningPort]:
         site = self.site(listener)
         if listener.path is not None:
@@ -224,11 +224,11 @@ class Server:
         )
 
     def reload(self, config: Config) -> None:
-        """Take over what of a new configuration needs no new start: with whom we talk, and
+        """Apply the options that can change without a restart: the federation policy and
         certificates.
 
-        Raises `OSError`, `ValueError`, `SSL.Error` for a certificate that cannot be read; then the
-        old one stays.
+        Raises `OSError`, `ValueError`, `SSL.Error` if a certificate cannot be read; the old one
+        stays then.
         """
         source = list_source_of(config.federation)
         self.federation.policy.change(rules_of(config.federation))
@@ -238,13 +238,11 @@ class Server:
 
     def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         Deferred.fromCoroutine(work).addErrback(
-            lambda failure: self.log.failure(
-                "the list of the federation's members was not read", failure
-            )
+            lambda failure: self.log.failure("the federation member list was not read", failure)
         )
 
     async def stop(self) -> None:
-        """Listen no more, write what waits, and close the database. Connections end with the
+        """Stop listening, write pending data, and close the database. Connections end with the
         process."""
         self.log.info("stopping")
         ports, self._ports = self._ports, []
@@ -264,9 +262,9 @@ class Server:
             try:
                 await part.stop()
             except DatabaseUnavailable as error:
-                self.log.warn("what waited could not be written: {error}", error=error)
-            except Exception:  # the others have something to write, too
-                self.log.failure("a part of the server could not stop as it should")
+                self.log.warn("pending data could not be written: {error}", error=error)
+            except Exception:  # the other parts have data to write, too
+                self.log.failure("a part of the server failed to stop")
         await self.database.close()
 
 
@@ -291,13 +289,18 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories;
-    `wire` reaches other servers, `web` push gateways and identity providers, `fetch` what is at
-    addresses of the federation, `follow` what is where another server says, `preview_web` what
-    people link to; `random` gives so many unguessable bytes; `monotonic` counts seconds, and nobody
-    sets it; `registry` may hold metrics of what was made before, such as the database. Raises
-    OSError where the folder of files cannot be made, `ValueError` for settings of identity
-    providers that cannot be used."""
+    """Build a server from its configuration.
+
+    - `threads` hash passwords; `directory_threads` wait for directories.
+    - `wire` sends requests to other servers; `web` to push gateways and identity providers.
+    - `fetch` reads addresses of the federation; `follow` follows redirects of other servers.
+    - `preview_web` fetches linked pages for previews.
+    - `random` returns random bytes; `monotonic` is a clock that is never set.
+    - `registry` may hold metrics of parts made earlier, such as the database.
+
+    Raises OSError if the media folder cannot be created, and `ValueError` for unusable settings of
+    identity providers.
+    """
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -479,7 +482,7 @@ def build(
     )
     router = Router(
         SOURCES,
-        by_type(services),
+        index_by_type(services),
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
@@ -491,7 +494,7 @@ def build(
         ),
         body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
     )
-    standing = jobs_of(
+    maintenance_jobs = jobs_of(
         clock,
         database,
         accounts.uia,
@@ -524,7 +527,7 @@ def build(
         *oauth.jobs(),
         *upstream.jobs(),
         *edge_jobs(federation.edge.member_lists),
-        *standing,
+        *maintenance_jobs,
     ]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
@@ -552,6 +555,6 @@ def build(
     )
 
 
-def by_type(services: Sequence[object]) -> Mapping[type, object]:
-    """Services as handlers find them."""
+def index_by_type(services: Sequence[object]) -> Mapping[type, object]:
+    """Index services by type, as handlers ask for them."""
     return {type(service): service for service in services}

@@ -1,12 +1,12 @@
-"""Bounded caches, among them one that the stream of changes keeps current.
+"""Bounded caches, one of which the stream of changes keeps current.
 
 - `LRU`: a map that evicts the least recently used entries. Nothing invalidates it.
 - `StreamCache`: values of the database by key. A commit that changes a value invalidates it,
   whichever node made the commit.
-- `StreamValue`: a `StreamCache` of one value, such as a small table as a whole.
+- `StreamValue`: a `StreamCache` of one value, such as a complete small table.
 
-All of them are for the reactor thread. `immutable_cache` is for what other threads read: its
-values never change, so it needs no stream.
+All of them are for the reactor thread. `immutable_cache` serves other threads: its values never
+change, so it needs no stream.
 
 `cachetools` does not fit: its caches have one bound, weigh values without their keys, do not
 count hits, and cost four calls of Python functions for each key of a batch.
@@ -18,18 +18,18 @@ Why a `StreamCache` never returns a value older than the position of its reader
    is visible then, so the value has all changes up to P, and perhaps later ones.
 2. A change above P is announced after the load began. The announcement removes the cached value
    of each key that it concerns, and detaches the load of that key. A detached load is neither
-   stored nor shared nor returned: the key is read again. Where it is not known which keys have
-   changed, this happens to all of them.
-3. Announcements reach caches before anybody who is woken by them (`Stage.CACHE`). Nothing else
-   runs between the end of a load and the moment when its value is stored.
+   stored nor shared nor returned: the key is read again. If the changed keys are not known, this
+   happens to all of them.
+3. Announcements reach caches before the readers that they wake (`Stage.CACHE`). Nothing else runs
+   between the end of a load and the moment when its value is stored.
 
-So a value that is stored has every change that was announced by then. It may have later ones:
-their announcement only removes it once more. A change that carries the new value may update a
-cached value in place; it detaches a load as well.
+So a stored value has every change that was announced by then. It may have later ones: their
+announcement only removes it once more. A change that carries the new value may update a cached
+value in place; it detaches a load as well.
 
 Writes of another node are announced when they become readable here, with the changes that the
-node has described. Where it has not described them, or its message is late or lost, all values
-are dropped.
+node described. If it did not describe them, or its message is late or lost, all values are
+dropped.
 
 A pure function of few arguments has `functools.lru_cache`. Ordered maps from which each entry is
 taken once, as in `federation.sender`, are queues.
@@ -68,7 +68,7 @@ _MISSING = object()
 
 
 class LRU(Generic[K, V]):
-    """A map with a bound by entries, by weight, or by both. `get` and `get_many` count as use."""
+    """A map with a bound on entries, on weight, or on both. `get` and `get_many` count as use."""
 
     __slots__ = (
         "_entries",
@@ -92,9 +92,9 @@ class LRU(Generic[K, V]):
         largest_share: int = 1,
         on_remove: Callable[[K, V], object] | None = None,
     ) -> None:
-        """`weigh`: the weight of an entry, as `max_weight` counts it. An entry that weighs more
-        than one part in `largest_share` of `max_weight` is not stored. `on_remove` is called for
-        each entry that leaves the map, for whatever reason."""
+        """`weigh` returns the weight of an entry, which `max_weight` limits. An entry heavier than
+        `max_weight` divided by `largest_share` is not stored. `on_remove` is called for each entry
+        that leaves the map for any reason."""
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._max_entries = max_entries
         self._max_weight = max_weight
@@ -103,7 +103,7 @@ class LRU(Generic[K, V]):
         self._weights: dict[K, int] = {}
         self._on_remove = on_remove
         self.weight = 0
-        """Of all entries together; 0 where nothing weighs them."""
+        """The total weight; 0 without `weigh`."""
         self.hits = 0
         self.misses = 0
 
@@ -114,19 +114,19 @@ class LRU(Generic[K, V]):
         return key in self._entries
 
     def __iter__(self) -> Iterator[K]:
-        """The keys, the least recently used first."""
+        """Iterate over the keys, least recently used first."""
         return iter(self._entries)
 
     def items(self) -> Iterable[tuple[K, V]]:
-        """The entries, the least recently used first; not as a use of them."""
+        """Return the entries, least recently used first. Does not count as use."""
         return self._entries.items()
 
     def values(self) -> Collection[V]:
-        """The values, in the order of `items`."""
+        """Return the values, in the order of `items`."""
         return self._entries.values()
 
     def get(self, key: K) -> V | None:
-        """The value, or None if it is not here."""
+        """Return the value, or None if it is not cached."""
         entries = self._entries
         if key not in entries:
             self.misses += 1
@@ -136,7 +136,7 @@ class LRU(Generic[K, V]):
         return entries[key]
 
     def get_many(self, keys: Collection[K]) -> dict[K, V]:
-        """The values that are here, in the order of the keys."""
+        """Return the cached values of these keys, in the order of the keys."""
         entries = self._entries
         found = {key: entries[key] for key in keys if key in entries}
         deque(map(entries.move_to_end, found), maxlen=0)
@@ -145,11 +145,11 @@ class LRU(Generic[K, V]):
         return found
 
     def peek(self, key: K) -> V | None:
-        """As `get`, not as a use, and not counted."""
+        """As `get`, but neither a use nor a hit."""
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Store a value in the place of the one that is here."""
+        """Store a value. Replaces the previous one."""
         weight = 0 if self._weigh is None else self._weigh(key, value)
         self.pop(key)
         if self._max_entry is not None and weight > self._max_entry:
@@ -163,7 +163,7 @@ class LRU(Generic[K, V]):
         self._evict()
 
     def reweigh(self, key: K) -> None:
-        """The value of this key, if it is here, was changed in place."""
+        """Weigh a value again after it was changed in place, if it is cached."""
         if self._weigh is None or key not in self._entries:
             return
         weight = self._weigh(key, self._entries[key])
@@ -174,7 +174,7 @@ class LRU(Generic[K, V]):
         self._evict()
 
     def pop(self, key: K) -> V | None:
-        """Remove an entry, if it is here; its value."""
+        """Remove an entry, if it is cached. Return its value."""
         value = self._entries.pop(key, _MISSING)
         if value is _MISSING:
             return None
@@ -193,15 +193,15 @@ class LRU(Generic[K, V]):
                 self._on_remove(key, value)
 
     def _evict(self) -> None:
-        entries, most, heaviest = self._entries, self._max_entries, self._max_weight
-        while (most is not None and len(entries) > most) or (
-            heaviest is not None and self.weight > heaviest
+        entries, max_entries, max_weight = self._entries, self._max_entries, self._max_weight
+        while (max_entries is not None and len(entries) > max_entries) or (
+            max_weight is not None and self.weight > max_weight
         ):
             self.pop(next(iter(entries)))
 
 
 class _Load(Generic[K, V]):
-    """A read of some keys that is under way."""
+    """A running read of some keys."""
 
     def __init__(self) -> None:
         self.values: dict[K, V] = {}
@@ -209,13 +209,13 @@ class _Load(Generic[K, V]):
         self._waiting: list[Deferred[None]] = []
 
     async def wait(self) -> None:
-        """Return when the read has ended; raise what it raised."""
+        """Return when the read has ended. Raises its error."""
         done: Deferred[None] = Deferred()
         self._waiting.append(done)
         await done
 
     def end(self, failure: Failure | None) -> None:
-        """Wake all who wait."""
+        """Resume all waiting readers."""
         waiting, self._waiting = self._waiting, []
         for done in waiting:
             if done.called:
@@ -227,7 +227,7 @@ class _Load(Generic[K, V]):
 
 
 class StreamCache(Generic[K, V]):
-    """Values of the database by key. See the laws above."""
+    """A cache of database values by key. See the laws above."""
 
     def __init__(
         self,
@@ -261,23 +261,23 @@ class StreamCache(Generic[K, V]):
         )
         self._loads: dict[K, _Load[K, V]] = {}
         self.changes = 0
-        """Rises with every change that invalidates or updates something."""
+        """Increases with every change that invalidates or updates a value."""
         streams.subscribe(self._on_changes, *topics, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
     def hits(self) -> int:
-        """Values that were here."""
+        """The number of values that were cached."""
         return self._values.hits
 
     @property
     def misses(self) -> int:
-        """Values that had to be loaded."""
+        """The number of values that had to be loaded."""
         return self._values.misses
 
     @property
     def weight(self) -> int:
-        """Of all values, as they are weighed."""
+        """The total weight of all values."""
         return self._values.weight
 
     def __len__(self) -> int:
@@ -287,14 +287,14 @@ class StreamCache(Generic[K, V]):
         return key in self._values
 
     async def get(self, key: K) -> V:
-        """The value of one key, as it is when this returns."""
+        """Return the value of one key, current when this returns."""
         if key in self._values:
             return self._values.get(key)  # type: ignore[return-value]
         return (await self.get_many((key,)))[key]
 
     async def get_many(self, keys: Iterable[K]) -> dict[K, V]:
-        """The values of some keys, each no older than this call. One load for all that are
-        missing."""
+        """Return the values of some keys, none older than this call. Missing ones are read in one
+        load."""
         wanted = tuple(keys)
         found = self._values.get_many(wanted)
         while missing := [key for key in wanted if key not in found]:
@@ -314,33 +314,33 @@ class StreamCache(Generic[K, V]):
         return found
 
     def find(self, key: K) -> V | None:
-        """The value of a key, if it is here; else None, and no miss is counted."""
+        """Return the value of a key if it is cached, else None. Does not count as a miss."""
         return self._values.get(key) if key in self._values else None
 
     def find_many(self, keys: Collection[K]) -> dict[K, V]:
-        """The values of these keys that are here."""
+        """Return the cached values of these keys."""
         return self._values.get_many(keys)
 
     def put(self, key: K, value: V, *, since: int) -> bool:
-        """Store a value that was read for another purpose, unless something has changed since;
-        returns whether it was stored. `since`: `changes` before that read began."""
+        """Store a value that was read for another purpose, unless something has changed since.
+        Return whether it was stored. `since`: `changes` before that read began."""
         if since != self.changes:
             return False
         self._values.put(key, value)
         return True
 
     def reweigh(self, key: K) -> None:
-        """The value of this key was changed in place."""
+        """Weigh a value again after it was changed in place."""
         self._values.reweigh(key)
 
     def invalidate(self, key: K) -> None:
-        """The value of a key has changed, or may have."""
+        """Drop the value of a key that has changed, or may have."""
         self.changes += 1
         self._loads.pop(key, None)
         self._values.pop(key)
 
     def invalidate_all(self) -> None:
-        """Any value may have changed."""
+        """Drop all values."""
         self.changes += 1
         self._loads.clear()
         self._values.clear()
@@ -349,14 +349,14 @@ class StreamCache(Generic[K, V]):
         failure: Failure | None = None
         try:
             if self._load is None:
-                raise LookupError("This cache has nothing that loads values")
+                raise LookupError("this cache cannot load values")
             read = await self._load(keys)
             for key in keys:
                 if self._loads.get(key) is load:
                     load.values[key] = read[key]
                     self._values.put(key, read[key])
         except CancelledError:
-            raise  # of this reader alone: the others read it themselves
+            raise  # only this reader is cancelled: the others read again
         except Exception:
             failure = Failure()
             raise
@@ -398,7 +398,7 @@ class StreamCache(Generic[K, V]):
 
 
 class StreamValue(Generic[V]):
-    """One value of the database, such as a small table as a whole."""
+    """One value of the database, such as a complete small table."""
 
     def __init__(
         self,
@@ -408,8 +408,8 @@ class StreamValue(Generic[V]):
         concerns: Callable[[Change], bool] = lambda _: True,
         update: Callable[[V, Change], bool] | None = None,
     ) -> None:
-        """`concerns`: whether a change of these topics changes the value. `load` and `update`:
-        as for a `StreamCache`."""
+        """`concerns` returns whether a change of these topics changes the value. `load` and
+        `update`: as for a `StreamCache`."""
 
         async def load_all(_: Sequence[None]) -> Mapping[None, V]:
             return {None: await load()}
@@ -424,13 +424,13 @@ class StreamValue(Generic[V]):
         )
 
     async def get(self) -> V:
-        """The value, as it is when this returns."""
+        """Return the value, current when this returns."""
         return await self._cache.get(None)
 
     def find(self) -> V | None:
-        """The value, if it is here; else None."""
+        """Return the value if it is cached, else None."""
         return self._cache.find(None)
 
     def invalidate(self) -> None:
-        """The value has changed, or may have."""
+        """Drop the value: it has changed, or may have."""
         self._cache.invalidate(None)

@@ -1,9 +1,9 @@
-"""How an endpoint for other servers is declared: once, on its handler.
+"""Declares the endpoints for other servers, each once, on its handler.
 
     @endpoint("GET", "/_matrix/federation/v1/event/{event_id}", auth=ServerAuth.SERVER)
     async def get_event(rooms: ServedRooms, peer: Peer, *, event_id: EventID) -> Response: ...
 
-`homeserver.api.endpoint` describes how parameters are bound; it holds for these handlers too.
+`homeserver.api.endpoint` describes how parameters are bound; that holds for these handlers too.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,16 +20,16 @@ DECLARATION: Final = "__endpoint__"
 
 
 class ServerAuth(Enum):
-    """Who may call an endpoint for other servers."""
+    """The authentication that an endpoint for other servers requires."""
 
     NONE = "none"
     SERVER = "server"
-    """A server, by its X-Matrix signature."""
+    """The X-Matrix signature of a server."""
 
 
 class Names:
-    """The names of a query parameter on the wire, by preference, where the parameter's own name
-    is not the one."""
+    """The names of a query parameter on the wire, by preference, if they differ from the
+    parameter's name in Python."""
 
     __slots__ = ("names",)
 
@@ -59,9 +59,9 @@ def endpoint(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare a handler. The first path is the stable one; others are older spellings of it.
 
-    `max_body`: in bytes; a longer body is refused before it is read (M_TOO_LARGE).
-    `long_poll`: the answer may take long, which is not logged as a slow request.
-    `resource`: the group of endpoints that a listener serves or not.
+    - `max_body`: the limit in bytes; a longer body is refused before it is read (M_TOO_LARGE).
+    - `long_poll`: the response may take long and is not logged as a slow request.
+    - `resource`: the group of endpoints, which a listener serves or not.
     """
 
     def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:

@@ -1,4 +1,4 @@
-"""What a handler may know of a request: the server that asks, and the request itself."""
+"""The parts of a request that handlers may use: its peer and its context."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,32 +14,32 @@ class Peer(msgspec.Struct, frozen=True):
     server_name: ServerName
 
 
-LONGEST_USER_AGENT: Final = 500
+MAX_USER_AGENT: Final = 500
 
 
 def find_user_agent(headers: Mapping[bytes, bytes]) -> str:
-    """Return the client's `User-Agent`, cut to `LONGEST_USER_AGENT`.
+    """Return the client's `User-Agent`, cut to `MAX_USER_AGENT`.
 
     `headers`: by lower-case name.
     """
-    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:LONGEST_USER_AGENT]
+    return headers.get(b"user-agent", b"").decode("utf-8", "replace")[:MAX_USER_AGENT]
 
 
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
-    """The request, apart from its path parameters, query and body."""
+    """The request without its path parameters, query and body."""
 
     request_id: str
     method: str
     uri: bytes
-    """Path and query as they were sent."""
+    """Path and query as sent."""
     client_ip: str
     headers: Mapping[bytes, bytes]
     """The last value of each header, by lower-case name. (Plain values: a reference to the request
     would be a cycle that the garbage collector does not see.)"""
     content_type: str = ""
-    """The declared type of the body; set only where an endpoint takes the body as a file."""
+    """The declared content type; set only if the endpoint takes the body as a file."""
     body_size: int = 0
-    """In bytes."""
+    """The size of the body in bytes."""
     is_secure: bool = False
     """Whether the client used TLS, to this server or to a trusted proxy."""
     cookies: tuple[tuple[str, str], ...] = ()
@@ -60,6 +60,6 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
         return self.headers.get(b"accept-language", b"").decode("latin-1")
 
     def header(self, name: str) -> str | None:
-        """Return any other header; the last of several."""
+        """Return the last value of a header, or None."""
         value = self.headers.get(name.lower().encode("ascii"))
         return None if value is None else value.decode("latin-1")

@@ -1,5 +1,4 @@
-"""What an endpoint answers when it is more than a value: a status and headers of its own, or a body
-too long for memory."""
+"""Responses with a status and headers, and bodies that are streamed."""
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from http import HTTPStatus
@@ -9,42 +8,42 @@ import msgspec
 
 
 class Source(Protocol):
-    """Where the bytes of a file come from."""
+    """A readable source of a file's bytes."""
 
     def read(self, offset: int, size: int) -> Awaitable[bytes]:
-        """From there on so many bytes, or fewer; none at the end."""
+        """Return up to `size` bytes from `offset`; nothing at the end."""
         ...
 
     def close(self) -> None:
-        """Nothing more will be read."""
+        """Release the source. Nothing is read afterwards."""
         ...
 
 
 class File(msgspec.Struct, frozen=True):
-    """A body that does not fit into memory. The site closes its source, and serves ranges and
-    conditions of it."""
+    """A body that is streamed from a source. The site closes the source, and handles ranges and
+    conditional requests."""
 
     source: Source
     size: int
     etag: str
-    """Changes when the bytes do; without quotes, and with none inside."""
+    """Changes when the bytes change. Contains no quotes."""
 
 
 class Pieces(msgspec.Struct, frozen=True):
-    """A body that is made as it is sent, and of whose length nobody knows before: each piece once
-    the client takes it."""
+    """A streamed body of unknown length. Each piece is made when the client has taken the previous
+    one."""
 
     pieces: AsyncIterator[bytes]
-    """If it raises before the first one, that is the answer; afterwards the connection ends, so
-    that nobody takes the rest for all."""
+    """If it raises before the first piece, the error becomes the response. Later the connection is
+    closed, so that nobody mistakes a partial body for a complete one."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """An answer with a status and headers of its own. A body that is neither bytes, `File` nor
-    `Pieces` is encoded as JSON."""
+    """A response with its own status and headers. A body other than bytes, `File` and `Pieces` is
+    encoded as JSON."""
 
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: object = b""
     cookies: tuple[str, ...] = ()
-    """The values of headers `Set-Cookie`."""
+    """The values of `Set-Cookie` headers."""

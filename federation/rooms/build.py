@@ -1,16 +1,15 @@
-"""From drafts to events: a chain of them upon a room's head, in memory, each authorized by the
+"""Builds events from drafts: a chain of them on a room's head, in memory, each authorized by the
 state before it.
 
 Laws:
-- A chain is built without holding anything: whether its head still stands is found out by the
-  write.
-- A request's drafts succeed or fail together: a failed one leaves the chain as it was before the
+- A chain is built without a lock; the write checks that its head is still current.
+- The drafts of a request succeed or fail together: a failure leaves the chain as it was before the
   request.
-- Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and
+- Our own events pass the same authorization as all others (`check.py`). Their form, hash and
   signature are right by construction. They follow all forward extremities, so the state before them
-  is the current one, and their auth events are chosen from it: the three state checks of a received
-  event are one here. (Where more than MAX_PREV_EVENTS branches hang loose, which no honest room
-  comes to, the first event names the oldest of them and the next one the others.)
+  is the current one, and their auth events are chosen from it. So the three state checks of a
+  received event are one here. (With more than MAX_PREV_EVENTS extremities, which no honest room
+  has, the first event names the oldest of them and the next one the others.)
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -50,40 +49,40 @@ MAX_PREV_EVENTS = 20
 
 
 class Circumstances(msgspec.Struct, frozen=True):
-    """A room right before an event."""
+    """The room right before an event."""
 
     room_nid: int
-    """0: a room that is not written yet."""
+    """0 for a room that is not written yet."""
     member_count: int
-    """How many are joined once it has happened."""
+    """Joined members after the event."""
     levels: PowerLevels | None
     moved: Mapping[UserID, bool] = msgspec.field(default_factory=dict)
-    """Whose membership is no longer the stored one: whether they are joined."""
+    """Members whose stored membership is outdated, and whether they are joined."""
 
 
 class Classification(msgspec.Struct, frozen=True):
-    """What our own users have to do with an event, said by the layer that knows them."""
+    """The meaning of an event for local users, given by the layer that knows them."""
 
     flags: int = 0
-    """NOTIFIES and CALLS_ROOM, where they hold."""
+    """NOTIFIES and CALLS_ROOM, if they apply."""
     outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """This server's users to whom it is something else than that."""
+    """Push actions of the local users for whom the flags do not apply."""
     thread_root: EventID | None = None
 
 
 Classify = Callable[[Event, Circumstances], Awaitable[Classification]]
 Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
-"""An event of ours with the signature of its room's policy server, if there is one (the event that
-says so)."""
+"""Returns our event with the signature of its room's policy server, if the room has one. The last
+argument is the state event that names it."""
 
 
 class TargetInChain(Exception):
-    """What has to do with an event that is not written yet, or with one that is being redacted,
-    waits for the next chain."""
+    """A draft depends on an event that is not written yet, or is being redacted; it waits for the
+    next chain."""
 
 
 class Chain:
-    """Events upon one snapshot of a room."""
+    """Events built on one snapshot of a room."""
 
     def __init__(
         self,
@@ -94,21 +93,20 @@ class Chain:
         further_flags: int = 0,
         vouch: Vouch | None = None,
     ) -> None:
-        """`further_flags` are those of all its events; `vouch` gets what they need beside our
-        signature."""
+        """`further_flags`: flags of all its events; `vouch`: gets the policy server's signature."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
         self._classify = classify
         self._further_flags = further_flags
-        self._vouch = vouch
+        self._get_policy_signature = vouch
         self._overlay: dict[StateKey, Event] = {}
         self._prev: Sequence[EventID] = [
             EventID(event_id) for _, event_id in snapshot.head.extremities
         ][:MAX_PREV_EVENTS]
         self._depth = snapshot.head.depth
         self._member_count = snapshot.head.joined_count
-        self._moved: Mapping[UserID, bool] = {}
+        self._changed_members: Mapping[UserID, bool] = {}
         self._known: dict[StateKey, StoredEvent] = {}
         self._room_id = snapshot.room_id
         self.built: list[Event] = []
@@ -116,32 +114,38 @@ class Chain:
 
     @property
     def extremities(self) -> list[EventID]:
-        """The forward extremities once the chain is written: those of the head that it could not
-        name are named next."""
+        """The forward extremities once the chain is written. Those of the head that it could not
+        name are among them."""
         unnamed = [
             EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]
         ]
         return [*unnamed, self.built[-1].event_id]
 
     async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
-        """Build the drafts of one request; for a draft that would change nothing, the event that is
-        there already.
+        """Build the drafts of one request; for a draft that changes nothing, return the current
+        event.
 
-        Raises Forbidden and what else authorization raises, with the chain as before;
-        TargetInChain.
+        Raises Forbidden and other errors of authorization, with the chain as before; TargetInChain.
         """
         mark = (
             dict(self._overlay),
             self._prev,
             self._depth,
             self._member_count,
-            self._moved,
+            self._changed_members,
             len(self.built),
         )
         try:
             return [await self._build(draft, now_ms) for draft in drafts]
         except BaseException:
-            self._overlay, self._prev, self._depth, self._member_count, self._moved, length = mark
+            (
+                self._overlay,
+                self._prev,
+                self._depth,
+                self._member_count,
+                self._changed_members,
+                length,
+            ) = mark
             del self.built[length:], self.new[length:]
             raise
 
@@ -166,17 +170,17 @@ class Chain:
         )
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
-            # nor is this server: it knows no more than that somebody was invited
+            # this server is not in the room either: it only knows of an invite
             raise Forbidden("You are not in this room")
         check_auth(event, state, create=create)
         if draft.check is not None:
             for built in self.built:
                 if built.redacts is not None:
-                    raise TargetInChain(built.redacts)  # what it asks after may just be going
+                    raise TargetInChain(built.redacts)  # the check may need the redacted event
             await draft.check(self.built)
-        if self._vouch is not None:
+        if self._get_policy_signature is not None:
             named = find_naming(await self._load(NAMING))
-            event = await self._vouch(self._snapshot.room.room_nid, event, named)
+            event = await self._get_policy_signature(self._snapshot.room.room_nid, event, named)
         redaction = await self._redaction(event, state, create)
         await self._append(event, state, keys, draft, redaction)
         return event
@@ -229,10 +233,9 @@ class Chain:
     async def _redaction(
         self, event: Event, state: Mapping[StateKey, Event], create: Event
     ) -> Redaction | None:
-        """The effect of a redaction of ours: None when its target is unknown, or redacted already.
+        """Return the effect of our redaction; None if its target is unknown, or redacted already.
 
-        Raises Forbidden for a target that is not the sender's to redact, and for the event that
-        made the room.
+        Raises Forbidden if the sender may not redact the target, or it is the create event.
         """
         target_id = event.redacts
         if target_id is None:
@@ -243,19 +246,18 @@ class Chain:
         if target is None or target.redacted_by is not None:
             return None
         levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
-        # stricter than what other servers check, who take any user of the target's server for its
-        # sender
+        # stricter than other servers, which accept any user of the target's server as its sender
         if event.sender != target.event.sender and levels.user_level(event.sender) < levels.redact:
-            raise Forbidden("You may not redact what others have sent into this room")
+            raise Forbidden("You may not redact events of others in this room")
         if target.event.type == CREATE.type:
-            raise Forbidden("The event that made the room cannot be redacted")
+            raise Forbidden("The event that created the room cannot be redacted")
         return await prune(self._snapshot, target, self._identity)
 
-    def _flags_of(self, event: Event) -> int:
-        """What all events of the chain have, and who is put out of a room hears of it even if they
-        were only invited.
+    def _get_flags(self, event: Event) -> int:
+        """Return the flags of all events of the chain.
 
-        Whom a room keeps out from its beginning does not hear of it.
+        A remote user who is removed gets the event even if they were only invited. Users whom a
+        new room bans from its start do not get it.
         """
         target = event.state_key
         if (
@@ -275,7 +277,9 @@ class Chain:
         member_count = self._member_count
         if event.membership is not None and event.state_key is not None:
             member_count += joins(event, state.get(event.key))
-        return Circumstances(self._snapshot.room.room_nid, member_count, levels, self._moved)
+        return Circumstances(
+            self._snapshot.room.room_nid, member_count, levels, self._changed_members
+        )
 
     async def _append(
         self,
@@ -285,8 +289,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        around = self._circumstances(event, state)
-        classification = await self._classify(event, around)
+        circumstances = self._circumstances(event, state)
+        classification = await self._classify(event, circumstances)
         auth_stored = [
             self._known[key].nid for key in keys if key in state and key not in self._overlay
         ]
@@ -301,7 +305,7 @@ class Chain:
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
                 flags=EventFlag.TIMELINE
-                | self._flags_of(event)
+                | self._get_flags(event)
                 | classification.flags
                 | (EventFlag.OUTCOMES if classification.outcomes else 0),
                 prev_events=self._prev,
@@ -318,26 +322,28 @@ class Chain:
             )
         )
         self.built.append(event)
-        self._room_id = event.room_id  # a create event may only now have given the room its name
+        self._room_id = event.room_id  # a create event may define the room id
         if event.state_key is not None:
             self._overlay[event.key] = event
             if event.membership is not None:
-                self._moved = {**self._moved, UserID(event.state_key): event.membership == "join"}
-        self._member_count = around.member_count
+                self._changed_members = {
+                    **self._changed_members,
+                    UserID(event.state_key): event.membership == "join",
+                }
+        self._member_count = circumstances.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
 
 
 def joins(event: Event, before: Event | None) -> int:
-    """By how much a membership event changes the number of those who are joined; `before`: that in
-    whose place it comes."""
+    """Return by how much a membership event changes the joined members; `before`: the event that
+    it replaces."""
     was_joined = before is not None and before.membership == "join"
     return (event.membership == "join") - was_joined
 
 
 async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:
-    """What is left of an event when its content is taken away, and what that means for the tables
-    beside the state."""
+    """Return a redacted event, and the effect of its redaction on the tables beside the state."""
     event = target.event
     pruned_pdu = encode_event_json(event.version, redact(event.version, event.pdu))
     effect = None

@@ -1,9 +1,8 @@
-"""The checks on receipt of an event, in the order of the specification: what becomes of what
-another server sends.
+"""The checks on receipt of an event, in the order of the specification.
 
-Ask, then decide: what the checks need comes through `Sources`, asked for only when the checks
-before have passed. The rules themselves are those of `federation.protocol.event_auth`, which our
-own events pass too (see `build.py`).
+Ask, then decide: the checks request their inputs from `Sources`, and only if the previous checks
+have passed. The rules themselves are those of `federation.protocol.event_auth`, which our own
+events pass, too (see `build.py`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -26,32 +25,32 @@ from federation.rooms.snapshot import CREATE
 
 
 class Verdict(Enum):
-    """What becomes of an event."""
+    """The result of the checks."""
 
     DROP = "drop"
-    """It is no event of this room: nothing of it is kept."""
+    """It is not a valid event of this room, and is not stored."""
     REDACT = "redact"
-    """Accepted without its content, since that is not what its sender signed."""
+    """Accepted without its content, which does not match the hash that its sender signed."""
     REJECT = "reject"
-    """Kept, so that what builds upon it can be placed; without effect, and shown to nobody."""
+    """Stored, so that events that build on it can be placed; without effect, and never shown."""
     SOFT_FAIL = "soft_fail"
-    """Allowed where it stands but not by the present state: shown to nobody and not built upon by
-    us."""
+    """Allowed at its place but not by the current state: not shown, and our events do not follow
+    it."""
     ACCEPT = "accept"
 
 
-REFUSED_BY_POLICY = Forbidden("The policy server of this room did not let the event pass")
+REFUSED_BY_POLICY = Forbidden("The policy server of this room refused the event")
 SHOWN = frozenset({Verdict.ACCEPT, Verdict.REDACT})
 """The verdicts that let an event into the timeline."""
 
 
 class Candidate:
-    """A PDU from outside, read when first asked for."""
+    """A PDU from another server, parsed when first needed."""
 
     def __init__(
         self, version: RoomVersion, pdu: Mapping[str, Any], event: Event | None = None
     ) -> None:
-        """`event` is given for what we have stored, as far as it was checked then."""
+        """`event`: given for stored events, which were checked before."""
         self._version = version
         self._pdu = pdu
         self._event = event
@@ -59,7 +58,7 @@ class Candidate:
         self._error: MatrixError | None = None
 
     def read(self) -> Event:
-        """The event. Raises BadEvent, and other MatrixErrors of form."""
+        """Return the parsed event. Raises BadEvent, and other MatrixErrors of form."""
         if self._event is None:
             if self._error is None:
                 try:
@@ -71,58 +70,60 @@ class Candidate:
         return self._event
 
     def hashed(self) -> Event:
-        """As `as_hashed` of the event, found out once."""
+        """Return `as_hashed` of the event, computed once."""
         if self._hashed is None:
             self._hashed = as_hashed(self.read())
         return self._hashed
 
 
 class AuthEvents(msgspec.Struct, frozen=True):
-    """The auth events that an event names, all of them at hand."""
+    """The auth events of an event, all loaded."""
 
     events: Sequence[Event]
-    """In the order of the event, whatever room they are of."""
+    """In the order of the event, whatever room they are from."""
     rejected: Collection[EventID]
     create: Event | None
-    """The room's create event, where it is known."""
+    """The room's create event, if it is known."""
 
 
 class Sources(Protocol):
-    """Where the checks get what they need to know."""
+    """Provides the inputs of the checks."""
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        """Those of the event's required signers whose valid signatures it has."""
+        """Return the required signers of the event whose valid signatures it has."""
 
     async def get_auth_events(self, event: Event) -> AuthEvents:
-        """The auth events that it names."""
+        """Return the auth events of the event."""
 
     async def get_state_before(
         self, event: Event, keys: Collection[StateKey]
     ) -> Mapping[StateKey, Event] | None:
-        """Entries of the state before the event; None for an outlier, whose place is not known."""
+        """Return entries of the state before the event; None for an outlier without a place."""
 
     async def get_current_state(
         self, keys: Collection[StateKey]
     ) -> Mapping[StateKey, Event] | None:
-        """Entries of the present state; None where it has no say: for outliers, for the past, and
-        where it is the state before the event."""
+        """Return entries of the current state.
+
+        None if it is not checked: for outliers, for the past, and if it is the state before the
+        event.
+        """
 
     async def is_room_create(self, event: Event) -> bool:
-        """Whether a create event is the one that the room began with."""
+        """Return whether a create event is the one that the room began with."""
 
     async def is_approved(self, event: Event) -> bool:
-        """Whether the room's policy server, if it has one, lets the event pass."""
+        """Return whether the room's policy server, if there is one, allows the event."""
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """The verdict on an event."""
+    """The result of the checks of an event."""
 
     verdict: Verdict
     event: Event | None
-    """The event to go on with, redacted where its content was not what its hash says; None when it
-    is dropped."""
+    """The event to use, redacted if its content does not match its hash; None if it is dropped."""
     error: MatrixError | None = None
-    """Why it was not simply accepted."""
+    """The reason why it was not simply accepted."""
 
 
 async def check_on_receipt(
@@ -130,11 +131,10 @@ async def check_on_receipt(
 ) -> Checked:
     """Run the checks of the specification, in its order and with its numbers.
 
-    `in_part`: of the state before the event only a part is known. What that does not allow is not
-    shown, and not refused for good either: others may cite it, until all of the state says what it
-    is.
+    `in_part`: only a part of the state before the event is known. An event that this part does not
+    allow is soft-failed, not rejected: others may cite it until the complete state decides.
     """
-    # 1. It is a valid event, and of the room that it came for.
+    # 1. It is a valid event of the room that it was sent for.
     try:
         event = candidate.read()
         if event.room_id != room_id:
@@ -143,21 +143,21 @@ async def check_on_receipt(
     except MatrixError as error:
         return Checked(Verdict.DROP, None, error)
 
-    # 2. It is signed by those who must have signed it.
+    # 2. It has the required signatures.
     signed_by = await sources.get_signers(event)
     try:
         check_signed(event, signed_by)
     except MatrixError as error:
         return Checked(Verdict.DROP, None, error)
 
-    # 3. Its content is what was hashed; else it is redacted before it is processed further.
+    # 3. Its content matches its hash; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
     flaw: MatrixError | None = None
     hashed = candidate.hashed()
     if hashed is not event:
         accepted, flaw = (
             Verdict.REDACT,
-            BadEvent("The content of the event is not what its hash says"),
+            BadEvent("The content of the event does not match its hash"),
         )
         event = hashed
 
@@ -180,13 +180,13 @@ async def check_on_receipt(
     try:
         if event.type == CREATE.type and not await sources.is_room_create(event):
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
-        if before != cited:  # an honest event mostly cites what is so
+        if before != cited:  # mostly the cited events are the state before
             _authorize(event, before, signed_by)
     except AuthError as refusal:
         is_certain = not in_part or event.type == CREATE.type
         return Checked(Verdict.REJECT if is_certain else Verdict.SOFT_FAIL, event, refusal)
 
-    # 6. The present state allows it.
+    # 6. The current state allows it.
     current = await sources.get_current_state(keys)
     if current is not None:
         try:
@@ -194,21 +194,21 @@ async def check_on_receipt(
         except AuthError as refusal:
             return Checked(Verdict.SOFT_FAIL, event, refusal)
 
-    # 7. The room's policy server lets it pass, wherever it stands: that which the room has now.
+    # 7. The policy server that the room has now allows it, wherever it is placed.
     if not await sources.is_approved(event):
         return Checked(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
     return Checked(accepted, event, flaw)
 
 
 def as_hashed(event: Event) -> Event:
-    """The event, or what is left of it where its content is not what its hash says."""
+    """Return the event, redacted if its content does not match its hash."""
     if is_content_hash_valid(event):
         return event
     return parse_event(event.version, redact(event.version, event.pdu), event_id=event.event_id)
 
 
 def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:
-    """Raises Forbidden, BadEvent."""
+    """Check that the event has its required signatures. Raises Forbidden, BadEvent."""
     unsigned = required_signers(event).difference(signed_by)
     if unsigned:
         raise Forbidden(f"The event lacks a valid signature of {min(unsigned)}")
@@ -217,7 +217,7 @@ def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:
 def _authorize(
     event: Event, state: Mapping[StateKey, Event], signed_by: Collection[ServerName]
 ) -> None:
-    """Raises AuthError."""
+    """Check the authorization rules. Raises AuthError."""
     create = event if event.type == CREATE.type else state.get(CREATE)
     if create is None:
         raise AuthError(

@@ -1,4 +1,4 @@
-"""The same work for many things, some of them at once; work for which nobody waits for long."""
+"""Runs the same work for many items concurrently, and waits for work with a time limit."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -15,16 +15,16 @@ T = TypeVar("T")
 async def map_at_once(
     work: Callable[[A], Awaitable[T]], items: Iterable[A], at_once: int
 ) -> list[T]:
-    """What the work gives for each of the items, in their order; so many are under way at a time.
+    """Return the results of the work for the items, in order; `at_once` items run at a time.
 
-    The first failure is raised, and no more is begun after it.
+    The first failure is raised, and no further item is started.
     """
     waiting = deque(enumerate(items))
     if len(waiting) == 1:
         return [await work(waiting[0][1])]
     results: dict[int, T] = {}
 
-    async def go_on() -> None:
+    async def run_next() -> None:
         while waiting:
             at, item = waiting.popleft()
             try:
@@ -35,7 +35,7 @@ async def map_at_once(
 
     try:
         await gatherResults(
-            [Deferred.fromCoroutine(go_on()) for _ in range(min(at_once, len(waiting)))],
+            [Deferred.fromCoroutine(run_next()) for _ in range(min(at_once, len(waiting)))],
             consumeErrors=True,
         )
     except FirstError as error:
@@ -49,13 +49,13 @@ async def wait_at_most(
     clock: IReactorTime,
     note_failure: Callable[[Failure], None],
 ) -> None:
-    """Return once the work is done, or that time is up: then it goes on. Whatever it raises is only
-    noted."""
+    """Return when the work is done or the time is over. The work continues then, and a failure is
+    passed to `note_failure`."""
     done: Deferred[None] = Deferred()
 
-    def go_on(_: None) -> None:
+    def run_next(_: None) -> None:
         if not done.called:
             done.callback(None)
 
-    Deferred.fromCoroutine(work).addErrback(note_failure).addCallback(go_on)
+    Deferred.fromCoroutine(work).addErrback(note_failure).addCallback(run_next)
     await done.addTimeout(seconds, clock, lambda _failure, _seconds: None)

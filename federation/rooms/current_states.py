@@ -1,8 +1,7 @@
-"""What the current state of rooms was at some position: the one that clients were told of who
-synchronised then.
+"""Finds the current state of rooms at a past position, as clients that synced then know it.
 
-While a room's history is forked, its current state is not the state after its newest event: that
-one knows only its own fork. So whoever asks what differs between then and now asks here.
+While a room's history is forked, its current state is not the state after its newest event, which
+knows only its own branch. So code that compares two positions uses this module.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -18,7 +17,7 @@ MEMBER: Final = "m.room.member"
 
 
 class CurrentStates:
-    """Finds the roots of current states. For the reactor thread."""
+    """Finds the roots of past current states. For the reactor thread."""
 
     def __init__(self, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
         self._timelines = timelines
@@ -26,8 +25,7 @@ class CurrentStates:
         self._trees = trees
 
     async def at(self, positions: Mapping[int, int]) -> Mapping[int, bytes | None]:
-        """For each room the root of its current state at a position; None where there was none
-        yet."""
+        """Return the root of each room's current state at a position; None if it had none yet."""
         if not positions:
             return {}
         newest = await self._timelines.get_newest(positions)
@@ -40,7 +38,7 @@ class CurrentStates:
         }
 
     async def having(self, room_nids: Collection[int], key: StateKey, position: int) -> set[int]:
-        """Those of the rooms in whose current state the entry was set at a position. Two reads."""
+        """Return the rooms whose current state had the entry at a position. Makes two reads."""
         if not room_nids:
             return set()
         roots = await self.at(dict.fromkeys(room_nids, position))
@@ -50,22 +48,21 @@ class CurrentStates:
         return {nid for nid, entries in zip(roots, states, strict=True) if entries}
 
     async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
-        """Whether the user was in the room at a position."""
+        """Return whether the user was in the room at a position."""
         return bool(await self.joined_at([row], position))
 
     async def joined_at(self, rows: Iterable[MembershipRow], position: int) -> set[tuple[int, str]]:
-        """Who of the users, by room, was in it at a position. The rows are their present
-        memberships."""
+        """Return the users who were in their room at a position, from their current memberships."""
         joined: set[tuple[int, str]] = set()
-        moved: dict[int, list[StateKey]] = {}
+        changed: dict[int, list[StateKey]] = {}
         for row in rows:
             if row.position > position:
-                moved.setdefault(row.room_nid, []).append(StateKey(MEMBER, row.user_id))
+                changed.setdefault(row.room_nid, []).append(StateKey(MEMBER, row.user_id))
             elif row.membership == "join":
                 joined.add((row.room_nid, row.user_id))
-        roots = await self.at(dict.fromkeys(moved, position))
+        roots = await self.at(dict.fromkeys(changed, position))
         found: dict[int, tuple[int, str]] = {}
-        for room_nid, keys in moved.items():
+        for room_nid, keys in changed.items():
             entries = await self._trees.get_entries(room_nid, roots[room_nid], keys)
             found.update((nid, (room_nid, user_id)) for (_, user_id), nid in entries.items())
         events = await self._events.get_events(found)

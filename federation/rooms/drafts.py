@@ -1,4 +1,4 @@
-"""What someone of this server wants to add to a room, before it is an event."""
+"""Drafts: events that a local user wants to add to a room."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from storage.rooms.sent_transactions import SentTransaction
 
 Check = Callable[[Sequence[Event]], Awaitable[None]]
 Also = Callable[[WriteTransaction, RoomRow], None]
-"""What else is to be written in a transaction that writes to a room."""
+"""Writes more in the transaction that writes the event."""
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """An event to be. The engine finds its place in the room, its auth events, id, hash and
+    """An event to build. The engine adds its place in the room, auth events, id, hash and
     signature."""
 
     type: str
@@ -26,16 +26,15 @@ class Draft(msgspec.Struct, frozen=True):
     state_key: str | None = None
     redacts: EventID | None = None
     origin_server_ts: int | None = None
-    """Only for application services that bring history; None: now."""
+    """Only for application services that import history; None: now."""
     sent: SentTransaction | None = None
-    """The client's request that it comes from, which must not act twice."""
+    """The client's request that it comes from, which must not be applied twice."""
     sticky_ms: int | None = None
-    """For how long it is told to everyone in the room (MSC4354)."""
+    """Milliseconds for which it is sticky (MSC4354)."""
     check: Check | None = None
-    """Asked when its turn has come and it is allowed, with the events of its chain that are not
-    written yet: nothing of this node's comes in between. Raises what its sender is told."""
+    """Called in the event's turn once it is authorized, with the events of its chain that are not
+    written yet. No other event of this node comes in between. Raises the error for the sender."""
     unless_same: bool = False
-    """Make no event when the state entry has this content already; the present event is the
-    answer."""
+    """Build no event if the state entry has this content already; return the current event."""
     also: Also | None = None
-    """What is to be written if the event is, and with it."""
+    """Writes more in the same transaction."""

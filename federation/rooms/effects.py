@@ -1,7 +1,7 @@
-"""What a state event means for the tables kept beside the state: memberships, the room's summary, a
-space's children, how long messages are kept.
+"""Computes the effect of a state event on the tables derived from the state: memberships, the
+room's summary, a space's children, the retention of messages.
 
-Content comes from anyone, so what is not of the right form counts as absent.
+Anyone may send content, so malformed values count as absent.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,8 +24,8 @@ from storage.rooms.memberships import NewMembership
 from storage.rooms.rooms import RoomRow
 from storage.rooms.spaces import NewChild
 
-MAX_TEXT: Final = 4096
-"""Characters of a name or topic that are kept for directories; the event has the rest."""
+MAX_TEXT_LENGTH: Final = 4096
+"""Characters of a name or topic that directories store; the event has all of it."""
 
 MEMBERSHIPS: Final = frozenset({"join", "invite", "leave", "ban", "knock"})
 
@@ -43,15 +43,15 @@ _SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class StoredEffects:
-    """Effects of stored events: of many at once, past the cache, since few of them are needed
-    again."""
+    """Computes the effects of many stored events at once, without the event cache, since few of
+    them are needed again."""
 
     def __init__(self, store: EventStore, identity: ServerIdentity) -> None:
         self._store = store
         self._identity = identity
 
     async def of(self, room: RoomRow, event_nids: Collection[int]) -> Mapping[int, StateEffect]:
-        """What state events of a room mean, by their numbers."""
+        """Return the effects of state events of a room, by event number."""
         version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
         return {
             nid: state_effect(
@@ -62,7 +62,7 @@ class StoredEffects:
 
 
 def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
-    """The effect of a state event that becomes current state."""
+    """Return the effect of a state event that becomes part of the current state."""
     if event.type == "m.room.member" and event.state_key is not None:
         return StateEffect(membership=_membership(event, UserID(event.state_key), identity))
     if event.type == CHILD and event.state_key is not None and is_room_id(event.state_key):
@@ -89,7 +89,7 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
 
 
 def effect_of_absence(event: Event, identity: ServerIdentity) -> StateEffect:
-    """What it means that the entry which this event had set is in the current state no more."""
+    """Return the effect of removing the entry that this event had set from the current state."""
     effect = state_effect(event, identity)
     member = effect.membership
     if member is not None:
@@ -115,8 +115,7 @@ def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewM
 
 
 def _plain_topic(content: Mapping[str, Any]) -> str | None:
-    """The plain text among the forms in which a topic may be given. spec:
-    client-server-api#mroomtopic"""
+    """Return the plain text among the forms of a topic. spec: client-server-api#mroomtopic"""
     block = content.get("m.topic")
     forms = block.get("m.text") if isinstance(block, Mapping) else None
     for form in forms if isinstance(forms, list) else ():
@@ -139,4 +138,4 @@ def _child(event: Event, child_id: str) -> NewChild:
 def _text(content: Mapping[str, Any], name: str) -> str | None:
     value = content.get(name)
     # PostgreSQL's texts cannot hold NUL
-    return value[:MAX_TEXT].replace("\x00", "") or None if isinstance(value, str) else None
+    return value[:MAX_TEXT_LENGTH].replace("\x00", "") or None if isinstance(value, str) else None

@@ -1,12 +1,12 @@
-"""The room engine: adds events to rooms, for our own users and for what other servers send.
+"""The room engine: adds events of our users and of other servers to rooms.
 
 Laws:
-- Optimistic heads: a chain is built upon a head that was read; the write checks it, and who was
-  overtaken builds again.
-- One queue a room: all sends that wait for a room become one chain and one write, so many senders
-  to one room never conflict on one node and never fork the room. Nothing is held while waiting: a
-  queue is a list and a coroutine.
-- A send is answered after its events are durable.
+- Optimistic heads: a chain is built on a head that was read. The write checks the head, and if it
+  has moved, the chain is built again.
+- One queue per room: all sends that wait for a room become one chain and one write. So many senders
+  never conflict on one node, and never fork the room. No lock is held while waiting: a queue is a
+  list and a coroutine.
+- A send returns after its events are durable.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -46,11 +46,10 @@ T = TypeVar("T")
 MEMBER = "m.room.member"
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 100
-"""So often another node may be faster, which has its own last event in memory, and so wins many
-times in a row."""
-LONGEST_CHAIN_MS = 1_000
-"""A chain that takes longer to build, since the room's policy server is slow, is written before
-more is added to it."""
+"""Another node has its own last event in memory, so it may win many times in a row."""
+MAX_CHAIN_MS = 1_000
+"""After this building time, because of a slow policy server, the chain is written without adding
+more."""
 
 
 class KeepsMoving(DatabaseUnavailable):
@@ -101,7 +100,7 @@ class RoomEngine:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: how many rooms' heads are kept in memory."""
+        """`capacity`: rooms whose heads are cached."""
         self._database = database
         self._rooms = rooms
         self._events = events
@@ -127,13 +126,17 @@ class RoomEngine:
         self._log = Logger()
 
     def use_voucher(self, vouch: Vouch) -> None:
-        """Get from here what events of ours need beside our signature; told once, when the server
-        is put together."""
+        """Set the function that gets the policy server's signature for events of ours.
+
+        It is set once, when the server is assembled.
+        """
         self._vouch = vouch
 
     async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
-        """An event that is built outside of the queue, with what it needs. Raises MatrixError,
-        RemoteError."""
+        """Return an event that was built outside the queue, with the policy server's signature.
+
+        Raises MatrixError, RemoteError.
+        """
         if self._vouch is None:
             return event
         named = find_naming(await snapshot.state.load(NAMING))
@@ -142,11 +145,11 @@ class RoomEngine:
         )
 
     def __len__(self) -> int:
-        """Rooms in memory."""
+        """Return the number of cached rooms."""
         return len(self._snapshots)
 
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
-        """The room as it is now, or None if this server does not know it."""
+        """Return the current snapshot of the room, or None if it is not stored."""
         snapshot = self._snapshots.get(room_id)
         if snapshot is not None and self._checked_at.get(room_id, 0) == self._remote_writes:
             self.hits += 1
@@ -156,22 +159,21 @@ class RoomEngine:
         return None if room is None else await self._read(room)
 
     async def get_snapshot(self, room_id: RoomID) -> RoomSnapshot:
-        """The room as it is now. Raises NotFound."""
+        """Return the current snapshot of the room. Raises NotFound."""
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
-            raise NotFound("This server does not know the room")
+            raise NotFound("This server does not have the room")
         return snapshot
 
     def view(self, room_nid: int, root: bytes | None) -> StateView:
-        """The state at some root of a room."""
+        """Return the state at some root of a room."""
         return StateView(self._trees, self._events, room_nid, root)
 
     async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
-        """Add the events of one request to a room, all or none of them; returns them once they are
-        durable.
+        """Add the events of one request to a room, all or none; return them once they are durable.
 
-        Raises Forbidden (for an unknown room as for one that the sender is not in, and other
-        MatrixErrors of authorization and size), AlreadySent, StateIncomplete.
+        Raises Forbidden (also for an unknown room, like for one that the sender is not in), other
+        MatrixErrors of authorization and size, AlreadySent, StateIncomplete.
         """
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
@@ -185,9 +187,11 @@ class RoomEngine:
     async def check(
         self, room_id: RoomID, drafts: Sequence[Draft]
     ) -> Sequence[Event | StoredEvent]:
-        """What `send` would add now, as far as this server itself decides it, or for a draft that
-        changes nothing what there is; nothing is added. Raises as `send` does, but for
-        AlreadySent."""
+        """Return the events that `send` would add now, without adding them.
+
+        For a draft that changes nothing, return the current event. The policy server is not asked.
+        Raises the errors of `send` except AlreadySent.
+        """
         snapshot = await self.find_snapshot(room_id)
         if snapshot is None:
             raise Forbidden("You are not in this room")
@@ -198,7 +202,7 @@ class RoomEngine:
         )
 
     async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
-        """The room, once all of its state is here. Raises NotFound, StateIncomplete."""
+        """Return the room once its state is complete. Raises NotFound, StateIncomplete."""
         snapshot = await self.get_snapshot(room_id)
         if snapshot.head.partial_join is None:
             return snapshot
@@ -206,8 +210,7 @@ class RoomEngine:
         return await self.get_snapshot(room_id)
 
     async def _wait_for_members(self, snapshot: RoomSnapshot, drafts: Sequence[Draft]) -> None:
-        """Whether somebody's membership may be changed depends on what it is: return when it is
-        known."""
+        """Wait for the memberships that the drafts change, if partial state lacks them."""
         targets = {
             StateKey(MEMBER, draft.state_key)
             for draft in drafts
@@ -217,11 +220,10 @@ class RoomEngine:
             await self._partial.wait(snapshot.room.room_nid)
 
     async def in_turn(self, room_id: RoomID, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something while no other work of this node moves the room: for events that were made
-        elsewhere.
+        """Run `work` while no other work of this node changes the room.
 
-        Other nodes may still move it, which the write finds out. `work` may not wait for the same
-        queue.
+        It is used for events from other servers. Other nodes may still move the head; the write
+        detects that. `work` must not wait for the same queue.
         """
         turn = _Turn(work, Deferred())
         self._enqueue(room_id, turn)
@@ -229,7 +231,7 @@ class RoomEngine:
         return result
 
     async def begin_chain(self, snapshot: RoomSnapshot) -> Chain:
-        """A chain of our own events upon a room, which other servers in it are to get."""
+        """Return a chain of our own events, which are sent to the other servers in the room."""
         others = await self._servers.in_room(snapshot.room.room_nid)
         further_flags = EventFlag.TO_SEND if others else 0
         return Chain(
@@ -242,7 +244,7 @@ class RoomEngine:
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
-        """The room as it is now, read anew: for who met `HeadMoved`."""
+        """Return the current snapshot, read again after `HeadMoved`."""
         return await self._moved(snapshot) or snapshot
 
     def advance(
@@ -251,10 +253,10 @@ class RoomEngine:
         appended: Appended,
         changes: Mapping[StateKey, StoredEvent | None] | None = None,
     ) -> list[StoredEvent]:
-        """Make the next snapshot of a room that was written to; the new events as they are stored.
+        """Cache the next snapshot of a room that was written; return the new events as stored.
 
-        `changes` are the entries that differ from the state before (None: gone), where these are
-        not simply what the new events set.
+        `changes`: entries that differ from the state before (None: removed), if they are not just
+        those that the new events set.
         """
         return self._advance(snapshot, appended, changes)
 
@@ -277,15 +279,15 @@ class RoomEngine:
         also: Also | None = None,
         prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
-        """Make a room of these drafts, of which the first creates it, in one write.
+        """Create a room from these drafts, starting with the create event, in one write.
 
-        `room_id` is None where the create event names the room. `also` runs in the same transaction
-        (that of a draft does not), `prepare` before it, with the id that the room will have. Raises
-        what authorization of a draft, or they, raise.
+        `room_id` is None if it is the hash of the create event. `also` runs in the same
+        transaction; the `also` of a draft does not. `prepare` runs before it, with the id of the
+        room. Raises the errors of authorization, and those of the callbacks.
         """
-        # two rooms that one person makes in the same millisecond would be one: the create event
-        # names the room. Another node may have made the other one, or this one before its clock was
-        # set back: then it is made a moment later
+        # if a user created two rooms in one millisecond, both create events would hash to one id.
+        # The other room may be of another node, or of this one before its clock was set back. Then
+        # this one is created a moment later
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = Head(0, (), 0, None, 0, 0)
@@ -355,8 +357,8 @@ class RoomEngine:
                 batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
-                    # after the turn before which the chain ended: what others send waits for no
-                    # more than one chain
+                    # after the turn at which the chain ended: events from other servers wait for at
+                    # most one chain
                     at = 1 if queue.waiting and isinstance(queue.waiting[0], _Turn) else 0
                     queue.waiting[at:at] = deferred
                 except Exception as error:
@@ -369,10 +371,10 @@ class RoomEngine:
                 del self._queues[room_id]
 
     async def _append(self, snapshot: RoomSnapshot, batch: Sequence[_Request]) -> list[_Request]:
-        """Write one chain for these requests; returns those that have to wait for the next one.
+        """Write one chain for these requests; return those that have to wait for the next one.
 
-        Refusals are told after the write too: they may rest on events of the chain, and on a head
-        that the write checks.
+        Refusals are sent after the write, too: they may depend on events of the chain, and on the
+        head that the write checks.
         """
         rebuilds = 0
         while rebuilds < MAX_REBUILDS:
@@ -413,21 +415,21 @@ class RoomEngine:
     async def _build(
         self, chain: Chain, batch: Sequence[_Request], now: int
     ) -> tuple[list[_Request], list[_Request], list[tuple[_Request, Failure]]]:
-        """Lengthen a chain by what can be: the requests that are in it, those that have to wait,
-        those that failed and why."""
+        """Add requests to a chain; return those added, those that have to wait, and those that
+        failed."""
         ready: list[_Request] = []
         later: list[_Request] = []
         refused: list[tuple[_Request, Failure]] = []
         names: set[SentTransaction] = set()
         for request in batch:
             own_names = {draft.sent for draft in request.drafts if draft.sent is not None}
-            if ready and self._now_ms() - now > LONGEST_CHAIN_MS:
+            if ready and self._now_ms() - now > MAX_CHAIN_MS:
                 later.append(request)
                 continue
             if own_names & names:
                 later.append(
                     request
-                )  # the same request twice at once: its repetition is answered by the next chain
+                )  # the same request twice: the next chain answers the repetition
                 continue
             try:
                 request.built = await chain.add(request.drafts, now)
@@ -435,13 +437,12 @@ class RoomEngine:
                 names |= own_names
             except TargetInChain:
                 later.append(request)
-            except Exception:  # whatever befalls one request, the others go on
+            except Exception:  # the failure of one request must not affect the others
                 refused.append((request, await self._explain(own_names, Failure())))
         return ready, later, refused
 
     async def _explain(self, names: Iterable[SentTransaction], refusal: Failure) -> Failure:
-        """Why a request is not carried out: a repeated one because it was, even if today it would
-        be refused."""
+        """Return the failure of a request, which is AlreadySent if it was sent before."""
         for sent in names:
             response = await self._database.read_quickly("get_sent_response", select_response, sent)
             if response is not None:
@@ -449,7 +450,7 @@ class RoomEngine:
         return refusal
 
     async def _moved(self, snapshot: RoomSnapshot) -> RoomSnapshot | None:
-        """The room as it is now, if that is no longer the snapshot."""
+        """Return the current snapshot if the head has moved, else None."""
         head = await self._rooms.get_head(snapshot.room.room_nid)
         if head.version == snapshot.head.version:
             return None
@@ -463,7 +464,7 @@ class RoomEngine:
             if await self._moved(snapshot) is not None:
                 raise HeadMoved(
                     snapshot.room.room_id
-                )  # what was found to be refused, or there already, may not be so now
+                )  # the refusals and unchanged entries may be outdated
             return Appended(snapshot.head, [])
         self._events.expect(chain.built)
         try:

@@ -2,8 +2,8 @@
 
 Laws:
 - A user or a server that comes into a room after the erasure gets the erased user's events in
-  redacted form, except for state events. Whoever was in the room sees what they saw. No redaction
-  is sent.
+  redacted form, except for state events. Users who were in the room see what they saw. No
+  redaction is sent.
 - A user counts as having been in the room if they were joined at the time of the erasure, or
   before it, for events before they left; or when the event arrived. A guest of a world-readable
   room and an invited user were not in the room.
@@ -24,7 +24,7 @@ from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 MAX_CHANGES_BACK: Final = 20
-"""How many changes of a reader's membership are followed back to the time of an erasure."""
+"""Changes of a reader's membership that are followed back to the time of an erasure."""
 MAX_PRUNED: Final = 2000
 """Events without content in the cache, with their encoded client form."""
 _ALL: Final = 2**53
@@ -45,14 +45,16 @@ class ErasedSenders:
         self._pruned: LRU[int, tuple[StoredEvent, StoredEvent]] = LRU(max_entries=MAX_PRUNED)
 
     async def get(self) -> Mapping[str, int]:
-        """The erased users, with the positions of their erasures."""
+        """Return the erased users, with the positions of their erasures."""
         return await self._since.get()
 
     async def find_hidden(
         self, own: MembershipRow | None, shown: Sequence[tuple[StoredEvent, str]]
     ) -> set[int]:
-        """The numbers of those events, all of one room, that a user gets without their content.
-        `own`: the user's present membership; each event comes with their membership after it."""
+        """Return the numbers of the events, of one room, that a user gets without their content.
+
+        `own`: the user's current membership; each event comes with their membership after it.
+        """
         since = await self.get()
         if not since or since.keys().isdisjoint(event.event.sender for event, _ in shown):
             return set()
@@ -65,8 +67,8 @@ class ErasedSenders:
         return {event.nid for event in theirs if event.depth > ends[since[event.event.sender]]}
 
     async def hides_from_server(self, joined: int, event: StoredEvent) -> bool:
-        """Whether a server that has been in the room since a position gets the event without its
-        content."""
+        """Return whether a server that has been in the room since a position gets the event without
+        its content."""
         erased = (await self.get()).get(event.event.sender)
         return (
             erased is not None
@@ -76,7 +78,7 @@ class ErasedSenders:
         )
 
     def without_content(self, stored: StoredEvent) -> StoredEvent:
-        """The event as if it were redacted."""
+        """Return the event in redacted form."""
         cached = self._pruned.get(stored.nid)
         if cached is not None and cached[0] is stored:
             return cached[1]
@@ -87,8 +89,8 @@ class ErasedSenders:
     async def _find_ends(
         self, own: MembershipRow | None, positions: Iterable[int]
     ) -> dict[int, int]:
-        """For each position, down to which depth the user was in the room before it; -1: they were
-        not."""
+        """Return for each position the depth up to which the user was in the room before it; -1:
+        they were not."""
         if own is None:
             return dict.fromkeys(positions, -1)
         if own.membership == "join" and own.position <= min(positions, default=0):
@@ -117,7 +119,7 @@ def _update(since: dict[str, int], change: Change) -> bool:
 
 
 def _end_before(changes: Sequence[StoredEvent], position: int) -> int:
-    """As `_find_ends`. `changes` of somebody's membership, the latest first."""
+    """Return the depth for one position. `changes` of a membership, the latest first."""
     after: StoredEvent | None = None
     for change in changes:
         if change.event.membership == "join" and (change.position or 0) <= position:

@@ -1,5 +1,7 @@
-"""In which thread an event stands, read from the events that are in memory. spec:
-client-server-api#threaded-read-receipts"""
+"""Finds the thread that an event is in, with cached events where possible.
+
+spec: client-server-api#threaded-read-receipts
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,10 +15,9 @@ from storage.events.event_threads import Links, Standing, ThreadWalk, links_of
 
 
 async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> EventID | None:
-    """The root of the thread that a new event stands in, itself or by what it relates to; None: in
-    the main timeline.
+    """Return the root of a new event's thread, by its own relation or that of its target.
 
-    The root is what the event says, whether or not this server has it.
+    None: the main timeline. The root is what the event names, whether or not we have it.
     """
     found = await _follow(
         events, {event.event_id: (room_nid, links_of(relation_in(event.content)))}
@@ -28,7 +29,7 @@ async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> E
 async def find_standings(
     events: RoomEvents, wanted: Iterable[StoredEvent]
 ) -> Mapping[EventID, Standing]:
-    """Where stored events stand, by id; a fixed number of queries."""
+    """Return the threads of stored events, by event id; makes a fixed number of queries."""
     return await _follow(
         events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted}
     )

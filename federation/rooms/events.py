@@ -22,14 +22,14 @@ from storage.retention.purging import PurgedMessages
 from storage.rooms.rooms import RoomRow, RoomStore
 
 MOST_ON_AVERAGE: Final = 4096
-"""In bytes of memory, of the events that are kept: usual ones take less, the largest fifty times as
+"""Bytes of memory per cached event on average. Usual events take less, the largest fifty times as
 much and more."""
 NO_TRANSACTION: Final = ("", "")
-"""In the place of device and transaction id, of what no client has sent."""
+"""Stands for the device and transaction id of an event that no client of ours sent."""
 
 
 class StoredEvent:
-    """An event with what storage knows of it."""
+    """An event with the columns of its row."""
 
     __slots__ = (
         "aged_from",
@@ -60,49 +60,49 @@ class StoredEvent:
         self.event = event
         self.nid = row.event_nid
         self.aged_from = row.origin_server_ts
-        """From when its age counts, in milliseconds since 1970: what claims to be from the future
-        is as old as its arrival."""
+        """The start of its age, in milliseconds since 1970: its own time, but not later than its
+        arrival."""
         self.room_nid = row.room_nid
         self.depth = row.depth
-        """How deep it stands by our own count: what an event claims of itself need not be so."""
+        """The depth by our own count; the depth that an event claims may be wrong."""
         self.position = row.position
-        """Arrival in the one sequence; None for what is not shown as new."""
+        """Arrival in the one sequence; None if it is not shown as new."""
         self.flags = row.flags
         self.state_root = row.state_root
         self.current_root = row.state_root if row.current_root is None else row.current_root
-        """Root of the room's current state once it had arrived."""
+        """Root of the room's current state after its arrival."""
         self.replaces = row.replaces
-        """Number of the state entry that it took the place of."""
+        """Number of the state event that it replaced."""
         self.redacted_by = row.redacted_by
-        """Number of the redaction that took the content away."""
+        """Number of the redaction that removed its content."""
         self.thread_root = row.thread_root
-        """The thread that it stands in, by its root, as far as it notifies anybody or was redacted;
-        None for the main timeline."""
+        """The root of its thread, if it notifies a user or was redacted; None for the main
+        timeline."""
         self.pdu = row.pdu
         self.weight = _weigh(row.pdu)
-        """About how many bytes of memory it takes, parsed and encoded."""
+        """Approximate bytes of memory, parsed and encoded."""
         self.sent: tuple[str, str] | None = None
-        """Device and transaction id, or that there is none, as far as it is known."""
+        """Device and transaction id, or `NO_TRANSACTION`, once known."""
         self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
-        """Whether a reader is told nothing of it beside the event, but for children and transaction
+        """Whether clients get it without `unsigned` data, except aggregations and transaction
         ids."""
         self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
-        """Whether the room's current state was the same after its arrival as before."""
+        """Whether the room's current state did not change with its arrival."""
         self.is_plain_message = (
             self.is_plain and self.leaves_state and self.is_shown and not self.is_after_hole
         )
-        """Whether who was in the room when it arrived sees it just as it is, nothing else has
-        changed and nothing is missing before it."""
+        """Whether a member at its arrival sees it unchanged, no state changed with it, and no gap
+        precedes it."""
 
     def with_content_of(self, event: Event) -> "StoredEvent":
-        """The same with another form of the event, for a reader who is not to get all of it."""
+        """Return a copy with another form of the event, for a reader who may not see all of it."""
         other = copy(self)
         other.event = event
         other.client_prefix = client_form_prefix(event)
         return other
 
     def without_content(self) -> "StoredEvent":
-        """The same with what a redaction leaves of the event."""
+        """Return a copy with the redacted event."""
         event = self.event
         pruned = encode_event_json(event.version, redact(event.version, event.pdu))
         return self.with_content_of(
@@ -110,7 +110,7 @@ class StoredEvent:
         )
 
     def __getattr__(self, name: str) -> bytes:
-        """Called for what is not there yet: the client form is made when it is first asked for."""
+        """Encode the client form when it is first needed."""
         if name != "client_prefix":
             raise AttributeError(name)
         self.client_prefix = client_form_prefix(self.event)
@@ -118,43 +118,43 @@ class StoredEvent:
 
     @property
     def in_timeline(self) -> bool:
-        """Accepted, and neither outlier nor soft-failed."""
+        """Whether it is accepted, and neither an outlier nor soft-failed."""
         return bool(self.flags & EventFlag.TIMELINE)
 
     @property
     def is_shown(self) -> bool:
-        """What readers may see: it stands in the timeline, and was not purged."""
+        """Whether readers may see it: it is in the timeline and not purged."""
         return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
 
     @property
     def is_after_hole(self) -> bool:
-        """Whether some of what it follows was not here when it came."""
+        """Whether some events before it were missing when it came."""
         return bool(self.flags & EventFlag.AFTER_HOLE)
 
     @property
     def is_purged(self) -> bool:
-        """Whether its content is gone for good, by its age or since an administrator said so."""
+        """Whether its content is gone for good, by its age or an administrator's action."""
         return bool(self.flags & EventFlag.PURGED)
 
     def is_expired(self, oldest: int) -> bool:
-        """Whether it is a message that is older than the oldest which is still to be shown
+        """Return whether it is a message older than the oldest one to show
         (`Lifetimes.oldest_shown`)."""
         return self.event.state_key is None and self.aged_from < oldest
 
     @property
     def resolved(self) -> bool:
-        """Whether the current state changed with its arrival by more than what it sets, since forks
-        were resolved."""
+        """Whether its arrival changed the current state by more than its own entry, by resolving
+        forks."""
         return bool(self.flags & EventFlag.RESOLVED)
 
     @property
     def rejected(self) -> bool:
-        """Refused by authorization."""
+        """Whether authorization refused it."""
         return bool(self.flags & EventFlag.REJECTED)
 
     @property
     def is_outlier(self) -> bool:
-        """Kept without a place in the room."""
+        """Whether it is stored without a place in the room."""
         return bool(self.flags & EventFlag.OUTLIER)
 
 
@@ -162,13 +162,13 @@ class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor
     thread.
 
-    No `StreamCache`: after a write of another node it asks which events changed, and keeps the rest.
+    No `StreamCache`: after a write of another node it evicts only the events that changed.
     """
 
     def __init__(
         self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int
     ) -> None:
-        """`capacity` is in events, of `MOST_ON_AVERAGE` bytes: of large ones fewer are kept."""
+        """`capacity`: events of `MOST_ON_AVERAGE` bytes; fewer if they are larger."""
         self._store = store
         self._rooms = rooms
         self._cache: LRU[int, StoredEvent] = LRU(
@@ -215,7 +215,7 @@ class RoomEvents:
         return self._cache.misses
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
-        """Events by number; unknown ones are missing from the answer."""
+        """Return events by number; unknown ones are missing."""
         wanted = list(nids)
         found = self._cache.get_many(wanted)
         missing = [nid for nid in wanted if nid not in found] if len(found) < len(wanted) else []
@@ -231,34 +231,33 @@ class RoomEvents:
         return found
 
     def find(self, nid: int) -> StoredEvent | None:
-        """The event of this number, if it is cached."""
+        """Return the event of this number, if it is cached."""
         return self._cache.get(nid) if nid in self._cache else None
 
     def find_all(self, nids: Iterable[int]) -> Sequence[StoredEvent] | None:
-        """The events of these numbers, if all of them are cached."""
+        """Return the events of these numbers, if all of them are cached."""
         wanted = list(nids)
         if not all(map(self._cache.__contains__, wanted)):
             return None
         return list(map(self._cache.get_many(wanted).__getitem__, wanted))
 
     def holds(self, nids: Sequence[int], events: Sequence[StoredEvent]) -> bool:
-        """Whether the cached events of these numbers are these very objects."""
+        """Return whether the cached events of these numbers are these very objects."""
         return list(map(self._cache.peek, nids)) == events and self.find_all(nids) is not None
 
     async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
-        """One event of a room by its id, or None."""
+        """Return one event of a room by its id, or None."""
         return (await self.get_by_id(room_nid, [event_id])).get(event_id)
 
     async def get_by_id(
         self, room_nid: int, event_ids: Iterable[EventID]
     ) -> Mapping[EventID, StoredEvent]:
-        """Events of a room by id; unknown ones, and those of other rooms, are missing from the
-        answer."""
+        """Return events of a room by id; unknown ones, and those of other rooms, are missing."""
         found = await self.get_anywhere(event_ids)
         return {event_id: event for event_id, event in found.items() if event.room_nid == room_nid}
 
     async def get_anywhere(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
-        """Events by id, of any room. No query for those that are cached."""
+        """Return events by id, of any room. Cached ones need no query."""
         nids: dict[str, int] = {}
         missing: list[EventID] = []
         for event_id in event_ids:
@@ -273,11 +272,12 @@ class RoomEvents:
         return {event.event.event_id: event for event in events.values()}
 
     def is_cached(self, event_id: EventID) -> bool:
-        """Whether the event is cached, and therefore stored."""
+        """Return whether the event is cached, and therefore stored."""
         return event_id in self._nids
 
     def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
-        """The event of a row that was just read or written; the cached one if there is one."""
+        """Return the event of a row that was just read or written; the cached one if there is
+        one."""
         cached = self._cache.peek(row.event_nid)
         if cached is not None:
             return cached
@@ -287,17 +287,17 @@ class RoomEvents:
         return self._put(StoredEvent(event, row))
 
     def expect(self, events: Iterable[Event]) -> None:
-        """These are about to be written: they need not be parsed again when the stream announces
-        them."""
+        """Register events that are about to be written, so that they are not parsed again when the
+        stream announces them."""
         self._expected.update((event.event_id, event) for event in events)
 
     def forget_expected(self, events: Iterable[Event]) -> None:
-        """The write has ended, or failed."""
+        """Unregister events after their write has ended or failed."""
         for event in events:
             self._expected.pop(event.event_id, None)
 
     def forget(self, event_ids: Iterable[EventID]) -> None:
-        """Drop these events: another node may have changed them."""
+        """Evict these events, because another node may have changed them."""
         for event_id in event_ids:
             nid = self._nids.get(event_id)
             if nid is not None:
@@ -322,12 +322,15 @@ class RoomEvents:
                 elif isinstance(change.detail, PurgedMessages):
                     for nid in change.detail.nids:
                         self._cache.pop(nid)
-                else:  # it is not known which event
+                else:  # the changed event is unknown
                     self._cache.clear()
 
     def _on_remote_write(self, after: int, _upto: int) -> None:
-        """Another node has written. It may have redacted or purged cached events, placed outliers,
-        or completed a room: then rejected events may be shown, as new ones, and others hidden."""
+        """Evict events that another node may have changed.
+
+        It may have redacted or purged cached events, placed outliers, or completed a room, which
+        shows rejected events as new and hides others.
+        """
         self._changes += 1
         # at once: clients that are woken ask for what is new
         for nid in [nid for nid, event in self._cache.items() if not event.in_timeline]:
@@ -351,15 +354,14 @@ class RoomEvents:
 
 
 def _weigh(pdu: bytes) -> int:
-    """Its bytes stay as they are stored, as clients get them, and parsed, where each value is an
-    object."""
+    """Estimate the memory of an event: its stored bytes, its client form, and the parsed values."""
     return 512 + 3 * len(pdu) + 64 * (pdu.count(b",") + pdu.count(b"{") + pdu.count(b"["))
 
 
 def entries_before(
     event: StoredEvent, after: Mapping[tuple[str, str], int]
 ) -> dict[tuple[str, str], int]:
-    """The state before an event, of that after it."""
+    """Return the state before an event, given the state after it."""
     entries = dict(after)
     if event.event.state_key is not None:
         if event.replaces is None:

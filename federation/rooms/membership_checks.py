@@ -1,8 +1,7 @@
-"""Whether somebody is still what they were when something was asked for, just as its turn to be
-written has come.
+"""Checks that a membership is unchanged when a draft gets its turn to be written.
 
-Authorization alone would let it be otherwise: of who was banned a moment ago a removal lifts the
-ban, and who has left a public room comes in again by what was to be their new name.
+Authorization alone would allow a change: a kick after a ban would lift the ban, and a new display
+name after a leave would join a public room again.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -21,15 +20,15 @@ def check_still(
     expected: Collection[str],
     refuse: Callable[[], MatrixError],
 ) -> Check:
-    """For `Draft.check`: raises what `refuse` gives unless the user has one of these
+    """Return a `Draft.check` that raises the error of `refuse` unless the user has one of these
     memberships."""
     key = StateKey("m.room.member", user_id)
 
-    async def check(unwritten: Sequence[Event]) -> None:
+    async def check(built: Sequence[Event]) -> None:
         last = next(
             (
                 event
-                for event in reversed(unwritten)
+                for event in reversed(built)
                 if event.state_key is not None and event.key == key
             ),
             None,

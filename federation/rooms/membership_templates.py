@@ -1,5 +1,5 @@
-"""Membership events that two servers make together: one in the room says what the event stands
-upon, the other, whose user it is about, fills it and signs it.
+"""Membership events that two servers make together. A server in the room chooses the place of the
+event; the server of the user fills in the template and signs it.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -23,7 +23,7 @@ from federation.rooms.events import RoomEvents
 from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
 
 AUTHORISER: Final = "join_authorised_via_users_server"
-"""Of a join: only the server that vouches for it puts it there."""
+"""A property of joins. Only the server that authorises the join may add it."""
 MEMBER: Final = "m.room.member"
 _NOT_IN_TEMPLATES: Final = frozenset({"hashes", "signatures", "event_id"})
 
@@ -36,8 +36,8 @@ async def make_template(
     content: Mapping[str, Any],
     now_ms: int,
 ) -> dict[str, Any]:
-    """The user's membership event as it would be now, unsigned. Raises Forbidden when it would not
-    be allowed."""
+    """Build an unsigned membership event of the user at the room's head. Raises Forbidden when it
+    would not be allowed."""
     version = snapshot.version
     keys = auth_keys(version, MEMBER, user_id, user_id, content)
     stored = await snapshot.state.load({*keys, CREATE, POWER_LEVELS})
@@ -87,11 +87,10 @@ def fill_template(
     content: Mapping[str, Any],
     now_ms: int,
 ) -> Event:
-    """The event of our user: of the template no more than its place in the room. Raises BadEvent
-    for a bad one.
+    """Build our user's event; only its place in the room comes from the template.
 
-    Who vouches for a join is of another server: our signature upon the event would be that of our
-    own user for it as well.
+    The authorising user of a join must be of another server: our signature on the event would also
+    count as that of an authorising local user. Raises BadEvent for an invalid template.
     """
     pdu: dict[str, Any] = {
         name: template[name] for name in ("auth_events", "prev_events", "depth") if name in template
@@ -99,7 +98,7 @@ def fill_template(
     authoriser = template["content"].get(AUTHORISER)
     if isinstance(authoriser, str) and identity.is_local(authoriser):
         raise BadEvent(
-            f"The template says that {authoriser} vouches for the join, who has not been asked"
+            f"The template names {authoriser} as authorising user, who has not been asked"
         )
     if (
         version.restricted_joins
@@ -119,7 +118,7 @@ def fill_template(
 
 
 class Handshake:
-    """Makes events of our users upon what other servers say."""
+    """Makes membership events of our users from templates of other servers."""
 
     def __init__(
         self, remote: MembershipRequests, identity: ServerIdentity, now_ms: Callable[[], int]
@@ -136,8 +135,10 @@ class Handshake:
         user_id: UserID,
         content: Mapping[str, Any],
     ) -> Event:
-        """The user's membership event as that server would have it, signed by us. Raises
-        RemoteError, BadEvent, Forbidden (the policy), UnknownVersion."""
+        """Request a template, and return the user's event signed by us.
+
+        Raises RemoteError, BadEvent, Forbidden (by our policy), UnknownVersion.
+        """
         template = await self._remote.make(server, action, room_id, user_id)
         return fill_template(
             template.version,
@@ -158,8 +159,8 @@ def lonely_leave(
     content: Mapping[str, Any],
     now_ms: int,
 ) -> Event:
-    """The leaving of our user, for ourselves: it stands upon nothing, and no other server gets
-    it."""
+    """Build our user's leave for this server alone. It follows no events, and is not sent to other
+    servers."""
     return sign(
         version,
         identity,
@@ -178,7 +179,7 @@ def lonely_leave(
 
 
 def sign(version: RoomVersion, identity: ServerIdentity, pdu: Mapping[str, Any]) -> Event:
-    """An event of ours. Raises BadEvent."""
+    """Return a signed event of ours. Raises BadEvent."""
     if version.event_format is EventFormat.V1:
         pdu = {
             **pdu,
@@ -191,10 +192,12 @@ def sign(version: RoomVersion, identity: ServerIdentity, pdu: Mapping[str, Any])
 
 
 def with_signature_of(event: Event, server: ServerName, other: Mapping[str, Any]) -> Event:
-    """Our event with the signatures that a server has put upon its copy; everything else stays
-    ours. Raises BadEvent."""
-    theirs = other.get("signatures")
-    added = theirs.get(server) if isinstance(theirs, Mapping) else None
+    """Return our event with the signatures that a server added to its copy; the rest stays ours.
+
+    Raises BadEvent.
+    """
+    signatures_of_copy = other.get("signatures")
+    added = signatures_of_copy.get(server) if isinstance(signatures_of_copy, Mapping) else None
     if not isinstance(added, Mapping):
         return event
     signatures = {**event.pdu["signatures"], server: dict(added)}

@@ -13,7 +13,7 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
 class Memberships:
-    """Reads memberships by user and by room."""
+    """Reads memberships by user and by room through caches."""
 
     def __init__(self, store: MembershipStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: users, and as many rooms."""
@@ -50,22 +50,22 @@ class Memberships:
         return self._by_user.misses + self._local.misses
 
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
-        """All memberships of a user by room number. The cache changes the mapping: do not keep
-        it."""
+        """Return all memberships of a user by room number. The cache changes the mapping: do not
+        store it."""
         return await self._by_user.get(user_id)
 
     def known_of(self, user_id: UserID) -> Mapping[int, MembershipRow] | None:
-        """As `of_user`, if they are cached; else None."""
+        """Return the same as `of_user` if it is cached, else None."""
         return self._by_user.find(user_id)
 
     async def local_members(self, room_nid: int) -> Set[str]:
-        """This server's users who are joined. The cache changes the set: do not keep it."""
+        """Return the local users who are joined. The cache changes the set: do not store it."""
         return await self._local.get(room_nid)
 
     async def find_joined(self, pairs: Iterable[tuple[int, UserID]]) -> Set[tuple[int, UserID]]:
-        """Those of the pairs of a room and a user where the user is joined: one query at most.
+        """Return the pairs of a room and a user where the user is joined; one query at most.
 
-        It fills no cache: other servers may name any user.
+        It fills no cache, because other servers may name any user.
         """
         found: set[tuple[int, UserID]] = set()
         unknown: dict[tuple[int, str], UserID] = {}
@@ -82,7 +82,7 @@ class Memberships:
         return found
 
     async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
-        """Those of the others whom a user of this server invited to a room that the user is in. Two
+        """Return the users whom a local user invited to a room that `user_id` is in; two
         queries."""
         return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
 

@@ -1,8 +1,8 @@
-"""Rooms that were joined with partial state: a cache of them, and waiting for the rest.
+"""A cache of the rooms that were joined with partial state, and waiting for their completion.
 
 The head of a room, which the engine caches, says whether its state is partial. This table also
-has rooms that have been completed since: clients that were told nothing of such a room are then
-told all of it.
+has rooms that have been completed since: clients that got nothing of such a room then get all of
+it.
 """
 
 from collections.abc import Mapping
@@ -35,21 +35,23 @@ class PartialRooms:
 
     @property
     def known(self) -> Mapping[int, PartialRoom] | None:
-        """As `get_all`, if they are cached; else None."""
+        """The same as `get_all` if it is cached, else None."""
         return self._rooms.find()
 
     async def get_all(self) -> Mapping[int, PartialRoom]:
-        """All rooms that were joined with partial state, by number; also those that are complete
-        now. No query while nothing changes."""
+        """Return the rooms that were joined with partial state, by number, also completed ones.
+
+        Makes no query while nothing changes.
+        """
         return await self._rooms.get()
 
     async def find(self, room_nid: int) -> PartialRoom | None:
-        """The room, if its state is partial; else None."""
+        """Return the room if its state is partial, else None."""
         room = (await self.get_all()).get(room_nid)
         return None if room is None or room.completed is not None else room
 
     async def wait(self, room_nid: int) -> None:
-        """Return when the state of the room is complete. Raises StateIncomplete after
+        """Wait until the state of the room is complete. Raises StateIncomplete after
         `LONGEST_WAIT`."""
         until = self._clock.seconds() + LONGEST_WAIT
         while await self.find(room_nid) is not None:
@@ -70,7 +72,7 @@ class PartialRooms:
                     del self._waiting[room_nid]
 
     def tell(self, room_nid: int) -> None:
-        """Wake all who wait for the room: its new snapshot is in place."""
+        """Wake all that wait for the room, once its new snapshot is in place."""
         for done in list(self._waiting.get(room_nid, ())):
             if not done.called:
                 done.callback(None)
@@ -79,7 +81,7 @@ class PartialRooms:
         return {room.room_nid: room for room in await self._store.get_rooms()}
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: unless it says otherwise, it may have completed a room."""
+        """Wake the waiting requests if another node may have completed a room."""
         changes = self._streams.told(after, upto)
         if changes is None or any(change.topic is Topic.COMPLETENESS for change in changes):
             for room_nid in list(self._waiting):

@@ -1,20 +1,19 @@
-"""Rooms with a policy server: it is asked about every event of ours before it is sent, and about
-events of others that lack its signature.
+"""Asks the policy server of a room about our events before they are sent, and about remote events
+that lack its signature.
 
 Laws:
-- A room has one as long as its state names one and somebody of that server is in the room. The
-  event that names it is nobody's business but the room's.
-- What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who
-  wanted to send.
-- One that does not answer is not asked again for half a minute, so that a room waits little for it;
-  meanwhile its word is missing, and that counts as no. The past waits for it instead, since nobody
-  is in a hurry to see that.
-- One that says that it is asked too much is left alone for as long as it says. What others sent
-  waits for it.
-- About events of others it is asked before they get their turn in the room, about some of them at
-  once, so that a slow one keeps nobody in the room waiting; and not for long, so that it does not
-  keep the server that sent them waiting either. What it has said is remembered until they have
-  their place, and longer.
+- A room has a policy server while its state names one and a user of that server is in the room. The
+  event that names it needs no approval.
+- An event that it refused is not sent; from another server it is soft-failed. The sender gets the
+  policy server's own error text.
+- A policy server that does not answer is not asked again for half a minute, so that the room is
+  delayed little. Meanwhile its answer counts as a refusal. Past events wait for it instead, because
+  they are not urgent.
+- A policy server that rate limits us is left alone for the time that it names. Events from other
+  servers wait for it.
+- It is asked about remote events before their turn in the room, about some at once, so that a slow
+  one does not delay the room. A time limit keeps it from delaying the sending server. Its answers
+  are stored until the events are placed, and longer.
 
 spec: server-server-api#policy-servers
 """
@@ -45,15 +44,15 @@ from federation.rooms.room_servers import RoomServers
 from storage.federation.policy_server_verdicts import PolicyJudgementStore
 
 PAUSE_MS: Final = 30_000
-AT_ONCE: Final = 5
-"""Events about which one is asked."""
-BEGUN_WITHIN_MS: Final = 2_500
-"""After so long nothing more is asked about news that came together. The last answers may take five
+CONCURRENT_EVENTS: Final = 5
+"""Events that one policy server is asked about at a time."""
+START_WITHIN_MS: Final = 2_500
+"""After this time no further request about new events is started. The last answers may take five
 seconds more."""
 
 
 class RefusedByPolicyServer(MatrixError):
-    """What the policy server said, passed on as it is."""
+    """The policy server's refusal, passed on unchanged."""
 
     status = 403
 
@@ -65,19 +64,19 @@ class RefusedByPolicyServer(MatrixError):
         return {**super().body(), "errcode": self._errcode}
 
 
-class _Heard(msgspec.Struct, frozen=True):
-    """What one says of events of others."""
+class _Answers(msgspec.Struct, frozen=True):
+    """The answers of a policy server about remote events."""
 
-    said: Mapping[EventID, bool]
-    """Whether it lets them pass; nothing about those that it has not looked at."""
-    silence: RemoteError | None = None
-    """Why it says nothing of these."""
+    approved: Mapping[EventID, bool]
+    """Whether it allows each event; events that it has not checked are missing."""
+    failure: RemoteError | None = None
+    """Why it did not answer about the missing ones."""
     comes_later: bool = False
-    """They may just be asked about later: it was asked too much, or for too long already."""
+    """The missing ones can be asked about later: the rate or time limit was reached."""
 
 
 class PolicyServers:
-    """Asks them. For the reactor thread."""
+    """Asks policy servers. For the reactor thread."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class PolicyServers:
         judgements: PolicyJudgementStore,
         now_ms: Callable[[], int],
     ) -> None:
-        """`policy`: with whom this server talks at all."""
+        """`policy`: the servers that this server talks to."""
         self._remote = remote
         self._servers = servers
         self._policy = policy
@@ -96,24 +95,24 @@ class PolicyServers:
         self._judgements = judgements
         self._now_ms = now_ms
         self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms)
-        """Servers that asked us to wait."""
+        """Policy servers that asked us to wait."""
         self._unreachable: PeerBackoff[ServerName] = PeerBackoff(
             now_ms, BackoffSchedule(PAUSE_MS, PAUSE_MS)
         )
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
-        """Whether an event of another server may be shown. `named`: what names the room's policy
-        server now.
+        """Return whether a remote event may be shown.
 
-        Nothing is that the policy of this server does not take in.
+        `named`: the state event that names the room's policy server now. Events that this server's
+        own policy refuses are never shown.
         """
         if not self._policy.allows_event(event):
             return False
         server = await self._find(room_nid, named)
         if server is None or not needs_signature(event, server):
             return True
-        heard = await self._hear(room_nid, server, [event])
-        return heard.said.get(event.event_id, False)
+        found = await self._get_answers(room_nid, server, [event])
+        return found.approved.get(event.event_id, False)
 
     async def judge(
         self,
@@ -122,113 +121,115 @@ class PolicyServers:
         named: Event | None,
         let_in: Collection[EventID],
     ) -> Mapping[EventID, bool | None]:
-        """`is_approved` for some of these events, as far as that can be said without their place in
-        the room; None: it can be said later.
+        """Return `is_approved` for events, as far as it is known before their turn in the room.
 
-        Of servers that are not in the room, nothing is asked about so but joins, knocks and
-        departures that the room as it is now lets them have (`let_in`): they could make us ask
-        about anything.
+        None: the answer may come later. For servers outside the room, only joins, knocks and leaves
+        that the current state allows (`let_in`) are asked about. Else such servers could make us
+        ask about anything.
         """
         server = await self._find(room_nid, named)
         if server is None:
             return {}
-        there = {self._identity.server_name, *await self._servers.in_room(room_nid)}
+        present = {self._identity.server_name, *await self._servers.in_room(room_nid)}
         asked = [
             event
             for event in events
             if self._policy.allows_event(event)
-            and (domain_of(event.sender) in there or event.event_id in let_in)
+            and (domain_of(event.sender) in present or event.event_id in let_in)
             and needs_signature(event, server)
         ]
-        heard = await self._hear(room_nid, server, asked, until=self._now_ms() + BEGUN_WITHIN_MS)
-        unsaid = None if heard.comes_later else False
-        return {event.event_id: heard.said.get(event.event_id, unsaid) for event in asked}
+        found = await self._get_answers(
+            room_nid, server, asked, until=self._now_ms() + START_WITHIN_MS
+        )
+        default = None if found.comes_later else False
+        return {event.event_id: found.approved.get(event.event_id, default) for event in asked}
 
     async def find_refused(
         self, room_nid: int, events: Iterable[Event], named: Event | None
     ) -> set[EventID]:
-        """Those of the events, which others tell of the past, that may not be shown. Raises
-        RemoteError while it cannot be asked."""
+        """Return the past events from other servers that may not be shown. Raises RemoteError while
+        the policy server is unavailable."""
         server = await self._find(room_nid, named)
         if server is None:
             return set()
         asked = [event for event in events if needs_signature(event, server)]
-        heard = await self._hear(room_nid, server, asked)
-        if heard.silence is not None:
-            raise heard.silence
-        return {event_id for event_id, allowed in heard.said.items() if not allowed}
+        found = await self._get_answers(room_nid, server, asked)
+        if found.failure is not None:
+            raise found.failure
+        return {event_id for event_id, allowed in found.approved.items() if not allowed}
 
     async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
-        """An event of ours with the signature that it needs. Raises MatrixError (its refusal),
+        """Return our event with the signature that it needs. Raises MatrixError (a refusal),
         RemoteError."""
         server = await self._find(room_nid, named)
         if server is None or not needs_signature(event, server):
             return event
-        return with_policy_signature(event, server, await self._ask(server, event))
+        return with_policy_signature(event, server, await self._request_signature(server, event))
 
     async def _find(self, room_nid: int, named: Event | None) -> PolicyServer | None:
-        """The room's, as the event says that names it."""
+        """Return the room's policy server, given the event that names it."""
         server = read_policy_server(named)
         if server is None or server.server_name == self._identity.server_name:
             return server
         return server if server.server_name in await self._servers.in_room(room_nid) else None
 
-    async def _hear(
+    async def _get_answers(
         self,
         room_nid: int,
         server: PolicyServer,
         events: Collection[Event],
         *,
         until: int | None = None,
-    ) -> _Heard:
-        """Once it says nothing of one event, no more is asked; nor after `until`, in milliseconds
-        since 1970."""
-        said = {
+    ) -> _Answers:
+        """Get the answers about events; stop after the first failure, and at `until`, in
+        milliseconds since 1970."""
+        approved = {
             event.event_id: True for event in events if is_signed_by_policy_server(event, server)
         }
-        unsigned = [event for event in events if event.event_id not in said]
+        unsigned = [event for event in events if event.event_id not in approved]
         if not unsigned:
-            return _Heard(said)
+            return _Answers(approved)
         names = [event.event_id for event in unsigned]
         known = await self._judgements.get_judgements(room_nid, server.public_key, names)
         new: dict[str, bool] = {}
-        silence: RemoteError | None = None
+        failure: RemoteError | None = None
         comes_later = False
 
         async def ask(event: Event) -> None:
-            nonlocal silence, comes_later
-            if silence is not None:
+            nonlocal failure, comes_later
+            if failure is not None:
                 return
             if until is not None and self._now_ms() > until:
                 comes_later = True
                 return
             try:
-                await self._ask(server, event)
+                await self._request_signature(server, event)
                 new[event.event_id] = True
             except RefusedByPolicyServer:
                 new[event.event_id] = False
             except RemoteError as error:
-                silence = error
+                failure = error
             except LimitExceeded as error:
                 comes_later = True
-                silence = RemoteError(server.server_name, error.text, retryable=True)
-            except MatrixError as error:  # this server does not talk with it
-                silence = RemoteError(server.server_name, error.text, retryable=True)
+                failure = RemoteError(server.server_name, error.text, retryable=True)
+            except MatrixError as error:  # our policy forbids requests to this server
+                failure = RemoteError(server.server_name, error.text, retryable=True)
 
         await map_at_once(
-            ask, [event for event in unsigned if event.event_id not in known], AT_ONCE
+            ask, [event for event in unsigned if event.event_id not in known], CONCURRENT_EVENTS
         )
         if new:
             await self._judgements.add_judgements(room_nid, server.public_key, new, self._now_ms())
-        said |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
-        return _Heard(said, silence, comes_later)
+        approved |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
+        return _Answers(approved, failure, comes_later)
 
-    async def _ask(self, server: PolicyServer, event: Event) -> str:
-        """Its signature, checked. Raises RefusedByPolicyServer, LimitExceeded, RemoteError."""
+    async def _request_signature(self, server: PolicyServer, event: Event) -> str:
+        """Get and verify its signature. Raises RefusedByPolicyServer, LimitExceeded,
+        RemoteError."""
         name = server.server_name
         if name == self._identity.server_name:
             raise RefusedByPolicyServer(
-                "M_FORBIDDEN", "This room names a policy server that is none"
+                "M_FORBIDDEN", "This room names our server as policy server, which it is not"
             )
         left = self._busy.left_ms(name)
         if left:

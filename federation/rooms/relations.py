@@ -1,4 +1,4 @@
-"""What an event says of another one, its parent. What is not of the right form counts as absent.
+"""Reads the relation of an event to its parent. Malformed relations count as absent.
 
 spec: client-server-api#forming-relationships-between-events
 """
@@ -13,43 +13,48 @@ from federation.protocol.ids import is_event_id
 from storage.events.relations import ANNOTATION, REPLACE, Relation
 
 ENCRYPTED: Final = "m.room.encrypted"
-MAX_NAME: Final = 255
-"""Characters of a type of relation."""
-MAX_ANNOTATION: Final = 1024
-"""Characters of what an annotation says; a longer one is a child, and the same one again is not
-noticed."""
+MAX_REL_TYPE: Final = 255
+"""Characters of a relation type."""
+MAX_ANNOTATION_KEY: Final = 1024
+"""Characters of an annotation's key. An event with a longer one is a plain child, and duplicates of
+it are not detected."""
 
 
 def read_relation(event: Event) -> Relation | None:
-    """The relation of an event to its parent."""
+    """Return the relation of an event to its parent."""
     relation = relation_in(event.content)
     if relation is None or relation.target == event.event_id:
         return None
-    if relation.rel_type == REPLACE and not _is_whole(event):
+    if relation.rel_type == REPLACE and not _is_valid_replacement(event):
         return replace(relation, is_whole=False)
     return relation
 
 
 def relation_in(content: Mapping[str, Any]) -> Relation | None:
-    """The relation that an event with this content has to its parent."""
-    said = content.get("m.relates_to")
-    if not isinstance(said, dict):
+    """Return the relation that an event with this content has to its parent."""
+    relates_to = content.get("m.relates_to")
+    if not isinstance(relates_to, dict):
         return None
-    rel_type, target = said.get("rel_type"), said.get("event_id")
-    if not isinstance(rel_type, str) or not 0 < len(rel_type) <= MAX_NAME or "\x00" in rel_type:
+    rel_type, target = relates_to.get("rel_type"), relates_to.get("event_id")
+    if not isinstance(rel_type, str) or not 0 < len(rel_type) <= MAX_REL_TYPE or "\x00" in rel_type:
         return None
     if not isinstance(target, str) or not is_event_id(target) or "\x00" in target:
         return None
     if rel_type == ANNOTATION:
-        key = said.get("key")
+        key = relates_to.get("key")
         return Relation(
-            rel_type, target, key if isinstance(key, str) and len(key) <= MAX_ANNOTATION else None
+            rel_type,
+            target,
+            key if isinstance(key, str) and len(key) <= MAX_ANNOTATION_KEY else None,
         )
     return Relation(rel_type, target)
 
 
-def _is_whole(event: Event) -> bool:
-    """Whether a replacement can be one. spec: client-server-api#validity-of-replacement-events"""
+def _is_valid_replacement(event: Event) -> bool:
+    """Return whether an event can replace another one.
+
+    spec: client-server-api#validity-of-replacement-events
+    """
     if event.state_key is not None:
         return False
     return event.type == ENCRYPTED or isinstance(event.content.get("m.new_content"), dict)

@@ -1,8 +1,8 @@
-"""Replacing a room by a new one: all that the new room begins with and what ends the old one, in
-one write.
+"""Replaces a room with a new one: the new room's first events and the old room's last ones are
+written in one transaction.
 
-Either both happen or neither: no crash leaves a new room that nobody is told of, or an old one that
-points nowhere.
+Either both are written or neither: no crash leaves a new room that nobody knows, or an old one with
+a dangling tombstone.
 
 spec: client-server-api#room-upgrades
 """
@@ -23,9 +23,9 @@ from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
 from storage.rooms.rooms import RoomRow
 
 Also = Callable[[WriteTransaction, RoomRow, RoomRow], None]
-"""What else is to be written in the same transaction, with the old room and the new one."""
+"""Writes more in the same transaction, given the old room and the new one."""
 Endings = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
-"""What ends the old room, once the id of the new one is known."""
+"""Returns the last events of the old room, given the id of the new one."""
 
 
 class Replacements:
@@ -54,13 +54,13 @@ class Replacements:
         also: Also,
         find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
-        """Make a room that takes the place of another; the new one. `find_earlier` is asked, when
-        nobody else moves the old room, for one that has taken its place meanwhile.
+        """Create a room that replaces another; return the new room.
 
-        `drafts` are of the new room, of which the first creates it; `new_id` is None where that
-        names the room. `endings` are of the old one: the first has to be allowed, of the others
-        those are left out that are not. Both are told the old room as it is. Raises NotFound,
-        Forbidden and what else authorization raises.
+        `find_earlier` is called when no other work moves the old room, and returns a replacement
+        that was made meanwhile. `drafts` returns the events of the new room, starting with the
+        create event; `new_id` is None if that is hashed to the room id. `endings` returns the last
+        events of the old room. The first must be allowed; others that are not allowed are left out.
+        Raises NotFound, Forbidden and other errors of authorization.
         """
 
         async def work() -> RoomSnapshot:

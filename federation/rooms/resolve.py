@@ -1,9 +1,8 @@
-"""The state where branches of a room's history meet: state resolution upon the stored states of a
-room.
+"""Resolves the state where branches of a room's history meet, from the stored states of the room.
 
-A state is a `StateChange`: a stored root, and what differs from it. Only what the states differ in
-is read from them; what resolution needs besides is asked of the auth-chain index and of the cache
-of events, in batches.
+A state is a `StateChange`: a stored root, and entries that differ from it. Only the differing
+entries are read from the states. The rest that resolution needs comes from the auth-chain index and
+the event cache, in batches.
 
 spec: server-server-api#room-state-resolution
 """
@@ -34,9 +33,9 @@ from storage.persist.room_writer import StateChange
 from storage.state.state_tree import StateTreeStore
 
 Entries = dict[StateKey, int | None]
-"""Numbers of events by key; None where the state has no such entry."""
-_CITED_BY_MANY = (CREATE, POWER_LEVELS, JOIN_RULES)
-"""Entries that most others rest on."""
+"""Event numbers by key; None if the state has no such entry."""
+_OFTEN_CITED = (CREATE, POWER_LEVELS, JOIN_RULES)
+"""Entries that most events cite."""
 Difference = Mapping[StateKey, tuple[int | None, int | None]]
 
 
@@ -62,8 +61,7 @@ class StateResolver:
     async def resolve(
         self, room_nid: int, version: RoomVersion, create: Event, states: Iterable[StateChange]
     ) -> StateChange:
-        """The state that these states of the room make together; there is one at least. Their order
-        does not matter."""
+        """Return the resolution of one or more states of the room, in any order."""
         distinct = {_name(state): state for state in states}
         if len(distinct) == 1:
             return next(iter(distinct.values()))
@@ -81,8 +79,10 @@ class StateResolver:
         keys: Iterable[StateKey],
         at_hand: StateView | None = None,
     ) -> dict[StateKey, StoredEvent]:
-        """Entries of a state, as far as they exist. `at_hand`: a state of the room of which entries
-        may be in memory."""
+        """Return entries of a state, as far as they exist.
+
+        `at_hand`: a state of the room whose entries may be cached.
+        """
         wanted = list(keys)
         if not state.entries:
             if at_hand is not None and at_hand.root == state.root:
@@ -90,24 +90,24 @@ class StateResolver:
             found = await self._trees.get_entries(room_nid, state.root, wanted)
             stored = await self._events.get_events(found.values())
             return {key: stored[found[key]] for key in wanted if key in found}
-        nids = await self._entries(room_nid, state, wanted)
+        nids = await self._get_entries(room_nid, state, wanted)
         events = await self._events.get_events(nid for nid in nids.values() if nid is not None)
         return {key: events[nid] for key, nid in nids.items() if nid is not None}
 
     async def diff(self, room_nid: int, a: StateChange, b: StateChange) -> Difference:
-        """What two states differ in, with the events' numbers in each."""
+        """Return the keys in which two states differ, with the event numbers in each."""
         values: dict[StateKey, tuple[int | None, int | None]] = {
             StateKey(*key): change
             for key, change in (await self._trees.get_diff(room_nid, a.root, b.root)).items()
         }
         laid_over = [StateKey(*key) for key in {*a.entries, *b.entries}]
         if laid_over:
-            in_a = await self._entries(room_nid, a, laid_over)
-            in_b = await self._entries(room_nid, b, laid_over)
+            in_a = await self._get_entries(room_nid, a, laid_over)
+            in_b = await self._get_entries(room_nid, b, laid_over)
             values.update((key, (in_a[key], in_b[key])) for key in laid_over)
         return {key: (left, right) for key, (left, right) in values.items() if left != right}
 
-    async def _entries(
+    async def _get_entries(
         self, room_nid: int, state: StateChange, keys: Iterable[StateKey]
     ) -> Entries:
         wanted = list(keys)
@@ -167,7 +167,7 @@ class StateResolver:
     async def _find_disputed(
         self, room_nid: int, states: Sequence[StateChange]
     ) -> dict[StateKey, list[int | None]]:
-        """The keys that the states differ in, with the entry of each state."""
+        """Return the keys in which the states differ, with the entry of each state."""
         disputed: dict[StateKey, list[int | None]] = {}
         for at, state in enumerate(states[1:], 1):
             for key, (first, other) in (await self.diff(room_nid, states[0], state)).items():
@@ -183,7 +183,7 @@ class StateResolver:
         disputed: Mapping[StateKey, Sequence[int | None]],
         loaded: dict[int, StoredEvent],
     ) -> AuthGraph:
-        """What the auth chains say; the events that it names are added to those loaded."""
+        """Read the auth chains; add the events that they name to `loaded`."""
         names = conflicts.events
         conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in names}
         sets = [
@@ -191,8 +191,8 @@ class StateResolver:
             for at in range(len(states))
         ]
         senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
-        likely = {*_CITED_BY_MANY, *senders} - disputed.keys()
-        agreed = await self._entries(room_nid, states[0], likely)
+        likely = {*_OFTEN_CITED, *senders} - disputed.keys()
+        agreed = await self._get_entries(room_nid, states[0], likely)
         difference = await self._database.read(
             "get_auth_difference",
             self._read_difference,
@@ -242,8 +242,7 @@ class StateResolver:
     async def _read_power_lineage(
         self, room_nid: int, start: Mapping[EventID, Event]
     ) -> Mapping[EventID, EventID | None]:
-        """One batch for each change of power levels back to the room's first; mostly from the
-        cache."""
+        """Return the events' lineage of power levels; one batch per change, mostly cached."""
         known = dict(start)
         level: Collection[Event] = list(start.values())
         while level:
@@ -265,7 +264,7 @@ class StateResolver:
         disputed: Mapping[StateKey, Sequence[int | None]],
         resolved: Entries,
     ) -> StateChange:
-        """The resolved state upon one of the given roots. Entries cannot be taken from a root, only
+        """Express the resolved state by one of the given roots, to which entries can only be
         added."""
         best: dict[tuple[str, str], int] | None = None
         root = None
@@ -280,17 +279,19 @@ class StateResolver:
                 for key, nid in resolved.items()
                 if nid is not None and nid != disputed[key][at]
             }
-            gone = [key for key, nid in resolved.items() if nid is None]
-            left = await self._trees.get_entries(room_nid, state.root, gone) if gone else {}
+            removed = [key for key, nid in resolved.items() if nid is None]
+            left = await self._trees.get_entries(room_nid, state.root, removed) if removed else {}
             if not left and (best is None or len(changes) < len(best)):
                 best, root = changes, state.root
         if best is not None:
             return StateChange(root, best)
-        # Every root has an entry that the resolution took away.
-        whole = dict(await self._trees.get_all(room_nid, states[0].root)) | dict(states[0].entries)
-        kept = {key: nid for key, nid in whole.items() if key not in resolved}
-        kept.update((key, nid) for key, nid in resolved.items() if nid is not None)
-        return StateChange(None, kept)
+        # each root has an entry that the resolution removed
+        complete = dict(await self._trees.get_all(room_nid, states[0].root)) | dict(
+            states[0].entries
+        )
+        result = {key: nid for key, nid in complete.items() if key not in resolved}
+        result.update((key, nid) for key, nid in resolved.items() if nid is not None)
+        return StateChange(None, result)
 
 
 def _name(state: StateChange) -> object:

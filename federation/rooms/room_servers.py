@@ -1,7 +1,7 @@
-"""A cache of the other servers in each room: the destinations of what happens there.
+"""A cache of the other servers in each room, which are the destinations of its events.
 
 The database counts their users as they join and leave (`storage/rooms/room_servers.py`). A room is
-invalidated when a user of another server comes or goes. For the reactor thread.
+invalidated when a remote user joins or leaves. For the reactor thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -15,12 +15,12 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.room_servers import RoomServerStore
 
 Servers = Mapping[ServerName, int]
-"""The other servers in a room, and the position since which each is there."""
+"""The other servers in a room, with the position since which each has been there."""
 _NONE: Final[Servers] = {}
 
 
 class RoomServers:
-    """Reads which other servers are in rooms."""
+    """Reads the other servers in rooms through a cache."""
 
     def __init__(
         self, store: RoomServerStore, memberships: Memberships, streams: Streams, *, capacity: int
@@ -44,11 +44,11 @@ class RoomServers:
             concerns=lambda change: _rooms_of(change) != (),
         )
         self._has_others = False
-        """Whether another server was in some room since the start: from then on it is not asked
-        whether all have left."""
+        """Whether another server was in some room since the start. Then we no longer check whether
+        all have left."""
 
     def peek(self, room_nid: int) -> Servers | None:
-        """As `in_room`, if it is cached; else None."""
+        """Return the same as `in_room` if it is cached, else None."""
         return _NONE if self._alone.find() else self._rooms.find(room_nid)
 
     @property
@@ -57,14 +57,14 @@ class RoomServers:
         return self._alone.find() is True
 
     async def is_alone(self) -> bool:
-        """Whether no other server is in any room: then no room and no user needs a query. One
-        query, or none."""
+        """Return whether no other server is in any room, so that no query is needed; at most one
+        query."""
         if not self._has_others and not await self._alone.get():
             self._has_others = True
         return not self._has_others
 
     async def in_room(self, room_nid: int) -> Servers:
-        """The other servers in one room."""
+        """Return the other servers in one room."""
         found = self._rooms.find(room_nid)
         return found if found is not None else (await self.in_rooms([room_nid]))[room_nid]
 
@@ -74,14 +74,14 @@ class RoomServers:
         return self._rooms
 
     async def in_rooms(self, room_nids: Iterable[int]) -> Mapping[int, Servers]:
-        """The other servers in each of the rooms."""
+        """Return the other servers in each of the rooms."""
         wanted = set(room_nids)
         if await self.is_alone():
             return dict.fromkeys(wanted, _NONE)
         return await self._rooms.get_many(wanted)
 
     async def newly_shared(self, user_id: UserID, room_nid: int, position: int) -> set[ServerName]:
-        """The other servers that share a room with one of our users only since the user joined this
+        """Return the servers that share a room with a local user only since the user joined this
         room at a position."""
         rows = await self._memberships.of_user(user_id)
         earlier = [
@@ -95,7 +95,7 @@ class RoomServers:
         }
 
     async def of_user(self, user_id: UserID) -> set[ServerName]:
-        """The other servers that share a room with one of our users."""
+        """Return the other servers that share a room with a local user."""
         if await self.is_alone():
             return set()
         rows = await self._memberships.of_user(user_id)
@@ -105,11 +105,11 @@ class RoomServers:
     async def find_strangers(
         self, user_id: UserID, servers: Set[ServerName], users: Iterable[str]
     ) -> set[ServerName]:
-        """Those of the servers that share no room with one of our users, and none of whose users,
-        of those given, is invited to such a room.
+        """Return the servers that share no room with a local user and have no user invited to one.
 
-        An invited user may read a room, so their keys are needed before they join. Only invites by
-        our users count: the server of an invited user has signed those, so it exists.
+        `users`: the users to check for invites. An invited user may read a room, so their keys are
+        needed before they join. Only invites by local users count: the server of an invited user
+        has signed those, so it exists.
         """
         rows = await self._memberships.of_user(user_id)
         strangers = set(servers)
@@ -145,11 +145,10 @@ def _rooms_of(change: Change) -> Sequence[int] | None:
 
 
 def longest_in(servers: Servers) -> list[ServerName]:
-    """The servers, those that have been there for longest first: they answer for the room most
-    likely."""
+    """Return the servers, those that joined earliest first: they most likely know the room best."""
     return sorted(servers, key=lambda server: servers[server])
 
 
 def _server_of(user_id: str) -> ServerName:
-    """The part after the first colon; it need not be a valid name."""
+    """Return the part after the first colon; it need not be a valid name."""
     return ServerName(user_id.partition(":")[2])

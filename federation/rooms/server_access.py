@@ -1,5 +1,4 @@
-"""Which servers may have to do with a room: asked of whoever sends or asks something about the
-room.
+"""Checks the server ACL of a room for servers that send or request anything about it.
 
 spec: server-server-api#server-access-control-lists-acls
 """
@@ -19,11 +18,11 @@ from storage.rooms.rooms import RoomStore
 
 SERVER_ACL = StateKey("m.room.server_acl", "")
 MAX_LISTS = 1000
-"""Parsed lists in the cache."""
+"""Parsed ACLs in the cache."""
 
 
 class ServerAccess:
-    """Evaluates the lists of rooms, through a cache. For the reactor thread."""
+    """Evaluates server ACLs through a cache. For the reactor thread."""
 
     def __init__(
         self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers
@@ -35,15 +34,14 @@ class ServerAccess:
         self._lists: LRU[tuple[int, bytes], ServerACL] = LRU(max_entries=MAX_LISTS)
 
     async def is_allowed(self, snapshot: RoomSnapshot, server: ServerName) -> bool:
-        """Whether the room's list lets the server take part; a room without a list lets
-        everyone."""
+        """Return whether the room's ACL allows the server; without an ACL all are allowed."""
         stored = await snapshot.state.get(SERVER_ACL)
         if stored is None:
             return True
         key = (
             stored.nid,
             stored.pdu,
-        )  # a redaction takes the content away, and with it the permission
+        )  # a redaction removes the content, and so every permission
         acl = self._lists.get(key)
         if acl is None:
             acl = ServerACL(stored.event.content)
@@ -51,7 +49,7 @@ class ServerAccess:
         return acl.allows(server)
 
     async def get_room(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
-        """A room that this server is in, for another server that is in it too. Raises NotFound,
+        """Return a room that both this server and another server are in. Raises NotFound,
         Forbidden."""
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None or not await self._memberships.local_members(snapshot.room.room_nid):
@@ -62,24 +60,25 @@ class ServerAccess:
         return snapshot
 
     async def check(self, snapshot: RoomSnapshot, server: ServerName) -> None:
-        """Raises Forbidden."""
+        """Check the room's ACL. Raises Forbidden."""
         if not await self.is_allowed(snapshot, server):
             raise Forbidden(f"The server ACL of this room denies {server}")
 
     async def find_allowed(self, server: ServerName, room_ids: Collection[RoomID]) -> set[RoomID]:
-        """Those of the rooms in which another server is, and that let it take part.
+        """Return the rooms that another server is in and whose ACL allows it.
 
-        Two queries for all of those in which it is not, whatever names they have: it is for what
-        others say of rooms.
+        Makes two queries for all rooms that it is not in, since a server may name any rooms.
         """
         rooms = await self._rooms.get_rooms(room_id for room_id in room_ids if "\0" not in room_id)
-        there = await self._servers.in_rooms(room.room_nid for room in rooms.values())
+        servers_of_rooms = await self._servers.in_rooms(room.room_nid for room in rooms.values())
         shared = [
-            RoomID(room_id) for room_id, room in rooms.items() if server in there[room.room_nid]
+            RoomID(room_id)
+            for room_id, room in rooms.items()
+            if server in servers_of_rooms[room.room_nid]
         ]
         return {room_id for room_id in shared if await self.is_allowed_in(room_id, server)}
 
     async def is_allowed_in(self, room_id: RoomID, server: ServerName) -> bool:
-        """As `is_allowed`, by the room's id; no list is known of a room that is not known."""
+        """Return the same as `is_allowed` for a room id; True for an unknown room."""
         snapshot = await self._engine.find_snapshot(room_id)
         return snapshot is None or await self.is_allowed(snapshot, server)

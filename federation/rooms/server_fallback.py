@@ -1,8 +1,7 @@
-"""Asking several servers for the same thing, one after the other, until one gives it; and what to
-say if none does.
+"""Asks several servers for the same thing, one after the other, until one succeeds, and turns their
+failures into one error.
 
-One server that fails, lies or refuses does not spoil it for the others: any of them may have been
-named by anyone.
+A server that fails, lies or refuses does not prevent the next request: anybody may have named it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -28,7 +27,7 @@ from federation.rooms.unacknowledged_leaves import LeftBefore
 
 MAX_CANDIDATES: Final = 20
 MAX_REFUSALS: Final = 3
-"""After so many servers of a room have said no, that is the answer."""
+"""After so many refusals of servers in a room, the request is refused."""
 
 T = TypeVar("T")
 _UNABLE: Final = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOIN"})
@@ -51,11 +50,11 @@ class Candidates:
         *,
         most: int = MAX_CANDIDATES,
     ) -> T:
-        """What the first of the servers answers that answers well.
+        """Return the result of the first request that succeeds.
 
-        Raises NotFound when there is none to ask; Forbidden when they refuse, or the policy lets
-        none be asked; UnsupportedRoomVersion; LimitExceeded when they want to be left alone for
-        now; OtherServerFailed when none was of use.
+        Raises NotFound when there is no server to ask; Forbidden when they refuse, or our policy
+        allows none; UnsupportedRoomVersion; LimitExceeded when they rate limit us;
+        OtherServerFailed when all fail.
         """
         servers = [
             ServerName(name)
@@ -63,7 +62,7 @@ class Candidates:
             if is_server_name(name) and name != self._own
         ]
         if not servers:
-            raise NotFound("This server is not in the room, and no server was named that is")
+            raise NotFound("This server is not in the room, and no server in it was named")
         allowed = [server for server in servers if self._policy.allows(server)]
         if not allowed:
             self._policy.check_destination(servers[0])
@@ -82,7 +81,7 @@ class Candidates:
 
 
 def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
-    """The most telling of the errors, as one for whoever asked us."""
+    """Return the most helpful of the errors, as an error for our client."""
     refusals = [error for error in errors if isinstance(error, RefusedByRemote)]
     for error in errors:
         if isinstance(error, LeftBefore):
@@ -93,7 +92,7 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     for error in errors:
         if isinstance(error, UnknownVersion):
             return UnsupportedRoomVersion(
-                f"The room has version {error.version!r}, which this server does not know"
+                f"The room has version {error.version!r}, which this server does not support"
             )
     for refusal in refusals:
         if refusal.errcode == "M_FORBIDDEN" or refusal.status == 403:
@@ -103,11 +102,11 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
             return UnsupportedRoomVersion(f"{refusal.destination} refused: {refusal.text}")
     for refusal in refusals:
         if refusal.errcode in _UNABLE:
-            return Forbidden("None of the servers that were asked may let you into this room")
+            return Forbidden("None of the servers that were asked can let you into this room")
     waits = [wait_ms for error in errors if (wait_ms := asked_wait_ms(error))]
     if waits:
         return LimitExceeded(
-            "Another server is asked for this too often at the moment", retry_after_ms=min(waits)
+            "Another server limits the rate of these requests", retry_after_ms=min(waits)
         )
     if refusals and all(
         isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors
@@ -116,6 +115,6 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     for error in errors:
         if isinstance(error, MatrixError):
             return OtherServerFailed(
-                f"What the other server said of the room cannot be right: {error.text}"
+                f"The other server sent invalid data about the room: {error.text}"
             )
-    return OtherServerFailed(f"No other server could be of help: {errors[0]}")
+    return OtherServerFailed(f"No other server could help: {errors[0]}")

@@ -1,5 +1,4 @@
-"""A room as it is at one moment: what never changes about it, its head, and a view of its current
-state."""
+"""A snapshot of a room: its constant data, its head, and a view of its current state."""
 
 import msgspec
 
@@ -14,7 +13,7 @@ POWER_LEVELS = StateKey("m.room.power_levels", "")
 
 
 class RoomSnapshot(msgspec.Struct, frozen=True):
-    """Immutable; the engine makes a new one when the room moves."""
+    """The room at one moment. The engine makes a new snapshot when the head moves."""
 
     room: RoomRow
     version: RoomVersion
@@ -26,7 +25,7 @@ class RoomSnapshot(msgspec.Struct, frozen=True):
         return RoomID(self.room.room_id)
 
     async def create_event(self) -> Event:
-        """The event that made the room."""
+        """Return the create event of the room."""
         create = await self.state.get(CREATE)
         assert create is not None, "a stored room begins with its create event"
         return create.event

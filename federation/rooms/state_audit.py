@@ -1,20 +1,18 @@
-"""Whether the states that are stored are what the past of the rooms gives: looked at again, event
-by event, and told.
+"""Audits stored states: recomputes the states of events from the history and reports differences.
 
-For each event that has arrived in a room with other servers, the state after it is computed anew
-from the states after those that it follows, and compared with the stored one. What holds for each
-step holds for the whole past of a room. After the events of a batch the current states of their
-rooms are computed anew from their forward extremities.
+For each event that arrived in a room with other servers, the state after it is recomputed from the
+states after its prev_events, and compared with the stored one. If each step is right, the whole
+history of the room is. After a batch, the current states of its rooms are recomputed from their
+forward extremities.
 
 Laws:
-- It reports and mends nothing: a difference is a bug of this server, or damage to the database, and
-  whoever looks for it needs what is there.
-- Each event is looked at once, some minutes after it has come; a message in a line costs a
-  comparison of two hashes.
-- It needs no memory of the resolver's: nothing is compared with itself.
-- Only what can be proved is: events that were placed by a state which another server told (at a
-  join, or at a gap) are passed over, and so is what is no news, and what is in a room of whose
-  state a part is lacking.
+- It only reports. A difference is a bug of this server, or damage to the database, and its analysis
+  needs the data unchanged.
+- Each event is checked once, some minutes after its arrival. A message in a linear history costs
+  one comparison of hashes.
+- Its resolver has no cache: nothing is compared with itself.
+- It checks only what can be proved. It skips events that were placed on a state from another server
+  (at a join, or at a gap), past events, and rooms with partial state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,39 +33,38 @@ from storage.persist.room_writer import StateChange
 from storage.rooms.rooms import RoomStore
 
 NAME: Final = "audit_states"
-"""Of the job, and of its note."""
-MOST_KEYS_TOLD: Final = 20
-_UNSEEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
+"""The name of the job and of its note."""
+MAX_KEYS_LOGGED: Final = 20
+_HIDDEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
 
 class AuditObserver(Protocol):
-    """Hears what the audit finds. May not raise or block."""
+    """Receives the findings of the audit. May not raise or block."""
 
     def states_checked(self, count: int) -> None:
-        """So many states were computed anew and compared."""
+        """Count states that were recomputed and compared."""
 
     def state_differs(self) -> None:
-        """One of them is not what is stored."""
+        """A stored state differs from the recomputed one."""
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """How far the audit is."""
+    """The progress of the audit."""
 
     done: int
-    """The number of the last event that was looked at."""
+    """The number of the last event that was checked."""
     upto: int
-    """The last one that had come when this round began: later ones may not have found their place
-    yet."""
+    """The last event that had come when this round began: later ones may not be placed yet."""
 
 
 class _Links(msgspec.Struct):
-    """What an event follows: ids, or in the oldest rooms pairs of an id and hashes."""
+    """The prev_events of an event: ids, or in the oldest rooms pairs of an id and hashes."""
 
     prev_events: list[str | tuple[str, msgspec.Raw]]
 
 
 class StateAudit:
-    """Looks at states. For the reactor thread."""
+    """Audits stored states. For the reactor thread."""
 
     def __init__(
         self,
@@ -78,7 +75,7 @@ class StateAudit:
         resolver: StateResolver,
         observer: AuditObserver,
     ) -> None:
-        """`resolver` is one that remembers nothing."""
+        """`resolver`: one without a cache."""
         self._store = store
         self._rooms = rooms
         self._engine = engine
@@ -88,13 +85,13 @@ class StateAudit:
         self._log = Logger()
 
     async def do_step(self, limit: int) -> int:
-        """Look at events with the next so many numbers; fewer than `limit` when the round is
-        over."""
+        """Check the events with the next `limit` numbers; return fewer than `limit` when the round
+        is over."""
         note = await self._store.get_note(NAME)
         progress = _Progress(0, 0) if note is None else msgspec.json.decode(note, type=_Progress)
         last = min(progress.done + limit, progress.upto)
         if last > progress.done:
-            await self._look_at(await self._store.get_arrived(progress.done, last))
+            await self._check_events(await self._store.get_arrived(progress.done, last))
         is_over = last >= progress.upto
         upto = await self._store.get_latest_nid() if is_over else progress.upto
         after = _Progress(last, upto)
@@ -102,7 +99,7 @@ class StateAudit:
             await self._store.move_note(NAME, note, msgspec.json.encode(after).decode())
         return 0 if is_over else limit
 
-    async def _look_at(self, arrived: Sequence[tuple[Placed, bytes]]) -> None:
+    async def _check_events(self, arrived: Sequence[tuple[Placed, bytes]]) -> None:
         links = {placed.event_id: _previous(pdu) for placed, pdu in arrived}
         known = {placed.event_id: placed for placed, _ in arrived}
         named = {name for names in links.values() for name in names}
@@ -113,8 +110,7 @@ class StateAudit:
             prev = [known.get(name) for name in links[placed.event_id]]
             before = [each for each in prev if each is not None and _came_before(each, placed)]
             if not before or len(before) < len(prev) or placed.flags & EventFlag.MENDED:
-                # the first event; or its place, or something of the state, was told by another
-                # server
+                # the first event; or another server defined its place, or a part of the state
                 continue
             count += 1
             if (
@@ -145,7 +141,7 @@ class StateAudit:
         snapshot = await self._engine.get_snapshot(room_id)
         loaded = await self._events.get_events(nid for nid, _ in snapshot.head.extremities)
         if not loaded or any(stored.state_root is None for stored in loaded.values()):
-            return 0  # nobody of ours has been in the room yet
+            return 0  # no local user has been in the room yet
         state = await self._resolve(
             snapshot, [StateChange(stored.state_root) for stored in loaded.values()]
         )
@@ -167,15 +163,15 @@ class StateAudit:
             return
         self._observer.state_differs()
         self._log.error(
-            "the state of {room_id} {which} is not what its past gives: {difference}",
+            "the state of {room_id} {which} differs from its history: {difference}",
             room_id=snapshot.room_id,
             which=which,
             difference=await self._describe(difference),
         )
 
     async def _describe(self, difference: Mapping[StateKey, tuple[int | None, int | None]]) -> str:
-        """Keys with the ids of the events: stored, and computed."""
-        first = dict(sorted(difference.items())[:MOST_KEYS_TOLD])
+        """Return keys with the ids of their events: stored, and computed."""
+        first = dict(sorted(difference.items())[:MAX_KEYS_LOGGED])
         events = await self._events.get_events(
             {nid for pair in first.values() for nid in pair if nid is not None}
         )
@@ -196,9 +192,9 @@ def _previous(pdu: bytes) -> list[str]:
 
 
 def _came_before(prev: Placed, event: Placed) -> bool:
-    """Whether an event had its place when the other was placed upon it."""
+    """Return whether an event was placed before the other one was placed on it."""
     if prev.state_root is None or prev.room_nid != event.room_nid or event.position is None:
         return False
     if prev.position is not None:
         return prev.position < event.position
-    return bool(prev.flags & _UNSEEN) and prev.event_nid < event.event_nid
+    return bool(prev.flags & _HIDDEN) and prev.event_nid < event.event_nid

@@ -1,8 +1,7 @@
-"""The state of a room at one root, read key by key: immutable, so what was read once stays true.
+"""The state of a room at one root, read key by key. It is immutable, so its entries are cached.
 
-A view keeps the entries that were asked for. The view of the next root is made from it by what
-changed, so that a busy room finds the entries that every event needs (power levels, join rules, the
-sender's membership) in a dict.
+The view of the next root inherits the cached entries and the changes. So a busy room finds the
+entries that every event needs (power levels, join rules, the sender's membership) in memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,11 +10,11 @@ from federation.protocol.events import StateKey
 from federation.rooms.events import RoomEvents, StoredEvent
 from storage.state.state_tree import StateTreeStore
 
-KEPT_ENTRIES = 512
-"""Above this a view's successor starts with what is new only."""
+MAX_INHERITED = 512
+"""With more entries than this, the next view inherits only the changes."""
 
 MAX_ENTRIES = 2048
-"""Above this a view begins to remember anew."""
+"""With more entries than this, the cache of a view is emptied."""
 
 
 class StateView:
@@ -38,8 +37,7 @@ class StateView:
         self._entries = {} if entries is None else entries
 
     async def load(self, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
-        """These entries of the state, as far as they exist: no query when they were asked for
-        before."""
+        """Return these entries of the state, as far as they exist. Cached ones need no query."""
         entries = self._entries
         found: dict[StateKey, StoredEvent | None] = {}
         missing: list[StateKey] = []
@@ -54,23 +52,25 @@ class StateView:
             read = {key: None if (nid := nids.get(key)) is None else events[nid] for key in missing}
             found.update(read)
             if len(entries) + len(read) > MAX_ENTRIES:
-                entries.clear()  # anyone may ask for keys that nobody ever set
+                entries.clear()  # anyone may request keys that were never set
             entries.update(read)
         return {key: event for key, event in found.items() if event is not None}
 
     async def get(self, key: StateKey) -> StoredEvent | None:
-        """One entry, or None."""
+        """Return one entry, or None."""
         return (await self.load([key])).get(key)
 
     async def load_nids(self, type: str | None = None) -> Mapping[tuple[str, str], int]:
-        """The whole state, or what has that type, as numbers of events: grows with the room, not
-        for hot paths."""
+        """Return the complete state, or the entries of one type, as event numbers.
+
+        Its cost grows with the room: not for hot paths.
+        """
         if type is None:
             return await self._trees.get_all(self.room_nid, self.root)
         return await self._trees.get_by_type(self.room_nid, self.root, [type])
 
     async def load_all(self) -> dict[StateKey, StoredEvent]:
-        """The whole state: grows with the room, not for hot paths."""
+        """Return the complete state. Its cost grows with the room: not for hot paths."""
         nids = await self.load_nids()
         events = await self._events.get_events(nids.values())
         return {StateKey(*key): events[nid] for key, nid in nids.items()}
@@ -78,12 +78,12 @@ class StateView:
     def after(
         self, root: bytes | None, changes: Mapping[StateKey, StoredEvent | None]
     ) -> "StateView":
-        """The view at the root that these changes lead to (None: the entry is gone)."""
+        """Return the view at the root that these changes lead to (None: the entry is removed)."""
         if root == self.root:
             return self
-        kept = self._entries if len(self._entries) <= KEPT_ENTRIES else {}
-        return StateView(self._trees, self._events, self.room_nid, root, {**kept, **changes})
+        inherited = self._entries if len(self._entries) <= MAX_INHERITED else {}
+        return StateView(self._trees, self._events, self.room_nid, root, {**inherited, **changes})
 
     def forget(self) -> None:
-        """Drop the entries that were read, since one of them has lost its content."""
+        """Empty the cache, because an event in it has lost its content."""
         self._entries.clear()

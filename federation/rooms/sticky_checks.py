@@ -1,8 +1,8 @@
-"""Sticky events that were soft-failed: they are told once their sender may send them after all.
+"""Rechecks soft-failed sticky events, and releases them once their sender may send them after all.
 
-Servers do not all see the same present state when an event arrives, so they may differ in what they
-soft-fail. For a sticky event that would be for good, and so it is asked again whenever its sender
-comes into the room. It stays soft-failed: nothing is built upon it, and no timeline shows it.
+Servers may have different current states when an event arrives, so they may differ in what they
+soft-fail. For a sticky event that would be final, so it is rechecked whenever its sender joins the
+room. It stays soft-failed: our events do not follow it, and no timeline shows it.
 
 Proposal: MSC4354.
 """
@@ -24,15 +24,17 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
 from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
-MOST_WHO_WAIT: Final = 10_000
-"""Senders in rooms that are remembered; of more, events are not told later."""
+MAX_WAITING: Final = 10_000
+"""Senders in rooms that are tracked; the events of others are not released later."""
 
 
 class WhoWaits:
-    """Senders in rooms, as many as are remembered. Where there are too many, those servers lose
-    that have most: theirs are the events that nobody may send."""
+    """Senders in rooms that have waiting events, up to a limit.
 
-    def __init__(self, most: int = MOST_WHO_WAIT) -> None:
+    Above it, the server with most senders loses one: it likely sends events that nobody may send.
+    """
+
+    def __init__(self, most: int = MAX_WAITING) -> None:
         self._most = most
         self._count = 0
         self._by_server: dict[ServerName, dict[tuple[int, str], None]] = {}
@@ -41,7 +43,7 @@ class WhoWaits:
         return who in self._by_server.get(_server_of(who), {})
 
     def add(self, room_nid: int, sender: str) -> None:
-        """Remember somebody, perhaps in the place of another."""
+        """Add a sender, and remove another if there are too many."""
         who = (room_nid, sender)
         own = self._by_server.setdefault(_server_of(who), {})
         if who in own:
@@ -53,7 +55,7 @@ class WhoWaits:
             self.discard(*next(iter(largest)))
 
     def discard(self, room_nid: int, sender: str) -> None:
-        """Forget somebody."""
+        """Remove a sender."""
         who = (room_nid, sender)
         server = _server_of(who)
         own = self._by_server.get(server, {})
@@ -69,7 +71,7 @@ def _server_of(who: tuple[int, str]) -> ServerName:
 
 
 class StickyChecks:
-    """Asks again. For the reactor thread."""
+    """Rechecks soft-failed sticky events. For the reactor thread."""
 
     log = Logger()
 
@@ -87,51 +89,50 @@ class StickyChecks:
         self._engine = engine
         self._events = events
         self._now_ms = now_ms
-        self._who_waits = WhoWaits()
-        self._others_write = False
-        """Somebody may wait of whom another process knows alone: then each join is looked up."""
+        self._waiting = WhoWaits()
+        self._has_remote_writes = False
+        """Another process may know of further senders: then each join is looked up."""
         streams.subscribe(self._on_changes, Topic.STICKY, Topic.MEMBERSHIP)
         streams.watch(self._on_remote_write)
 
     async def start(self) -> None:
-        """Learn who waited before a restart."""
+        """Load the senders that waited before a restart."""
         for room_nid, sender in await self._store.get_who_waits(self._now_ms()):
-            self._who_waits.add(room_nid, sender)
+            self._waiting.add(room_nid, sender)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, StickyRow):
                 if row.waits:
-                    self._who_waits.add(row.room_nid, row.sender)
+                    self._waiting.add(row.room_nid, row.sender)
             elif (
                 isinstance(row, MembershipRow)
                 and row.membership == "join"
-                and (self._others_write or (row.room_nid, row.user_id) in self._who_waits)
+                and (self._has_remote_writes or (row.room_nid, row.user_id) in self._waiting)
             ):
-                Deferred.fromCoroutine(self._ask_again(row.room_nid, row.user_id)).addErrback(
+                Deferred.fromCoroutine(self._recheck(row.room_nid, row.user_id)).addErrback(
                     lambda failure: self.log.failure(
-                        "soft-failed sticky events are not told", failure
+                        "soft-failed sticky events are not rechecked", failure
                     )
                 )
 
     def _on_remote_write(self, _after: int, _upto: int) -> None:
-        self._others_write = True
+        self._has_remote_writes = True
 
-    async def _ask_again(self, room_nid: int, sender: str) -> None:
+    async def _recheck(self, room_nid: int, sender: str) -> None:
         rows = await self._store.get_waiting(room_nid, sender, self._now_ms())
         if not rows:
-            self._who_waits.discard(room_nid, sender)
+            self._waiting.discard(room_nid, sender)
             return
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         room_id = RoomID(room.room_id)
-        # the stream tells of the join before the room's head is moved: that is done when it is our
-        # turn
+        # the stream announces the join before the room's head moves; it has moved in our turn
         allowed = await self._engine.in_turn(room_id, lambda: self._find_allowed(room_id, rows))
         if allowed:
             await self._store.release(room.room_id, allowed)
         if len(allowed) == len(rows):
-            self._who_waits.discard(room_nid, sender)
+            self._waiting.discard(room_nid, sender)
 
     async def _find_allowed(self, room_id: RoomID, rows: Sequence[StickyRow]) -> list[StickyRow]:
         snapshot = await self._engine.get_snapshot(room_id)
@@ -144,7 +145,7 @@ class StickyChecks:
 
 
 async def _is_allowed(snapshot: RoomSnapshot, stored: StoredEvent) -> bool:
-    """Whether the present state lets the event be sent."""
+    """Return whether the current state allows the event to be sent."""
     event = stored.event
     keys = auth_keys(event.version, event.type, event.sender, event.state_key, event.content)
     state = await snapshot.state.load(keys)

@@ -43,14 +43,14 @@ class _Index:
                 del self.rooms[row.room_nid]
 
     def remove_expired(self, room_nid: int, now: int) -> Sequence[StickyRow]:
-        """Remove the events of a room that are sticky no longer; returns the others."""
+        """Remove the expired events of a room; return the others."""
         rows = self.rooms.get(room_nid, {})
         for row in [row for row in rows.values() if row.expires_ts <= now]:
             self.remove(row.event_nid)
         return list(rows.values())
 
     def update(self, change: Change) -> bool:
-        """Apply a change, if it carries what is needed."""
+        """Apply a change; return False if it lacks the needed data."""
         if change.topic is Topic.REDACTED:
             if not isinstance(change.detail, int):
                 return False
@@ -76,8 +76,10 @@ class StickyEvents:
         )
 
     async def in_rooms(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, list[StickyRow]]:
-        """For each room (after, up to): its sticky events with positions in between, in order. Only
-        rooms that have any."""
+        """Return the sticky events of rooms with after < position ≤ up to, in order.
+
+        Rooms without any are left out.
+        """
         index, now = await self._index.get(), self._now_ms()
         found: dict[int, list[StickyRow]] = {}
         for room_nid in index.rooms.keys() & ranges.keys():
@@ -89,22 +91,22 @@ class StickyEvents:
         return found
 
     async def rooms(self) -> Set[int]:
-        """The rooms that may have sticky events."""
+        """Return the rooms that may have sticky events."""
         return (await self._index.get()).rooms.keys()
 
     def may_be_in(self, room_nid: int) -> bool:
-        """Whether the room may have sticky events; True if that is not cached."""
+        """Return whether the room may have sticky events; True if that is not cached."""
         index = self._index.find()
         return index is None or room_nid in index.rooms
 
     def end_of(self, event_nid: int) -> int | None:
-        """When an event ceases to be sticky; None if it is not sticky, or if that is not cached."""
+        """Return the time when an event expires; None if it is not sticky or not cached."""
         index = self._index.find()
         row = None if index is None else index.by_nid.get(event_nid)
         return None if row is None else row.expires_ts
 
     async def do_forget(self, limit: int) -> int:
-        """Delete up to `limit` events that are sticky no longer; returns how many were deleted."""
+        """Delete up to `limit` expired events; return how many were deleted."""
         index, now = self._index.find(), self._now_ms()
         if index is not None:
             for room_nid in list(index.rooms):

@@ -18,24 +18,26 @@ from storage.events.events import EventRow
 from storage.events.timelines import Arrival, TimelineStore
 
 TAIL_LENGTH = 64
-"""Arrivals kept for a room."""
+"""Cached arrivals per room."""
 
 _position = attrgetter("position")
 
 
 class Positioned(Protocol):
-    """What has a place in the one sequence."""
+    """An object with a position in the one sequence."""
 
     @property
     def position(self) -> int:
-        """That place."""
+        """The position."""
         ...
 
 
 def count_upto(known: Sequence[Positioned], position: int) -> int:
-    """How many of the few that are kept, oldest first, came up to a position. From their end, since
-    mostly only the last one came after: to halve again and again would look at more of them, which
-    after a rest costs more than to count."""
+    """Count the items, oldest first, up to a position.
+
+    It searches from the end, because mostly only the last item is newer. Then that is faster than a
+    binary search.
+    """
     count = len(known)
     while count and known[count - 1].position > position:
         count -= 1
@@ -50,7 +52,7 @@ class _Tail(msgspec.Struct):
 
 
 class Stretch(msgspec.Struct, frozen=True, gc=False):
-    """What arrived in a room between two positions."""
+    """The arrivals in a room between two positions."""
 
     arrivals: Sequence[Arrival]
     """The newest ones, oldest first."""
@@ -81,8 +83,7 @@ class Timelines:
     async def get_latest(
         self, ranges: Mapping[int, tuple[int, int]], limit: int
     ) -> dict[int, Stretch]:
-        """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up
-        to."""
+        """Return the newest `limit` arrivals of each room with after < position ≤ up to."""
         found: dict[int, Stretch] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():
@@ -110,20 +111,19 @@ class Timelines:
         return found
 
     def find_all(self, room_nid: int, after: int, upto: int) -> Sequence[Arrival] | None:
-        """The arrivals with after < position ≤ up to, oldest first, if all of them are cached."""
+        """Return the arrivals with after < position ≤ up to, oldest first, if all are cached."""
         tail = self._tails.get(room_nid)
         if tail is None or after < tail.complete_from:
             return None
         self.hits += 1
         known = tail.arrivals
         arrivals = known[count_upto(known, after) :]
-        if not arrivals or arrivals[-1].position <= upto:  # as a rule: nothing has come meanwhile
+        if not arrivals or arrivals[-1].position <= upto:  # usually there is nothing newer
             return arrivals
         return arrivals[: count_upto(arrivals, upto)]
 
     async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
-        """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are
-        missing."""
+        """Return the newest arrival of each room with position ≤ up to, if there is one."""
         found: dict[int, Arrival] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, upto in positions.items():
@@ -139,8 +139,7 @@ class Timelines:
         return found
 
     def find_latest(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
-        """The newest `limit` arrivals with after < position ≤ up to, if the tail says which these
-        are."""
+        """Return the newest `limit` arrivals with after < position ≤ up to, if they are cached."""
         tail = self._tails.get(room_nid)
         if tail is None:
             return None
@@ -148,7 +147,7 @@ class Timelines:
         start = bisect_right(known, after, key=_position)
         arrivals = known[start : bisect_right(known, upto, start, key=_position)]
         if after < tail.complete_from and len(arrivals) <= limit:
-            return None  # there may be more, or fewer, than the tail knows
+            return None  # there may be others that are not cached
         return Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
 
     def _keep(self, room_nid: int, after: int, arrivals: list[Arrival]) -> None:

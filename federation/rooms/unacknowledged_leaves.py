@@ -1,14 +1,14 @@
-"""What we did last in a room, where a server lets us in again that has not heard of it.
+"""Applies our last leaves when we join a room again through a server that has not received them.
 
-Whoever leaves as the last of ours has left at once, and the others hear of it when they can be had.
-If somebody of ours comes in meanwhile, by a server that does not know, the state that it tells
-lacks the leave. So the events in which we left the room are its ends again, beside the join: the
-state is resolved between them, here as it will be there once the leave has come, and what is said
-next follows both.
+A local user who leaves as our last member has left at once; other servers get the leave when they
+can be reached. If a local user joins meanwhile through a server without the leave, the state in its
+response lacks it. So the events in which we left become extremities again, beside the join. The
+state is resolved between them, as on the other servers once the leave arrives, and our next events
+follow both.
 
-Where it has heard of it, all that we knew of the room is over, and the told state counts alone:
-whoever resolves a state with one that it came from brings back what the room has moved past, here
-and at all who hear of it; and a state that went wrong here is put right by coming in anew.
+If the server has the leave, our old knowledge of the room is outdated, and only the response
+counts. Resolving a state with one of its ancestors would restore outdated entries, here and on all
+servers that receive it. And a wrong state here is corrected by joining again.
 
 spec: server-server-api#room-state-resolution
 """
@@ -23,12 +23,11 @@ from storage.persist.room_writer import StateChange
 
 
 class LeftBefore(Forbidden):
-    """Who wants in again has left, which the others will hear of, and may not come in again by
-    themselves."""
+    """The joining user has left, which other servers will learn, and may not rejoin uninvited."""
 
 
 class Unheard:
-    """Compares states. For the reactor thread."""
+    """Compares states to find leaves that another server lacks. For the reactor thread."""
 
     def __init__(
         self, events: RoomEvents, resolver: StateResolver, identity: ServerIdentity
@@ -40,12 +39,12 @@ class Unheard:
     async def find_replaced(
         self, room_nid: int, left: StateChange, told: StateChange
     ) -> dict[tuple[str, str], int]:
-        """What was in the state in which we left (`left`) in the place of memberships that are told
-        and are older: of our own users, which stood in the room here and had been replaced by then.
-        If there are any, the told state has not heard of our leaving.
+        """Return local memberships in our last state (`left`) that replace older ones in the
+        response (`told`).
 
-        Nothing else shows it: of what others do, one state may be as new as the other, where the
-        history was forked when we left.
+        Those older ones were placed in the room here and had been replaced when we left. If there
+        are any, the other server has not received our leave. Nothing else proves it: of remote
+        events either state may be newer, if the history was forked when we left.
         """
         difference = await self._resolver.diff(room_nid, left, told)
         older = {
@@ -55,10 +54,10 @@ class Unheard:
             and was is not None
             and now is not None
             and now < was
-            and self._is_ours(key)
+            and self._is_local(key)
         }
         stored = await self._events.get_events(now for _, now in older.values())
         return {key: was for key, (was, now) in older.items() if stored[now].in_timeline}
 
-    def _is_ours(self, key: StateKey) -> bool:
+    def _is_local(self, key: StateKey) -> bool:
         return self._identity.is_local(key.state_key)

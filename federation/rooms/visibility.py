@@ -1,8 +1,8 @@
-"""Which of a room's events one of our users may see, and what they were to the room at each.
+"""Decides which events of a room a local user may see, with their membership at each event.
 
-Every path that shows events to a user passes here. The state before an event is the state after it,
-but for the entry that it set itself, whose former event is stored with it: so one batch of look-ups
-answers for a whole page.
+Every path that shows events to a user uses this module. The state before an event is the state
+after it, except the entry that it set, whose previous event is stored with it. So one batch of
+look-ups is enough for a page.
 
 spec: client-server-api#room-history-visibility
 """
@@ -31,9 +31,9 @@ from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow
 from storage.state.state_tree import StateTreeStore
 
-_STANDING: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
-_SHOWN: Final = frozenset({EventFlag.TIMELINE})
-"""What `_STANDING` says of events that stand in the timeline and were not purged."""
+_mask: Final = (EventFlag.TIMELINE | EventFlag.PURGED).__and__
+_VISIBLE_FLAGS: Final = frozenset({EventFlag.TIMELINE})
+"""The masked flags of events that are in the timeline and not purged."""
 _flags: Final = attrgetter("flags")
 _position: Final = attrgetter("position")
 MAX_DEPTH: Final = 2**53 - 1
@@ -44,10 +44,10 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 
     event: StoredEvent
     membership: str
-    """The user's own, once the event had happened."""
+    """The user's own membership after the event."""
     is_erased: bool = False
-    """Whether it is without its content, since its sender's account was erased before the user
-    came."""
+    """Whether it lacks its content, because its sender's account was erased before the user
+    joined."""
 
 
 class Visibility:
@@ -61,28 +61,30 @@ class Visibility:
         lifetimes: Lifetimes | None = None,
         erased: ErasedSenders | None = None,
     ) -> None:
-        """Without `lifetimes` messages are shown for ever."""
+        """Without `lifetimes`, messages are shown forever."""
         self._erased = erased
         self._trees = trees
         self._events = events
-        self._stays = stays
+        self._departures = stays
         self._lifetimes = lifetimes
 
     async def filter(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
     ) -> list[Seen]:
-        """Those of the events (of one room) that the user may see, in the given order.
+        """Return the events, of one room, that the user may see, in the given order.
 
-        `own` is the user's present membership of the room. Events that do not stand in the timeline
-        are left out, and messages that are kept no longer.
+        `own`: the user's current membership of the room. Events outside the timeline and expired
+        messages are left out.
         """
         return await self.filter_of_any_age(user_id, own, await self.without_expired(events))
 
     def shows_plainly(self, own: MembershipRow, events: Sequence[StoredEvent]) -> bool:
-        """Whether a member sees all of these messages (of one room) just as they are: they came
-        while they were in the room, and nothing has become of them. False too where it takes a look
-        at the database to know that. `own`: their membership."""
-        for event in events:  # mostly one
+        """Return whether a member sees all of these messages, of one room, unchanged.
+
+        That is so if they arrived since `own`, the member's membership, and were not changed since.
+        False also if it would take a query to know.
+        """
+        for event in events:  # usually one
             if (
                 not event.is_plain_message
                 or event.position is None
@@ -92,7 +94,7 @@ class Visibility:
         return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
 
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
-        """Those of the events (of one room) that are kept still, whoever may see them."""
+        """Return the events, of one room, that have not expired, visible or not."""
         if self._lifetimes is None or not events:
             return events
         oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
@@ -101,17 +103,17 @@ class Visibility:
     async def filter_of_any_age(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
     ) -> list[Seen]:
-        """As `filter`, with messages that are kept no longer: for who asks for the state at an
-        event, not for the event."""
-        if not _SHOWN.issuperset(map(_STANDING, map(_flags, events))):
+        """Return the same as `filter`, with expired messages: for readers of the state at an event
+        rather than the event."""
+        if not _VISIBLE_FLAGS.issuperset(map(_mask, map(_flags, events))):
             events = [event for event in events if event.is_shown]
         return await self._filter_shown(user_id, own, events)
 
     async def sees_all(
         self, user_id: UserID, own: MembershipRow, events: Sequence[StoredEvent]
     ) -> bool:
-        """Whether a member may see all of the events (of one room), or might if none had grown too
-        old or been purged: for what they put upon them."""
+        """Return whether a member may see all of the events, of one room, ignoring expiry and
+        purges: for annotations of the member on them."""
         if not all(event.in_timeline for event in events):
             return False
         return len(await self._filter_shown(user_id, own, events)) == len(events)
@@ -119,8 +121,10 @@ class Visibility:
     async def filter_gone(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
     ) -> list[Seen]:
-        """Those of the events (of one room) that the user might see if they had not grown too old
-        or been purged, without their content: for what stands upon them."""
+        """Return the events that the user might see if they had not expired or been purged.
+
+        They are returned without their content, for events that refer to them. All are of one room.
+        """
         standing = [event for event in events if event.in_timeline]
         return [without_content(each) for each in await self._filter_shown(user_id, own, standing)]
 
@@ -129,8 +133,8 @@ class Visibility:
     ) -> list[Seen]:
         if own is None or own.membership != "join":
             return await self._filter_by_state(user_id, own, events)
-        # since the latest change of their membership they have been in the room: they see all,
-        # whatever its settings
+        # they have been in the room since the last change of their membership, and see all events
+        # since then, whatever the room's settings
         since = own.position
         positions = list(map(_position, events))
         if None not in positions and min(positions, default=0) > since:
@@ -167,12 +171,12 @@ class Visibility:
             nid for _, visibility_nid, member_nid in entries for nid in (visibility_nid, member_nid)
         }
         loaded = await self._events.get_events(nid for nid in wanted if nid is not None)
-        last_join = await self._last_join(own)
+        last_join = await self._get_last_joined_depth(own)
         seen: list[Seen] = []
         decided: dict[tuple[int | None, int | None, bool], str | None] = {}
         for event, visibility_nid, member_nid in entries:
             joined_later = last_join is not None and event.event.depth <= last_join
-            # for events that are no state, it is the same for long runs of them
+            # for message events, the decision is the same for long runs of them
             case = (visibility_nid, member_nid, joined_later)
             is_state = event.event.state_key is not None
             if not is_state and case in decided:
@@ -182,8 +186,7 @@ class Visibility:
             visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
             membership_event = loaded.get(member_nid) if member_nid is not None else None
             membership = membership_event.event.membership if membership_event is not None else None
-            # one's own leaving is shown even to who was only invited: else the room would not go
-            # from their list
+            # even an only invited user sees their own leave: else the room would stay in their list
             shows = _is_own_membership(event, user_id) or is_visible(
                 event.event,
                 user_id,
@@ -199,9 +202,10 @@ class Visibility:
         return await self.without_erased(own, seen)
 
     async def without_erased(self, own: MembershipRow | None, seen: list[Seen]) -> list[Seen]:
-        """The events (of one room), those without their content that were sent by somebody whose
-        account was erased before the user came into the room. `own`: the user's present
-        membership."""
+        """Remove the content of events from erased senders, as far as the user came later.
+
+        The events are of one room; `own`: the user's current membership.
+        """
         if self._erased is None or not seen:
             return seen
         hidden = await self._erased.find_hidden(
@@ -217,17 +221,17 @@ class Visibility:
         assert self._erased is not None
         return Seen(self._erased.without_content(seen.event), seen.membership, is_erased=True)
 
-    async def _last_join(self, own: MembershipRow | None) -> int | None:
-        """The depth up to which the user was in the room: none for who is in it now, None for who
-        never was."""
+    async def _get_last_joined_depth(self, own: MembershipRow | None) -> int | None:
+        """Return the depth up to which the user was in the room: unlimited for a member, None for a
+        user who was never in it."""
         if own is not None and own.membership == "join":
             return MAX_DEPTH
-        departure = await self._stays.find_departure(own)
+        departure = await self._departures.find_departure(own)
         return None if departure is None else departure.place.depth
 
 
 def without_content(seen: Seen) -> Seen:
-    """The event as if it were redacted."""
+    """Return the event in redacted form."""
     return replace(seen, event=seen.event.without_content())
 
 

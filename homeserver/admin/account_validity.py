@@ -1,4 +1,4 @@
-"""Accounts that end, for administrators: until when one is good. The path is Synapse's."""
+"""The validity of accounts, for administrators. The path is Synapse's."""
 
 import msgspec
 
@@ -9,9 +9,9 @@ from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.renewal import Renewals
 
 
-class Validity(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the request. `expiration_ts`: milliseconds since 1970; without it, the period
-    from now on."""
+class ValidityBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The request. `expiration_ts`: milliseconds since 1970; if absent, the configured period from
+    now."""
 
     user_id: str
     expiration_ts: int | None = None
@@ -20,10 +20,10 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
 @endpoint("POST", "/_synapse/admin/v1/account_validity/validity", auth=Auth.ADMIN)
 async def post_account_validity(
-    renewals: Renewals, accounts: Accounts, caller: Requester, *, body: Validity
+    renewals: Renewals, accounts: Accounts, caller: Requester, *, body: ValidityBody
 ) -> dict[str, object]:
-    """Set until when an account is good, and whether its owner is written to before. Raises
-    `NotFound`, `Forbidden` where accounts do not end, `InvalidParam`."""
+    """Set when an account expires, and whether its owner gets a renewal e-mail before. Raises
+    `NotFound`, `InvalidParam`, and `Forbidden` if accounts do not expire."""
     account = await accounts.get_account(UserID(body.user_id.replace("\0", "")))
     end = await renewals.do_set_end(
         UserID(account.user_id),

@@ -1,4 +1,4 @@
-"""Passwords that people made for programs, for administrators: whose there are, and their end."""
+"""Application passwords of accounts, for administrators: list and revoke them."""
 
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
@@ -13,8 +13,8 @@ PATH = "/_mahalla/admin/v1/users/{user_id}/application_passwords"
 async def get_application_passwords(
     passwords: ApplicationPasswords, *, user_id: UserID
 ) -> dict[str, object]:
-    """Those of an account, the oldest first. Times are milliseconds since 1970; nothing of the
-    secret is in it."""
+    """Return the application passwords of an account, oldest first. Times are milliseconds since
+    1970. Secrets are not included."""
     return {
         "application_passwords": [
             {
@@ -33,6 +33,7 @@ async def get_application_passwords(
 async def delete_application_password(
     passwords: ApplicationPasswords, caller: Requester, *, user_id: UserID, password_id: str
 ) -> Empty:
-    """End one, with the sessions that were begun with it. Raises `NotFound`."""
+    """Revoke an application password, and end the sessions that logged in with it. Raises
+    `NotFound`."""
     await passwords.do_end(user_id, password_id, by=caller.user_id)
     return EMPTY

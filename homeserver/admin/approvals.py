@@ -1,4 +1,4 @@
-"""Accounts that wait to be approved, for administrators. spec: MSC3866"""
+"""Accounts that wait for approval, for administrators. spec: MSC3866"""
 
 from typing import Final
 
@@ -10,18 +10,18 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.login.approvals import Approvals
 
-MOST: Final = 1000
+MAX_PAGE_SIZE: Final = 1000
 
 
-class Approval(msgspec.Struct, frozen=True):
+class ApprovalBody(msgspec.Struct, frozen=True):
     approved: bool
 
 
 @endpoint("GET", "/_mahalla/admin/v1/approvals", auth=Auth.ADMIN)
-async def get_waiting(approvals: Approvals, *, limit: int = 100) -> dict[str, object]:
-    """Who waits, the first first; since when, in milliseconds since 1970."""
-    if not 1 <= limit <= MOST:
-        raise InvalidParam(f"limit is between 1 and {MOST}")
+async def get_waiting_accounts(approvals: Approvals, *, limit: int = 100) -> dict[str, object]:
+    """Return waiting accounts, longest waiting first. Times are milliseconds since 1970."""
+    if not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")
     return {
         "waiting": [
             {"user_id": each.user_id, "since_ts": each.since_ts, "emails": list(each.addresses)}
@@ -32,9 +32,9 @@ async def get_waiting(approvals: Approvals, *, limit: int = 100) -> dict[str, ob
 
 @endpoint("PUT", "/_mahalla/admin/v1/users/{user_id}/approval", auth=Auth.ADMIN)
 async def put_approval(
-    approvals: Approvals, caller: Requester, *, user_id: UserID, body: Approval
-) -> Approval:
-    """Approve an account, or let it wait again."""
+    approvals: Approvals, caller: Requester, *, user_id: UserID, body: ApprovalBody
+) -> ApprovalBody:
+    """Approve an account, or withdraw its approval."""
     if body.approved:
         await approvals.do_approve(user_id, by=caller.user_id)
     else:

@@ -1,4 +1,4 @@
-"""What happened to an account, for administrators."""
+"""The audit log of accounts, for administrators."""
 
 from typing import Final
 
@@ -7,27 +7,30 @@ from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.audit.audit import NOBODY, Audit
 
-MOST: Final = 1000
+MAX_PAGE_SIZE: Final = 1000
 
 
 @endpoint("GET", "/_mahalla/admin/v1/users/{user_id}/audit", auth=Auth.ADMIN)
 async def get_audit(audit: Audit, *, user_id: UserID, limit: int = 100) -> dict[str, object]:
-    """Its records, newest first: when (`ts`, in milliseconds since 1970), what, whence, on which
-    device, and which administrator did it (`by`; null: the owner, or the server by itself), and
-    what there is more to say (`detail`)."""
-    return await _list(audit, user_id, limit)
+    """Return the audit records of an account, newest first.
+
+    `ts` is in milliseconds since 1970. `address` and `device_id` say where the action came from.
+    `by` is the administrator who acted; null means the owner or the server itself. `detail` holds
+    further facts.
+    """
+    return await _records(audit, user_id, limit)
 
 
 @endpoint("GET", "/_mahalla/admin/v1/audit", auth=Auth.ADMIN)
-async def get_audit_of_nobody(audit: Audit, *, limit: int = 100) -> dict[str, object]:
-    """As `get_audit`, of what concerns no account: programs of the OAuth 2.0 API that made
-    themselves known."""
-    return await _list(audit, NOBODY, limit)
+async def get_server_audit(audit: Audit, *, limit: int = 100) -> dict[str, object]:
+    """Return the audit records that belong to no account, such as OAuth 2.0 client registrations.
+    The form is that of `get_audit`."""
+    return await _records(audit, NOBODY, limit)
 
 
-async def _list(audit: Audit, user_id: UserID, limit: int) -> dict[str, object]:
-    if not 1 <= limit <= MOST:
-        raise InvalidParam(f"limit is between 1 and {MOST}")
+async def _records(audit: Audit, user_id: UserID, limit: int) -> dict[str, object]:
+    if not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")
     records = await audit.get_records(user_id, limit)
     return {
         "records": [

@@ -1,4 +1,4 @@
-"""Who has agreed to the terms of service and other documents, for administrators."""
+"""Consents to the terms of service and other policies, for administrators."""
 
 from typing import Annotated, Final
 
@@ -8,12 +8,12 @@ from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.terms.consent import Consents
 
-MOST: Final = 1000
+MAX_PAGE_SIZE: Final = 1000
 
 
 @endpoint("GET", "/_mahalla/admin/v1/policies", auth=Auth.ADMIN)
 async def get_policies(consents: Consents) -> dict[str, object]:
-    """The documents, and how many people have agreed to the version of now."""
+    """Return the policies, and how many users have agreed to the current version of each."""
     counts = await consents.count()
     return {
         "policies": {
@@ -32,13 +32,16 @@ async def get_users_of_policy(
     from_: Annotated[str, Names("from")] = "",
     limit: int = 100,
 ) -> dict[str, object]:
-    """Who has agreed to the version of now, and when (`agreed_ts`, milliseconds since 1970); with
-    `agreed=false`: who has not. By id; `next`, where there may be more, is the next `from`."""
-    if not 1 <= limit <= MOST:
-        raise InvalidParam(f"limit is between 1 and {MOST}")
+    """Return the users who have agreed to the current version, in the order of their ids.
+
+    `agreed_ts` is in milliseconds since 1970. With `agreed=false`: the users who have not agreed.
+    `next`, if present, is the `from` of the next page.
+    """
+    if not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")
     policy = next((each for each in consents.policies.all if each.policy_id == policy_id), None)
     if policy is None:
-        raise NotFound("There is no such document")
+        raise NotFound("There is no such policy")
     users = await consents.get_users(policy, agreed=agreed, after=from_, limit=limit)
     answer: dict[str, object] = {
         "version": policy.version,
@@ -51,8 +54,8 @@ async def get_users_of_policy(
 
 @endpoint("GET", "/_mahalla/admin/v1/users/{user_id}/consents", auth=Auth.ADMIN)
 async def get_consents_of_user(consents: Consents, *, user_id: UserID) -> dict[str, object]:
-    """All that somebody has agreed to, the oldest first, and what they have not, in the version of
-    now."""
+    """Return a user's consents, oldest first, and the policies whose current version they have not
+    agreed to."""
     return {
         "consents": [
             {"policy_id": row.policy_id, "version": row.version, "ts": row.ts}

@@ -1,10 +1,9 @@
-"""How this server stands with others that it sends to. The paths are those of Synapse's
-administration API.
+"""The federation queues of other servers. The paths are those of Synapse's administration API.
 
-Beside Synapse's fields there are the error, until when the server asks to be sent nothing
-(`asked_until_ts`: it has answered, so there is no `failure_ts`), why the policy refuses it, and how
-much has not been told yet. `last_successful_stream_ordering` says up to which position of the
-stream the server has been told of every event that concerns it.
+Fields in addition to Synapse's: the last error; `asked_until_ts`, until when the server asked us to
+send nothing (it answered, so `failure_ts` is null); why the federation policy refuses the server;
+and how much is queued. `last_successful_stream_ordering` is the stream position up to which the
+server has received every event that concerns it.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -18,8 +17,8 @@ from homeserver.services.federation.destinations import Destinations
 from storage.federation.destination_lists import DestinationSummary, Order
 
 _PATH: Final = "/_synapse/admin/v1/federation/destinations"
-MOST: Final = 1000
-"""Entries in one answer."""
+MAX_PAGE_SIZE: Final = 1000
+"""The largest number of entries in one response."""
 From = Annotated[int, Names("from")]
 OrderBy = Literal[
     "destination",
@@ -41,13 +40,13 @@ async def get_destinations(
     order_by: OrderBy = "destination",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The servers that share rooms with this one, or have something waiting; `destination`: a part
-    of their names."""
+    """Return a page of the servers that share rooms with this one or have a queue. `destination`
+    filters by a part of the server name."""
     _check_page(from_, limit)
     order: Order = "told_upto" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
     answer: dict[str, Any] = {
-        "destinations": [_shown(row, destinations) for row in rows],
+        "destinations": [_describe(row, destinations) for row in rows],
         "total": count,
     }
     return _with_next(answer, from_ + len(rows), count)
@@ -55,8 +54,8 @@ async def get_destinations(
 
 @endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
 async def get_destination(destinations: Destinations, *, destination: ServerName) -> dict[str, Any]:
-    """One of them."""
-    return _shown(await destinations.get(destination), destinations)
+    """Return the state of one destination."""
+    return _describe(await destinations.get(destination), destinations)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}/rooms", auth=Auth.ADMIN)
@@ -68,8 +67,8 @@ async def get_destination_rooms(
     limit: int = 100,
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The rooms that it is in, or has missed something of; then `stream_ordering` is the first
-    event that it has not been told."""
+    """Return the rooms that the destination is in or has missed events of. For a missed room,
+    `stream_ordering` is the position of the first event that the destination has not received."""
     _check_page(from_, limit)
     rooms, count = await destinations.get_rooms(destination, dir == "b", from_, limit)
     answer: dict[str, Any] = {
@@ -84,21 +83,23 @@ async def get_destination_rooms(
 
 @endpoint("POST", f"{_PATH}/{{destination}}/reset_connection", auth=Auth.ADMIN)
 async def reset_connection(destinations: Destinations, *, destination: ServerName) -> Empty:
-    """Try it now, however long it would have been left alone yet."""
+    """Retry now, and reset the back-off."""
     await destinations.do_try_now(destination)
     return EMPTY
 
 
 def _check_page(from_: int, limit: int) -> None:
-    if from_ < 0 or not 1 <= limit <= MOST:
-        raise InvalidParam(f"from is not negative, and limit is between 1 and {MOST}")
+    if from_ < 0 or not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(
+            f"from must not be negative, and limit must be between 1 and {MAX_PAGE_SIZE}"
+        )
 
 
 def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
     return {**answer, "next_token": str(end)} if end < count else answer
 
 
-def _shown(row: DestinationSummary, destinations: Destinations) -> dict[str, Any]:
+def _describe(row: DestinationSummary, destinations: Destinations) -> dict[str, Any]:
     return {
         "destination": row.server,
         "retry_last_ts": row.tried_ts,

@@ -1,4 +1,4 @@
-"""Devices of accounts, for administrators: lists, making, naming and removing them. The paths and
+"""Devices of accounts, for administrators: list, create, rename and delete them. The paths and
 names are Synapse's."""
 
 from http import HTTPStatus
@@ -21,28 +21,29 @@ _DEVICES = f"{_USER}/devices"
 _DEVICE = f"{_DEVICES}/{{device_id}}"
 
 
-class NewDevice(msgspec.Struct, frozen=True):
+class NewDeviceBody(msgspec.Struct, frozen=True):
     device_id: str | UnsetType = UNSET
 
 
-class Rename(msgspec.Struct, frozen=True):
-    """Without a name it keeps the one that it has."""
+class AdminRenameDeviceBody(msgspec.Struct, frozen=True):
+    """The new name. Without a name the device keeps its current one."""
 
     display_name: str | None = None
 
 
-class RemoveMany(msgspec.Struct, frozen=True):
-    """Tools that tidy up send all that a bot has left in the course of years at once."""
+class AdminDeleteDevicesBody(msgspec.Struct, frozen=True):
+    """The devices to delete. The bound is high: clean-up tools send all devices that a bot has
+    created over years."""
 
     devices: Annotated[list[str], msgspec.Meta(max_length=10_000)] | UnsetType = UNSET
 
 
 @endpoint("GET", _DEVICES, auth=Auth.ADMIN)
 async def get_devices_of_user(devices: DeviceAdministration, *, user_id: UserID) -> dict[str, Any]:
-    """All devices of an account. Where it has a dehydrated one, each says whether it is that.
-    Raises `InvalidParam`, `NotFound`."""
+    """Return all devices of an account. If it has a dehydrated device, each entry says whether it
+    is that one. Raises `InvalidParam`, `NotFound`."""
     found = await devices.get_devices(user_id)
-    shown = [_shown(device) for device in found.devices]
+    shown = [_describe(device) for device in found.devices]
     if found.dehydrated is not None:
         shown = [{**each, "dehydrated": each["device_id"] == found.dehydrated} for each in shown]
     return {"devices": shown, "total": len(shown)}
@@ -50,9 +51,9 @@ async def get_devices_of_user(devices: DeviceAdministration, *, user_id: UserID)
 
 @endpoint("POST", _DEVICES, auth=Auth.ADMIN)
 async def post_device_of_user(
-    devices: DeviceAdministration, *, user_id: UserID, body: NewDevice
+    devices: DeviceAdministration, *, user_id: UserID, body: NewDeviceBody
 ) -> Response:
-    """Make a device that nobody is signed in on; 201 also where it is there. Raises as
+    """Create a device without a session. Answers 201 even if it exists already. Raises as
     `DeviceAdministration.do_make`."""
     if body.device_id is UNSET:
         raise MissingParam("device_id is missing")
@@ -64,15 +65,19 @@ async def post_device_of_user(
 async def get_device_of_user(
     devices: DeviceAdministration, *, user_id: UserID, device_id: DeviceID
 ) -> dict[str, Any]:
-    """One of them. Raises `InvalidParam`, `NotFound`."""
-    return _shown(await devices.get_device(user_id, device_id))
+    """Return one device. Raises `InvalidParam`, `NotFound`."""
+    return _describe(await devices.get_device(user_id, device_id))
 
 
 @endpoint("PUT", _DEVICE, auth=Auth.ADMIN)
 async def put_device_of_user(
-    devices: DeviceAdministration, *, user_id: UserID, device_id: DeviceID, body: Rename = Rename()
+    devices: DeviceAdministration,
+    *,
+    user_id: UserID,
+    device_id: DeviceID,
+    body: AdminRenameDeviceBody = AdminRenameDeviceBody(),
 ) -> Empty:
-    """Name one. Raises as `DeviceAdministration.do_rename`."""
+    """Rename a device. Raises as `DeviceAdministration.do_rename`."""
     await devices.do_rename(user_id, device_id, body.display_name)
     return EMPTY
 
@@ -86,7 +91,7 @@ async def delete_device_of_user(
     user_id: UserID,
     device_id: DeviceID,
 ) -> Empty:
-    """Remove one, and end its session; none of this id is no error. Raises `InvalidParam`,
+    """Delete a device and end its session. An unknown device is no error. Raises `InvalidParam`,
     `NotFound` for an unknown user."""
     await devices.do_remove(user_id, [device_id], caller.user_id, context.client_ip)
     return EMPTY
@@ -99,17 +104,17 @@ async def post_delete_devices_of_user(
     context: RequestContext,
     *,
     user_id: UserID,
-    body: RemoveMany,
+    body: AdminDeleteDevicesBody,
 ) -> Empty:
-    """Remove some, likewise."""
+    """Delete several devices and end their sessions. Raises as `delete_device_of_user`."""
     if body.devices is UNSET:
-        raise MissingParam("devices is missing: a list of ids of devices")
+        raise MissingParam("devices is missing: a list of device IDs")
     ids = [parse_device_id(each) for each in body.devices]
     await devices.do_remove(user_id, ids, caller.user_id, context.client_ip)
     return EMPTY
 
 
-def _shown(device: DeviceRow) -> dict[str, Any]:
+def _describe(device: DeviceRow) -> dict[str, Any]:
     return {
         "device_id": device.device_id,
         "display_name": device.display_name,

@@ -1,4 +1,4 @@
-"""Who has which account, for administrators: people of identity providers, and e-mail addresses.
+"""Links between accounts and identity providers, and the owners of addresses, for administrators.
 
 The two paths under `/_synapse` are Synapse's.
 """
@@ -17,8 +17,8 @@ from homeserver.services.upstream.links import UpstreamLinks
 PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
 
 
-class Link(msgspec.Struct, frozen=True):
-    """The body of the request: who it is for the provider (`sub`, `entryUUID`, …)."""
+class LinkBody(msgspec.Struct, frozen=True):
+    """The request. `external_id` is the user's id at the provider (`sub`, `entryUUID`, …)."""
 
     external_id: str
 
@@ -29,7 +29,7 @@ class Link(msgspec.Struct, frozen=True):
 async def get_user_of_external_id(
     links: UpstreamLinks, *, provider: str, external_id: str
 ) -> dict[str, object]:
-    """Which account somebody of a provider has. Raises `NotFound`."""
+    """Return the account that is linked to an identity of a provider. Raises `NotFound`."""
     return {"user_id": await links.get_user(provider, external_id)}
 
 
@@ -37,9 +37,10 @@ async def get_user_of_external_id(
 async def get_user_of_threepid(
     threepids: Threepids, *, medium: str, address: str
 ) -> dict[str, object]:
-    """Which account has an address. Raises `InvalidParam` for a medium that is none, `NotFound`."""
+    """Return the account that has an address. Raises `NotFound`, and `InvalidParam` for an unknown
+    medium."""
     if medium not in (EMAIL, "msisdn"):
-        raise InvalidParam("medium is email or msisdn")
+        raise InvalidParam("medium must be email or msisdn")
     owner = await threepids.get_owner(medium, address)
     if owner is None:
         raise NotFound("No account has this address")
@@ -48,7 +49,7 @@ async def get_user_of_threepid(
 
 @endpoint("GET", PATH, auth=Auth.ADMIN)
 async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str, object]:
-    """As whom identity providers know the owner of an account. Raises `NotFound`."""
+    """Return the identities that are linked to an account. Raises `NotFound`."""
     return {
         "external_ids": [
             {"auth_provider": row.provider, "external_id": row.subject, "linked_ts": row.linked_ts}
@@ -59,9 +60,10 @@ async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str
 
 @endpoint("PUT", PATH + "/{provider}", auth=Auth.ADMIN)
 async def put_external_id(
-    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: Link
+    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: LinkBody
 ) -> Empty:
-    """Link an account to somebody of a provider. Raises `NotFound`, `InvalidParam`, `LinkTaken`."""
+    """Link an account to an identity of a provider. Raises `NotFound`, `InvalidParam`,
+    `LinkTaken`."""
     await links.do_set(user_id, provider, body.external_id, by=caller.user_id)
     return EMPTY
 
@@ -70,6 +72,6 @@ async def put_external_id(
 async def delete_external_id(
     links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str
 ) -> Empty:
-    """Take a link away. Raises `NotFound`."""
+    """Remove a link. Raises `NotFound`."""
     await links.do_remove(user_id, provider, by=caller.user_id)
     return EMPTY

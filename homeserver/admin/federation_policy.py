@@ -1,4 +1,4 @@
-"""With whom this server talks, as it is in force now: for administrators."""
+"""The federation policy that is in force, for administrators."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from homeserver.api.endpoint import Auth, endpoint
 async def get_federation_policy(
     policy: Policy, *, server: ServerName | None = None
 ) -> dict[str, Any]:
-    """The rules of the configuration, and the list of the federation's members where there is one.
+    """Return the configured rules, and the member list of the federation if there is one.
 
-    A list that has expired is shown with `in_force` false. With `server`, also what of it all holds
-    for that server.
+    An expired list has `in_force` false. With `server`, the response also says how the policy
+    applies to that server.
     """
     rules, members = policy.rules, policy.latest_members
     answer: dict[str, Any] = {

@@ -1,5 +1,5 @@
-"""Files, as administrators see and handle them. The paths under `/_synapse` are those of Synapse's
-administration API."""
+"""Media, for administrators. The paths under `/_synapse` are those of Synapse's administration
+API."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
@@ -20,16 +20,16 @@ from storage.media.usage import Amount, UserUsage
 
 _V1: Final = "/_synapse/admin/v1"
 _OURS: Final = "/_mahalla/admin/v1"
-MOST: Final = 10_000
-"""Entries in one answer."""
-CHANGES: Final = 100
+MAX_PAGE_SIZE: Final = 10_000
+"""The largest number of entries in one response."""
+CHANGES_PAGE_SIZE: Final = 100
 From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
 Scans = Mapping[bytes, ScanRow]
 UsageOrder = Literal["user_id", "displayname", "media_length", "media_count"]
 
 
-# What a user has uploaded.
+# Uploads of a user.
 
 
 @endpoint("GET", f"{_V1}/users/{{user_id}}/media", auth=Auth.ADMIN)
@@ -42,12 +42,12 @@ async def get_users_media(
     order_by: str | None = None,
     dir: Direction | None = None,
 ) -> dict[str, Any]:
-    """What a user has uploaded; without an order the newest first."""
+    """Return a page of a user's uploads, newest first by default."""
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
     answer: dict[str, Any] = {
-        "media": [shown_upload(row, scans) for row in page.rows],
+        "media": [describe_upload(row, scans) for row in page.rows],
         "total": page.count,
     }
     if from_ + limit < page.count:
@@ -66,34 +66,36 @@ async def delete_users_media(
     order_by: str | None = None,
     dir: Direction | None = None,
 ) -> dict[str, Any]:
-    """Delete a page of what a user has uploaded."""
+    """Delete a page of a user's uploads."""
     _check_page(from_, limit)
     return _deleted(
         await media.do_delete_of_user(user_id, _order(order_by, dir), from_, limit, caller.user_id)
     )
 
 
-# One file, and many.
+# Single files, and bulk deletion.
 
 
 @endpoint("GET", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
 async def get_media_info(
     media: MediaAdministration, *, server_name: ServerName, media_id: str
 ) -> dict[str, Any]:
-    """What is known of a file."""
+    """Return the metadata of a file."""
     row = await media.get_file(server_name, media_id)
     scans = await media.get_scans([row])
     if isinstance(row, RemoteMediaRow):
-        return {"media_info": shown_copy(row, scans)}
-    return {"media_info": {"media_origin": None, "filesystem_id": None, **shown_upload(row, scans)}}
+        return {"media_info": describe_copy(row, scans)}
+    return {
+        "media_info": {"media_origin": None, "filesystem_id": None, **describe_upload(row, scans)}
+    }
 
 
 @endpoint("DELETE", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
 async def delete_media(
     media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
 ) -> dict[str, Any]:
-    """Delete a file, or the copy of another server's, whoever refers to it, held back or protected
-    or not."""
+    """Delete a local file, or the cached copy of a remote one. Ignores references, quarantine and
+    protection."""
     return _deleted(await media.do_delete(server_name, media_id, caller.user_id))
 
 
@@ -106,11 +108,11 @@ async def delete_old_media(
     size_gt: int = 0,
     keep_profiles: bool = True,
 ) -> dict[str, Any]:
-    """Delete files of this server that nobody has read since, and that are larger than this."""
+    """Delete local files that are larger than `size_gt` and were last read before `before_ts`."""
     if before_ts is None:
         raise MissingParam("before_ts is missing")
     if size_gt < 0:
-        raise InvalidParam("size_gt may not be negative")
+        raise InvalidParam("size_gt must not be negative")
     return _deleted(
         await media.do_delete_old(before_ts, size_gt, caller.user_id, keep_profiles=keep_profiles)
     )
@@ -126,7 +128,7 @@ async def delete_old_media_of_server(
     size_gt: int = 0,
     keep_profiles: bool = True,
 ) -> dict[str, Any]:
-    """The older spelling of `delete_old_media`."""
+    """Delete old local files; the older path of `delete_old_media`."""
     media.check_own(server_name)
     return await delete_old_media(
         media, caller, before_ts=before_ts, size_gt=size_gt, keep_profiles=keep_profiles
@@ -137,7 +139,7 @@ async def delete_old_media_of_server(
 async def purge_media_cache(
     media: MediaAdministration, caller: Requester, *, before_ts: int | None = None
 ) -> dict[str, int]:
-    """Delete copies of other servers' files that nobody has read since."""
+    """Delete cached copies of remote files that were last read before `before_ts`."""
     if before_ts is None:
         raise MissingParam("before_ts is missing")
     return {"deleted": await media.do_purge_copies(before_ts, caller.user_id)}
@@ -145,7 +147,7 @@ async def purge_media_cache(
 
 @endpoint("GET", f"{_V1}/room/{{room_id}}/media", auth=Auth.ADMIN)
 async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
-    """The files that a room shows in what is not encrypted."""
+    """Return the files that unencrypted events of a room refer to."""
     own, others = await media.get_in_room(room_id)
     return {"local": own, "remote": others}
 
@@ -154,12 +156,13 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
 async def delete_room_media(
     media: MediaAdministration, caller: Requester, *, room_id: RoomID
 ) -> dict[str, Any]:
-    """Delete what a room shows in what is not encrypted, unless something else shows it too."""
+    """Delete the files that unencrypted events of a room refer to, unless something else refers to
+    them."""
     deleted, kept = await media.do_delete_of_room(room_id, caller.user_id)
     return {"deleted": deleted, "total": len(deleted), "shown_elsewhere": kept}
 
 
-# Holding back.
+# Quarantine.
 
 
 @endpoint(
@@ -171,7 +174,7 @@ async def delete_room_media(
 async def quarantine_room_media(
     media: MediaAdministration, caller: Requester, *, room_id: RoomID
 ) -> dict[str, int]:
-    """Hold back what a room shows."""
+    """Quarantine the files of a room."""
     return {"num_quarantined": await media.do_hold_of_room(room_id, caller.user_id)}
 
 
@@ -179,7 +182,7 @@ async def quarantine_room_media(
 async def quarantine_user_media(
     media: MediaAdministration, caller: Requester, *, user_id: UserID
 ) -> dict[str, int]:
-    """Hold back what a user has uploaded."""
+    """Quarantine the uploads of a user."""
     return {"num_quarantined": await media.do_hold_of_user(user_id, caller.user_id)}
 
 
@@ -187,7 +190,7 @@ async def quarantine_user_media(
 async def quarantine_media(
     media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
 ) -> Empty:
-    """Hold a file back, and all that have the same bytes."""
+    """Quarantine a file and all files with the same content."""
     await media.do_hold(server_name, media_id, caller.user_id)
     return EMPTY
 
@@ -196,17 +199,17 @@ async def quarantine_media(
 async def unquarantine_media(
     media: MediaAdministration, *, server_name: ServerName, media_id: str
 ) -> Empty:
-    """Give a file free, and all that have the same bytes."""
+    """Release a file and all files with the same content from quarantine."""
     await media.do_free(server_name, media_id)
     return EMPTY
 
 
 @endpoint("GET", f"{_V1}/media/quarantine_changes", auth=Auth.ADMIN)
 async def get_quarantine_changes(media: MediaAdministration, *, from_: From = 0) -> dict[str, Any]:
-    """What was held back and given free, in order."""
+    """Return quarantine changes in order."""
     if from_ < 0:
-        raise InvalidParam("from may not be negative")
-    changes = await media.get_changes(from_, CHANGES)
+        raise InvalidParam("from must not be negative")
+    changes = await media.get_changes(from_, CHANGES_PAGE_SIZE)
     return {
         "next_batch": changes[-1].number if changes else from_,
         "changes": [
@@ -222,19 +225,19 @@ async def get_quarantine_changes(media: MediaAdministration, *, from_: From = 0)
 
 @endpoint("POST", f"{_V1}/media/protect/{{media_id}}", auth=Auth.ADMIN)
 async def protect_media(media: MediaAdministration, *, media_id: str) -> Empty:
-    """A file of this server is not to be held back, nor to go by itself."""
+    """Protect a local file against quarantine and automatic deletion."""
     await media.do_protect(media_id, protected=True)
     return EMPTY
 
 
 @endpoint("POST", f"{_V1}/media/unprotect/{{media_id}}", auth=Auth.ADMIN)
 async def unprotect_media(media: MediaAdministration, *, media_id: str) -> Empty:
-    """It may be, again."""
+    """Remove the protection of a local file."""
     await media.do_protect(media_id, protected=False)
     return EMPTY
 
 
-# How much there is, of what, and what was deleted.
+# Usage and deletions.
 
 
 @endpoint("GET", f"{_V1}/statistics/users/media", auth=Auth.ADMIN)
@@ -249,12 +252,12 @@ async def get_media_statistics(
     until_ts: int | None = None,
     search_term: str | None = None,
 ) -> dict[str, Any]:
-    """How much each user has uploaded."""
+    """Return how much each user has uploaded."""
     _check_page(from_, limit)
     if from_ts < 0 or (until_ts is not None and until_ts <= from_ts):
-        raise InvalidParam("until_ts must be after from_ts, and neither may be negative")
+        raise InvalidParam("until_ts must be after from_ts, and neither must be negative")
     if search_term == "":
-        raise InvalidParam("search_term may not be empty")
+        raise InvalidParam("search_term must not be empty")
     found = [
         usage
         for usage in await media.get_usage_of_users(from_ts, until_ts)
@@ -283,8 +286,8 @@ async def get_media_statistics(
 async def get_media_usage(
     media: MediaAdministration, *, rooms: int = 10, servers: int = 10
 ) -> dict[str, Any]:
-    """How much there is in all, what of it is in the object store, which rooms show most, and of
-    which other servers there is most."""
+    """Return the total usage, the share in the object store, and the rooms and remote servers with
+    the most media."""
     _check_page(0, rooms)
     _check_page(0, servers)
     usage = await media.get_usage_of_server(rooms, servers)
@@ -303,8 +306,8 @@ async def get_media_usage(
 
 @endpoint("GET", f"{_OURS}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
 async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
-    """How much a room shows in what is not encrypted: this server's files, and copies of other
-    servers'."""
+    """Return how much media unencrypted events of a room refer to: local files and copies of remote
+    files."""
     usage = await media.get_usage_of_room(room_id)
     return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
@@ -316,7 +319,7 @@ async def get_deleted_media(
     from_: Annotated[int | None, Names("from")] = None,
     limit: int = 100,
 ) -> dict[str, Any]:
-    """Which files were deleted, when and why, the latest first."""
+    """Return the deleted files, latest first, with the time and the reason."""
     _check_page(0, limit)
     found = await media.get_deletions(from_, limit)
     answer: dict[str, Any] = {
@@ -342,8 +345,10 @@ async def get_deleted_media(
 
 
 def _check_page(start: int, limit: int) -> None:
-    if start < 0 or not 0 < limit <= MOST:
-        raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+    if start < 0 or not 0 < limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(
+            f"from must not be negative, and limit must be between 1 and {MAX_PAGE_SIZE}"
+        )
 
 
 def _order(by: str | None, direction: Direction | None) -> Order:
@@ -362,8 +367,8 @@ def _amount(amount: Amount) -> Mapping[str, int]:
     return {"media_count": amount.count, "media_length": amount.size}
 
 
-def shown_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
-    """A file of this server, as administrators see it."""
+def describe_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
+    """Describe a local file for administrators."""
     content = row.content
     return {
         "media_id": row.media_id,
@@ -382,8 +387,8 @@ def shown_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
     }
 
 
-def shown_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
-    """The copy of another server's file, as administrators see it."""
+def describe_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
+    """Describe the cached copy of a remote file for administrators."""
     return {
         "media_origin": row.origin,
         "media_id": row.media_id,

@@ -1,7 +1,7 @@
-"""Files that administrators choose by whose they are, where they are shown, when they came and how
-large they are, and what is done with them all.
+"""Bulk actions on media, for administrators. Files are selected by owner, room, time and size.
 
-What `GET` lists with such a choice is what the others act on, a page at a time.
+`GET` lists the files that a selection matches. The actions apply to the same files, one page at a
+time.
 """
 
 from typing import Any, Final, Literal
@@ -10,7 +10,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import parse_room_id, parse_server_name, parse_user_id
-from homeserver.admin.media import shown_copy, shown_upload
+from homeserver.admin.media import describe_copy, describe_upload
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.media.administration import Acted, MediaAdministration
@@ -20,24 +20,24 @@ from storage.media.lists import Wished
 from storage.media.remote_media import RemoteMediaRow
 
 _OURS: Final = "/_mahalla/admin/v1/media"
-MOST: Final = 10_000
-"""Files in one list."""
-MOST_AT_ONCE: Final = 1000
-"""Files with which something is done in one request."""
-LATEST: Final = 2**53 - 1
-"""No time, and no size, is beyond it."""
+MAX_PAGE_SIZE: Final = 10_000
+"""The largest number of files in one list."""
+MAX_BATCH: Final = 1000
+"""The largest number of files that one request acts on."""
+MAX_NUMBER: Final = 2**53 - 1
+"""An upper bound of all times and sizes."""
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which files. Times are milliseconds since 1970, sizes bytes. A name that is not known is
-    refused: what was meant by it would be left out."""
+class MediaSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A selection of files. Times are milliseconds since 1970, sizes bytes. An unknown field is
+    refused: ignoring a misspelt filter would select too much."""
 
     of: Literal["local", "remote"] = "local"
-    """Files of this server's users, or copies of other servers' files."""
+    """Local files, or cached copies of remote files."""
     user_id: str | None = None
     room_id: str | None = None
     only_in_room: bool = False
-    """Of what the room shows: only what nothing else shows."""
+    """Only files that nothing outside the room refers to."""
     server_name: str | None = None
     from_ts: int | None = None
     until_ts: int | None = None
@@ -45,12 +45,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     quarantined: bool | None = None
     protected: bool | None = None
     after: str = ""
-    """The `next_token` of the page before."""
+    """The `next_token` of the previous page."""
     limit: int = 100
 
 
 @endpoint("GET", _OURS, auth=Auth.ADMIN)
-async def get_chosen_media(
+async def get_selected_media(
     media: MediaAdministration,
     *,
     of: Literal["local", "remote"] = "local",
@@ -66,8 +66,8 @@ async def get_chosen_media(
     after: str = "",
     limit: int = 100,
 ) -> dict[str, Any]:
-    """What is chosen, in the order of their addresses."""
-    choice = Choice(
+    """Return the selected files in the order of their content URIs."""
+    selection = MediaSelection(
         of=of,
         user_id=user_id,
         room_id=room_id,
@@ -81,11 +81,15 @@ async def get_chosen_media(
         after=after,
         limit=limit,
     )
-    found = await media.find_files(_wished(choice), _after(choice, MOST), limit, own=of == "local")
+    found = await media.find_files(
+        _filter(selection), _after(selection, MAX_PAGE_SIZE), limit, own=of == "local"
+    )
     scans = await media.get_scans(found)
     answer: dict[str, Any] = {
         "media": [
-            shown_copy(row, scans) if isinstance(row, RemoteMediaRow) else shown_upload(row, scans)
+            describe_copy(row, scans)
+            if isinstance(row, RemoteMediaRow)
+            else describe_upload(row, scans)
             for row in found
         ]
     }
@@ -95,100 +99,107 @@ async def get_chosen_media(
 
 
 @endpoint("POST", f"{_OURS}/delete", auth=Auth.ADMIN)
-async def delete_chosen_media(
-    media: MediaAdministration, caller: Requester, *, body: Choice
+async def delete_selected_media(
+    media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
-    """Delete them. What is held back or protected stays, unless the choice is of just that."""
-    wished, after = _acted_on(body)
-    acted = await media.do_delete_chosen(
-        wished, after, body.limit, caller.user_id, own=body.of == "local"
+    """Delete the selected files. Quarantined and protected files stay, unless the selection asks
+    for just those."""
+    wanted, after = _parse_selection(body)
+    result = await media.do_delete_chosen(
+        wanted, after, body.limit, caller.user_id, own=body.of == "local"
     )
-    return _shown_act(acted)
+    return _describe_result(result)
 
 
 @endpoint("POST", f"{_OURS}/quarantine", auth=Auth.ADMIN)
-async def quarantine_chosen_media(
-    media: MediaAdministration, caller: Requester, *, body: Choice
+async def quarantine_selected_media(
+    media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
-    """Hold them back, and all that have the same bytes, but for those that are protected."""
-    wished, after = _acted_on(body)
-    acted = await media.do_hold_chosen(
-        wished, after, body.limit, caller.user_id, own=body.of == "local"
+    """Quarantine the selected files and all files with the same content, except protected ones."""
+    wanted, after = _parse_selection(body)
+    result = await media.do_hold_chosen(
+        wanted, after, body.limit, caller.user_id, own=body.of == "local"
     )
-    return _shown_act(acted)
+    return _describe_result(result)
 
 
 @endpoint("POST", f"{_OURS}/unquarantine", auth=Auth.ADMIN)
-async def unquarantine_chosen_media(media: MediaAdministration, *, body: Choice) -> dict[str, Any]:
-    """Give them free, and all that have the same bytes."""
-    wished, after = _acted_on(body)
-    return _shown_act(await media.do_free_chosen(wished, after, body.limit, own=body.of == "local"))
+async def unquarantine_selected_media(
+    media: MediaAdministration, *, body: MediaSelection
+) -> dict[str, Any]:
+    """Release the selected files and all files with the same content from quarantine."""
+    wanted, after = _parse_selection(body)
+    return _describe_result(
+        await media.do_free_chosen(wanted, after, body.limit, own=body.of == "local")
+    )
 
 
 @endpoint("POST", f"{_OURS}/protect", auth=Auth.ADMIN)
-async def protect_chosen_media(media: MediaAdministration, *, body: Choice) -> dict[str, Any]:
-    """Files of this server are not to be held back, nor to go by themselves."""
+async def protect_selected_media(
+    media: MediaAdministration, *, body: MediaSelection
+) -> dict[str, Any]:
+    """Protect the selected local files against quarantine and automatic deletion."""
     return await _protect(media, body, protected=True)
 
 
 @endpoint("POST", f"{_OURS}/unprotect", auth=Auth.ADMIN)
-async def unprotect_chosen_media(media: MediaAdministration, *, body: Choice) -> dict[str, Any]:
-    """They may be, again."""
+async def unprotect_selected_media(
+    media: MediaAdministration, *, body: MediaSelection
+) -> dict[str, Any]:
+    """Remove the protection of the selected local files."""
     return await _protect(media, body, protected=False)
 
 
 async def _protect(
-    media: MediaAdministration, choice: Choice, *, protected: bool
+    media: MediaAdministration, selection: MediaSelection, *, protected: bool
 ) -> dict[str, Any]:
-    wished, after = _acted_on(choice)
-    if choice.of == "remote":
+    wanted, after = _parse_selection(selection)
+    if selection.of == "remote":
         raise InvalidParam(
-            "Copies of other servers' files cannot be protected: they are fetched again"
+            "Copies of remote files cannot be protected: they are fetched again when needed"
         )
-    return _shown_act(
-        await media.do_protect_chosen(wished, after, choice.limit, protected=protected)
+    return _describe_result(
+        await media.do_protect_chosen(wanted, after, selection.limit, protected=protected)
     )
 
 
-def _acted_on(choice: Choice) -> tuple[Wished, MediaAddress]:
-    """Which files, and the address after which they begin. Raises InvalidParam."""
-    return _wished(choice), _after(choice, MOST_AT_ONCE)
+def _parse_selection(selection: MediaSelection) -> tuple[Wished, MediaAddress]:
+    """Return the file filter, and the address after which the page begins. Raises InvalidParam."""
+    return _filter(selection), _after(selection, MAX_BATCH)
 
 
-def _wished(choice: Choice) -> Wished:
+def _filter(selection: MediaSelection) -> Wished:
     for name in ("from_ts", "until_ts", "size_gt"):
-        number = getattr(choice, name)
-        if number is not None and not -1 <= number <= LATEST:
-            raise InvalidParam(f"{name} must be from -1 to {LATEST}")
-    if choice.of == "remote" and (choice.user_id is not None or choice.protected):
-        raise InvalidParam(
-            "Copies of other servers' files have no user_id here, and are not protected"
-        )
-    if choice.of == "local" and choice.server_name is not None:
-        raise InvalidParam("server_name is for of=remote")
-    if choice.only_in_room and choice.room_id is None:
-        raise InvalidParam("only_in_room wants a room_id")
+        number = getattr(selection, name)
+        if number is not None and not -1 <= number <= MAX_NUMBER:
+            raise InvalidParam(f"{name} must be between -1 and {MAX_NUMBER}")
+    if selection.of == "remote" and (selection.user_id is not None or selection.protected):
+        raise InvalidParam("user_id and protected do not apply to copies of remote files")
+    if selection.of == "local" and selection.server_name is not None:
+        raise InvalidParam("server_name requires of=remote")
+    if selection.only_in_room and selection.room_id is None:
+        raise InvalidParam("only_in_room requires room_id")
     return Wished(
-        from_ms=choice.from_ts,
-        until_ms=choice.until_ts,
-        larger_than=choice.size_gt,
-        held=choice.quarantined,
-        protected=choice.protected,
-        user_id=None if choice.user_id is None else parse_user_id(choice.user_id),
-        origin=None if choice.server_name is None else parse_server_name(choice.server_name),
-        room_id=None if choice.room_id is None else parse_room_id(choice.room_id),
-        only_there=choice.only_in_room,
+        from_ms=selection.from_ts,
+        until_ms=selection.until_ts,
+        larger_than=selection.size_gt,
+        held=selection.quarantined,
+        protected=selection.protected,
+        user_id=None if selection.user_id is None else parse_user_id(selection.user_id),
+        origin=None if selection.server_name is None else parse_server_name(selection.server_name),
+        room_id=None if selection.room_id is None else parse_room_id(selection.room_id),
+        only_there=selection.only_in_room,
     )
 
 
-def _after(choice: Choice, most: int) -> MediaAddress:
-    if not 0 < choice.limit <= most:
-        raise InvalidParam(f"limit must be from 1 to {most}")
-    if not choice.after:
+def _after(selection: MediaSelection, max_limit: int) -> MediaAddress:
+    if not 0 < selection.limit <= max_limit:
+        raise InvalidParam(f"limit must be between 1 and {max_limit}")
+    if not selection.after:
         return MediaAddress("", "")
-    origin, _, media_id = choice.after.partition("/")
+    origin, _, media_id = selection.after.partition("/")
     if not MEDIA_ID.fullmatch(media_id):
-        raise InvalidParam("after is not a token that was given out")
+        raise InvalidParam("after must be the next_token of an earlier response")
     return MediaAddress(parse_server_name(origin), media_id)
 
 
@@ -196,8 +207,8 @@ def _token(address: MediaAddress) -> str:
     return f"{address.origin}/{address.media_id}"
 
 
-def _shown_act(acted: Acted) -> dict[str, Any]:
-    answer: dict[str, Any] = {"media": acted.addresses, "total": acted.count}
-    if acted.last is not None:
-        answer["next_token"] = _token(acted.last)
+def _describe_result(result: Acted) -> dict[str, Any]:
+    answer: dict[str, Any] = {"media": result.addresses, "total": result.count}
+    if result.last is not None:
+        answer["next_token"] = _token(result.last)
     return answer

@@ -1,4 +1,4 @@
-"""Scans of files, for administrators: what was found, and scanning again."""
+"""Media scans, for administrators: list findings, and scan again."""
 
 from typing import Annotated, Any
 
@@ -11,19 +11,21 @@ from homeserver.services.scanning.administration import ScanAdministration, show
 from storage.media.rescans import Rescan
 
 _OURS = "/_mahalla/admin/v1/media"
-MOST = 1000
-"""Findings in one answer."""
-MOST_FILES = 100
-"""Files of one finding that are named."""
+MAX_PAGE_SIZE = 1000
+"""The largest number of findings in one response."""
+MAX_FILES = 100
+"""The largest number of files listed for one finding."""
 
 
 @endpoint("GET", f"{_OURS}/harmful", auth=Auth.ADMIN)
 async def get_harmful_media(
     scans: ScanAdministration, *, from_: Annotated[int, Names("from")] = 0, limit: int = 100
 ) -> dict[str, Any]:
-    """What was found harmful, the latest first, and the files that have it."""
-    if from_ < 0 or not 0 < limit <= MOST:
-        raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+    """Return what scanners found harmful, latest first, and the files with that content."""
+    if from_ < 0 or not 0 < limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(
+            f"from must not be negative, and limit must be between 1 and {MAX_PAGE_SIZE}"
+        )
     found = await scans.get_findings(from_, limit)
     answer: dict[str, Any] = {
         "harmful": [
@@ -39,7 +41,7 @@ async def get_harmful_media(
                         "media_id": file.address.media_id,
                         "user_id": file.user_id,
                     }
-                    for file in each.files[:MOST_FILES]
+                    for file in each.files[:MAX_FILES]
                 ],
                 "file_count": len(each.files),
             }
@@ -51,31 +53,31 @@ async def get_harmful_media(
     return answer
 
 
-class WantedRescan(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of the request."""
+class RescanRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The rescan request."""
 
     newer_than_ms: int | None = None
-    """Only files that have come within this time; by default all."""
+    """Only files that arrived within this time; by default all files."""
 
 
 @endpoint("POST", f"{_OURS}/rescan", auth=Auth.ADMIN)
 async def post_rescan(
-    scans: ScanAdministration, *, body: WantedRescan = WantedRescan()
+    scans: ScanAdministration, *, body: RescanRequest = RescanRequest()
 ) -> dict[str, Any]:
-    """Scan files again, in the background."""
+    """Start a rescan in the background."""
     if body.newer_than_ms is not None and body.newer_than_ms < 0:
-        raise InvalidParam("newer_than_ms may not be negative")
-    return _shown(await scans.do_rescan(body.newer_than_ms), 0)
+        raise InvalidParam("newer_than_ms must not be negative")
+    return _describe(await scans.do_rescan(body.newer_than_ms), 0)
 
 
 @endpoint("GET", f"{_OURS}/rescan", auth=Auth.ADMIN)
 async def get_rescan(scans: ScanAdministration) -> dict[str, Any]:
-    """How far the rescan is that is under way, or how the last one went."""
+    """Return the progress of the running rescan, or the result of the last one."""
     rescan, left = await scans.get_rescan()
-    return {} if rescan is None else _shown(rescan, left)
+    return {} if rescan is None else _describe(rescan, left)
 
 
-def _shown(rescan: Rescan, left: int) -> dict[str, Any]:
+def _describe(rescan: Rescan, left: int) -> dict[str, Any]:
     return {
         "reason": rescan.reason,
         "began_ts": rescan.began_ts,

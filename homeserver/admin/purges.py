@@ -1,5 +1,5 @@
-"""Purging the history of rooms, and what was deleted for good. The paths under `/_synapse` are
-those of Synapse's administration API."""
+"""Purge the history of rooms, and count purged messages. The paths under `/_synapse` are those of
+Synapse's administration API."""
 
 from typing import Annotated, Any, Final
 
@@ -14,14 +14,14 @@ from homeserver.services.retention.history_purges import HistoryPurges
 from homeserver.services.retention.purge_log import PurgedRecord
 
 _V1: Final = "/_synapse/admin/v1"
-MOST: Final = 1000
-"""Entries in one answer."""
+MAX_PAGE_SIZE: Final = 1000
+"""The largest number of entries in one response."""
 Time = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 From = Annotated[str | None, Names("from")]
 
 
-class Purge(msgspec.Struct, frozen=True):
-    """The body of a request to purge."""
+class PurgeBody(msgspec.Struct, frozen=True):
+    """The purge request."""
 
     purge_up_to_ts: Time | None = None
     purge_up_to_event_id: EventID | None = None
@@ -30,11 +30,10 @@ class Purge(msgspec.Struct, frozen=True):
 
 @endpoint("POST", f"{_V1}/purge_history/{{room_id}}", auth=Auth.ADMIN)
 async def purge_history(
-    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: Purge
+    purges: HistoryPurges, caller: Requester, *, room_id: RoomID, body: PurgeBody
 ) -> dict[str, str]:
-    """Begin to delete what stands above an event, or else was sent before a time; what users of
-    this server have said stays, unless `delete_local_events` says otherwise. Raises NotFound,
-    BadJson, MatrixError."""
+    """Start to delete the events before an event or a time. Events of local users stay, unless
+    `delete_local_events` is set. Raises NotFound, BadJson, MatrixError."""
     return await _begin(purges, caller, room_id, body.purge_up_to_event_id, body)
 
 
@@ -45,17 +44,21 @@ async def purge_history_before(
     *,
     room_id: RoomID,
     event_id: EventID,
-    body: Purge = Purge(),
+    body: PurgeBody = PurgeBody(),
 ) -> dict[str, str]:
-    """The same, with the event in the path; it stays itself."""
+    """Start a purge up to the event in the path, which itself stays. Raises as `purge_history`."""
     return await _begin(purges, caller, room_id, event_id, body)
 
 
 async def _begin(
-    purges: HistoryPurges, caller: Requester, room_id: RoomID, event_id: EventID | None, body: Purge
+    purges: HistoryPurges,
+    caller: Requester,
+    room_id: RoomID,
+    event_id: EventID | None,
+    body: PurgeBody,
 ) -> dict[str, str]:
     if event_id is None and body.purge_up_to_ts is None:
-        raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is needed")
+        raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is required")
     purge_id = await purges.do_begin(
         room_id, event_id, body.purge_up_to_ts, with_own=body.delete_local_events, by=caller.user_id
     )
@@ -64,8 +67,8 @@ async def _begin(
 
 @endpoint("GET", f"{_V1}/purge_history_status/{{purge_id}}", auth=Auth.ADMIN)
 async def get_purge_status(purges: HistoryPurges, *, purge_id: str) -> dict[str, Any]:
-    """What has become of it: `active`, `complete` or `failed`, and how many messages lost their
-    content. Raises NotFound."""
+    """Return the status of a purge (`active`, `complete` or `failed`), and how many messages lost
+    their content. Raises NotFound."""
     return await purges.get_status(purge_id)
 
 
@@ -73,8 +76,8 @@ async def get_purge_status(purges: HistoryPurges, *, purge_id: str) -> dict[str,
 async def get_purged_messages(
     record: PurgedRecord, *, from_: From = None, limit: int = 100
 ) -> dict[str, Any]:
-    """How many messages were deleted for good, by day and room and why (retention, purge,
-    forgotten), the latest day first."""
-    if not 1 <= limit <= MOST:
-        raise InvalidParam(f"limit is between 1 and {MOST}")
+    """Return how many messages were deleted, by day, room and reason (retention, purge, forgotten),
+    latest day first."""
+    if not 1 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")
     return await record.get_page(from_, limit)

@@ -1,5 +1,4 @@
-"""Pushers, as operators see them: those of a user (as Synapse's administration API shows them), and
-how gateways stand."""
+"""Pushers and push gateways, for administrators. The path of a user's pushers is Synapse's."""
 
 from typing import Any
 
@@ -13,16 +12,16 @@ from storage.push.pushers import PusherRow
 
 @endpoint("GET", "/_synapse/admin/v1/users/{user_id}/pushers", auth=Auth.ADMIN)
 async def get_users_pushers(pushers: Pushers, *, user_id: UserID) -> dict[str, Any]:
-    """The pushers of a user. Fields of ours beside Synapse's: whether it is enabled, and how it
-    stands."""
+    """Return the pushers of a user. Fields in addition to Synapse's: whether the pusher is enabled,
+    and the state of its delivery."""
     rows = await pushers.get_rows(user_id)
-    return {"pushers": [_shown(row) for row in rows], "total": len(rows)}
+    return {"pushers": [_describe(row) for row in rows], "total": len(rows)}
 
 
 @endpoint("GET", "/_mahalla/admin/v1/push_gateways", auth=Auth.ADMIN)
 async def get_push_gateways(pushers: Pushers) -> dict[str, Any]:
-    """How many pushers each gateway has, how many of them fail, since when, and when it last took a
-    push."""
+    """Return for each push gateway how many pushers it has, how many of them fail and since when,
+    and when it last accepted a push."""
     return {
         "gateways": [
             {
@@ -37,7 +36,7 @@ async def get_push_gateways(pushers: Pushers) -> dict[str, Any]:
     }
 
 
-def _shown(row: PusherRow) -> dict[str, Any]:
+def _describe(row: PusherRow) -> dict[str, Any]:
     return {
         "app_id": row.app_id,
         "app_display_name": row.app_display_name,

@@ -1,4 +1,4 @@
-"""Making accounts with the shared secret: what scripts and playbooks call."""
+"""Register accounts with the shared secret, for scripts and playbooks."""
 
 import msgspec
 
@@ -18,8 +18,8 @@ from homeserver.services.profiles.profiles import Profiles
 _PATH = "/_synapse/admin/v1/register"
 
 
-class Register(msgspec.Struct, frozen=True, kw_only=True):
-    """The account that is wanted. `admin` counts by its truth; an empty or null `user_type` is
+class AdminRegisterBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The registration request. Any truthy `admin` counts. An empty or null `user_type` means
     none."""
 
     nonce: str | None = None
@@ -37,7 +37,7 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
 
 @endpoint("GET", _PATH, auth=Auth.NONE, limit=Limit.REGISTRATION)
 async def get_nonce(registration: SharedSecretRegistration) -> dict[str, object]:
-    """A nonce for one request."""
+    """Return a nonce for one request."""
     return {"nonce": await registration.do_make_nonce()}
 
 
@@ -47,10 +47,10 @@ async def post_register(
     profiles: Profiles,
     context: RequestContext,
     *,
-    body: Register,
+    body: AdminRegisterBody,
 ) -> dict[str, object]:
-    """Make an account."""
-    wish = Wish(
+    """Register an account."""
+    request = Wish(
         username=body.username,
         password=body.password,
         device_id=None if body.device_id is None else parse_device_id(body.device_id),
@@ -61,7 +61,7 @@ async def post_register(
         user_type=body.user_type or None,
         address=context.client_ip,
     )
-    registered = await registration.do_register(SignedWish(body.nonce, body.mac, wish))
+    registered = await registration.do_register(SignedWish(body.nonce, body.mac, request))
     if body.displayname:
         await profiles.do_set_display_name(registered.user_id, body.displayname)
     return session_answer(registered.user_id, registered.session)

@@ -14,9 +14,9 @@ from storage.accounts.registration_tokens import RegistrationTokenRow
 _PATH = "/_synapse/admin/v1/registration_tokens"
 
 
-class NewToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that is wanted; without `token` one of `length` characters is made up. `expiry_time`:
-    milliseconds since 1970."""
+class NewTokenBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A new registration token. Without `token`, one of `length` characters is generated.
+    `expiry_time` is in milliseconds since 1970."""
 
     token: str | None = None
     length: int = 16
@@ -24,8 +24,8 @@ class NewToken(msgspec.Struct, frozen=True, kw_only=True):
     expiry_time: int | None = None
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What is missing stays; null: without bound."""
+class TokenLimitsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """New limits. An absent field keeps its value; null removes the limit."""
 
     uses_allowed: int | UnsetType | None = UNSET
     expiry_time: int | UnsetType | None = UNSET
@@ -35,33 +35,33 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 async def get_registration_tokens(
     tokens: RegistrationTokens, *, valid: bool | None = None
 ) -> dict[str, Any]:
-    """All of them; those alone that can be used now (`valid=true`), or cannot."""
-    return {"registration_tokens": [_shown(row) for row in await tokens.get_all(valid=valid)]}
+    """Return all registration tokens; with `valid`, only those that can or cannot be used now."""
+    return {"registration_tokens": [_describe(row) for row in await tokens.get_all(valid=valid)]}
 
 
 @endpoint("POST", f"{_PATH}/new", auth=Auth.ADMIN)
 async def post_registration_token(
-    tokens: RegistrationTokens, caller: Requester, *, body: NewToken = NewToken()
+    tokens: RegistrationTokens, caller: Requester, *, body: NewTokenBody = NewTokenBody()
 ) -> dict[str, Any]:
-    """Make one. Raises `InvalidParam`."""
+    """Create a registration token. Raises `InvalidParam`."""
     made = await tokens.do_make(
         body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id
     )
-    return _shown(made)
+    return _describe(made)
 
 
 @endpoint("GET", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
 async def get_registration_token(tokens: RegistrationTokens, *, token: str) -> dict[str, Any]:
-    """One of them. Raises `NotFound`."""
-    return _shown(await tokens.get(token))
+    """Return one registration token. Raises `NotFound`."""
+    return _describe(await tokens.get(token))
 
 
 @endpoint("PUT", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
 async def put_registration_token(
-    tokens: RegistrationTokens, caller: Requester, *, token: str, body: Limits
+    tokens: RegistrationTokens, caller: Requester, *, token: str, body: TokenLimitsBody
 ) -> dict[str, Any]:
-    """Change its limits. Raises `NotFound`, `InvalidParam`."""
-    return _shown(
+    """Change the limits of a registration token. Raises `NotFound`, `InvalidParam`."""
+    return _describe(
         await tokens.do_change(token, body.uses_allowed, body.expiry_time, caller.user_id)
     )
 
@@ -70,12 +70,12 @@ async def put_registration_token(
 async def delete_registration_token(
     tokens: RegistrationTokens, caller: Requester, *, token: str
 ) -> Empty:
-    """Take it away. Raises `NotFound`."""
+    """Delete a registration token. Raises `NotFound`."""
     await tokens.do_remove(token, caller.user_id)
     return EMPTY
 
 
-def _shown(row: RegistrationTokenRow) -> dict[str, Any]:
+def _describe(row: RegistrationTokenRow) -> dict[str, Any]:
     return {
         "token": row.token,
         "uses_allowed": row.uses_allowed,

@@ -1,9 +1,8 @@
-"""What users reported: events and users by the paths of Synapse's administration API, rooms by
-paths of ours.
+"""Reports of events, users and rooms, for administrators. Events and users have the paths of
+Synapse's administration API, rooms have our own.
 
-`from` counts reports in the order that is asked for: from the oldest on (`dir=f`) it stays where it
-is as reports come in, and moves as they are removed. Clients send no `score` any more, so it is
-null.
+`from` is an offset in the requested order. With `dir=f` (oldest first), new reports do not shift
+pages, but deleted reports do. Clients no longer send a `score`, so it is null.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -19,8 +18,8 @@ from storage.moderation.reports import Report, ReportFilter, ReportKind
 _EVENTS: Final = "/_synapse/admin/v1/event_reports"
 _USERS: Final = "/_synapse/admin/v1/user_reports"
 _ROOMS: Final = "/_mahalla/admin/v1/room_reports"
-MOST: Final = 1000
-"""Entries in one answer."""
+MAX_PAGE_SIZE: Final = 1000
+"""The largest number of entries in one response."""
 MAX_OFFSET: Final = 2**53
 From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
@@ -37,8 +36,8 @@ async def get_event_reports(
     room_id: str = "",
     event_sender_user_id: UserID | None = None,
 ) -> dict[str, Any]:
-    """Reports of events; `user_id` and `room_id` are parts of the ids of who reported and of the
-    room."""
+    """Return reports of events. `user_id` and `room_id` match parts of the reporter's id and of the
+    room id."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id, target=event_sender_user_id)
     rows, answer = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
     return {"event_reports": [_event_report(row) for row in rows], **answer}
@@ -46,14 +45,14 @@ async def get_event_reports(
 
 @endpoint("GET", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
 async def get_event_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
-    """One of them, with the event."""
+    """Return one report with the reported event."""
     report = await reports.get(ReportKind.EVENT, report_id)
     return {**_event_report(report), "event_json": await reports.get_event(report)}
 
 
 @endpoint("DELETE", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
 async def delete_event_report(reports: KeptReports, *, report_id: int) -> Empty:
-    """Keep it no longer."""
+    """Delete the report of an event."""
     await reports.do_remove(ReportKind.EVENT, report_id)
     return EMPTY
 
@@ -68,8 +67,8 @@ async def get_user_reports(
     user_id: str = "",
     target_user_id: str = "",
 ) -> dict[str, Any]:
-    """Reports of users; `user_id` and `target_user_id` are parts of the ids of who reported and of
-    who is reported."""
+    """Return reports of users. `user_id` and `target_user_id` match parts of the ids of the
+    reporter and of the reported user."""
     wanted = ReportFilter(reporter_part=user_id, target_part=target_user_id)
     rows, answer = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
     return {"user_reports": [_user_report(row) for row in rows], **answer}
@@ -77,13 +76,13 @@ async def get_user_reports(
 
 @endpoint("GET", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
 async def get_user_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
-    """One of them."""
+    """Return one report of a user."""
     return _user_report(await reports.get(ReportKind.USER, report_id))
 
 
 @endpoint("DELETE", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
 async def delete_user_report(reports: KeptReports, *, report_id: int) -> Empty:
-    """Keep it no longer."""
+    """Delete the report of a user."""
     await reports.do_remove(ReportKind.USER, report_id)
     return EMPTY
 
@@ -98,8 +97,8 @@ async def get_room_reports(
     user_id: str = "",
     room_id: str = "",
 ) -> dict[str, Any]:
-    """Reports of rooms; `user_id` and `room_id` are parts of the ids of who reported and of the
-    room."""
+    """Return reports of rooms. `user_id` and `room_id` match parts of the reporter's id and of the
+    room id."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id)
     rows, answer = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
     return {"room_reports": [_room_report(row) for row in rows], **answer}
@@ -107,13 +106,13 @@ async def get_room_reports(
 
 @endpoint("GET", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
 async def get_room_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
-    """One of them."""
+    """Return one report of a room."""
     return _room_report(await reports.get(ReportKind.ROOM, report_id))
 
 
 @endpoint("DELETE", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
 async def delete_room_report(reports: KeptReports, *, report_id: int) -> Empty:
-    """Keep it no longer."""
+    """Delete the report of a room."""
     await reports.do_remove(ReportKind.ROOM, report_id)
     return EMPTY
 
@@ -126,9 +125,11 @@ async def _get_page(
     limit: int,
     dir: Direction,
 ) -> tuple[list[Report], dict[str, Any]]:
-    """The reports, and what an answer says beside them. Raises InvalidParam."""
-    if not 0 <= from_ <= MAX_OFFSET or not 0 <= limit <= MOST:
-        raise InvalidParam(f"from is not negative, and limit is between 0 and {MOST}")
+    """Return the reports of a page, and the paging fields of the response. Raises InvalidParam."""
+    if not 0 <= from_ <= MAX_OFFSET or not 0 <= limit <= MAX_PAGE_SIZE:
+        raise InvalidParam(
+            f"from must not be negative, and limit must be between 0 and {MAX_PAGE_SIZE}"
+        )
     rows, count = await reports.get_page(kind, wanted, from_, limit, newest_first=dir == "b")
     answer: dict[str, Any] = {"total": count}
     if rows and from_ + len(rows) < count:

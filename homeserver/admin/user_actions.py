@@ -1,5 +1,5 @@
-"""What administrators do with one account: whether it is an administrator's, its password, its end.
-The paths are Synapse's."""
+"""Actions on one account, for administrators: deactivate it, reset its password, make it an
+administrator. The paths are Synapse's."""
 
 import msgspec
 
@@ -12,18 +12,18 @@ from homeserver.services.administration.users import Changes, UserAdministration
 _V1 = "/_synapse/admin/v1"
 
 
-class Deactivate(msgspec.Struct, frozen=True):
-    """Whether what others see of the account goes too."""
+class AdminDeactivateBody(msgspec.Struct, frozen=True):
+    """The deactivation request. `erase` also hides the user's messages and profile from others."""
 
     erase: bool = False
 
 
-class NewPassword(msgspec.Struct, frozen=True, kw_only=True):
+class NewPasswordBody(msgspec.Struct, frozen=True, kw_only=True):
     new_password: str
     logout_devices: bool = True
 
 
-class Administrator(msgspec.Struct, frozen=True):
+class AdministratorBody(msgspec.Struct, frozen=True):
     admin: bool
 
 
@@ -33,9 +33,9 @@ async def post_deactivate_user(
     caller: Requester,
     *,
     user_id: UserID,
-    body: Deactivate = Deactivate(),
+    body: AdminDeactivateBody = AdminDeactivateBody(),
 ) -> dict[str, object]:
-    """End an account for good. Raises `InvalidParam`, `NotFound`."""
+    """Deactivate an account permanently. Raises `InvalidParam`, `NotFound`."""
     return {
         "id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)
     }
@@ -43,31 +43,32 @@ async def post_deactivate_user(
 
 @endpoint("POST", f"{_V1}/reset_password/{{user_id}}", auth=Auth.ADMIN)
 async def post_reset_password(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPassword
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPasswordBody
 ) -> Empty:
-    """Give an account a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
+    """Set a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
     changes = Changes(password=body.new_password, logout_devices=body.logout_devices)
     await users.do_change(user_id, changes, caller.user_id)
     return EMPTY
 
 
 @endpoint("GET", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
-async def get_administrator(users: UserAdministration, *, user_id: UserID) -> Administrator:
-    """Whether the account is an administrator's. Raises `InvalidParam`, `NotFound`."""
-    return Administrator(await users.is_administrator(user_id))
+async def get_administrator(users: UserAdministration, *, user_id: UserID) -> AdministratorBody:
+    """Return whether the account is an administrator. Raises `InvalidParam`, `NotFound`."""
+    return AdministratorBody(await users.is_administrator(user_id))
 
 
 @endpoint("PUT", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
 async def put_administrator(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: Administrator
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: AdministratorBody
 ) -> Empty:
-    """Make it one, or no more. Raises `InvalidParam`, `NotFound`."""
+    """Make the account an administrator, or a normal user again. Raises `InvalidParam`,
+    `NotFound`."""
     await users.do_change(user_id, Changes(is_admin=body.admin), caller.user_id)
     return EMPTY
 
 
 @endpoint("GET", f"{_V1}/username_available", auth=Auth.ADMIN)
 async def get_username_available(users: UserAdministration, *, username: str) -> dict[str, object]:
-    """Whether an account of this name could be made: yes, or an error that says why not."""
+    """Return that a user name is available. Raises an error with the reason if it is not."""
     await users.check_free(username)
     return {"available": True}

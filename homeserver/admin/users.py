@@ -1,8 +1,8 @@
-"""Accounts, for administrators: lists, details, making and changing them. The paths and names are
+"""Accounts, for administrators: list, show, create and change them. The paths and names are
 Synapse's.
 
-`creation_ts` is in seconds in the details, and in milliseconds in the lists; both are what tools go
-by.
+`creation_ts` is in seconds in the details and in milliseconds in the lists, because tools rely on
+that.
 """
 
 from collections.abc import Sequence
@@ -27,30 +27,30 @@ From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
 
 
-class Address(msgspec.Struct, frozen=True):
-    """An address. It counts as confirmed."""
+class ThreepidBody(msgspec.Struct, frozen=True):
+    """A third-party identifier, which counts as validated."""
 
     medium: str
     address: str
 
 
-class Link(msgspec.Struct, frozen=True):
-    """Who the owner is for an identity provider."""
+class ExternalIDBody(msgspec.Struct, frozen=True):
+    """The user's id at an identity provider."""
 
     auth_provider: str
     external_id: str
 
 
-class PutUser(msgspec.Struct, frozen=True, kw_only=True):
-    """What an account is to be; what is missing stays as it is. Lists take the place of those that
-    are there."""
+class PutUserBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The wanted state of an account. An absent field stays unchanged. A list replaces the stored
+    one."""
 
     password: str | UnsetType = UNSET
     logout_devices: bool = True
     displayname: str | UnsetType | None = UNSET
     avatar_url: str | UnsetType | None = UNSET
-    threepids: list[Address] | UnsetType = UNSET
-    external_ids: list[Link] | UnsetType = UNSET
+    threepids: list[ThreepidBody] | UnsetType = UNSET
+    external_ids: list[ExternalIDBody] | UnsetType = UNSET
     admin: bool | UnsetType = UNSET
     deactivated: bool | UnsetType = UNSET
     locked: bool | UnsetType = UNSET
@@ -75,8 +75,8 @@ async def get_users(
     order_by: UserOrder = "name",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The accounts of this server; `deactivated` and `locked` ones too where they are asked for.
-    `approved=false`: those that wait, instead of the others."""
+    """Return a page of local accounts. `deactivated` and `locked` include such accounts.
+    `approved=false` returns only accounts that wait for approval."""
     wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
     wanted = msgspec.structs.replace(wanted, deactivated=None if deactivated else False)
     return await _page(users, wanted, order_by, dir, from_, limit)
@@ -99,8 +99,8 @@ async def get_users_of_all_states(
     order_by: UserOrder = "name",
     dir: Direction = "f",
 ) -> dict[str, Any]:
-    """The same; without `deactivated` accounts in use and closed ones, with it the ones or the
-    others."""
+    """Return a page of local accounts. Without `deactivated`, active and deactivated ones; with it,
+    only one of the two kinds."""
     wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
     wanted = msgspec.structs.replace(wanted, deactivated=deactivated)
     return await _page(users, wanted, order_by, dir, from_, limit)
@@ -108,16 +108,15 @@ async def get_users_of_all_states(
 
 @endpoint("GET", _V2 + "/{user_id}", auth=Auth.ADMIN)
 async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, Any]:
-    """What there is to know of an account. Raises `InvalidParam` for a user of another server,
-    `NotFound`."""
+    """Return the details of an account. Raises `NotFound`, and `InvalidParam` for a remote user."""
     return _details(users, await users.get_details(user_id))
 
 
 @endpoint("PUT", _V2 + "/{user_id}", auth=Auth.ADMIN)
 async def put_user(
-    users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUser
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
-    """Make an account (201), or change one. Raises as `UserAdministration.do_put`."""
+    """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
     made = await users.do_put(user_id, _changes(body), caller.user_id)
     answer = _details(users, await users.get_details(user_id))
     return Response(HTTPStatus.CREATED if made else HTTPStatus.OK, {}, answer)
@@ -127,7 +126,7 @@ async def put_user(
 async def post_shadow_ban(
     users: UserAdministration, caller: Requester, *, user_id: UserID
 ) -> Empty:
-    """From now on what somebody sends goes nowhere, and they are answered as if it went. Raises
+    """Shadow-ban a user: what they send reaches nobody, but they get normal responses. Raises
     `InvalidParam`, `NotFound`."""
     await users.do_shadow_ban(user_id, caller.user_id, banned=True)
     return EMPTY
@@ -137,7 +136,7 @@ async def post_shadow_ban(
 async def delete_shadow_ban(
     users: UserAdministration, caller: Requester, *, user_id: UserID
 ) -> Empty:
-    """Lift it. Raises `InvalidParam`, `NotFound`."""
+    """Lift a shadow ban. Raises `InvalidParam`, `NotFound`."""
     await users.do_shadow_ban(user_id, caller.user_id, banned=False)
     return EMPTY
 
@@ -228,15 +227,15 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
         "last_seen_ts": details.last_seen_ts,
         "appservice_id": account.appservice_id,
         "consent_server_notice_sent": None,
-        **_agreed(details.consents),
+        **_consent_fields(details.consents),
         "user_type": account.user_type,
         **({"approved": account.awaiting_ts is None} if users.approves else {}),
     }
 
 
-def _agreed(consents: Sequence[ConsentRow]) -> dict[str, Any]:
-    """What somebody has agreed to last, and when. One text for all documents that they agreed to
-    then: tools know of one."""
+def _consent_fields(consents: Sequence[ConsentRow]) -> dict[str, Any]:
+    """Return the latest consent of a user and its time. Versions of policies agreed to at the same
+    time are joined, because tools expect one version."""
     last = max((row.ts for row in consents), default=None)
     versions = {
         row.version: None
@@ -246,7 +245,7 @@ def _agreed(consents: Sequence[ConsentRow]) -> dict[str, Any]:
     return {"consent_version": ", ".join(versions) or None, "consent_ts": last}
 
 
-def _changes(body: PutUser) -> Changes:
+def _changes(body: PutUserBody) -> Changes:
     return Changes(
         password=body.password,
         logout_devices=body.logout_devices,

@@ -1,4 +1,4 @@
-"""How an endpoint is declared: once, on its handler, with everything about it.
+"""Declares endpoints, each once, on its handler, with everything that the router needs.
 
     @endpoint("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}",
               auth=Auth.USER, limit=Limit.ACCOUNT_DATA, max_body=4096)
@@ -7,15 +7,16 @@
 
 Positional parameters are services, found by type when the router is built, and `Requester`, `Peer`
 or `RequestContext`. Keyword-only parameters are the request: first the names in the path, then
-`body` (a frozen msgspec Struct; `dict` or `msgspec.Raw` where any object will do; `bytes` or
-`BinaryIO` where it is not JSON), then query parameters with their defaults. A trailing underscore
-is not part of the name on the wire (`from_`).
-`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names; the
-first one found wins.
+`body` (a frozen msgspec Struct; `dict` or `msgspec.Raw` for any JSON object; `bytes` or `BinaryIO`
+if it is not JSON), then query parameters with their defaults. A trailing underscore is not part of
+the name on the wire (`from_`).
 
-A name in the path without a parameter, or a service that nobody provides, stops start-up with a
-sentence. Further paths may leave out a name whose parameter has a default; an empty segment
-matches only such a parameter.
+`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names on the
+wire; the first one found wins.
+
+A path name without a parameter, or an unknown service, stops start-up with an error message.
+Further paths may leave out a name whose parameter has a default. An empty segment matches only such
+a parameter.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,14 +33,15 @@ T = TypeVar("T")
 
 
 class Auth(Enum):
-    """Who may call an endpoint. The names follow the specification's list of endpoints."""
+    """The authentication that an endpoint requires. The names follow the specification's list of
+    endpoints."""
 
     NONE = "none"
     OPTIONAL = "optional"
-    """A user's access token, or none: the parameter is `Requester | None`."""
+    """A user's access token or none: the parameter is `Requester | None`."""
     IF_USABLE = "if usable"
-    """As OPTIONAL, but an invalid token counts as none: where the specification asks for no
-    authentication."""
+    """As OPTIONAL, but an invalid token counts as none, for endpoints that the specification leaves
+    unauthenticated."""
     USER = "user"
     """A user's access token; guests are refused."""
     GUEST = "guest"
@@ -50,13 +52,12 @@ class Auth(Enum):
     """A server's X-Matrix signature."""
 
 
-MAYBE_NOBODY = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
-"""With these the requester may be None."""
+OPTIONAL_AUTH = frozenset({Auth.OPTIONAL, Auth.IF_USABLE})
+"""The requester may be None with these."""
 
 
 class BodyLimit(Enum):
-    """A limit of the body's size that the configuration says. Values are keys of the
-    configuration."""
+    """A body size limit that is an option. The value is the key of the option."""
 
     UPLOAD = "max_upload_size"
 
@@ -78,7 +79,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
-    limit_of_admins: Limit = Limit.NONE
+    admin_limit: Limit = Limit.NONE
 
     @property
     def name(self) -> str:
@@ -91,7 +92,7 @@ def endpoint(
     *paths: str,
     auth: Auth,
     limit: Limit = Limit.NONE,
-    limit_of_admins: Limit = Limit.NONE,
+    admin_limit: Limit = Limit.NONE,
     cost: float = 1,
     max_body: int | BodyLimit = 65536,
     cancellable: bool | None = None,
@@ -104,23 +105,23 @@ def endpoint(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare a handler. The first path is the stable one; others are older or unstable spellings.
 
-    - `cost`: how much a request counts against `limit`; less than 1 where most requests only read.
-    - `limit_of_admins`: the limit for administrators instead, where it is configured.
-    - `max_body`: in bytes, or an option of the configuration; a longer body is refused before it
-      is read (M_TOO_LARGE).
-    - `cancellable`: the handler is cancelled when its client disconnects; by default GETs and long
-      polls are.
+    - `cost`: how much a request counts against `limit`; less than 1 if most requests only read.
+    - `admin_limit`: a separate limit for administrators, if it is configured.
+    - `max_body`: a number of bytes or an option; a longer body is refused before it is read
+      (M_TOO_LARGE).
+    - `cancellable`: cancel the handler when its client disconnects; the default for GETs and long
+      polls.
     - `while_locked`: a locked account may call it (to log out).
-    - `while_suspended`: a suspended account may call it; by default it may GET and nothing else.
-    - `before_consent`: a user who has not agreed to the terms may call it; by default what a
-      suspended account may, and what administrators do.
-    - `while_expired`: an account past its validity may call it (to renew it, to log out).
-    - `long_poll`: the answer may take long, which is not logged as a slow request.
-    - `resource`: the group of endpoints that a listener serves or not
+    - `while_suspended`: a suspended account may call it; by default it may only GET.
+    - `before_consent`: a user who has not agreed to the terms may call it; by default the endpoints
+      that a suspended account may call, and those of administrators.
+    - `while_expired`: an expired account may call it (to renew itself, to log out).
+    - `long_poll`: the response may take long and is not logged as a slow request.
+    - `resource`: the group of endpoints, which a listener serves or not
       (`listeners[].resources[].names`).
     """
     reads = method in ("GET", "HEAD")
-    suspended_may = reads if while_suspended is None else while_suspended
+    allow_suspended = reads if while_suspended is None else while_suspended
 
     def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         handler.__dict__[DECLARATION] = Endpoint(
@@ -132,15 +133,15 @@ def endpoint(
             handler=handler,
             cancellable=(reads or long_poll) if cancellable is None else cancellable,
             while_locked=while_locked,
-            while_suspended=suspended_may,
-            before_consent=(suspended_may or auth is Auth.ADMIN)
+            while_suspended=allow_suspended,
+            before_consent=(allow_suspended or auth is Auth.ADMIN)
             if before_consent is None
             else before_consent,
             while_expired=while_expired,
             long_poll=long_poll,
             resource=resource,
             cost=cost,
-            limit_of_admins=limit_of_admins,
+            admin_limit=admin_limit,
         )
         return handler
 

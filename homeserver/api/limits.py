@@ -4,10 +4,10 @@ from enum import Enum
 
 
 class Limit(Enum):
-    """The rate limit that an action counts against. Values are keys of the configuration.
+    """The rate limit that an action counts against. Values are option keys.
 
-    An endpoint's limit counts by user, or by client address where `PER_ADDRESS` has it. Services
-    check further limits themselves, with a key of their own (`RateLimiter.check`).
+    An endpoint's limit counts by user, or by client address if it is in `PER_ADDRESS`. Services
+    check further limits themselves, with their own keys (`RateLimiter.check`).
     """
 
     NONE = "none"
@@ -39,7 +39,7 @@ class Limit(Enum):
     MEDIA_CREATE = "rc_media_create"
     MEDIA_SCAN = "rc_media_scan"
     REMOTE_MEDIA = "remote_media_download"
-    """In bytes; its rate is among the options of storage."""
+    """In bytes. The option belongs to the media options."""
     PRESENCE = "rc_presence.per_user"
     DELAYED_EVENT = "rc_delayed_event_mgmt"
     REPORT = "rc_reports"
@@ -68,7 +68,7 @@ class Limit(Enum):
     DEVICE_CHANGE = "rc_device_changes"
 
     __hash__ = object.__hash__
-    """By identity: `Enum.__hash__` is a Python function, and each counted request looks up its
+    """Hash by identity: `Enum.__hash__` is a Python function, and each counted request looks up its
     limit."""
 
 

@@ -1,4 +1,4 @@
-"""The user that a request comes from."""
+"""The user that sent a request."""
 
 import msgspec
 
@@ -18,28 +18,28 @@ class Requester(msgspec.Struct, frozen=True):
     is_locked: bool = False
     is_suspended: bool = False
     is_shadow_banned: bool = False
-    """What they send reaches nobody else; they are answered as if it did."""
+    """Their events reach nobody else, but they get normal responses."""
     consent: tuple[str, str] | None = None
-    """The message, and the URL of the page, for a user who has to agree to terms before they may
-    write; None where nothing is due."""
+    """The message and the page URL for a user who must agree to terms before they may write;
+    otherwise None."""
     is_expired: bool = False
-    """The account's validity has ended."""
+    """Whether the account has expired."""
     oauth_client: str | None = None
-    """The client id of the app that signed in with the OAuth 2.0 API, if it did."""
+    """The client id of the OAuth 2.0 client that the user logged in with, if any."""
     device_made_ts: int = 0
-    """When the device was created, in milliseconds since 1970. A device that signs out and in again
-    under the same id is another device."""
+    """When the device was created, in milliseconds since 1970. A device that logs out and in again
+    under the same id counts as another device."""
     rate_limited: bool = True
-    """False for application services registered with `rate_limited: false`, and for users whom an
+    """False for application services with `rate_limited: false`, and for users that an
     administrator exempts."""
 
     @property
     def may_only_read(self) -> bool:
-        """Whether `check_may_write` raises."""
+        """Whether the user may read but not write; then `check_may_write` raises."""
         return self.is_suspended or self.consent is not None
 
     def check_may_write(self) -> None:
-        """Raises `UserSuspended`, `ConsentNotGiven` for who may only read."""
+        """Raise `UserSuspended` or `ConsentNotGiven` if the user may only read."""
         if self.is_suspended:
             raise UserSuspended
         if self.consent is not None:

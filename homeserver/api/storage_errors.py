@@ -1,4 +1,4 @@
-"""What people are told when the disk, or the object store, cannot keep or give what they want."""
+"""Matrix errors for failures of the media store."""
 
 import errno
 from collections.abc import Iterator
@@ -9,22 +9,22 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, StoreFull, StoreUnavailable
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_ERRNOS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = Logger(namespace="homeserver.media")
 
 
 def store_error(error: OSError) -> MatrixError:
-    """A refusal in place of this error, of which the operator reads in the log."""
-    if error.errno in _FULL:
-        _log.error("there is no room for files: {error}", error=error)
+    """Log the cause for the operator, and return a Matrix error for the client."""
+    if error.errno in _FULL_ERRNOS:
+        _log.error("the media store is full: {error}", error=error)
         return StoreFull()
-    _log.error("the store of files failed: {error}", error=error)
+    _log.error("the media store failed: {error}", error=error)
     return StoreUnavailable()
 
 
 @contextmanager
 def telling_of_the_store() -> Iterator[None]:
-    """Turns OSError into that."""
+    """Convert OSError into a Matrix error."""
     try:
         yield
     except OSError as error:

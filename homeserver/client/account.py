@@ -1,4 +1,4 @@
-"""Who one is, one's password, and the end of one's account.
+"""The caller's own account: whoami, password change and deactivation.
 
 spec: client-server-api#current-account-information, client-server-api#legacy-account-management
 """
@@ -13,13 +13,13 @@ from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.accounts import Accounts
 
 
-class ChangePassword(msgspec.Struct, frozen=True, kw_only=True):
+class ChangePasswordBody(msgspec.Struct, frozen=True, kw_only=True):
     new_password: str
     logout_devices: bool = True
     auth: dict[str, object] | None = None
 
 
-class Deactivate(msgspec.Struct, frozen=True, kw_only=True):
+class DeactivateBody(msgspec.Struct, frozen=True, kw_only=True):
     erase: bool = False
     auth: dict[str, object] | None = None
 
@@ -28,7 +28,7 @@ class Deactivate(msgspec.Struct, frozen=True, kw_only=True):
     "GET", "/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami", auth=Auth.GUEST
 )
 async def get_whoami(caller: Requester) -> dict[str, object]:
-    """Whom the token belongs to."""
+    """Return the user and the device of the access token."""
     answer: dict[str, object] = {"user_id": caller.user_id, "is_guest": caller.is_guest}
     if caller.device_id is not None:
         answer["device_id"] = caller.device_id
@@ -43,10 +43,14 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
     while_suspended=True,
 )
 async def post_password(
-    accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword
+    accounts: Accounts,
+    caller: Requester | None,
+    context: RequestContext,
+    *,
+    body: ChangePasswordBody,
 ) -> Empty:
-    """Change the password; who has forgotten it and cannot sign in proves an e-mail address
-    instead."""
+    """Change the password. A caller without a token resets it by a confirmed e-mail address or
+    phone number."""
     if caller is None:
         await accounts.do_reset_password(
             body.new_password, body.auth, context.client_ip, log_out=body.logout_devices
@@ -72,10 +76,10 @@ async def post_deactivate(
     caller: Requester,
     context: RequestContext,
     *,
-    body: Deactivate = Deactivate(),
+    body: DeactivateBody = DeactivateBody(),
 ) -> dict[str, object]:
-    """End the account, and unbind its addresses at the identity server where this server had bound
-    them."""
+    """Deactivate the account, and unbind the addresses that this server bound at an identity
+    server."""
     unbound = await accounts.do_deactivate_self(
         caller, body.auth, context.client_ip, erase=body.erase
     )

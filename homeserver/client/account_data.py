@@ -1,4 +1,4 @@
-"""Account data, global and of rooms. spec: client-server-api#client-config; deletion: MSC3391"""
+"""Global and room account data. spec: client-server-api#client-config; deletion: MSC3391"""
 
 import msgspec
 
@@ -18,7 +18,7 @@ _DELETE = "/_matrix/client/unstable/org.matrix.msc3391"
 async def get_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
 ) -> msgspec.Raw:
-    """One entry."""
+    """Return the account data of one type."""
     return await account_data.get(caller, user_id, None, type_)
 
 
@@ -34,7 +34,7 @@ async def get_account_data(
 async def put_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str, body: msgspec.Raw
 ) -> Empty:
-    """Set one entry."""
+    """Set the account data of one type."""
     await account_data.do_set(caller, user_id, None, type_, body)
     return EMPTY
 
@@ -50,7 +50,7 @@ async def put_account_data(
 async def delete_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
 ) -> Empty:
-    """Remove one entry."""
+    """Delete the account data of one type."""
     await account_data.do_remove(caller, user_id, None, type_)
     return EMPTY
 
@@ -59,7 +59,7 @@ async def delete_account_data(
 async def get_room_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
 ) -> msgspec.Raw:
-    """One entry of a room."""
+    """Return a room's account data of one type."""
     return await account_data.get(caller, user_id, parse_room_id(room_id), type_)
 
 
@@ -81,7 +81,7 @@ async def put_room_account_data(
     type_: str,
     body: msgspec.Raw,
 ) -> Empty:
-    """Set one entry of a room."""
+    """Set a room's account data of one type."""
     await account_data.do_set(caller, user_id, parse_room_id(room_id), type_, body)
     return EMPTY
 
@@ -97,6 +97,6 @@ async def put_room_account_data(
 async def delete_room_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
 ) -> Empty:
-    """Remove one entry of a room."""
+    """Delete a room's account data of one type."""
     await account_data.do_remove(caller, user_id, parse_room_id(room_id), type_)
     return EMPTY

@@ -1,4 +1,4 @@
-"""What an administrator sees of an account and lays on it, in the client-server API.
+"""Locks, suspensions and sessions of accounts, for administrators, in the client-server API.
 
 spec: client-server-api#server-administration
 """
@@ -13,11 +13,11 @@ from homeserver.services.administration.account_actions import AccountModeration
 _UNSTABLE = "/_matrix/client/unstable/uk.timedout.msc4323/admin"
 
 
-class Lock(msgspec.Struct, frozen=True):
+class LockBody(msgspec.Struct, frozen=True):
     locked: bool
 
 
-class Suspend(msgspec.Struct, frozen=True):
+class SuspendBody(msgspec.Struct, frozen=True):
     suspended: bool
 
 
@@ -27,9 +27,9 @@ class Suspend(msgspec.Struct, frozen=True):
     f"{_UNSTABLE}/lock/{{user_id}}",
     auth=Auth.ADMIN,
 )
-async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
-    """Whether the account is locked."""
-    return Lock((await moderation.get_account(user_id)).locked)
+async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> LockBody:
+    """Return whether the account is locked."""
+    return LockBody((await moderation.get_account(user_id)).locked)
 
 
 @endpoint(
@@ -39,9 +39,9 @@ async def get_lock(moderation: AccountModeration, *, user_id: UserID) -> Lock:
     auth=Auth.ADMIN,
 )
 async def put_lock(
-    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Lock
-) -> Lock:
-    """Lock the account, or unlock it."""
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: LockBody
+) -> LockBody:
+    """Lock or unlock the account."""
     await moderation.do_moderate(caller, user_id, locked=body.locked)
     return body
 
@@ -52,9 +52,9 @@ async def put_lock(
     f"{_UNSTABLE}/suspend/{{user_id}}",
     auth=Auth.ADMIN,
 )
-async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Suspend:
-    """Whether the account is suspended."""
-    return Suspend((await moderation.get_account(user_id)).suspended)
+async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> SuspendBody:
+    """Return whether the account is suspended."""
+    return SuspendBody((await moderation.get_account(user_id)).suspended)
 
 
 @endpoint(
@@ -64,9 +64,9 @@ async def get_suspend(moderation: AccountModeration, *, user_id: UserID) -> Susp
     auth=Auth.ADMIN,
 )
 async def put_suspend(
-    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: Suspend
-) -> Suspend:
-    """Suspend the account, or lift that."""
+    moderation: AccountModeration, caller: Requester, *, user_id: UserID, body: SuspendBody
+) -> SuspendBody:
+    """Suspend the account, or lift the suspension."""
     await moderation.do_moderate(caller, user_id, suspended=body.suspended)
     return body
 
@@ -81,7 +81,8 @@ async def put_suspend(
 async def get_whois(
     moderation: AccountModeration, caller: Requester, *, user_id: UserID
 ) -> dict[str, object]:
-    """Whence somebody was last signed in: for themselves, and for administrators."""
+    """Return when and from where each device was last seen. Users may ask about themselves only,
+    administrators about everybody."""
     devices = await moderation.get_sightings(caller, user_id)
     return {
         "user_id": user_id,

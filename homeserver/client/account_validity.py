@@ -1,6 +1,6 @@
-"""Accounts that end: a letter to renew one's own. The names are Synapse's, which clients know.
+"""Request an e-mail that renews an account before it expires. Clients know Synapse's path.
 
-`homeserver/web/renew_account.py` is the page that the letter leads to.
+`homeserver/web/renew_account.py` is the page that the e-mail links to.
 """
 
 from federation.api.request import RequestContext
@@ -23,6 +23,6 @@ from homeserver.services.pages.languages import Languages
 async def post_send_mail(
     renewals: Renewals, languages: Languages, caller: Requester, context: RequestContext
 ) -> Empty:
-    """Send a letter with a link that renews the account. Raises `Forbidden`, `ThreepidNotFound`."""
+    """Send an e-mail with a renewal link. Raises `Forbidden`, `ThreepidNotFound`."""
     await renewals.do_send_letter(caller.user_id, languages.choose(context.languages))
     return EMPTY

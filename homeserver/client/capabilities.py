@@ -11,5 +11,5 @@ from homeserver.services.discovery.capabilities import Capabilities
     "GET", "/_matrix/client/v3/capabilities", "/_matrix/client/r0/capabilities", auth=Auth.GUEST
 )
 async def get_capabilities(capabilities: Capabilities, caller: Requester) -> msgspec.Raw:
-    """What this server lets the caller do."""
+    """Return the capabilities of this server for the caller."""
     return capabilities.body(caller)

@@ -1,7 +1,7 @@
 """Dehydrated devices. spec: MSC3814
 
-Released clients ask for messages by GET, where the last page has no `next_batch`; older ones by
-POST, until a page is empty.
+Released clients read messages with GET, where the last page has no `next_batch`. Older clients use
+POST until a page is empty.
 """
 
 from typing import Any
@@ -33,21 +33,21 @@ EVENTS = "/{device_id}/events"
 async def put_dehydrated_device(
     devices: DehydratedDevices, caller: Requester, *, body: NewDehydratedDevice
 ) -> dict[str, Any]:
-    """Keep a device in the place of the one before."""
+    """Store a dehydrated device. It replaces the previous one."""
     await devices.do_set(caller, body)
     return {"device_id": body.device_id}
 
 
 @endpoint("GET", *PATHS, auth=Auth.USER)
 async def get_dehydrated_device(devices: DehydratedDevices, caller: Requester) -> dict[str, Any]:
-    """What a client needs to wake it."""
+    """Return the data that a client needs to rehydrate the device."""
     device = await devices.get_device(caller.user_id)
     return {"device_id": device.device_id, "device_data": msgspec.Raw(device.device_data)}
 
 
 @endpoint("DELETE", *PATHS, auth=Auth.USER, limit=Limit.DEVICE_CHANGE, while_suspended=True)
 async def delete_dehydrated_device(devices: DehydratedDevices, caller: Requester) -> dict[str, Any]:
-    """Remove it."""
+    """Delete the dehydrated device."""
     return {"device_id": await devices.do_remove(caller.user_id)}
 
 
@@ -55,13 +55,13 @@ async def delete_dehydrated_device(devices: DehydratedDevices, caller: Requester
 async def get_dehydrated_device_events(
     devices: DehydratedDevices, caller: Requester, *, device_id: str, from_: str | None = None
 ) -> dict[str, Any]:
-    """What was sent to it, a page at a time."""
+    """Return one page of the to-device messages sent to the device."""
     page = await devices.get_messages(caller.user_id, device_id, from_)
     return {"events": _events(page)} | ({} if page.is_last else {"next_batch": str(page.end)})
 
 
 class EventsBody(msgspec.Struct, frozen=True):
-    """Where the page before ended."""
+    """The page token of the older endpoint."""
 
     next_batch: str | None = None
 
@@ -74,7 +74,7 @@ async def post_dehydrated_device_events(
     device_id: str,
     body: EventsBody = EventsBody(),
 ) -> dict[str, Any]:
-    """The older form of the same."""
+    """Return one page of messages, in the form that older clients use."""
     page = await devices.get_messages(caller.user_id, device_id, body.next_batch)
     return {"events": _events(page), "next_batch": str(page.end)}
 

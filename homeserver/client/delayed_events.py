@@ -1,8 +1,8 @@
-"""Managing events that are sent later. Proposal: MSC4140, in the words of both its texts.
+"""Delayed events: schedule, list, send, restart and cancel them. Serves both drafts of MSC4140.
 
-They are scheduled here, or by a `delay` where events are sent (`homeserver/client/room_events.py`).
-Managing one needs no token: who knows its id may do so, such as the server of a call to which a
-client has told it.
+Events are scheduled here, or with the `delay` parameter of the send endpoints
+(`homeserver/client/room_events.py`). Managing a delayed event needs no access token: its id is the
+secret. A client may pass the id to another service, such as the server of a call.
 """
 
 from typing import Any, Literal
@@ -30,7 +30,7 @@ Action = Literal["send", "cancel", "restart"]
 
 
 class ScheduleBody(msgspec.Struct, frozen=True):
-    """An event, and in how many milliseconds it is to be sent."""
+    """The event, and the delay in milliseconds after which it is sent."""
 
     delay_ms: int
     content: dict[str, Any]
@@ -55,7 +55,7 @@ async def schedule_event(
     body: ScheduleBody,
     ts: int | None = None,
 ) -> dict[str, str]:
-    """Schedule an event."""
+    """Schedule a delayed event."""
     try:
         delay_id = await delayed.do_schedule(
             caller, room_id, event_type, body.state_key, body.content, body.delay_ms, txn_id, ts
@@ -75,7 +75,7 @@ async def get_delayed_events(
     status: Literal["scheduled", "finalised"] | None = None,
     delay_id: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The caller's events, in the words of either text."""
+    """Return the caller's delayed events, with the field names of both drafts."""
     answer: dict[str, Any] = {}
     if status != "finalised":
         scheduled = await delayed.get_scheduled(caller)
@@ -96,13 +96,13 @@ async def get_delayed_events(
 async def get_delayed_event(
     delayed: DelayedEvents, caller: Requester, *, delay_id: str
 ) -> dict[str, Any]:
-    """One of the caller's events."""
+    """Return one of the caller's delayed events."""
     return await delayed.get_event(caller, delay_id)
 
 
 @endpoint("POST", "/_matrix/client/v1/delayed_events/{delay_id}/{action}", auth=Auth.NONE)
 async def manage_delayed_event(delayed: DelayedEvents, *, delay_id: str, action: Action) -> Empty:
-    """Send an event now, put it off by its whole delay, or cancel it."""
+    """Send a delayed event now, restart its delay, or cancel it."""
     return await _manage(delayed, delay_id, action)
 
 
@@ -110,12 +110,12 @@ async def manage_delayed_event(delayed: DelayedEvents, *, delay_id: str, action:
 async def manage_delayed_event_as_released(
     delayed: DelayedEvents, *, delay_id: str, action: Action
 ) -> Empty:
-    """The same for released clients."""
+    """Manage a delayed event, with the errors that released clients expect."""
     return await _manage_as_released(delayed, delay_id, action)
 
 
 class ManageBody(msgspec.Struct, frozen=True):
-    """What is to be done."""
+    """The action to take."""
 
     action: Action
 
@@ -124,7 +124,7 @@ class ManageBody(msgspec.Struct, frozen=True):
 async def manage_delayed_event_by_body(
     delayed: DelayedEvents, *, delay_id: str, body: ManageBody
 ) -> Empty:
-    """The same, as clients asked for it until the end of 2025."""
+    """Manage a delayed event, with the action in the body, as clients did until the end of 2025."""
     return await _manage_as_released(delayed, delay_id, body.action)
 
 
@@ -132,8 +132,8 @@ async def _manage_as_released(delayed: DelayedEvents, delay_id: str, action: Act
     try:
         return await _manage(delayed, delay_id, action)
     except AlreadyFinalised as error:
-        # COMPAT(matrix-js-sdk, Element Call): for an event that is sent or cancelled already they
-        # expect M_NOT_FOUND
+        # COMPAT(matrix-js-sdk, Element Call): they expect M_NOT_FOUND for an event that is already
+        # sent or cancelled
         raise NotFound(error.text) from None
 
 

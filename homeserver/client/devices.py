@@ -15,22 +15,22 @@ from homeserver.services.devices.devices import Devices
 from storage.devices.devices import DeviceRow
 
 
-class Rename(msgspec.Struct, frozen=True):
+class RenameDeviceBody(msgspec.Struct, frozen=True):
     display_name: str | None = None
 
 
-class Remove(msgspec.Struct, frozen=True):
+class DeleteDeviceBody(msgspec.Struct, frozen=True):
     auth: dict[str, object] | None = None
 
 
-class RemoveMany(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteDevicesBody(msgspec.Struct, frozen=True, kw_only=True):
     devices: Annotated[list[str], msgspec.Meta(max_length=1000)]
     auth: dict[str, object] | None = None
 
 
 @endpoint("GET", "/_matrix/client/v3/devices", "/_matrix/client/r0/devices", auth=Auth.GUEST)
 async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
-    """All of them."""
+    """Return all devices of the caller."""
     return {"devices": [_device(device) for device in await devices.get_devices(caller.user_id)]}
 
 
@@ -43,7 +43,7 @@ async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
 async def get_device(
     devices: Devices, caller: Requester, *, device_id: DeviceID
 ) -> dict[str, object]:
-    """One of them."""
+    """Return one device of the caller."""
     return _device(await devices.get_device(caller.user_id, device_id))
 
 
@@ -56,9 +56,9 @@ async def get_device(
     while_suspended=True,
 )
 async def put_device(
-    devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename
+    devices: Devices, caller: Requester, *, device_id: DeviceID, body: RenameDeviceBody
 ) -> Response | Empty:
-    """Rename one; an application service makes one so."""
+    """Rename a device. An application service may also create one."""
     if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
         return Response(HTTPStatus.CREATED, {}, {})
     await devices.do_rename(caller.user_id, device_id, body.display_name)
@@ -78,9 +78,9 @@ async def delete_device(
     context: RequestContext,
     *,
     device_id: DeviceID,
-    body: Remove = Remove(),
+    body: DeleteDeviceBody = DeleteDeviceBody(),
 ) -> Empty:
-    """Remove one, once that is confirmed."""
+    """Delete a device, after user-interactive authentication."""
     await devices.do_remove(caller, [device_id], body.auth, context.client_ip)
     return EMPTY
 
@@ -93,9 +93,9 @@ async def delete_device(
     while_suspended=True,
 )
 async def post_delete_devices(
-    devices: Devices, caller: Requester, context: RequestContext, *, body: RemoveMany
+    devices: Devices, caller: Requester, context: RequestContext, *, body: DeleteDevicesBody
 ) -> Empty:
-    """Remove some, once that is confirmed."""
+    """Delete several devices, after user-interactive authentication."""
     await devices.do_remove(
         caller, [parse_device_id(each) for each in body.devices], body.auth, context.client_ip
     )

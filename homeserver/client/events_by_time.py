@@ -1,4 +1,4 @@
-"""Finding an event by its time. spec:
+"""Find an event by its timestamp. spec:
 client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
 
 from typing import Any, Literal
@@ -21,5 +21,5 @@ from storage.events.timelines import Direction
 async def get_event_by_timestamp(
     events: EventsByTime, caller: Requester, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]
 ) -> dict[str, Any]:
-    """The event nearest to a time, before or after it."""
+    """Return the event closest to a timestamp, in the given direction."""
     return await events.get_nearest(caller, room_id, ts, Direction(dir))

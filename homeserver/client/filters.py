@@ -23,7 +23,7 @@ _ONE = _ALL + "/{filter_id}"
 async def post_filter(
     filters: Filters, caller: Requester, *, user_id: UserID, body: dict[str, object]
 ) -> dict[str, object]:
-    """Keep a filter."""
+    """Store a filter, and return its id."""
     return {"filter_id": await filters.do_add(caller, user_id, body)}
 
 
@@ -31,5 +31,5 @@ async def post_filter(
 async def get_filter(
     filters: Filters, caller: Requester, *, user_id: UserID, filter_id: str
 ) -> msgspec.Raw:
-    """A filter as it was uploaded."""
+    """Return a filter as it was uploaded."""
     return await filters.get_definition(caller, user_id, filter_id)

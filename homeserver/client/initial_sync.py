@@ -1,4 +1,4 @@
-"""Endpoints from before /sync, some of which are for looking into rooms without being in them.
+"""The event endpoints that /sync replaced. Some of them serve room previews to non-members.
 
 spec: client-server-api#room-previews
 """
@@ -26,7 +26,7 @@ DEFAULT_TIMEOUT_MS = 30_000
 async def room_initial_sync(
     old_sync: OldSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
 ) -> dict[str, Any]:
-    """A room with its latest messages: for members, and for everybody where all may read it."""
+    """Return a room with its latest messages. Non-members may read world-readable rooms."""
     return await old_sync.get_room(caller, room_id, limit)
 
 
@@ -34,7 +34,7 @@ async def room_initial_sync(
 async def initial_sync(
     old_sync: OldSync, caller: Requester, *, limit: int = DEFAULT_LIMIT, archived: bool = False
 ) -> dict[str, Any]:
-    """All rooms of the caller with their latest messages."""
+    """Return all rooms of the caller with their latest messages."""
     return await old_sync.get_all(caller, limit, archived=archived)
 
 
@@ -49,7 +49,7 @@ async def get_events(
     timeout: int = DEFAULT_TIMEOUT_MS,
     room_id: RoomID | None = None,
 ) -> dict[str, Any]:
-    """What is new, in one room or in all of the caller's."""
+    """Return new events, in one room or in all rooms of the caller."""
     since = parse_sync_token(from_) if from_ else None
     return await old_sync.get_events(caller, room_id, since, timeout)
 
@@ -61,5 +61,5 @@ async def get_events(
     auth=Auth.USER,
 )
 async def get_one_event(old_sync: OldSync, caller: Requester, *, event_id: EventID) -> msgspec.Raw:
-    """One event, of whatever room."""
+    """Return one event from any room that the caller may read."""
     return await old_sync.get_event(caller, event_id)

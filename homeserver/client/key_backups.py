@@ -14,7 +14,7 @@ from homeserver.services.encryption.key_backups import (
 )
 
 MAX_BODY = 16 * 1024 * 1024
-"""Of an upload of keys, in bytes: clients send some hundreds at once."""
+"""The largest upload of keys, in bytes. Clients send several hundred keys at once."""
 
 
 def _paths(rest: str) -> tuple[str, str, str]:
@@ -27,7 +27,7 @@ def _paths(rest: str) -> tuple[str, str, str]:
 
 @endpoint("GET", *_paths("version"), auth=Auth.USER)
 async def get_room_keys_version_current(backups: KeyBackups, caller: Requester) -> dict[str, Any]:
-    """The newest version of the backup."""
+    """Return the newest backup version."""
     return await backups.get_version(caller.user_id, None)
 
 
@@ -35,7 +35,7 @@ async def get_room_keys_version_current(backups: KeyBackups, caller: Requester) 
 async def post_room_keys_version(
     backups: KeyBackups, caller: Requester, *, body: BackupDefinition
 ) -> dict[str, str]:
-    """Begin a new version."""
+    """Create a backup version."""
     return {"version": await backups.do_create(caller.user_id, body)}
 
 
@@ -43,7 +43,7 @@ async def post_room_keys_version(
 async def get_room_keys_version(
     backups: KeyBackups, caller: Requester, *, version: str
 ) -> dict[str, Any]:
-    """One version."""
+    """Return one backup version."""
     return await backups.get_version(caller.user_id, version)
 
 
@@ -51,7 +51,7 @@ async def get_room_keys_version(
 async def put_room_keys_version(
     backups: KeyBackups, caller: Requester, *, version: str, body: BackupDefinition
 ) -> Empty:
-    """Change the data of a version."""
+    """Change the auth data of a backup version."""
     await backups.do_change(caller.user_id, version, body)
     return EMPTY
 
@@ -60,14 +60,14 @@ async def put_room_keys_version(
 async def delete_room_keys_version(
     backups: KeyBackups, caller: Requester, *, version: str
 ) -> Empty:
-    """Delete a version with its keys."""
+    """Delete a backup version and its keys."""
     await backups.do_delete(caller.user_id, version)
     return EMPTY
 
 
 @endpoint("GET", *_paths("keys"), auth=Auth.USER)
 async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str) -> Response:
-    """All keys."""
+    """Return all keys of a backup version."""
     return await backups.get_all_keys(caller.user_id, version)
 
 
@@ -75,7 +75,7 @@ async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str)
 async def put_room_keys(
     backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str
 ) -> dict[str, Any]:
-    """Add keys of many rooms."""
+    """Store keys of several rooms."""
     rooms = {room_id: room.sessions for room_id, room in body.rooms.items()}
     return await backups.do_put_keys(caller, version, rooms)
 
@@ -84,7 +84,7 @@ async def put_room_keys(
 async def delete_room_keys(
     backups: KeyBackups, caller: Requester, *, version: str
 ) -> dict[str, Any]:
-    """Delete all keys."""
+    """Delete all keys of a backup version."""
     return await backups.do_delete_keys(caller.user_id, version)
 
 
@@ -92,7 +92,7 @@ async def delete_room_keys(
 async def get_room_keys_by_room_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, version: str
 ) -> Response:
-    """Keys of a room."""
+    """Return the keys of a room."""
     return await backups.get_room_keys(caller.user_id, version, room_id)
 
 
@@ -100,7 +100,7 @@ async def get_room_keys_by_room_id(
 async def put_room_keys_by_room_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, body: RoomKeys, version: str
 ) -> dict[str, Any]:
-    """Add keys of a room."""
+    """Store keys of a room."""
     return await backups.do_put_keys(caller, version, {room_id: body.sessions})
 
 
@@ -116,7 +116,7 @@ async def delete_room_keys_by_room_id(
 async def get_room_keys_by_session_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, version: str
 ) -> dict[str, Any]:
-    """The key of a session."""
+    """Return the key of a session."""
     return await backups.get_key(caller.user_id, version, room_id, session_id)
 
 
@@ -136,7 +136,7 @@ async def put_room_keys_by_session_id(
     body: SessionKey,
     version: str,
 ) -> dict[str, Any]:
-    """Add the key of a session."""
+    """Store the key of a session."""
     return await backups.do_put_keys(caller, version, {room_id: {session_id: body}})
 
 

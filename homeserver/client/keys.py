@@ -1,4 +1,4 @@
-"""Keys for end-to-end encryption. spec: client-server-api#end-to-end-encryption"""
+"""Keys of end-to-end encryption. spec: client-server-api#end-to-end-encryption"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +25,12 @@ def _paths(rest: str) -> tuple[str, str]:
 async def upload_keys(
     keys: DeviceKeys, caller: Requester, *, body: KeyUpload = KeyUpload()
 ) -> dict[str, Any]:
-    """Publish keys of the caller's device."""
+    """Publish keys of the caller's device, and return its one-time key counts."""
     return {"one_time_key_counts": dict(await keys.do_upload(caller, body))}
 
 
-class KeyQuery(msgspec.Struct, frozen=True):
-    """Devices by user; none of a user's: all of them."""
+class KeyQueryBody(msgspec.Struct, frozen=True):
+    """Device ids by user. An empty list means all devices of the user."""
 
     device_keys: dict[str, list[str]]
     timeout: int = 10_000
@@ -44,14 +44,16 @@ class KeyQuery(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
-    """The keys of people's devices."""
+async def query_keys(
+    keys: EveryonesKeys, caller: Requester, *, body: KeyQueryBody
+) -> dict[str, Any]:
+    """Return the device keys and cross-signing keys of users."""
     keys.check_asked(caller, len(body.device_keys))
     return await keys.get_keys(caller, body.device_keys, body.timeout)
 
 
-class KeyClaim(msgspec.Struct, frozen=True):
-    """Algorithms by user and device."""
+class KeyClaimBody(msgspec.Struct, frozen=True):
+    """Key algorithms by user and device."""
 
     one_time_keys: dict[str, dict[str, str]]
     timeout: int = 10_000
@@ -65,8 +67,10 @@ class KeyClaim(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
-    """One-time keys for conversations with devices."""
+async def claim_keys(
+    keys: EveryonesKeys, caller: Requester, *, body: KeyClaimBody
+) -> dict[str, Any]:
+    """Claim one-time keys of devices."""
     keys.check_claimed(caller, sum(map(len, body.one_time_keys.values())))
     return await keys.do_claim(caller, body.one_time_keys, body.timeout)
 
@@ -75,14 +79,14 @@ async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) 
 async def get_keys_changes(
     device_lists: DeviceLists, caller: Requester, *, from_: str, to: str
 ) -> Mapping[str, list[str]]:
-    """Whose devices changed between two answers of /sync."""
+    """Return the users whose device lists changed between two sync tokens."""
     return await device_lists.get_changes(
         caller.user_id, parse_sync_token(from_).position, parse_sync_token(to).position
     )
 
 
-class CrossSigningUpload(KeySet, frozen=True):
-    """Keys, with what confirms that it is their owner who replaces them."""
+class CrossSigningBody(KeySet, frozen=True):
+    """Cross-signing keys, with the authentication that replacing them needs."""
 
     auth: dict[str, Any] | None = None
 
@@ -100,9 +104,9 @@ async def upload_cross_signing_keys(
     caller: Requester,
     context: RequestContext,
     *,
-    body: CrossSigningUpload,
+    body: CrossSigningBody,
 ) -> Empty:
-    """Set the caller's keys of cross-signing."""
+    """Set the caller's cross-signing keys."""
     await cross_signing.do_upload(caller, body, body.auth, context.client_ip)
     return EMPTY
 
@@ -119,7 +123,7 @@ async def upload_cross_signing_keys(
 async def upload_cross_signing_signatures(
     cross_signing: CrossSigning, caller: Requester, *, body: dict[str, Any]
 ) -> dict[str, Any]:
-    """Add signatures to devices and master keys."""
+    """Add signatures to device keys and master keys."""
     return await cross_signing.do_sign(
         caller, {user: keys for user, keys in body.items() if isinstance(keys, dict)}
     )

@@ -1,7 +1,7 @@
-"""Signing in, and renewing what one is signed in with.
+"""Log in, and refresh access tokens.
 
-Only sign-ins count against the limit of sign-ins: a whole office renews its tokens from one
-address, every few minutes.
+Only logins count against the login rate limit: a whole office behind one address may refresh its
+tokens every few minutes.
 
 spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 """
@@ -27,11 +27,11 @@ from homeserver.services.upstream.jwt import JWTSignIn
 
 
 class UnknownLoginType(MatrixError):
-    default_text = "This server does not know this way to sign in"
+    default_text = "This server does not support this login type"
 
 
-class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """How somebody signs in. `user`, `medium` and `address` are older forms of `identifier`."""
+class LoginBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The login request. `user`, `medium` and `address` are older forms of `identifier`."""
 
     type: str
     identifier: dict[str, object] | None = None
@@ -45,11 +45,11 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     refresh_token: bool = False
 
 
-class GetToken(msgspec.Struct, frozen=True):
+class GetTokenBody(msgspec.Struct, frozen=True):
     auth: dict[str, object] | None = None
 
 
-class Refresh(msgspec.Struct, frozen=True):
+class RefreshBody(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
@@ -61,7 +61,7 @@ async def get_login(
     jwt_sign_in: JWTSignIn,
     acting: ActingServices,
 ) -> dict[str, object]:
-    """Ways to sign in."""
+    """Return the login types that this server offers."""
     flows: list[dict[str, object]] = []
     if sign_in.is_told_to_clients:
         flows.append({"type": "m.login.password"})
@@ -76,7 +76,7 @@ async def get_login(
     if acting.are_there:
         flows.append({"type": SERVICE_TYPE})
     if not flows:
-        raise Unrecognized("This server has no sign-in of the older kind")
+        raise Unrecognized("This server offers no legacy login")
     return {"flows": flows}
 
 
@@ -95,10 +95,10 @@ async def post_login(
     discovery: ClientDiscovery,
     context: RequestContext,
     *,
-    body: Login,
+    body: LoginBody,
     access_token: str = "",
 ) -> dict[str, object]:
-    """Sign in. `access_token`: an application service's, which may come in the address."""
+    """Log in. An application service may send its token in the `access_token` query parameter."""
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
     by_token = {
@@ -119,7 +119,7 @@ async def post_login(
     if body.type not in ("m.login.password", SERVICE_TYPE):
         raise UnknownLoginType
     if body.type != SERVICE_TYPE and not sign_in.takes_passwords:
-        raise Forbidden("This server has no sign-in with a password")
+        raise Forbidden("This server does not accept passwords")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(
         {
@@ -163,9 +163,9 @@ async def post_get_token(
     caller: Requester,
     context: RequestContext,
     *,
-    body: GetToken = GetToken(),
+    body: GetTokenBody = GetTokenBody(),
 ) -> dict[str, object]:
-    """A token with which another client of the caller signs in."""
+    """Create a login token, with which another client of the caller logs in."""
     token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
     return {"login_token": token, "expires_in_ms": lifetime}
 
@@ -179,7 +179,7 @@ async def post_get_token(
     limit=Limit.REFRESH,
 )
 async def post_refresh(
-    sessions: Sessions, context: RequestContext, *, body: Refresh
+    sessions: Sessions, context: RequestContext, *, body: RefreshBody
 ) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
     answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))

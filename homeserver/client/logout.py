@@ -1,4 +1,4 @@
-"""Signing out. spec: client-server-api#post_matrixclientv3logout"""
+"""Log out. spec: client-server-api#post_matrixclientv3logout"""
 
 from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
@@ -17,7 +17,7 @@ from homeserver.services.login.sessions import Sessions
     while_expired=True,
 )
 async def post_logout(sessions: Sessions, caller: Requester, context: RequestContext) -> Empty:
-    """End this session, and its device."""
+    """End this session and delete its device."""
     await sessions.do_log_out(caller, context.client_ip)
     return EMPTY
 
@@ -32,6 +32,6 @@ async def post_logout(sessions: Sessions, caller: Requester, context: RequestCon
     while_expired=True,
 )
 async def post_logout_all(sessions: Sessions, caller: Requester, context: RequestContext) -> Empty:
-    """End all sessions, and all devices."""
+    """End all sessions of the caller and delete all devices."""
     await sessions.do_log_out_everywhere(caller.user_id, context.client_ip)
     return EMPTY

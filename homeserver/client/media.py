@@ -1,7 +1,7 @@
-"""Files: uploading, downloading, thumbnails. spec: client-server-api#content-repository
+"""Upload and download files, and make thumbnails. spec: client-server-api#content-repository
 
-The paths under `/_matrix/media` that give files out ask for no token; what was uploaded since
-tokens are asked for is not found there. Files are sent as they are read, never whole from memory.
+The download paths under `/_matrix/media` need no access token. They serve only files from before
+authenticated media was required. Files are streamed from disk, never read whole into memory.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ _OLD_THUMBNAILS = tuple(f"{old}/thumbnail{_ID}" for old in _OLD)
 _UPLOADS = tuple(f"{old}/upload" for old in _OLD)
 _FILLS = tuple(f"{old}/upload{_ID}" for old in _OLD)
 _CONFIGS = (f"{_NEW}/config", *(f"{old}/config" for old in _OLD))
-DEFAULT_WAIT_MS = 20_000
+DEFAULT_TIMEOUT_MS = 20_000
 AllowRedirect = Annotated[bool, Names("allow_redirect", "com.beeper.msc3860.allow_redirect")]
 
 
-class Uploaded(msgspec.Struct, frozen=True):
+class UploadedMedia(msgspec.Struct, frozen=True):
     content_uri: str
 
 
-class Created(msgspec.Struct, frozen=True):
+class ReservedMedia(msgspec.Struct, frozen=True):
     content_uri: str
     unused_expires_at: int
 
@@ -51,9 +51,9 @@ async def post_upload(
     *,
     body: BinaryIO,
     filename: str = "",
-) -> Uploaded:
+) -> UploadedMedia:
     """Upload a file."""
-    return Uploaded(
+    return UploadedMedia(
         await media.do_upload(
             caller.user_id, Upload(body, context.body_size, context.content_type, filename)
         )
@@ -67,9 +67,9 @@ async def post_upload(
     auth=Auth.USER,
     limit=Limit.MEDIA_CREATE,
 )
-async def post_create(media: MediaRepository, caller: Requester) -> Created:
-    """Reserve an address for a file to come."""
-    return Created(*await media.do_create(caller.user_id))
+async def post_create(media: MediaRepository, caller: Requester) -> ReservedMedia:
+    """Reserve a content URI for a later upload."""
+    return ReservedMedia(*await media.do_create(caller.user_id))
 
 
 @endpoint("PUT", *_FILLS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
@@ -83,7 +83,7 @@ async def put_upload(
     body: BinaryIO,
     filename: str = "",
 ) -> Empty:
-    """Upload a file to an address that was reserved."""
+    """Upload a file to a reserved content URI."""
     upload = Upload(body, context.body_size, context.content_type, filename)
     await media.do_fill(caller.user_id, server_name, media_id, upload)
     return EMPTY
@@ -91,7 +91,7 @@ async def put_upload(
 
 @endpoint("GET", *_CONFIGS, auth=Auth.GUEST)
 async def get_config(media: MediaRepository, caller: Requester) -> Mapping[str, int]:
-    """How large a file may be."""
+    """Return the upload size limit."""
     return {"m.upload.size": media.max_upload_size}
 
 
@@ -106,14 +106,14 @@ async def get_download(
     server_name: ServerName,
     media_id: str,
     file_name: str = "",
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     admin_unsafely_bypass_quarantine: bool = False,
 ) -> Response:
-    """A file, under its own name or another; or where it is. Administrators may look at what is
-    held back."""
+    """Return a file or redirect to it, with its own file name or the given one. Administrators may
+    bypass the quarantine."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
-        raise Forbidden("Only administrators may look at what is held back")
-    asked = Asked(
+        raise Forbidden("Only administrators may download quarantined files")
+    request = Asked(
         context.client_ip,
         True,
         timeout_ms,
@@ -121,7 +121,7 @@ async def get_download(
         allow_redirect=True,
         user_id=caller.user_id,
     )
-    return await delivery.download(server_name, media_id, file_name, asked)
+    return await delivery.download(server_name, media_id, file_name, request)
 
 
 @endpoint("GET", *_OLD_DOWNLOADS, auth=Auth.NONE, long_poll=True)
@@ -132,19 +132,19 @@ async def get_public_download(
     server_name: ServerName,
     media_id: str,
     file_name: str = "",
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """As `get_download`, for everybody: files from before the freeze."""
-    asked = Asked(
+    """Return a file without authentication, if it is from before the freeze of these paths."""
+    request = Asked(
         context.client_ip,
         False,
         timeout_ms,
         allow_remote=allow_remote,
         allow_redirect=allow_redirect,
     )
-    return await delivery.download(server_name, media_id, file_name, asked)
+    return await delivery.download(server_name, media_id, file_name, request)
 
 
 @endpoint("GET", f"{_NEW}/thumbnail{_ID}", auth=Auth.GUEST, long_poll=True)
@@ -159,12 +159,14 @@ async def get_thumbnail(
     height: int,
     method: Method = "scale",
     animated: bool = False,
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
 ) -> Response:
-    """A small picture of an image, or where it is, if that is the image itself."""
-    asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id)
+    """Return a thumbnail of an image. May redirect to the image itself."""
+    request = Asked(
+        context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id
+    )
     return await delivery.thumbnail(
-        server_name, media_id, (width, height), method, asked, animated=animated
+        server_name, media_id, (width, height), method, request, animated=animated
     )
 
 
@@ -179,12 +181,12 @@ async def get_public_thumbnail(
     height: int,
     method: Method = "scale",
     animated: bool = False,
-    timeout_ms: int = DEFAULT_WAIT_MS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """As `get_thumbnail`, for everybody: files from before the freeze."""
-    asked = Asked(
+    """Return a thumbnail without authentication, if it is from before the freeze of these paths."""
+    request = Asked(
         context.client_ip,
         False,
         timeout_ms,
@@ -192,5 +194,5 @@ async def get_public_thumbnail(
         allow_redirect=allow_redirect,
     )
     return await delivery.thumbnail(
-        server_name, media_id, (width, height), method, asked, animated=animated
+        server_name, media_id, (width, height), method, request, animated=animated
     )

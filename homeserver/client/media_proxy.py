@@ -1,8 +1,7 @@
-"""The content scanner's API: clients that speak it ask here before they show a file, also an
-encrypted one.
+"""The API of matrix-content-scanner. Clients that support it download and scan files through it,
+encrypted files included.
 
-source: docs/api.md of matrix-content-scanner. Files that came while tokens were not asked for are
-given out without one.
+source: docs/api.md of matrix-content-scanner. Files from before authenticated media need no token.
 """
 
 import msgspec
@@ -19,20 +18,19 @@ _PROXY = "/_matrix/media_proxy/unstable"
 _ID = "/{server_name}/{media_id}"
 
 
-class PublicKey(msgspec.Struct, frozen=True):
+class PublicKeyBody(msgspec.Struct, frozen=True):
     public_key: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ScanResult(msgspec.Struct, frozen=True):
     clean: bool
     info: str
 
 
 @endpoint("GET", f"{_PROXY}/public_key", auth=Auth.NONE)
-async def get_public_key(proxy: MediaProxy) -> PublicKey:
-    """The key with which the keys of encrypted files may be hidden from whoever is between client
-    and server."""
-    return PublicKey(proxy.get_public_key())
+async def get_public_key(proxy: MediaProxy) -> PublicKeyBody:
+    """Return the public key to which clients may encrypt the keys of encrypted files."""
+    return PublicKeyBody(proxy.get_public_key())
 
 
 @endpoint("GET", f"{_PROXY}/download{_ID}", auth=Auth.OPTIONAL, long_poll=True)
@@ -44,7 +42,7 @@ async def get_scanned_download(
     server_name: ServerName,
     media_id: str,
 ) -> Response:
-    """A file that is clean."""
+    """Return a file, if its scan is clean."""
     return await proxy.download(server_name, media_id, caller, context)
 
 
@@ -61,7 +59,7 @@ async def get_scanned_thumbnail(
     method: Method = "scale",
     animated: bool = False,
 ) -> Response:
-    """A small picture of an image that is clean."""
+    """Return a thumbnail of an image, if its scan is clean."""
     return await proxy.thumbnail(
         server_name, media_id, (width, height), method, caller, context, animated=animated
     )
@@ -75,9 +73,9 @@ async def get_scan(
     *,
     server_name: ServerName,
     media_id: str,
-) -> Verdict:
-    """Whether a file is clean."""
-    return Verdict(*await proxy.scan(server_name, media_id, caller, context))
+) -> ScanResult:
+    """Return whether a file is clean."""
+    return ScanResult(*await proxy.scan(server_name, media_id, caller, context))
 
 
 @endpoint(
@@ -86,7 +84,7 @@ async def get_scan(
 async def post_download_encrypted(
     proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
 ) -> Response:
-    """An encrypted file, as it is kept, that is clean inside; the body shows its key."""
+    """Return an encrypted file, if its decrypted content is clean. The body holds its key."""
     return await proxy.download_encrypted(body, caller, context)
 
 
@@ -95,6 +93,6 @@ async def post_download_encrypted(
 )
 async def post_scan_encrypted(
     proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
-) -> Verdict:
-    """Whether an encrypted file is clean inside; the body shows its key."""
-    return Verdict(*await proxy.scan_encrypted(body, caller, context))
+) -> ScanResult:
+    """Return whether the decrypted content of a file is clean. The body holds its key."""
+    return ScanResult(*await proxy.scan_encrypted(body, caller, context))

@@ -1,4 +1,4 @@
-"""Rooms in common with somebody. spec: client-server-api#mutual-rooms"""
+"""Rooms shared with another user. spec: client-server-api#mutual-rooms"""
 
 from typing import Annotated, Any
 
@@ -21,6 +21,6 @@ async def get_mutual_rooms(
     user_id: str,
     from_: Annotated[str | None, Names("from", "batch_token")] = None,
 ) -> dict[str, Any]:
-    """The rooms that the caller and another user are in. `batch_token` is what clients call it on
-    the unstable path."""
+    """Return rooms that the caller shares with another user. Clients call the page token
+    `batch_token` on the unstable path."""
     return await mutual_rooms.get_page(caller, user_id, from_)

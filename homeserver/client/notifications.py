@@ -1,4 +1,4 @@
-"""What users were notified of. spec: client-server-api#listing-notifications"""
+"""List a user's notifications. spec: client-server-api#listing-notifications"""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,5 +21,5 @@ async def get_notifications(
     limit: int = DEFAULT_LIMIT,
     only: str | None = None,
 ) -> Mapping[str, Any]:
-    """The newest first, a page at a time."""
+    """Return a page of notifications, newest first."""
     return await notifications.get(caller, from_, limit, only)

@@ -1,4 +1,4 @@
-"""Proving to other services who one is. spec: client-server-api#openid"""
+"""OpenID tokens, which prove a user's identity to other services. spec: client-server-api#openid"""
 
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
@@ -18,11 +18,11 @@ _PATH = "/user/{user_id}/openid/request_token"
 async def request_openid_token(
     openid: OpenID, caller: Requester, *, user_id: UserID
 ) -> dict[str, object]:
-    """A token that proves it for an hour."""
+    """Create an OpenID token, valid for an hour."""
     return await openid.do_request_token(caller, user_id)
 
 
 @endpoint("GET", "/_matrix/federation/v1/openid/userinfo", auth=Auth.NONE, resource="openid")
 async def exchange_openid_token(openid: OpenID, *, access_token: str = "") -> dict[str, object]:
-    """Whose token it is: the services that people show them to ask here, by the server's name."""
+    """Return the owner of an OpenID token. The services that receive such tokens call this."""
     return {"sub": await openid.get_user(access_token)}

@@ -1,8 +1,7 @@
-"""Files that one has uploaded: what there is, and taking one back. The specification has no such
-endpoints.
+"""List and delete the caller's own uploads. The specification has no such endpoints.
 
-An encrypted message does not show its files to the server: who has sent one can take its file away
-here.
+The server cannot see the files of an encrypted message, so redacting it does not delete them. Its
+sender can delete them here.
 """
 
 from typing import Annotated, Any
@@ -27,10 +26,9 @@ async def get_own_media(
     from_: Annotated[int, Names("from")] = 0,
     limit: int = 100,
 ) -> dict[str, Any]:
-    """What the caller has uploaded, newest first, how much it is, and what scanners have said of
-    it."""
+    """Return the caller's uploads, newest first, with sizes and scan results."""
     if from_ < 0 or not 0 < limit <= MOST:
-        raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+        raise InvalidParam(f"from must not be negative, and limit must be between 1 and {MOST}")
     page = await uploads.get_page(caller.user_id, from_, limit)
     scans = await uploads.get_scans(page)
     answer: dict[str, Any] = {
@@ -54,12 +52,14 @@ async def get_own_media(
     return answer
 
 
-class Deleted(msgspec.Struct, frozen=True):
+class DeletedMedia(msgspec.Struct, frozen=True):
     deleted: list[str]
 
 
 @endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER, before_consent=True)
-async def delete_own_media(uploads: OwnUploads, caller: Requester, *, media_id: str) -> Deleted:
-    """Delete a file that the caller has uploaded, for everybody, whoever refers to it. Raises
+async def delete_own_media(
+    uploads: OwnUploads, caller: Requester, *, media_id: str
+) -> DeletedMedia:
+    """Delete one of the caller's uploads for everybody, even if events refer to it. Raises
     NotFound, Forbidden."""
-    return Deleted([await uploads.do_delete(caller.user_id, media_id)])
+    return DeletedMedia([await uploads.do_delete(caller.user_id, media_id)])

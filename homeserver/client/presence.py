@@ -1,4 +1,4 @@
-"""How people are there. spec: client-server-api#presence"""
+"""Presence. spec: client-server-api#presence"""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ _PATHS = (
 
 
 class PresenceBody(msgspec.Struct, frozen=True):
-    """How one is there, and a message that goes with it."""
+    """The caller's presence and status message."""
 
     presence: Literal["online", "unavailable", "offline"]
     status_msg: str | None = None
@@ -28,7 +28,7 @@ class PresenceBody(msgspec.Struct, frozen=True):
 async def get_presence(
     presence: Presence, caller: Requester, *, user_id: UserID
 ) -> dict[str, object]:
-    """How somebody is there just now."""
+    """Return a user's presence."""
     return await presence.get_status(caller, user_id)
 
 
@@ -38,7 +38,7 @@ async def get_presence(
 async def set_presence(
     presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody
 ) -> Empty:
-    """Say how one is there."""
+    """Set the caller's presence."""
     status = None if caller.is_shadow_banned else body.status_msg
     await presence.do_set(caller, user_id, body.presence, status)
     return EMPTY

@@ -14,7 +14,7 @@ from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import LARGEST_PROFILE, Profiles
 
-_WHOLE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
+_PROFILE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
 _FIELD = (
     "/_matrix/client/v3/profile/{user_id}/{field}",
     "/_matrix/client/r0/profile/{user_id}/{field}",
@@ -25,14 +25,14 @@ Propagate = Annotated[bool, Names("org.matrix.msc4069.propagate")]
 
 @endpoint(
     "GET",
-    *_WHOLE,
+    *_PROFILE,
     "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}",
     auth=Auth.OPTIONAL,
 )
 async def get_profile(
     profiles: Profiles, access: ProfileAccess, caller: Requester | None, *, user_id: UserID
 ) -> Mapping[str, object]:
-    """All fields."""
+    """Return all profile fields of a user."""
     await access.check_may_see(caller, user_id)
     return await profiles.get_profile(user_id, None if caller is None else caller.user_id)
 
@@ -46,7 +46,7 @@ async def get_profile_field(
     user_id: UserID,
     field: str,
 ) -> Mapping[str, object]:
-    """One field, under its name."""
+    """Return one profile field."""
     await access.check_may_see(caller, user_id)
     return await profiles.get_field(user_id, field, None if caller is None else caller.user_id)
 
@@ -61,7 +61,8 @@ async def put_profile_field(
     body: dict[str, msgspec.Raw],
     propagate: Propagate = True,
 ) -> Empty:
-    """Set one field. Without `propagate`, rooms keep showing the old one (MSC4069)."""
+    """Set one profile field. If `propagate` is false, rooms keep showing the old value
+    (MSC4069)."""
     await profiles.do_set_field(caller, user_id, field, body, propagate=propagate)
     return EMPTY
 
@@ -75,6 +76,6 @@ async def delete_profile_field(
     field: str,
     propagate: Propagate = True,
 ) -> Empty:
-    """Remove one field."""
+    """Delete one profile field."""
     await profiles.do_remove_field(caller, user_id, field, propagate=propagate)
     return EMPTY

@@ -23,7 +23,7 @@ _RULE = "/global/{kind}/{rule_id}"
 
 
 class RuleBody(msgspec.Struct, frozen=True):
-    """A rule, as clients set it."""
+    """The request body of a push rule."""
 
     actions: list[Action]
     conditions: list[Condition] | None = None
@@ -31,26 +31,26 @@ class RuleBody(msgspec.Struct, frozen=True):
 
 
 class EnabledBody(msgspec.Struct, frozen=True):
-    """Whether a rule is in force."""
+    """Whether the rule is enabled."""
 
     enabled: bool
 
 
 class ActionsBody(msgspec.Struct, frozen=True):
-    """What a rule does."""
+    """The actions of the rule."""
 
     actions: list[Action]
 
 
 @endpoint("GET", *_paths("/", ""), auth=Auth.USER)
 async def get_push_rules(push_rules: PushRules, caller: Requester) -> Mapping[str, Any]:
-    """All rules, by scope; there is but one."""
+    """Return all push rules by scope. `global` is the only scope."""
     return {"global": await push_rules.get(caller.user_id)}
 
 
 @endpoint("GET", *_paths("/global/", "/global"), auth=Auth.USER)
 async def get_global_push_rules(push_rules: PushRules, caller: Requester) -> Mapping[str, Any]:
-    """All rules."""
+    """Return all push rules."""
     return await push_rules.get(caller.user_id)
 
 
@@ -58,7 +58,7 @@ async def get_global_push_rules(push_rules: PushRules, caller: Requester) -> Map
 async def get_push_rule(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
 ) -> Mapping[str, Any]:
-    """One rule."""
+    """Return one push rule."""
     return await push_rules.get_rule(caller.user_id, kind, rule_id)
 
 
@@ -73,7 +73,7 @@ async def put_push_rule(
     before: str | None = None,
     after: str | None = None,
 ) -> Empty:
-    """Add or change a rule of one's own."""
+    """Add or change a custom push rule."""
     await push_rules.do_set_rule(
         caller.user_id,
         kind,
@@ -91,7 +91,7 @@ async def put_push_rule(
 async def delete_push_rule(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
 ) -> Empty:
-    """Remove a rule of one's own."""
+    """Delete a custom push rule."""
     await push_rules.do_remove_rule(caller.user_id, kind, rule_id)
     return EMPTY
 
@@ -100,7 +100,7 @@ async def delete_push_rule(
 async def get_push_rule_enabled(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
 ) -> Mapping[str, Any]:
-    """Whether a rule is in force."""
+    """Return whether a push rule is enabled."""
     return {"enabled": (await push_rules.get_rule(caller.user_id, kind, rule_id))["enabled"]}
 
 
@@ -114,7 +114,7 @@ async def get_push_rule_enabled(
 async def put_push_rule_enabled(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: EnabledBody
 ) -> Empty:
-    """Switch a rule on or off."""
+    """Enable or disable a push rule."""
     await push_rules.do_enable_rule(caller.user_id, kind, rule_id, body.enabled)
     return EMPTY
 
@@ -123,7 +123,7 @@ async def put_push_rule_enabled(
 async def get_push_rule_actions(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str
 ) -> Mapping[str, Any]:
-    """What a rule does."""
+    """Return the actions of a push rule."""
     return {"actions": (await push_rules.get_rule(caller.user_id, kind, rule_id))["actions"]}
 
 
@@ -137,6 +137,6 @@ async def get_push_rule_actions(
 async def put_push_rule_actions(
     push_rules: PushRules, caller: Requester, *, kind: str, rule_id: str, body: ActionsBody
 ) -> Empty:
-    """Set what a rule does."""
+    """Set the actions of a push rule."""
     await push_rules.do_set_actions(caller.user_id, kind, rule_id, body.actions)
     return EMPTY

@@ -12,7 +12,7 @@ from homeserver.services.pushers.pushers import NO_COUNTS, Pushers, PusherWish, 
 
 
 class PusherBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A pusher, as clients set it; `kind` null removes it."""
+    """The request body of a pusher. A null `kind` deletes the pusher."""
 
     kind: str | msgspec.UnsetType | None = msgspec.UNSET
     app_id: str
@@ -29,7 +29,7 @@ class PusherBody(msgspec.Struct, frozen=True, kw_only=True):
 
 @endpoint("GET", "/_matrix/client/v3/pushers", "/_matrix/client/r0/pushers", auth=Auth.USER)
 async def get_pushers(pushers: Pushers, caller: Requester) -> dict[str, Any]:
-    """The caller's pushers, of all devices."""
+    """Return the pushers of all devices of the caller."""
     return {"pushers": await pushers.get(caller.user_id)}
 
 
@@ -41,14 +41,14 @@ async def get_pushers(pushers: Pushers, caller: Requester) -> dict[str, Any]:
     while_suspended=True,
 )
 async def post_pusher(pushers: Pushers, caller: Requester, *, body: PusherBody) -> Empty:
-    """Set or remove one."""
+    """Set or delete a pusher."""
     if body.kind is msgspec.UNSET:
         raise MissingParam("Missing parameters: kind")
     if body.kind is None:
         check_key(body.app_id, body.pushkey)
         await pushers.do_remove(caller.user_id, body.app_id, body.pushkey)
         return EMPTY
-    wish = PusherWish(
+    request = PusherWish(
         kind=body.kind,
         app_id=body.app_id,
         pushkey=body.pushkey,
@@ -61,5 +61,5 @@ async def post_pusher(pushers: Pushers, caller: Requester, *, body: PusherBody) 
         no_counts=body.no_counts,
         append=body.append,
     )
-    await pushers.do_set(caller, wish)
+    await pushers.do_set(caller, request)
     return EMPTY

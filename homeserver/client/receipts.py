@@ -1,4 +1,4 @@
-"""Receipts, read markers and typing notices. spec: client-server-api#receipts,
+"""Receipts, read markers and typing notifications. spec: client-server-api#receipts,
 client-server-api#typing-notifications"""
 
 from typing import Any
@@ -25,18 +25,17 @@ def _paths(rest: str) -> tuple[str, str]:
 
 
 class ReceiptBody(msgspec.Struct, frozen=True):
-    """Which thread the receipt is of."""
+    """The thread of the receipt."""
 
     thread_id: Any = msgspec.UNSET
-    """Whatever it is: what is no thread is an invalid parameter, and not a body that cannot be
-    read."""
+    """Any JSON value, so that a wrong type is an invalid parameter and not malformed JSON."""
 
     def read(self) -> str | None:
-        """The thread, None for a receipt of none. Raises InvalidParam."""
+        """Return the thread id, or None for an unthreaded receipt. Raises InvalidParam."""
         if self.thread_id is msgspec.UNSET:
             return None
         if not isinstance(self.thread_id, str):
-            raise InvalidParam("thread_id is the event id of a thread's root, or main")
+            raise InvalidParam("thread_id must be the event id of a thread root, or main")
         return self.thread_id
 
 
@@ -64,7 +63,7 @@ async def post_receipt(
 
 
 class MarkersBody(msgspec.Struct, frozen=True):
-    """The events up to which all is read."""
+    """The event ids of the fully read marker and of the receipts."""
 
     fully_read: EventID | None = msgspec.field(default=None, name="m.fully_read")
     read: EventID | None = msgspec.field(default=None, name="m.read")
@@ -82,7 +81,7 @@ async def set_read_marker(
     room_id: RoomID,
     body: MarkersBody = MarkersBody(),
 ) -> Empty:
-    """Move the fully read marker and receipts at once."""
+    """Move the fully read marker and receipts in one request."""
     presence.note_active(caller)
     marks = {
         "m.fully_read": body.fully_read,
@@ -96,7 +95,7 @@ async def set_read_marker(
 
 
 class TypingBody(msgspec.Struct, frozen=True):
-    """Whether the user types, and for how long that is to be believed, in milliseconds."""
+    """Whether the user is typing, and the timeout in milliseconds."""
 
     typing: bool
     timeout: int | None = None
@@ -113,9 +112,9 @@ async def set_typing(
     user_id: UserID,
     body: TypingBody,
 ) -> Empty:
-    """Say that one is typing, or no longer."""
+    """Set whether the caller is typing."""
     if user_id != caller.user_id:
-        raise Forbidden("You can only say of yourself that you are typing")
+        raise Forbidden("You can only set your own typing state")
     snapshot = await reading.check_joined(caller.user_id, room_id)
     presence.note_active(caller)
     timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout

@@ -1,4 +1,4 @@
-"""Making an account. spec: client-server-api#account-registration"""
+"""Register accounts. spec: client-server-api#account-registration"""
 
 from enum import Enum
 from typing import Final
@@ -14,23 +14,23 @@ from homeserver.services.application_services.application_services import LOGIN_
 from homeserver.services.devices.devices import check_device_name
 from homeserver.services.login.sessions import session_answer
 
-COST_OF_ASKING: Final = 0.05
-"""Of a request that only leads up to an account, as several do: which stages there are, is the name
-free, each stage."""
+PREPARATION_COST: Final = 0.05
+"""The rate limit cost of a request that only prepares a registration: reading the stages, checking
+the user name, each stage."""
 
 
-class Kind(Enum):
-    """Of an account."""
+class AccountKind(Enum):
+    """The kind of the account."""
 
     USER = "user"
     GUEST = "guest"
 
 
-class Register(msgspec.Struct, frozen=True, kw_only=True):
-    """The account that is wanted."""
+class RegisterBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The registration request."""
 
     type: str | None = None
-    """`m.login.application_service`, where one makes it."""
+    """`m.login.application_service` if an application service registers the user."""
     auth: dict[str, object] | None = None
     username: str | None = None
     password: str | None = None
@@ -47,26 +47,29 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
     "/_matrix/client/r0/register",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION,
-    cost=COST_OF_ASKING,
+    cost=PREPARATION_COST,
 )
 async def post_register(
     registration: Registration,
     acting: ActingServices,
     context: RequestContext,
     *,
-    body: Register = Register(),
-    kind: Kind = Kind.USER,
+    body: RegisterBody = RegisterBody(),
+    kind: AccountKind = AccountKind.USER,
     access_token: str = "",
 ) -> dict[str, object]:
-    """Make an account; guests confirm nothing, and all that they ask for but the device's name is
-    passed over. `access_token`: an application service's, which may come in the address."""
+    """Register a user or a guest.
+
+    Guests need no authentication, and only their device name is used. An application service may
+    send its token in the `access_token` query parameter.
+    """
     device_name = check_device_name(body.initial_device_display_name)
-    if kind is Kind.GUEST:
+    if kind is AccountKind.GUEST:
         registered = await registration.do_register_guest(
             device_name, body.refresh_token, context.client_ip
         )
     else:
-        wish = Wish(
+        request = Wish(
             username=body.username,
             password=body.password,
             device_id=None if body.device_id is None else parse_device_id(body.device_id),
@@ -78,9 +81,9 @@ async def post_register(
             guest_token=body.guest_access_token,
         )
         if body.type == LOGIN_TYPE:
-            registered = await acting.do_register(acting.find_token(context, access_token), wish)
+            registered = await acting.do_register(acting.find_token(context, access_token), request)
         else:
-            registered = await registration.do_register(wish, body.auth, context.client_ip)
+            registered = await registration.do_register(request, body.auth, context.client_ip)
     return session_answer(registered.user_id, registered.session)
 
 
@@ -90,10 +93,10 @@ async def post_register(
     "/_matrix/client/r0/register/available",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION,
-    cost=COST_OF_ASKING,
+    cost=PREPARATION_COST,
 )
 async def get_available(registration: Registration, *, username: str) -> dict[str, object]:
-    """Whether a name is free: yes, or an error that says why not."""
+    """Return that the user name is available. Raises an error with the reason if it is not."""
     await registration.check_available(username)
     return {"available": True}
 
@@ -101,12 +104,13 @@ async def get_available(registration: Registration, *, username: str) -> dict[st
 @endpoint(
     "GET",
     "/_matrix/client/v1/register/m.login.registration_token/validity",
-    "/_matrix/client/unstable/org.matrix.msc3231/register/org.matrix.msc3231.login.registration_token/validity",
+    "/_matrix/client/unstable/org.matrix.msc3231/register/"
+    "org.matrix.msc3231.login.registration_token/validity",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION_TOKEN,
 )
 async def get_registration_token_validity(
     registration: Registration, *, token: str
 ) -> dict[str, object]:
-    """Whether a registration token would be taken now."""
+    """Return whether a registration token is valid now."""
     return {"valid": await registration.is_token_valid(token)}

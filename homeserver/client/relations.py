@@ -1,4 +1,4 @@
-"""The children of events, and threads. spec: client-server-api#relationships-api,
+"""Event relations and threads. spec: client-server-api#relationships-api,
 client-server-api#threading"""
 
 from typing import Annotated, Any, Literal
@@ -40,7 +40,7 @@ async def get_relating_events(
     limit: int = DEFAULT_PAGE,
     recurse: Annotated[bool | None, Names("recurse", "org.matrix.msc3981.recurse")] = None,
 ) -> dict[str, Any]:
-    """The children of an event."""
+    """Return the child events of an event."""
     return await relations.get_relations(
         caller, room_id, event_id, rel_type, event_type, Direction(dir), from_, to, limit, recurse
     )
@@ -62,7 +62,7 @@ async def get_thread_roots(
     from_: str | None = None,
     limit: int = DEFAULT_PAGE,
 ) -> dict[str, Any]:
-    """The threads of a room."""
+    """Return the thread roots of a room."""
     return await relations.get_threads(
         caller, room_id, from_, limit, participated=include == "participated"
     )
@@ -84,6 +84,6 @@ async def get_thread_updates(
     to: str | None = None,
     limit: int = MOST_UPDATES,
 ) -> dict[str, Any]:
-    """In which threads something was said, in all rooms: what sliding sync had no room for, going
-    back. Proposal: MSC4360."""
+    """Return older thread updates of all rooms, which sliding sync had no space for. Proposal:
+    MSC4360."""
     return await updates.get_page(caller, from_, to, limit)

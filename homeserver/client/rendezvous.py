@@ -1,7 +1,6 @@
-"""Signing in by a QR code: where the two devices meet.
+"""Rendezvous sessions, in which two devices exchange messages to sign in with a QR code.
 
-The form of MSC4388 (JSON), and that of MSC4108 of 2024 (text, with ETags), which released apps
-still use.
+Serves MSC4388 (JSON), and MSC4108 of 2024 (text with ETags), which released apps still use.
 """
 
 from http import HTTPStatus
@@ -21,20 +20,20 @@ from homeserver.services.oauth.metadata import OAuthMetadata
 from storage.login.rendezvous import RendezvousRow
 
 _BODY: Final = 16384
-"""Bytes of JSON: the data may be escaped."""
+"""The largest JSON body, in bytes. Leaves space for escapes in the data."""
 _PATH: Final = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
 _ONE: Final = _PATH + "/{rendezvous_id}"
 OLDER_PATH: Final = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
 _OLDER_ONE: Final = OLDER_PATH + "/{rendezvous_id}"
 _COST_OF_ONE: Final = 0.01
-"""Devices ask every second or so whether there is another word."""
+"""The rate limit cost of one request: devices poll about once a second."""
 
 
-class Begin(msgspec.Struct, frozen=True):
+class CreateSessionBody(msgspec.Struct, frozen=True):
     data: str
 
 
-class Write(msgspec.Struct, frozen=True):
+class UpdateSessionBody(msgspec.Struct, frozen=True):
     sequence_token: str
     data: str
 
@@ -43,7 +42,7 @@ class Write(msgspec.Struct, frozen=True):
 async def get_rendezvous_support(
     rendezvous: Rendezvous, caller: Requester | None
 ) -> dict[str, object]:
-    """Whether the caller may begin a sign-in by QR code."""
+    """Return whether the caller may create a rendezvous session."""
     rendezvous.check_offered()
     return {"create_available": rendezvous.may_begin(caller)}
 
@@ -52,9 +51,9 @@ async def get_rendezvous_support(
     "POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True
 )
 async def post_rendezvous(
-    rendezvous: Rendezvous, caller: Requester | None, *, body: Begin
+    rendezvous: Rendezvous, caller: Requester | None, *, body: CreateSessionBody
 ) -> dict[str, object]:
-    """Begin one."""
+    """Create a rendezvous session."""
     rendezvous.check_offered()
     rendezvous_id, row = await rendezvous.do_begin(caller, _encoded(body.data))
     return {
@@ -68,7 +67,7 @@ async def post_rendezvous(
 async def get_rendezvous(
     rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
 ) -> dict[str, object]:
-    """The last word."""
+    """Return the current data of a session."""
     rendezvous.check_offered()
     _check_no_page(context)
     row = await rendezvous.get(rendezvous_id)
@@ -81,9 +80,9 @@ async def get_rendezvous(
 
 @endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
 async def put_rendezvous(
-    rendezvous: Rendezvous, *, rendezvous_id: str, body: Write
+    rendezvous: Rendezvous, *, rendezvous_id: str, body: UpdateSessionBody
 ) -> dict[str, object]:
-    """Another word."""
+    """Replace the data of a session."""
     rendezvous.check_offered()
     row = await rendezvous.do_write(rendezvous_id, body.sequence_token, _encoded(body.data))
     return {"sequence_token": row.revision}
@@ -91,7 +90,7 @@ async def put_rendezvous(
 
 @endpoint("DELETE", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
 async def delete_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Empty:
-    """End it."""
+    """Delete a session."""
     rendezvous.check_offered()
     await rendezvous.do_end(rendezvous_id)
     return EMPTY
@@ -101,7 +100,7 @@ async def delete_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Em
 async def post_older_rendezvous(
     rendezvous: Rendezvous, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> Response:
-    """Begin one, in the older form."""
+    """Create a session, in the older form."""
     rendezvous.check_offered(older=True)
     _check_text(context)
     rendezvous_id, row = await rendezvous.do_begin(None, body)
@@ -115,7 +114,7 @@ async def post_older_rendezvous(
 async def get_older_rendezvous(
     rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
 ) -> Response:
-    """The last word, if the client has not seen it."""
+    """Return the current data of a session, unless the client has it already; in the older form."""
     rendezvous.check_offered(older=True)
     _check_no_page(context)
     row = await rendezvous.get(rendezvous_id)
@@ -130,7 +129,7 @@ async def get_older_rendezvous(
 async def put_older_rendezvous(
     rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str, body: bytes
 ) -> Response:
-    """Another word, in the older form."""
+    """Replace the data of a session, in the older form."""
     rendezvous.check_offered(older=True)
     _check_text(context)
     seen = context.header("If-Match")
@@ -145,19 +144,19 @@ async def put_older_rendezvous(
             **_older_headers(await rendezvous.get(rendezvous_id)),
             "Content-Type": "application/json",
         }
-        # spec: MSC4108 (2024) #unstable-prefix: a code that is new stands beside one that is known
-        told = {
+        # spec: MSC4108 (2024) #unstable-prefix: an unknown errcode comes beside a known one
+        refusal = {
             "errcode": "M_UNKNOWN",
             "org.matrix.msc4108.errcode": "M_CONCURRENT_WRITE",
             "error": error.text,
         }
-        return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(told))
+        return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(refusal))
     return Response(HTTPStatus.ACCEPTED, _older_headers(row))
 
 
 @endpoint("DELETE", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
 async def delete_older_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Response:
-    """End it, in the older form."""
+    """Delete a session, in the older form."""
     rendezvous.check_offered(older=True)
     await rendezvous.do_end(rendezvous_id)
     return Response(HTTPStatus.NO_CONTENT, {"Cache-Control": "no-store"})
@@ -168,10 +167,9 @@ def _encoded(data: str) -> bytes:
 
 
 def _check_no_page(context: RequestContext) -> None:
-    """Raises `Forbidden` where a browser would show it as a page: nobody knows what is written
-    there."""
+    """Raise `Forbidden` if a browser would show the data as a page: its content is not trusted."""
     if context.header("Sec-Fetch-Mode") == "navigate":
-        raise Forbidden("This is not for browsers to show")
+        raise Forbidden("A browser must not show this as a page")
 
 
 def _check_text(context: RequestContext) -> None:

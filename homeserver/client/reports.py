@@ -1,4 +1,4 @@
-"""Reporting events, rooms and users. spec: client-server-api#reporting-content"""
+"""Report events, rooms and users. spec: client-server-api#reporting-content"""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ from homeserver.services.moderation.reports import Reports
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class WithReason(msgspec.Struct, frozen=True):
-    """Why; may be blank."""
+class ReasonBody(msgspec.Struct, frozen=True):
+    """The reason, which may be blank."""
 
     reason: Reason
 
 
-class MaybeReason(msgspec.Struct, frozen=True):
-    """Why, if one wants to say."""
+class OptionalReasonBody(msgspec.Struct, frozen=True):
+    """The optional reason."""
 
     reason: Reason | None = None
 
@@ -40,7 +40,7 @@ async def report_event(
     *,
     room_id: RoomID,
     event_id: EventID,
-    body: MaybeReason = MaybeReason(),
+    body: OptionalReasonBody = OptionalReasonBody(),
 ) -> Empty:
     """Report an event."""
     await reports.do_report_event(caller, room_id, event_id, body.reason)
@@ -56,7 +56,7 @@ async def report_event(
     while_suspended=True,
 )
 async def report_room(
-    reports: Reports, caller: Requester, *, room_id: RoomID, body: WithReason
+    reports: Reports, caller: Requester, *, room_id: RoomID, body: ReasonBody
 ) -> Empty:
     """Report a room."""
     await reports.do_report_room(caller, room_id, body.reason)
@@ -72,7 +72,7 @@ async def report_room(
     while_suspended=True,
 )
 async def report_user(
-    reports: Reports, caller: Requester, *, user_id: UserID, body: WithReason
+    reports: Reports, caller: Requester, *, user_id: UserID, body: ReasonBody
 ) -> Empty:
     """Report a user."""
     await reports.do_report_user(caller, user_id, body.reason)

@@ -1,4 +1,4 @@
-"""How long messages are kept here, for clients that show it. proposal: MSC1763"""
+"""Message retention rules, for clients that show them. proposal: MSC1763"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from homeserver.services.retention.configuration import RetentionConfiguration
 async def get_retention_configuration(
     configuration: RetentionConfiguration, offered: OfferedFeatures, _caller: Requester
 ) -> Mapping[str, Any]:
-    """The rules of the server. Raises Unrecognized where messages are kept for ever."""
+    """Return the retention rules of the server. Raises Unrecognized if retention is off."""
     if RETENTION not in offered.features:
-        raise Unrecognized("Messages are kept for ever here")
+        raise Unrecognized("This server does not limit how long messages are kept")
     return configuration.json

@@ -1,4 +1,4 @@
-"""Creating rooms. spec: client-server-api#creation"""
+"""Create rooms. spec: client-server-api#creation"""
 
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
@@ -17,5 +17,5 @@ from homeserver.services.rooms.creation import CreateRoom, RoomCreation
 async def create_room(
     creation: RoomCreation, caller: Requester, *, body: CreateRoom
 ) -> dict[str, str]:
-    """Create a room."""
+    """Create a room, and return its id."""
     return {"room_id": await creation.do_create(caller, body)}

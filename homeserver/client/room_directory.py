@@ -1,4 +1,4 @@
-"""Aliases and the directory of public rooms. spec: client-server-api#room-aliases"""
+"""Room aliases and the public room directory. spec: client-server-api#room-aliases"""
 
 from typing import Annotated, Any, Literal
 
@@ -27,13 +27,13 @@ _PUBLIC = ("/_matrix/client/v3/publicRooms", "/_matrix/client/r0/publicRooms")
 async def get_room_id_by_alias(
     directory: RoomDirectory, caller: Requester | None, *, room_alias: RoomAlias
 ) -> dict[str, Any]:
-    """The room that an alias stands for."""
+    """Return the room that an alias points to."""
     room_id, servers = await directory.get_alias(caller, room_alias)
     return {"room_id": room_id, "servers": list(servers)}
 
 
 class AliasBody(msgspec.Struct, frozen=True):
-    """Which room gets the alias."""
+    """The room that the alias points to."""
 
     room_id: str
 
@@ -42,7 +42,7 @@ class AliasBody(msgspec.Struct, frozen=True):
 async def set_room_alias(
     directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias, body: AliasBody
 ) -> Empty:
-    """Give a room an alias."""
+    """Create an alias of a room."""
     await directory.do_add_alias(caller, room_alias, parse_room_id(body.room_id))
     return EMPTY
 
@@ -51,7 +51,7 @@ async def set_room_alias(
 async def delete_room_alias(
     directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias
 ) -> Empty:
-    """Take an alias away."""
+    """Delete an alias."""
     await directory.do_remove_alias(caller, room_alias)
     return EMPTY
 
@@ -66,7 +66,7 @@ async def delete_room_alias(
 async def get_local_aliases(
     directory: RoomDirectory, caller: Requester, *, room_id: RoomID
 ) -> dict[str, list[str]]:
-    """This server's aliases of a room."""
+    """Return this server's aliases of a room."""
     return {"aliases": await directory.get_aliases_of_room(caller, room_id)}
 
 
@@ -74,12 +74,12 @@ async def get_local_aliases(
 async def get_room_visibility_on_directory(
     directory: RoomDirectory, caller: Requester | None, *, room_id: RoomID
 ) -> dict[str, str]:
-    """Whether a room stands in the directory."""
+    """Return whether a room is in the public directory."""
     return {"visibility": await directory.get_visibility(caller, room_id)}
 
 
 class VisibilityBody(msgspec.Struct, frozen=True):
-    """Whether to list the room."""
+    """Whether the directory lists the room."""
 
     visibility: Literal["public", "private"] = "public"
 
@@ -92,7 +92,7 @@ async def set_room_visibility_on_directory(
     room_id: RoomID,
     body: VisibilityBody = VisibilityBody(),
 ) -> Empty:
-    """List a room in the directory, or take it out."""
+    """Add a room to the public directory, or remove it."""
     await directory.do_set_visibility(caller, room_id, body.visibility)
     return EMPTY
 
@@ -106,21 +106,21 @@ async def get_public_rooms(
     since: str | None = None,
     server: ServerName | None = None,
 ) -> dict[str, Any]:
-    """A page of the directory."""
+    """Return a page of the public room directory."""
     return await directory.get_public_rooms(
         caller, limit=limit, since=since, term=None, room_types=None, server=server
     )
 
 
 class DirectoryFilter(msgspec.Struct, frozen=True):
-    """What to look for; a null among the room types is the type of rooms that have none."""
+    """The search filter. A null among the room types matches rooms without a type."""
 
     generic_search_term: str | None = None
     room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None
 
 
-class DirectoryQuery(msgspec.Struct, frozen=True):
-    """A query of the directory."""
+class DirectoryQueryBody(msgspec.Struct, frozen=True):
+    """A search in the public room directory."""
 
     limit: int | None = None
     since: str | None = None
@@ -134,11 +134,10 @@ async def query_public_rooms(
     directory: RoomDirectory,
     caller: Requester,
     *,
-    body: DirectoryQuery = DirectoryQuery(),
+    body: DirectoryQueryBody = DirectoryQueryBody(),
     server: ServerName | None = None,
 ) -> dict[str, Any]:
-    """A page of the directory, filtered. No room of this server belongs to a third-party
-    network."""
+    """Return a filtered page of the directory. No local room belongs to a third-party network."""
     if body.third_party_instance_id is not None:
         if body.include_all_networks:
             raise InvalidParam(

@@ -1,4 +1,4 @@
-"""Sending events into rooms, and reading them. spec: client-server-api#events"""
+"""Send events to rooms, and read them. spec: client-server-api#events"""
 
 from typing import Annotated, Any, Literal
 
@@ -21,15 +21,21 @@ from storage.events.timelines import Direction
 from storage.rooms.sticky_events import LONGEST_MS
 
 Content = dict[str, Any]
-Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
-"""In so many milliseconds the event is to be sent (MSC4140)."""
-Sticky = Annotated[int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")]
-"""For so many milliseconds everyone in the room is told of the event, newcomers too (MSC4354)."""
-Attached = Annotated[list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")]
-"""Files that belong to the event, which may be encrypted: they go with it (MSC3911)."""
+DelayMs = Annotated[int | None, Names("org.matrix.msc4140.delay")]
+"""The delay in milliseconds after which the event is sent (MSC4140)."""
+StickyMs = Annotated[
+    int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")
+]
+"""The time in milliseconds for which the event is sticky: newcomers to the room receive it too
+(MSC4354)."""
+AttachedMedia = Annotated[
+    list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")
+]
+"""Media to attach to the event, which may be encrypted. They are deleted with the event (MSC3911).
+"""
 
 
-class Sent(msgspec.Struct, frozen=True):
+class SentEvent(msgspec.Struct, frozen=True):
     event_id: EventID
 
 
@@ -60,17 +66,17 @@ async def send_message(
     txn_id: str,
     body: Content,
     ts: int | None = None,
-    delay: Delay = None,
-    sticky: Sticky = None,
-    attached: Attached = None,
+    delay: DelayMs = None,
+    sticky: StickyMs = None,
+    attached: AttachedMedia = None,
 ) -> Any:
-    """Send an event that is no state, once for a transaction id. A suspended user may redact what
-    they sent."""
+    """Send a message event, once for each transaction id. A suspended user may redact their own
+    events."""
     presence.note_active(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
         if files:
-            raise InvalidParam("No files can be attached to an event that is sent later")
+            raise InvalidParam("Files cannot be attached to a delayed event")
         delay_id = await delayed.do_schedule(
             caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
         )
@@ -79,7 +85,7 @@ async def send_message(
         caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky)
     )
     if files:
-        await references.do_attach(msgspec.json.decode(answer, type=Sent).event_id, files)
+        await references.do_attach(msgspec.json.decode(answer, type=SentEvent).event_id, files)
     return answer
 
 
@@ -89,9 +95,9 @@ RelationTypes = Annotated[
 ]
 
 
-class Redaction(msgspec.Struct, frozen=True):
-    """Why an event is redacted, and what is redacted with it: what relates to it in these ways, `*`
-    for all (MSC3912)."""
+class RedactionBody(msgspec.Struct, frozen=True):
+    """The reason of a redaction, and the relation types whose child events are redacted too (`*`
+    for all; MSC3912)."""
 
     reason: str | None = None
     with_rel_types: RelationTypes | None = None
@@ -105,7 +111,7 @@ class Redaction(msgspec.Struct, frozen=True):
     *_paths("redact/{event_id}/{txn_id}"),
     auth=Auth.GUEST,
     limit=Limit.MESSAGE,
-    limit_of_admins=Limit.ADMIN_REDACTION,
+    admin_limit=Limit.ADMIN_REDACTION,
     while_suspended=True,
 )
 async def redact_event(
@@ -116,9 +122,9 @@ async def redact_event(
     room_id: RoomID,
     event_id: EventID,
     txn_id: str,
-    body: Redaction = Redaction(),
+    body: RedactionBody = RedactionBody(),
 ) -> msgspec.Raw:
-    """Take an event's content away."""
+    """Redact an event."""
     presence.note_active(caller)
     related = body.with_rel_types or body.with_relations or ()
     return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id, related)
@@ -145,16 +151,16 @@ async def set_room_state(
     state_key: str = "",
     body: Content,
     ts: int | None = None,
-    delay: Delay = None,
-    sticky: Sticky = None,
-    attached: Attached = None,
+    delay: DelayMs = None,
+    sticky: StickyMs = None,
+    attached: AttachedMedia = None,
 ) -> dict[str, str]:
-    """Set a state entry. A suspended user may leave by it."""
+    """Set a state entry. A suspended user may only leave the room."""
     presence.note_active(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
         if files:
-            raise InvalidParam("No files can be attached to an event that is sent later")
+            raise InvalidParam("Files cannot be attached to a delayed event")
         delay_id = await delayed.do_schedule(
             caller, room_id, event_type, state_key, body, delay, None, ts, _check_sticky(sticky)
         )
@@ -179,7 +185,7 @@ async def get_room_state_with_key(
     state_key: str = "",
     format: Literal["content", "event"] = "content",
 ) -> Any:
-    """One entry of the state: its content, or the whole event."""
+    """Return one state entry: its content or the complete event."""
     return await reading.get_state_entry(
         caller, room_id, StateKey(event_type, state_key), whole=format == "event"
     )
@@ -189,7 +195,7 @@ async def get_room_state_with_key(
 async def get_room_state(
     reading: RoomReading, caller: Requester, *, room_id: RoomID
 ) -> msgspec.Raw:
-    """The whole state."""
+    """Return the complete current state."""
     return await reading.get_state(caller, room_id)
 
 
@@ -205,7 +211,7 @@ async def get_room_messages(
     limit: int = DEFAULT_PAGE,
     filter: str | None = None,
 ) -> dict[str, Any]:
-    """A page of the timeline."""
+    """Return a page of the timeline."""
     return await reading.get_messages(
         caller, room_id, Direction(dir), from_, to, limit, _filter(filter)
     )
@@ -215,7 +221,7 @@ async def get_room_messages(
 async def get_room_event(
     reading: RoomReading, caller: Requester, *, room_id: RoomID, event_id: EventID
 ) -> msgspec.Raw:
-    """One event."""
+    """Return one event."""
     return await reading.get_event(caller, room_id, event_id)
 
 
@@ -229,7 +235,7 @@ async def get_event_context(
     limit: int = DEFAULT_PAGE,
     filter: str | None = None,
 ) -> dict[str, Any]:
-    """An event with what stands around it."""
+    """Return an event with the events around it."""
     return await reading.get_context(caller, room_id, event_id, limit, _filter(filter))
 
 
@@ -243,7 +249,7 @@ async def get_members_by_room(
     membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
     not_membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
 ) -> dict[str, msgspec.Raw]:
-    """The membership events of a room."""
+    """Return the membership events of a room."""
     return {"chunk": await reading.get_members(caller, room_id, at, membership, not_membership)}
 
 
@@ -251,13 +257,13 @@ async def get_members_by_room(
 async def get_joined_members_by_room(
     reading: RoomReading, caller: Requester, *, room_id: RoomID
 ) -> dict[str, msgspec.Raw]:
-    """Names and avatars of who is in a room."""
+    """Return the display names and avatars of the joined members."""
     return {"joined": await reading.get_joined_members(caller, room_id)}
 
 
 def _check_sticky(duration_ms: int | None) -> int | None:
     if duration_ms is not None and not 0 <= duration_ms <= LONGEST_MS:
-        raise InvalidParam(f"An event is sticky for 0 to {LONGEST_MS} milliseconds")
+        raise InvalidParam(f"The sticky duration must be between 0 and {LONGEST_MS} milliseconds")
     return duration_ms
 
 

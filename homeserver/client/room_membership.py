@@ -1,4 +1,4 @@
-"""Coming into rooms and leaving them. spec: client-server-api#room-membership"""
+"""Join, leave, invite, kick and ban. spec: client-server-api#room-membership"""
 
 from typing import Annotated, Any
 
@@ -13,32 +13,33 @@ from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.membership import RoomMemberships
 
-Servers = Annotated[list[str] | None, Names("via", "server_name")]
+ViaServers = Annotated[list[str] | None, Names("via", "server_name")]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class WithReason(msgspec.Struct, frozen=True):
-    """Why."""
+class MembershipBody(msgspec.Struct, frozen=True):
+    """The optional reason of a membership change."""
 
     reason: Reason | None = None
 
 
-class Join(msgspec.Struct, frozen=True):
-    """`third_party_signed` proves that the user has an address that was invited."""
+class JoinBody(msgspec.Struct, frozen=True):
+    """The join request. `third_party_signed` proves that the user owns an invited third-party
+    identifier."""
 
     reason: Reason | None = None
     third_party_signed: dict[str, Any] | None = None
 
 
-class Target(msgspec.Struct, frozen=True):
-    """Someone else's membership."""
+class TargetBody(msgspec.Struct, frozen=True):
+    """The user whose membership changes."""
 
     user_id: str
     reason: Reason | None = None
 
 
-class Invitation(msgspec.Struct, frozen=True):
-    """Whom to invite: a user, or an address with the identity server that knows it."""
+class InviteBody(msgspec.Struct, frozen=True):
+    """The user to invite, or a third-party identifier with its identity server."""
 
     user_id: str | None = None
     reason: Reason | None = None
@@ -55,7 +56,7 @@ def _paths(action: str) -> tuple[str, str]:
 
 @endpoint("POST", *_paths("join"), auth=Auth.GUEST, limit=Limit.JOIN)
 async def join_room(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Join = Join()
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: JoinBody = JoinBody()
 ) -> dict[str, str]:
     """Join a room by its id."""
     return {
@@ -75,8 +76,8 @@ async def join_room_or_alias(
     caller: Requester,
     *,
     room_id_or_alias: str,
-    body: Join = Join(),
-    via: Servers = None,
+    body: JoinBody = JoinBody(),
+    via: ViaServers = None,
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
@@ -99,10 +100,10 @@ async def knock_room(
     caller: Requester,
     *,
     room_id_or_alias: str,
-    body: WithReason = WithReason(),
-    via: Servers = None,
+    body: MembershipBody = MembershipBody(),
+    via: ViaServers = None,
 ) -> dict[str, str]:
-    """Ask to be let into a room."""
+    """Knock on a room."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
     return {"room_id": await memberships.do_knock(caller, room_id, body.reason, servers)}
 
@@ -113,30 +114,31 @@ async def leave_room(
     caller: Requester,
     *,
     room_id: RoomID,
-    body: WithReason = WithReason(),
+    body: MembershipBody = MembershipBody(),
 ) -> Empty:
-    """Leave a room, or decline an invite."""
+    """Leave a room, or reject an invite."""
     await memberships.do_leave(caller, room_id, body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("forget"), auth=Auth.USER, limit=Limit.FORGET, while_suspended=True)
 async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID) -> Empty:
-    """Forget a room that one has left."""
+    """Forget a room that the caller has left."""
     await memberships.do_forget(caller, room_id)
     return EMPTY
 
 
 @endpoint("POST", *_paths("invite"), auth=Auth.USER)
 async def invite_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: InviteBody
 ) -> Empty:
-    """Invite someone."""
+    """Invite a user."""
     if body.user_id is None:
         if body.address is None:
             raise MissingParam("user_id is missing")
         raise InvalidParam(
-            "This server does not invite by e-mail address or phone number; ask the person for their user ID"
+            "This server does not invite by e-mail address or phone number; "
+            "ask the person for their user ID"
         )
     await memberships.do_invite(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
@@ -144,25 +146,25 @@ async def invite_user(
 
 @endpoint("POST", *_paths("kick"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def kick_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
-    """Remove someone."""
+    """Kick a user."""
     await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("ban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def ban_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
-    """Ban someone."""
+    """Ban a user."""
     await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 
 
 @endpoint("POST", *_paths("unban"), auth=Auth.USER, limit=Limit.MEMBERSHIP)
 async def unban_user(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: TargetBody
 ) -> Empty:
     """Lift a ban."""
     await memberships.do_unban(caller, room_id, parse_user_id(body.user_id), body.reason)
@@ -175,11 +177,11 @@ async def unban_user(
 async def get_joined_rooms(
     memberships: RoomMemberships, caller: Requester
 ) -> dict[str, list[RoomID]]:
-    """The rooms that the caller is in."""
+    """Return the rooms that the caller has joined."""
     return {"joined_rooms": list(await memberships.get_joined_rooms(caller.user_id))}
 
 
 def _check(room_id_or_alias: str) -> str:
     if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
-        raise InvalidParam(f"{room_id_or_alias[:255]!r} is neither a room id nor a room alias")
+        raise InvalidParam(f"{room_id_or_alias[:255]!r} is neither a room ID nor a room alias")
     return room_id_or_alias

@@ -1,4 +1,4 @@
-"""Summaries of rooms. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
+"""Room summaries. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
 
 from typing import Annotated, Any
 
@@ -23,5 +23,5 @@ async def get_room_summary(
     room_id_or_alias: str,
     via: Annotated[list[ServerName] | None, Names("via", "server_name")] = None,
 ) -> dict[str, Any]:
-    """What a room is, for who thinks of joining it."""
+    """Return the summary of a room, for users who may want to join it."""
     return await previews.get_summary(caller, room_id_or_alias, via or ())

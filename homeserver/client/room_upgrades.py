@@ -1,4 +1,4 @@
-"""Upgrading rooms. spec: client-server-api#room-upgrades"""
+"""Upgrade rooms. spec: client-server-api#room-upgrades"""
 
 from typing import Annotated
 
@@ -11,9 +11,8 @@ from homeserver.api.requester import Requester
 from homeserver.services.rooms.upgrade import RoomUpgrade
 
 
-class Upgrade(msgspec.Struct, frozen=True):
-    """To which version; who besides the caller counts as creator, where the version knows more than
-    one."""
+class UpgradeBody(msgspec.Struct, frozen=True):
+    """The new version, and creators besides the caller if the version allows several."""
 
     new_version: str
     additional_creators: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] | None = None
@@ -27,9 +26,9 @@ class Upgrade(msgspec.Struct, frozen=True):
     limit=Limit.ROOM_CREATION,
 )
 async def upgrade_room(
-    upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: Upgrade
+    upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: UpgradeBody
 ) -> dict[str, str]:
-    """Replace a room by a new one of another version."""
+    """Replace a room with a new room of another version."""
     new_id = await upgrades.do_upgrade(
         caller, room_id, body.new_version, body.additional_creators or ()
     )

@@ -1,4 +1,4 @@
-"""Search in messages. spec: client-server-api#server-side-search"""
+"""Search messages. spec: client-server-api#server-side-search"""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from homeserver.services.search.search import MessageSearch
 
 
 class SearchBody(msgspec.Struct, frozen=True):
-    """What to search for, by category."""
+    """The search criteria by category."""
 
     search_categories: Categories
 
@@ -29,5 +29,5 @@ class SearchBody(msgspec.Struct, frozen=True):
 async def search(
     messages: MessageSearch, caller: Requester, *, body: SearchBody, next_batch: str | None = None
 ) -> dict[str, Any]:
-    """A page of the events that have something in them."""
+    """Return a page of matching events."""
     return await messages.get_results(caller, body.search_categories, next_batch)

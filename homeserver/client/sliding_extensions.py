@@ -1,4 +1,4 @@
-"""What is asked of the extensions of sliding sync, the same in its two forms.
+"""Extension requests of sliding sync. Both of its forms share them.
 
 Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508
 (typing), MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events), MSC4360
@@ -26,25 +26,25 @@ from homeserver.services.sliding_sync.request import (
     TypingRequest,
 )
 
-MOST_MESSAGES: Final = 100
-MOST_FIELDS: Final = 100
-MOST_NAMES: Final = 500
-"""Of spaces, tags, lists or rooms, wherever they are named."""
+MAX_MESSAGES: Final = 100
+MAX_FIELDS: Final = 100
+MAX_NAMES: Final = 500
+"""The largest number of spaces, tags, lists or rooms that one field may name."""
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_SUBSCRIPTIONS: Final = "io.element.msc4308.thread_subscriptions"
 UNSTABLE_THREADS: Final = "io.element.msc4360.threads"
 UNSTABLE_TYPING: Final = "org.matrix.msc4508.typing"
-LONGEST_PATTERN: Final = 255
-"""Of a type or state key: no event has a longer one."""
+MAX_PATTERN_LENGTH: Final = 255
+"""The largest length of a type or state key; no event has a longer one."""
 
-Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
-Names = Annotated[list[Text], msgspec.Meta(max_length=MOST_NAMES)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_PATTERN_LENGTH)]
+NameList = Annotated[list[Text], msgspec.Meta(max_length=MAX_NAMES)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SinceExtension(msgspec.Struct, frozen=True):
-    """An extension with a token of its own."""
+    """An extension with its own since token."""
 
     enabled: bool | None = None
     since: Text | None = None
@@ -52,21 +52,21 @@ class SinceExtension(msgspec.Struct, frozen=True):
 
 
 class RoomsExtension(msgspec.Struct, frozen=True):
-    """An extension that is wanted in some rooms."""
+    """An extension that may be limited to some rooms."""
 
     enabled: bool | None = None
-    lists: Names | None = None
-    rooms: Names | None = None
+    lists: NameList | None = None
+    rooms: NameList | None = None
 
 
 class ProfilesExtension(RoomsExtension, frozen=True):
-    """Profiles of people in some rooms."""
+    """The profiles extension, with the wanted profile fields."""
 
     fields: list[Text] | None = None
 
 
 class ThreadsExtension(msgspec.Struct, frozen=True):
-    """What is said in threads."""
+    """The threads extension."""
 
     enabled: bool | None = None
     include_roots: bool | None = None
@@ -74,7 +74,7 @@ class ThreadsExtension(msgspec.Struct, frozen=True):
 
 
 class ExtensionsBody(msgspec.Struct, frozen=True):
-    """Those that are known here; others are ignored."""
+    """The known extensions. Others are ignored."""
 
     to_device: SinceExtension | None = None
     e2ee: RoomsExtension | None = None
@@ -99,7 +99,7 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
 
 
 def read_extensions(body: ExtensionsBody) -> Extensions:
-    """Raises InvalidParam."""
+    """Convert the request body into `Extensions`. Raises InvalidParam."""
     return Extensions(
         to_device=_to_device(body.to_device),
         e2ee=body.e2ee is not None and bool(body.e2ee.enabled),
@@ -120,14 +120,14 @@ def read_extensions(body: ExtensionsBody) -> Extensions:
 def _sticky(name: str, body: SinceExtension | None) -> StickyRequest | None:
     if body is None or not body.enabled:
         return None
-    limit = MOST_MESSAGES if body.limit is None else max(1, min(body.limit, MOST_MESSAGES))
+    limit = MAX_MESSAGES if body.limit is None else max(1, min(body.limit, MAX_MESSAGES))
     return StickyRequest(name, _since(name, body.since), limit)
 
 
 def _since(name: str, since: str | None) -> int:
     since = since or "0"
     if not (since.isascii() and since.isdigit() and len(since) <= 18):
-        raise InvalidParam(f"The since of {name} is not one that this server gave out")
+        raise InvalidParam(f"The since token of {name} is not from this server")
     return int(since)
 
 
@@ -140,8 +140,8 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
     scope = _scope(body)
     if body is None or scope is None:
         return None
-    if body.fields is not None and len(body.fields) > MOST_FIELDS:
-        raise InvalidParam(f"At most {MOST_FIELDS} fields of profiles can be asked for by name")
+    if body.fields is not None and len(body.fields) > MAX_FIELDS:
+        raise InvalidParam(f"At most {MAX_FIELDS} profile fields can be requested by name")
     return ProfilesRequest(
         name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields)
     )
@@ -167,7 +167,7 @@ def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
         return None
     return ToDeviceRequest(
         _since("to_device", body.since),
-        max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)),
+        max(1, min(MAX_MESSAGES if body.limit is None else body.limit, MAX_MESSAGES)),
     )
 
 

@@ -1,5 +1,5 @@
-"""Sliding sync in its two forms: that of the released clients, and the accepted one. Proposal:
-MSC4186."""
+"""Sliding sync in two forms: that of released clients ("unstable"), and the accepted one
+("stable"). Proposal: MSC4186."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -12,9 +12,9 @@ from federation.protocol.ids import UserID, is_opaque_id, is_room_id
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.client.sliding_extensions import (
-    MOST_NAMES,
+    MAX_NAMES,
     ExtensionsBody,
-    Names,
+    NameList,
     Natural,
     Text,
     read_extensions,
@@ -36,28 +36,27 @@ from homeserver.services.sliding_sync.request import (
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 
-MOST_LISTS: Final = 100
-MOST_SUBSCRIPTIONS: Final = 100
-MOST_RANGES: Final = 100
-MOST_PATTERNS: Final = 200
-LONGEST_UNSTABLE_KEY: Final = 64
-"""Of a list, in the form of the released clients; in the accepted one it may be as long as any
-opaque identifier."""
-LONGEST_CONN_ID: Final = 255
-MOST_EVENTS: Final = 1000
+MAX_LISTS: Final = 100
+MAX_SUBSCRIPTIONS: Final = 100
+MAX_RANGES: Final = 100
+MAX_PATTERNS: Final = 200
+MAX_UNSTABLE_KEY_LENGTH: Final = 64
+"""The longest list key, in the unstable form. The stable form allows any opaque identifier."""
+MAX_CONN_ID_LENGTH: Final = 255
+MAX_EVENTS: Final = 1000
 MAX_BODY: Final = 256 * 1024
-ALL_OF_MEMBERS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
+ALL_MEMBER_PATTERNS: Final = frozenset({ALL_MEMBERS, (ANY, ANY)})
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
-FAR: Final = 2**53
+MAX_INDEX: Final = 2**53
 
-REMEMBERED: Final = 512
-MOST_REMEMBERED_PATTERNS: Final = 50
-REMEMBERED_BODIES: Final = 1024
-MOST_REMEMBERED_BYTES: Final = 4096
-"""Of a body: longer ones are read anew each time."""
+CACHED_CONFIGS: Final = 512
+MAX_CACHED_PATTERNS: Final = 50
+CACHED_BODIES: Final = 1024
+MAX_CACHED_BODY: Final = 4096
+"""The longest body to cache, in bytes. Longer bodies are parsed each time."""
 
-RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MOST_NAMES)]
+RoomTypes = Annotated[list[Text | None], msgspec.Meta(max_length=MAX_NAMES)]
 PresenceState = Literal["offline", "online", "unavailable"]
 _PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
     "offline": "offline",
@@ -67,29 +66,29 @@ _PRESENCE_STATES: Final[Mapping[str, PresenceState]] = {
 
 
 class FiltersBody(msgspec.Struct, frozen=True):
-    """Which rooms a list shows, in both forms."""
+    """The filters of a list, in both forms."""
 
     is_dm: bool | None = None
-    spaces: Names | None = None
+    spaces: NameList | None = None
     is_encrypted: bool | None = None
     is_invite: bool | None = None
     is_invited: bool | None = None
     room_types: RoomTypes | None = None
     not_room_types: RoomTypes | None = None
-    tags: Names | None = None
-    not_tags: Names | None = None
+    tags: NameList | None = None
+    not_tags: NameList | None = None
     room_name_like: Text | None = None
 
 
 class PatternBody(msgspec.Struct, frozen=True):
-    """Entries of the state. What is absent matches anything."""
+    """A pattern for state entries. An absent field matches anything."""
 
     type: Text | None = None
     state_key: Text | None = None
 
 
-class RequiredBody(msgspec.Struct, frozen=True):
-    """Which state is wanted, in the accepted form."""
+class RequiredStateBody(msgspec.Struct, frozen=True):
+    """The required state, in the stable form."""
 
     include: tuple[PatternBody, ...] | None = None
     exclude: tuple[PatternBody, ...] | None = None
@@ -97,14 +96,14 @@ class RequiredBody(msgspec.Struct, frozen=True):
 
 
 class UnstableRoom(msgspec.Struct, frozen=True):
-    """How much of a room is wanted."""
+    """The requested timeline and state of a room."""
 
     timeline_limit: Natural | None = None
     required_state: tuple[tuple[Text, Text], ...] | None = None
 
 
 class UnstableList(UnstableRoom, frozen=True):
-    """One list."""
+    """A list of rooms."""
 
     ranges: list[tuple[Natural, Natural]] | None = None
     slow_get_all_rooms: bool | None = None
@@ -112,21 +111,21 @@ class UnstableList(UnstableRoom, frozen=True):
 
 
 class StableRoom(msgspec.Struct, frozen=True):
-    """How much of a room is wanted."""
+    """The requested timeline and state of a room."""
 
     timeline_limit: Natural
-    required_state: RequiredBody | None = None
+    required_state: RequiredStateBody | None = None
 
 
 class StableList(StableRoom, frozen=True):
-    """One list."""
+    """A list of rooms."""
 
     range: tuple[Natural, Natural] | None = None
     filters: FiltersBody | None = None
 
 
 class UnstableBody(msgspec.Struct, frozen=True):
-    """A request of the released clients."""
+    """A request in the unstable form."""
 
     conn_id: str | None = None
     txn_id: str | None = None
@@ -136,7 +135,7 @@ class UnstableBody(msgspec.Struct, frozen=True):
 
 
 class StableBody(msgspec.Struct, frozen=True):
-    """A request in the accepted form."""
+    """A request in the stable form."""
 
     conn_id: str | None = None
     pos: str | None = None
@@ -165,27 +164,27 @@ async def post_unstable_sliding_sync(
     timeout: int = 0,
     set_presence: PresenceState | None = None,
 ) -> dict[str, Any]:
-    """What is new in the rooms that the client looks at, as the released clients ask for it."""
-    most = sliding_sync.most_events
-    asked = (_remembered_asked if len(body) <= MOST_REMEMBERED_BYTES else _read_asked)(
-        body, caller.user_id, most
+    """Return updates of the requested rooms and extensions, in the unstable form."""
+    max_events = sliding_sync.most_events
+    parsed = (_parse_unstable_cached if len(body) <= MAX_CACHED_BODY else _parse_unstable)(
+        body, caller.user_id, max_events
     )
     request = SlidingRequest(
         caller=caller,
-        conn_id=asked.conn_id,
+        conn_id=parsed.conn_id,
         pos=pos or None,
         timeout_ms=timeout,
         stable=False,
-        lists=asked.lists,
-        subscriptions=asked.subscriptions,
-        extensions=asked.extensions,
+        lists=parsed.lists,
+        subscriptions=parsed.subscriptions,
+        extensions=parsed.extensions,
     )
     presence.arrive(caller, set_presence)
     try:
         answer = await sliding_sync.sync(request)
     finally:
         presence.leave(caller)
-    return answer if asked.txn_id is None else {**answer, "txn_id": asked.txn_id}
+    return answer if parsed.txn_id is None else {**answer, "txn_id": parsed.txn_id}
 
 
 @endpoint(
@@ -203,22 +202,22 @@ async def post_sliding_sync(
     *,
     body: StableBody = StableBody(),
 ) -> dict[str, Any]:
-    """What is new in the rooms that the client looks at, in the accepted form."""
+    """Return updates of the requested rooms and extensions, in the stable form."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
     _check(body.conn_id, lists, subscriptions)
     set_presence = None if body.set_presence is None else _PRESENCE_STATES.get(body.set_presence)
     if set_presence is None and body.set_presence is not None:
-        raise InvalidParam(f"set_presence is one of {', '.join(_PRESENCE_STATES)}")
-    most = sliding_sync.most_events
+        raise InvalidParam(f"set_presence must be one of {', '.join(_PRESENCE_STATES)}")
+    max_events = sliding_sync.most_events
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",
         pos=body.pos or None,
         timeout_ms=body.timeout or 0,
         stable=True,
-        lists={name: _stable_list(wanted, most) for name, wanted in lists.items()},
+        lists={name: _stable_list(wanted, max_events) for name, wanted in lists.items()},
         subscriptions={
-            id: _stable_config(wanted, most)
+            id: _stable_config(wanted, max_events)
             for id, wanted in subscriptions.items()
             if is_room_id(id)
         },
@@ -234,20 +233,20 @@ async def post_sliding_sync(
 def _check(
     conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]
 ) -> None:
-    if conn_id is not None and (len(conn_id) > LONGEST_CONN_ID or "\0" in conn_id):
-        raise InvalidParam("The conn_id is too long, or not printable")
-    if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
+    if conn_id is not None and (len(conn_id) > MAX_CONN_ID_LENGTH or "\0" in conn_id):
+        raise InvalidParam("The conn_id is too long or contains a NUL")
+    if len(lists) > MAX_LISTS or len(subscriptions) > MAX_SUBSCRIPTIONS:
         raise InvalidParam(
-            f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed"
+            f"At most {MAX_LISTS} lists and {MAX_SUBSCRIPTIONS} subscriptions are allowed"
         )
     if not all(map(is_opaque_id, lists)):
         raise InvalidParam(
-            "The key of a list is made of letters, digits and . _ ~ -, and has at most 255 of them"
+            "A list key may contain letters, digits and . _ ~ -, and has at most 255 characters"
         )
 
 
-class _Asked(msgspec.Struct, frozen=True, gc=False):
-    """What a body of the released clients says."""
+class _UnstableRequest(msgspec.Struct, frozen=True, gc=False):
+    """A parsed request body in the unstable form."""
 
     conn_id: str
     txn_id: str | None
@@ -256,45 +255,49 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
     extensions: Extensions
 
 
-def _read_asked(body: bytes, user_id: UserID, most: int) -> _Asked:
-    """Raises BadJson, NotJson, InvalidParam."""
-    read: UnstableBody = _decode_unstable(body)
-    lists, subscriptions = read.lists or {}, read.room_subscriptions or {}
-    _check(read.conn_id, lists, subscriptions)
-    if any(len(name) > LONGEST_UNSTABLE_KEY for name in lists):
-        raise InvalidParam(f"The key of a list may have at most {LONGEST_UNSTABLE_KEY} bytes")
-    return _Asked(
-        read.conn_id or "",
-        read.txn_id,
-        {name: _unstable_list(wanted, user_id, most) for name, wanted in lists.items()},
+def _parse_unstable(body: bytes, user_id: UserID, max_events: int) -> _UnstableRequest:
+    """Parse a body in the unstable form. Raises BadJson, NotJson, InvalidParam."""
+    decoded: UnstableBody = _decode_unstable(body)
+    lists, subscriptions = decoded.lists or {}, decoded.room_subscriptions or {}
+    _check(decoded.conn_id, lists, subscriptions)
+    if any(len(name) > MAX_UNSTABLE_KEY_LENGTH for name in lists):
+        raise InvalidParam(f"A list key may have at most {MAX_UNSTABLE_KEY_LENGTH} characters")
+    return _UnstableRequest(
+        decoded.conn_id or "",
+        decoded.txn_id,
+        {name: _unstable_list(wanted, user_id, max_events) for name, wanted in lists.items()},
         {
-            id: _unstable_config(wanted, user_id, most)
+            id: _unstable_config(wanted, user_id, max_events)
             for id, wanted in subscriptions.items()
             if is_room_id(id)
         },
-        read_extensions(read.extensions or ExtensionsBody()),
+        read_extensions(decoded.extensions or ExtensionsBody()),
     )
 
 
 _decode_unstable: Final = json_decoder(UnstableBody, may_be_empty=True)
-_remembered_asked = lru_cache(REMEMBERED_BODIES)(_read_asked)
-"""A client sends the same body again and again: only its query says how far it is."""
+_parse_unstable_cached = lru_cache(CACHED_BODIES)(_parse_unstable)
+"""A client sends the same body again and again; its position is in the query string."""
 
 
-def _unstable_list(wanted: UnstableList, user_id: UserID, most: int) -> ListRequest:
+def _unstable_list(wanted: UnstableList, user_id: UserID, max_events: int) -> ListRequest:
     ranges = None if wanted.slow_get_all_rooms else wanted.ranges
     return ListRequest(
-        _ranges(ranges), _unstable_config(wanted, user_id, most), _filters(wanted.filters)
+        _ranges(ranges), _unstable_config(wanted, user_id, max_events), _filters(wanted.filters)
     )
 
 
-def _unstable_config(wanted: UnstableRoom, user_id: UserID, most: int) -> RoomConfig:
+def _unstable_config(wanted: UnstableRoom, user_id: UserID, max_events: int) -> RoomConfig:
     patterns = wanted.required_state or ()
-    make = _remembered_unstable if len(patterns) <= MOST_REMEMBERED_PATTERNS else _make_unstable
-    return make(_timeline_limit(wanted.timeline_limit, most), patterns, user_id)
+    make = (
+        _cached_unstable_config if len(patterns) <= MAX_CACHED_PATTERNS else _make_unstable_config
+    )
+    return make(_timeline_limit(wanted.timeline_limit, max_events), patterns, user_id)
 
 
-def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
+def _make_unstable_config(
+    timeline_limit: int, patterns: Sequence[Pattern], user_id: UserID
+) -> RoomConfig:
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
     include = frozenset(
@@ -302,7 +305,7 @@ def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: Us
         for type, key in patterns
         if (type, key) != (MEMBER, LAZY)
     )
-    # all state and lazy members: the members are those that are needed, not all
+    # All state with lazy members: only the needed members are sent
     exclude = frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[Pattern]()
     clauses = {Clause(include, exclude)} if include else set()
     if exclude:
@@ -311,32 +314,34 @@ def _make_unstable(timeline_limit: int, patterns: Sequence[Pattern], user_id: Us
     return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), lazy))
 
 
-_remembered_unstable = lru_cache(REMEMBERED)(_make_unstable)
-"""A client asks for the same each time; it then is the same object, which spares comparing it with
-what was sent."""
+_cached_unstable_config = lru_cache(CACHED_CONFIGS)(_make_unstable_config)
+"""A client asks for the same configuration each time. Returning the same object avoids comparing it
+with the configuration of the previous request."""
 
 
-def _stable_list(wanted: StableList, most: int) -> ListRequest:
+def _stable_list(wanted: StableList, max_events: int) -> ListRequest:
     ranges = None if wanted.range is None else [wanted.range]
-    return ListRequest(_ranges(ranges), _stable_config(wanted, most), _filters(wanted.filters))
+    return ListRequest(
+        _ranges(ranges), _stable_config(wanted, max_events), _filters(wanted.filters)
+    )
 
 
-def _stable_config(wanted: StableRoom, most: int) -> RoomConfig:
-    required = wanted.required_state or RequiredBody()
+def _stable_config(wanted: StableRoom, max_events: int) -> RoomConfig:
+    required = wanted.required_state or RequiredStateBody()
     patterns = len(required.include or ()) + len(required.exclude or ())
-    make = _remembered_stable if patterns <= MOST_REMEMBERED_PATTERNS else _make_stable
-    return make(_timeline_limit(wanted.timeline_limit, most), required)
+    make = _cached_stable_config if patterns <= MAX_CACHED_PATTERNS else _make_stable_config
+    return make(_timeline_limit(wanted.timeline_limit, max_events), required)
 
 
-def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
+def _make_stable_config(timeline_limit: int, required: RequiredStateBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
     clauses = {Clause(include, exclude)} if include else set()
-    if required.lazy_members and include & ALL_OF_MEMBERS:
-        # the members are those that are needed and those that are named, not all
+    if required.lazy_members and include & ALL_MEMBER_PATTERNS:
+        # Only the needed members and the named ones are sent, not all
         others, named = (
             include - {ALL_MEMBERS},
-            frozenset((MEMBER, key) for type, key in include if _names(type, key)),
+            frozenset((MEMBER, key) for type, key in include if _matches_one_member(type, key)),
         )
         clauses = {Clause(others, exclude | {ALL_MEMBERS})} if others else set()
         clauses |= {Clause(named, exclude)} if named else set()
@@ -345,12 +350,12 @@ def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     )
 
 
-def _names(type: str, state_key: str) -> bool:
-    """Whether it is the membership of one user that is asked for, or with other state also that."""
+def _matches_one_member(type: str, state_key: str) -> bool:
+    """Return whether the pattern matches the membership of one named user."""
     return type in (MEMBER, ANY) and state_key != ANY
 
 
-_remembered_stable = lru_cache(REMEMBERED)(_make_stable)
+_cached_stable_config = lru_cache(CACHED_CONFIGS)(_make_stable_config)
 
 
 def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
@@ -361,25 +366,26 @@ def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
 
 
 def _check_patterns(patterns: Sequence[Pattern]) -> None:
-    if len(patterns) > MOST_PATTERNS:
-        raise InvalidParam(f"A required_state may have at most {MOST_PATTERNS} entries")
+    if len(patterns) > MAX_PATTERNS:
+        raise InvalidParam(f"A required_state may have at most {MAX_PATTERNS} entries")
     if any("\0" in part for pattern in patterns for part in pattern):
-        raise InvalidParam("No event has such a type or state key")
+        raise InvalidParam("A type or state key in required_state contains a NUL")
 
 
 def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
     if ranges is None:
         return None
-    if len(ranges) > MOST_RANGES:
-        raise InvalidParam(f"A list may have at most {MOST_RANGES} ranges")
+    if len(ranges) > MAX_RANGES:
+        raise InvalidParam(f"A list may have at most {MAX_RANGES} ranges")
     if any(first > last for first, last in ranges):
         raise InvalidParam("A range may not end before it begins")
-    return [(min(first, FAR), min(last, FAR)) for first, last in ranges]
+    return [(min(first, MAX_INDEX), min(last, MAX_INDEX)) for first, last in ranges]
 
 
-def _timeline_limit(limit: int | None, most: int) -> int:
-    """`most`: as many as the operator allows; negative: no bound of theirs."""
-    return min(limit or 0, MOST_EVENTS if most < 0 else min(most, MOST_EVENTS))
+def _timeline_limit(limit: int | None, max_events: int) -> int:
+    """Clamp a requested limit to the operator's limit `max_events`; a negative one means no
+    limit."""
+    return min(limit or 0, MAX_EVENTS if max_events < 0 else min(max_events, MAX_EVENTS))
 
 
 def _filters(body: FiltersBody | None) -> ListFilters:

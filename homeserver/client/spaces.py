@@ -1,4 +1,4 @@
-"""Spaces: the rooms below a room. spec: client-server-api#spaces"""
+"""The room hierarchy of a space. spec: client-server-api#spaces"""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ async def get_space_hierarchy(
     limit: int | None = None,
     from_: str | None = None,
 ) -> dict[str, Any]:
-    """A page of the tree below a space, depth first."""
+    """Return a page of the rooms below a space, depth first."""
     return await hierarchy.get_page(
         caller.user_id,
         room_id,

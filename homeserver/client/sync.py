@@ -1,4 +1,4 @@
-"""Hearing what is new. spec: client-server-api#syncing"""
+"""The /sync endpoint. spec: client-server-api#syncing"""
 
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ async def get_sync(
     use_state_after: bool = False,
     unstable_state_after: Annotated[bool, Names("org.matrix.msc4222.use_state_after")] = False,
 ) -> dict[str, Any]:
-    """All that is new for the caller since a token."""
+    """Return all updates for the caller since a token."""
     request = SyncRequest(
         caller=caller,
         since=parse_sync_token(since) if since else None,

@@ -1,4 +1,4 @@
-"""Tags on rooms. spec: client-server-api#room-tagging"""
+"""Room tags. spec: client-server-api#room-tagging"""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _TAG = _TAGS + "/{tag}"
 async def get_tags(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID
 ) -> Mapping[str, object]:
-    """All tags of a room."""
+    """Return all tags of a room."""
     return {"tags": await account_data.get_tags(caller, user_id, parse_room_id(room_id))}
 
 
@@ -40,7 +40,8 @@ async def put_tag(
     tag: str,
     body: dict[str, object],
 ) -> Empty:
-    """Put a tag on a room. `order`, where there is one, is a number; other keys are kept."""
+    """Add a tag to a room. If present, `order` must be a number. Other keys are stored as they
+    are."""
     order = body.get("order", 0)
     if isinstance(order, bool) or not isinstance(order, int | float):
         raise BadJson("order must be a number")
@@ -59,6 +60,6 @@ async def put_tag(
 async def delete_tag(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, tag: str
 ) -> Empty:
-    """Take a tag off a room."""
+    """Remove a tag from a room."""
     await account_data.do_remove_tag(caller, user_id, parse_room_id(room_id), tag)
     return EMPTY

@@ -1,5 +1,4 @@
-"""Networks that application services connect to. There are no application services, so there are no
-such networks.
+"""Third-party networks of application services. This server bridges none, so all lookups fail.
 
 spec: client-server-api#third-party-networks
 """
@@ -17,35 +16,35 @@ def _paths(rest: str) -> tuple[str, str]:
 
 @endpoint("GET", *_paths("protocols"), auth=Auth.USER)
 async def get_protocols() -> dict[str, Any]:
-    """The networks that this server is connected to."""
+    """Return the supported third-party protocols: none."""
     return {}
 
 
 @endpoint("GET", *_paths("protocol/{protocol}"), auth=Auth.USER)
 async def get_protocol_metadata(*, protocol: str) -> dict[str, Any]:
-    """What is to be known of one network."""
+    """Raise `NotFound`: no protocol is supported."""
     raise NotFound(f"This server is not connected to {protocol[:80]!r}")
 
 
 @endpoint("GET", *_paths("location/{protocol}"), auth=Auth.USER)
 async def query_location_by_protocol(*, protocol: str) -> list[Any]:
-    """Rooms that stand for a place of a network."""
+    """Raise `NotFound`: no third-party location can be looked up."""
     raise NotFound(f"This server is not connected to {protocol[:80]!r}")
 
 
 @endpoint("GET", *_paths("user/{protocol}"), auth=Auth.USER)
 async def query_user_by_protocol(*, protocol: str) -> list[Any]:
-    """Users that stand for a user of a network."""
+    """Raise `NotFound`: no third-party user can be looked up."""
     raise NotFound(f"This server is not connected to {protocol[:80]!r}")
 
 
 @endpoint("GET", *_paths("location"), auth=Auth.USER)
 async def query_location_by_alias(*, alias: RoomAlias) -> list[Any]:
-    """The place of a network that a room stands for."""
-    raise NotFound(f"{alias} stands for no place of another network")
+    """Raise `NotFound`: no room alias is a third-party location."""
+    raise NotFound(f"{alias} is not a third-party location")
 
 
 @endpoint("GET", *_paths("user"), auth=Auth.USER)
 async def query_user_by_id(*, userid: UserID) -> list[Any]:
-    """The user of a network that a user stands for."""
-    raise NotFound(f"{userid} stands for no user of another network")
+    """Raise `NotFound`: no Matrix user is a third-party user."""
+    raise NotFound(f"{userid} is not a third-party user")

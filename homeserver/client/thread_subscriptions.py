@@ -1,7 +1,7 @@
-"""Following threads. Proposals: MSC4306, MSC4308.
+"""Thread subscriptions. Proposals: MSC4306, MSC4308.
 
-The paths without a prefix are those that the proposals want in the end; errors have the prefix that
-released clients know wherever the path has it.
+The paths without a prefix are the final ones of the proposals. On prefixed paths, error codes have
+the prefix that released clients know.
 """
 
 from typing import Any, Final, Literal
@@ -40,18 +40,18 @@ _UNSTABLE_ERRORS: Final = {
 }
 
 
-class Subscription(msgspec.Struct, frozen=True):
-    """How a thread is subscribed to."""
+class SubscriptionBody(msgspec.Struct, frozen=True):
+    """The subscription request."""
 
     automatic: str | None = None
-    """The event for which a client does it of its own accord."""
+    """The event that made the client subscribe automatically; absent if the user subscribed."""
 
 
 @endpoint("GET", *PATHS, auth=Auth.USER)
 async def get_thread_subscription(
     subscriptions: ThreadSubscriptions, caller: Requester, *, room_id: RoomID, root: EventID
 ) -> dict[str, bool]:
-    """The subscription to a thread."""
+    """Return the caller's subscription to a thread."""
     return await subscriptions.get(caller, room_id, root)
 
 
@@ -65,7 +65,7 @@ async def put_thread_subscription(
     *,
     room_id: RoomID,
     root: EventID,
-    body: Subscription = Subscription(),
+    body: SubscriptionBody = SubscriptionBody(),
 ) -> Empty:
     """Subscribe to a thread."""
     cause = None if body.automatic is None else EventID(body.automatic)
@@ -102,5 +102,5 @@ async def get_thread_subscriptions(
     to: str | None = None,
     limit: int = MOST_CHANGES,
 ) -> dict[str, Any]:
-    """What sliding sync had no room for: changes of subscriptions, going back."""
+    """Return older subscription changes, which sliding sync had no space for."""
     return await subscriptions.get_page(caller, from_, to, limit)

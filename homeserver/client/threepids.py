@@ -1,4 +1,4 @@
-"""E-mail addresses and telephone numbers of people, and what an identity server knows of them.
+"""E-mail addresses and phone numbers of users, and their bindings at identity servers.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -21,8 +21,8 @@ from homeserver.services.threepids.phone_validation import SUBMIT_PATH, PhoneVal
 from homeserver.services.threepids.validation import ADD, PASSWORD_RESET, REGISTER
 
 
-class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody says who wants a letter."""
+class RequestTokenBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The request for a validation e-mail."""
 
     client_secret: str
     email: str
@@ -30,8 +30,8 @@ class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
     next_link: str | None = None
 
 
-class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody says who wants a code by text message."""
+class RequestCodeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The request for a code by text message."""
 
     client_secret: str
     country: str
@@ -40,32 +40,32 @@ class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
     next_link: str | None = None
 
 
-class SubmittedCode(msgspec.Struct, frozen=True, kw_only=True):
+class SubmitCodeBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     token: str
 
 
-class AddThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class AddThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     auth: dict[str, object] | None = None
 
 
-class BindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class BindThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     id_server: str
     id_access_token: str
 
 
-class UnbindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class UnbindThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     medium: str
     address: str
     id_server: str | None = None
 
 
-class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
+class DeleteThreepidBody(msgspec.Struct, frozen=True, kw_only=True):
     medium: str
     address: str
 
@@ -74,7 +74,7 @@ class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
     "GET", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
 )
 async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, object]:
-    """The caller's addresses."""
+    """Return the caller's addresses and phone numbers."""
     return {
         "threepids": [
             {
@@ -97,10 +97,13 @@ async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, ob
     before_consent=False,
 )
 async def post_threepid_add(
-    threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
+    threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepidBody
 ) -> Empty:
-    """Add an address that was confirmed. Who is suspended may add some, and remove none, so that
-    they can be written to. spec: client-server-api#account-suspension"""
+    """Add a validated address.
+
+    A suspended user may add addresses, so that they stay reachable, but remove none. spec:
+    client-server-api#account-suspension
+    """
     await threepids.do_add(caller, body.sid, body.client_secret, body.auth, context.client_ip)
     return EMPTY
 
@@ -113,9 +116,9 @@ async def post_threepid_add(
     before_consent=True,
 )
 async def post_threepid_delete(
-    threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: RemoveThreepid
+    threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: DeleteThreepidBody
 ) -> dict[str, object]:
-    """Remove an address, and unbind it at the identity server where this server had bound it."""
+    """Remove an address, and unbind it if this server bound it at an identity server."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
     return {
         "id_server_unbind_result": await bindings.try_unbind(
@@ -132,9 +135,9 @@ async def post_threepid_delete(
     before_consent=True,
 )
 async def post_threepid_unbind(
-    bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepid
+    bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepidBody
 ) -> dict[str, object]:
-    """Unbind an address at the identity server where this server had bound it. Raises as
+    """Unbind an address that this server bound at an identity server. Raises as
     `IdentityBindings.do_unbind`."""
     result = await bindings.do_unbind(caller.user_id, body.medium, body.address, body.id_server)
     return {"id_server_unbind_result": result}
@@ -147,10 +150,14 @@ async def post_threepid_unbind(
     auth=Auth.USER,
 )
 async def post_threepid_bind(
-    bindings: IdentityBindings, caller: Requester, context: RequestContext, *, body: BindThreepid
+    bindings: IdentityBindings,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    body: BindThreepidBody,
 ) -> Empty:
-    """Let the caller be found by an address that they have confirmed at the identity server. Raises
-    as `IdentityBindings.do_bind`."""
+    """Bind an address that the identity server validated, so that others can find the caller by it.
+    Raises as `IdentityBindings.do_bind`."""
     await bindings.do_bind(
         caller,
         body.id_server,
@@ -165,10 +172,10 @@ async def post_threepid_bind(
 @endpoint(
     "POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER
 )
-async def post_threepid_the_old_way() -> Empty:
-    """Refused: addresses are confirmed by this server (`/account/3pid/add`), whatever an identity
-    server says."""
-    raise ServerNotTrusted("This server adds addresses that it has confirmed itself")
+async def post_threepid_legacy() -> Empty:
+    """Refuse: this server validates addresses itself (`/account/3pid/add`) and trusts no identity
+    server for that."""
+    raise ServerNotTrusted("This server only adds addresses that it has validated itself")
 
 
 @endpoint(
@@ -182,9 +189,9 @@ async def post_token_to_add(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
-    """A letter to an address that is to be added to an account."""
+    """Send an e-mail to validate an address that the caller wants to add."""
     return await _request(validation, languages, context, ADD, body)
 
 
@@ -199,9 +206,9 @@ async def post_token_to_register(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
-    """A letter to an address of somebody who is about to make an account."""
+    """Send an e-mail to validate the address of a user who registers."""
     return await _request(validation, languages, context, REGISTER, body)
 
 
@@ -216,9 +223,9 @@ async def post_token_to_reset(
     languages: Languages,
     context: RequestContext,
     *,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
-    """A letter to somebody who has forgotten their password."""
+    """Send an e-mail to a user who wants to reset their password."""
     return await _request(validation, languages, context, PASSWORD_RESET, body)
 
 
@@ -229,9 +236,9 @@ async def post_token_to_reset(
     auth=Auth.NONE,
 )
 async def post_code_to_add(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
-    """A code to a number that is to be added to an account."""
+    """Send a code to validate a phone number that the caller wants to add."""
     return await _request_code(phones, languages, context, ADD, body)
 
 
@@ -242,9 +249,9 @@ async def post_code_to_add(
     auth=Auth.NONE,
 )
 async def post_code_to_register(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
-    """A code to a number of somebody who is about to make an account."""
+    """Send a code to validate the phone number of a user who registers."""
     return await _request_code(phones, languages, context, REGISTER, body)
 
 
@@ -255,15 +262,17 @@ async def post_code_to_register(
     auth=Auth.NONE,
 )
 async def post_code_to_reset(
-    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCodeBody
 ) -> dict[str, object]:
-    """A code to somebody who has forgotten their password."""
+    """Send a code to a user who wants to reset their password."""
     return await _request_code(phones, languages, context, PASSWORD_RESET, body)
 
 
 @endpoint("POST", SUBMIT_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=4096)
-async def post_submitted_code(phones: PhoneValidation, *, body: SubmittedCode) -> dict[str, object]:
-    """The code that somebody has typed (`submit_url`). Raises as `PhoneValidation.do_submit`.
+async def post_submitted_code(
+    phones: PhoneValidation, *, body: SubmitCodeBody
+) -> dict[str, object]:
+    """Check the code that the user typed (the `submit_url`). Raises as `PhoneValidation.do_submit`.
     spec: identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
     await phones.do_submit(body.sid, body.client_secret, body.token)
     return {"success": True}
@@ -274,7 +283,7 @@ async def _request(
     languages: Languages,
     context: RequestContext,
     purpose: str,
-    body: RequestToken,
+    body: RequestTokenBody,
 ) -> dict[str, object]:
     sid = await validation.do_request_token(
         purpose,
@@ -294,10 +303,11 @@ async def _request_code(
     languages: Languages,
     context: RequestContext,
     purpose: str,
-    body: RequestCode,
+    body: RequestCodeBody,
 ) -> dict[str, object]:
-    """`msisdn` besides what the specification says: clients show it."""
-    asked = await phones.do_request_token(
+    """Send a code, and answer with `msisdn` in addition to the fields of the specification: clients
+    show it."""
+    validation = await phones.do_request_token(
         purpose,
         body.country,
         body.phone_number,
@@ -308,4 +318,4 @@ async def _request_code(
         context.client_ip,
         may_tell=True,
     )
-    return {"sid": asked.sid, "submit_url": phones.submit_url, "msisdn": asked.number}
+    return {"sid": validation.sid, "submit_url": phones.submit_url, "msisdn": validation.number}

@@ -1,4 +1,4 @@
-"""Messages from device to device. spec: client-server-api#send-to-device-messaging"""
+"""To-device messages. spec: client-server-api#send-to-device-messaging"""
 
 import msgspec
 
@@ -9,7 +9,7 @@ from homeserver.services.encryption.to_device import ToDevice
 
 
 class MessagesBody(msgspec.Struct, frozen=True):
-    """Contents by user and device, which are not read yet; `*` is every device of the user."""
+    """Raw message contents by user and device. `*` means every device of the user."""
 
     messages: dict[str, dict[str, msgspec.Raw]]
 
@@ -25,6 +25,6 @@ class MessagesBody(msgspec.Struct, frozen=True):
 async def send_to_device(
     to_device: ToDevice, caller: Requester, *, event_type: str, txn_id: str, body: MessagesBody
 ) -> Empty:
-    """Send messages to devices, once for a transaction id."""
+    """Send messages to devices, once for each transaction id."""
     await to_device.do_send(caller, event_type, txn_id, body.messages)
     return EMPTY

@@ -1,4 +1,4 @@
-"""Previews of links. spec: client-server-api#get_matrixclientv1mediapreview_url"""
+"""URL previews. spec: client-server-api#get_matrixclientv1mediapreview_url"""
 
 import msgspec
 
@@ -19,5 +19,5 @@ _PATHS = (
 async def get_url_preview(
     previews: URLPreviews, caller: Requester, *, url: str, ts: int = 0
 ) -> msgspec.Raw:
-    """What a page says of itself, as it is now, whatever `ts` prefers."""
+    """Return the current preview of a URL. `ts` is ignored."""
     return await previews.get(url, caller.user_id)

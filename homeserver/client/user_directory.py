@@ -1,4 +1,4 @@
-"""The directory of people. spec: client-server-api#user-directory"""
+"""The user directory. spec: client-server-api#user-directory"""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from homeserver.services.directory.user_directory import UserDirectory
 
 
 class UserSearch(msgspec.Struct, frozen=True):
-    """Whom to look for."""
+    """The search request."""
 
     search_term: str
     limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
@@ -29,5 +29,5 @@ class UserSearch(msgspec.Struct, frozen=True):
 async def search_user_directory(
     directory: UserDirectory, caller: Requester, *, body: UserSearch
 ) -> dict[str, Any]:
-    """People by their name or id, the best matches first."""
+    """Return users that match by name or id, best matches first."""
     return await directory.get_results(caller, body.search_term, body.limit)

@@ -1,7 +1,6 @@
-"""What this server speaks: the versions of the specification, and the unstable features that
-clients look for by name.
+"""The supported versions of the specification and unstable features.
 
-A feature stands here only when it works; the module that serves it says so in its tests.
+A feature is listed only when it works; tests of the module that serves it check that.
 
 spec: client-server-api#get_matrixclientversions
 """
@@ -49,5 +48,5 @@ UNSTABLE_FEATURES: Final = {
 
 @endpoint("GET", "/_matrix/client/versions", auth=Auth.NONE)
 async def get_versions(offered: OfferedFeatures) -> dict[str, object]:
-    """The same for everybody."""
+    """Return the supported versions and features, the same for every caller."""
     return {"versions": VERSIONS, "unstable_features": {**UNSTABLE_FEATURES, **offered.features}}

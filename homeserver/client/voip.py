@@ -1,4 +1,5 @@
-"""What calls need of the server. spec: client-server-api#voice-over-ip; proposal: MSC4143"""
+"""TURN credentials and RTC transports for calls. spec: client-server-api#voice-over-ip; proposal:
+MSC4143"""
 
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
@@ -13,7 +14,7 @@ from homeserver.services.calls.turn import Turn
     auth=Auth.GUEST,
 )
 async def get_turn_server(turn: Turn, caller: Requester) -> dict[str, object]:
-    """Credentials for TURN servers."""
+    """Return credentials for TURN servers."""
     return turn.get_credentials(caller)
 
 
@@ -24,5 +25,5 @@ async def get_turn_server(turn: Turn, caller: Requester) -> dict[str, object]:
     auth=Auth.GUEST,
 )
 async def get_rtc_transports(rtc: RTCTransports, _caller: Requester) -> dict[str, object]:
-    """The systems that calls of several people go through."""
+    """Return the transports for group calls."""
     return {"rtc_transports": rtc.transports}

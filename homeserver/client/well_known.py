@@ -1,4 +1,4 @@
-"""Where clients and other servers find this server, and its people find help.
+"""Well-known documents: discovery for clients and servers, and support contacts.
 
 spec: client-server-api#well-known-uris, server-server-api#getwell-knownmatrixserver
 """
@@ -13,26 +13,26 @@ from homeserver.services.discovery.server import Discovery
 
 @endpoint("GET", "/.well-known/matrix/client", auth=Auth.NONE)
 async def get_client(discovery: ClientDiscovery) -> Mapping[str, object]:
-    """Served where `public_baseurl` is configured."""
+    """Return the client discovery document. Available if `public_baseurl` is configured."""
     return _or_not_found(discovery.document)
 
 
 @endpoint("GET", "/.well-known/matrix/server", auth=Auth.NONE)
 async def get_server(discovery: Discovery) -> Mapping[str, object]:
-    """Served where `serve_server_wellknown` is on."""
+    """Return the server discovery document. Available if `serve_server_wellknown` is on."""
     return _or_not_found(discovery.server)
 
 
 @endpoint("GET", "/.well-known/matrix/support", auth=Auth.NONE)
 async def get_support(discovery: Discovery) -> Mapping[str, object]:
-    """Served where `admin_contact` or `support_page` is configured."""
+    """Return the support contacts. Available if `admin_contact` or `support_page` is configured."""
     return _or_not_found(discovery.support)
 
 
 @endpoint("GET", "/.well-known/matrix/policy_server", auth=Auth.NONE)
 async def get_policy_server(discovery: Discovery) -> Mapping[str, object]:
-    """Served where `policy_server_public_key` is configured. spec:
-    client-server-api#getwell-knownmatrixpolicy_server"""
+    """Return the policy server document. Available if `policy_server_public_key` is configured.
+    spec: client-server-api#getwell-knownmatrixpolicy_server"""
     return _or_not_found(discovery.policy_server)
 
 

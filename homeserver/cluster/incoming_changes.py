@@ -1,15 +1,17 @@
-"""What other nodes have written, as they tell (`homeserver/cluster/outgoing_changes.py`): for those
-here who keep things up by the stream.
+"""Receives the changes that other nodes committed (`homeserver/cluster/outgoing_changes.py`), for
+services that follow the stream.
 
-A stretch of the one sequence becomes readable here when this node asks, or writes itself; what
-another node tells of it may have come by then (`Streams.told` has it), come late, or not at all.
+A range of positions becomes readable on this node when it polls the database or writes itself. The
+message of the other node about that range may have arrived before (then `Streams.told` returns its
+changes), may arrive later, or never.
 
 Laws:
-- Of every stretch that was not told by then, whoever waits for the rest hears once each part is
-  known, or within `PATIENCE` that it will not be.
-- Nobody hears of what cannot be read yet.
-- What is told of positions that do not come within `EARLY` is forgotten: whatever stands there
-  later is something else.
+
+- For each range that was unknown when it became readable, subscribers learn each part as it
+  arrives, or within `LATE_SECONDS` that it is lost.
+- Subscribers learn nothing about positions that are not readable yet.
+- A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
+  commit may reuse these positions.
 
 For the reactor thread.
 """
@@ -20,94 +22,105 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import KIND, Range, Written, without
+from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, without
 from storage.engine.streams import Change, Streams
 
-PATIENCE: Final = 0.5
-"""Seconds."""
-MOST_EARLY: Final = 1_000
-"""Notes about what cannot be read yet."""
-EARLY: Final = 30.0
-"""Seconds that they wait: a node asks once a second."""
+LATE_SECONDS: Final = 0.5
+"""The time in seconds to wait for a late message."""
+MAX_PENDING: Final = 1_000
+"""The largest number of messages about positions that are not readable yet."""
+PENDING_SECONDS: Final = 30.0
+"""The time in seconds that such messages are kept: a node polls once a second."""
 
-Late = Callable[[Sequence[Range], Sequence[Change]], None]
-"""Called with stretches that were not known as they became readable, and what changed in them."""
-Lost = Callable[[Sequence[Range]], None]
-"""Called with stretches of which nothing will be known."""
+OnLate = Callable[[Sequence[Range], Sequence[Change]], None]
+"""Called with ranges whose changes arrived after they became readable, and these changes."""
+OnLost = Callable[[Sequence[Range]], None]
+"""Called with ranges whose changes will never be known."""
 
 
 class NewsOfOthers:
-    """Brings notes and positions together."""
+    """Matches messages of other nodes with the positions that become readable."""
 
     def __init__(self, streams: Streams, clock: IReactorTime, notes: NodeNotes) -> None:
         self._streams = streams
         self._clock = clock
         self._notes = notes
-        self._early: list[tuple[float, Written]] = []
-        """With the moments when they came, the oldest first."""
+        self._pending: list[tuple[float, CommitMessage]] = []
+        """Messages about positions that may not be readable yet, with their arrival times, oldest
+        first."""
         self._unknown: list[Range] = []
-        """Readable, and not known."""
+        """Ranges that are readable but not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
-        self._waiting: list[tuple[Late, Lost]] = []
-        notes.register(KIND, Written, self._hear)
-        streams.ask(self._told)
-        streams.watch(self._heed_others)
+        self._subscribers: list[tuple[OnLate, OnLost]] = []
+        notes.register(KIND, CommitMessage, self._on_message)
+        streams.ask(self._find_changes)
+        streams.watch(self._on_remote_write)
 
-    def wait_for(self, late: Late, lost: Lost) -> None:
-        """Hear of what was not known in time."""
-        self._waiting.append((late, lost))
+    def wait_for(self, late: OnLate, lost: OnLost) -> None:
+        """Subscribe to changes that were not known in time."""
+        self._subscribers.append((late, lost))
 
-    def _hear(self, _node: int, written: Written) -> None:
+    def _on_message(self, _node: int, written: CommitMessage) -> None:
         if written.ranges:
-            self._early = [*self._early, (self._clock.seconds(), written)][-MOST_EARLY:]
+            self._pending = [*self._pending, (self._clock.seconds(), written)][-MAX_PENDING:]
             if written.upto <= self._streams.current():
-                self._settle()
+                self._deliver()
 
-    def _in_hand(self) -> list[Written]:
-        oldest = self._clock.seconds() - EARLY
-        if self._early and self._early[0][0] < oldest:
-            self._early = [(came, note) for came, note in self._early if came >= oldest]
-        return [note for _, note in self._early]
+    def _fresh_messages(self) -> list[CommitMessage]:
+        oldest = self._clock.seconds() - PENDING_SECONDS
+        if self._pending and self._pending[0][0] < oldest:
+            self._pending = [
+                (arrived_at, message)
+                for arrived_at, message in self._pending
+                if arrived_at >= oldest
+            ]
+        return [message for _, message in self._pending]
 
-    def _told(self, after: int, upto: int) -> Sequence[Change] | None:
-        stretch = (after, upto)
-        if self._last is None or self._last[0] != stretch:
-            known = [note for note in self._in_hand() if note.is_known]
-            told: Sequence[Change] | None = None
-            if not without([stretch], [each for note in known for each in note.ranges]):
+    def _find_changes(self, after: int, upto: int) -> Sequence[Change] | None:
+        range_ = (after, upto)
+        if self._last is None or self._last[0] != range_:
+            known = [message for message in self._fresh_messages() if message.is_known]
+            changes: Sequence[Change] | None = None
+            if not without([range_], [each for message in known for each in message.ranges]):
                 news = [
-                    news for note in known for news in note.news if after < news.position <= upto
+                    news
+                    for message in known
+                    for news in message.news
+                    if after < news.position <= upto
                 ]
-                told = sorted((each.change for each in news), key=lambda change: change.position)
-            self._last = (stretch, told)
+                changes = sorted((each.change for each in news), key=lambda change: change.position)
+            self._last = (range_, changes)
         return self._last[1]
 
-    def _heed_others(self, after: int, upto: int) -> None:
-        if self._told(after, upto) is None:
+    def _on_remote_write(self, after: int, upto: int) -> None:
+        if self._find_changes(after, upto) is None:
             self._unknown.append((after, upto))
-        self._clock.callLater(0, self._settle)  # once all have heard that it is readable
+        # in a later turn, when all subscribers know that the range is readable
+        self._clock.callLater(0, self._deliver)
 
-    def _settle(self) -> None:
-        """Tell what has become readable, or known."""
+    def _deliver(self) -> None:
+        """Deliver messages whose positions have become readable, and report late or lost ranges."""
         current = self._streams.current()
-        readable = [note for note in self._in_hand() if note.upto <= current]
-        self._early = [(came, note) for came, note in self._early if note.upto > current]
-        for note in readable:
-            left = without(self._unknown, note.ranges)
+        readable = [message for message in self._fresh_messages() if message.upto <= current]
+        self._pending = [
+            (arrived_at, message) for arrived_at, message in self._pending if message.upto > current
+        ]
+        for message in readable:
+            left = without(self._unknown, message.ranges)
             late = without(self._unknown, left)
             self._unknown = left
-            if late and note.is_known:
+            if late and message.is_known:
                 changes = [
                     news.change
-                    for news in note.news
+                    for news in message.news
                     if any(low < news.position <= high for low, high in late)
                 ]
-                for hear, _ in self._waiting:
-                    hear(late, changes)
+                for on_late, _ in self._subscribers:
+                    on_late(late, changes)
             elif late:
-                self._lose(late)
+                self._report_lost(late)
         if self._unknown and self._notes.is_connected:
-            self._clock.callLater(PATIENCE, self._give_up, self._unknown[-1][1])
+            self._clock.callLater(LATE_SECONDS, self._give_up, self._unknown[-1][1])
         elif self._unknown:
             self._give_up(current)
 
@@ -115,8 +128,8 @@ class NewsOfOthers:
         lost = [each for each in self._unknown if each[1] <= upto]
         if lost:
             self._unknown = [each for each in self._unknown if each[1] > upto]
-            self._lose(lost)
+            self._report_lost(lost)
 
-    def _lose(self, ranges: Sequence[Range]) -> None:
-        for _, lose in self._waiting:
-            lose(ranges)
+    def _report_lost(self, ranges: Sequence[Range]) -> None:
+        for _, on_lost in self._subscribers:
+            on_lost(ranges)

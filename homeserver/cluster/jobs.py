@@ -1,18 +1,19 @@
-"""What the server does unasked: one list of small, named jobs.
+"""Runs the server's background jobs: small, named, repeated steps.
 
-A job is a step that is done again and again: it is told how many things to do, and returns how many
-it did. A job for which nothing is left rests for its interval.
+A job's step takes the number of items to process, and returns how many it processed. A job without
+pending items sleeps for its interval.
 
 Laws:
-- A step aims at a tenth of a second: after each the size of the next is reckoned anew. Between two
-  steps there is a pause at least as long as the step, so that no job takes more than half of the
-  writer, and people come first.
-- A step commits its work, and what is done is not found again: a job that was interrupted goes on
-  where it was.
-- A job that fails rests, and goes on later; it harms no other job. The log says so at first, then
-  after pauses that double, and when it works again: while the disk is full, all jobs fail.
-- On several nodes each does every job: steps are transactions, so that two nodes share the work and
-  do none of it twice.
+
+- A step should take a tenth of a second; the batch size is adjusted after each step. The pause
+  between two steps is at least as long as the step, so a job uses at most half of the writer, and
+  requests come first.
+- A step commits its work and does not find it again, so an interrupted job continues where it was.
+- A failed job sleeps and retries later, and does not affect other jobs. The failure is logged at
+  first, then at intervals that double, and when the job works again: if the disk is full, all jobs
+  fail.
+- On several nodes, each node runs all jobs. Steps are transactions, so nodes share the work and do
+  nothing twice.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,72 +32,76 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.media.folder_lock import FolderGone
 
 STEP_SECONDS: Final = 0.1
-"""What a step aims at."""
-SHORTEST_PAUSE: Final = 0.1
+"""The target duration of a step."""
+MIN_PAUSE: Final = 0.1
 FIRST_BATCH: Final = 50
-LARGEST_BATCH: Final = 5000
-LONGEST_REST: Final = 300.0
-"""Seconds after which a job that failed is tried again at the latest."""
-FIRST_SILENCE: Final = 60.0
-LONGEST_SILENCE: Final = 6 * 3600.0
-"""Seconds between two lines about a job that goes on failing in the same way."""
-MOST_KINDS: Final = 20
-"""Ways of failing that are told apart."""
-MOST_FRAMES: Final = 64
-"""That are looked at for that: what is raised again and again has more each time."""
+MAX_BATCH: Final = 5000
+MAX_RETRY_SECONDS: Final = 300.0
+"""The longest time in seconds until a failed job is retried."""
+FIRST_LOG_INTERVAL: Final = 60.0
+MAX_LOG_INTERVAL: Final = 6 * 3600.0
+"""The time in seconds between two log lines about a job that keeps failing in the same way."""
+MAX_FAILURE_KINDS: Final = 20
+"""The number of failure kinds that are distinguished."""
+MAX_FRAMES: Final = 64
+"""The number of stack frames that distinguish them: errors that are re-raised repeatedly have more
+each time."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """Something to be done at intervals."""
+    """A background task that runs at intervals."""
 
     name: str
     step: Callable[[int], Awaitable[int]]
-    """Does up to so many things; how many it did. Fewer: nothing is left for now."""
+    """Processes up to this many items and returns how many. Fewer means that no more are
+    pending."""
     interval: float
-    """Seconds between the last step and looking again."""
+    """The time in seconds between the last step and the next check."""
 
 
 class Jobs:
-    """Runs jobs, each on a timer of its own, from `start` to `stop`."""
+    """Runs jobs, each with its own timer, from `start` to `stop`."""
 
     def __init__(self, clock: IReactorTime, jobs: Sequence[Job], metrics: JobMetrics) -> None:
         self._runners = [_Runner(clock, job, metrics) for job in jobs]
 
     def start(self) -> None:
-        """Begin. The first steps are spread over the first minute, so that a start is not slowed
-        down."""
+        """Start the jobs. The first steps are spread over a minute, so that they do not slow down
+        the start."""
         for number, runner in enumerate(self._runners, 1):
             runner.rest(60.0 * number / (len(self._runners) + 1))
 
     async def stop(self) -> None:
-        """Begin no further step; returns when none is running."""
+        """Start no further step, and wait for running ones."""
         for runner in self._runners:
             await runner.stop()
 
 
 _Kind = tuple[type[Exception], frozenset[tuple[str, int]]]
-"""A class of errors, and the lines of code by which one came."""
+"""The kind of a failure: the class of the error, and the code lines that raised it."""
 
 
-class _Lines(msgspec.Struct):
-    """What the log has of failures of one kind."""
+class _LogState(msgspec.Struct):
+    """The log state of one kind of failure."""
 
-    told: float
-    silence: float = FIRST_SILENCE
+    logged: float
+    interval: float = FIRST_LOG_INTERVAL
 
 
-class _Trouble(msgspec.Struct):
-    """A job that has failed and not worked since."""
+class _Failing(msgspec.Struct):
+    """A job that has failed and not succeeded since."""
 
     since: float
     failed: float
     """When it failed last."""
     tries: int = 0
-    kinds: LRU[_Kind, _Lines] = msgspec.field(default_factory=lambda: LRU(max_entries=MOST_KINDS))
+    kinds: LRU[_Kind, _LogState] = msgspec.field(
+        default_factory=lambda: LRU(max_entries=MAX_FAILURE_KINDS)
+    )
 
 
 class _Runner:
-    """One job."""
+    """The timer and state of one job."""
 
     _log = Logger(namespace="homeserver.jobs")
 
@@ -107,11 +112,11 @@ class _Runner:
         self._next: IDelayedCall | None = None
         self._running = False
         self._stopped: Deferred[None] | None = None
-        self._trouble: _Trouble | None = None
+        self._failing: _Failing | None = None
         self._counts = metrics.of(job.name)
 
     def rest(self, seconds: float) -> None:
-        """Do the next step after so long."""
+        """Run the next step after a pause."""
         self._next = self._clock.callLater(seconds, self._begin)
 
     async def stop(self) -> None:
@@ -127,56 +132,58 @@ class _Runner:
         self._running = True
         Deferred.fromCoroutine(self._run())
 
-    def _is_to_tell(self, error: Exception) -> bool:
-        """Count a failure; whether there is something new in it, or it was long ago that there was
-        a line about it."""
+    def _should_log(self, error: Exception) -> bool:
+        """Count a failure. Return whether it should be logged: it is new, or the last line is long
+        ago."""
         self._counts.failures += 1
         now = self._clock.seconds()
-        trouble = self._trouble = self._trouble or _Trouble(now, now)
-        trouble.tries, trouble.failed = trouble.tries + 1, now
-        kind = _kind_of(error)
-        lines = trouble.kinds.get(kind)
-        if lines is None:
-            trouble.kinds.put(kind, _Lines(now))
+        failing = self._failing = self._failing or _Failing(now, now)
+        failing.tries, failing.failed = failing.tries + 1, now
+        kind = _failure_kind(error)
+        state = failing.kinds.get(kind)
+        if state is None:
+            failing.kinds.put(kind, _LogState(now))
             return True
-        if now - lines.told < lines.silence:
+        if now - state.logged < state.interval:
             return False
-        lines.told, lines.silence = now, min(2 * lines.silence, LONGEST_SILENCE)
+        state.logged, state.interval = now, min(2 * state.interval, MAX_LOG_INTERVAL)
         return True
 
-    def _note_success(self) -> None:
-        """It works again, unless it failed just now: a job for which there was nothing to write has
-        proved nothing."""
-        trouble, now = self._trouble, self._clock.seconds()
-        if trouble is not None and now - trouble.failed >= FIRST_SILENCE:
-            self._trouble = None
+    def _record_success(self) -> None:
+        """Log that the job works again, unless it failed recently: a step without pending items
+        proves nothing."""
+        failing, now = self._failing, self._clock.seconds()
+        if failing is not None and now - failing.failed >= FIRST_LOG_INTERVAL:
+            self._failing = None
             self._log.info(
                 "the job {job} works again: it failed {tries} times in {seconds} s",
                 job=self._job.name,
-                tries=trouble.tries,
-                seconds=round(now - trouble.since),
+                tries=failing.tries,
+                seconds=round(now - failing.since),
             )
 
     async def _run(self) -> None:
-        """One step; raises nothing."""
+        """Run one step. Raises nothing."""
         started = self._clock.seconds()
         try:
             done = await self._job.step(self._batch)
         except (DatabaseUnavailable, FolderGone) as error:
-            # no bug, and every job notices it: a line is enough
-            if self._is_to_tell(error):
+            # not a bug, and every job notices it, so one line without a traceback is enough
+            if self._should_log(error):
                 self._log.warn(
-                    "the job {job} goes on later: {error}",
+                    "the job {job} will be retried later: {error}",
                     job=self._job.name,
                     error=str(error).strip(),
                 )
-            pause = min(self._job.interval, LONGEST_REST)
+            pause = min(self._job.interval, MAX_RETRY_SECONDS)
         except Exception as error:
-            if self._is_to_tell(error):
-                self._log.failure("the job {job} failed; it goes on later", job=self._job.name)
-            pause = min(self._job.interval, LONGEST_REST)
+            if self._should_log(error):
+                self._log.failure(
+                    "the job {job} failed; it will be retried later", job=self._job.name
+                )
+            pause = min(self._job.interval, MAX_RETRY_SECONDS)
         else:
-            self._note_success()
+            self._record_success()
             took = self._clock.seconds() - started
             self._counts.items += done
             self._counts.seconds += took
@@ -184,10 +191,10 @@ class _Runner:
                 self._counts.finished = self._clock.seconds()
                 pause = self._job.interval
             else:
-                # At most twice as many as before: one quick step says little of the next.
+                # At most double the batch: one quick step says little about the next.
                 fitting = round(self._batch * min(2.0, STEP_SECONDS / max(took, 0.001)))
-                self._batch = min(LARGEST_BATCH, max(1, fitting))
-                pause = max(SHORTEST_PAUSE, took)
+                self._batch = min(MAX_BATCH, max(1, fitting))
+                pause = max(MIN_PAUSE, took)
         self._counts.steps += 1
         self._running = False
         if self._stopped is not None:
@@ -196,6 +203,6 @@ class _Runner:
             self.rest(pause)
 
 
-def _kind_of(error: Exception) -> _Kind:
-    frames = islice(walk_tb(error.__traceback__), MOST_FRAMES)
+def _failure_kind(error: Exception) -> _Kind:
+    frames = islice(walk_tb(error.__traceback__), MAX_FRAMES)
     return type(error), frozenset((frame.f_code.co_filename, line) for frame, line in frames)

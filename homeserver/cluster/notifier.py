@@ -1,16 +1,16 @@
-"""Wakes those who wait for news: long-polls of /sync.
+"""Wakes long polls of /sync when a change concerns them.
 
 Laws:
-- Who wants to wait begins to listen before looking, so that nothing falls between looking and
-  waiting.
-- A change costs what it concerns: of a room's local members only those who listen are looked at.
-- Who could not be found out to be concerned, as the database was away, is woken when it is back.
-- What another node wrote wakes whom it concerns, as that node says
-  (`homeserver/cluster/incoming_changes.py`); where it does not say so, everybody.
-- Who has waited is told nothing before it is known that their session has not ended meanwhile.
-- Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of
-  them does not keep everyone else waiting, and what the writer of the change does after its commit
-  is done first.
+
+- A long poll listens before it reads, so no change between reading and waiting is missed.
+- The cost of a change depends on the users it concerns: of a room's local members only the
+  listening ones are visited.
+- If the database is unavailable, so that the concerned users are unknown, they are woken later.
+- A commit of another node wakes the users that it concerns, as that node describes it
+  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes everybody.
+- After a wait, the session is checked again before the client receives anything.
+- Listeners are woken in batches, in later turns of the reactor: a message to a thousand of them
+  does not delay other requests, and the work of the writer after its commit comes first.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -33,33 +33,33 @@ from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
 from storage.rooms.sticky_events import StickyRow
 
-WAKES_A_TURN = 25
-PAUSE = 1.0
-"""Seconds until it is asked again whom something concerns, when the database was away."""
-TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
-"""What everyone who shares a room with the user has to hear of."""
+WAKES_PER_TURN = 25
+RETRY_SECONDS = 1.0
+"""The time in seconds until the database is tried again."""
+SHARED_TOPICS = frozenset({Topic.DEVICE, Topic.PROFILE})
+"""The topics that concern everyone who shares a room with the user."""
 PRIVATE_RECEIPT = "m.read.private"
-GAP = 10.0
-"""Seconds between two syncs of a client that is there: it works off what the last one brought."""
-FEW_DEVICES = 8
-"""With more of a user it is looked which of them are gone."""
-USERS_REMEMBERED = 20_000
-"""Of whom it is known when their devices last listened."""
+SYNC_GAP_SECONDS = 10.0
+"""The longest time in seconds that an active client needs between two syncs."""
+MAX_DEVICES_UNCHECKED = 8
+"""With more devices of a user, outdated entries are removed."""
+MAX_USERS_TRACKED = 20_000
+"""The number of users whose last listening times are kept."""
 
 
 CheckAgain = Callable[[Requester], Awaitable[None] | None]
-"""Gives None for a caller whose session is known to stand; else what finds out, and raises where it
-has ended."""
+"""Checks the session of a caller. Returns None if it is known to be valid; otherwise an awaitable,
+which raises if the session has ended."""
 
 
 class Listener:
-    """One who listens. `close` it when done."""
+    """A long poll that waits for changes. `close` it when it ends."""
 
     __slots__ = (
         "_caller",
-        "_check_again",
+        "_check_session",
         "_close",
-        "_heard",
+        "_has_changes",
         "_waiting",
         "device_id",
         "room_nid",
@@ -70,57 +70,57 @@ class Listener:
         self,
         caller: Requester,
         room_nid: int | None,
-        check_again: CheckAgain,
+        check_session: CheckAgain,
         close: "Callable[[Listener], None]",
     ) -> None:
         self._caller = caller
         self.user_id = caller.user_id
         self.device_id = caller.device_id
         self.room_nid = room_nid
-        """A room that they listen to, though they may not be in it."""
-        self._check_again = check_again
+        """A room to listen to, even if the user is not in it."""
+        self._check_session = check_session
         self._close = close
-        self._heard = False
+        self._has_changes = False
         self._waiting: Deferred[None] | None = None
 
     def hear(self) -> None:
-        """Something that concerns the user has happened."""
-        self._heard = True
+        """Record a change that concerns the user, and wake the long poll."""
+        self._has_changes = True
         if self._waiting is not None and not self._waiting.called:
             self._waiting.callback(None)
 
     async def wait(self, clock: IReactorTime, timeout: float) -> bool:
-        """Wait for something since the last wait, for so many seconds at most; whether there was
-        something.
+        """Wait for a change since the last wait, for up to `timeout` seconds. Return whether there
+        was one.
 
-        Raises `UnknownToken`, `UserLocked` where there was, for who would not be let in any more.
+        Raises `UnknownToken`, `UserLocked` after a change if the session is no longer valid.
         """
-        if not self._heard:
+        if not self._has_changes:
             self._waiting = Deferred()
             call = clock.callLater(timeout, self._waiting.cancel)
             try:
                 await self._waiting
             except CancelledError:
                 if call.active():
-                    raise  # the request was given up, not timed out
+                    raise  # the request was cancelled, not timed out
                 return False
             finally:
                 if call.active():
                     call.cancel()
                 self._waiting = None
-        self._heard = False
-        doubt = self._check_again(self._caller)
-        if doubt is not None:
-            await doubt
+        self._has_changes = False
+        check = self._check_session(self._caller)
+        if check is not None:
+            await check
         return True
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._close(self)
 
 
 class Notifier:
-    """Knows who listens, and hears the stream of changes. For the reactor thread."""
+    """Holds the listeners, and wakes those that a change concerns. For the reactor thread."""
 
     _log = Logger()
 
@@ -129,44 +129,46 @@ class Notifier:
         streams: Streams,
         memberships: Memberships,
         clock: IReactorTime,
-        check_again: CheckAgain,
+        check_session: CheckAgain,
         others: NewsOfOthers | None = None,
     ) -> None:
-        """`others`: who knows what other nodes write; None where there are none."""
+        """`others`: the source of changes that other nodes commit; None if there are no other
+        nodes."""
         self._streams = streams
-        self._check_again = check_again
+        self._check_session = check_session
         self._others = others
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
         self._at_rooms: dict[int, set[Listener]] = {}
-        """Those of them who listen to a room that they need not be in."""
-        self._left: LRU[str, dict[str | None, float]] = LRU(max_entries=USERS_REMEMBERED)
-        """By user when their devices ceased to listen, those of the last `GAP` seconds at least."""
+        """Listeners by the room that they view."""
+        self._left: LRU[str, dict[str | None, float]] = LRU(max_entries=MAX_USERS_TRACKED)
+        """When each user's devices stopped listening, at least in the last `SYNC_GAP_SECONDS`."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
-        self._people: dict[str, None] = {}
+        self._users: dict[str, None] = {}
         streams.subscribe(self._on_changes)
         streams.watch(self._on_remote_write)
         if others is not None:
-            others.wait_for(self._hear_late, self._give_up)
+            others.wait_for(self._on_late_changes, self._on_lost_changes)
 
     def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
-        """Begin to listen for what concerns the caller, and a room that they look at."""
-        listener = Listener(caller, room_nid, self._check_again, self._remove)
+        """Listen for changes that concern the caller, and for changes in the room `room_nid` that
+        they view."""
+        listener = Listener(caller, room_nid, self._check_session, self._remove)
         self._listeners.setdefault(caller.user_id, set()).add(listener)
         if room_nid is not None:
             self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener
 
     def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Whether a device of the user listens, or did within `GAP` seconds: another one than
-        `besides`."""
+        """Return whether a device of the user other than `besides` is listening, or was within
+        `SYNC_GAP_SECONDS` seconds."""
         listening = (listener.device_id for listener in self._listeners.get(user_id, ()))
         if any(device_id is None or device_id != besides for device_id in listening):
             return True
-        since = self._clock.seconds() - GAP
+        since = self._clock.seconds() - SYNC_GAP_SECONDS
         left = self._left.peek(user_id) or {}
         return any(
             at >= since and (device_id is None or device_id != besides)
@@ -174,7 +176,7 @@ class Notifier:
         )
 
     def wake_users(self, user_ids: Iterable[str]) -> None:
-        """Something that is not on the stream concerns these users."""
+        """Wake users because of a change that is not on the stream."""
         for user_id in user_ids:
             for listener in self._listeners.get(user_id, ()):
                 self._to_wake[listener] = None
@@ -182,20 +184,20 @@ class Notifier:
             self._schedule()
 
     def wake(self, listeners: Iterable[Listener]) -> None:
-        """Something concerns these who listen."""
+        """Wake these listeners."""
         self._to_wake.update(dict.fromkeys(listeners))
         if self._to_wake:
             self._schedule()
 
     def wake_room(self, room_nid: int) -> None:
-        """Something concerns the local members of a room."""
+        """Wake the local members of a room."""
         if self._listeners:
             self._rooms[room_nid] = None
             self._schedule()
 
     def _remove(self, listener: Listener) -> None:
         self._to_wake.pop(listener, None)
-        self._note_left(listener)
+        self._record_left(listener)
         listeners = self._listeners.get(listener.user_id)
         if listeners is not None:
             listeners.discard(listener)
@@ -207,12 +209,14 @@ class Notifier:
             if not at_room:
                 self._at_rooms.pop(listener.room_nid, None)
 
-    def _note_left(self, listener: Listener) -> None:
+    def _record_left(self, listener: Listener) -> None:
         now = self._clock.seconds()
         devices = self._left.peek(listener.user_id) or {}
         devices[listener.device_id] = now
-        if len(devices) > FEW_DEVICES:
-            devices = {device_id: at for device_id, at in devices.items() if at >= now - GAP}
+        if len(devices) > MAX_DEVICES_UNCHECKED:
+            devices = {
+                device_id: at for device_id, at in devices.items() if at >= now - SYNC_GAP_SECONDS
+            }
         self._left.put(listener.user_id, devices)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -228,8 +232,8 @@ class Notifier:
                 isinstance(row, PurgedMessages) and row.counted_upto
             ):
                 self._rooms[row.room_nid] = None
-            if change.topic in TOLD_TO_ALL and change.user_id is not None:
-                self._people[change.user_id] = None
+            if change.topic in SHARED_TOPICS and change.user_id is not None:
+                self._users[change.user_id] = None
                 self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
                 self.wake_users([change.user_id])
@@ -238,37 +242,37 @@ class Notifier:
         if self._rooms:
             self._schedule()
 
-    # other nodes
+    # Changes of other nodes.
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, whom it concerns is not known here, or
-        not yet."""
-        told = self._streams.told(after, upto)
-        if told is not None:
-            self._on_changes(told)
+        """Handle a commit of another node: wake the users it concerns if its changes are known, or
+        all users if they will not arrive."""
+        changes = self._streams.told(after, upto)
+        if changes is not None:
+            self._on_changes(changes)
         elif self._others is None:
             self.wake_users(self._listeners)
 
-    def _hear_late(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
+    def _on_late_changes(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:
         self._on_changes(changes)
 
-    def _give_up(self, _ranges: Sequence[Range]) -> None:
+    def _on_lost_changes(self, _ranges: Sequence[Range]) -> None:
         self.wake_users(self._listeners)
 
     def _schedule(self, seconds: float = 0) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._clock.callLater(seconds, self._start_turn)
+            self._clock.callLater(seconds, self._start_batch)
 
-    def _start_turn(self) -> None:
-        Deferred.fromCoroutine(self._turn())
+    def _start_batch(self) -> None:
+        Deferred.fromCoroutine(self._wake_batch())
 
-    async def _turn(self) -> None:
-        people, self._people = self._people, {}
+    async def _wake_batch(self) -> None:
+        users, self._users = self._users, {}
         rooms: dict[int, None] = {}
-        pause = 0.0
+        delay = 0.0
         try:
-            for user_id in people:
+            for user_id in users:
                 rows = (await self._memberships.of_user(UserID(user_id))).values()
                 self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
             rooms, self._rooms = self._rooms, {}
@@ -281,13 +285,15 @@ class Notifier:
                 else:
                     self.wake_users([user_id for user_id in listening if user_id in members])
         except DatabaseUnavailable as error:
-            self._log.warn("Who is to be woken is not known, and asked again: {error}", error=error)
-            self._people, self._rooms = {**people, **self._people}, {**rooms, **self._rooms}
-            pause = PAUSE
+            self._log.warn(
+                "the listeners to wake are not known; trying again: {error}", error=error
+            )
+            self._users, self._rooms = {**users, **self._users}, {**rooms, **self._rooms}
+            delay = RETRY_SECONDS
         finally:
-            for listener in list(self._to_wake)[:WAKES_A_TURN]:
+            for listener in list(self._to_wake)[:WAKES_PER_TURN]:
                 if self._to_wake.pop(listener, 0) is None:
                     listener.hear()
             self._scheduled = False
-            if self._to_wake or self._rooms or self._people:
-                self._schedule(pause)
+            if self._to_wake or self._rooms or self._users:
+                self._schedule(delay)

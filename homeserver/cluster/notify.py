@@ -1,9 +1,10 @@
-"""What nodes tell one another of what is kept nowhere: who types, who is there.
+"""Broadcasts ephemeral state between nodes, such as typing and presence, which the database does
+not hold.
 
-Notes are gathered for a moment and told together (`homeserver/cluster/peers.py` brings them over),
-of those with one key the latest alone: however busy the rooms are, a node calls the others fifty
-times a second at most. A note may be lost, where the database is away or too many wait: it tells
-what is soon over, or told again, or asked for by who was not there.
+Messages are collected for a moment and sent together through `homeserver/cluster/peers.py`. Of
+messages with the same key only the latest is sent, so a node sends at most fifty times a second,
+however busy the rooms are. A message may be lost if the database is down or too many are queued.
+That is acceptable: the state soon expires, is sent again, or is requested by nodes that missed it.
 
 For the reactor thread.
 """
@@ -19,133 +20,136 @@ from twisted.logger import Logger
 from storage.engine.interface import DatabaseUnavailable
 
 INTERVAL: Final = 0.02
-"""Seconds between calls at least."""
-MOST_WAITING: Final = 10_000
-MOST_AT_ONCE: Final = 20
-"""Calls that are made together; what is left goes with the next ones."""
-LONGEST_BODY: Final = 7_000
-"""Bytes of a call: PostgreSQL takes less than 8,000."""
+"""The shortest time in seconds between two sends."""
+MAX_QUEUED: Final = 10_000
+MAX_PAYLOADS: Final = 20
+"""The largest number of payloads that are sent together; the rest follows with the next send."""
+MAX_PAYLOAD_BYTES: Final = 7_000
+"""The largest payload in bytes: PostgreSQL's NOTIFY takes less than 8,000."""
 
-Tell = Callable[[Sequence[str]], Awaitable[None]]
-"""Brings these bodies to all other nodes. Raises DatabaseUnavailable."""
+Send = Callable[[Sequence[str]], Awaitable[None]]
+"""Sends these payloads to all other nodes. Raises DatabaseUnavailable."""
 
 
 class NodeNotes:
-    """The notes that wait to be told, and who takes in those of others."""
+    """The queue of outgoing messages, and the subscribers to incoming ones."""
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._tell: Tell | None = None
-        self._hearers: dict[str, list[Callable[[int, bytes], None]]] = {}
-        self._questions: list[tuple[str, object]] = []
-        self._waiting: dict[tuple[str, Hashable], object] = {}
-        self._not_understood: set[str] = set()
-        """Kinds that were heard of, of which some note was not understood."""
-        self._is_due = False
+        self._send: Send | None = None
+        self._subscribers: dict[str, list[Callable[[int, bytes], None]]] = {}
+        self._on_connect: list[tuple[str, object]] = []
+        self._queue: dict[tuple[str, Hashable], object] = {}
+        self._unreadable_kinds: set[str] = set()
+        """Kinds with messages that could not be decoded, which are logged only once."""
+        self._is_scheduled = False
         self._not_before = 0.0
 
-    def connect(self, tell: Tell | None) -> None:
-        """How others are reached from now on; None: no more. What waits then is not told to those
-        who come later: it was of its time."""
-        is_begun = tell is not None and self._tell is None
-        self._tell = tell
-        if tell is None:
-            self._waiting.clear()
-        if is_begun:
-            for kind, note in self._questions:
-                self.put(kind, None, note)
+    def connect(self, send: Send | None) -> None:
+        """Set how other nodes are reached; None disconnects. Queued messages are dropped on
+        disconnect: they would be outdated."""
+        connects = send is not None and self._send is None
+        self._send = send
+        if send is None:
+            self._queue.clear()
+        if connects:
+            for kind, message in self._on_connect:
+                self.put(kind, None, message)
 
-    def ask(self, kind: str, note: object) -> None:
-        """Tell this to the others whenever this node begins to hear them: that they tell what it
-        does not know, since it has just started, or was cut off."""
-        self._questions.append((kind, note))
+    def ask(self, kind: str, message: object) -> None:
+        """Send this message whenever this node connects, to request the state that it missed while
+        it was down or disconnected."""
+        self._on_connect.append((kind, message))
 
-    def register(self, kind: str, form: type[Any], hearer: Callable[[int, Any], None]) -> None:
-        """Who takes in notes of a kind, which have that form, with the number of the node; may not
-        raise and may not block."""
-        decoder = msgspec.json.Decoder(form)
-        self._hearers.setdefault(kind, []).append(
-            lambda node, note: hearer(node, decoder.decode(note))
+    def register(self, kind: str, type_: type[Any], subscriber: Callable[[int, Any], None]) -> None:
+        """Subscribe to messages of a kind with that type. `subscriber` gets the number of the
+        node and the message; it must not raise or block."""
+        decoder = msgspec.json.Decoder(type_)
+        self._subscribers.setdefault(kind, []).append(
+            lambda node, message: subscriber(node, decoder.decode(message))
         )
 
     @property
     def is_connected(self) -> bool:
-        """Whether others are told, and heard."""
-        return self._tell is not None
+        """Whether this node is connected to the others."""
+        return self._send is not None
 
     def waiting(self, kind: str, key: Hashable) -> object:
-        """What waits to be told under a key; None: nothing does."""
-        return self._waiting.get((kind, key))
+        """Return the queued message under a key, or None."""
+        return self._queue.get((kind, key))
 
-    def put(self, kind: str, key: Hashable, note: object) -> None:
-        """Tell the others soon, instead of what waits under the same key."""
-        if self._tell is None:
+    def put(self, kind: str, key: Hashable, message: object) -> None:
+        """Queue a message, replacing a queued one with the same key."""
+        if self._send is None:
             return
-        if len(self._waiting) < MOST_WAITING or (kind, key) in self._waiting:
-            self._waiting[kind, key] = note
-        if not self._is_due:
-            self._is_due = True
+        if len(self._queue) < MAX_QUEUED or (kind, key) in self._queue:
+            self._queue[kind, key] = message
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._start)
 
-    def hear(self, node: int, body: str) -> None:
-        """Another node's call. What a node of another version tells, and this one does not know, is
-        passed over, and nothing else."""
+    def hear(self, node: int, payload: str) -> None:
+        """Receive a payload of another node. Messages that this version does not know are
+        skipped."""
         unknown: set[str] = set()
         try:
-            notes = msgspec.json.decode(body, type=list[tuple[str, msgspec.Raw]])
+            messages = msgspec.json.decode(payload, type=list[tuple[str, msgspec.Raw]])
         except (msgspec.MsgspecError, UnicodeError):
-            notes = []
+            messages = []
             unknown.add("")
-        for kind, note in notes:
+        for kind, message in messages:
             try:
-                for hearer in self._hearers.get(kind, ()):
-                    hearer(node, bytes(note))
+                for subscriber in self._subscribers.get(kind, ()):
+                    subscriber(node, bytes(message))
             except (msgspec.MsgspecError, UnicodeError):
                 unknown.add(kind)
-        if not unknown <= self._not_understood:
-            self._not_understood |= unknown  # once is enough: it may go on fifty times a second
+        if not unknown <= self._unreadable_kinds:
+            self._unreadable_kinds |= unknown  # log once: it may happen fifty times a second
             self.log.warn(
-                "another node tells what is not understood: {kinds}", kinds=sorted(unknown)
+                "another node sends messages that this version does not understand: {kinds}",
+                kinds=sorted(unknown),
             )
 
     def _start(self) -> None:
-        told = Deferred.fromCoroutine(self._tell_others())
-        told.addErrback(lambda failure: self.log.failure("other nodes could not be told", failure))
+        sending = Deferred.fromCoroutine(self._send_queued())
+        sending.addErrback(
+            lambda failure: self.log.failure("messages could not be sent to other nodes", failure)
+        )
 
-    async def _tell_others(self) -> None:
+    async def _send_queued(self) -> None:
         self._not_before = self._clock.seconds() + INTERVAL
         try:
-            bodies = self._take_bodies()
-            if bodies and self._tell is not None:
-                await self._tell(bodies)
+            payloads = self._take_payloads()
+            if payloads and self._send is not None:
+                await self._send(payloads)
         except DatabaseUnavailable:
-            pass  # so says who asks the database each second
+            pass  # the poll of the database logs it each second
         finally:
-            self._is_due = False
-            if self._waiting:
-                (kind, key), note = next(iter(self._waiting.items()))
-                self.put(kind, key, note)
+            self._is_scheduled = False
+            if self._queue:
+                (kind, key), message = next(iter(self._queue.items()))
+                self.put(kind, key, message)
 
-    def _take_bodies(self) -> list[str]:
-        bodies: list[str] = []
+    def _take_payloads(self) -> list[str]:
+        payloads: list[str] = []
         taken: list[bytes] = []
         length = 0
-        while self._waiting and len(bodies) < MOST_AT_ONCE:
-            first = next(iter(self._waiting))
-            encoded = msgspec.json.encode((first[0], self._waiting.pop(first)))
-            if len(encoded) > LONGEST_BODY:
+        while self._queue and len(payloads) < MAX_PAYLOADS:
+            first = next(iter(self._queue))
+            encoded = msgspec.json.encode((first[0], self._queue.pop(first)))
+            if len(encoded) > MAX_PAYLOAD_BYTES:
                 continue
-            if length + len(encoded) > LONGEST_BODY:
-                bodies.append(_body(taken))
+            if length + len(encoded) > MAX_PAYLOAD_BYTES:
+                payloads.append(_payload(taken))
                 taken, length = [], 0
             taken.append(encoded)
             length += len(encoded) + 1
         if taken:
-            bodies.append(_body(taken))
-        return bodies
+            payloads.append(_payload(taken))
+        return payloads
 
 
-def _body(notes: Sequence[bytes]) -> str:
-    return f"[{b','.join(notes).decode()}]"
+def _payload(messages: Sequence[bytes]) -> str:
+    return f"[{b','.join(messages).decode()}]"

@@ -1,9 +1,8 @@
-"""What a node writes, as it tells the others: so that there no more is looked at, and nobody more
-is woken, than here.
+"""Describes commits to the other nodes, so that they invalidate and wake only what changed.
 
-What they have to know of a change is in its `News`; they are told with the stretches of the one
-sequence that a node has written, in notes of a few kilobytes. Where a commit has very many changes
-others learn only that there were some.
+A `RemoteChange` holds what other nodes need to know about a change. Messages of a few kilobytes
+carry them, together with the ranges of positions that this node wrote. For a commit with very many
+changes, other nodes learn only its range.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,20 +22,21 @@ from storage.rooms.receipts import ReceiptRow
 from storage.rooms.sticky_events import StickyRow
 
 KIND: Final = "written"
-"""Of notes to other nodes."""
-LONGEST: Final = 6_000
-"""Bytes of the news of a note; what is around them is less than a thousand."""
-MOST_CHANGES: Final = 1_000
-"""Of a commit."""
-MOST_RANGES: Final = 20
+"""The kind of these messages."""
+MAX_MESSAGE_BYTES: Final = 6_000
+"""The largest size of the changes in a message, in bytes. The rest of a message takes less than a
+thousand."""
+MAX_CHANGES: Final = 1_000
+"""The largest number of changes of a commit that are described."""
+MAX_RANGES: Final = 20
 
 _position: Final = attrgetter("position")
 
 Range = tuple[int, int]
-"""(after, upto): what is above the one, up to and with the other."""
+"""A range of positions: (after, upto) excludes the first and includes the last."""
 
 
-class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+class RemoteChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One change."""
 
     position: int = msgspec.field(name="p")
@@ -52,7 +52,7 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def change(self) -> Change:
-        """As it is told within a node."""
+        """The change as streams within a node deliver it."""
         detail = (
             self.event
             or self.membership
@@ -64,13 +64,13 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return Change(self.position, self.topic, None, self.user_id, detail, self.user_ids)
 
 
-class Written(msgspec.Struct, frozen=True, array_like=True):
-    """A note."""
+class CommitMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message with ranges of positions and their changes."""
 
     ranges: list[Range]
-    news: list[News]
+    news: list[RemoteChange]
     is_known: bool = True
-    """False: nobody is told what was written there."""
+    """False if the changes in the ranges are too many to describe."""
 
     @property
     def upto(self) -> int:
@@ -79,7 +79,7 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Draft(msgspec.Struct, array_like=True):
-    """A note that waits to be told, and may still grow."""
+    """A queued message, which may still grow."""
 
     ranges: list[Range]
     news: list[msgspec.Raw]
@@ -88,38 +88,38 @@ class _Draft(msgspec.Struct, array_like=True):
     def has_room(self, length: int) -> bool:
         return (
             self.is_known
-            and len(self.ranges) < MOST_RANGES
-            and length + sum(map(len, self.news)) <= LONGEST
+            and len(self.ranges) < MAX_RANGES
+            and length + sum(map(len, self.news)) <= MAX_MESSAGE_BYTES
         )
 
 
 class Writing:
-    """Tells other nodes what this one writes."""
+    """Sends this node's changes to the other nodes."""
 
     def __init__(self, streams: Streams, notes: NodeNotes) -> None:
         self._notes = notes
         self._number = 0
-        streams.tell(self._tell)
+        streams.tell(self._on_commit)
 
-    def _tell(self, after: int, upto: int, changes: Sequence[Change]) -> None:
+    def _on_commit(self, after: int, upto: int, changes: Sequence[Change]) -> None:
         if not self._notes.is_connected:
             return
-        if len(changes) > MOST_CHANGES:
+        if len(changes) > MAX_CHANGES:
             self._add_unknown((after, upto))
             return
-        begun, news, reached = after, list[msgspec.Raw](), after
+        start, news, reached = after, list[msgspec.Raw](), after
         for position, group in groupby(changes, _position):
-            encoded = [msgspec.Raw(msgspec.json.encode(_news_of(change))) for change in group]
-            if news and sum(map(len, news)) + sum(map(len, encoded)) > LONGEST:
-                self._add((begun, reached), news)
-                begun, news = reached, []
+            encoded = [msgspec.Raw(msgspec.json.encode(_describe(change))) for change in group]
+            if news and sum(map(len, news)) + sum(map(len, encoded)) > MAX_MESSAGE_BYTES:
+                self._add((start, reached), news)
+                start, news = reached, []
             news += encoded
             reached = position
-        self._add((begun, upto), news)
+        self._add((start, upto), news)
 
     def _add(self, range: Range, news: list[msgspec.Raw]) -> None:
         length = sum(map(len, news))
-        if length > LONGEST:
+        if length > MAX_MESSAGE_BYTES:
             self._add_unknown(range)
             return
         draft = self._notes.waiting(KIND, self._number)
@@ -138,10 +138,10 @@ class Writing:
         self._notes.put(KIND, self._number, _Draft([range], [], is_known=False))
 
 
-def without(ranges: Iterable[Range], told: Iterable[Range]) -> list[Range]:
-    """What is left of these stretches once others are taken out."""
+def without(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
+    """Return what remains of these ranges without others."""
     left = list(ranges)
-    for after, upto in told:
+    for after, upto in removed:
         left = [
             (begin, end)
             for low, high in left
@@ -151,12 +151,12 @@ def without(ranges: Iterable[Range], told: Iterable[Range]) -> list[Range]:
     return left
 
 
-def _news_of(change: Change) -> News:
+def _describe(change: Change) -> RemoteChange:
     row = change.detail
     event = None
     if isinstance(row, EventRow):
         event = EventNews(row.room_nid, row.position, row.type, row.flags)
-    return News(
+    return RemoteChange(
         change.position,
         change.topic,
         change.user_id,

@@ -1,20 +1,22 @@
-"""Other processes on the same database: how far the one sequence has come there.
+"""Synchronises this process with other nodes on the same database.
 
-What others wrote is heard of within a tenth of a second or two: long-polls wake, a redacted event
-is forgotten. Who has written says so (`homeserver/cluster/notify.py`, by which nodes also tell one
-another what is not written, as who types); a node that writes itself hears of it by that, since its
-writes follow upon theirs; and where a word was lost, it is asked for once a second. What concerns
-whom is said too (`homeserver/cluster/outgoing_changes.py`).
+Changes of other nodes are visible here within a tenth of a second or two: long polls wake, redacted
+events leave the caches. A writing node notifies the others (`homeserver/cluster/notify.py`, which
+also carries unstored state such as typing). A node that writes learns of earlier changes by that,
+since its position follows theirs. If a message is lost, a poll once a second finds the changes.
+Messages also say what changed (`homeserver/cluster/outgoing_changes.py`).
 
-What ends a session or changes what an account may do is not acknowledged before it holds on all
-nodes: they are called as it is written (`storage/engine/postgres_notify.py`), and each answers once
-it has forgotten what it remembered. A node that does not answer is waited for only so long, since
-none trusts what it remembers longer than that after it has last asked.
+A write that ends a session or restricts an account is acknowledged only when it is effective on all
+nodes. They are notified with the write (`storage/engine/postgres_notify.py`), and each confirms
+when it has invalidated its caches. The wait for a node that does not confirm is bounded, since no
+node trusts its caches for longer than that after its last poll.
 
 Laws:
-- No node lets in by a token of which another has answered that it has ended.
-- A node that is cut off from the database, or hangs, holds up others for `TRUSTED` seconds at most,
-  but where it hangs amid a write (`write_lock_timeout` of `storage/engine/postgres_config.py`).
+
+- No node accepts a token after another node has confirmed that it ended.
+- A node that is disconnected from the database, or hangs, delays others for at most `TRUSTED`
+  seconds, except if it hangs during a write (`write_lock_timeout` in
+  `storage/engine/postgres_config.py`).
 """
 
 from collections import deque
@@ -31,37 +33,38 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import KIND, Written
+from homeserver.cluster.outgoing_changes import KIND, CommitMessage
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable, NodeCalls, NodeCallsLost
 from storage.engine.postgres_notify import Changed, Heard, Note
 
-SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 TRUSTED: Final = 3.0
-"""Seconds after a question for which what is remembered is trusted: as long as a few that get
-lost."""
+"""The time in seconds after a poll for which caches are trusted. Covers a few lost polls."""
 GREETING: Final = "[]"
-"""The note of a node that has begun to hear the others: they have somebody to tell things."""
-COUNTED_EVERY: Final = 15
-"""Seconds after which a node looks whether it is alone."""
-OWN_CALLS: Final = 1000
-"""Of so many of its latest calls a node knows that they are its own."""
+"""The message of a node that has just connected: a node that was alone learns that it has a
+peer."""
+POLLS_BETWEEN_COUNTS: Final = 15
+"""The number of polls between two checks whether this node is alone."""
+OWN_NOTIFICATIONS: Final = 1000
+"""How many of its latest notifications a node recognises as its own."""
 
 
-class Remembered(Protocol):
-    """What a node remembers and others make untrue: who owns a token."""
+class SharedCache(Protocol):
+    """A cache of tokens and accounts that other nodes can make untrue."""
 
     def trust_until(self, seconds: float) -> None:
-        """On the clock that nobody sets; from then on the database is asked each time."""
+        """Trust the cache until this time on the monotonic clock; later, the database is read each
+        time."""
         ...
 
     async def settle(self) -> None:
-        """Wait until what was heard of is forgotten."""
+        """Wait until known changes are invalidated."""
         ...
 
 
 class _Waiting:
-    """A write that waits until these nodes have heard of it."""
+    """A write that waits until these nodes have confirmed it."""
 
     def __init__(self, position: int, missing: set[int]) -> None:
         self.position = position
@@ -70,7 +73,7 @@ class _Waiting:
 
 
 class OtherNodes:
-    """Listens to what other nodes write."""
+    """Follows the changes that other nodes commit."""
 
     log = Logger()
 
@@ -78,7 +81,7 @@ class OtherNodes:
         self,
         clock: IReactorTime,
         database: Database,
-        remembered: Remembered,
+        remembered: SharedCache,
         notes: NodeNotes,
         monotonic: Callable[[], float],
     ) -> None:
@@ -87,109 +90,110 @@ class OtherNodes:
         self._remembered = remembered
         self._notes = notes
         self._monotonic = monotonic
-        self._asking = LoopingCall(self._ask)
-        self._asking.clock = clock
+        self._polling = LoopingCall(self._start_poll)
+        self._polling.clock = clock
         self._is_cut_off = False
         self._readers: IReactorFDSet | None = None
-        self._ear: _Ear | None = None
+        self._connection: _NotifyConnection | None = None
         self._called_upto = 0
-        self._answered_upto = 0
-        self._is_answering = False
+        self._confirmed_upto = 0
+        self._is_confirming = False
         self._written_upto = 0
-        self._is_looking = False
-        self._until_counted = 1
-        self._is_to_greet = False
-        self._notes_heard = 0
-        self._own_calls: deque[int] = deque(maxlen=OWN_CALLS)
-        self._heard_upto: dict[int, int] = {}
-        """By node, what it has answered."""
+        self._is_catching_up = False
+        self._polls_until_count = 1
+        self._greeting_due = False
+        self._messages_received = 0
+        self._own_calls: deque[int] = deque(maxlen=OWN_NOTIFICATIONS)
+        self._confirmed_by_node: dict[int, int] = {}
+        """The position that each node has confirmed."""
         self._waiting: list[_Waiting] = []
-        notes.register(KIND, Written, self._hear_written)
+        notes.register(KIND, CommitMessage, self._on_remote_write)
 
     @property
     def node(self) -> int:
-        """The number of this node among those that hear one another; 0 while it does not hear
-        them."""
-        return 0 if self._ear is None else self._ear.node
+        """The number of this node among the connected ones, or 0 while it is disconnected."""
+        return 0 if self._connection is None else self._connection.node
 
     def start(self, readers: IReactorFDSet | None = None) -> None:
-        """Ask from now on. `readers`: where this node hears others call, and what it remembers is
-        trusted only while it does."""
+        """Start to poll. With `readers`, the node also listens for notifications, and its caches
+        are trusted only while it does."""
         self._readers = readers
         if readers is not None:
             self._remembered.trust_until(0.0)
-            self._database.wait_for_nodes(self._wait_until_heard)
-        self._asking.start(SECONDS, now=readers is not None)
+            self._database.wait_for_nodes(self._wait_until_confirmed)
+        self._polling.start(POLL_SECONDS, now=readers is not None)
 
     def stop(self) -> None:
-        """Ask no more."""
-        if self._asking.running:
-            self._asking.stop()
+        """Stop polling and listening."""
+        if self._polling.running:
+            self._polling.stop()
         self._readers = None
-        self._stop_hearing()
+        self._close_connection()
 
-    def _ask(self) -> Deferred[None]:
-        asked = Deferred.fromCoroutine(self._hear_and_poll())
-        return asked.addErrback(
-            lambda failure: self.log.failure("what other nodes wrote is not known", failure)
+    def _start_poll(self) -> Deferred[None]:
+        polling = Deferred.fromCoroutine(self._connect_and_poll())
+        return polling.addErrback(
+            lambda failure: self.log.failure("changes of other nodes could not be read", failure)
         )
 
-    async def _hear_and_poll(self) -> None:
-        """What is done each second: one after the other, so that there is one connection by which
-        others are heard."""
-        if self._readers is not None and self._ear is None:
-            with suppress(DatabaseUnavailable):  # the question tells
-                await self._begin_hearing(self._readers)
-        if self._is_to_greet and (ear := self._ear) is not None:
-            with suppress(
-                DatabaseUnavailable
-            ):  # a node that believes to be alone hears of this one by nothing else
-                await self._database.tell_notes(ear.node, [GREETING])
-                self._is_to_greet = False
+    async def _connect_and_poll(self) -> None:
+        """Do the work of each second, in order, so that there is one connection for
+        notifications."""
+        if self._readers is not None and self._connection is None:
+            with suppress(DatabaseUnavailable):  # the poll logs the failure
+                await self._open_connection(self._readers)
+        if self._greeting_due and (connection := self._connection) is not None:
+            # A node that believes to be alone learns of this one only by this message.
+            with suppress(DatabaseUnavailable):
+                await self._database.tell_notes(connection.node, [GREETING])
+                self._greeting_due = False
         if await self._poll():
-            self._answer_calls()
-        self._until_counted -= 1
-        if self._until_counted <= 0:
-            self._until_counted = COUNTED_EVERY
+            self._confirm_calls()
+        self._polls_until_count -= 1
+        if self._polls_until_count <= 0:
+            self._polls_until_count = POLLS_BETWEEN_COUNTS
             with suppress(DatabaseUnavailable):
                 await self._count_nodes()
 
     def _connect(self) -> None:
-        if self._ear is not None and not self._notes.is_connected:
-            self._notes.connect(partial(self._database.tell_notes, self._ear.node))
+        if self._connection is not None and not self._notes.is_connected:
+            self._notes.connect(partial(self._database.tell_notes, self._connection.node))
 
     async def _count_nodes(self) -> None:
-        """Who is alone tells nobody anything, until another node is heard."""
-        ear, heard = self._ear, self._notes_heard
-        if ear is None or not self._notes.is_connected:
+        """Stop sending if this node is alone, until another node connects."""
+        connection, received = self._connection, self._messages_received
+        if connection is None or not self._notes.is_connected:
             return
         nodes = await self._database.get_nodes()
-        if nodes <= {ear.node} and heard == self._notes_heard:  # else one has come meanwhile
+        # More messages mean that a node has connected meanwhile.
+        if nodes <= {connection.node} and received == self._messages_received:
             self._notes.connect(None)
 
-    def _hear_written(self, _node: int, written: Written) -> None:
+    def _on_remote_write(self, _node: int, written: CommitMessage) -> None:
         if written.ranges:
             self._written_upto = max(self._written_upto, written.upto)
-        if not self._is_looking and self._written_upto > self._database.streams.current():
-            self._is_looking = True
-            looked = Deferred.fromCoroutine(self._look())
-            looked.addErrback(
-                lambda failure: self.log.failure("what other nodes wrote is not known", failure)
+        if not self._is_catching_up and self._written_upto > self._database.streams.current():
+            self._is_catching_up = True
+            catching_up = Deferred.fromCoroutine(self._catch_up())
+            catching_up.addErrback(
+                lambda failure: self.log.failure(
+                    "changes of other nodes could not be read", failure
+                )
             )
 
-    async def _look(self) -> None:
+    async def _catch_up(self) -> None:
         try:
             while (wanted := self._written_upto) > self._database.streams.current():
                 if not await self._poll() or self._database.streams.current() < wanted:
-                    self._written_upto = 0  # the question of each second finds what there is
+                    self._written_upto = 0  # the poll of each second finds the rest
         finally:
-            self._is_looking = False
+            self._is_catching_up = False
 
     async def _poll(self) -> bool:
-        """Ask once; False where the database is away. That it is, is told when it begins and when
-        it ends, not every second."""
+        """Poll once; return False if the database is unavailable. Its failure and recovery are
+        logged once, not every second."""
         try:
-            ear, began = self._ear, self._monotonic()
+            connection, began = self._connection, self._monotonic()
             await self._database.poll()
         except DatabaseUnavailable as error:
             if not self._is_cut_off:
@@ -199,87 +203,98 @@ class OtherNodes:
         if self._is_cut_off:
             self.log.info("the database can be reached again")
         self._is_cut_off = False
-        if ear is not None:
+        if connection is not None:
             await self._remembered.settle()
-            if ear is self._ear:
+            if connection is self._connection:
                 self._remembered.trust_until(began + TRUSTED)
         return True
 
-    async def _begin_hearing(self, readers: IReactorFDSet) -> None:
+    async def _open_connection(self, readers: IReactorFDSet) -> None:
         calls = await self._database.connect_node()
         if calls is None:
             return
         if self._readers is None:
             calls.close()  # stopped meanwhile
             return
-        self._ear = _Ear(calls, readers, self._take, self._stop_hearing)
-        self._is_to_greet = True
+        self._connection = _NotifyConnection(
+            calls, readers, self._on_notifications, self._close_connection
+        )
+        self._greeting_due = True
         self._connect()
 
-    def _stop_hearing(self) -> None:
-        ear, self._ear = self._ear, None
-        if ear is None:
+    def _close_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
             return
         self._remembered.trust_until(0.0)
         self._notes.connect(None)
-        ear.close()
+        connection.close()
 
-    def _take(self, came: Sequence[object]) -> None:
-        for call in came:
+    def _on_notifications(self, calls: Sequence[object]) -> None:
+        for call in calls:
             match call:
                 case Changed(position=position) if position not in self._own_calls:
                     self._called_upto = max(self._called_upto, position)
                 case Heard(node=node, position=position):
-                    self._note_heard(node, position)
-                case Note(node=node, body=body) if self._ear is not None and node != self._ear.node:
-                    self._notes_heard += 1
+                    self._record_confirmed(node, position)
+                case Note(node=node, body=body) if (
+                    self._connection is not None and node != self._connection.node
+                ):
+                    self._messages_received += 1
                     self._connect()
                     self._notes.hear(node, body)
-        self._answer_calls()
+        self._confirm_calls()
 
-    def _answer_calls(self) -> None:
-        if self._called_upto > self._answered_upto and not self._is_answering:
-            self._is_answering = True
-            answered = Deferred.fromCoroutine(self._answer())
-            answered.addErrback(
-                lambda failure: self.log.failure("other nodes could not be answered", failure)
+    def _confirm_calls(self) -> None:
+        if self._called_upto > self._confirmed_upto and not self._is_confirming:
+            self._is_confirming = True
+            confirming = Deferred.fromCoroutine(self._confirm())
+            confirming.addErrback(
+                lambda failure: self.log.failure(
+                    "changes could not be confirmed to other nodes", failure
+                )
             )
 
-    async def _answer(self) -> None:
+    async def _confirm(self) -> None:
         try:
-            while self._called_upto > self._answered_upto and (ear := self._ear) is not None:
+            while (
+                self._called_upto > self._confirmed_upto
+                and (connection := self._connection) is not None
+            ):
                 upto = self._called_upto
                 if not await self._poll():
                     return
-                await self._database.tell_heard(ear.node, upto)
-                self._answered_upto = upto
+                await self._database.tell_heard(connection.node, upto)
+                self._confirmed_upto = upto
         finally:
-            self._is_answering = False
+            self._is_confirming = False
 
-    def _note_heard(self, node: int, position: int) -> None:
-        self._heard_upto[node] = max(position, self._heard_upto.get(node, 0))
+    def _record_confirmed(self, node: int, position: int) -> None:
+        self._confirmed_by_node[node] = max(position, self._confirmed_by_node.get(node, 0))
         for waiting in list(self._waiting):
             if waiting.position <= position:
                 waiting.missing.discard(node)
                 if not waiting.missing and not waiting.done.called:
                     waiting.done.callback(None)
 
-    async def _wait_until_heard(self, position: int) -> None:
-        """Wait until all other nodes have taken in what was committed at that position, or none can
-        trust what it had before."""
+    async def _wait_until_confirmed(self, position: int) -> None:
+        """Wait until all other nodes have confirmed that position, or until none can trust older
+        caches any more."""
         self._own_calls.append(position)
         committed = self._monotonic()
         waiting = _Waiting(position, set())
         try:
             nodes = await self._database.get_nodes()
         except DatabaseUnavailable:
-            pass  # whoever is there cannot be told either
+            pass  # nodes cannot be notified either; wait until their trust ends
         else:
-            others = nodes if self._ear is None else nodes - {self._ear.node}
-            self._heard_upto = {
-                node: upto for node, upto in self._heard_upto.items() if node in others
+            others = nodes if self._connection is None else nodes - {self._connection.node}
+            self._confirmed_by_node = {
+                node: upto for node, upto in self._confirmed_by_node.items() if node in others
             }
-            waiting.missing = {node for node in others if self._heard_upto.get(node, 0) < position}
+            waiting.missing = {
+                node for node in others if self._confirmed_by_node.get(node, 0) < position
+            }
             if not waiting.missing:
                 return
         self._waiting.append(waiting)
@@ -294,8 +309,8 @@ class OtherNodes:
 
 
 @implementer(IReadDescriptor)
-class _Ear:
-    """The connection by which others are heard, as the reactor reads it."""
+class _NotifyConnection:
+    """The connection for notifications, which the reactor reads."""
 
     def __init__(
         self,
@@ -306,7 +321,7 @@ class _Ear:
     ) -> None:
         self._calls = calls
         self._readers = readers
-        self._take = take
+        self._on_notifications = take
         self._lost = lost
         self.node = calls.node
         readers.addReader(self)
@@ -316,11 +331,11 @@ class _Ear:
 
     def doRead(self) -> None:
         try:
-            came = self._calls.take()
+            calls = self._calls.take()
         except NodeCallsLost:
             self._lost()
             return
-        self._take(came)
+        self._on_notifications(calls)
 
     def connectionLost(self, reason: Failure) -> None:
         self._lost()

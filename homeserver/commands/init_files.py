@@ -13,8 +13,8 @@ from homeserver.services.tokens.secret_tokens import RandomBytes
 CONFIG_NAME = "homeserver.yaml"
 
 INIT_CONFIG = """\
-# Configuration of the homeserver {server_name}. docs/operators/configuration.md and homeserver.yaml.sample
-# describe every option. `python -m homeserver config check` checks this file.
+# Configuration of the homeserver {server_name}. docs/operators/configuration.md and
+# homeserver.yaml.sample describe every option. `python -m homeserver config check` checks this file.
 
 server_name: {quoted_name}
 {baseurl_line}
@@ -43,7 +43,7 @@ enable_registration: false
 """
 
 
-class CannotInit(Exception):
+class InitFailed(Exception):
     """A file cannot be created or read. `str()` says why."""
 
 
@@ -52,21 +52,21 @@ def write_init_files(
 ) -> Sequence[Path]:
     """Create the folder, a configuration and a signing key; return the paths of the new files.
 
-    An existing signing key is kept. Raises `CannotInit` and changes nothing if there is a
+    An existing signing key is kept. Raises `InitFailed` and changes nothing if there is a
     configuration already; then use `write_missing_key`.
     """
     if not is_server_name(server_name):
-        raise CannotInit(
+        raise InitFailed(
             f"{server_name!r} is not a server name: use a host name, optionally with :PORT"
         )
     if public_baseurl and not public_baseurl.startswith(("https://", "http://")):
-        raise CannotInit(
+        raise InitFailed(
             f"{public_baseurl!r} is not a base URL: it must start with https:// or http://"
         )
     config = folder / CONFIG_NAME
     key = folder / f"{server_name}.signing.key"
     if config.exists():
-        raise CannotInit(f"{config} already exists and was not changed")
+        raise InitFailed(f"{config} already exists and was not changed")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     if not key.exists():
@@ -86,16 +86,16 @@ def write_init_files(
 def write_missing_key(config: Config, server_name: str, random: RandomBytes) -> Path:
     """Create the missing signing key that a configuration names; return its path.
 
-    Raises `CannotInit` and changes nothing if the configuration is for another server, or if the
+    Raises `InitFailed` and changes nothing if the configuration is for another server, or if the
     key exists.
     """
     if config.server_name != server_name:
-        raise CannotInit(
+        raise InitFailed(
             f"there is already a configuration for {config.server_name} in {config.folder}"
         )
     key = config.signing_key_path
     if key.exists():
-        raise CannotInit(f"{config.folder / CONFIG_NAME} already exists and was not changed")
+        raise InitFailed(f"{config.folder / CONFIG_NAME} already exists and was not changed")
     _write_key(key, random)
     return key
 
@@ -114,13 +114,13 @@ def _write_new(path: Path, text: str, mode: int) -> None:
 
 
 def read_signing_keys(path: Path) -> Sequence[SigningKey]:
-    """Read a key file; the first key signs. Raises `CannotInit`."""
+    """Read a key file; the first key signs. Raises `InitFailed`."""
     try:
         return parse_signing_keys(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CannotInit(
+        raise InitFailed(
             f"there is no signing key {path}: restore it from your backup; for a new server, "
             "`python -m homeserver init SERVER_NAME --folder FOLDER` creates it"
         ) from error
     except (OSError, ValueError) as error:
-        raise CannotInit(f"the signing key {path} cannot be read: {error}") from error
+        raise InitFailed(f"the signing key {path} cannot be read: {error}") from error

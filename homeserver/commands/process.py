@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 
-from homeserver.config.server import Log
+from homeserver.config.server import LogOptions
 from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
     return result
 
 
-class pid_file:  # noqa: N801 (a context manager reads as a verb)
+class PidFile:
     """Keep the pid of the process in a file while it runs."""
 
     def __init__(self, path: Path | None) -> None:
@@ -99,7 +99,7 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
             self._path.unlink(missing_ok=True)
 
 
-def begin_logging(log: Log) -> LogFile:
+def begin_logging(log: LogOptions) -> LogFile:
     """Send Twisted's log to the file, or standard error, that the configuration names."""
     file = LogFile(standard_error() if log.file is None else open_log(log.file))
     observer = JsonObserver if log.format == "json" else TextObserver

@@ -18,9 +18,9 @@ from twisted.python.threadpool import ThreadPool
 from federation.http_client.proxy import BadProxy
 from federation.http_client.tls import BadAuthorities, TlsTrust
 from federation.protocol.signing import SigningKey
-from homeserver.commands.init_files import CannotInit, read_signing_keys
+from homeserver.commands.init_files import InitFailed, read_signing_keys
 from homeserver.config.configuration import Config
-from homeserver.config.load import ConfigError, Loaded, load_config
+from homeserver.config.load import ConfigError, LoadedConfig, load_config
 from homeserver.http.listeners import TlsContext
 from homeserver.services.login.passwords import HashingThreads
 from homeserver.services.pages.branding import branding_of
@@ -38,15 +38,15 @@ from storage.engine.sqlite import SQLiteConfig
 
 WAITING_THREADS = 8
 MOST_WAITING_OF_ONE = 2
-"""Threads for one client address; as many for SAML messages, and for checks of LDAP accounts."""
+"""The thread limit for one client address, for SAML messages, and for checks of LDAP accounts."""
 HASHING_THREADS = 2
-MOST_HASHES = 1000
-MOST_HASHES_OF_ONE = 200
+MAX_QUEUED_CHECKS = 1000
+MAX_QUEUED_CHECKS_PER_CLIENT = 200
 """Queued password checks (hashing, or LDAP) in total and for one address.
 
 A whole school may share an address.
 """
-NAME_THREADS = 8
+DNS_THREADS = 8
 """Concurrent DNS look-ups."""
 
 DATABASE_ERRORS = (
@@ -62,7 +62,7 @@ DATABASE_ERRORS = (
 """Errors of opening a database. Their texts say what to do."""
 
 
-def load(paths: tuple[Path, ...]) -> Loaded:
+def load(paths: tuple[Path, ...]) -> LoadedConfig:
     """Load the configuration. Raises `click.ClickException` with all errors."""
     try:
         return load_config(paths, os.environ)
@@ -86,7 +86,7 @@ def find_problems(config: Config) -> list[str]:
             found.append(f"database.args: {str(error).strip()}")
     try:
         read_signing_keys(config.signing_key_path)
-    except CannotInit as error:
+    except InitFailed as error:
         found.append(f"signing_key_path: {error}")
     try:
         TlsTrust(config.federation.federation_custom_ca_list or None)
@@ -112,7 +112,7 @@ def read_key(config: Config) -> SigningKey:
     """Read the key that signs. Raises `click.ClickException`."""
     try:
         return read_signing_keys(config.signing_key_path)[0]
-    except CannotInit as error:
+    except InitFailed as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -142,7 +142,7 @@ def open_storage(
 
 def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
-    threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
+    threads = ThreadExecutor(reactor, "names", DNS_THREADS, patience=1.0)
     try:
         draw = Random(os.urandom(16)).random
         outbound = OutboundParts(config, reactor, threads, draw, os.environ)
@@ -154,13 +154,16 @@ def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     return outbound
 
 
-def hashing_threads(reactor: ReactorBase) -> HashingThreads:
+def start_hashing_threads(reactor: ReactorBase) -> HashingThreads:
     """Start a thread pool for hashing passwords, which stops with the reactor."""
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
-        reactor, pool, longest_queue=MOST_HASHES, longest_queue_of_one=MOST_HASHES_OF_ONE
+        reactor,
+        pool,
+        longest_queue=MAX_QUEUED_CHECKS,
+        longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
     )
 
 
@@ -172,7 +175,7 @@ def waiting_threads(reactor: ReactorBase) -> HashingThreads:
     return HashingThreads(
         reactor,
         pool,
-        longest_queue=MOST_HASHES,
-        longest_queue_of_one=MOST_HASHES_OF_ONE,
+        longest_queue=MAX_QUEUED_CHECKS,
+        longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
         most_of_one=MOST_WAITING_OF_ONE,
     )

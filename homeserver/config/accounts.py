@@ -1,4 +1,4 @@
-"""Options about who may have an account here, and how people sign in."""
+"""Options about accounts: registration, passwords, login and sessions."""
 
 import re
 from collections.abc import Mapping
@@ -14,25 +14,19 @@ from homeserver.config.option import Duration, Secret, option, section
 
 def _check_rooms(rooms: tuple[str, ...]) -> str | None:
     wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
-    return (
-        f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not"
-        if wrong
-        else None
-    )
+    return f"must be room aliases or ids, not {', '.join(map(repr, wrong))}" if wrong else None
 
 
 def _is_address(text: str) -> bool:
     try:
         return text.isascii() and bool(Address(addr_spec=text).domain)
-    except (ValueError, IndexError, MessageError):  # it reads on where the text has ended
+    except (ValueError, IndexError, MessageError):  # the parser reads past the end of some texts
         return False
 
 
-def _check_letters(letters: Mapping[str, str]) -> str | None:
-    wrong = [address for address in letters if not _is_address(address)]
-    return (
-        f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
-    )
+def _check_recipients(recipients: Mapping[str, str]) -> str | None:
+    wrong = [address for address in recipients if not _is_address(address)]
+    return f"must be e-mail addresses, not {', '.join(map(repr, wrong))}" if wrong else None
 
 
 def _check_names(names: tuple[str, ...]) -> str | None:
@@ -48,7 +42,7 @@ def _check_expressions(expressions: tuple[str, ...]) -> str | None:
         try:
             re.compile(expression)
         except re.error as error:
-            return f"must be regular expressions, which {expression!r} is not: {error}"
+            return f"must be regular expressions, not {expression!r}: {error}"
     return None
 
 
@@ -58,8 +52,8 @@ def _check_expression(expression: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DisplayNames:
-    """What people may call themselves, besides their user name. Administrators, and identity
-    providers, call them as they like."""
+    """Rules for display names that users choose. Administrators and identity providers may ignore
+    them."""
 
     maximum_length: int = option(256, "The most characters.", minimum=1, maximum=256)
     pattern: str | None = option(
@@ -77,13 +71,14 @@ class DisplayNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
+class RegistrationOptions:
     """Registration."""
 
     enable_registration: bool = option(False, "Lets people make accounts themselves.")
     enable_registration_without_verification: bool = option(
         False,
-        "Lets them do so without a token or another proof. Spammers find such a server on the internet within days.",
+        "Lets them do so without a token or another proof. Spammers find such a server on the "
+        "internet within days.",
     )
     registration_requires_token: bool = option(
         False, "Requires a registration token, which an administrator makes."
@@ -99,11 +94,12 @@ class Registration:
         "E-mail addresses of administrators who are notified that an account waits, each with the "
         "language of the e-mail. At most one e-mail an hour.",
         example='{"admin@example.org": en}',
-        check=_check_letters,
+        check=_check_recipients,
     )
     registration_shared_secret: Secret | None = option(
         None,
-        "Whoever knows this secret may make any account, administrators too, even while registration is closed.",
+        "Whoever knows this secret may make any account, administrators too, even while "
+        "registration is closed.",
     )
     allow_guest_access: bool = option(
         False, "Lets people without an account look around as guests."
@@ -123,15 +119,16 @@ class Registration:
     enable_set_avatar_url: bool = option(True, "Lets people change their picture.")
     auto_join_rooms: tuple[str, ...] = option(
         (),
-        "Rooms (aliases or ids) that every new account joins, if they exist and allow it. Guests do not join.",
+        "Rooms (aliases or ids) that every new account joins, if they exist and allow it. Guests "
+        "do not join.",
         example='["#everyone:example.org"]',
         check=_check_rooms,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordPolicy:
-    """What a password must have."""
+class PasswordPolicyOptions:
+    """Rules for passwords."""
 
     enabled: bool = option(
         True,
@@ -147,8 +144,8 @@ class PasswordPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordConfig:
-    """Sign-in with a password."""
+class PasswordOptions:
+    """Password login."""
 
     enabled: Literal[True, False, "only_for_reauth"] = option(
         True, "Lets people sign in with passwords. `only_for_reauth`: only to confirm an action."
@@ -156,9 +153,10 @@ class PasswordConfig:
     localdb_enabled: bool = option(True, "Uses the passwords in this server's own database.")
     pepper: Secret | None = option(
         None,
-        "A secret that is mixed into every password before hashing. Changing it makes all passwords invalid.",
+        "A secret that is mixed into every password before hashing. Changing it makes all "
+        "passwords invalid.",
     )
-    policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
+    policy: PasswordPolicyOptions = section(PasswordPolicyOptions, "Rules for new passwords.")
 
 
 def _check_subject(subject: str) -> str | None:
@@ -166,8 +164,8 @@ def _check_subject(subject: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccountValidity:
-    """Accounts that are good for a time, and are renewed."""
+class AccountValidityOptions:
+    """Accounts that expire and can be renewed."""
 
     enabled: bool = option(
         False, "Makes accounts expire. An expired account can be used again once it is renewed."
@@ -195,8 +193,8 @@ class AccountValidity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UIAuth:
-    """Confirming who one is."""
+class UIAuthOptions:
+    """User-interactive authentication."""
 
     session_timeout: Duration = option(
         Duration(0),
@@ -208,8 +206,8 @@ class UIAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoginFromSession:
-    """Signing in on a second client with a token that the first one asked for."""
+class LoginFromSessionOptions:
+    """Login on a second client with a token from the first."""
 
     enabled: bool = option(False, "Allows it.")
     require_ui_auth: bool = option(True, "Requires people to confirm it with their password.")
@@ -223,8 +221,8 @@ class LoginFromSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApplicationPasswords:
-    """Passwords for one program each, which people make on the account page."""
+class ApplicationPasswordsOptions:
+    """Application passwords: each is for one program, and users create them on the account page."""
 
     enabled: bool = option(
         True,
@@ -248,9 +246,8 @@ class ApplicationPasswords:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRecords:
-    """What is kept of sign-ins, failures and changes of accounts, for their owners and for
-    administrators."""
+class AuditRecordsOptions:
+    """Audit records of logins, failures and account changes, for users and administrators."""
 
     keep_for: Duration = option(
         Duration(90 * 24 * 3600 * 1000),
@@ -261,13 +258,13 @@ class AuditRecords:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OAuth:
-    """The OAuth 2.0 API: apps sign people in on this server's own pages, and never see a
-    password."""
+class OAuthOptions:
+    """The OAuth 2.0 API: clients send users to this server's own pages and never see a password."""
 
     enabled: bool = option(
         True,
-        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in stays available.",
+        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in "
+        "stays available.",
     )
     qr_code: Literal["off", "signed_in", "everybody"] = option(
         "signed_in",
@@ -277,13 +274,14 @@ class OAuth:
     )
     trusted_services: Mapping[str, Secret] = option(
         {},
-        "Services that may ask who an access token belongs to (RFC 7662), by name, with their secrets.",
+        "Services that may ask who an access token belongs to (RFC 7662), by name, with their "
+        "secrets.",
         example='{"calendar": "a long random text"}',
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sessions:
+class SessionsOptions:
     """Passwords and access tokens."""
 
     bcrypt_rounds: int = option(
@@ -293,7 +291,7 @@ class Sessions:
         minimum=4,
         maximum=20,
     )
-    password_config: PasswordConfig = section(PasswordConfig, "Sign-in with a password.")
+    password_config: PasswordOptions = section(PasswordOptions, "Sign-in with a password.")
     session_lifetime: Duration | None = option(
         None, "After how long every session ends. `null`: never.", minimum=1, example="24h"
     )
@@ -321,11 +319,11 @@ class Sessions:
         "Addresses end up in the logs of proxies: switch it off if all clients send the header "
         "`Authorization`.",
     )
-    login_via_existing_session: LoginFromSession = section(
-        LoginFromSession, "Signing in a second client with the help of the first."
+    login_via_existing_session: LoginFromSessionOptions = section(
+        LoginFromSessionOptions, "Signing in a second client with the help of the first."
     )
-    application_passwords: ApplicationPasswords = section(
-        ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
+    application_passwords: ApplicationPasswordsOptions = section(
+        ApplicationPasswordsOptions, "Passwords for programs that cannot sign in otherwise."
     )
     user_ips_max_age: Duration | None = option(
         Duration(28 * 24 * 3600 * 1000),
@@ -335,7 +333,11 @@ class Sessions:
         minimum=24 * 3600 * 1000,
         example="28d",
     )
-    audit: AuditRecords = section(AuditRecords, "Audit records of accounts.")
-    oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
-    account_validity: AccountValidity = section(AccountValidity, "Accounts that expire.")
-    ui_auth: UIAuth = section(UIAuth, "Confirming one's identity before important actions.")
+    audit: AuditRecordsOptions = section(AuditRecordsOptions, "Audit records of accounts.")
+    oauth: OAuthOptions = section(OAuthOptions, "The OAuthOptions 2.0 API.")
+    account_validity: AccountValidityOptions = section(
+        AccountValidityOptions, "Accounts that expire."
+    )
+    ui_auth: UIAuthOptions = section(
+        UIAuthOptions, "Confirming one's identity before important actions."
+    )

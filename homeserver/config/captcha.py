@@ -1,4 +1,4 @@
-"""Options about the captcha that people solve before they register, and programs do not."""
+"""Options about captchas at registration."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -6,36 +6,37 @@ from urllib.parse import urlsplit
 from homeserver.config.option import Secret, option
 
 
-def _is_source(text: str) -> bool:
-    """Whether it is an https address that can stand in a header, where these signs separate."""
+def _is_header_safe_url(text: str) -> bool:
+    """Return whether the text is an https address that is valid in a header, where these characters
+    are separators."""
     try:
         parts = urlsplit(text)
     except ValueError:
         return False
-    odd = not text.isascii() or not text.isprintable() or any(sign in text for sign in " ;,'\"#")
-    return not odd and parts.scheme == "https" and bool(parts.hostname) and parts.username is None
-
-
-def _check_address(url: str) -> str | None:
-    return None if _is_source(url) else "must be an https:// address"
-
-
-def _check_sources(sources: tuple[str, ...]) -> str | None:
-    wrong = [source for source in sources if not _is_source(source)]
+    unsafe = not text.isascii() or not text.isprintable() or any(sign in text for sign in " ;,'\"#")
     return (
-        f"must be https:// addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+        not unsafe and parts.scheme == "https" and bool(parts.hostname) and parts.username is None
     )
 
 
+def _check_address(url: str) -> str | None:
+    return None if _is_header_safe_url(url) else "must be an https:// address"
+
+
+def _check_sources(sources: tuple[str, ...]) -> str | None:
+    wrong = [source for source in sources if not _is_header_safe_url(source)]
+    return f"must be https:// addresses, not {', '.join(map(repr, wrong))}" if wrong else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Captcha:
+class CaptchaOptions:
     """Captcha at registration (reCAPTCHA, hCaptcha, Turnstile)."""
 
     enable_registration_captcha: bool = option(
         False,
         "Requires a captcha before registration. The defaults below are those of reCAPTCHA "
         "(version 2, checkbox). Browsers of people who register load the script of the captcha "
-        "service, which thereby learns about them.",
+        "service, which learns their IP addresses.",
     )
     recaptcha_public_key: Secret | None = option(
         None, "The public key (site key), which apps and the registration page use."

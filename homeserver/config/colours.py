@@ -1,4 +1,4 @@
-"""Colours of pages and letters, and whether people can read what stands on them.
+"""Colours of pages and e-mails, and their contrast.
 
 spec: WCAG 2.2, "relative luminance", "contrast ratio" and success criterion 1.4.3
 """
@@ -8,52 +8,52 @@ from dataclasses import dataclass
 from typing import Final
 
 ENOUGH: Final = 4.5
-"""The least contrast of text, by level AA."""
+"""The minimum contrast of text, by level AA."""
 WHITE: Final = "#ffffff"
 _HEX: Final = re.compile(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _STEPS: Final = 20
-_WASH: Final = 1 / 12
-"""How much of the colour is in the background of what is set off."""
+_TINT_SHARE: Final = 1 / 12
+"""The share of the colour in the background of highlighted parts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What a colour stands on: the background of pages, and that of fields."""
+class Backgrounds:
+    """The backgrounds of a page: of the page itself and of input fields."""
 
     paper: str
     field: str
 
 
-LIGHT: Final = Ground("#fbfaf6", WHITE)
-DARK: Final = Ground("#10201f", "#0b1817")
+LIGHT: Final = Backgrounds("#fbfaf6", WHITE)
+DARK: Final = Backgrounds("#10201f", "#0b1817")
 """As in `homeserver/web/templates/pages.css`."""
 
 
 def is_colour(text: str) -> bool:
-    """Whether this is `#rgb` or `#rrggbb`."""
+    """Return whether the text is `#rgb` or `#rrggbb`."""
     return _HEX.fullmatch(text) is not None
 
 
 def contrast(one: str, other: str) -> float:
-    """From 1 (the same) to 21 (black and white)."""
+    """Return the contrast ratio, from 1 (the same colour) to 21 (black and white)."""
     dark, light = sorted((_luminance(one), _luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 
-def wash_of(colour: str, ground: Ground) -> str:
-    """The background of what is set off with this colour."""
-    return _mix(ground.paper, colour, _WASH)
+def wash_of(colour: str, ground: Backgrounds) -> str:
+    """Return the background of parts that are highlighted with this colour."""
+    return _mix(ground.paper, colour, _TINT_SHARE)
 
 
-def least_contrast(colour: str, ground: Ground) -> tuple[float, str]:
-    """The least contrast of a colour with what it stands on, and what that is: the page, a field,
-    its own wash."""
+def least_contrast(colour: str, ground: Backgrounds) -> tuple[float, str]:
+    """Return the lowest contrast of a colour with its backgrounds, and that background: the page, a
+    field, or its own tint."""
     grounds = (ground.paper, ground.field, wash_of(colour, ground))
     return min((contrast(colour, each), each) for each in grounds)
 
 
 def for_dark(colour: str) -> str:
-    """The colour, lighter if need be, so that it can be read on dark pages."""
+    """Return the colour, made lighter if necessary to be legible on dark pages."""
     for step in range(_STEPS):
         lighter = _mix(colour, WHITE, step / _STEPS)
         if least_contrast(lighter, DARK)[0] >= ENOUGH:
@@ -61,7 +61,7 @@ def for_dark(colour: str) -> str:
     return WHITE
 
 
-def _parts(colour: str) -> tuple[int, int, int]:
+def _rgb(colour: str) -> tuple[int, int, int]:
     digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
     return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:], 16)
 
@@ -69,11 +69,11 @@ def _parts(colour: str) -> tuple[int, int, int]:
 def _luminance(colour: str) -> float:
     red, green, blue = (
         part / 255 / 12.92 if part / 255 <= 0.04045 else ((part / 255 + 0.055) / 1.055) ** 2.4
-        for part in _parts(colour)
+        for part in _rgb(colour)
     )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _mix(one: str, other: str, share: float) -> str:
-    mixed = (round(a + (b - a) * share) for a, b in zip(_parts(one), _parts(other), strict=True))
+    mixed = (round(a + (b - a) * share) for a, b in zip(_rgb(one), _rgb(other), strict=True))
     return "#" + "".join(f"{part:02x}" for part in mixed)

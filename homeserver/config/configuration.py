@@ -1,57 +1,57 @@
-"""The whole configuration: its groups, in the order of the sample file.
+"""The complete configuration: its groups, in the order of the sample file.
 
-In YAML the options of a group stand at the top level of the file; the groups are there for the
-code, so that each part of the server is given only what it needs (`app.py` passes groups, sections
+In YAML the options of a group are at the top level of the file. The groups exist for the code, so
+that each part of the server gets only the options that it needs (`app.py` passes groups, sections
 or single values, never `Config`).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from homeserver.config.accounts import Registration, Sessions
-from homeserver.config.captcha import Captcha
-from homeserver.config.email import Mail
+from homeserver.config.accounts import RegistrationOptions, SessionsOptions
+from homeserver.config.captcha import CaptchaOptions
+from homeserver.config.email import MailOptions
 from homeserver.config.limits import Limits
 from homeserver.config.memory import Memory
-from homeserver.config.outgoing import Calls, Federation, Others
-from homeserver.config.pages import Pages
-from homeserver.config.previews import URLPreviews
-from homeserver.config.push import Notifications
-from homeserver.config.rooms import People, Rooms
+from homeserver.config.outgoing import CallsOptions, Federation, IntegrationOptions
+from homeserver.config.pages import PageOptions
+from homeserver.config.previews import URLPreviewOptions
+from homeserver.config.push import NotificationOptions
+from homeserver.config.rooms import RoomOptions, UserOptions
 from homeserver.config.search import Search
-from homeserver.config.server import Keys, Name, Network, Observation, Storage
-from homeserver.config.sms import TextMessages
-from homeserver.config.upstream import Upstream
+from homeserver.config.server import Keys, MonitoringOptions, Name, NetworkOptions, Storage
+from homeserver.config.sms import TextMessageOptions
+from homeserver.config.upstream import UpstreamOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All that a configuration file says, checked, with defaults filled in."""
+    """A checked configuration, with defaults filled in."""
 
     name: Name
-    network: Network
+    network: NetworkOptions
     storage: Storage
     keys: Keys
-    registration: Registration
-    captcha: Captcha
-    sessions: Sessions
-    upstream: Upstream
-    mail: Mail
-    text_messages: TextMessages
-    pages: Pages
-    notifications: Notifications
-    rooms: Rooms
-    people: People
+    registration: RegistrationOptions
+    captcha: CaptchaOptions
+    sessions: SessionsOptions
+    upstream: UpstreamOptions
+    mail: MailOptions
+    text_messages: TextMessageOptions
+    pages: PageOptions
+    notifications: NotificationOptions
+    rooms: RoomOptions
+    people: UserOptions
     search: Search
     memory: Memory
     federation: Federation
     limits: Limits
-    previews: URLPreviews
-    calls: Calls
-    others: Others
-    observation: Observation
+    previews: URLPreviewOptions
+    calls: CallsOptions
+    others: IntegrationOptions
+    observation: MonitoringOptions
     folder: Path
-    """Where the (first) configuration file is; not an option."""
+    """The folder of the (first) configuration file; not an option."""
 
     @property
     def server_name(self) -> str:
@@ -59,32 +59,32 @@ class Config:
 
     @property
     def signing_key_path(self) -> Path:
-        """The file with the signing key, named or by default."""
+        """Return the path of the signing key, configured or by default."""
         return self.keys.signing_key_path or self.folder / f"{self.name.server_name}.signing.key"
 
 
 GROUPS: dict[str, type] = {
     "name": Name,
-    "network": Network,
+    "network": NetworkOptions,
     "storage": Storage,
     "keys": Keys,
-    "registration": Registration,
-    "captcha": Captcha,
-    "sessions": Sessions,
-    "upstream": Upstream,
-    "mail": Mail,
-    "text_messages": TextMessages,
-    "pages": Pages,
-    "notifications": Notifications,
-    "rooms": Rooms,
-    "people": People,
+    "registration": RegistrationOptions,
+    "captcha": CaptchaOptions,
+    "sessions": SessionsOptions,
+    "upstream": UpstreamOptions,
+    "mail": MailOptions,
+    "text_messages": TextMessageOptions,
+    "pages": PageOptions,
+    "notifications": NotificationOptions,
+    "rooms": RoomOptions,
+    "people": UserOptions,
     "search": Search,
     "memory": Memory,
     "federation": Federation,
     "limits": Limits,
-    "previews": URLPreviews,
-    "calls": Calls,
-    "others": Others,
-    "observation": Observation,
+    "previews": URLPreviewOptions,
+    "calls": CallsOptions,
+    "others": IntegrationOptions,
+    "observation": MonitoringOptions,
 }
-"""Every group of `Config`, by its name there."""
+"""All groups of `Config` by attribute name."""

@@ -1,4 +1,4 @@
-"""Options about terms of service and other documents that people agree to."""
+"""Options about terms of service and other policies that users agree to."""
 
 import re
 from collections.abc import Mapping
@@ -18,40 +18,36 @@ def _check_url(url: str | None) -> str | None:
         url.startswith(("https://", "http://")) and url.isprintable() and " " not in url
     ):
         return None
-    return "must be an address of the web"
+    return "must start with http:// or https://"
 
 
 def _check_version(version: str) -> str | None:
     return (
         None
         if _ID.fullmatch(version)
-        else "must have 1 to 255 letters, digits and signs of . _ ~ -"
+        else "must have 1 to 255 characters: letters, digits and . _ ~ -"
     )
 
 
-def _check_documents(documents: Mapping[str, "PolicyDocument"]) -> str | None:
+def _check_documents(documents: Mapping[str, "PolicyDocumentOptions"]) -> str | None:
     if not documents:
-        return "must name the document in one language at least"
+        return "must contain the document in at least one language"
     for language, document in documents.items():
         if not _LANGUAGE.fullmatch(language):
-            return f"must be codes of languages such as en or uz-Cyrl, which {language!r} is not"
+            return f"must have language codes such as en or uz-Cyrl as keys, not {language!r}"
         if (document.url is None) == (document.path is None):
             return f"must have either `url` or `path` for {language}"
     return None
 
 
-def _check_policies(policies: Mapping[str, "Policy"]) -> str | None:
+def _check_policies(policies: Mapping[str, "PolicyOptions"]) -> str | None:
     wrong = [name for name in policies if not _ID.fullmatch(name)]
-    return (
-        f"must have names of letters, digits and . _ ~ -, which {wrong[0]!r} is not"
-        if wrong
-        else None
-    )
+    return f"must have names of letters, digits and . _ ~ -, not {wrong[0]!r}" if wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyDocument:
-    """A document, in one language."""
+class PolicyDocumentOptions:
+    """A policy document in one language."""
 
     name: str = required("Its title in this language.", example="Terms of use")
     url: str | None = option(
@@ -66,27 +62,30 @@ class PolicyDocument:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """Something that people agree to."""
+class PolicyOptions:
+    """A policy that users agree to."""
 
     version: str = required(
         "Its version. With a new version everybody is asked again.",
         example='"1.2"',
         check=_check_version,
     )
-    documents: Mapping[str, PolicyDocument] = required(
+    documents: Mapping[str, PolicyDocumentOptions] = required(
         "The document, by language.", check=_check_documents
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserConsent:
-    """What people agree to, when, and what they cannot do before."""
+    """The policies that users agree to, when they are asked, and what they may do before."""
 
-    policies: Mapping[str, Policy] = option(
+    policies: Mapping[str, PolicyOptions] = option(
         {},
         "The documents, each with a version and the text in some languages.",
-        example='{terms: {version: "1.2", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}',
+        example=(
+            '{terms: {version: "1.2", documents: {en: {name: Terms of use, url: '
+            '"https://example.org/terms"}}}}'
+        ),
         check=_check_policies,
     )
     require_at_registration: bool = option(

@@ -1,5 +1,4 @@
-"""Options about e-mail: the mail server that takes our letters, and what people's addresses are
-for."""
+"""Options about e-mail: the SMTP server, and the addresses of users."""
 
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -13,13 +12,13 @@ APP_NAME: Final = "Matrix"
 
 def _check_base_url(url: str) -> str | None:
     if not url.startswith(("https://", "http://")) or not url.isprintable() or " " in url:
-        return "must be an address of the web"
+        return "must start with http:// or https://"
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """Letters to people: to confirm an address, to set a new password, of what they missed."""
+    """E-mails to users: address validation, password reset, missed messages."""
 
     smtp_host: str | None = option(
         None,
@@ -84,12 +83,12 @@ class Email:
 
 
 def app_name_of(email: Email) -> str:
-    """What the service is called in letters that no app has asked for."""
+    """Return the name of the service in e-mails that no app requested."""
     return email.app_name or APP_NAME
 
 
 def sender_of(email: Email, server_name: str) -> str:
-    """The header `From` of letters. Raises ValueError where `notif_from` cannot be one."""
+    """Return the `From` header of e-mails. Raises ValueError if `notif_from` is not valid."""
     try:
         sender = (email.notif_from or f"%(app)s <noreply@{host_of(server_name)}>") % {
             "app": app_name_of(email)
@@ -104,8 +103,8 @@ def sender_of(email: Email, server_name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AllowedThreepid:
-    """A kind of address that people may use."""
+class AllowedThreepidOptions:
+    """A pattern of addresses that users may add."""
 
     medium: str = option(
         "email",
@@ -117,16 +116,17 @@ class AllowedThreepid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mail:
+class MailOptions:
     """E-mail."""
 
     email: Email = section(Email, "Sending e-mail.")
     registrations_require_3pid: tuple[str, ...] = option(
         (),
-        "What everybody must confirm at registration: `email`, `msisdn` (a telephone number), or both.",
+        "What everybody must confirm at registration: `email`, `msisdn` (a telephone number), or "
+        "both.",
         example="[email]",
     )
-    allowed_local_3pids: tuple[AllowedThreepid, ...] | None = option(
+    allowed_local_3pids: tuple[AllowedThreepidOptions, ...] | None = option(
         None,
         "The only addresses and telephone numbers that people may use. `null`: any.",
         example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",
@@ -136,12 +136,13 @@ class Mail:
     )
     next_link_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only hosts to which people are sent on (`next_link`, chosen by whoever requests the "
-        "e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
+        "The only hosts to which people are sent on (`next_link`, chosen by the client that "
+        "requests the e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
         "first.",
         example="[element.example.org]",
     )
     request_token_inhibit_3pid_errors: bool = option(
         False,
-        "Does not reveal whether an address or a telephone number belongs to an account, except in a message to it.",
+        "Does not reveal whether an address or a telephone number belongs to an account, except in "
+        "a message to it.",
     )

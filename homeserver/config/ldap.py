@@ -1,4 +1,4 @@
-"""Options about directories: LDAP and Active Directory."""
+"""Options about LDAP directories, including Active Directory."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ _IDP_ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,250}")
 
 
 def check_idp_id(idp_id: str) -> str | None:
-    """An id as it stands in addresses. spec: client-server-api#client-login-via-sso"""
+    """Check an identity provider id, which becomes part of URLs. spec:
+    client-server-api#client-login-via-sso"""
     return None if _IDP_ID.fullmatch(idp_id) else "must have only letters, digits and . _ ~ -"
 
 
@@ -21,8 +22,8 @@ def _check_uris(uris: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryAttributes:
-    """What the attributes of a person are called."""
+class LDAPAttributes:
+    """The names of the LDAP attributes."""
 
     uid: str = option(
         "uid", "The name with which people sign in (Active Directory: `sAMAccountName`)."
@@ -37,7 +38,7 @@ class DirectoryAttributes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LDAPProvider:
-    """A directory."""
+    """An LDAP directory."""
 
     idp_id: str = option("ldap", "Its name in the database. Never change it.", check=check_idp_id)
     uri: tuple[str, ...] = required(
@@ -47,7 +48,8 @@ class LDAPProvider:
     )
     start_tls: bool = option(
         True,
-        "Secures a connection to `ldap://` before anything is sent. Without it passwords are sent unencrypted.",
+        "Secures a connection to `ldap://` before anything is sent. Without it passwords are sent "
+        "unencrypted.",
     )
     tls_ca_file: Path | None = option(
         None, "The certificate authorities of the directory. `null`: those of the system."
@@ -62,10 +64,11 @@ class LDAPProvider:
     bind_password: Secret | None = option(None, "The password of `bind_dn`.")
     filter: str | None = option(
         None,
-        "An additional filter, such as membership in a group. A person who no longer matches has left.",
+        "An additional filter, such as membership in a group. A person who no longer matches has "
+        "left.",
         example="'(memberOf=cn=matrix,ou=groups,dc=example,dc=org)'",
     )
-    attributes: DirectoryAttributes = section(DirectoryAttributes, "The names of attributes.")
+    attributes: LDAPAttributes = section(LDAPAttributes, "The names of attributes.")
     allow_existing_users: bool = option(
         False,
         "Gives a person the existing account with the same name, even if it was made otherwise.",

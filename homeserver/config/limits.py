@@ -1,6 +1,6 @@
-"""Rate limits: how often something may be done by one user, from one address, or in one room.
+"""Rate limits: how often one user, one client address or one room may do something.
 
-A limit is a bucket: `burst_count` at once, and it fills again at `per_second`.
+A limit is a token bucket with room for `burst_count`, refilled at `per_second`.
 """
 
 from dataclasses import dataclass
@@ -10,25 +10,32 @@ from homeserver.config.option import option, section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """One bucket."""
+    """A token bucket."""
 
     per_second: float = option(1.0, "How many a second in the long run.", minimum=0.000001)
     burst_count: float = option(10.0, "How many at once.", minimum=1)
 
 
-def limit(per_second: float, burst_count: float, text: str, *, not_yet: bool = False) -> RateLimit:
+def limit(
+    per_second: float, burst_count: float, text: str, *, not_implemented: bool = False
+) -> RateLimit:
     """Declare a rate limit with its own defaults."""
-    return option(RateLimit(per_second=per_second, burst_count=burst_count), text, not_yet=not_yet)
+    return option(
+        RateLimit(per_second=per_second, burst_count=burst_count),
+        text,
+        not_implemented=not_implemented,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginLimits:
-    """Three buckets for signing in."""
+    """Rate limits of logins."""
 
     address: RateLimit = limit(
         0.5,
         50,
-        "Sign-ins from one address. A whole office often shares one; the other two limits stop guessing.",
+        "Sign-ins from one address. A whole office often shares one; the other two limits stop "
+        "guessing.",
     )
     account: RateLimit = limit(
         0.003, 5, "Successful sign-ins to one account, and login tokens for its next device."
@@ -38,8 +45,7 @@ class LoginLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshLimits:
-    """Two buckets for renewing sessions (`/refresh`, and the token endpoint of the OAuth 2.0
-    API)."""
+    """Rate limits of token refreshes (`/refresh`, and the token endpoint of the OAuth 2.0 API)."""
 
     address: RateLimit = limit(
         20,
@@ -53,7 +59,7 @@ class RefreshLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuthLimits:
-    """Buckets of the OAuth 2.0 API."""
+    """Rate limits of the OAuth 2.0 API."""
 
     client_registration: RateLimit = limit(0.2, 100, "Apps that register from one address.")
     device_authorization: RateLimit = limit(
@@ -67,7 +73,7 @@ class OAuthLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinLimits:
-    """Two buckets for joining rooms."""
+    """Rate limits of joins."""
 
     local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
     remote: RateLimit = limit(
@@ -77,7 +83,7 @@ class JoinLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteLimits:
-    """Four buckets for invitations."""
+    """Rate limits of invitations."""
 
     per_room: RateLimit = limit(0.3, 10, "Invitations to one room.")
     per_user: RateLimit = limit(0.003, 5, "Invitations that one user receives.")
@@ -92,7 +98,7 @@ class InviteLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextMessageLimits:
-    """Two buckets for text messages, which cost money."""
+    """Rate limits of text messages, which cost money."""
 
     per_number: RateLimit = limit(0.0003, 3, "Codes to one number.")
     per_address: RateLimit = limit(0.001, 5, "Codes requested from one address.")
@@ -100,21 +106,22 @@ class TextMessageLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresenceLimits:
-    """One bucket for presence."""
+    """Rate limits of presence."""
 
     per_user: RateLimit = limit(0.1, 1, "Changes of presence by one user.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederationLimits:
-    """How hard another server may press on this one."""
+    """Limits for requests of other servers."""
 
     window_size: int = option(
         1000, "The window in which requests are counted, in milliseconds.", minimum=1
     )
     sleep_limit: int = option(
         10,
-        "How many requests of one server in a window are answered before the next ones are delayed.",
+        "How many requests of one server in a window are answered before the next ones are "
+        "delayed.",
         minimum=0,
     )
     sleep_delay: int = option(500, "The delay in milliseconds.", minimum=0)
@@ -164,7 +171,8 @@ class Limits:
     rc_joins_per_room: RateLimit = limit(
         1,
         10,
-        "Joins to one room, by people of this server, and by people of other servers that join through this one.",
+        "Joins to one room, by people of this server, and by people of other servers that join "
+        "through this one.",
     )
     rc_invites: InviteLimits = section(InviteLimits, "Invitations.")
     rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
@@ -183,7 +191,7 @@ class Limits:
         TextMessageLimits, "Codes by text message (`sms_gateway`)."
     )
     rc_third_party_invite: RateLimit = limit(
-        0.2, 10, "Invitations by e-mail address.", not_yet=True
+        0.2, 10, "Invitations by e-mail address.", not_implemented=True
     )
     rc_media_create: RateLimit = limit(10, 50, "Uploads, and reserved file addresses, by one user.")
     rc_media_scan: RateLimit = limit(
@@ -205,7 +213,8 @@ class Limits:
     rc_claimed_keys: RateLimit = limit(
         100,
         20000,
-        "One-time keys that one user claims. If a request claims more than is left, the next one waits.",
+        "One-time keys that one user claims. If a request claims more than is left, the next one "
+        "waits.",
     )
     rc_key_backup_bytes: RateLimit = limit(
         65536,

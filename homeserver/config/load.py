@@ -1,8 +1,8 @@
-"""Configuration files in, `Config` out, with everything that is to be said about them.
+"""Reads configuration files into a `Config`, and collects all errors and notices.
 
-A key that no option has is looked up among the keys that Synapse knows (`synapse_keys.tsv`): one of
-those has no effect here, which is said once and stops nothing; any other is an error, with the
-nearest key that exists.
+A key without an option is looked up among the keys that Synapse knows (`synapse_keys.tsv`). A key
+of Synapse has no effect, which is one notice. Any other key is an error that suggests the nearest
+existing key.
 """
 
 import difflib
@@ -19,15 +19,22 @@ from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
 from homeserver.config.configuration import GROUPS, Config
 from homeserver.config.email import sender_of
-from homeserver.config.oembed_files import complaints_of as provider_complaints
-from homeserver.config.option import description_of
-from homeserver.config.outgoing import FederationMemberList
-from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
-from homeserver.config.registration_files import complaints_of
-from homeserver.config.retention import complaints_of as retention_complaints
+from homeserver.config.oembed_files import find_errors as provider_complaints
+from homeserver.config.option import get_description
+from homeserver.config.outgoing import FederationMemberListOptions
+from homeserver.config.read import (
+    Problem,
+    ReadState,
+    format_place,
+    format_value,
+    iterate_options,
+    read_fields,
+)
+from homeserver.config.registration_files import find_errors
+from homeserver.config.retention import find_errors as retention_complaints
 from homeserver.config.server import Database
 from homeserver.config.upstream_checks import check_upstream
-from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
+from homeserver.config.yaml_text import InvalidYaml, Place, YamlDocument, parse_yaml
 
 REASONS = {
     "later": "not implemented here yet",
@@ -37,7 +44,9 @@ REASONS = {
     "macaroons": "access tokens are random here, and not derived from a secret",
     "statistics": "this server sends no reports",
     "process": "this is the task of systemd, or of another program that starts the server",
-    "plugins": "plug-ins written for Synapse do not run here; use `plugins` for those of this server",
+    "plugins": (
+        "plug-ins written for Synapse do not run here; use `plugins` for those of this server"
+    ),
     "object_store": "use `media_object_store` for a store such as S3",
     "oauth": "this server signs people in by OAuth 2.0 itself (`oauth`)",
     "names": "other servers never get the names of devices",
@@ -48,14 +57,15 @@ REASONS = {
     "policies": "use `user_consent.policies`, where each document has its version, name and text",
     "redacted": "redacted content is removed at once here",
     "default": "this server always does it",
-    "providers": "this server has no built-in providers; it asks only those of `oembed.additional_providers`",
+    "providers": (
+        "this server has no built-in providers; it asks only those of `oembed.additional_providers`"
+    ),
 }
-"""Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
+"""The reasons why a key of Synapse has no effect, by the word in `synapse_keys.tsv`."""
 
 
 class ConfigError(Exception):
-    """The files cannot be used. `lines` are all the complaints, a sentence each, with file and
-    line."""
+    """The files are not valid. `lines` holds all errors, one sentence each, with file and line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -63,29 +73,31 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A configuration, and what in its files has no effect."""
+class LoadedConfig:
+    """A configuration, and notices about keys without effect."""
 
     config: Config
     notices: tuple[str, ...]
 
 
-def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
-    """Read configuration files; a key in a later file replaces that of an earlier one, a folder
-    stands for its `*.yaml` in order of name. `environment` may override secrets. Raises
-    `ConfigError`."""
+def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> LoadedConfig:
+    """Read configuration files. Raises `ConfigError`.
+
+    A key in a later file replaces that of an earlier one. A folder stands for its `*.yaml` files in
+    the order of their names. `environment` may override secrets.
+    """
     files = [file for path in paths for file in _files(path)]
-    sources: dict[str, tuple[Path, Document]] = {}
+    sources: dict[str, tuple[Path, YamlDocument]] = {}
     values: dict[str, Any] = {}
     for file in files:
         document = _read_file(file)
         values |= document.values
         sources |= dict.fromkeys(document.values, (file, document))
-    reading = Reading(folder=files[0].parent.absolute(), environment=environment)
+    reading = ReadState(folder=files[0].parent.absolute(), environment=environment)
     config, notices = _build(values, reading)
     if config is not None:
         wrong = [problem.place for problem in reading.problems]
-        # in place of a value that is wrong stands a default, of which nothing is to be said
+        # Defaults replace wrong values; they need no further checks
         reading.problems.extend(
             problem
             for problem in _check_together(config)
@@ -93,7 +105,7 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
         )
     if reading.problems or config is None:
         raise ConfigError(_locate(reading.problems, files, sources))
-    return Loaded(config, _locate(notices, files, sources))
+    return LoadedConfig(config, _locate(notices, files, sources))
 
 
 def _files(path: Path) -> list[Path]:
@@ -103,24 +115,29 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> Document:
+def _read_file(path: Path) -> YamlDocument:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        told = f"{path}: there is no such file; `--config` says where it is, and `python -m homeserver init` makes one"
-        raise ConfigError([told]) from error
+        text = (
+            f"{path}: file not found; give its path with `--config`, "
+            "or create one with `python -m homeserver init`"
+        )
+        raise ConfigError([text]) from error
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: is not text in UTF-8"]) from error
-    except NotYaml as error:
+    except InvalidYaml as error:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
 def _locate(
-    problems: Sequence[Problem], files: Sequence[Path], sources: Mapping[str, tuple[Path, Document]]
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+    sources: Mapping[str, tuple[Path, YamlDocument]],
 ) -> tuple[str, ...]:
-    """The problems with file and line, in the order of the files and lines."""
+    """Return the problems with file and line, in the order of files and lines."""
     found = []
     for problem in problems:
         top = problem.place[0] if problem.place else None
@@ -136,36 +153,38 @@ def _locate(
     return tuple(text for _, _, text in sorted(found, key=lambda each: each[:2]))
 
 
-def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, list[Problem]]:
+def _build(values: Mapping[str, Any], reading: ReadState) -> tuple[Config | None, list[Problem]]:
     known: list[str] = []
     groups: dict[str, Any] = {}
     for name, kind in GROUPS.items():
         made = read_fields(kind, values, (), reading, known)
         groups[name] = None if made is None else kind(**made)
     reading.unknown.extend(((key,), values[key], known) for key in values if key not in known)
-    notices = _judge_unknown(reading) + _not_yet(reading)
+    notices = _classify_unknown(reading) + _not_implemented(reading)
     if any(group is None for group in groups.values()):
         return None, notices
     config = Config(**groups, folder=reading.folder)
-    return config, notices + _in_part(config) + _alone(config)
+    return config, notices + _partly_implemented(config) + _missing_companions(config)
 
 
-def _judge_unknown(reading: Reading) -> list[Problem]:
-    """Keys of Synapse become notices, all others problems."""
+def _classify_unknown(reading: ReadState) -> list[Problem]:
+    """Turn keys of Synapse into notices, and all other unknown keys into problems."""
     synapse = synapse_keys()
     notices = []
     for place, value, known in reading.unknown:
-        pattern = spell_place(tuple(step for step in place if isinstance(step, str)))
+        pattern = format_place(tuple(step for step in place if isinstance(step, str)))
         if pattern in synapse:
             notices.append(Problem(place, f"has no effect: {REASONS[synapse[pattern]]}"))
             continue
-        near = _near(str(place[-1]), place, known, synapse)
+        near = _nearest_key(str(place[-1]), place, known, synapse)
         hint = f"; did you mean {near}?" if near else ""
-        reading.complain(place, f"unknown option (its value is {show(value)}){hint}")
+        reading.complain(place, f"unknown option (its value is {format_value(value)}){hint}")
     return notices
 
 
-def _near(key: str, place: Place, known: Sequence[str], synapse: Mapping[str, str]) -> str | None:
+def _nearest_key(
+    key: str, place: Place, known: Sequence[str], synapse: Mapping[str, str]
+) -> str | None:
     prefix = ".".join(str(step) for step in place[:-1] if isinstance(step, str))
     siblings = [name.rpartition(".")[2] for name in synapse if name.rpartition(".")[0] == prefix]
     for candidates in (list(known), siblings):
@@ -174,22 +193,25 @@ def _near(key: str, place: Place, known: Sequence[str], synapse: Mapping[str, st
     return None
 
 
-def _not_yet(reading: Reading) -> list[Problem]:
+def _not_implemented(reading: ReadState) -> list[Problem]:
     notices = []
     for place in sorted(reading.used & options_without_effect(), key=str):
         notices.append(Problem(place, f"has no effect: {REASONS['later']}"))
     return notices
 
 
-def _in_part(config: Config) -> list[Problem]:
+def _partly_implemented(config: Config) -> list[Problem]:
     if not config.others.app_service_config_files:
         return []
-    text = "acts in part: application services sign in and act for their users, but no transactions are sent to them yet"
+    text = (
+        "is partly implemented: application services log in and act for their users, "
+        "but receive no transactions yet"
+    )
     return [Problem(("app_service_config_files",), text)]
 
 
-def _alone(config: Config) -> list[Problem]:
-    """Options that say what is wanted, where another one that it takes is missing."""
+def _missing_companions(config: Config) -> list[Problem]:
+    """Return notices about options that have no effect because another option is missing."""
     notices = []
     if config.mail.email.enable_notifs and config.mail.email.smtp_host is None:
         notices.append(
@@ -198,35 +220,34 @@ def _alone(config: Config) -> list[Problem]:
                 "has no effect without `email.smtp_host`: this server sends no e-mails",
             )
         )
-    shows_figures = [
+    serves_metrics = [
         listener.type == "metrics"
         or any("metrics" in resource.names for resource in listener.resources)
         for listener in config.network.listeners
     ]
-    if config.observation.enable_metrics and not any(shows_figures):
-        text = "has no effect without a listener that shows figures: one of `type: metrics`, or with the resource `metrics`"
+    if config.observation.enable_metrics and not any(serves_metrics):
+        text = "has no effect without a listener of `type: metrics` or with the resource `metrics`"
         notices.append(Problem(("enable_metrics",), text))
     if not config.observation.enable_metrics:
-        text = "shows no figures without `enable_metrics: true`"
+        text = "serves no metrics without `enable_metrics: true`"
         notices.extend(
-            Problem(("listeners", at), text) for at, shows in enumerate(shows_figures) if shows
+            Problem(("listeners", at), text) for at, shows in enumerate(serves_metrics) if shows
         )
     return notices
 
 
 def options_without_effect() -> set[Place]:
-    """The options that are understood, but that nothing acts on yet."""
+    """Return the options that are known but not implemented yet."""
     silent: set[Place] = set()
     for kind in GROUPS.values():
-        for place, _kind, declared in each_option(kind):
-            if description_of(declared).not_yet:
+        for place, _kind, declared in iterate_options(kind):
+            if get_description(declared).not_implemented:
                 silent.add(place)
     return silent
 
 
 def synapse_keys() -> dict[str, str]:
-    """The keys that Synapse knows and this server has no option for, with a word of `REASONS` for
-    each."""
+    """Return the keys of Synapse that have no option here, each with a word of `REASONS`."""
     text = (
         resources.files("homeserver.config")
         .joinpath("synapse_keys.tsv")
@@ -236,7 +257,7 @@ def synapse_keys() -> dict[str, str]:
 
 
 def _check_together(config: Config) -> list[Problem]:
-    """What is wrong with options that are right each by itself."""
+    """Check options that depend on each other."""
     problems = []
     network = config.network
     for at, listener in enumerate(network.listeners):
@@ -253,9 +274,7 @@ def _check_together(config: Config) -> list[Problem]:
         try:
             parse_public_key(key_id, old.key)
         except InvalidParam as error:
-            problems.append(
-                Problem(("old_signing_keys", key_id), f"is no key that others can use: {error}")
-            )
+            problems.append(Problem(("old_signing_keys", key_id), f"is not a valid key: {error}"))
     for at, key_server in enumerate(config.federation.trusted_key_servers):
         if not is_server_name(key_server.server_name):
             problems.append(
@@ -267,7 +286,8 @@ def _check_together(config: Config) -> list[Problem]:
             except InvalidParam as error:
                 problems.append(
                     Problem(
-                        ("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"
+                        ("trusted_key_servers", at, "verify_keys", key_id),
+                        f"is not a valid key: {error}",
                     )
                 )
     peering = config.federation.federation
@@ -275,7 +295,7 @@ def _check_together(config: Config) -> list[Problem]:
         problems.append(
             Problem(
                 ("federation", "destination_min_retry_interval"),
-                "may not be more than `destination_max_retry_interval`",
+                "must not be more than `destination_max_retry_interval`",
             )
         )
     problems += [
@@ -294,7 +314,8 @@ def _check_together(config: Config) -> list[Problem]:
         problems.append(
             Problem(
                 ("enable_registration",),
-                "opens the server to anybody. Set `registration_requires_token: true`, or say that you mean it with "
+                "opens the server to anybody. Set `registration_requires_token: true`, or confirm "
+                "it with "
                 "`enable_registration_without_verification: true`",
             )
         )
@@ -316,7 +337,7 @@ def _check_together(config: Config) -> list[Problem]:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += _check_account_validity(config)
     paths = config.others.app_service_config_files
-    problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
+    problems += [Problem(("app_service_config_files",), text) for text in find_errors(paths)]
     providers = config.previews.oembed.additional_providers
     problems += [
         Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)
@@ -330,15 +351,18 @@ def _check_together(config: Config) -> list[Problem]:
 def _check_database(database: Database) -> list[Problem]:
     place: Place = ("database", "args")
     problems = [
-        Problem((*place, name), f"got {show(value)}; want a whole number")
+        Problem((*place, name), f"got {format_value(value)}; want a whole number")
         for name in ("cp_min", "cp_max")
         if type(value := database.args.get(name, 1)) is not int
     ]
     if database.name == "sqlite3" and (
         extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED
     ):
-        told = f"SQLite takes only `database`, not {', '.join(sorted(extra))}; for PostgreSQL `name` is psycopg2"
-        problems.append(Problem(place, told))
+        text = (
+            f"SQLite takes only `database`, not {', '.join(sorted(extra))}; "
+            "for PostgreSQL `name` is psycopg2"
+        )
+        problems.append(Problem(place, text))
     return problems
 
 
@@ -348,7 +372,7 @@ def _check_account_validity(config: Config) -> list[Problem]:
     if not account_validity.enabled:
         return []
     if account_validity.period is None:
-        return [Problem(place, "needs `period`: for how long an account is good")]
+        return [Problem(place, "needs `period`, how long an account is valid")]
     if account_validity.renew_at is None:
         return []
     problems = []
@@ -358,40 +382,43 @@ def _check_account_validity(config: Config) -> list[Problem]:
         problems.append(
             Problem(
                 (*place, "renew_at"),
-                "needs `email.smtp_host` and `public_baseurl`: e-mails, and their links",
+                "needs `email.smtp_host` and `public_baseurl` to send e-mails with links",
             )
         )
     return problems
 
 
-def _check_member_list(members: FederationMemberList) -> list[Problem]:
+def _check_member_list(members: FederationMemberListOptions) -> list[Problem]:
     problems = []
     place: Place = ("federation_member_list",)
     if members.url is not None and members.path is not None:
-        problems.append(Problem(place, "has either `url` or `path`"))
+        problems.append(Problem(place, "must have either `url` or `path`, not both"))
     if not members.is_used:
         if members.verify_keys or members.authorities:
-            problems.append(Problem(place, "needs `url` or `path`: where the list is"))
+            problems.append(Problem(place, "needs `url` or `path` of the list"))
         return problems
     if not members.verify_keys and not members.authorities:
         problems.append(
-            Problem(place, "needs `verify_keys` or `authorities`: whose signature is believed")
+            Problem(place, "needs `verify_keys` or `authorities` to verify the signature")
         )
     for at, key in enumerate(members.verify_keys):
         try:
             parse_public_key("ed25519:list", key)
         except InvalidParam as error:
-            problems.append(Problem((*place, "verify_keys", at), f"is no key: {error}"))
+            problems.append(Problem((*place, "verify_keys", at), f"is not a valid key: {error}"))
     if members.authorities and members.signer is None:
-        problems.append(Problem(place, "`authorities` needs `signer`: they sign for others too"))
+        problems.append(
+            Problem(
+                place,
+                "`authorities` needs `signer`: authorities also issue certificates for others",
+            )
+        )
     for at, path in enumerate(members.authorities):
         try:
             read_authorities(path)
         except (OSError, ValueError) as error:
             problems.append(
-                Problem(
-                    (*place, "authorities", at), f"has no certificates that can be read: {error}"
-                )
+                Problem((*place, "authorities", at), f"has no readable certificates: {error}")
             )
     return problems
 
@@ -400,9 +427,7 @@ def _check_mail(config: Config) -> list[Problem]:
     problems = []
     mail = config.mail
     if mail.email.smtp_host is not None and config.name.public_baseurl is None:
-        problems.append(
-            Problem(("email",), "needs `public_baseurl`: e-mails have links to this server")
-        )
+        problems.append(Problem(("email",), "needs `public_baseurl` for links in e-mails"))
     try:
         sender_of(mail.email, config.server_name)
     except ValueError as error:
@@ -413,14 +438,13 @@ def _check_mail(config: Config) -> list[Problem]:
             problems.append(Problem(place, f"can only be `email` or `msisdn`, not {medium!r}"))
     if config.registration.registration_approval_letters and mail.email.smtp_host is None:
         problems.append(
-            Problem(
-                ("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"
-            )
+            Problem(("registration_approval_letters",), "needs `email.smtp_host` to send e-mails")
         )
     if "email" in mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(
             Problem(
-                ("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"
+                ("registrations_require_3pid",),
+                "needs `email.smtp_host`; otherwise nobody can register",
             )
         )
     for at, allowed in enumerate(mail.allowed_local_3pids or ()):
@@ -428,7 +452,7 @@ def _check_mail(config: Config) -> list[Problem]:
             re.compile(allowed.pattern)
         except re.error as error:
             place = ("allowed_local_3pids", at, "pattern")
-            problems.append(Problem(place, f"is no regular expression: {error}"))
+            problems.append(Problem(place, f"is not a valid regular expression: {error}"))
     return problems
 
 
@@ -438,16 +462,18 @@ def _check_text_messages(config: Config) -> list[Problem]:
     place: Place = ("sms_gateway",)
     if gateway.url is not None and config.name.public_baseurl is None:
         problems.append(
-            Problem(place, "needs `public_baseurl`: apps are told where to send the code")
+            Problem(place, "needs `public_baseurl` for the address that clients send the code to")
         )
     if gateway.format == "form" and any(
         isinstance(value, list | dict) for value in gateway.body.values()
     ):
-        problems.append(Problem((*place, "body"), "must be plain values for a form"))
+        problems.append(
+            Problem((*place, "body"), "must contain only plain values with `format: form`")
+        )
     if gateway.token is not None and any(
         name.lower() == "authorization" for name in gateway.headers
     ):
-        problems.append(Problem((*place, "token"), "is said by `headers` already"))
+        problems.append(Problem((*place, "token"), "is already in `headers`"))
     if "msisdn" in config.mail.registrations_require_3pid:
         place = ("registrations_require_3pid",)
         if config.text_messages.disable_msisdn_registration:
@@ -455,7 +481,9 @@ def _check_text_messages(config: Config) -> list[Problem]:
                 Problem(place, "has `msisdn`, which `disable_msisdn_registration` forbids")
             )
         if gateway.url is None and not config.upstream.plugins:
-            problems.append(Problem(place, "needs `sms_gateway.url`: nobody could register"))
+            problems.append(
+                Problem(place, "needs `sms_gateway.url`; otherwise nobody can register")
+            )
     return problems
 
 
@@ -468,12 +496,11 @@ def _check_consent(config: Config) -> list[Problem]:
         has_files or user_consent.block_events_error is not None
     ):
         return [
-            Problem(
-                ("user_consent",), "needs `public_baseurl`: people are led to pages of this server"
-            )
+            Problem(("user_consent",), "needs `public_baseurl` for links to pages of this server")
         ]
     return []
 
 
 SQLITE_IGNORED = {"check_same_thread", "timeout", "cp_reconnect", "cp_openfun"}
-"""Arguments for SQLite that files for Synapse have; this server opens its connections itself."""
+"""Arguments for SQLite in Synapse's files. They have no effect: this server opens its connections
+itself."""

@@ -1,4 +1,4 @@
-"""Options about files: where they are kept besides the folder, and what becomes of them."""
+"""Options about media: the object store, thumbnails, quotas and deletion."""
 
 import binascii
 from base64 import b64decode
@@ -21,7 +21,7 @@ def _check_key(key: Secret | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaObjectStore:
-    """A store of objects for files, such as S3: Amazon's, or another that speaks its language."""
+    """An S3-compatible object store for media."""
 
     bucket: str | None = option(
         None, "The bucket. It must exist. Without it, no object store is used."
@@ -39,7 +39,8 @@ class MediaObjectStore:
     region_name: str | None = option(None, "The region.", example="eu-central-1")
     access_key_id: Secret | None = option(
         None,
-        "The id of the access key. Without it, boto3 looks for one in the environment or at the cloud provider.",
+        "The id of the access key. Without it, boto3 looks for one in the environment or at the "
+        "cloud provider.",
     )
     secret_access_key: Secret | None = option(None, "The secret access key.")
     prefix: str = option("", "A prefix of all object names.", example="mahalla/")
@@ -86,8 +87,8 @@ class MediaObjectStore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThumbnailSize:
-    """A size of thumbnails."""
+class ThumbnailSizeOptions:
+    """A thumbnail size."""
 
     width: int = required("The width in pixels.", minimum=1, maximum=4096)
     height: int = required("The height in pixels.", minimum=1, maximum=4096)
@@ -97,16 +98,16 @@ class ThumbnailSize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaUploadLimit:
-    """How much one user may upload in a span of time."""
+class MediaUploadLimitOptions:
+    """The upload quota of one user in a period of time."""
 
     time_period: Duration = required("The span of time, back from now.", minimum=1000)
     max_size: Size = required("The number of bytes in it.", minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaDeletion:
-    """Deletion of files to which nothing refers any more."""
+class MediaDeletionOptions:
+    """Automatic deletion of unreferenced files."""
 
     enabled: bool = option(
         True,

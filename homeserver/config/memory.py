@@ -1,4 +1,4 @@
-"""Options about how much is kept in memory."""
+"""Options about caches."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from homeserver.config.option import Size, option, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caches:
+class CacheOptions:
     """Caches of what was read from the database."""
 
     global_factor: float = option(
@@ -28,4 +28,4 @@ class Memory:
         "have the unit `K`.",
         minimum=100,
     )
-    caches: Caches = section(Caches, "Caches of what was read from the database.")
+    caches: CacheOptions = section(CacheOptions, "CacheOptions of what was read from the database.")

@@ -1,4 +1,4 @@
-"""Files that name providers of oEmbed documents, in the form of the public list, read and checked.
+"""Reads and checks files of oEmbed providers, in the format of the public list.
 https://oembed.com/#section7.1"""
 
 import re
@@ -24,17 +24,17 @@ class _Provider(msgspec.Struct, frozen=True):
 
 
 class OEmbedEndpoint(msgspec.Struct, frozen=True):
-    """Who has documents of which pages."""
+    """An oEmbed endpoint and the pages that it describes."""
 
     url: str
-    """May have `{format}` in it."""
+    """The URL, which may contain `{format}`."""
     patterns: tuple[str, ...]
-    """Of addresses, with `*`."""
+    """Patterns of page URLs, with `*`."""
 
 
 def read_provider_files(paths: Sequence[Path]) -> tuple[OEmbedEndpoint, ...]:
-    """What they name and can be asked for: in JSON, for addresses of the web. Raises `ValueError`
-    with what is wrong."""
+    """Return the endpoints that serve JSON for web pages. Raises `ValueError` with the reason if a
+    file is not valid."""
     return tuple(endpoint for path in paths for endpoint in _read(path))
 
 
@@ -48,14 +48,14 @@ def _read(path: Path) -> Iterator[OEmbedEndpoint]:
         raise ValueError(f"{path}: {error}") from error
     for endpoint in (each for provider in providers for each in provider.endpoints):
         if _SCHEME.fullmatch(endpoint.url) is None:
-            raise ValueError(f"{path}: {endpoint.url!r} is no address of an endpoint")
+            raise ValueError(f"{path}: {endpoint.url!r} is not an endpoint URL")
         patterns = tuple(each for each in endpoint.schemes if _SCHEME.fullmatch(each))
         if patterns and "json" in endpoint.formats:
             yield OEmbedEndpoint(endpoint.url, patterns)
 
 
-def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
-    """What is wrong with them, if anything."""
+def find_errors(paths: Sequence[Path]) -> Iterator[str]:
+    """Return the error in the files, if any."""
     try:
         read_provider_files(paths)
     except ValueError as error:
@@ -63,14 +63,14 @@ def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether an address is one of these. A `*` in the host stands for parts of names; `http` for
-    `https` too."""
+    """Return a function that matches URLs. A `*` in the host matches parts of names. `http` also
+    matches `https`."""
     found = _SCHEME.fullmatch(pattern)
     assert found is not None
     scheme, host, rest = (
         found[1],
-        re.compile(_wild(found[2].lower())),
-        re.compile(_wild(found[3] or "/")),
+        re.compile(_to_regex(found[2].lower())),
+        re.compile(_to_regex(found[3] or "/")),
     )
 
     def fits(url: str) -> bool:
@@ -82,6 +82,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     return fits
 
 
-def _wild(pattern: str) -> str:
-    """As a regular expression that takes no longer for a long address: `translate` sees to that."""
+def _to_regex(pattern: str) -> str:
+    """Convert to a regular expression without backtracking on long URLs, which `translate`
+    ensures."""
     return translate(re.sub(r"[?\[]", r"[\g<0>]", pattern))

@@ -1,11 +1,14 @@
-"""How an option of the configuration is declared, and the types that an option may have.
+"""Declares options, and defines the types that they may have.
 
-    @dataclass(frozen=True, slots=True, kw_only=True) class Sessions: session_lifetime: Duration |
-    None = option(None, "How long a sign-in is good for.", example="24h")
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Sessions:
+        session_lifetime: Duration | None = option(
+            None, "After how long every session ends.", example="24h"
+        )
 
-One declaration gives the type, the default, the bounds, the text of the sample file and of the
-docs. What is read from YAML is checked against it by `homeserver.config.read`. A section is a
-frozen dataclass whose fields are options or other sections.
+One declaration holds the type, the default, the bounds, and the text for the sample file and the
+docs. `homeserver.config.read` checks values from YAML against it. A section is a frozen dataclass
+whose fields are options or other sections.
 
 Types that an option may have: str, int, float, bool, the four below, `Path` (a relative one starts
 at the folder of the configuration file), a `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `JSON`,
@@ -19,22 +22,22 @@ from typing import Any, NewType, TypeVar, cast
 T = TypeVar("T")
 
 Duration = NewType("Duration", int)
-"""Milliseconds. In YAML a number of milliseconds, or one with a unit: `30s`, `5m`, `24h`, `7d`,
-`2w`, `1y`."""
+"""Milliseconds. In YAML a number of milliseconds, or a number with a unit: `30s`, `5m`, `24h`,
+`7d`, `2w`, `1y`."""
 
 Size = NewType("Size", int)
-"""Bytes. In YAML a number of bytes, or one with a unit: `512K`, `50M`, `2G` (powers of 1024)."""
+"""Bytes. In YAML a number of bytes, or a number with a unit: `512K`, `50M`, `2G` (powers of
+1024)."""
 
 Permissions = NewType("Permissions", int)
-"""Of a file. In YAML in base eight, as `0o660` or, as it always was, `0660`."""
+"""Permission bits of a file. In YAML octal, as `0o660` or in the old form `0660`."""
 
 Network = NewType("Network", str)
-"""A range of addresses (`10.0.0.0/8`, `fe80::/10`), or one address."""
+"""An IP range (`10.0.0.0/8`, `fe80::/10`), or one address."""
 
 
 class Secret(str):
-    """What must not be shown: its `repr` hides it, and it may stand in a file of its own or in the
-    environment."""
+    """A secret value. Its `repr` hides it. It may be in a file of its own or in the environment."""
 
     __slots__ = ()
 
@@ -43,22 +46,22 @@ class Secret(str):
 
 
 JSON = str | int | float | bool | None | list[Any] | dict[str, Any]
-"""Anything that YAML can say, unchecked; for content that is only passed on."""
+"""Any YAML value, unchecked, for content that is only passed on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is to be known of an option besides its name, its type and its default."""
+    """The metadata of an option besides its name, its type and its default."""
 
     help: str
     minimum: float | None = None
     maximum: float | None = None
     example: str | None = None
-    """What the sample file shows, as YAML, where the default says too little."""
-    not_yet: bool = False
-    """The option is understood, but nothing acts on it yet; `config check` and start-up say so."""
+    """The value in the sample file, as YAML, if the default is not helpful."""
+    not_implemented: bool = False
+    """The option is known but not implemented yet; `config check` and start-up say so."""
     check: Callable[[Any], str | None] | None = None
-    """A further check of the value: what is wrong with it, as in `must be …`, or None."""
+    """A further check of the value. Returns what is wrong, as in `must be …`, or None."""
 
 
 def option(
@@ -68,12 +71,12 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     example: str | None = None,
-    not_yet: bool = False,
+    not_implemented: bool = False,
     check: Callable[[Any], str | None] | None = None,
 ) -> T:
     """Declare an option with a default. `minimum` and `maximum` are in the unit of the value
     (bytes, milliseconds)."""
-    metadata = {"description": Description(help, minimum, maximum, example, not_yet, check)}
+    metadata = {"description": Description(help, minimum, maximum, example, not_implemented, check)}
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -87,27 +90,29 @@ def required(
     example: str | None = None,
     check: Callable[[Any], str | None] | None = None,
 ) -> Any:
-    """Declare an option that every file must give."""
+    """Declare an option that every file must set."""
     return field(
         metadata={"description": Description(help, minimum, maximum, example, check=check)}
     )
 
 
-def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:
-    """Declare a section inside a section; when the file does not have it, all of it has its
-    defaults."""
-    return field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)})
+def section(kind: type[T], help: str, *, not_implemented: bool = False) -> T:
+    """Declare a section inside a section. If it is missing, its options have their defaults."""
+    return field(
+        default_factory=kind,
+        metadata={"description": Description(help, not_implemented=not_implemented)},
+    )
 
 
-def description_of(declared: Field[Any]) -> Description:
-    """The description of a field of a section."""
+def get_description(declared: Field[Any]) -> Description:
+    """Return the description of a field of a section."""
     described = cast(Mapping[str, object], declared.metadata)["description"]
     assert isinstance(described, Description)
     return described
 
 
-def default_of(declared: Field[Any]) -> Any:
-    """The default of a field, MISSING for a required one."""
+def get_default(declared: Field[Any]) -> Any:
+    """Return the default of a field, or MISSING for a required one."""
     if declared.default_factory is not MISSING:
         return declared.default_factory()
     return declared.default

@@ -1,5 +1,4 @@
-"""Options about the systems that this one talks to: other servers, application services, TURN
-servers, Redis."""
+"""Options about other systems: federation, proxies, TURN servers, application services, Redis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,16 +33,15 @@ PRIVATE_NETWORKS = (
     "ff00::/8",
     "fec0::/10",
 )
-"""Where no request of a public server has any business: private, link-local, documentation,
-multicast ranges."""
+"""Ranges that a public server must not contact: private, link-local, documentation, multicast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyServer:
-    """A server that is believed about other servers' keys."""
+class KeyServerOptions:
+    """A trusted notary server for other servers' keys."""
 
     server_name: str = required("Its name.")
-    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known beforehand.")
+    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known in advance.")
     accept_keys_insecurely: bool = option(
         False, "Accepts its answers without a known key of its own."
     )
@@ -77,7 +75,8 @@ class Peering:
     )
     destination_min_retry_interval: Duration = option(
         Duration(5_000),
-        "After how long an unreachable server is tried again. A server that contacts us is tried at once.",
+        "After how long an unreachable server is tried again. A server that contacts us is tried "
+        "at once.",
         minimum=1000,
         example="5s",
     )
@@ -94,8 +93,8 @@ class Peering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FederationMemberList:
-    """The signed list of the servers of a closed federation."""
+class FederationMemberListOptions:
+    """The signed member list of a closed federation."""
 
     url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
     path: Path | None = option(None, "Or the file with it.")
@@ -106,20 +105,22 @@ class FederationMemberList:
     )
     authorities: tuple[Path, ...] = option(
         (),
-        "Or the certificate authorities (PEM files) to which the certificate in the list (`x5c`) must lead.",
+        "Or the certificate authorities (PEM files) to which the certificate in the list (`x5c`) "
+        "must lead.",
     )
     signer: str | None = option(
         None, "The name for which that certificate must be.", example="federation.example"
     )
     refresh_interval: Duration = option(
         Duration(3_600_000),
-        "How often a newer list is looked for; every minute when the current one expires in less than this.",
+        "How often a newer list is looked for; every minute when the current one expires in less "
+        "than this.",
         minimum=60_000,
     )
 
     @property
     def is_used(self) -> bool:
-        """Whether there is such a list."""
+        """Whether a member list is configured."""
         return self.url is not None or self.path is not None
 
 
@@ -144,16 +145,18 @@ class Federation:
     )
     federation_policy_simulation: bool = option(
         False,
-        "Refuses nothing because of the lists above and below, and logs what would be refused. Read again on SIGHUP.",
+        "Refuses nothing because of the lists above and below, and logs what would be refused. "
+        "Read again on SIGHUP.",
     )
-    federation_member_list: FederationMemberList = section(
-        FederationMemberList,
+    federation_member_list: FederationMemberListOptions = section(
+        FederationMemberListOptions,
         "The signed list of the servers of a closed federation, and what each may do. No other "
         "server is talked with. Read again on SIGHUP.",
     )
     allow_profile_lookup_over_federation: bool = option(
         True,
-        "Lets other servers ask for people's profiles. Servers in a room know the names and pictures in it anyway.",
+        "Lets other servers ask for people's profiles. Servers in a room know the names and "
+        "pictures in it anyway.",
     )
     federation_verify_certificates: bool = option(
         True, "Requires valid certificates of other servers. `false` is for tests only."
@@ -165,7 +168,7 @@ class Federation:
         "authority of the system, or of the file that the environment variable `SSL_CERT_FILE` "
         "names.",
     )
-    trusted_key_servers: tuple[KeyServer, ...] = option(
+    trusted_key_servers: tuple[KeyServerOptions, ...] = option(
         (),
         "Servers to ask for other servers' keys if these do not answer. None by default.",
         example="[{server_name: matrix.example.org}]",
@@ -176,7 +179,8 @@ class Federation:
     )
     https_proxy: str | None = option(
         None,
-        "An HTTP proxy for all outgoing TLS connections. Default: the environment variable `https_proxy`.",
+        "An HTTP proxy for all outgoing TLS connections. Default: the environment variable "
+        "`https_proxy`.",
         example="http://proxy.example.org:3128",
         check=_check_proxy,
     )
@@ -194,7 +198,7 @@ class Federation:
 def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
     for transport in transports:
         if not isinstance(transport.get("type"), str):
-            return "must be a list of transports that each say their type"
+            return "must be a list of transports, each with a type"
         if transport["type"] == "livekit" and not isinstance(
             transport.get("livekit_service_url"), str
         ):
@@ -203,8 +207,8 @@ def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixRTC:
-    """Calls with several people."""
+class MatrixRTCOptions:
+    """Group calls (MatrixRTC)."""
 
     transports: tuple[Mapping[str, JSON], ...] = option(
         (),
@@ -216,10 +220,10 @@ class MatrixRTC:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
+class CallsOptions:
     """Calls."""
 
-    matrix_rtc: MatrixRTC = section(MatrixRTC, "Calls with several people.")
+    matrix_rtc: MatrixRTCOptions = section(MatrixRTCOptions, "CallsOptions with several people.")
 
     turn_uris: tuple[str, ...] = option(
         (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]'
@@ -236,8 +240,8 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Redis:
-    """Redis or Valkey, through which several nodes wake one another."""
+class RedisOptions:
+    """Redis or Valkey, through which nodes notify each other."""
 
     enabled: bool = option(False, "Whether it is used.")
     host: str = option("localhost", "Its host.")
@@ -246,7 +250,7 @@ class Redis:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Others:
+class IntegrationOptions:
     """Application services, Redis."""
 
     app_service_config_files: tuple[Path, ...] = option(
@@ -255,4 +259,6 @@ class Others:
         "act for their users, and have their namespaces to themselves. Transactions are not sent "
         "to them yet.",
     )
-    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)
+    redis: RedisOptions = section(
+        RedisOptions, "RedisOptions or Valkey, for more than one node.", not_implemented=True
+    )

@@ -1,16 +1,16 @@
-"""Options about the pages and letters that people see: whose they are, and in what colours."""
+"""Options about pages and e-mails: branding and policies."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from homeserver.config.colours import DARK, ENOUGH, LIGHT, Ground, is_colour, least_contrast
+from homeserver.config.colours import DARK, ENOUGH, LIGHT, Backgrounds, is_colour, least_contrast
 from homeserver.config.consent import UserConsent
 from homeserver.config.option import option, section
 
 LARGEST_LOGO: Final = 256 * 1024
-_BEGINNINGS: Final = (
+_SIGNATURES: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"GIF8", "image/gif"),
@@ -19,14 +19,14 @@ _BEGINNINGS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Logo:
-    """A picture that pages show."""
+    """An image that pages show."""
 
     content: bytes
     content_type: str
 
 
 def read_logo(path: Path) -> Logo:
-    """The picture in a file. Raises `ValueError`, with what is wrong with the file."""
+    """Read an image file. Raises `ValueError` with the reason if it is not valid."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_LOGO + 1)
@@ -34,8 +34,8 @@ def read_logo(path: Path) -> Logo:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     if len(content) > LARGEST_LOGO:
         raise ValueError(f"is larger than {LARGEST_LOGO // 1024}K")
-    for beginning, content_type in _BEGINNINGS:
-        if content.startswith(beginning):
+    for signature, content_type in _SIGNATURES:
+        if content.startswith(signature):
             return Logo(content, content_type)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return Logo(content, "image/webp")
@@ -44,7 +44,7 @@ def read_logo(path: Path) -> Logo:
         and b"<svg" in content
     ):
         return Logo(content, "image/svg+xml")
-    raise ValueError("is no picture of a kind that browsers show: PNG, JPEG, GIF, WebP or SVG")
+    raise ValueError("is not a picture that browsers show: PNG, JPEG, GIF, WebP or SVG")
 
 
 def _check_name(name: str | None) -> str | None:
@@ -60,13 +60,13 @@ def _check_logo_url(url: str | None) -> str | None:
         parts = urlsplit(url)
     except ValueError:
         return "must be an https:// address"
-    # it stands in a header that separates with these signs
-    odd = not url.isascii() or not url.isprintable() or any(sign in url for sign in " ;,'\"")
-    wrong = odd or parts.scheme != "https" or not parts.hostname or parts.username is not None
+    # The URL is part of a header, where these characters are separators
+    unsafe = not url.isascii() or not url.isprintable() or any(sign in url for sign in " ;,'\"")
+    wrong = unsafe or parts.scheme != "https" or not parts.hostname or parts.username is not None
     return "must be an https:// address" if wrong else None
 
 
-def _check_colour(colour: str | None, ground: Ground, where: str) -> str | None:
+def _check_colour(colour: str | None, ground: Backgrounds, where: str) -> str | None:
     if colour is None:
         return None
     if not is_colour(colour):
@@ -74,9 +74,10 @@ def _check_colour(colour: str | None, ground: Ground, where: str) -> str | None:
     ratio, on = least_contrast(colour, ground)
     if ratio >= ENOUGH:
         return None
-    found = int(ratio * 100) / 100  # rounding up would say that it is enough
+    found = int(ratio * 100) / 100  # rounding up could hide that the contrast is too low
     return (
-        f"must have a contrast of at least {ENOUGH}:1 (WCAG AA) with {where}, so that people can read it: "
+        f"must have a contrast of at least {ENOUGH}:1 (WCAG AA) with {where}, so that people can "
+        f"read it: "
         f"it has {found:.2f}:1 on {on}"
     )
 
@@ -91,7 +92,7 @@ def _check_dark(colour: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branding:
-    """Whose pages and letters they are."""
+    """The branding of pages and e-mails."""
 
     name: str | None = option(
         None,
@@ -129,7 +130,7 @@ class Branding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pages:
+class PageOptions:
     """Pages and e-mails."""
 
     branding: Branding = section(Branding, "Name, logo and colours of pages and e-mails.")

@@ -1,4 +1,4 @@
-"""Options about previews of linked pages."""
+"""Options about URL previews."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,9 @@ def _check_patterns(patterns: tuple[Mapping[str, str], ...] | None) -> str | Non
     for each in patterns or ():
         for part, pattern in each.items():
             if part not in get_args(URLPart):
-                return f"must say parts of addresses ({', '.join(get_args(URLPart))}), not {part}"
+                return (
+                    f"must have parts of URLs as keys ({', '.join(get_args(URLPart))}), not {part}"
+                )
             if pattern.startswith("^"):
                 try:
                     re.compile(pattern)
@@ -34,8 +36,8 @@ def _check_languages(languages: tuple[str, ...]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OEmbed:
-    """Sites that tell of pages in documents of their own."""
+class OEmbedOptions:
+    """Sites that describe pages in oEmbed documents."""
 
     additional_providers: tuple[Path, ...] = option(
         (),
@@ -46,7 +48,7 @@ class OEmbed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class URLPreviews:
+class URLPreviewOptions:
     """Link previews."""
 
     url_preview_enabled: bool = option(
@@ -84,4 +86,4 @@ class URLPreviews:
         minimum=1,
         example="10M",
     )
-    oembed: OEmbed = section(OEmbed, "Previews from oEmbed documents.")
+    oembed: OEmbedOptions = section(OEmbedOptions, "Previews from oEmbed documents.")

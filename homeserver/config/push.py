@@ -1,4 +1,4 @@
-"""Options about notifications."""
+"""Options about push notifications."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from homeserver.config.option import Duration, option, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Push:
+class PushOptions:
     """Push notifications through push gateways."""
 
     enabled: bool = option(True, "Sends notifications. Without it, pushers can be set and wait.")
@@ -31,7 +31,7 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notifications:
+class NotificationOptions:
     """Push notifications."""
 
-    push: Push = section(Push, "Push notifications through push gateways.")
+    push: PushOptions = section(PushOptions, "PushOptions notifications through push gateways.")

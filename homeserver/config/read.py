@@ -1,12 +1,11 @@
-"""From the plain values of a file to a section: every value checked, every complaint collected.
+"""Converts plain values of a file into sections, checks them, and collects all errors.
 
-A value that does not fit costs one `Problem` and the default stands in for it, so that a reader
-sees all that is wrong with a file at once. A key that no option has goes to `Reading.unknown`;
-`load.py` knows what to think of it.
+A wrong value is one `Problem`, and the default replaces it, so that one run shows all errors of a
+file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them.
 
-Secrets are found in four places, the first that has one wins: the environment (`MAHALLA_` and the
-option's path in capitals), the file that the environment names (`…_FILE`), the option itself, and
-the file that `<option>_path` or `<option>_file` names.
+Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
+the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
+or `<option>_file` names.
 """
 
 import ipaddress
@@ -26,8 +25,8 @@ from homeserver.config.option import (
     Permissions,
     Secret,
     Size,
-    default_of,
-    description_of,
+    get_default,
+    get_description,
 )
 from homeserver.config.yaml_text import Place
 
@@ -50,63 +49,64 @@ WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with one value. `str()` is the sentence for people, without the name of the
-    file."""
+    """An error in one value. `str()` is a sentence for people, without the file name."""
 
     place: Place
     text: str
 
     def __str__(self) -> str:
-        return f"{spell_place(self.place)}: {self.text}" if self.place else self.text
+        return f"{format_place(self.place)}: {self.text}" if self.place else self.text
 
 
 @dataclass(slots=True)
-class Reading:
-    """What is known while a file is read, and what was found wrong."""
+class ReadState:
+    """The state while files are read: the inputs and the problems found so far."""
 
     folder: Path
-    """Where relative paths start."""
+    """The folder where relative paths start."""
     environment: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
     unknown: list[tuple[Place, Any, Sequence[str]]] = field(default_factory=list)
-    """Keys that no option has: where, the value, and the keys that may stand there."""
+    """Unknown keys: the place, the value, and the known keys of that section."""
     used: set[Place] = field(default_factory=set)
-    """Options that the file sets."""
+    """The options that the file sets."""
 
     def complain(self, place: Place, text: str) -> None:
         self.problems.append(Problem(place, text))
 
 
-class Unfit(Exception):
-    """A value is not what its option wants. `str()` says what that is."""
+class InvalidValue(Exception):
+    """A value does not fit its option. `str()` says what is expected."""
 
 
-def spell_place(place: Place) -> str:
-    """`("listeners", 0, "port")` as `listeners[0].port`."""
+def format_place(place: Place) -> str:
+    """Format a place: `("listeners", 0, "port")` becomes `listeners[0].port`."""
     text = ""
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
 
 
-def show(value: object) -> str:
-    """A value as an error message shows it: short."""
+def format_value(value: object) -> str:
+    """Format a value for an error message, shortened."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def types_of(kind: type[Any]) -> Mapping[str, Any]:
-    """The type of each option of a section."""
+    """Return the type of each option of a section."""
     return _types_of(cast(Hashable, kind))
 
 
 _types_of = cache(get_type_hints)
-"""To compile what the annotations say takes longer than to read a file."""
+"""Cached: evaluating the annotations takes longer than reading a file."""
 
 
-def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
-    """Make a section of type `kind` from the mapping that stands at `place`; None when a required
-    option is missing."""
+def read_section(
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState
+) -> Any:
+    """Make a section of type `kind` from the mapping at `place`. Return None if a required option
+    is missing."""
     known: list[str] = []
     made = read_fields(kind, values, place, reading, known)
     for key in values:
@@ -116,18 +116,18 @@ def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, readi
 
 
 def read_fields(
-    kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState, known: list[str]
 ) -> dict[str, Any] | None:
-    """Read the options of `kind` that stand in `values`; adds the keys that it looked for to
-    `known`."""
+    """Read the options of `kind` from `values`. Add the looked-up keys to `known`. Return None if a
+    required option is missing."""
     types = types_of(kind)
     made: dict[str, Any] = {}
     complete = True
     for declared in fields(kind):
         here = (*place, declared.name)
         known.append(declared.name)
-        description = description_of(declared)
-        default = default_of(declared)
+        description = get_description(declared)
+        default = get_default(declared)
         found = values.get(declared.name, MISSING)
         if found is not MISSING:
             reading.used.add(here)
@@ -135,7 +135,7 @@ def read_fields(
             known.extend(declared.name + suffix for suffix in SECRET_FILE_SUFFIXES)
             found = _find_secret(declared.name, values, place, reading, found)
         elif is_dataclass(types[declared.name]) and found in (MISSING, None):
-            found = {}  # what is in the section may have a secret in the environment
+            found = {}  # a secret in the section may come from the environment
         if found is MISSING:
             if default is MISSING:
                 reading.complain(
@@ -149,8 +149,8 @@ def read_fields(
         try:
             value = read_value(types[declared.name], found, here, reading, default)
             check_bounds(value, types[declared.name], description)
-        except Unfit as unfit:
-            shown = "a secret" if is_secret(types[declared.name]) else show(found)
+        except InvalidValue as unfit:
+            shown = "a secret" if is_secret(types[declared.name]) else format_value(found)
             reading.complain(here, f"got {shown}; {unfit}")
             complete = complete and default is not MISSING
             value = default
@@ -159,12 +159,12 @@ def read_fields(
 
 
 def is_secret(kind: Any) -> bool:
-    """Whether a type is `Secret`, or that or None."""
+    """Return whether the type is `Secret` or `Secret | None`."""
     return kind is Secret or Secret in get_args(kind)
 
 
 def _find_secret(
-    name: str, values: Mapping[str, Any], place: Place, reading: Reading, found: Any
+    name: str, values: Mapping[str, Any], place: Place, reading: ReadState, found: Any
 ) -> Any:
     variable = environment_name((*place, name))
     if variable in reading.environment:
@@ -181,13 +181,15 @@ def _find_secret(
                 (*place, name + suffix), f"is given, and so is {name}; one of them is enough"
             )
         elif not isinstance(path, str):
-            reading.complain((*place, name + suffix), f"got {show(path)}; want the path of a file")
+            reading.complain(
+                (*place, name + suffix), f"got {format_value(path)}; want the path of a file"
+            )
         else:
             found = _secret_in_file(path, (*place, name + suffix), reading)
     return found
 
 
-def _secret_in_file(path: str, place: Place, reading: Reading) -> Any:
+def _secret_in_file(path: str, place: Place, reading: ReadState) -> Any:
     try:
         return (reading.folder / path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -197,12 +199,13 @@ def _secret_in_file(path: str, place: Place, reading: Reading) -> Any:
 
 
 def environment_name(place: Place) -> str:
-    """The variable that overrides the secret at `place`: `MAHALLA_REGISTRATION_SHARED_SECRET`."""
+    """Return the environment variable that overrides the secret at `place`, such as
+    `MAHALLA_REGISTRATION_SHARED_SECRET`."""
     return ENVIRONMENT_PREFIX + "_".join(str(step) for step in place).upper()
 
 
-def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: Any = None) -> Any:
-    """One value as the type `kind`. Raises `Unfit`; what is wrong inside a section is put into
+def read_value(kind: Any, found: Any, place: Place, reading: ReadState, default: Any = None) -> Any:
+    """Convert one value to the type `kind`. Raises `InvalidValue`; problems inside a section go to
     `reading`."""
     if kind is JSON:
         return found
@@ -223,15 +226,17 @@ def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: A
     return _read_plain(kind, found, reading)
 
 
-def _read_inner_section(kind: Any, found: Any, place: Place, reading: Reading, default: Any) -> Any:
+def _read_inner_section(
+    kind: Any, found: Any, place: Place, reading: ReadState, default: Any
+) -> Any:
     if not isinstance(found, dict):
-        raise Unfit(f"want a section with {', '.join(each.name for each in fields(kind))}")
+        raise InvalidValue(f"want a section with {', '.join(each.name for each in fields(kind))}")
     made = read_section(kind, with_defaults(kind, default, found), place, reading)
     return default if made is None else made
 
 
 def with_defaults(kind: Any, default: Any, found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A limit's own defaults (`rc_login: {…}`) fill in what the file leaves out of it."""
+    """Fill in a rate limit's own defaults (`rc_login: {…}`) where the file sets only a part."""
     if not isinstance(default, kind) or any(
         is_dataclass(getattr(default, each.name)) for each in fields(kind)
     ):
@@ -244,28 +249,28 @@ def _is_plain_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_list(kind: Any, found: Any, place: Place, reading: Reading) -> tuple[Any, ...]:
+def _read_list(kind: Any, found: Any, place: Place, reading: ReadState) -> tuple[Any, ...]:
     if not isinstance(found, list):
-        raise Unfit("want a list")
+        raise InvalidValue("want a list")
     values = []
     for at, each in enumerate(found):
         try:
             values.append(read_value(kind, each, (*place, at), reading))
-        except Unfit as unfit:
-            reading.complain((*place, at), f"got {show(each)}; {unfit}")
+        except InvalidValue as unfit:
+            reading.complain((*place, at), f"got {format_value(each)}; {unfit}")
     return tuple(value for value in values if value is not None)
 
 
-def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict[str, Any]:
+def _read_mapping(kind: Any, found: Any, place: Place, reading: ReadState) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise Unfit("want names with values")
+        raise InvalidValue("want names with values")
     values = {}
     for name, each in found.items():
         try:
             values[name] = read_value(kind, each, (*place, name), reading)
-        except Unfit as unfit:
-            reading.complain((*place, name), f"got {show(each)}; {unfit}")
-    if is_dataclass(kind):  # what is missing in a section has been told
+        except InvalidValue as unfit:
+            reading.complain((*place, name), f"got {format_value(each)}; {unfit}")
+    if is_dataclass(kind):  # a missing option in a section is already reported
         return {name: value for name, value in values.items() if value is not None}
     return values
 
@@ -279,22 +284,22 @@ def _read_choice(choices: Sequence[object], found: Any) -> object:
     for choice in choices:
         if choice == word and isinstance(choice, bool) == isinstance(word, bool):
             return choice
-    if found is False and "off" in choices:  # `off` as the YAML of old would have it
+    if found is False and "off" in choices:  # `off` in YAML 1.1
         return "off"
-    raise Unfit(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
+    raise InvalidValue(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
 
 
 def _yaml_word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
+def _read_plain(kind: Any, found: Any, reading: ReadState) -> Any:
     if kind is bool:
         return _read_bool(found)
     if kind is int or kind is float:
         if _is_plain_number(found) and (kind is float or isinstance(found, int)):
             return kind(found)
-        raise Unfit("want a whole number" if kind is int else "want a number")
+        raise InvalidValue("want a whole number" if kind is int else "want a number")
     if kind is Duration:
         return Duration(_with_unit(found, DURATION_UNITS, "a duration such as 30s, 5m, 24h or 7d"))
     if kind is Size:
@@ -308,7 +313,7 @@ def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
         try:
             ipaddress.ip_network(text, strict=False)
         except ValueError as error:
-            raise Unfit("want an address range such as 10.0.0.0/8") from error
+            raise InvalidValue("want an address range such as 10.0.0.0/8") from error
         return Network(text)
     if kind in (str, Secret):
         return kind(text)
@@ -320,17 +325,15 @@ def _read_bool(found: Any) -> bool:
         return found
     if isinstance(found, str) and found.lower() in WORDS_FOR_BOOL:
         return WORDS_FOR_BOOL[found.lower()]
-    raise Unfit("want true or false")
+    raise InvalidValue("want true or false")
 
 
 def _read_permissions(found: Any) -> Permissions:
-    if isinstance(found, str) and re.fullmatch(
-        r"0[0-7]{3,4}", found
-    ):  # as the YAML of old would have it
+    if isinstance(found, str) and re.fullmatch(r"0[0-7]{3,4}", found):  # octal in YAML 1.1
         return Permissions(int(found, 8))
     if _is_plain_number(found) and isinstance(found, int):
         return Permissions(found)
-    raise Unfit("want permissions such as 0o660")
+    raise InvalidValue("want permissions such as 0o660")
 
 
 def _read_text(found: Any) -> str:
@@ -339,8 +342,8 @@ def _read_text(found: Any) -> str:
     if isinstance(found, int) and not isinstance(found, bool):
         return str(found)
     if isinstance(found, float | bool):
-        raise Unfit("want text: put it in quotes")
-    raise Unfit("want text")
+        raise InvalidValue("want text: put it in quotes")
+    raise InvalidValue("want text")
 
 
 def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
@@ -350,13 +353,12 @@ def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
         re.fullmatch(r"(-?[0-9]{1,15})\s*([A-Za-z]?)", found) if isinstance(found, str) else None
     )
     if matched is None or (matched[2] and matched[2] not in units):
-        raise Unfit(f"want {wanted}")
+        raise InvalidValue(f"want {wanted}")
     return int(matched[1]) * units.get(matched[2], 1)
 
 
-def spell_number(number: float, value_type: Any) -> str:
-    """A number as people write it in the file: a duration or a size with the largest unit that it
-    is a multiple of."""
+def format_number(number: float, value_type: Any) -> str:
+    """Format a number as in the file: a duration or size gets the largest unit that divides it."""
     kind = without_none(value_type)
     if kind is Permissions:
         return f"0o{number:03o}"
@@ -368,29 +370,30 @@ def spell_number(number: float, value_type: Any) -> str:
 
 
 def without_none(value_type: Any) -> Any:
-    """What an option that may be left out is otherwise."""
+    """Return the type of an optional option without None."""
     inner = [each for each in get_args(value_type) if each is not NoneType]
     return inner[0] if len(inner) == 1 and NoneType in get_args(value_type) else value_type
 
 
 def check_bounds(value: Any, value_type: Any, description: Description) -> None:
-    """Hold a value against the bounds of its option. Raises `Unfit`."""
+    """Check a value against the bounds of its option. Raises `InvalidValue`."""
     if value is None:
         return
     if _is_plain_number(value):
         if description.minimum is not None and value < description.minimum:
-            raise Unfit(f"must be at least {spell_number(description.minimum, value_type)}")
+            raise InvalidValue(f"must be at least {format_number(description.minimum, value_type)}")
         if description.maximum is not None and value > description.maximum:
-            raise Unfit(f"must be at most {spell_number(description.maximum, value_type)}")
+            raise InvalidValue(f"must be at most {format_number(description.maximum, value_type)}")
     if description.check is not None and (wrong := description.check(value)):
-        raise Unfit(wrong)
+        raise InvalidValue(wrong)
 
 
-def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
-    """Every option of a section and of the sections in it: where, its type, its declaration."""
+def iterate_options(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
+    """Iterate over all options of a section and its inner sections, with place, type and
+    declaration."""
     types = types_of(kind)
     for declared in fields(kind):
         here = (*place, declared.name)
         yield here, types[declared.name], declared
         if is_dataclass(types[declared.name]):
-            yield from each_option(types[declared.name], here)
+            yield from iterate_options(types[declared.name], here)

@@ -1,4 +1,4 @@
-"""Registration files of application services, read and checked.
+"""Reads and checks registration files of application services.
 
 spec: application-service-api#registration
 """
@@ -11,21 +11,21 @@ import msgspec
 
 from federation.protocol.errors import InvalidUsername
 from federation.protocol.ids import ServerName, parse_new_user_id
-from homeserver.config.yaml_text import NotYaml, parse_yaml
+from homeserver.config.yaml_text import InvalidYaml, parse_yaml
 
-SHORTEST_TOKEN = 16
-"""In characters: who knows an `as_token` acts for everybody in its namespaces."""
+MIN_TOKEN_LENGTH = 16
+"""In characters. A caller with an `as_token` acts for all users in its namespaces."""
 
 
 class Namespace(msgspec.Struct, frozen=True):
-    """Names that concern an application service. `exclusive`: nobody else may have them."""
+    """A namespace of an application service. If `exclusive`, nobody else may use its names."""
 
     regex: str
     exclusive: bool
 
 
 class Namespaces(msgspec.Struct, frozen=True):
-    """All of them, by what they are of."""
+    """The namespaces of an application service by kind."""
 
     users: tuple[Namespace, ...] = ()
     aliases: tuple[Namespace, ...] = ()
@@ -33,7 +33,7 @@ class Namespaces(msgspec.Struct, frozen=True):
 
 
 class RegistrationFile(msgspec.Struct, frozen=True):
-    """What one file says, as far as this server goes by it."""
+    """The parts of a registration file that this server uses."""
 
     id: str
     as_token: str
@@ -45,32 +45,40 @@ class RegistrationFile(msgspec.Struct, frozen=True):
 
 
 def read_registration_file(path: Path) -> RegistrationFile:
-    """One file. Raises `ValueError` with what is wrong with it."""
+    """Read one file. Raises `ValueError` with the reason if it is not valid."""
     try:
         document = parse_yaml(path.read_text(encoding="utf-8"))
-        read = msgspec.convert(document.values, RegistrationFile)
-    except (OSError, UnicodeDecodeError, NotYaml, msgspec.ValidationError) as error:
+        registration = msgspec.convert(document.values, RegistrationFile)
+    except (OSError, UnicodeDecodeError, InvalidYaml, msgspec.ValidationError) as error:
         raise ValueError(f"{path}: {error}") from error
     try:
-        parse_new_user_id(read.sender_localpart, ServerName("example.org"))
+        parse_new_user_id(registration.sender_localpart, ServerName("example.org"))
     except InvalidUsername as error:
         raise ValueError(f"{path}: sender_localpart cannot be a user name: {error}") from error
-    if not read.id or len(read.as_token) < SHORTEST_TOKEN or not read.as_token.isascii():
+    if (
+        not registration.id
+        or len(registration.as_token) < MIN_TOKEN_LENGTH
+        or not registration.as_token.isascii()
+    ):
         raise ValueError(
-            f"{path}: needs `id`, and an `as_token` of at least {SHORTEST_TOKEN} characters"
+            f"{path}: needs `id`, and an `as_token` of at least {MIN_TOKEN_LENGTH} characters"
         )
-    for namespace in (*read.namespaces.users, *read.namespaces.aliases, *read.namespaces.rooms):
+    for namespace in (
+        *registration.namespaces.users,
+        *registration.namespaces.aliases,
+        *registration.namespaces.rooms,
+    ):
         try:
             re.compile(namespace.regex)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{path}: {namespace.regex!r} is no regular expression: {error}"
+                f"{path}: {namespace.regex!r} is not a valid regular expression: {error}"
             ) from error
-    return read
+    return registration
 
 
 def read_registration_files(paths: Sequence[Path]) -> tuple[RegistrationFile, ...]:
-    """All of them. Raises `ValueError`, also where two have the same id, token or sender."""
+    """Read all files. Raises `ValueError`, also if two have the same id, token or sender."""
     files = tuple(map(read_registration_file, paths))
     for name in ("id", "as_token", "sender_localpart"):
         values = [getattr(file, name) for file in files]
@@ -79,8 +87,8 @@ def read_registration_files(paths: Sequence[Path]) -> tuple[RegistrationFile, ..
     return files
 
 
-def complaints_of(paths: Sequence[Path]) -> Iterator[str]:
-    """What is wrong with them, if anything."""
+def find_errors(paths: Sequence[Path]) -> Iterator[str]:
+    """Return the error in the files, if any."""
     try:
         read_registration_files(paths)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Options about how long messages are kept. See docs/operators/retention.md."""
+"""Options about message retention. See docs/operators/retention.md."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from homeserver.config.option import Duration, option, required, section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionPolicy:
-    """What holds in rooms that say nothing."""
+class RetentionPolicyOptions:
+    """The rule for rooms that set none."""
 
     min_lifetime: Duration | None = option(
         None,
@@ -22,7 +22,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeJob:
-    """How often the messages of some rooms are looked through."""
+    """A schedule for deleting messages of some rooms."""
 
     shortest_max_lifetime: Duration | None = option(
         None, "Rooms with a longer lifetime than this. Without it, any.", minimum=0
@@ -43,7 +43,9 @@ class Retention:
         "Older messages are hidden at once, and deleted for good soon after. People who may "
         "change a room's settings can then have its messages deleted here.",
     )
-    default_policy: RetentionPolicy = section(RetentionPolicy, "The rule for rooms that set none.")
+    default_policy: RetentionPolicyOptions = section(
+        RetentionPolicyOptions, "The rule for rooms that set none."
+    )
     allowed_lifetime_min: Duration | None = option(
         None, "The shortest lifetime. Rooms that ask for less get this.", minimum=0, example="1d"
     )
@@ -55,28 +57,30 @@ class Retention:
         "How often hidden messages are deleted. The first entry that covers a room's lifetime "
         "counts; without one, every hour. Until then a message still counts as unread: with an "
         "interval of a day, badges may be a day late.",
-        example="[{longest_max_lifetime: 3d, interval: 10m}, {shortest_max_lifetime: 3d, interval: 1d}]",
+        example=(
+            "[{longest_max_lifetime: 3d, interval: 10m}, {shortest_max_lifetime: 3d, interval: 1d}]"
+        ),
     )
 
 
-def complaints_of(retention: Retention) -> list[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with options that are right each by itself: where, and what."""
+def find_errors(retention: Retention) -> list[tuple[tuple[str | int, ...], str]]:
+    """Check options that depend on each other. Return places and errors."""
     found: list[tuple[tuple[str | int, ...], str]] = []
-    if _is_above(retention.allowed_lifetime_min, retention.allowed_lifetime_max):
-        found.append((("allowed_lifetime_min",), "may not be more than `allowed_lifetime_max`"))
+    if _exceeds(retention.allowed_lifetime_min, retention.allowed_lifetime_max):
+        found.append((("allowed_lifetime_min",), "must not be more than `allowed_lifetime_max`"))
     policy = retention.default_policy
-    if _is_above(policy.min_lifetime, policy.max_lifetime):
-        found.append((("default_policy", "min_lifetime"), "may not be more than `max_lifetime`"))
+    if _exceeds(policy.min_lifetime, policy.max_lifetime):
+        found.append((("default_policy", "min_lifetime"), "must not be more than `max_lifetime`"))
     for at, job in enumerate(retention.purge_jobs or ()):
-        if _is_above(job.shortest_max_lifetime, job.longest_max_lifetime):
+        if _exceeds(job.shortest_max_lifetime, job.longest_max_lifetime):
             found.append(
                 (
                     ("purge_jobs", at, "shortest_max_lifetime"),
-                    "may not be more than `longest_max_lifetime`",
+                    "must not be more than `longest_max_lifetime`",
                 )
             )
     return found
 
 
-def _is_above(least: int | None, longest: int | None) -> bool:
+def _exceeds(least: int | None, longest: int | None) -> bool:
     return least is not None and longest is not None and least > longest

@@ -1,4 +1,4 @@
-"""Options about rooms: how they are made, who finds them, what of people is shown."""
+"""Options about rooms, presence and profiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ def _check_room_version(version: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
+class RoomOptions:
     """Rooms."""
 
     default_room_version: str = option(
@@ -63,7 +63,8 @@ class Rooms:
     )
     filter_timeline_limit: int = option(
         100,
-        "The most events of a room in one answer to /sync or sliding sync, whatever the client requests. -1: no limit.",
+        "The most events of a room in one answer to /sync or sliding sync, whatever the client "
+        "requests. -1: no limit.",
         minimum=-1,
     )
     retention: Retention = section(
@@ -79,8 +80,8 @@ class Rooms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Presence:
-    """Who is there."""
+class PresenceOptions:
+    """Presence: who is online."""
 
     enabled: Literal[True, False, "untracked"] = option(
         True, "Shows people who is online. `untracked`: only people of other servers."
@@ -100,10 +101,10 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class People:
+class UserOptions:
     """Presence, profiles and account data."""
 
-    presence: Presence = section(Presence, "Presence: who is online.")
+    presence: PresenceOptions = section(PresenceOptions, "Presence: who is online.")
     max_account_data_entries: int | None = option(
         50_000,
         "How many entries of account data one user may keep, including deleted ones; clients keep "

@@ -16,42 +16,43 @@ from homeserver.config.option import (
     Permissions,
     Secret,
     Size,
-    default_of,
-    description_of,
+    get_default,
+    get_description,
 )
-from homeserver.config.read import environment_name, is_secret, spell_number, without_none
+from homeserver.config.read import environment_name, format_number, is_secret, without_none
 from homeserver.config.yaml_text import Place
 
 WIDTH = 100
 
 SAMPLE_HEAD = """\
-# All options of a homeserver. Only `server_name` is required. Everything else is commented out, and shows its default or
-# an example.
-# `python -m homeserver config check` lists the errors of a file, and the options that have no effect.
+# All options of a homeserver. Only `server_name` is required. Everything else is commented out, and
+# shows its default or an example.
+# `python -m homeserver config check` lists the errors of a file, and the options without effect.
 #
-# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of this file.
-# A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the environment
-# (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
+# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of
+# this file. A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the
+# environment (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
 """
 
 DOCS_HEAD = """\
 # All options
 
-`homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check it.
-[`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default. This page and the sample are
-generated from the same declarations.
+`homeserver.yaml` is one YAML file. [configure.md](configure.md) explains how to change and check
+it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default.
+This page and the sample are generated from the same declarations.
 
-- The names are those that operators of Synapse know, wherever the meaning is the same.
-- Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes are written `512K`,
-  `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the configuration file.
-- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment (the variable that is
-  named with it, or the same with `_FILE` for the name of a file). The environment comes first.
+- The names are those that operators of Synapse know, if the meaning is the same.
+- Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
+  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the
+  configuration file.
+- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment
+  (the named variable, or the same with `_FILE` for a file name). The environment comes first.
 - *Not yet*: the option is known and checked, but has no effect so far.
 """
 
 
 def write_sample() -> str:
-    """The text of `homeserver.yaml.sample`."""
+    """Return the text of `homeserver.yaml.sample`."""
     lines = [SAMPLE_HEAD]
     for kind in GROUPS.values():
         lines.append(f"\n{'#' * 4} {_title(kind)}\n")
@@ -62,10 +63,10 @@ def write_sample() -> str:
 
 
 def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterator[str]:
-    description = description_of(declared)
-    default = default_of(declared)
+    description = get_description(declared)
+    default = get_default(declared)
     indent = "  " * depth
-    remark = "NOT YET: " if description.not_yet else ""
+    remark = "NOT YET: " if description.not_implemented else ""
     for line in wrap(remark + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
         yield f"#{indent}# {line}" if depth else f"# {line}"
     if default is MISSING:
@@ -75,32 +76,33 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
         for inner, inner_type in _declarations(value_type):
             yield from _sample_option(inner, inner_type, depth + 1)
     else:
-        text = description.example or spell(default, value_type)
+        text = description.example or format_default(default, value_type)
         yield f"#{indent}{declared.name}: {text}".replace("\n", "\n#").replace(": \n", ":\n")
 
 
 def _is_limit(declared: Field[Any]) -> bool:
-    """A rate limit goes on one line, with the defaults of its own that it was declared with."""
+    """Return whether the option is a rate limit, which is shown on one line with its own
+    defaults."""
     return is_dataclass(declared.default)
 
 
-def spell(value: Any, value_type: Any) -> str:
-    """A default, as YAML in one line."""
+def format_default(value: Any, value_type: Any) -> str:
+    """Format a default as YAML in one line."""
     kind = without_none(value_type)
     if value is None:
         return "null"
     if kind in (Duration, Size, Permissions):
-        return spell_number(value, kind)
+        return format_number(value, kind)
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         inner = ", ".join(
-            f"{each.name}: {spell(getattr(value, each.name), hints[each.name])}"
+            f"{each.name}: {format_default(getattr(value, each.name), hints[each.name])}"
             for each in fields(value)
         )
         return f"{{{inner}}}"
     if isinstance(value, tuple):
         item = get_args(kind)[0] if get_args(kind) else str
-        return f"[{', '.join(spell(each, item) for each in value)}]"
+        return f"[{', '.join(format_default(each, item) for each in value)}]"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, Path):
@@ -120,7 +122,7 @@ def _title(kind: type[Any]) -> str:
 
 
 def write_docs() -> str:
-    """The text of `docs/operators/configuration.md`."""
+    """Return the text of `docs/operators/configuration.md`."""
     lines = [DOCS_HEAD]
     for kind in GROUPS.values():
         lines.append(f"## {_title(kind)}\n")
@@ -138,8 +140,8 @@ def write_docs() -> str:
 def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
     for declared, value_type in _declarations(kind):
         here = (*place, declared.name)
-        description = description_of(declared)
-        default = default_of(declared)
+        description = get_description(declared)
+        default = get_default(declared)
         name = ".".join(str(step) for step in here)
         facts = [_type_name(value_type)]
         if is_dataclass(value_type) and not _is_limit(declared):
@@ -149,13 +151,13 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         elif declared.name == "listeners":
             facts.append("default port 8008 of this machine alone")
         elif not (isinstance(default, tuple) and len(default) > 5):
-            facts.append(f"default `{spell(default, value_type)}`")
+            facts.append(f"default `{format_default(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
             if bound is not None and bound != 1:
-                facts.append(f"{word} {spell_number(bound, value_type)}")
+                facts.append(f"{word} {format_number(bound, value_type)}")
         if is_secret(value_type):
             facts.append(f"secret, `{environment_name(here)}`")
-        if description.not_yet:
+        if description.not_implemented:
             facts.append("**not yet**")
         yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(facts)}*\n"
         if description.example and "\n" in description.example:
@@ -168,7 +170,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
 
 
 def _section_in(value_type: Any) -> type[Any] | None:
-    """The section that a type is, or that its list or mapping is made of."""
+    """Return the section that a type is, or that its list or mapping contains."""
     candidates = [value_type, *get_args(without_none(value_type))]
     return next(
         (each for each in candidates if isinstance(each, type) and is_dataclass(each)), None

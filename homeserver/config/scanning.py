@@ -1,4 +1,4 @@
-"""Options about scanning files for what is harmful."""
+"""Options about scanning media for malware."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -10,11 +10,11 @@ DAY: Final = 24 * 3600 * 1000
 
 
 class NotAnAddress(ValueError):
-    """It says neither a Unix socket, nor host and port."""
+    """The address is neither a Unix socket nor host and port."""
 
 
 def split_clamd(address: str) -> tuple[str | None, str, int]:
-    """Path of a Unix socket, or host and port. Raises NotAnAddress."""
+    """Split an address into the path of a Unix socket, or host and port. Raises NotAnAddress."""
     kind, _, rest = address.partition(":")
     if kind == "unix" and rest.startswith("/"):
         return rest, "", 0
@@ -38,17 +38,17 @@ def _check_icap(url: str | None) -> str | None:
         fits = parts.scheme == "icap" and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
-    whole = url or ""
+    text = url or ""
     return (
         None
-        if fits and whole.isascii() and whole.isprintable() and " " not in whole
+        if fits and text.isascii() and text.isprintable() and " " not in text
         else "must be icap://HOST:PORT/SERVICE"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaScanning:
-    """Scanners of files; see docs/operators/scanning.md. Without any of the first three nothing is
+    """Media scanners; see docs/operators/scanning.md. Without any of the first three nothing is
     scanned, unless a plug-in does it."""
 
     clamd: str | None = option(
@@ -65,7 +65,8 @@ class MediaScanning:
     )
     forbidden_types: tuple[str, ...] = option(
         (),
-        "Types that are refused, recognised by how the file begins and not by what its sender declares.",
+        "Types that are refused, recognised by how the file begins and not by what its sender "
+        "declares.",
         example="[application/x-msdownload, application/x-executable]",
     )
     icap_method: Literal["RESPMOD", "REQMOD"] = option(
@@ -73,7 +74,8 @@ class MediaScanning:
     )
     files: tuple[Literal["local", "remote", "previews"], ...] = option(
         ("local", "remote", "previews"),
-        "Which files are scanned: uploads of this server's users, copies of other servers' files, pictures of previews.",
+        "Which files are scanned: uploads of this server's users, copies of other servers' files, "
+        "pictures of previews.",
     )
     max_size: Size = option(
         Size(100 * 1024 * 1024),
@@ -97,7 +99,8 @@ class MediaScanning:
     )
     encrypted_concurrency: int = option(
         2,
-        "How many encrypted files are scanned at the same time, in addition, for clients that show their keys.",
+        "How many encrypted files are scanned at the same time, in addition, for clients that show "
+        "their keys.",
         minimum=1,
         maximum=64,
     )

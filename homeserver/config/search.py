@@ -1,4 +1,4 @@
-"""Options about finding: messages by what they say, people by their names."""
+"""Options about message search and the user directory."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,12 +6,12 @@ from typing import Literal
 from homeserver.config.option import option, section
 
 Language = Literal["uz", "kaa", "ru", "en"]
-"""Languages whose ways of writing the search knows: Uzbek, Karakalpak, Russian, English."""
+"""The languages whose spelling variants the search knows: Uzbek, Karakalpak, Russian, English."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UserDirectory:
-    """The directory of people."""
+class UserDirectoryOptions:
+    """The user directory."""
 
     enabled: bool = option(True, "Lets people search for people. Without it, nobody is found.")
     search_all_users: bool = option(
@@ -35,4 +35,4 @@ class Search:
         "Karakalpak, ё and е in Russian. A change indexes all messages again.",
         example="[uz, ru]",
     )
-    user_directory: UserDirectory = section(UserDirectory, "The directory of people.")
+    user_directory: UserDirectoryOptions = section(UserDirectoryOptions, "The directory of people.")

@@ -1,5 +1,4 @@
-"""Options about the server as such: its name, where it listens, where it keeps things, what it
-logs."""
+"""Options about the server itself: its name, listeners, database, media, logs and keys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,12 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
+from homeserver.config.media import (
+    MediaDeletionOptions,
+    MediaObjectStore,
+    MediaUploadLimitOptions,
+    ThumbnailSizeOptions,
+)
 from homeserver.config.option import (
     JSON,
     Duration,
@@ -26,10 +30,10 @@ from homeserver.config.scanning import MediaScanning
 
 
 def _check_server_name(name: str) -> str | None:
-    # 230 and not 255 characters, so that user ids have room for a name
+    # 230 and not 255 characters, to leave space for the localpart of user ids
     if is_server_name(name) and len(name) <= 230:
         return None
-    return "must be a host name, with :PORT if need be, as in user ids: no https://, no path"
+    return "must be a host name with an optional :PORT, as in user IDs: no https://, no path"
 
 
 def _check_optional_url(url: str | None) -> str | None:
@@ -47,7 +51,7 @@ def _check_day(day: str | None) -> str | None:
         fits = day is None or date.fromisoformat(day).isoformat() == day
     except ValueError:
         fits = False
-    return None if fits else "must be a day, as 2025-06-01"
+    return None if fits else "must be a date such as 2025-06-01"
 
 
 def _check_policy_key(key: str) -> str | None:
@@ -75,7 +79,8 @@ class Name:
     )
     serve_server_wellknown: bool = option(
         False,
-        "Serves `/.well-known/matrix/server`, which sends other servers to port 443 of `server_name` instead of 8448.",
+        "Serves `/.well-known/matrix/server`, which sends other servers to port 443 of "
+        "`server_name` instead of 8448.",
     )
     extra_well_known_client_content: Mapping[str, JSON] = option(
         {},
@@ -91,13 +96,15 @@ class Name:
     )
     web_client_location: str | None = option(
         None,
-        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page about this server.",
+        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page "
+        "about this server.",
         example="https://chat.example.org/",
         check=_check_optional_url,
     )
     admin_contact: str | None = option(
         None,
-        "How to reach the administrators (`mailto:…` or `https://…`). Shown in `/.well-known/matrix/support`.",
+        "How to reach the administrators (`mailto:…` or `https://…`). Shown in "
+        "`/.well-known/matrix/support`.",
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
@@ -115,8 +122,8 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
-    """What a listener serves."""
+class ResourceOptions:
+    """The endpoints of a listener."""
 
     names: tuple[
         Literal[
@@ -140,8 +147,8 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """A socket: a TCP port, with or without TLS, or a Unix socket."""
+class ListenerOptions:
+    """A listening socket: a TCP port, with or without TLS, or a Unix socket."""
 
     port: int | None = option(None, "A TCP port. 0 takes any free port.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
@@ -150,7 +157,8 @@ class Listener:
     )
     bind_addresses: tuple[str, ...] = option(
         ("::", "0.0.0.0"),
-        "The addresses to listen on. An address that this machine does not have is an error, except `::` and `::1`.",
+        "The addresses to listen on. An address that this machine does not have is an error, "
+        "except `::` and `::1`.",
     )
     type: Literal["http", "metrics", "manhole"] = option(
         "http", "`http`, or `metrics` for metrics only. `manhole` has no effect."
@@ -163,21 +171,21 @@ class Listener:
     )
     tag: str | None = option(None, "A name of the listener in the log.")
     request_id_header: str | None = option(None, "A header of the proxy that carries a request id.")
-    resources: tuple[Resource, ...] = option(
-        (Resource(names=("client", "federation")),),
+    resources: tuple[ResourceOptions, ...] = option(
+        (ResourceOptions(names=("client", "federation")),),
         "The endpoints served here.",
         example="[{names: [client, federation]}]",
     )
 
 
-DEFAULT_LISTENER = Listener(port=8008, bind_addresses=("::1", "127.0.0.1"))
+DEFAULT_LISTENER = ListenerOptions(port=8008, bind_addresses=("::1", "127.0.0.1"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class NetworkOptions:
     """Listeners."""
 
-    listeners: tuple[Listener, ...] = option(
+    listeners: tuple[ListenerOptions, ...] = option(
         (DEFAULT_LISTENER,),
         "The sockets on which this server listens.",
         example=(
@@ -198,11 +206,12 @@ class Network:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """Where everything but media is kept."""
+    """The database."""
 
     name: Literal["sqlite3", "psycopg2"] = option(
         "sqlite3",
-        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or newer.",
+        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or "
+        "newer.",
     )
     args: Mapping[str, JSON] = option(
         {},
@@ -225,8 +234,8 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaRetention:
-    """How long files are kept."""
+class MediaRetentionOptions:
+    """How long media are kept."""
 
     remote_media_lifetime: Duration | None = option(
         None,
@@ -237,8 +246,8 @@ class MediaRetention:
     )
     local_media_lifetime: Duration | None = option(
         None,
-        "The same for files of this server's users. They are lost then, whoever refers to them. "
-        "Protected and quarantined files stay.",
+        "The same for files of this server's users. They are lost for good, even if messages "
+        "refer to them. Protected and quarantined files stay.",
         minimum=3600 * 1000 * 2,
         example="2y",
     )
@@ -286,7 +295,7 @@ class Storage:
         "files are `application/octet-stream`.",
         example='{"video/*": 200M, "application/octet-stream": 100M}',
     )
-    media_upload_limits: tuple[MediaUploadLimit, ...] = option(
+    media_upload_limits: tuple[MediaUploadLimitOptions, ...] = option(
         (),
         "How much one user may upload in spans of time. All of them apply.",
         example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
@@ -349,7 +358,7 @@ class Storage:
         minimum=1,
         example="32M",
     )
-    thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
+    thumbnail_sizes: tuple[ThumbnailSizeOptions, ...] = option(
         (),
         "The only sizes of thumbnails. The smallest one of the requested method that is large "
         "enough is used, or else the largest. Without any, every size is served, rounded up to "
@@ -370,13 +379,16 @@ class Storage:
         "installed. They run on untrusted files, with limits on time and memory, and without "
         "network.",
     )
-    media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
-    media_deletion: MediaDeletion = section(
-        MediaDeletion, "Deletion of files to which nothing refers any more."
+    media_retention: MediaRetentionOptions = section(
+        MediaRetentionOptions, "How long files are kept."
+    )
+    media_deletion: MediaDeletionOptions = section(
+        MediaDeletionOptions, "Deletion of files to which nothing refers any more."
     )
     media_scanning: MediaScanning = section(
         MediaScanning,
-        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off while none is named.",
+        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off "
+        "while none is named.",
     )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
@@ -385,7 +397,8 @@ class Storage:
     )
     remote_media_download_per_second: Size = option(
         Size(87 * 1024),
-        "How many bytes a second, on average, are fetched from other servers for one client address.",
+        "How many bytes a second, on average, are fetched from other servers for one client "
+        "address.",
         minimum=1,
         example="87K",
     )
@@ -395,8 +408,8 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """What is logged, and how."""
+class LogOptions:
+    """Logging."""
 
     level: Literal["debug", "info", "warn", "error"] = option(
         "info", "The lowest level that is logged."
@@ -406,10 +419,10 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class MonitoringOptions:
     """Logs and metrics."""
 
-    log: Log = section(Log, "The log.")
+    log: LogOptions = section(LogOptions, "The log.")
     enable_metrics: bool = option(False, "Serves `/metrics` on listeners with that resource.")
     slow_request_threshold: Duration = option(
         Duration(1000),
@@ -422,8 +435,8 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OldKey:
-    """A key that signed for this server once."""
+class OldKeyOptions:
+    """A retired signing key of this server."""
 
     key: str = required("The public key in unpadded base64.")
     expired_ts: int = required("When it was retired, in milliseconds since 1970.", minimum=0)
@@ -444,8 +457,11 @@ class Keys:
         maximum=365 * 24 * 3600 * 1000,
         example="1d",
     )
-    old_signing_keys: Mapping[str, OldKey] = option(
+    old_signing_keys: Mapping[str, OldKeyOptions] = option(
         {},
         "Retired keys, so that others can still verify what they signed.",
-        example='{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}',
+        example=(
+            '{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: '
+            "1576767829750}}"
+        ),
     )

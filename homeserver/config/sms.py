@@ -1,4 +1,4 @@
-"""Options about text messages to telephones: the gateway that sends them."""
+"""Options about text messages: the gateway that sends them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,35 +37,38 @@ def _check_headers(headers: Mapping[str, str]) -> str | None:
             or not name.isascii()
             or name.lower() in FORBIDDEN_HEADERS
         ):
-            return f"must have names of headers, other than those that belong to the request, which {name!r} is not"
+            return (
+                f"must have valid header names as keys, not {name!r}; "
+                "headers of the request itself cannot be set"
+            )
         if not value.isascii() or not value.isprintable():
-            return f"must have a line of ASCII for {name}"
+            return f"must have one line of ASCII for {name}"
     return None
 
 
-def texts_in(template: object) -> str:
-    """All texts of a template."""
+def join_texts(template: object) -> str:
+    """Join all texts of a template."""
     match template:
         case str():
             return template
         case Mapping():
-            return " ".join(texts_in(value) for value in template.values())
+            return " ".join(join_texts(value) for value in template.values())
         case list() | tuple():
-            return " ".join(texts_in(value) for value in template)
+            return " ".join(join_texts(value) for value in template)
         case _:
             return ""
 
 
 def _check_body(body: Mapping[str, JSON]) -> str | None:
-    texts = texts_in(body)
+    texts = join_texts(body)
     missing = [blank for blank in ("{number}", "{text}") if blank not in texts]
-    return f"must have {' and '.join(missing)} in it" if missing else None
+    return f"must contain {' and '.join(missing)}" if missing else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SMSGateway:
-    """Who sends text messages for this server. With one, people may give telephone numbers for
-    their accounts."""
+class SMSGatewayOptions:
+    """The gateway that sends text messages. With one, users may add phone numbers to their
+    accounts."""
 
     url: str | None = option(
         None,
@@ -86,7 +89,10 @@ class SMSGateway:
         "The body. `{number}` stands for the digits of the number, beginning with the country "
         "code, `{text}` for the message, `{sender}` for `sender`, `{id}` for a new text of 24 "
         "letters.",
-        example='{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": {"text": "{text}"}}}]}',
+        example=(
+            '{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": '
+            '{"text": "{text}"}}}]}'
+        ),
         check=_check_body,
     )
     sender: str = option("", "The sender of messages, as the gateway expects it.")
@@ -105,10 +111,10 @@ class SMSGateway:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextMessages:
+class TextMessageOptions:
     """Text messages."""
 
-    sms_gateway: SMSGateway = section(SMSGateway, "Sending text messages.")
+    sms_gateway: SMSGatewayOptions = section(SMSGatewayOptions, "Sending text messages.")
     disable_msisdn_registration: bool = option(
         False, "Asks nobody for a telephone number at registration."
     )

@@ -1,5 +1,4 @@
-"""Options about signing in with somebody else's word: OpenID Connect, CAS, SAML 2 and tokens of
-other programs."""
+"""Options about identity providers: OpenID Connect, CAS, SAML 2, JWT and plug-ins."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ def _check_icon(uri: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeRequirement:
-    """Something that who signs in must have."""
+    """A condition on the claims or attributes of a user who logs in."""
 
     attribute: str = required("The claim or attribute.", example="groups")
     value: str | None = option(
@@ -51,7 +50,7 @@ class AttributeRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtKey:
-    """A client secret that is made, as Sign in with Apple wants it."""
+    """A key that signs client secrets, as Sign in with Apple requires."""
 
     key: Secret = required("The private key, in PEM; or `key_file`.")
     jwt_header: Mapping[str, JSON] = required(
@@ -62,7 +61,7 @@ class JwtKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimTemplates:
-    """What of the claims becomes what, as small Jinja2 templates in which `user` has the claims."""
+    """Jinja2 templates that map claims to account data. `user` holds the claims."""
 
     subject_claim: str = option(
         "sub", "The claim that identifies a person at the provider and never changes."
@@ -104,16 +103,18 @@ class ClaimTemplates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimMapping:
+class ClaimMappingOptions:
     """Mapping from claims to accounts."""
 
-    module: str | None = option(None, "Only the built-in templates are available.", not_yet=True)
+    module: str | None = option(
+        None, "Only the built-in templates are available.", not_implemented=True
+    )
     config: ClaimTemplates = section(ClaimTemplates, "The templates.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OIDCProvider:
-    """A provider of OpenID Connect."""
+    """An OpenID Connect provider."""
 
     idp_id: str = required(
         "Its name in addresses and in the database. Never change it.", check=check_idp_id
@@ -157,7 +158,8 @@ class OIDCProvider:
     )
     skip_verification: bool = option(
         False,
-        "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests only.",
+        "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests "
+        "only.",
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
         "auto", "`userinfo_endpoint`: claims are fetched there, and not taken from the ID token."
@@ -184,7 +186,9 @@ class OIDCProvider:
         False, "Gives a person the existing account whose name `localpart_template` yields."
     )
     enable_registration: bool = option(True, "Makes accounts for people who have none.")
-    user_mapping_provider: ClaimMapping = section(ClaimMapping, "Mapping from claims to accounts.")
+    user_mapping_provider: ClaimMappingOptions = section(
+        ClaimMappingOptions, "Mapping from claims to accounts."
+    )
     backchannel_logout_enabled: bool = option(
         False,
         "Lets it end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
@@ -200,7 +204,7 @@ class OIDCProvider:
 
     @property
     def provider_id(self) -> str:
-        """What it is called in addresses and in the database. Synapse calls it so too."""
+        """Return the id in URLs and in the database, which is the same as in Synapse."""
         return self.idp_id if self.idp_id == "oidc" else f"oidc-{self.idp_id}"
 
 
@@ -225,7 +229,8 @@ class CAS:
     )
     protocol_version: Literal[2, 3] | None = option(
         None,
-        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server today.",
+        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server "
+        "today.",
     )
     displayname_attribute: str | None = option(
         None, "The attribute with the display name.", example="name"
@@ -246,8 +251,8 @@ class CAS:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SAMLTemplates:
-    """What of the attributes becomes what."""
+class SAMLTemplatesOptions:
+    """The mapping from SAML attributes to account data."""
 
     mxid_source_attribute: str = option("uid", "The attribute with the name of a new account.")
     mxid_mapping: Literal["hexencode", "dotreplace"] = option(
@@ -257,11 +262,13 @@ class SAMLTemplates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SAMLMapping:
+class SAMLMappingOptions:
     """Mapping from attributes to accounts."""
 
-    module: str | None = option(None, "Only the built-in mapping is available.", not_yet=True)
-    config: SAMLTemplates = section(SAMLTemplates, "Its settings.")
+    module: str | None = option(
+        None, "Only the built-in mapping is available.", not_implemented=True
+    )
+    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "Its settings.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +291,9 @@ class SAML2:
         "Settings of pysaml2 for this server as a service provider. Missing ones are filled in.",
         example="{metadata: {local: [idp.xml]}}",
     )
-    config_path: Path | None = option(None, "Or a Python file with them in `CONFIG`.", not_yet=True)
+    config_path: Path | None = option(
+        None, "Or a Python file with them in `CONFIG`.", not_implemented=True
+    )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
         "How often the metadata of `sp_config.metadata.remote` are fetched again.",
@@ -297,8 +306,8 @@ class SAML2:
     allow_existing_users: bool = option(
         False, "Gives a person the existing account whose name the attribute yields."
     )
-    user_mapping_provider: SAMLMapping = section(
-        SAMLMapping, "Mapping from attributes to accounts."
+    user_mapping_provider: SAMLMappingOptions = section(
+        SAMLMappingOptions, "Mapping from attributes to accounts."
     )
     attribute_requirements: tuple[AttributeRequirement, ...] = option(
         (),
@@ -309,20 +318,20 @@ class SAML2:
 
     @property
     def metadata_urls(self) -> tuple[str, ...]:
-        """The addresses that metadata are fetched from."""
+        """Return the addresses from which metadata are fetched."""
         metadata = self.sp_config.get("metadata")
         remote = metadata.get("remote") if isinstance(metadata, dict) else None
         return tuple(str(each["url"]) for each in remote) if remote else ()
 
     @property
     def is_used(self) -> bool:
-        """Whether there is a provider."""
+        """Whether a SAML provider is configured."""
         return self.enabled and bool(self.sp_config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SSO:
-    """What holds for all of them."""
+class SSOOptions:
+    """Settings that all of these providers share."""
 
     client_whitelist: tuple[str, ...] = option(
         (),
@@ -339,7 +348,7 @@ class SSO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JWT:
-    """Signing in with a token that another program signed (`org.matrix.login.jwt`)."""
+    """Login with a token that another program signed (`org.matrix.login.jwt`)."""
 
     enabled: bool = option(False, "Lets people sign in with such tokens.")
     secret: Secret | None = option(None, "The secret, or the public key in PEM.")
@@ -351,7 +360,7 @@ class JWT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plugin:
+class PluginOptions:
     """A plug-in."""
 
     module: str = required("The class, as `package.module.Class`.")
@@ -359,14 +368,16 @@ class Plugin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
+class UpstreamOptions:
     """Identity providers."""
 
     oidc_providers: tuple[OIDCProvider, ...] = option(
         (),
         "Providers of OpenID Connect.",
-        example="[{idp_id: keycloak, idp_name: Keycloak, issuer: https://login.example.org/realms/us, "
-        "client_id: matrix, client_secret: SECRET}]",
+        example=(
+            "[{idp_id: keycloak, idp_name: Keycloak, issuer: https://login.example.org/realms/us, "
+            "client_id: matrix, client_secret: SECRET}]"
+        ),
     )
     ldap_providers: tuple[LDAPProvider, ...] = option(
         (),
@@ -376,17 +387,18 @@ class Upstream:
     cas_config: CAS = section(CAS, "A CAS server (Central Authentication Service).")
     saml2_config: SAML2 = section(SAML2, "A SAML 2 identity provider.")
     jwt_config: JWT = section(JWT, "Sign-in with a token that another program signed.")
-    plugins: tuple[Plugin, ...] = option(
+    plugins: tuple[PluginOptions, ...] = option(
         (),
-        "Plug-ins that check passwords, or refuse accounts and sign-ins; see docs/operators/plugins.md.",
+        "Plug-ins that check passwords, or refuse accounts and sign-ins; see "
+        "docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
-    sso: SSO = section(SSO, "Settings for OpenID Connect, CAS and SAML.")
+    sso: SSOOptions = section(SSOOptions, "Settings for OpenID Connect, CAS and SAML.")
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:
-        """Id, name and icon of all providers where people sign in with a browser, in the order in
-        which people see them."""
+        """Return id, name and icon of all providers that use a browser, in the order of the
+        buttons."""
         saml = (
             (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),)
             if self.saml2_config.is_used
@@ -405,10 +417,10 @@ class Upstream:
 
     @property
     def browser_ids(self) -> tuple[str, ...]:
-        """Their ids."""
+        """Return the ids of all providers that use a browser."""
         return tuple(provider_id for provider_id, _name, _icon in self.buttons)
 
     @property
     def directory_ids(self) -> tuple[str, ...]:
-        """The ids of all directories."""
+        """Return the ids of all LDAP directories."""
         return tuple(provider.idp_id for provider in self.ldap_providers)

@@ -1,33 +1,33 @@
-"""What is wrong with options about identity providers that are right each by itself."""
+"""Checks options about identity providers that depend on each other."""
 
 from collections import Counter
 from collections.abc import Iterator
 
 from homeserver.config.read import Problem
-from homeserver.config.upstream import OIDCProvider, Upstream
+from homeserver.config.upstream import OIDCProvider, UpstreamOptions
 from homeserver.config.yaml_text import Place
 
 
-def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[Problem]:
-    """Every complaint."""
+def check_upstream(upstream: UpstreamOptions, public_baseurl: str | None) -> Iterator[Problem]:
+    """Return all problems."""
     if upstream.buttons and public_baseurl is None:
-        yield Problem(("public_baseurl",), "is needed: identity providers send people back there")
+        yield Problem(("public_baseurl",), "is required: identity providers redirect users to it")
     ids = Counter([*upstream.browser_ids, *upstream.directory_ids])
     for provider_id, count in ids.items():
         if count > 1:
             yield Problem(
                 ("oidc_providers",),
-                f"{count} providers have the id {provider_id!r}, which only one may have",
+                f"{count} providers have the id {provider_id!r}; ids must be unique",
             )
     for at, provider in enumerate(upstream.oidc_providers):
         yield from _check_oidc(provider, ("oidc_providers", at))
     for at, directory in enumerate(upstream.ldap_providers):
         if directory.mode == "bind" and directory.bind_dn is not None:
-            yield Problem(("ldap_providers", at, "bind_dn"), "has no use in the mode `bind`")
+            yield Problem(("ldap_providers", at, "bind_dn"), "has no effect in the mode `bind`")
         if directory.bind_dn is not None and not directory.bind_password:
-            yield Problem(("ldap_providers", at, "bind_password"), "is needed with `bind_dn`")
+            yield Problem(("ldap_providers", at, "bind_password"), "is required with `bind_dn`")
     if upstream.cas_config.enabled and upstream.cas_config.server_url is None:
-        yield Problem(("cas_config", "server_url"), "is needed: where the CAS server is")
+        yield Problem(("cas_config", "server_url"), "is required")
     if upstream.saml2_config.is_used:
         yield from _check_saml_metadata(upstream.saml2_config.sp_config.get("metadata"))
     jwt = upstream.jwt_config
@@ -55,7 +55,7 @@ def _check_saml_metadata(metadata: object) -> Iterator[Problem]:
     ):
         yield Problem(
             (*place, "remote"),
-            "must be a list of `{url: https://…}`: what https vouches for is believed",
+            "must be a list of `{url: https://…}`: metadata are trusted because of https",
         )
 
 
@@ -65,10 +65,12 @@ def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:
         needed.append("jwks_uri" if "openid" in provider.scopes else "userinfo_endpoint")
         for name in needed:
             if getattr(provider, name) is None:
-                yield Problem((*place, name), "is needed where `discover` is false")
+                yield Problem((*place, name), "is required if `discover` is false")
     has_secret = provider.client_secret is not None or provider.client_secret_jwt_key is not None
     if provider.client_auth_method != "none" and not has_secret:
-        yield Problem((*place, "client_secret"), "is needed, unless `client_auth_method` is `none`")
+        yield Problem(
+            (*place, "client_secret"), "is required unless `client_auth_method` is `none`"
+        )
     if provider.client_secret is not None and provider.client_secret_jwt_key is not None:
         yield Problem(
             (*place, "client_secret"),

@@ -1,9 +1,8 @@
-"""YAML as people mean it: plain values, where each stands in its file, and none of YAML's old
-surprises.
+"""Parses YAML into plain values with their line numbers, without the surprises of YAML 1.1.
 
-`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a key that
-stands twice is an error (YAML 1.2's core schema; an option that is true or false takes `yes` and
-`no` all the same, see `read.py`).
+`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a repeated
+key is an error (the core schema of YAML 1.2). An option that is true or false still accepts `yes`
+and `no`; see `read.py`.
 """
 
 import re
@@ -13,10 +12,10 @@ from typing import Any
 import yaml
 
 Place = tuple[str | int, ...]
-"""Where a value is: the keys and list positions that lead to it."""
+"""The path of a value: the keys and list positions that lead to it."""
 
 MAX_VALUES = 100_000
-"""More values than any configuration has; stops a file whose aliases multiply without end."""
+"""More values than any configuration has. Stops files whose aliases expand without limit."""
 
 MAX_DEPTH = 50
 
@@ -28,33 +27,34 @@ _OCTAL_OR_HEX = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?")
 
 
-class NotYaml(Exception):
-    """The text is not YAML, or not of the kind that a configuration is. `str()` says what and
-    where."""
+class InvalidYaml(Exception):
+    """The text is not valid YAML, or not a configuration. `str()` says what is wrong and where."""
 
 
 @dataclass(slots=True)
-class Document:
-    """What a file says, and on which line it says each thing."""
+class YamlDocument:
+    """The values of a file, and their line numbers."""
 
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[Place, int] = field(default_factory=dict)
 
 
-def parse_yaml(text: str) -> Document:
-    """Read one YAML document whose top is a mapping. Raises `NotYaml`."""
+def parse_yaml(text: str) -> YamlDocument:
+    """Parse one YAML document whose top level is a mapping. Raises `InvalidYaml`."""
     try:
         top = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise NotYaml(f"{where}{error.problem or error.context or 'not valid YAML'}") from error
+        raise InvalidYaml(f"{where}{error.problem or error.context or 'not valid YAML'}") from error
     except yaml.YAMLError as error:
-        raise NotYaml(str(error)) from error
+        raise InvalidYaml(str(error)) from error
     if top is None:
-        return Document()
+        return YamlDocument()
     if not isinstance(top, yaml.MappingNode):
-        raise NotYaml(f"line {top.start_mark.line + 1}: a configuration has the form `key: value`")
-    document = Document()
+        raise InvalidYaml(
+            f"line {top.start_mark.line + 1}: a configuration has the form `key: value`"
+        )
+    document = YamlDocument()
     document.values = _value(top, (), document.lines)
     return document
 
@@ -62,7 +62,7 @@ def parse_yaml(text: str) -> Document:
 def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
     lines.setdefault(place, node.start_mark.line + 1)
     if len(lines) > MAX_VALUES or len(place) > MAX_DEPTH:
-        raise NotYaml(f"line {node.start_mark.line + 1}: too many values")
+        raise InvalidYaml(f"line {node.start_mark.line + 1}: too many values")
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node)
     if isinstance(node, yaml.SequenceNode):
@@ -72,18 +72,18 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise NotYaml(f"line {line}: a key must be text")
+            raise InvalidYaml(f"line {line}: a key must be text")
         key = key_node.value
         if key == "<<" and key_node.style is None:
             for each in (
                 value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
             ):
                 if not isinstance(each, yaml.MappingNode):
-                    raise NotYaml(f"line {line}: `<<` takes in mappings only")
+                    raise InvalidYaml(f"line {line}: `<<` can only merge mappings")
                 merged = _value(each, place, lines) | merged
             continue
         if key in values:
-            raise NotYaml(f"line {line}: {key} stands here a second time")
+            raise InvalidYaml(f"line {line}: {key} is repeated")
         lines[(*place, key)] = line
         values[key] = _value(value_node, (*place, key), lines)
     return merged | values
@@ -95,8 +95,8 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if node.style is not None:
         return text
     if tag not in {"str", "int", "float", "bool", "null", "timestamp", "value", "merge"}:
-        raise NotYaml(
-            f"line {node.start_mark.line + 1}: {node.tag} has no place in a configuration"
+        raise InvalidYaml(
+            f"line {node.start_mark.line + 1}: {node.tag} is not allowed in a configuration"
         )
     if text in _TRUE:
         return True

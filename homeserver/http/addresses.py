@@ -1,8 +1,8 @@
-"""Where a request comes from, as far as it can be believed.
+"""Finds the client address of a request.
 
-A header says nothing unless the listener stands behind a proxy (`x_forwarded`). Then the rightmost
-address of `X-Forwarded-For` is the one that our proxy saw; addresses of further proxies that we
-trust are skipped from the right.
+Headers are trusted only if the listener is behind a proxy (`x_forwarded`). Then the rightmost
+address of `X-Forwarded-For` is the one that our proxy saw. Addresses of further trusted proxies are
+skipped from the right.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
-REMEMBERED: Final = 1024
-"""Addresses that came last: those who come by a proxy tell theirs with each request."""
-LONGEST: Final = 100
-"""With zone, port and spaces around."""
+CACHED_ADDRESSES: Final = 1024
+"""The number of cached addresses: behind a proxy, each request carries one."""
+MAX_LENGTH: Final = 100
+"""The longest address text, with zone, port and surrounding spaces."""
 Networks = Sequence[IPv4Network | IPv6Network]
 
 
-def normalise(address: str) -> str | None:
-    """One spelling for an address: IPv4 in IPv6 is IPv4, no zone, no port. None for what is no
-    address."""
-    return _normalise(address) if len(address) <= LONGEST else None
+def normalise_address(address: str) -> str | None:
+    """Return the canonical spelling of an address, or None for invalid text. IPv4-mapped IPv6
+    becomes IPv4; zone and port are removed."""
+    return _normalise_cached(address) if len(address) <= MAX_LENGTH else None
 
 
-@lru_cache(REMEMBERED)
-def _normalise(address: str) -> str | None:
+@lru_cache(CACHED_ADDRESSES)
+def _normalise_cached(address: str) -> str | None:
     text = address.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -39,12 +39,12 @@ def _normalise(address: str) -> str | None:
     return str(parsed)
 
 
-def forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
-    """The client's address by its `X-Forwarded-For` headers; None if they name none that can be
-    believed."""
+def find_forwarded_address(headers: Sequence[str], trusted: Networks = ()) -> str | None:
+    """Return the client address from the `X-Forwarded-For` headers, or None if they hold no trusted
+    one."""
     found = None
     for text in reversed(",".join(headers).split(",")):
-        address = normalise(text)
+        address = normalise_address(text)
         if address is None:
             return found
         found = address

@@ -1,8 +1,8 @@
-"""Long bodies in memory, of requests that have not been let in yet: how many bytes there may be.
+"""Limits the memory for request bodies whose sender is not authenticated yet.
 
-Who sends a body is known only when all of it is there, since its signature is over the whole. So
-whoever can reach a listener can have bytes kept, and there has to be an end to that: for one
-address, for all, and in time. What has been let in is bounded by rate limits and turns.
+A signature covers the whole body, so the sender is known only when all of it has arrived. Anybody
+who can reach a listener can therefore make the server buffer bytes. The budget limits them for one
+address, in total, and in time. After authentication, rate limits and queues apply instead.
 """
 
 from typing import Final
@@ -13,80 +13,84 @@ from federation.protocol.errors import LimitExceeded, TooSlow
 from homeserver.http.rate_limits import address_key
 
 FREE_BYTES: Final = 1 << 16
-"""A body is not counted up to here: a connection costs about as much."""
-MOST_OF_ONE: Final = 48 << 20
-"""Bytes from one address: three of the longest transactions."""
-MOST: Final = 128 << 20
-MOST_SECONDS: Final = 300.0
-"""For so long a body may be on its way."""
+"""A body up to this size is not counted; a connection costs about as much."""
+MAX_BYTES_PER_ADDRESS: Final = 48 << 20
+"""The limit for one address, in bytes: three of the longest transactions."""
+MAX_BYTES: Final = 128 << 20
+MAX_SECONDS: Final = 300.0
+"""The time that a body may take to arrive."""
 RETRY_AFTER_MS: Final = 5_000
 
 
 class HeldBodies:
-    """Counts them, for all listeners together."""
+    """Counts buffered body bytes, for all listeners together."""
 
     def __init__(
-        self, clock: IReactorTime, *, most_of_one: int = MOST_OF_ONE, most: int = MOST
+        self,
+        clock: IReactorTime,
+        *,
+        most_of_one: int = MAX_BYTES_PER_ADDRESS,
+        most: int = MAX_BYTES,
     ) -> None:
         self.clock = clock
-        self._most_of_one = most_of_one
-        self._most = most
-        self._of_address: dict[str, int] = {}
-        self._all = 0
+        self._max_per_address = most_of_one
+        self._max_total = most
+        self._by_address: dict[str, int] = {}
+        self._total = 0
 
     @property
     def size(self) -> int:
-        """How many bytes are counted now."""
-        return self._all
+        """The number of bytes that are counted now."""
+        return self._total
 
-    def begin(self, address: str) -> "HeldBody":
-        """Somebody's body has become long. `address`: of whom it comes from."""
-        return HeldBody(self, address_key(address))
+    def begin(self, address: str) -> "BodyReservation":
+        """Start to count a long body from `address`."""
+        return BodyReservation(self, address_key(address))
 
     def add(self, key: str, size: int) -> None:
-        """Raises LimitExceeded; then nothing is counted."""
-        of_one = self._of_address.get(key, 0) + size
-        if of_one > self._most_of_one:
+        """Count more bytes. Raises LimitExceeded; then nothing is counted."""
+        of_address = self._by_address.get(key, 0) + size
+        if of_address > self._max_per_address:
             raise LimitExceeded(
-                "Too much is on its way from your address already", retry_after_ms=RETRY_AFTER_MS
+                "Your address is sending too much data at once", retry_after_ms=RETRY_AFTER_MS
             )
-        if self._all + size > self._most:
+        if self._total + size > self._max_total:
             raise LimitExceeded(
-                "Too much is on its way to this server already", retry_after_ms=RETRY_AFTER_MS
+                "The server is receiving too much data at once", retry_after_ms=RETRY_AFTER_MS
             )
-        self._of_address[key] = of_one
-        self._all += size
+        self._by_address[key] = of_address
+        self._total += size
 
     def remove(self, key: str, size: int) -> None:
-        """So much has been let in, or is no more."""
-        left = self._of_address.get(key, 0) - size
-        self._all -= size
+        """Stop counting bytes: the request was admitted, or has ended."""
+        left = self._by_address.get(key, 0) - size
+        self._total -= size
         if left > 0:
-            self._of_address[key] = left
+            self._by_address[key] = left
         else:
-            self._of_address.pop(key, None)
+            self._by_address.pop(key, None)
 
 
-class HeldBody:
-    """One of them."""
+class BodyReservation:
+    """The counted bytes of one request body."""
 
-    __slots__ = ("_all", "_begun_at", "_key", "_size")
+    __slots__ = ("_key", "_size", "_started_at", "_total")
 
     def __init__(self, bodies: HeldBodies, key: str) -> None:
-        self._all = bodies
+        self._total = bodies
         self._key = key
         self._size = 0
-        self._begun_at = bodies.clock.seconds()
+        self._started_at = bodies.clock.seconds()
 
     def add(self, size: int) -> None:
-        """It has grown. Raises LimitExceeded, TooSlow."""
-        if self._all.clock.seconds() - self._begun_at > MOST_SECONDS:
+        """Count more bytes of the body. Raises LimitExceeded, TooSlow."""
+        if self._total.clock.seconds() - self._started_at > MAX_SECONDS:
             raise TooSlow
-        self._all.add(self._key, size)
+        self._total.add(self._key, size)
         self._size += size
 
     def release(self) -> None:
-        """It is not counted any longer."""
+        """Stop counting this body."""
         if self._size:
-            self._all.remove(self._key, self._size)
+            self._total.remove(self._key, self._size)
             self._size = 0

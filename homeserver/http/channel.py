@@ -9,7 +9,7 @@ Laws:
 - A malformed, oversized or refused request gets one answer. Further input is then discarded for a
   moment before the connection closes: closing at once makes the client's system drop the answer.
 - An idle connection is closed. So is one that sends too slowly: a head has `idle_timeout`, a body
-  must grow past `FREE_BYTES` within `MOST_SECONDS`.
+  must grow past `FREE_BYTES` within `MAX_SECONDS`.
 """
 
 import re
@@ -33,29 +33,29 @@ from twisted.internet.protocol import Protocol as Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.http.addresses import normalise
-from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS
-from homeserver.http.exchange import Exchange, Transport, Waiting
-from homeserver.http.head import Head, find_token, tells_host, without_server
+from homeserver.http.addresses import normalise_address
+from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS
+from homeserver.http.exchange import Exchange, PipelinedRequest, Transport
+from homeserver.http.head import RequestHead, find_token, has_valid_host, strip_authority
 from homeserver.http.wire import (
     CONTINUE,
-    malformed,
-    too_long,
-    too_slow,
-    unknown_expectation,
-    unknown_method,
+    malformed_response,
+    too_long_response,
+    too_slow_response,
+    unknown_expectation_response,
+    unknown_method_response,
 )
 
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
 ABORT_SECONDS: Final = 15
 """How long a closed connection may take to send its buffered bytes."""
-MOST_HEADERS: Final = 100
-MOST_WAITING_BYTES: Final = 1 << 16
+MAX_HEADERS: Final = 100
+MAX_PIPELINED_BYTES: Final = 1 << 16
 """Pipelined bytes that are buffered while a request is being answered; then reading pauses."""
-USUAL_READ: Final = 1 << 14
+READ_SIZE: Final = 1 << 14
 """Bytes per read. Twisted allocates the buffer first; its 64 KiB cost as much as the read."""
-LONG_READ: Final = 1 << 16
+LONG_READ_SIZE: Final = 1 << 16
 """Bytes per read of a long body."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
@@ -68,9 +68,9 @@ class MatrixChannel(Connection):
     __slots__ = (
         "_active_at",
         "_advancing",
-        "_begun_at",
         "_body_bytes",
         "_clock",
+        "_discarded",
         "_exchange",
         "_head_bytes",
         "_idle_timeout",
@@ -80,12 +80,12 @@ class MatrixChannel(Connection):
         "_max_header_bytes",
         "_parser",
         "_producer",
-        "_read_on",
+        "_read_more",
         "_read_size",
         "_reading",
         "_refused",
         "_send_now",
-        "_thrown_away",
+        "_started_at",
         "_timer",
         "_unread",
         "_uri",
@@ -118,21 +118,21 @@ class MatrixChannel(Connection):
         self._max_header_bytes = max_header_bytes
         self._parser: httptools.HttpRequestParser | None = None
         self._send_now: Callable[[bytes], int] | None = None
-        self._read_on: Callable[[], object] | None = None
+        self._read_more: Callable[[], object] | None = None
         self._exchange: Exchange | None = None
-        self._reading: Exchange | Waiting | None = None
-        self._waiting: deque[Waiting] = deque()
+        self._reading: Exchange | PipelinedRequest | None = None
+        self._waiting: deque[PipelinedRequest] = deque()
         self._unread = b""
         self._advancing = False
         self._refused = False
-        self._thrown_away = 0
-        self._read_size = USUAL_READ
+        self._discarded = 0
+        self._read_size = READ_SIZE
         self._uri = b""
         self._lines: list[tuple[bytes, bytes]] = []
         """Headers of the request being parsed."""
         self._head_bytes = 0
         self._body_bytes = 0
-        self._begun_at = 0.0
+        self._started_at = 0.0
         """When the first byte of the request being parsed arrived."""
         self._in_head = True
         self._active_at = 0.0
@@ -148,12 +148,12 @@ class MatrixChannel(Connection):
             # With TLS these belong to the socket below and would bypass the encryption.
             get_handle: Callable[[], socket] | None = getattr(transport, "getHandle", None)
             self._send_now = None if get_handle is None else get_handle().send
-            self._read_on = getattr(transport, "doRead", None)
+            self._read_more = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
             # Answers are written whole. Nagle's algorithm would delay the last packet by 40 ms.
             transport.setTcpNoDelay(True)
-        self._read_at_once(USUAL_READ)
-        self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
+        self._set_read_size(READ_SIZE)
+        self.peer_address = normalise_address(str(getattr(transport.getPeer(), "host", ""))) or ""
         # A pull producer is resumed whenever the write buffer is empty.
         transport.registerProducer(self, self._send_now is None)
         self._parser = httptools.HttpRequestParser(self)
@@ -162,18 +162,18 @@ class MatrixChannel(Connection):
 
     def dataReceived(self, data: bytes) -> None:
         if self._refused:
-            self._throw_away(len(data))
+            self._discard(len(data))
         elif self._waiting or self._unread:
-            self._keep_unread(data)
+            self._buffer_unread(data)
         else:
-            was_usual = self._read_size == USUAL_READ
+            was_usual = self._read_size == READ_SIZE
             self._feed(data)
-            is_long = was_usual and len(data) == USUAL_READ and self._read_size != USUAL_READ
-            if is_long and self._read_on is not None and not self._refused:
+            is_long = was_usual and len(data) == READ_SIZE and self._read_size != READ_SIZE
+            if is_long and self._read_more is not None and not self._refused:
                 # More of the body has arrived: reading it now saves a turn of the reactor.
-                self._read_on()
+                self._read_more()
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 - as Twisted has it
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
         self._set_timer(None)
         exchange, self._exchange, self._reading = self._exchange, None, None
         self._waiting.clear()
@@ -274,25 +274,25 @@ class MatrixChannel(Connection):
         uri, lines = self._uri, self._lines
         self._in_head, self._head_bytes, self._body_bytes = False, 0, 0
         size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
-        if len(lines) > MOST_HEADERS or size > self._max_header_bytes:
+        if len(lines) > MAX_HEADERS or size > self._max_header_bytes:
             self._end_long_head()
             return
         if not (is_path := uri.startswith(b"/")):
-            uri = without_server(uri)
+            uri = strip_authority(uri)
             is_path = uri.startswith(b"/") or uri == b"*"
         version, last = parser.get_http_version(), dict(lines)
         takes_chunks = version == "1.1"
-        has_host = tells_host(lines, last, must=takes_chunks)
+        has_host = has_valid_host(lines, last, must=takes_chunks)
         if not (is_path and has_host and uri.isascii() and version in VERSIONS):
-            self._end(malformed())
+            self._end(malformed_response())
             return
         method, keep_alive = parser.get_method().decode("ascii"), parser.should_keep_alive()
-        head = Head(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
+        head = RequestHead(method, uri, keep_alive, takes_chunks, lines, last, find_token(last))
         length = int(last[b"content-length"]) if b"content-length" in last else None
         if self._exchange is None and not self._waiting:
             self._reading = self._start(head, length)
         else:
-            waiting = Waiting(head, length)
+            waiting = PipelinedRequest(head, length)
             self._waiting.append(waiting)
             self._reading = waiting
 
@@ -301,7 +301,7 @@ class MatrixChannel(Connection):
             return
         self._body_bytes += len(data)
         reading = self._reading
-        if isinstance(reading, Waiting):
+        if isinstance(reading, PipelinedRequest):
             reading.pieces.append(data)
         elif reading is not None:
             reading.take(data)
@@ -311,7 +311,7 @@ class MatrixChannel(Connection):
         reading, self._reading = self._reading, None
         if self._refused or reading is None:
             return
-        if isinstance(reading, Waiting):
+        if isinstance(reading, PipelinedRequest):
             reading.is_whole = True
         else:
             reading.run()
@@ -325,7 +325,7 @@ class MatrixChannel(Connection):
         self._active_at = self._clock.seconds()
         if self._in_head:
             if not self._head_bytes:
-                self._begun_at = self._active_at
+                self._started_at = self._active_at
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -333,30 +333,32 @@ class MatrixChannel(Connection):
             # We support no upgrade: this request is answered as HTTP/1.1, and is the last one.
             self.persistent = False
         except httptools.HttpParserInvalidMethodError:
-            self._end(unknown_method() if UNKNOWN_METHOD.match(data) else malformed())
+            self._end(
+                unknown_method_response() if UNKNOWN_METHOD.match(data) else malformed_response()
+            )
         except httptools.HttpParserError:
-            self._end(malformed())
+            self._end(malformed_response())
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._end_long_head()
 
-    def _start(self, head: Head, length: int | None) -> Exchange | None:
+    def _start(self, head: RequestHead, length: int | None) -> Exchange | None:
         self.persistent = head.keep_alive
-        size = USUAL_READ if length is None or length <= USUAL_READ else LONG_READ
+        size = READ_SIZE if length is None or length <= READ_SIZE else LONG_READ_SIZE
         if size != self._read_size:
-            self._read_at_once(size)
+            self._set_read_size(size)
         exchange = self._exchange = self._make_exchange(self)
         exchange.begin(head, length)
         if self._refused:
             return None
         if head.takes_chunks and (expected := head.last.get(b"expect")):  # HTTP/1.0 has no Expect
             if expected.lower() != b"100-continue":
-                self._end(unknown_expectation())
+                self._end(unknown_expectation_response())
                 return None
             self.send(CONTINUE)
         return exchange
 
-    def _read_at_once(self, size: int) -> None:
+    def _set_read_size(self, size: int) -> None:
         self._read_size = size
         if self._send_now is not None:  # with TLS another transport reads
             self.transport.bufferSize = size  # type: ignore[union-attr]
@@ -390,19 +392,19 @@ class MatrixChannel(Connection):
         if self._exchange is None and (self._waiting or self._unread) and not self._refused:
             self._clock.callLater(0, self._advance)
 
-    def _keep_unread(self, data: bytes) -> None:
+    def _buffer_unread(self, data: bytes) -> None:
         self._unread += data
-        if len(self._unread) > MOST_WAITING_BYTES and self.transport is not None:
+        if len(self._unread) > MAX_PIPELINED_BYTES and self.transport is not None:
             self.transport.pauseProducing()
 
-    def _throw_away(self, size: int) -> None:
-        self._thrown_away += size
-        if self._thrown_away > LINGER_BYTES:
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > LINGER_BYTES:
             self._close()
 
     def _end_long_head(self) -> None:
-        is_address = 2 * len(self._uri) > self._max_header_bytes
-        self._end(too_long(self._max_header_bytes, is_address=is_address))
+        is_uri = 2 * len(self._uri) > self._max_header_bytes
+        self._end(too_long_response(self._max_header_bytes, is_uri=is_uri))
 
     def _end(self, answer: bytes) -> None:
         """Send a last answer and refuse further input."""
@@ -425,15 +427,15 @@ class MatrixChannel(Connection):
         elif quiet >= self._idle_timeout:
             self._close()
         elif self._is_too_slow(now):
-            self._end(too_slow())
+            self._end(too_slow_response())
         else:
             self._set_timer(self._idle_timeout - quiet, self._check_idle)
 
     def _is_too_slow(self, now: float) -> bool:
-        taken = now - self._begun_at
+        taken = now - self._started_at
         if self._in_head:
             return self._head_bytes > 0 and taken >= self._idle_timeout
-        return self._body_bytes <= FREE_BYTES and taken >= MOST_SECONDS
+        return self._body_bytes <= FREE_BYTES and taken >= MAX_SECONDS
 
     def _close(self) -> None:
         if self.transport is not None:

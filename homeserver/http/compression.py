@@ -1,4 +1,4 @@
-"""gzip, where it pays: for text that is longer than one packet, at the level that costs least."""
+"""gzip compression of text responses longer than one packet, at the cheapest level."""
 
 import zlib
 from typing import Final
@@ -8,14 +8,14 @@ _LEVEL: Final = 1
 _GZIP: Final = 31
 
 
-def pays(body: bytes, content_type: str) -> bool:
-    """Whether a body of this type is worth compressing."""
+def is_worth_compressing(body: bytes, content_type: str) -> bool:
+    """Return whether compressing a body of this type is worth it."""
     return len(body) >= MIN_BYTES and content_type.startswith(
         ("application/json", "text/", "application/javascript")
     )
 
 
 def compress(body: bytes) -> bytes:
-    """The body as a gzip stream."""
+    """Return the body as a gzip stream."""
     compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
     return compressor.compress(body) + compressor.flush()

@@ -1,6 +1,7 @@
-"""What a client already has, and which part of a file it asks for.
+"""Conditional requests and range requests.
 
-Only one range is served; a list of ranges is answered with the whole file, as HTTP allows.
+Only a single range is served. A list of ranges gets the whole file, as HTTP allows.
+
 spec: RFC 9110, sections 8.8.3, 13.1.2, 13.1.5 and 14
 """
 
@@ -12,31 +13,31 @@ import msgspec
 _MAX_DIGITS: Final = 18
 
 
-class Part(msgspec.Struct, frozen=True):
-    """Bytes of a file, from `start` up to but not `end`."""
+class ByteRange(msgspec.Struct, frozen=True):
+    """A byte range, from `start` up to but not including `end`."""
 
     start: int
     end: int
 
 
-class Unsatisfiable(Exception):
-    """A range that begins after the end of the file."""
+class RangeNotSatisfiable(Exception):
+    """The range begins after the end of the file."""
 
 
-def is_held(if_none_match: Sequence[str], etag: str) -> bool:
-    """Whether the client says that it has this version. `etag`: with its quotes."""
-    held = [each.strip().removeprefix("W/") for line in if_none_match for each in line.split(",")]
-    return etag in held or "*" in held
+def matches_etag(if_none_match: Sequence[str], etag: str) -> bool:
+    """Return whether the client already has this version. `etag` includes its quotes."""
+    etags = [each.strip().removeprefix("W/") for line in if_none_match for each in line.split(",")]
+    return etag in etags or "*" in etags
 
 
-def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Part | None:
-    """The part that is asked for; None: the whole file. Raises `Unsatisfiable`."""
-    unit, equals, asked = range_header.partition("=")
-    if not equals or unit.strip().lower() != "bytes" or "," in asked or "-" not in asked:
+def parse_range(range_header: str, if_range: str | None, etag: str, size: int) -> ByteRange | None:
+    """Return the requested range, or None for the whole file. Raises `RangeNotSatisfiable`."""
+    unit, equals, ranges = range_header.partition("=")
+    if not equals or unit.strip().lower() != "bytes" or "," in ranges or "-" not in ranges:
         return None
     if if_range is not None and if_range.strip() != etag:
         return None
-    first, _, last = (each.strip() for each in asked.partition("-"))
+    first, _, last = (each.strip() for each in ranges.partition("-"))
     if (
         not (_is_number(first) or not first)
         or not (_is_number(last) or not last)
@@ -45,13 +46,13 @@ def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Pa
         return None
     if not first:
         if int(last) == 0 or size == 0:
-            raise Unsatisfiable
-        return Part(max(0, size - int(last)), size)
+            raise RangeNotSatisfiable
+        return ByteRange(max(0, size - int(last)), size)
     if last and int(last) < int(first):
         return None
     if int(first) >= size:
-        raise Unsatisfiable
-    return Part(int(first), min(size, int(last) + 1) if last else size)
+        raise RangeNotSatisfiable
+    return ByteRange(int(first), min(size, int(last) + 1) if last else size)
 
 
 def _is_number(text: str) -> bool:

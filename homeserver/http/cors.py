@@ -1,5 +1,5 @@
-"""Cross-origin headers: on every answer, errors too, and the answer to a preflight, which runs no
-endpoint's code.
+"""Cross-origin headers, for every response including errors, and for preflight responses, which run
+no endpoint code.
 
 spec: client-server-api#web-browser-clients
 """
@@ -9,7 +9,8 @@ from typing import Final
 CORS_HEADERS: Final = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
-    b"Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match\r\n"
+    b"Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, "
+    b"If-Match, If-None-Match\r\n"
     b"Access-Control-Expose-Headers: Retry-After, ETag, Location, Content-Disposition\r\n"
 )
 

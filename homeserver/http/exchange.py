@@ -1,45 +1,45 @@
-"""What a connection deals with: a request on its way to its answer, one that has to wait, and the
-transport beneath."""
+"""The interfaces between a connection, its requests and its transport."""
 
 from typing import Protocol
 
 import msgspec
 
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 
 class Exchange(Protocol):
-    """A request on its way to its answer, as the channel drives it: `begin`, `take` for each piece,
-    `run`."""
+    """A request from its headers to its response. The channel calls `begin`, `take` for each piece
+    of the body, then `run`."""
 
-    def begin(self, head: Head, length: int | None) -> None:
-        """The headers are there. `length`: of the body, where the client said it."""
+    def begin(self, head: RequestHead, length: int | None) -> None:
+        """The headers have arrived. `length`: the declared length of the body, if any."""
         ...
 
     def take(self, data: bytes) -> None:
-        """A piece of the body."""
+        """A piece of the body has arrived."""
         ...
 
     def run(self) -> None:
-        """The request is whole. The exchange calls `MatrixChannel.done` once it has answered."""
+        """The request is complete. The exchange calls `MatrixChannel.done` when it has
+        responded."""
         ...
 
     def lost(self) -> None:
-        """The client has gone."""
+        """The client has disconnected."""
         ...
 
 
-class Waiting(msgspec.Struct):
-    """A request that was read before the one ahead of it was answered."""
+class PipelinedRequest(msgspec.Struct):
+    """A pipelined request, received before the previous one was answered."""
 
-    head: Head
+    head: RequestHead
     length: int | None
     pieces: list[bytes] = msgspec.field(default_factory=list)
     is_whole: bool = False
 
 
 class Transport(Protocol):
-    """What is needed of TCP, TLS and Unix connections."""
+    """The methods that we use of TCP, TLS and Unix connections."""
 
     def write(self, data: bytes) -> None: ...
     def loseConnection(self) -> None: ...

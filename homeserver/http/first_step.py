@@ -1,9 +1,9 @@
-"""Runs a coroutine to its end: at once where it need not wait, else whenever what it waits for is
-there.
+"""Runs a coroutine without a Deferred: at once up to its first wait, then whenever the awaited
+Deferred fires.
 
-Most requests are answered from memory, and most of the others wait once, for the database. What
-Twisted makes to await a coroutine (a Deferred, its ways to be cancelled, its callbacks) is a tenth
-of the work for a small one, and nobody waits for a request but its client.
+Most requests are answered from memory, and most others wait once, for the database. The Deferred,
+cancellation and callbacks with which Twisted awaits a coroutine are a tenth of the work of a small
+request, and nothing awaits a request but its client.
 """
 
 from collections.abc import Callable, Coroutine
@@ -15,14 +15,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 _log: Final = Logger()
-_FAILED: Final = "what nobody waits for failed"
+_FAILED_TEXT: Final = "a request coroutine failed"
 
 
-def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
-    """Run a coroutine in a context of its own, up to where it waits. What is left of it then; None:
-    it has ended.
+def start_coroutine(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
+    """Run a coroutine in its own context until it waits. Return the rest of it, or None if it has
+    ended.
 
-    It should not raise: that is logged.
+    The coroutine should not raise; an exception is logged.
     """
     context = copy_context()
     try:
@@ -30,13 +30,13 @@ def begin(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
     except StopIteration:
         return None
     except Exception:
-        _log.failure(_FAILED)
+        _log.failure(_FAILED_TEXT)
         return None
     return Task(work, context, awaited)
 
 
 class Task:
-    """What is left of a coroutine that has begun."""
+    """The rest of a coroutine that has started."""
 
     __slots__ = ("_awaited", "_context", "_work")
 
@@ -46,33 +46,34 @@ class Task:
         self._work = work
         self._context = context
         self._awaited: Deferred[Any] | None = awaited
-        awaited.addCallbacks(self._go_on, self._fail)
+        awaited.addCallbacks(self._resume, self._fail)
 
     def cancel(self) -> None:
-        """Cancel what it waits for; so it goes on with CancelledError. Nothing, if it has ended."""
+        """Cancel the awaited Deferred, so that the coroutine receives CancelledError. Does nothing
+        if it has ended."""
         if self._awaited is not None:
             self._awaited.cancel()
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether the coroutine has ended."""
         return self._awaited is None
 
-    def _go_on(self, result: object) -> None:
-        """Run it up to where it waits again. `result`: of what it has waited for."""
+    def _resume(self, result: object) -> None:
+        """Run until the next wait. `result` is the result of the awaited Deferred."""
         self._run(self._work.send, result)
 
     def _fail(self, failure: Failure) -> None:
         self._run(failure.throwExceptionIntoGenerator, self._work)
 
-    def _run(self, step: Callable[[Any], Deferred[Any]], with_what: object) -> None:
+    def _run(self, step: Callable[[Any], Deferred[Any]], value: object) -> None:
         self._awaited = None
         try:
-            awaited = self._context.run(step, with_what)
+            awaited = self._context.run(step, value)
         except StopIteration:
             return
         except Exception:
-            _log.failure(_FAILED)
+            _log.failure(_FAILED_TEXT)
             return
         self._awaited = awaited
-        awaited.addCallbacks(self._go_on, self._fail)
+        awaited.addCallbacks(self._resume, self._fail)

@@ -1,7 +1,7 @@
-"""The guard: who asks, may they, and how fast.
+"""The guard authenticates requests, authorises them and applies rate limits.
 
-The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication
-that no checker is wired for stops start-up when an endpoint declares it.
+The guard knows no accounts; it uses the checkers that it is given. Start-up fails if an endpoint
+declares a kind of authentication without a checker.
 
 spec: client-server-api#using-access-tokens, application-service-api#identity-assertion,
 server-server-api#request-authentication
@@ -24,12 +24,12 @@ from federation.protocol.errors import (
     UserSuspended,
 )
 from federation.protocol.ids import ServerName
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.limits import PER_ADDRESS, Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 
-_NOT_LET_IN: Final = (
+_REFUSALS: Final = (
     MissingToken,
     UnknownToken,
     UserLocked,
@@ -43,36 +43,35 @@ _NOT_LET_IN: Final = (
 _ADMIN: Final = Auth.ADMIN
 _APPSERVICE: Final = Auth.APPSERVICE
 _UNLIMITED: Final = Limit.NONE
-"""To ask the class for one is a call of a function, in Python 3.11."""
+"""Accessing a member of an enum class is a function call in Python 3.11, so these are constants."""
 
 
 class TokenChecker(Protocol):
-    """Finds the user behind an access token."""
+    """Finds the user of an access token."""
 
     def recall(
         self, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
-        """As `get_requester`, where it is in memory who that is; None else."""
+        """Return what `get_requester` would, if it is cached; otherwise None."""
         ...
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
-        """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one
-        that has expired.
+        """Return the user of a token, or None for an unknown token. Raises
+        `UnknownToken(soft_logout=True)` for an expired one.
 
-        A locked or suspended account is returned with its mark; the guard decides what it may still
-        do.
+        The result may be locked or suspended; the guard decides what such an account may do.
         """
         ...
 
 
 class AppserviceChecker(Protocol):
-    """Finds the application service behind a token, and the user whom it acts for."""
+    """Finds the application service of a token, and the user that it acts for."""
 
     async def get_requester(
         self, token: str, user_id: str | None, device_id: str | None, context: RequestContext
     ) -> Requester | None:
-        """None for a token that is no application service's. Raises `Forbidden` for a user outside
-        its namespace."""
+        """Return the requester, or None if the token is no application service's. Raises
+        `Forbidden` for a user outside the namespace."""
         ...
 
 
@@ -80,31 +79,35 @@ class SignatureChecker(Protocol):
     """Checks a server's signature on a request."""
 
     def check_head(self, authorization: list[str], uri: str) -> None:
-        """As far as it can be checked without the body. Raises `Unauthorized`, `Forbidden`."""
+        """Check everything that needs no body. Raises `Unauthorized`, `Forbidden`."""
         ...
 
     async def get_peer(
         self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
     ) -> Peer:
-        """Raises `Unauthorized`, `LimitExceeded`. `authorization`: every header of that name;
-        `uri`: path and query as sent; `address`: whence it comes, as limits count it."""
+        """Return the authenticated server. Raises `Unauthorized`, `LimitExceeded`.
+
+        `authorization`: every header of that name; `uri`: path and query as sent; `address`: the
+        client address as rate limits count it.
+        """
         ...
 
 
 class PeerTurns(Protocol):
-    """Lets requests of other servers in by turns."""
+    """Limits how many requests of other servers run at once."""
 
     async def enter(self, server: ServerName) -> None:
-        """Wait for a turn. Raises `LimitExceeded`."""
+        """Wait until the request may run. Raises `LimitExceeded`."""
         ...
 
     def leave(self, server: ServerName) -> None:
-        """The request is answered."""
+        """The request has ended."""
         ...
 
 
 class Credentials(msgspec.Struct, frozen=True, gc=False):
-    """What a request shows: the token, and whom an application service acts for."""
+    """The access token of a request, and the user and device that an application service acts
+    for."""
 
     token: str | None
     user_id: str | None = None
@@ -112,7 +115,7 @@ class Credentials(msgspec.Struct, frozen=True, gc=False):
 
 
 class Guard:
-    """Lets a request in as somebody, or raises."""
+    """Authenticates and admits requests, or raises."""
 
     def __init__(
         self,
@@ -125,8 +128,8 @@ class Guard:
         slow_turns: PeerTurns | None = None,
         token_in_query: bool = True,
     ) -> None:
-        """`slow_turns`: of requests that may wait for long, so that the others of the same server
-        need not wait for them."""
+        """`slow_turns`: the queue of long-polling requests, so that other requests of the same
+        server do not wait for them."""
         self._limiter = limiter
         self._tokens = tokens
         self._appservices = appservices
@@ -136,7 +139,7 @@ class Guard:
         self._token_in_query = token_in_query
 
     def can_check(self, auth: Auth) -> bool:
-        """Whether there is a checker for this kind."""
+        """Return whether there is a checker for this kind of authentication."""
         match auth:
             case Auth.NONE:
                 return True
@@ -149,12 +152,12 @@ class Guard:
     def recall_caller(
         self, declaration: Endpoint, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
-        """Who asks with the token in a header, where nobody need be asked for it, and may ask for
-        all but what few may ask for; None else: `find_caller` finds out."""
+        """Authenticate by a cached token of the header. Return None unless the caller is cached and
+        an ordinary user that the endpoint admits; then `find_caller` decides."""
         if self._tokens is None:
             return None
-        # no application service's token: those are asked before anything is remembered, and there
-        # are no others later
+        # This is no application service's token: those are checked before a token is cached, and no
+        # new application services appear later
         caller = self._tokens.recall(token, client_ip, headers)
         if (
             caller is None
@@ -176,14 +179,14 @@ class Guard:
         query: Mapping[str, Sequence[str]],
         context: RequestContext,
     ) -> Requester | None:
-        """Who asks, by the header and the query of a request.
+        """Authenticate a request by its header and query.
 
         Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`,
         `ConsentNotGiven`, `GuestAccessForbidden`, `Forbidden`.
         """
         try:
             return await self._admit(declaration, self._credentials(authorization, query), context)
-        except _NOT_LET_IN:
+        except _REFUSALS:
             if declaration.auth is not Auth.IF_USABLE:
                 raise
             return None
@@ -191,8 +194,8 @@ class Guard:
     def _credentials(
         self, authorization: str | None, query: Mapping[str, Sequence[str]]
     ) -> Credentials:
-        """Find the token. A header wins over the query. Raises `MissingToken` for a header that
-        holds no token."""
+        """Find the access token. The header wins over the query. Raises `MissingToken` if the
+        header holds none."""
         token = None
         if authorization is not None:
             scheme, _, rest = authorization.partition(" ")
@@ -209,19 +212,19 @@ class Guard:
         return Credentials(token, users[0] if users else None, devices[0] if devices else None)
 
     async def _admit(
-        self, declaration: Endpoint, shown: Credentials, context: RequestContext
+        self, declaration: Endpoint, credentials: Credentials, context: RequestContext
     ) -> Requester | None:
-        if shown.token is None:
-            if declaration.auth in MAYBE_NOBODY:
+        if credentials.token is None:
+            if declaration.auth in OPTIONAL_AUTH:
                 return None
             raise MissingToken
         caller: Requester | None = None
         if self._appservices is not None:
             caller = await self._appservices.get_requester(
-                shown.token, shown.user_id, shown.device_id, context
+                credentials.token, credentials.user_id, credentials.device_id, context
             )
         if caller is None and self._tokens is not None:
-            caller = await self._tokens.get_requester(shown.token, context)
+            caller = await self._tokens.get_requester(credentials.token, context)
         if caller is None:
             raise UnknownToken
         if caller.is_locked and not declaration.while_locked:
@@ -232,7 +235,7 @@ class Guard:
             raise UserSuspended
         if caller.consent is not None and not declaration.before_consent:
             caller.check_may_write()
-        if caller.is_guest and declaration.auth not in (Auth.GUEST, *MAYBE_NOBODY):
+        if caller.is_guest and declaration.auth not in (Auth.GUEST, *OPTIONAL_AUTH):
             raise GuestAccessForbidden
         if declaration.auth is Auth.ADMIN and not caller.is_admin:
             raise Forbidden("Only a server administrator may do this")
@@ -241,15 +244,14 @@ class Guard:
         return caller
 
     def count(self, declaration: Endpoint, caller: Requester | None, client_ip: str) -> None:
-        """Count the request against the limit that its endpoint declares. Raises
-        `LimitExceeded`."""
+        """Count the request against its endpoint's rate limit. Raises `LimitExceeded`."""
         limit = declaration.limit
         if (
             caller is not None
             and caller.is_admin
-            and self._limiter.has_rate(declaration.limit_of_admins)
+            and self._limiter.has_rate(declaration.admin_limit)
         ):
-            limit = declaration.limit_of_admins
+            limit = declaration.admin_limit
         if limit is _UNLIMITED or (caller is not None and not caller.rate_limited):
             return
         key = address_key(client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id

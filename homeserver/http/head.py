@@ -1,4 +1,4 @@
-"""What comes of a request before its body."""
+"""The request line and headers of a request."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,50 +8,50 @@ from typing import Final
 
 import msgspec
 
-WHOLE_ADDRESS: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
+ABSOLUTE_URI: Final = re.compile(rb"https?://[^/?]+", re.IGNORECASE)
 HOST: Final = re.compile(
-    rb"(?:(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])"
+    rb"(?:(?:(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]"
+    rb"|\[v[0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\])"
     rb"(?::[0-9]*)?)?[ \t]*"
 )
-"""A host, maybe with a port (RFC 3986 section 3.2), or nothing, which whoever knows of none has to
-say (RFC 9112 section 3.2). A name has no comma, though it might: that is what two headers are made
-one with."""
-USUAL: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
-"""What addresses consist of (RFC 3986); they may have more in them."""
-NOTHING: Final[Sequence[bytes]] = ()
+"""A host with an optional port (RFC 3986 section 3.2), or nothing, which a client that knows no
+host must send (RFC 9112 section 3.2). Commas are refused although host names may contain them: they
+mean two merged headers."""
+URI_CHARACTERS: Final = (ascii_letters + digits + "/?&=%._~!$'()*+,;:@-").encode()
+"""The characters of a URI by RFC 3986. Real URIs may contain others."""
+NO_VALUES: Final[Sequence[bytes]] = ()
 
 
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """Names of headers are in lower case."""
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """The request line and headers. Header names are in lower case."""
 
     method: str
     uri: bytes
     keep_alive: bool
     takes_chunks: bool
-    """A body may come in chunks that each say how long they are; else only the end of the
-    connection ends it (HTTP/1.0)."""
+    """Whether a body may be chunked. Otherwise (HTTP/1.0) only the end of the connection ends
+    it."""
     lines: list[tuple[bytes, bytes]]
-    """The headers as they came."""
+    """The headers as received."""
     last: dict[bytes, bytes]
-    """The last value of each."""
+    """The last value of each header."""
     token: str | None = None
-    """What `Authorization` says, the last of them, if it is a token."""
+    """The token in the last `Authorization` header, if any."""
 
     def get(self, name: bytes) -> Sequence[bytes]:
-        """The values of a header, in their order."""
+        """Return the values of a header, in order."""
         value = self.last.get(name)
         if value is None:
-            return NOTHING
-        if len(self.last) == len(self.lines):  # none came twice
+            return NO_VALUES
+        if len(self.last) == len(self.lines):  # no header is repeated
             return (value,)
         return [value for each, value in self.lines if each == name]
 
 
-def tells_host(
+def has_valid_host(
     lines: Sequence[tuple[bytes, bytes]], last: Mapping[bytes, bytes], *, must: bool
 ) -> bool:
-    """Whether these headers tell for which host the request is, once, or, unless they `must`, not
-    at all."""
+    """Return whether the headers hold exactly one valid Host, or, unless `must`, none."""
     host = last.get(b"host")
     if host is None:
         return not must
@@ -59,30 +59,30 @@ def tells_host(
     return is_once and _is_host(host)
 
 
-@lru_cache(maxsize=64)  # there are few by which a server is called
+@lru_cache(maxsize=64)  # a server has few host names
 def _is_host(host: bytes) -> bool:
     return HOST.fullmatch(host) is not None
 
 
 def find_token(last: Mapping[bytes, bytes]) -> str | None:
-    """The token in these headers, of which the last value of each counts. spec:
+    """Return the bearer token, from the last `Authorization` header. spec:
     client-server-api#using-access-tokens"""
     scheme, _, token = last.get(b"authorization", b"").partition(b" ")
     return token.decode("utf-8", "replace").strip() or None if scheme.lower() == b"bearer" else None
 
 
-def without_server(uri: bytes) -> bytes:
-    """Path and query where a client asks as it would ask a proxy, which a server has to take (RFC
-    9112 section 3.2.2); else what it is."""
-    whole = WHOLE_ADDRESS.match(uri)
-    if whole is None:
+def strip_authority(uri: bytes) -> bytes:
+    """Reduce an absolute URI, which proxies receive and servers must accept (RFC 9112 section
+    3.2.2), to path and query. Return other URIs unchanged."""
+    absolute = ABSOLUTE_URI.match(uri)
+    if absolute is None:
         return uri
-    rest = uri[whole.end() :]
+    rest = uri[absolute.end() :]
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
-def find_cookies(head: Head) -> tuple[tuple[str, str], ...]:
-    """Names and values."""
+def find_cookies(head: RequestHead) -> tuple[tuple[str, str], ...]:
+    """Return the cookies as pairs of name and value."""
     if b"cookie" not in head.last:
         return ()
     pairs = (

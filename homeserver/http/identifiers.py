@@ -1,6 +1,6 @@
-"""How identifiers in paths and queries are read: the parser of each type.
+"""The parsers of identifiers in paths and queries.
 
-They are the protocol core's, so a malformed identifier never reaches a handler.
+They are those of the protocol core, so a malformed identifier never reaches a handler.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from federation.protocol.ids import (
 
 TextParser = Callable[[str], object]
 
-IDENTIFIERS: Final[Mapping[object, TextParser]] = MappingProxyType(
+IDENTIFIER_PARSERS: Final[Mapping[object, TextParser]] = MappingProxyType(
     {
         UserID: parse_user_id,
         RoomID: parse_room_id,

@@ -1,4 +1,4 @@
-"""Listening: a site on TCP, TLS or a Unix socket."""
+"""Listens on TCP, TLS and Unix sockets."""
 
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT
 from pathlib import Path
@@ -21,17 +21,19 @@ from zope.interface import implementer
 
 BACKLOG: Final = 511
 HTTP: Final = b"http/1.1"
-"""What is spoken, by the name that it has where clients say what they can (ALPN, RFC 7301)."""
+"""The ALPN name of the protocol that we serve (RFC 7301)."""
 
 _ADVICE: Final = {
-    EADDRINUSE: "another program listens there already: end it, or choose another `port` in `listeners`",
-    EACCES: "this user may not: choose a `port` from 1024 on in `listeners`, and put a reverse proxy before it",
+    EADDRINUSE: "another program already listens there: stop it, "
+    "or choose another `port` in `listeners`",
+    EACCES: "this user may not listen there: choose a `port` from 1024 in `listeners`, "
+    "and put a reverse proxy in front",
     EADDRNOTAVAIL: "this machine has no such address: see `bind_addresses` in `listeners`",
 }
 
 
 class TcpListener(msgspec.Struct, frozen=True):
-    """A port on some addresses; with a TLS context it speaks TLS."""
+    """A TCP port on some addresses, with TLS if there is a TLS context."""
 
     port: int
     bind_addresses: tuple[str, ...] = ("::", "0.0.0.0")
@@ -39,7 +41,7 @@ class TcpListener(msgspec.Struct, frozen=True):
 
 
 class UnixListener(msgspec.Struct, frozen=True):
-    """A socket in the file system, with permission bits."""
+    """A Unix socket with permission bits."""
 
     path: Path
     mode: int = 0o666
@@ -47,8 +49,7 @@ class UnixListener(msgspec.Struct, frozen=True):
 
 @implementer(IOpenSSLContextFactory)
 class TlsContext:
-    """Makes the TLS context of each connection, and reads the certificate again when it is told
-    to."""
+    """Makes the TLS context of each connection. Reads the certificate again on `reload`."""
 
     def __init__(self, certificate: Path, private_key: Path) -> None:
         self._certificate = certificate
@@ -56,12 +57,12 @@ class TlsContext:
         self._context = self._read()
 
     def reload(self) -> None:
-        """Read the files again, for connections from now on. Raises `OSError`, `SSL.Error`; then
-        the old ones stay."""
+        """Read the files again, for new connections. Raises `OSError`, `SSL.Error`; then the old
+        certificate stays."""
         self._context = self._read()
 
     def getContext(self) -> SSL.Context:
-        """What Twisted asks for each connection."""
+        """Return the context of a connection, as Twisted asks for it."""
         return self._context
 
     def _read(self) -> SSL.Context:
@@ -72,8 +73,7 @@ class TlsContext:
         context.use_certificate_chain_file(str(self._certificate))
         context.use_privatekey_file(str(self._private_key))
         context.check_privatekey()
-        # what Twisted chooses by needs to know the connection, and this context is one for all of
-        # them
+        # Twisted's own ALPN callback needs the connection, but all connections share this context
         context.set_alpn_select_callback(
             lambda _, offered: HTTP if HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
         )
@@ -83,10 +83,10 @@ class TlsContext:
 def listen_tcp(
     reactor: IReactorTCP, tls_reactor: IReactorSSL, listener: TcpListener, site: ServerFactory
 ) -> list[IListeningPort]:
-    """Listen on every address of a TCP listener. Raises `CannotListenError`, but not where `::`
-    took `0.0.0.0` already.
+    """Listen on every address of a TCP listener. Raises `CannotListenError`, except for `0.0.0.0`
+    if `::` already covers it.
 
-    Port 0 takes a free one on the first address, and the same one on the others.
+    Port 0 takes a free port on the first address, and the same one on the others.
     """
     ports: list[IListeningPort] = []
     number = listener.port
@@ -99,9 +99,7 @@ def listen_tcp(
         except CannotListenError as error:
             covered = address == "0.0.0.0" and "::" in listener.bind_addresses and bool(ports)
             absent = (
-                address in ("::", "::1")
-                and _has_no_ipv6(error)
-                and len(listener.bind_addresses) > 1
+                address in ("::", "::1") and _lacks_ipv6(error) and len(listener.bind_addresses) > 1
             )
             if not (covered or absent):
                 raise
@@ -114,13 +112,13 @@ def listen_tcp(
 def listen_unix(
     reactor: IReactorUNIX, listener: UnixListener, site: ServerFactory
 ) -> IListeningPort:
-    """Listen on a Unix socket; one that a dead server left behind is replaced. Raises
+    """Listen on a Unix socket, and replace one that a dead server left behind. Raises
     `CannotListenError`."""
     return reactor.listenUNIX(str(listener.path), site, BACKLOG, listener.mode, wantPID=True)
 
 
-def address_of(port: IListeningPort) -> str:
-    """Where it listens, as people write it: `127.0.0.1:8008`, `[::1]:8008`, a path."""
+def format_address(port: IListeningPort) -> str:
+    """Return the address of a port as people write it: `127.0.0.1:8008`, `[::1]:8008`, a path."""
     host = port.getHost()
     if isinstance(host, IPv6Address):
         return f"[{host.host}]:{host.port}"
@@ -129,13 +127,13 @@ def address_of(port: IListeningPort) -> str:
     return str(host.name) if isinstance(host, UNIXAddress) else str(host)
 
 
-def advice_on(error: Exception) -> str:
-    """What failed when listening, and what to do about it where that is known."""
+def describe_listen_error(error: Exception) -> str:
+    """Describe a failure to listen, with advice if the cause is known."""
     cause = error.socketError if isinstance(error, CannotListenError) else error
     advice = _ADVICE.get(cause.errno or 0) if isinstance(cause, OSError) else None
     return f"{str(error).rstrip('.')}; {advice}" if advice else str(error)
 
 
-def _has_no_ipv6(error: CannotListenError) -> bool:
+def _lacks_ipv6(error: CannotListenError) -> bool:
     cause = error.socketError
     return isinstance(cause, OSError) and cause.errno in (EAFNOSUPPORT, EADDRNOTAVAIL)

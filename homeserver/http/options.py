@@ -1,4 +1,4 @@
-"""How one listener answers."""
+"""The options of one listener's site."""
 
 from collections.abc import Callable
 from tempfile import SpooledTemporaryFile
@@ -6,51 +6,52 @@ from tempfile import SpooledTemporaryFile
 import msgspec
 
 from federation.protocol.errors import MatrixError
-from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.head import Head
-from homeserver.http.page_paths import is_looked_at
+from homeserver.http.addresses import Networks, find_forwarded_address
+from homeserver.http.head import RequestHead
+from homeserver.http.page_paths import is_page_request
 from homeserver.http.responses import Response, error_response
 from storage.media.spool import Spool
 
 
 class SiteOptions(msgspec.Struct, frozen=True):
-    """How one listener answers."""
+    """The options of one listener's site."""
 
     resources: frozenset[str] | None = None
-    """Which groups of endpoints are served; None: all."""
+    """The groups of endpoints that are served; None means all."""
     x_forwarded: bool = False
     trusted_proxies: Networks = ()
     request_id_header: str | None = None
     compress: bool = False
     idle_timeout: int = 60
-    """Seconds without a byte, while no request is being answered."""
+    """The time in seconds after which a connection without requests or data is closed."""
     max_header_bytes: int = 16384
     spool: Callable[[int], Spool] = SpooledTemporaryFile
-    """Where long bodies wait, beyond so many bytes."""
+    """Makes the file that buffers a long body; it moves to disk beyond the given number of
+    bytes."""
 
     error_page: Callable[[MatrixError, str], Response] | None = None
-    """Makes an error a page, for who says this in `Accept-Language`."""
+    """Renders an error as a page, in the language of the given `Accept-Language`."""
 
-    def refuse(self, head: Head, path: bytes, error: MatrixError) -> Response:
-        """The answer that says no: a page where somebody looks at one, JSON else."""
-        if self.error_page is None or not is_looked_at(head, path):
+    def refuse(self, head: RequestHead, path: bytes, error: MatrixError) -> Response:
+        """Return the error response: a page for a browser that shows one, otherwise JSON."""
+        if self.error_page is None or not is_page_request(head, path):
             return error_response(error)
         return self.error_page(error, head.last.get(b"accept-language", b"").decode("latin-1"))
 
-    def find_client_ip(self, head: Head, peer_address: str) -> str:
-        """Whence a request comes: what a proxy says of it, where proxies are trusted."""
+    def find_client_ip(self, head: RequestHead, peer_address: str) -> str:
+        """Return the client address, from the proxy's header if proxies are trusted."""
         if self.x_forwarded:
             headers = head.get(b"x-forwarded-for")
             if headers:
-                found = forwarded_address(
+                found = find_forwarded_address(
                     [value.decode("latin-1") for value in headers], self.trusted_proxies
                 )
                 if found is not None:
                     return found
         return peer_address
 
-    def find_request_id(self, head: Head) -> str | None:
-        """The id that the proxy has given to a request."""
+    def find_request_id(self, head: RequestHead) -> str | None:
+        """Return the request id that the proxy assigned, if any."""
         if self.request_id_header is None:
             return None
         text = head.last.get(self.request_id_header.lower().encode(), b"").decode("latin-1")

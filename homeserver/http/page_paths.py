@@ -1,15 +1,16 @@
-"""Which addresses are those of pages for people, and not of an API for programs.
+"""Tells the paths of pages for people from the paths of APIs.
 
 Laws:
-- Where people decide, no script of another site reads along: pages of this server's own paths have
-  no cross-origin headers (RFC 9700 section 2.6, of the authorization endpoint). The paths of the
-  Matrix APIs keep them, pages among them too.
+
+- Scripts of other sites must not read the pages on which people decide. Pages on this server's own
+  paths have no cross-origin headers (RFC 9700 section 2.6, on the authorization endpoint). The
+  paths of the Matrix APIs keep theirs, including pages among them.
 """
 
 import re
 from typing import Final
 
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 _OWN: Final = b"/_mahalla/"
 _PAGE: Final = re.compile(
@@ -20,11 +21,11 @@ _PAGE: Final = re.compile(
 )
 
 
-def is_looked_at(head: Head, path: bytes) -> bool:
-    """Whether somebody looks at a page there with a browser."""
+def is_page_request(head: RequestHead, path: bytes) -> bool:
+    """Return whether a browser shows the response as a page."""
     return _PAGE.match(path) is not None and b"text/html" in head.last.get(b"accept", b"")
 
 
-def is_open(path: bytes) -> bool:
-    """Whether scripts of other sites may read what is answered there."""
+def allows_cors(path: bytes) -> bool:
+    """Return whether scripts of other sites may read the response."""
     return not path.startswith(_OWN) or _PAGE.match(path) is None

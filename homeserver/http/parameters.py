@@ -1,8 +1,8 @@
-"""From the signature of a handler to its arguments.
+"""Converts requests into the arguments of handlers.
 
-The signature is read once, at start-up; a `Binding` then makes the arguments of each call. What the
-client sent wrong is a Matrix error that names the parameter; what the handler declares wrong is a
-`DeclarationError`: it stops start-up.
+A handler's signature is read once, at start-up; its `Binding` then makes the arguments of each
+call. A client's mistake is a Matrix error that names the parameter. A wrong declaration is a
+`DeclarationError`, which stops start-up.
 """
 
 import inspect
@@ -31,16 +31,16 @@ from federation.api.endpoint import Names
 from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, Endpoint
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.head import USUAL
-from homeserver.http.identifiers import IDENTIFIERS, TextParser
+from homeserver.http.head import URI_CHARACTERS
+from homeserver.http.identifiers import IDENTIFIER_PARSERS, TextParser
 from storage.cache import LRU
 
 MAX_QUERY_FIELDS: Final = 200
-MAX_REMEMBERED: Final = 2048
-"""So long a field may be that is remembered, and so many are of one endpoint."""
-REMEMBERED: Final = 64
+MAX_CACHED_FIELD: Final = 2048
+"""The longest query field that is cached, in bytes."""
+CACHED_FIELDS: Final = 64
 _FLAT: Final = (
     kinds.StrType,
     kinds.IntType,
@@ -50,14 +50,14 @@ _FLAT: Final = (
     kinds.LiteralType,
     kinds.RawType,
 )
-"""Among the types of msgspec: what is in them does not nest, or is not read."""
+"""Types of msgspec whose values do not nest or are not decoded."""
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
 
 class DeclarationError(Exception):
-    """An endpoint is declared wrongly; the text is a sentence for the developer."""
+    """An endpoint is declared wrongly. The text is a sentence for the developer."""
 
 
 class _Parameter(msgspec.Struct, frozen=True):
@@ -76,7 +76,8 @@ class _Parameter(msgspec.Struct, frozen=True):
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
     def from_query(self, values: Sequence[str], query: Mapping[str, Sequence[str]]) -> object:
-        """From what a query has under one of its names; the first of them that is there counts."""
+        """Parse the values of one of the parameter's names; the first name that is present
+        counts."""
         if len(self.wire_names) > 1:
             values = next(query[name] for name in self.wire_names if name in query)
         return (
@@ -87,34 +88,34 @@ class _Parameter(msgspec.Struct, frozen=True):
 
 
 class _QueryReader:
-    """The arguments of one handler that come from a query."""
+    """Reads the query parameters of one handler."""
 
-    __slots__ = ("_are_plain", "_by_name", "_known", "_may_be_kept", "required")
+    __slots__ = ("_are_plain", "_by_name", "_cacheable", "_cached", "required")
 
-    def __init__(self, parameters: Sequence[_Parameter], *, may_be_kept: bool) -> None:
-        """`may_be_kept`: what is read may stay in memory, but for tokens."""
+    def __init__(self, parameters: Sequence[_Parameter], *, cacheable: bool) -> None:
+        """`cacheable`: parsed values may be cached, except tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
         self.required = [each for each in parameters if each.default is _REQUIRED]
-        """Those that it may not leave out."""
+        """The parameters that the query must have."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
-        self._may_be_kept = may_be_kept
-        self._known: LRU[str, tuple[str, object]] = LRU(max_entries=REMEMBERED)
-        """Arguments by fields as they come: clients send the same filter and timeout with each
+        self._cacheable = cacheable
+        self._cached: LRU[str, tuple[str, object]] = LRU(max_entries=CACHED_FIELDS)
+        """Parsed arguments by raw field: clients send the same filter and timeout with each
         /sync."""
 
     def read(self, query: bytes, arguments: dict[str, object]) -> None:
-        """Put in the arguments that a query tells. Raises `InvalidParam`."""
-        if not self._are_plain or query.translate(None, USUAL) or b"%00" in query:
+        """Add the arguments that a query holds. Raises `InvalidParam`."""
+        if not self._are_plain or query.translate(None, URI_CHARACTERS) or b"%00" in query:
             self.read_fields(find_fields(query), arguments)
             return
         parts = query.decode().split("&")
         if len(parts) > MAX_QUERY_FIELDS:
             raise _too_many()
         for part in parts:
-            known = self._known.get(part)
+            known = self._cached.get(part)
             if known is None:
                 self._read_field(part, arguments)
-            elif known[0] not in arguments:  # what comes first counts
+            elif known[0] not in arguments:  # the first value counts
                 arguments[known[0]] = known[1]
 
     def _read_field(self, part: str, arguments: dict[str, object]) -> None:
@@ -128,19 +129,19 @@ class _QueryReader:
         argument = arguments[parameter.name] = parameter.from_text(value)
         costs = (
             has_escapes or parameter.parse is not str
-        )  # others are quickly read, and most differ each time
+        )  # other fields parse quickly, and most differ each time
         if (
             costs
-            and self._may_be_kept
+            and self._cacheable
             and not name.endswith("oken")
-            and len(part) <= MAX_REMEMBERED
+            and len(part) <= MAX_CACHED_FIELD
         ):
-            self._known.put(part, (parameter.name, argument))
+            self._cached.put(part, (parameter.name, argument))
 
     def read_fields(
         self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]
     ) -> None:
-        """Put in the arguments that these fields tell. Raises `InvalidParam`."""
+        """Add the arguments that parsed fields hold. Raises `InvalidParam`."""
         for name, values in fields.items():
             parameter = self._by_name.get(name)
             if parameter is not None:
@@ -148,14 +149,15 @@ class _QueryReader:
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """How to call one handler."""
+    """The information to call one handler."""
 
     positional: tuple[Any, ...]
-    """The types of services, and the special types where the request is to be filled in."""
+    """The types of the positional parameters: services, and special types that the request fills
+    in."""
     filled_in: tuple[tuple[int, object], ...]
-    """Where among them such a type stands, and which."""
+    """The positions and types of the special types."""
     parsed_in_path: tuple[_Parameter, ...]
-    """Those parameters in paths that are more than text."""
+    """The path parameters that are not plain text."""
     query: _QueryReader
     decode_body: Callable[[bytes], object] | None
     takes_file: bool
@@ -164,7 +166,7 @@ class Binding(msgspec.Struct, frozen=True):
     def keywords(
         self, path_names: tuple[str, ...], path_values: list[str], query: bytes
     ) -> dict[str, object]:
-        """The keyword arguments that a request gives, but `body`. Raises `InvalidParam`,
+        """Return the keyword arguments of a request, without `body`. Raises `InvalidParam`,
         `MissingParam`."""
         arguments: dict[str, object] = {}
         if path_values:
@@ -181,7 +183,7 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 def find_fields(query: bytes) -> Mapping[str, Sequence[str]]:
-    """All values of each field of a query. Raises `InvalidParam`."""
+    """Return all values of each field of a query. Raises `InvalidParam`."""
     fields: dict[str, list[str]] = {}
     try:
         parts = query.decode().split("&")
@@ -197,7 +199,7 @@ def find_fields(query: bytes) -> Mapping[str, Sequence[str]]:
                 name, value = _unescape(name), _unescape(value)
             fields.setdefault(name, []).append(value)
     if b"\0" in query or b"%00" in query:
-        raise InvalidParam("The query has a NUL character in it")
+        raise InvalidParam("The query contains a NUL character")
     return fields
 
 
@@ -210,7 +212,7 @@ def _not_text() -> InvalidParam:
 
 
 def _unescape(text: str) -> str:
-    """Raises `InvalidParam`."""
+    """Decode percent escapes and plus signs. Raises `InvalidParam`."""
     try:
         return unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeDecodeError:
@@ -218,16 +220,16 @@ def _unescape(text: str) -> str:
 
 
 def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
-    """What positional parameters may ask for: services, and the special types, which stand for
-    themselves."""
+    """Return the values that positional parameters may have: services by type, and the special
+    types, which stand for themselves."""
     return {**services, **{each: each for each in _FILLED_IN}}
 
 
-def services_of(
+def find_services(
     declaration: Endpoint, binding: Binding, known: Mapping[Any, object]
 ) -> tuple[object, ...]:
-    """The positional arguments of a handler; the special types themselves where the request is to
-    be filled in. Raises `DeclarationError`."""
+    """Return the positional arguments of a handler. Special types stand for themselves until the
+    request fills them in. Raises `DeclarationError`."""
     try:
         return tuple([known[each] for each in binding.positional])
     except KeyError as missing:
@@ -235,12 +237,12 @@ def services_of(
         where = f"{declaration.handler.__module__}.{declaration.handler.__qualname__}"
         name = list(_signature(declaration.handler))[at]
         raise DeclarationError(
-            f"{where}: nobody provides the service {getattr(type_, '__name__', type_)} ({name})"
+            f"{where}: no such service is provided: {getattr(type_, '__name__', type_)} ({name})"
         ) from None
 
 
 def bind(declaration: Endpoint) -> Binding:
-    """Read a handler's signature. Raises `DeclarationError`."""
+    """Read the signature of a handler. Raises `DeclarationError`."""
     handler = declaration.handler
     where = f"{handler.__module__}.{handler.__qualname__}"
     signature = _signature(handler)
@@ -296,9 +298,9 @@ def bind(declaration: Endpoint) -> Binding:
         positional=tuple(positional),
         filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
-        # who asks as nobody brings what makes them somebody: codes, sessions, secrets of a browser
+        # unauthenticated requests carry secrets: codes, sessions, secrets of a browser
         query=_QueryReader(
-            query_parameters, may_be_kept=declaration.auth not in (Auth.NONE, *MAYBE_NOBODY)
+            query_parameters, cacheable=declaration.auth not in (Auth.NONE, *OPTIONAL_AUTH)
         ),
         decode_body=decode_body,
         takes_file=takes_file,
@@ -308,8 +310,8 @@ def bind(declaration: Endpoint) -> Binding:
 
 @cache
 def _signature(handler: Callable[..., Any]) -> Mapping[str, tuple[inspect.Parameter, Any]]:
-    """Each parameter and its type, None where it has none. A process with several servers asks the
-    same of each handler."""
+    """Return each parameter with its type, or None if it has none. Cached, since a process with
+    several servers asks for the same handlers again."""
     hints = get_type_hints(handler, include_extras=True)
     return {
         name: (each, hints.get(name))
@@ -318,13 +320,12 @@ def _signature(handler: Callable[..., Any]) -> Mapping[str, tuple[inspect.Parame
 
 
 def path_names(path: str) -> set[str]:
-    """The names in a declared path."""
+    """Return the parameter names in a declared path."""
     return {segment[1:-1] for segment in path.split("/") if segment.startswith("{")}
 
 
 def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
-    """Of what a positional parameter is: the type of a service, or one of those that a request
-    fills in."""
+    """Return the type of a positional parameter: a service, or a type that the request fills in."""
     if hint is RequestContext:
         return hint
     if hint is Peer:
@@ -335,7 +336,7 @@ def _kind(where: str, name: str, hint: Any, auth: Auth) -> object:
     if inner is Requester:
         if auth in (Auth.NONE, Auth.SERVER):
             raise DeclarationError(f"{where}: takes a Requester, but its auth is {auth.value}")
-        if (auth in MAYBE_NOBODY) is not optional:
+        if (auth in OPTIONAL_AUTH) is not optional:
             raise DeclarationError(
                 f"{where}: {name} must be `Requester | None` if, and only if, auth is optional"
             )
@@ -372,7 +373,7 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
 
 def _text_parser(hint: Any) -> TextParser | None:
     if isinstance(hint, NewType):
-        return IDENTIFIERS.get(hint)
+        return IDENTIFIER_PARSERS.get(hint)
     if hint is str:
         return str
     if hint is bool:
@@ -425,21 +426,21 @@ def _body_decoder(
 def json_decoder(
     hint: Any, *, may_be_empty: bool, max_depth: int = MAX_SENT_DEPTH
 ) -> Callable[[bytes], Any]:
-    """What makes a body of that type of bytes. It raises BadJson, NotJson.
+    """Return a decoder for bodies of that type. It raises BadJson, NotJson.
 
-    `may_be_empty`: no body stands for `{}`. Elsewhere it is no JSON, lest a power cut on the way
-    sets a state to `{}`. `max_depth`: how deep it may nest. What is skipped over, into a Raw within
-    the body, has to be looked at by who reads it.
+    `may_be_empty`: an empty body stands for `{}`. Otherwise it is refused, so that a truncated
+    request cannot set a state to `{}`. `max_depth`: the limit of nesting. The reader of a Raw
+    inside the body has to check its content.
     """
     is_raw = hint is msgspec.Raw
-    # msgspec skips over what goes into a Raw, and would let text that is not UTF-8 through.
+    # msgspec does not decode the content of a Raw, and would accept text that is not UTF-8
     decoder = msgspec.json.Decoder(dict if is_raw else hint)
     may_be_deep = _takes_any(kinds.type_info(decoder.type))
 
     def decode(body: bytes) -> object:
         if not body:
             if not may_be_empty:
-                raise NotJson("The body is empty, and has to be a JSON object")
+                raise NotJson("The body is empty but must be a JSON object")
             body = b"{}"
         try:
             decoded: object = decoder.decode(body)
@@ -459,7 +460,7 @@ def json_decoder(
 
 
 def _takes_any(kind: kinds.Type, within: tuple[type, ...] = ()) -> bool:
-    """Whether values of that type can nest at will: they have room for any value, or for one of
+    """Return whether values of the type can nest without limit: they hold any value, or one of
     their own type."""
     match kind:
         case kinds.AnyType():

@@ -1,7 +1,7 @@
-"""The table of paths: which declared path a request's path is, and the values in it.
+"""Maps request paths to declared paths and their parameter values.
 
-A path is split before it is decoded, so that an encoded slash stays inside its segment. A literal
-segment wins over a parameter. A slash at the end that no declaration has is forgiven.
+A path is split before it is decoded, so an encoded slash stays inside its segment. A literal
+segment wins over a parameter. An extra slash at the end is ignored.
 """
 
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from federation.protocol.errors import InvalidParam
 
 T = TypeVar("T")
 
-MAX_REMEMBERED: Final = 255
-REMEMBERED: Final = 512
+MAX_CACHED_SEGMENT: Final = 255
+CACHED_SEGMENTS: Final = 512
 
 
 class _Node(msgspec.Struct, Generic[T]):
     literals: "dict[str, _Node[T]]" = msgspec.field(default_factory=dict)
     parameter: "_Node[T] | None" = None
-    beside: "dict[str, _Node[T]] | None" = None
-    """Of a parameter: the literals that come first in its place."""
+    siblings: "dict[str, _Node[T]] | None" = None
+    """For a parameter node: the sibling literals, which win over it."""
     may_be_empty: bool = False
     leaf: T | None = None
 
 
 def split_path(path: bytes) -> list[str]:
-    """The decoded segments of a request's path. Raises `InvalidParam` for bytes that are not UTF-8,
-    and for NUL."""
+    """Split a request path into decoded segments. Raises `InvalidParam` for invalid UTF-8 and
+    NUL."""
     try:
         segments = path[1:].decode().split("/")
         if b"%" in path:
@@ -38,67 +38,75 @@ def split_path(path: bytes) -> list[str]:
     except UnicodeDecodeError:
         raise InvalidParam("The path is not valid UTF-8") from None
     if b"\0" in path or b"%00" in path:
-        raise InvalidParam("The path has a NUL character in it")
+        raise InvalidParam("The path contains a NUL character")
     return segments
 
 
 def _unescape(segment: str) -> str:
-    """Raises `UnicodeDecodeError`."""
-    return _remembered(segment) if len(segment) <= MAX_REMEMBERED else _unescape_anew(segment)
+    """Decode percent escapes. Raises `UnicodeDecodeError`."""
+    return (
+        _decode_segment_cached(segment)
+        if len(segment) <= MAX_CACHED_SEGMENT
+        else _decode_segment(segment)
+    )
 
 
-def _unescape_anew(segment: str) -> str:
+def _decode_segment(segment: str) -> str:
     return unquote_to_bytes(segment).decode()
 
 
-_remembered = lru_cache(REMEMBERED)(_unescape_anew)
-"""Room ids, in most requests about a room."""
+_decode_segment_cached = lru_cache(CACHED_SEGMENTS)(_decode_segment)
+"""Most requests about a room have its id in the path."""
 
 
 class PathTable(Generic[T]):
-    """Maps paths such as `/rooms/{room_id}/members` to leaves."""
+    """Maps path patterns such as `/rooms/{room_id}/members` to leaves."""
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
-        self._whole: dict[bytes, _Node[T]] = {}
-        """Paths without parameters, which are found at once as they stand."""
+        self._literal_paths: dict[bytes, _Node[T]] = {}
+        """The nodes of paths without parameters, found without splitting."""
 
     def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
-        """The node of a declared path, made if need be; the caller sets its `leaf`."""
+        """Return the node of a declared path, and create it if needed. The caller sets its
+        `leaf`."""
         node = self._root
         for segment in path[1:].split("/"):
             if segment.startswith("{") and segment.endswith("}"):
                 if node.parameter is None:
-                    node.parameter = _Node(beside=node.literals)
+                    node.parameter = _Node(siblings=node.literals)
                 node = node.parameter
                 node.may_be_empty = node.may_be_empty or segment[1:-1] in may_be_empty
             else:
                 node = node.literals.setdefault(segment, _Node())
         if "{" not in path:
-            self._whole[path.encode()] = node
+            self._literal_paths[path.encode()] = node
         return node
 
     def find(self, path: bytes) -> tuple[T, list[str], bool] | None:
-        """The leaf at this path, the values of its parameters, in order, and whether any text may
-        come last in its place. Raises `InvalidParam`."""
-        whole = self._whole.get(path)
-        if whole is not None and whole.leaf is not None:
-            return whole.leaf, [], False
+        """Find the leaf of a path.
+
+        Return the leaf, the values of its parameters in order, and whether the last segment may be
+        any text. Raises `InvalidParam`.
+        """
+        literal = self._literal_paths.get(path)
+        if literal is not None and literal.leaf is not None:
+            return literal.leaf, [], False
         if not path.startswith(b"/"):
             return None
         segments = split_path(path)
         values: list[str] = []
-        node = self._find_straight(segments, values)
+        node = self._find_without_backtracking(segments, values)
         if node is not None and node.leaf is not None:
-            return node.leaf, values, node.beside == {}
+            return node.leaf, values, node.siblings == {}
         values = []
         leaf = _find(self._root, segments, 0, values)
         if leaf is None and len(segments) > 1 and not segments[-1]:
             leaf = _find(self._root, segments[:-1], 0, values)
         return None if leaf is None else (leaf, values, False)
 
-    def _find_straight(self, segments: list[str], values: list[str]) -> _Node[T] | None:
-        """As `_find` finds most, without looking back: what it tries first."""
+    def _find_without_backtracking(self, segments: list[str], values: list[str]) -> _Node[T] | None:
+        """Find a node without backtracking, which succeeds for most paths."""
         node = self._root
         for segment in segments:
             following = node.literals.get(segment)
@@ -111,7 +119,7 @@ class PathTable(Generic[T]):
         return node
 
     def leaves(self) -> Iterator[T]:
-        """Every leaf there is."""
+        """Iterate over all leaves."""
         nodes = [self._root]
         while nodes:
             node = nodes.pop()

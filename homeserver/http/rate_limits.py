@@ -1,6 +1,6 @@
-"""The rate limits of the configuration: token buckets for each limit.
+"""The configured rate limits: token buckets for each limit.
 
-An action without a limit costs one lookup. Addresses of IPv6 count by their /64.
+An action without a limit costs one lookup. IPv6 addresses count by their /64.
 """
 
 import sys
@@ -17,7 +17,7 @@ from homeserver.api.limits import Limit
 
 
 class Counted(NamedTuple):
-    """A bucket, and how much of it something takes."""
+    """A bucket, and the number of tokens that an action takes from it."""
 
     limit: Limit
     key: str
@@ -25,17 +25,17 @@ class Counted(NamedTuple):
 
 
 class Attempt:
-    """Something that may fail."""
+    """An action that may fail."""
 
     has_failed = False
 
     def fail(self) -> None:
-        """It did."""
+        """Record that the action failed."""
         self.has_failed = True
 
 
 class RateLimiter:
-    """Counts actions. A limit that has no rate is none."""
+    """Counts actions against rate limits. A limit without a rate does not limit."""
 
     def __init__(
         self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
@@ -46,33 +46,33 @@ class RateLimiter:
         self._buckets = {limit: self._make_buckets(rate) for limit, rate in rates.items()}
 
     def has_rate(self, limit: Limit) -> bool:
-        """Whether there is such a limit."""
+        """Return whether the limit is configured."""
         return limit in self._limited
 
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
-        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate`
-        replaces the usual one."""
+        """Count an action, or raise `LimitExceeded` and count nothing. `rate` replaces the
+        configured one."""
         self._take(limit, key, cost, cost, rate)
 
     def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
-        """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it
-        fails."""
+        """Raise `LimitExceeded` if an action would exceed the limit, but count nothing: for limits
+        that count only failures."""
         self._take(limit, key, 1, 0, rate)
 
     def check_then_count(self, limit: Limit, key: str, cost: float) -> None:
-        """Raise `LimitExceeded` if an action would; else count it as so many, though it be more
-        than there is room for: so it may always be made, and the next one waits the longer."""
+        """Raise `LimitExceeded` if the bucket is empty; otherwise count `cost`, even if it is more
+        than the bucket holds. So a large action is always possible, and the next one waits
+        longer."""
         self._take(limit, key, 1, cost)
 
     def room(self, limit: Limit, key: str) -> int:
-        """How many actions could be counted now; without a limit, any number."""
+        """Return how many actions the limit allows now; without a limit, any number."""
         buckets = self._buckets.get(limit)
         return sys.maxsize if buckets is None else buckets.room(key)
 
     @contextmanager
     def counting(self, limit: Limit, key: str) -> Iterator[None]:
-        """Count an action that may fail yet: then it does not count, whatever it raises. Raises
-        LimitExceeded."""
+        """Count an action, and refund it if the body raises anything. Raises LimitExceeded."""
         self.check(limit, key)
         try:
             yield
@@ -82,17 +82,17 @@ class RateLimiter:
 
     @contextmanager
     def counting_failures(self, limit: Limit, key: str) -> Iterator[None]:
-        """Count an action, unless it succeeds in the end: until then it counts, so that whatever is
-        under way does. Raises LimitExceeded."""
+        """Count an action, and refund it if it succeeds. Until then it counts, so concurrent
+        attempts are limited too. Raises LimitExceeded."""
         self.check(limit, key)
         yield
         self.give_back(limit, key)
 
     @contextmanager
     def attempting(self, counted: Sequence[Counted]) -> Iterator[Attempt]:
-        """Count an attempt, in all of these buckets or in none, before it is known how it ends:
-        whatever is under way counts. Unless it is said to have failed, all is given back at the
-        end, whatever is raised. Raises LimitExceeded."""
+        """Count an attempt in all of these buckets or in none, before its outcome is known, so that
+        concurrent attempts count. Refund it at the end, even after an exception, unless
+        `Attempt.fail` was called. Raises LimitExceeded."""
         for limit, key, cost in counted:
             self._take(limit, key, cost, 0)
         for limit, key, cost in counted:
@@ -106,21 +106,20 @@ class RateLimiter:
                     self.give_back(limit, key, cost)
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
-        """Count what has happened already, though it be more than there was room for: for what is
-        known only then."""
+        """Count an action that has already happened, even if it exceeds the limit."""
         self._take(limit, key, None, cost, rate)
 
     def _take(
-        self, limit: Limit, key: str, asked: float | None, taken: float, rate: Rate | None = None
+        self, limit: Limit, key: str, required: float | None, taken: float, rate: Rate | None = None
     ) -> None:
-        """Take tokens, where there is room for those that are asked. Else raises `LimitExceeded`;
-        None: there always is."""
+        """Take `taken` tokens. Raises `LimitExceeded` if fewer than `required` are left; None
+        requires nothing."""
         buckets = self._buckets.get(limit)
         if buckets is None:
             if rate is None:
                 return
             buckets = self._buckets[limit] = self._make_buckets(rate)
-        if asked is not None and (wait := buckets.wait(key, asked, rate=rate)):
+        if required is not None and (wait := buckets.wait(key, required, rate=rate)):
             raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
         if taken:
             buckets.take(key, taken, rate=rate)
@@ -129,22 +128,23 @@ class RateLimiter:
         return TokenBuckets(self._clock.seconds, rate, max_buckets=self._max_buckets)
 
     def give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
-        """What was counted is not to count after all."""
+        """Refund a counted action."""
         if (buckets := self._buckets.get(limit)) is not None:
             buckets.give_back(key, cost)
 
     def forget(self, limit: Limit, key: str) -> None:
-        """Fill a bucket: after a good password, failures before it no longer count."""
+        """Fill the bucket: a successful login clears earlier failures."""
         if (buckets := self._buckets.get(limit)) is not None:
             buckets.fill(key)
 
     def bucket_count(self, limit: Limit) -> int:
-        """How many buckets are remembered."""
+        """Return the number of buckets in memory."""
         return len(self._buckets.get(limit, ()))
 
 
 def address_key(address: str) -> str:
-    """What an address counts as: itself, or the /64 of IPv6, which is what one subscriber has."""
+    """Return the key by which an address counts: itself, or the /64 of IPv6, which one subscriber
+    has."""
     if ":" not in address:
         return address
     try:

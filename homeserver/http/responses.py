@@ -1,8 +1,8 @@
-"""What a handler may answer, and how it becomes bytes, once.
+"""Response bodies, and the errors of the site.
 
-A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.Raw` are JSON that is
-encoded already; `Response` says everything itself, and its body may be a `File`, which is sent as
-it is read, or `Pieces`, which are sent as they are made.
+A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
+`msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A `File`
+body is streamed as it is read, a `Pieces` body as it is made.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ JSON_TYPE: Final = "application/json"
 
 
 class Empty(msgspec.Struct, frozen=True):
-    """`{}`"""
+    """An empty JSON object: `{}`."""
 
 
 EMPTY: Final = Empty()
 
 
 class MemorySource:
-    """A source of bytes that are there already."""
+    """A source of bytes in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -40,27 +40,27 @@ class MemorySource:
         self._data = b""
 
 
-class OtherServerFailed(MatrixError):
-    status, default_text = 502, "Another server could not be asked, or answered wrongly"
+class RemoteServerFailed(MatrixError):
+    status, default_text = 502, "Another server could not be reached, or gave an invalid response"
 
 
-class DatabaseAway(MatrixError):
-    status, default_text = 503, "The server's database cannot be reached now; try again"
+class DatabaseNotReachable(MatrixError):
+    status, default_text = 503, "The server cannot reach its database; try again"
 
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
-class GivenUp(MatrixError):
-    status, default_text = 503, "The server gave up on this request; try again"
+class RequestCancelled(MatrixError):
+    status, default_text = 503, "The server cancelled this request; try again"
 
 
 class Bug(MatrixError):
-    """Something went wrong that nobody expected."""
+    """An unexpected exception, which is a bug."""
 
     status = 500
 
     def __init__(self, request_id: str) -> None:
-        text = f"Internal server error; the administrator finds it in the log as {request_id}"
+        text = f"Internal server error; it is in the server's log as {request_id}"
         super().__init__(text, request_id=request_id)
 
 
@@ -68,7 +68,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode_body(answer: object) -> bytes:
-    """The bytes of an answer. Raises TypeError for what is not JSON: a bug of the handler."""
+    """Encode a response body. Raises TypeError if it is not JSON, which is a bug of the handler."""
     if isinstance(answer, bytes):
         return answer
     if isinstance(answer, msgspec.Raw):
@@ -77,7 +77,7 @@ def encode_body(answer: object) -> bytes:
 
 
 def error_response(error: MatrixError) -> Response:
-    """The answer that says no. spec: client-server-api#standard-error-response"""
+    """Return the response for an error. spec: client-server-api#standard-error-response"""
     headers = dict(error.headers)
     if isinstance(error, LimitExceeded):
         retry_after_ms = error.fields.get("retry_after_ms")

@@ -1,8 +1,8 @@
-"""The router: all declared endpoints, and the way of one request through its endpoint.
+"""The router finds the endpoint of a request and calls its handler.
 
-The order of a request: find the endpoint, let the guard look at who asks, count it against its rate
-limit, read path, query and body into typed values, call the handler. Whatever is raised leaves here
-as it is; the site makes it an answer.
+The order of a request: find the endpoint, authenticate the caller, count it against the rate limit,
+parse path, query and body into typed values, call the handler. Exceptions pass through; the site
+turns them into responses.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -15,18 +15,18 @@ import msgspec
 
 from federation.api.request import Peer, RequestContext
 from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
-from homeserver.api.endpoint import MAYBE_NOBODY, Auth, BodyLimit, Endpoint, find_declaration
+from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, BodyLimit, Endpoint, find_declaration
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.guard import Guard
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 from homeserver.http.parameters import (
     Binding,
     DeclarationError,
     bind,
     find_fields,
+    find_services,
     known_services,
-    services_of,
 )
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
@@ -35,17 +35,17 @@ from storage.cache import LRU
 
 _NONE: Final = Auth.NONE
 _SERVER: Final = Auth.SERVER
-"""To ask the class for one is a call of a function, in Python 3.11."""
-LONGEST_REMEMBERED: Final = 512
-MOST_REMEMBERED: Final = 512
-"""Beginnings of paths, each of so many bytes at most."""
+"""Accessing a member of an enum class is a function call in Python 3.11, so these are constants."""
+MAX_CACHED_PREFIX: Final = 512
+CACHED_PREFIXES: Final = 512
+"""The number of cached path prefixes, and the largest length of each in bytes."""
 PLAIN: Final = (ascii_letters + digits + "-._~").encode()
-"""What stands for itself in a path."""
+"""The characters that need no decoding in a path."""
 Handler = Callable[..., Awaitable[Any]]
-"""A function that `@endpoint` has declared."""
+"""A function declared with `@endpoint`."""
 
 
-class Route(msgspec.Struct, frozen=True):
+class EndpointRoute(msgspec.Struct, frozen=True):
     """One endpoint at one of its paths."""
 
     path: str
@@ -53,46 +53,46 @@ class Route(msgspec.Struct, frozen=True):
     binding: Binding
     names: tuple[str, ...]
     name: str
-    """What logs and metrics call it."""
+    """The name in logs and metrics."""
     is_limited: bool
-    """Whether the guard has to count requests."""
+    """Whether requests count against a rate limit."""
 
 
 class Match(msgspec.Struct, frozen=True, gc=False):
-    """A route, and the values in the request's path."""
+    """A route, with the values from the request path."""
 
-    route: Route
+    route: EndpointRoute
     values: list[str]
     max_body: int
-    """How many bytes of body it takes."""
+    """The largest body in bytes."""
 
 
-class Incoming(Protocol):
-    """A request that has arrived whole."""
+class IncomingRequest(Protocol):
+    """A complete request, as the router needs it."""
 
-    head: Head
+    head: RequestHead
     query: bytes
     client_ip: str
     file: BinaryIO | None
-    """The body, where the endpoint asks for it as a file."""
+    """The body, if the endpoint takes it as a file."""
     record: AccessRecord
 
     def read_body(self) -> bytes:
-        """The body, where it is no file."""
+        """Return the body, if it is no file."""
         ...
 
     def let_in(self) -> None:
-        """It is known who asks, and they have their turn."""
+        """The request was authenticated and admitted: stop counting its body against the budget."""
         ...
 
     def make_context(self) -> RequestContext:
-        """What a handler may need to know of it."""
+        """Return the context that handlers may ask for."""
         ...
 
 
 class Router:
-    """Finds and calls endpoints. Raises `DeclarationError` when it is made from declarations that
-    are wrong."""
+    """Finds and calls endpoints. The constructor raises `DeclarationError` for wrong
+    declarations."""
 
     def __init__(
         self,
@@ -106,9 +106,9 @@ class Router:
         self._body_limits = body_limits or {}
         self._table, endpoints = _read(tuple(sources))
         self._services: dict[Handler, tuple[object, ...]] = {}
-        self._known: LRU[tuple[str, bytes], Match] = LRU(max_entries=MOST_REMEMBERED)
-        """Without the last value, where any text may stand there, as a transaction id: by the
-        method and what is before it, of late."""
+        self._recent_matches: LRU[tuple[str, bytes], Match] = LRU(max_entries=CACHED_PREFIXES)
+        """Recent matches by method and path prefix, without the last value, for endpoints whose
+        last segment may be any text, such as a transaction id."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)
@@ -116,17 +116,18 @@ class Router:
     def _add(self, declaration: Endpoint, binding: Binding, known: Mapping[Any, object]) -> None:
         if not self._guard.can_check(declaration.auth):
             raise DeclarationError(
-                f"{_where(declaration)}: its auth is {declaration.auth.value}, and no checker is wired for that"
+                f"{_where(declaration)}: its auth is {declaration.auth.value}, "
+                f"but there is no checker for it"
             )
         max_body = declaration.max_body
         if isinstance(max_body, BodyLimit) and max_body not in self._body_limits:
             raise DeclarationError(
-                f"{_where(declaration)}: nobody says how large {max_body.value} is"
+                f"{_where(declaration)}: the size of {max_body.value} is not given"
             )
-        self._services[declaration.handler] = services_of(declaration, binding, known)
+        self._services[declaration.handler] = find_services(declaration, binding, known)
 
     def routes(self) -> list[tuple[str, str]]:
-        """Method and path of everything that is served, sorted by path."""
+        """Return method and path of all endpoints, sorted by path."""
         return sorted(
             (
                 (method, route.path)
@@ -137,10 +138,13 @@ class Router:
         )
 
     def find(self, method: str, path: bytes) -> Match:
-        """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`,
-        `InvalidParam`."""
+        """Find the endpoint of a path.
+
+        Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`,
+        `InvalidParam`.
+        """
         before, _, last = path.rpartition(b"/")
-        known = self._known.get((method, before))
+        known = self._recent_matches.get((method, before))
         if known is not None and last and not last.translate(None, PLAIN):
             return Match(known.route, [*known.values, last.decode()], known.max_body)
         found = self._table.find(path)
@@ -151,29 +155,30 @@ class Router:
         if route is None and method == "HEAD":
             route = leaf.get("GET")
         if route is None:
-            raise MethodRefused(sorted(leaf))
+            raise MethodNotAllowedHere(sorted(leaf))
         limit = route.declaration.max_body
         max_body = self._body_limits[limit] if isinstance(limit, BodyLimit) else limit
-        if is_open and len(before) <= LONGEST_REMEMBERED:
-            self._known.put((method, before), Match(route, values[:-1], max_body))
+        if is_open and len(before) <= MAX_CACHED_PREFIX:
+            self._recent_matches.put((method, before), Match(route, values[:-1], max_body))
         return Match(route, values, max_body)
 
     def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
-        """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and
-        for other servers Unauthorized and Forbidden."""
+        """Check the headers before a long body is accepted. Raises MissingToken, and for endpoints
+        of other servers Unauthorized and Forbidden."""
         auth = match.route.declaration.auth
         if auth is Auth.SERVER:
             assert self._guard.signatures is not None
             self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
         elif (
-            auth not in (Auth.NONE, *MAYBE_NOBODY)
+            auth not in (Auth.NONE, *OPTIONAL_AUTH)
             and not authorization
             and b"access_token=" not in uri
         ):
             raise MissingToken
 
-    def call(self, match: Match, incoming: Incoming) -> Awaitable[object]:
-        """The handler's answer. Raises whatever the guard, the parameters and the handler raise."""
+    def call(self, match: Match, incoming: IncomingRequest) -> Awaitable[object]:
+        """Return the handler's result. Raises whatever the guard, the parameters and the handler
+        raise."""
         declaration = match.route.declaration
         if declaration.auth is _NONE:
             return self._call_handler(match, incoming, None, None)
@@ -188,8 +193,8 @@ class Router:
                 return self._call_handler(match, incoming, caller, None)
         return self._call_as_user(match, incoming)
 
-    async def _call_as_user(self, match: Match, incoming: Incoming) -> object:
-        """For whom has to be found out first."""
+    async def _call_as_user(self, match: Match, incoming: IncomingRequest) -> object:
+        """Authenticate the user, then call the handler."""
         route, authorization = match.route, incoming.head.last.get(b"authorization")
         caller = await self._guard.find_caller(
             route.declaration,
@@ -199,8 +204,8 @@ class Router:
         )
         return await self._call_handler(match, incoming, caller, None)
 
-    async def _call_as_peer(self, match: Match, incoming: Incoming) -> object:
-        """For another server, when it has its turn."""
+    async def _call_as_peer(self, match: Match, incoming: IncomingRequest) -> object:
+        """Authenticate the server, wait for a free slot, then call the handler."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
             _texts(incoming.head.get(b"authorization")),
@@ -220,9 +225,9 @@ class Router:
             turns.leave(peer.server_name)
 
     def _call_handler(
-        self, match: Match, incoming: Incoming, caller: Requester | None, peer: Peer | None
+        self, match: Match, incoming: IncomingRequest, caller: Requester | None, peer: Peer | None
     ) -> Awaitable[object]:
-        """Once it is known who asks."""
+        """Count the authenticated request, parse it and call the handler."""
         route = match.route
         if caller is not None:
             incoming.record.caller = caller.user_id
@@ -248,8 +253,8 @@ def _texts(values: Sequence[bytes]) -> list[str]:
     return [value.decode("utf-8", "replace") for value in values]
 
 
-class MethodRefused(MethodNotAllowed):
-    """405, knowing what the path does take."""
+class MethodNotAllowedHere(MethodNotAllowed):
+    """A 405 error that knows the allowed methods."""
 
     def __init__(self, methods: list[str]) -> None:
         super().__init__()
@@ -259,10 +264,10 @@ class MethodRefused(MethodNotAllowed):
 @cache
 def _read(
     sources: tuple[ModuleType | Handler, ...],
-) -> tuple[PathTable[dict[str, Route]], Sequence[tuple[Endpoint, Binding]]]:
-    """The paths of declarations, and all of these with their signatures, which are the same for
-    each server of a process. Raises `DeclarationError`."""
-    table: PathTable[dict[str, Route]] = PathTable()
+) -> tuple[PathTable[dict[str, EndpointRoute]], Sequence[tuple[Endpoint, Binding]]]:
+    """Read the declarations of all sources, and build their path table. Cached, since all servers
+    of a process share them. Raises `DeclarationError`."""
+    table: PathTable[dict[str, EndpointRoute]] = PathTable()
     endpoints: list[tuple[Endpoint, Binding]] = []
     for declaration in _declarations(sources):
         if not declaration.paths:
@@ -279,14 +284,14 @@ def _read(
                 raise DeclarationError(
                     f"{_where(declaration)}: {declaration.method} {path} is already {other}"
                 )
-            node.leaf[declaration.method] = Route(
+            node.leaf[declaration.method] = EndpointRoute(
                 path, declaration, binding, names, declaration.name, _is_limited(declaration)
             )
     return table, endpoints
 
 
 def _is_limited(declaration: Endpoint) -> bool:
-    has_limit = declaration.limit is not Limit.NONE or declaration.limit_of_admins is not Limit.NONE
+    has_limit = declaration.limit is not Limit.NONE or declaration.admin_limit is not Limit.NONE
     return has_limit and declaration.auth is not Auth.SERVER
 
 
@@ -306,7 +311,7 @@ def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]
 
 
 def _declared_in(module: ModuleType) -> Sequence[Endpoint]:
-    """The endpoints of a module."""
+    """Return the endpoints of a module."""
     found = (find_declaration(value) for value in vars(module).values())
     return [
         each for each in found if each is not None and each.handler.__module__ == module.__name__

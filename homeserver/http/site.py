@@ -1,16 +1,16 @@
-"""The site: from a request to its answer, without a tree of resources.
+"""The site turns requests into responses, without Twisted's tree of resources.
 
-A request is routed as soon as its headers are there, so that a body too long is refused before it
-is read. A request that is whole runs as one coroutine. This is the only place where an exception
-becomes an answer:
+A request is routed as soon as its headers have arrived, so a body that is too long is refused
+before it is read. A complete request runs as one coroutine. This is the only place where an
+exception becomes a response:
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
-- `DatabaseUnavailable`: 503, since the request may be repeated and then go well;
+- `DatabaseUnavailable`: 503, since a retry may succeed;
 - anything else is a bug: 500, with an id in the body and the traceback under that id in the log.
 
-A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their
-end, unheard.
+When a client disconnects, its handler is cancelled if the endpoint is `cancellable`. Other handlers
+run to their end without a response.
 """
 
 import errno
@@ -33,60 +33,59 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.body_budget import FREE_BYTES, HeldBodies, HeldBody
+from homeserver.http.body_budget import FREE_BYTES, BodyReservation, HeldBodies
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.compression import compress, pays
-from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.compression import compress, is_worth_compressing
+from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.first_step import Task, begin
-from homeserver.http.head import Head, find_cookies
+from homeserver.http.first_step import Task, start_coroutine
+from homeserver.http.head import RequestHead, find_cookies
 from homeserver.http.options import SiteOptions as SiteOptions
-from homeserver.http.page_paths import is_open
+from homeserver.http.page_paths import allows_cors
 from homeserver.http.responses import (
     JSON_TYPE,
     Bug,
-    DatabaseAway,
+    DatabaseNotReachable,
     File,
-    GivenUp,
-    OtherServerFailed,
     Pieces,
+    RemoteServerFailed,
+    RequestCancelled,
     Response,
     encode_body,
 )
-from homeserver.http.router import Match, MethodRefused, Router
-from homeserver.http.streaming import Interrupted, Stream, chained, pieces_of
-from homeserver.http.wire import NO_BODY, TimedLines, header_lines, status_line
+from homeserver.http.router import Match, MethodNotAllowedHere, Router
+from homeserver.http.streaming import ResponseStream, StreamInterrupted, chain_pieces, read_pieces
+from homeserver.http.wire import NO_BODY, DatedHeads, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
-from homeserver.observe.context import CURRENT
+from homeserver.observe.context import CURRENT_REQUEST
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine.interface import DatabaseUnavailable
 
 SPOOL_BYTES: Final = 1 << 20
-"""A body that is read as a file stays in memory up to here."""
+"""A body that is read as a file stays in memory up to this size."""
 UNROUTED_MAX_BODY: Final = 65536
-_NOTHING: Final[list[bytes]] = []
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 _OK: Final = HTTPStatus.OK
-"""To ask the class for it is a call of a function, in Python 3.11."""
+"""Accessing a member of an enum class is a function call in Python 3.11, so this is a constant."""
 DISCONNECTED: Final = 499
-"""What metrics and logs say of a request whose client went away first."""
+"""The status in metrics and logs if the client disconnected before the response."""
 
 
 class MatrixRequest:
-    """One request, from its headers to its answer."""
+    """One request, from its headers to its response."""
 
     __slots__ = (
         "_channel",
         "_chunks",
         "_finished",
-        "_has_begun",
-        "_held",
+        "_has_started",
         "_limit",
         "_lost",
         "_match",
         "_path",
         "_received",
         "_refusal",
+        "_reservation",
         "_sending",
         "_site",
         "_task",
@@ -97,11 +96,11 @@ class MatrixRequest:
         "record",
     )
 
-    head: Head
+    head: RequestHead
     query: bytes
     client_ip: str
     record: AccessRecord
-    """Once the request is whole, or refused."""
+    """Set when the request is complete or refused."""
 
     def __init__(self, site: "Site", channel: MatrixChannel) -> None:
         self._site = site
@@ -109,20 +108,20 @@ class MatrixRequest:
         self._match: Match | None = None
         self._refusal: MatrixError | None = None
         self.file: BinaryIO | None = None
-        self._held: HeldBody | None = None
+        self._reservation: BodyReservation | None = None
         self._task: Task | None = None
-        self._sending: Stream | None = None
+        self._sending: ResponseStream | None = None
         self._chunks: list[bytes] = []
         self._limit = UNROUTED_MAX_BODY
         self._received = 0
-        self._has_begun = False
+        self._has_started = False
         self._finished = False
         self._lost = False
 
-    # What the channel calls, in this order.
+    # Called by the channel, in this order.
 
-    def begin(self, head: Head, length: int | None) -> None:
-        """The headers are there: find the endpoint, and refuse a body that is too long for it."""
+    def begin(self, head: RequestHead, length: int | None) -> None:
+        """Find the endpoint, and refuse a body that is too long for it."""
         self.head = head
         self._path, _, self.query = head.uri.partition(b"?")
         if head.method != "OPTIONS":
@@ -133,74 +132,75 @@ class MatrixRequest:
             else:
                 route = self._match.route
                 self._limit = self._match.max_body
-                if route.binding.takes_file and self._may_go_on(0):
+                if route.binding.takes_file and self._reserve_body(0):
                     self.file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if not self._finished and length is not None and length > self._limit:
             self._refuse_body(
-                self._refusal or TooLarge(f"The body may have {self._limit} bytes at most")
+                self._refusal or TooLarge(f"The body may have at most {self._limit} bytes")
             )
 
     def take(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Store a piece of the body, or refuse a body that became too long."""
         if self._finished:
             return
         self._received += len(data)
         if self._received > self._limit:
             self._refuse_body(
-                self._refusal or TooLarge(f"The body may have {self._limit} bytes at most")
+                self._refusal or TooLarge(f"The body may have at most {self._limit} bytes")
             )
         elif self.file is not None:
-            self._keep(self.file, data)
-        elif self._received <= FREE_BYTES or self._may_go_on(len(data)):
+            self._buffer_in_file(self.file, data)
+        elif self._received <= FREE_BYTES or self._reserve_body(len(data)):
             self._chunks.append(data)
 
-    def _may_go_on(self, size: int) -> bool:
-        """Whether a long body is taken in, though nobody knows yet who sends it; else it is
-        refused. `size`: of its next piece."""
-        assert self._match is not None, "a body that nobody wants is refused before it is long"
+    def _reserve_body(self, size: int) -> bool:
+        """Count the next `size` bytes of a long body against the budget. Refuse the body and return
+        False if its headers or the budget forbid it."""
+        assert self._match is not None, "an unrouted body is refused before it is long"
         try:
-            if self._held is None:
+            if self._reservation is None:
                 self._site.router.check_head(
                     self._match, self.head.get(b"authorization"), self.head.uri
                 )
-                self._held = self._site.bodies.begin(self._find_client_ip())
-            self._held.add(size)
+                self._reservation = self._site.bodies.begin(self._find_client_ip())
+            self._reservation.add(size)
         except MatrixError as error:
             self._refuse_body(error)
             return False
         return True
 
-    def _keep(self, file: BinaryIO, data: bytes) -> None:
+    def _buffer_in_file(self, file: BinaryIO, data: bytes) -> None:
         try:
             file.write(data)
         except OSError as error:
-            self._site.log.error("a body cannot be kept: {error}", error=error)
+            self._site.log.error("a request body cannot be buffered: {error}", error=error)
             self._refuse_body(
                 StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable()
             )
 
     def run(self) -> None:
-        """The request is whole."""
+        """Call the handler: the request is complete."""
         self._begin()
         if self.head.method == "OPTIONS":
             self._write(
-                HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if is_open(self._path) else b"", b""
+                HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS if allows_cors(self._path) else b"", b""
             )
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
             if self.file is not None:
                 self.file.seek(0)
-            self._task = begin(self._serve(self._match))
+            self._task = start_coroutine(self._serve(self._match))
 
     def lost(self) -> None:
-        """The client has gone."""
+        """The client has disconnected: release the request, and cancel its handler if that is
+        allowed."""
         self._lost = True
         if self._task is None:
             self.let_in()
             if self.file is not None:
                 self.file.close()
-        if self._has_begun and not self._finished:
+        if self._has_started and not self._finished:
             self.record.status = DISCONNECTED
             self.record.sent = 0 if self._sending is None else self._sending.sent
             self._site.observed(self.record)
@@ -213,13 +213,13 @@ class MatrixRequest:
             ):
                 self._task.cancel()
 
-    # The way of one request.
+    # The life of one request.
 
     def _begin(self) -> None:
         site = self._site
         head, options = self.head, site.options
         route = None if self._match is None else self._match.route
-        self._has_begun = True
+        self._has_started = True
         site.metrics.in_flight += 1
         self.client_ip = (
             self._find_client_ip() if options.x_forwarded else self._channel.peer_address
@@ -246,11 +246,11 @@ class MatrixRequest:
         self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
-        CURRENT.set(self.record)
+        CURRENT_REQUEST.set(self.record)
         try:
             answer = await self._site.router.call(match, self)
             if not isinstance(answer, Response):
-                self._respond_plainly(answer)
+                self._respond_json(answer)
             elif isinstance(answer.body, File):
                 await self._respond_file(answer, answer.body)
             elif isinstance(answer.body, Pieces):
@@ -261,17 +261,17 @@ class MatrixRequest:
             self._respond_error(error)
         except RemoteError as error:
             self._site.log.info("another server failed: {error}", error=str(error))
-            self._respond_error(OtherServerFailed())
+            self._respond_error(RemoteServerFailed())
         except DatabaseUnavailable as error:
             self._site.log.error(
                 "the database failed request {request_id}: {error}",
                 request_id=self.record.request_id,
                 error=str(error).strip(),
             )
-            self._respond_error(DatabaseAway())
+            self._respond_error(DatabaseNotReachable())
         except CancelledError:
             if not self._lost:
-                self._respond_error(GivenUp())
+                self._respond_error(RequestCancelled())
         except Exception:
             self._respond_bug()
         finally:
@@ -279,11 +279,11 @@ class MatrixRequest:
             if self.file is not None:
                 self.file.close()
 
-    # What the router asks.
+    # Called by the router.
 
     def let_in(self) -> None:
-        if self._held is not None:
-            self._held.release()
+        if self._reservation is not None:
+            self._reservation.release()
 
     def read_body(self) -> bytes:
         if len(self._chunks) > 1:
@@ -314,7 +314,7 @@ class MatrixRequest:
     def _find_client_ip(self) -> str:
         return self._site.options.find_client_ip(self.head, self._channel.peer_address)
 
-    # Answers.
+    # Responses.
 
     def _respond_bug(self) -> None:
         self._site.log.failure("request {request_id} failed", request_id=self.record.request_id)
@@ -322,34 +322,34 @@ class MatrixRequest:
 
     def _respond_error(self, error: MatrixError) -> None:
         response = self._site.options.refuse(self.head, self._path, error)
-        if isinstance(error, MethodRefused):
+        if isinstance(error, MethodNotAllowedHere):
             response = Response(
                 response.status, {**response.headers, "Allow": error.allow}, response.body
             )
         self._respond(response)
 
-    def _respond_plainly(self, answer: object) -> None:
-        """Answer with what most requests are answered with: JSON, and nothing to say of it."""
+    def _respond_json(self, answer: object) -> None:
+        """Send the most common response: JSON with status 200 and no headers of its own."""
         site, body = self._site, encode_body(answer)
         if (
-            not is_open(self._path)
+            not allows_cors(self._path)
             or self.head.method == "HEAD"
             or not self._channel.persistent
-            or (site.options.compress and pays(body, JSON_TYPE))
+            or (site.options.compress and is_worth_compressing(body, JSON_TYPE))
         ):
             self._respond(Response(_OK, _NO_HEADERS, body))
         elif not self._lost:
             head = site.heads.usual_at(site.clock.seconds())
             self._channel.send(b"%b%d\r\n\r\n%b" % (head, len(body), body))
-            self._ended(200, len(body))
+            self._on_sent(200, len(body))
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
         block, content_type = header_lines(
-            response.headers, response.cookies, is_open=is_open(self._path)
+            response.headers, response.cookies, is_open=allows_cors(self._path)
         )
         options = self._site.options
-        if options.compress and pays(body, content_type):
+        if options.compress and is_worth_compressing(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
             if b"gzip" in b",".join(self.head.get(b"accept-encoding")).lower():
                 body = compress(body)
@@ -357,21 +357,20 @@ class MatrixRequest:
         self._write(response.status, block, body)
 
     async def _respond_file(self, response: Response, file: File) -> None:
-        """Answer with a file, the part of it that is asked for, or the word that the client has
-        it."""
+        """Send a file, the requested range of it, or 304 if the client has it."""
         try:
-            block, _ = header_lines(response.headers, is_open=is_open(self._path))
+            block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
             etag = f'"{file.etag}"'
             block += b"Accept-Ranges: bytes\r\nETag: %s\r\n" % etag.encode()
-            status, part = response.status, Part(0, file.size)
-            if is_held(self._header_lines(b"If-None-Match"), etag):
+            status, part = response.status, ByteRange(0, file.size)
+            if matches_etag(self._header_lines(b"If-None-Match"), etag):
                 self._write(HTTPStatus.NOT_MODIFIED, block, b"")
                 return
             asked = self._header(b"Range")
             if asked is not None and self.head.method == "GET":
                 try:
-                    found = part_of(asked, self._header(b"If-Range"), etag, file.size)
-                except Unsatisfiable:
+                    found = parse_range(asked, self._header(b"If-Range"), etag, file.size)
+                except RangeNotSatisfiable:
                     block += b"Content-Range: bytes */%d\r\n" % file.size
                     self._write(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, block, b"")
                     return
@@ -384,13 +383,13 @@ class MatrixRequest:
                     )
             head = self._head(status, block, b"Content-Length: %d\r\n" % (part.end - part.start))
             end = part.start if self.head.method == "HEAD" else part.end
-            await self._stream(status, head, pieces_of(file.source, part.start, end))
+            await self._stream(status, head, read_pieces(file.source, part.start, end))
         finally:
             file.source.close()
 
     async def _respond_pieces(self, response: Response, body: Pieces) -> None:
-        """Answer with what is made as it is sent. What is one piece is answered at once, and says
-        how long it is."""
+        """Send a body that is made while it is sent. A single piece is sent at once, with its
+        length."""
         first = await anext(body.pieces, b"")
         second = await anext(body.pieces, None)
         if second is None:
@@ -398,7 +397,7 @@ class MatrixRequest:
             return
         if self._lost:
             return
-        block, _ = header_lines(response.headers, is_open=is_open(self._path))
+        block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
         in_chunks = self.head.takes_chunks
         if not in_chunks:
             self._channel.persistent = False
@@ -407,10 +406,13 @@ class MatrixRequest:
         )
         if self.head.method == "HEAD":
             self._channel.send(head)
-            self._ended(response.status, 0)
+            self._on_sent(response.status, 0)
         else:
             await self._stream(
-                response.status, head, chained((first, second), body.pieces), in_chunks=in_chunks
+                response.status,
+                head,
+                chain_pieces((first, second), body.pieces),
+                in_chunks=in_chunks,
             )
 
     async def _stream(
@@ -418,34 +420,36 @@ class MatrixRequest:
     ) -> None:
         if self._lost:
             return
-        stream = self._sending = Stream(self._channel, self._site.clock)
+        stream = self._sending = ResponseStream(self._channel, self._site.clock)
         try:
             await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
-            # The head has promised more: only the end of the connection can tell the client.
+            # The head has announced more bytes, so only an aborted connection can signal the
+            # failure.
             self._log_end(error)
             self._channel.abort()
             return
-        self._ended(status, stream.sent)
+        self._on_sent(status, stream.sent)
 
     def _log_end(self, error: Exception) -> None:
-        """Say why an answer ended before its end: what it is made of may be deleted meanwhile, or
-        out of reach."""
+        """Log why a response ended early: its source may have been deleted or become
+        unreachable."""
         if isinstance(error, DatabaseUnavailable):
             self._site.log.error(
-                "the database failed amid the answer to {request_id}: {error}",
+                "the database failed during the response to {request_id}: {error}",
                 request_id=self.record.request_id,
                 error=str(error).strip(),
             )
         elif isinstance(error, MatrixError):
             self._site.log.info(
-                "the answer to {request_id} was cut: {error}",
+                "the response to {request_id} was cut short: {error}",
                 request_id=self.record.request_id,
                 error=str(error),
             )
-        elif not isinstance(error, (Interrupted, CancelledError)):
+        elif not isinstance(error, (StreamInterrupted, CancelledError)):
             self._site.log.failure(
-                "the answer to {request_id} cannot be read", request_id=self.record.request_id
+                "the response to {request_id} failed while it was sent",
+                request_id=self.record.request_id,
             )
 
     def _header(self, name: bytes) -> str | None:
@@ -456,22 +460,22 @@ class MatrixRequest:
         return [value.decode("latin-1") for value in self.head.get(name.lower())]
 
     def _write(self, status: int, block: bytes, body: bytes) -> None:
-        """Write the whole answer at once."""
+        """Write the complete response at once."""
         if self._lost:
             return
         length = b"" if status in NO_BODY else b"Content-Length: %d\r\n" % len(body)
         head = self._head(status, block, length)
         has_body = self.head.method != "HEAD" and status not in NO_BODY
         self._channel.send(head + body if has_body else head)
-        self._ended(status, len(body) if has_body else 0)
+        self._on_sent(status, len(body) if has_body else 0)
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
-        """`length`: the line that says where the body ends."""
+        """Return the response head. `length` is the header line that says where the body ends."""
         date = self._site.heads.date_at(self._site.clock.seconds())
         connection = b"" if self._channel.persistent else b"Connection: close\r\n"
         return b"%b%b%b%b%b\r\n" % (status_line(status), date, block, length, connection)
 
-    def _ended(self, status: int, sent: int) -> None:
+    def _on_sent(self, status: int, sent: int) -> None:
         self._finished = True
         record = self.record
         record.status, record.sent = status, sent
@@ -483,7 +487,7 @@ class Site(ServerFactory):
     """Makes the connections of one listener."""
 
     noisy = False
-    """Twisted need not say when it starts and stops: the server does, with the address."""
+    """Suppresses Twisted's start and stop messages: the server logs the address itself."""
 
     def __init__(
         self,
@@ -496,7 +500,7 @@ class Site(ServerFactory):
         bodies: HeldBodies | None = None,
         options: SiteOptions | None = None,
     ) -> None:
-        """`bodies`: shared by the sites of a server."""
+        """`bodies`: shared by all sites of a server."""
         self.router = router
         self.clock = clock
         self.metrics = metrics
@@ -506,8 +510,8 @@ class Site(ServerFactory):
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
         self._found: dict[tuple[str, bytes], Match] = {}
-        """At paths as they are declared, without parameters."""
-        self.heads = TimedLines()
+        """Matches of paths without parameters."""
+        self.heads = DatedHeads()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
@@ -518,7 +522,7 @@ class Site(ServerFactory):
         )
 
     def find(self, method: str, path: bytes) -> Match:
-        """The endpoint, if this listener serves it. Raises as `Router.find` does."""
+        """Find the endpoint, if this listener serves it. Raises as `Router.find` does."""
         match = self._found.get((method, path))
         if match is not None:
             return match
@@ -531,7 +535,7 @@ class Site(ServerFactory):
         return match
 
     def observed(self, record: AccessRecord) -> None:
-        """Count and log a request that has ended just now."""
+        """Count and log a request that has just ended."""
         record.ended = self.clock.seconds()
         self.metrics.finished(record)
         self._access_log.write(record)

@@ -1,8 +1,7 @@
-"""Sends a long answer piece by piece: never more than one piece and what the connection holds is in
-memory.
+"""Streams a long response, with at most one piece and the connection's buffer in memory.
 
-A client that takes nothing for `STALL_SECONDS` is cut off: it would keep a file open for as long as
-it likes.
+A client that reads nothing for `STALL_SECONDS` is disconnected; otherwise it could keep a file open
+for ever.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -20,31 +19,31 @@ STALL_SECONDS: Final = 120
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
-class Interrupted(Exception):
-    """The answer has begun and cannot be finished."""
+class StreamInterrupted(Exception):
+    """The response was started and cannot be finished."""
 
 
 @implementer(IPushProducer)
-class Stream:
-    """One answer on its way. `run` returns when all is handed to the connection."""
+class ResponseStream:
+    """One streamed response. `run` returns when all is handed to the connection."""
 
     def __init__(self, channel: MatrixChannel, clock: IReactorTime) -> None:
         self.sent = 0
-        """Bytes of the body."""
+        """Bytes of the body sent so far."""
         self._channel = channel
         self._clock = clock
-        self._room: Deferred[None] | None = None
-        self._stalled: IDelayedCall | None = None
+        self._drained: Deferred[None] | None = None
+        self._stall_timer: IDelayedCall | None = None
         self._stopped = False
 
     async def run(
         self, head: bytes, pieces: AsyncIterator[bytes], *, in_chunks: bool = False
     ) -> None:
-        """Send the head, then the pieces, the next made when the client has taken enough. Raises
-        `Interrupted`, and what making them raises.
+        """Send the head, then the pieces; each is made when the client has read enough. Raises
+        `StreamInterrupted`, and what making a piece raises.
 
-        The head leaves with the first bytes: on its own it would be a packet that the next one
-        waits for. `in_chunks`: each piece says how long it is, and a last one that it was the last.
+        The head is sent with the first piece: alone it would be a packet for which the next one
+        waits. `in_chunks`: use chunked transfer encoding.
         """
         channel = self._channel
         channel.registerProducer(self, True)
@@ -52,17 +51,17 @@ class Stream:
             if channel.is_full:
                 self.pauseProducing()
             while True:
-                if self._room is not None:
-                    await self._room
+                if self._drained is not None:
+                    await self._drained
                 if self._stopped:
-                    raise Interrupted
+                    raise StreamInterrupted
                 piece = await anext(pieces, None)
                 if self._stopped:
-                    raise Interrupted
+                    raise StreamInterrupted
                 if piece is None:
                     break
                 if not piece:
-                    continue  # as a chunk it would be the last
+                    continue  # an empty chunk would end the body
                 self.sent += len(piece)
                 channel.send(
                     b"%b%x\r\n%b\r\n" % (head, len(piece), piece) if in_chunks else head + piece
@@ -73,47 +72,48 @@ class Stream:
             if head:
                 channel.send(head)
         finally:
-            self._forget_stall()
+            self._cancel_stall_timer()
             channel.unregisterProducer()
 
     def pauseProducing(self) -> None:
-        if self._room is None and not self._stopped:
-            self._room = Deferred()
-            self._stalled = self._clock.callLater(STALL_SECONDS, self._give_up)
+        if self._drained is None and not self._stopped:
+            self._drained = Deferred()
+            self._stall_timer = self._clock.callLater(STALL_SECONDS, self._on_stall)
 
     def resumeProducing(self) -> None:
-        room, self._room = self._room, None
-        self._forget_stall()
-        if room is not None and not room.called:
-            room.callback(None)
+        drained, self._drained = self._drained, None
+        self._cancel_stall_timer()
+        if drained is not None and not drained.called:
+            drained.callback(None)
 
     def stopProducing(self) -> None:
         self._stopped = True
         self.resumeProducing()
 
-    def _give_up(self) -> None:
-        self._stalled = None
+    def _on_stall(self) -> None:
+        self._stall_timer = None
         self.stopProducing()
 
-    def _forget_stall(self) -> None:
-        stalled, self._stalled = self._stalled, None
-        if stalled is not None and stalled.active():
-            stalled.cancel()
+    def _cancel_stall_timer(self) -> None:
+        timer, self._stall_timer = self._stall_timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
 
-async def pieces_of(source: Source, start: int, end: int) -> AsyncIterator[bytes]:
-    """These bytes of a source. Raises `Interrupted` where it has fewer, and what reading raises."""
+async def read_pieces(source: Source, start: int, end: int) -> AsyncIterator[bytes]:
+    """Read a range of a source piece by piece. Raises `StreamInterrupted` if the source is
+    too short, and what reading raises."""
     position = start
     while position < end:
         piece = await source.read(position, min(PIECE_BYTES, end - position))
         if not piece:
-            raise Interrupted
+            raise StreamInterrupted
         position += len(piece)
         yield piece
 
 
-async def chained(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Some pieces, and then others."""
+async def chain_pieces(first: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the first pieces, then the rest."""
     for piece in first:
         yield piece
     async for piece in rest:

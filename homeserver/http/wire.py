@@ -1,4 +1,4 @@
-"""The head of an answer, as bytes. What is the same for most answers is made once."""
+"""Response heads as bytes. Parts that most responses share are made once."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -20,43 +20,45 @@ _STATUS_LINES: Final = {
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer."""
+    """Return the status line."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-class TimedLines:
-    """The header `Date`, and the head that most answers have, made once a second, and of their
-    parts the day once a day."""
+class DatedHeads:
+    """The `Date` header and the head of a usual response, remade each second. The day is remade
+    each day."""
 
     def __init__(self) -> None:
         self._day = -1
-        self._beginning = b""
+        self._day_part = b""
         self._second = -1
         self._line = b""
-        self._usual = b""
+        self._usual_head = b""
 
     def usual_at(self, seconds: float) -> bytes:
-        """The head of what is well and JSON, up to its length, at a time in seconds since 1970."""
+        """Return the head of a JSON response with status 200, up to the value of its length.
+        `seconds`: since 1970."""
         if int(seconds) != self._second:
             self.date_at(seconds)
-        return self._usual
+        return self._usual_head
 
     def date_at(self, seconds: float) -> bytes:
-        """The line of a time, in seconds since 1970."""
+        """Return the `Date` line. `seconds`: since 1970."""
         now = int(seconds)
         if now != self._second:
             day, second = divmod(now, SECONDS_A_DAY)
             if day != self._day:
                 self._day = day
-                self._beginning = f"Date: {format_date_time(now).removesuffix(' GMT')[: -len('00:00:00')]}".encode()
+                date = format_date_time(now)[: -len("00:00:00 GMT")]
+                self._day_part = f"Date: {date}".encode()
             minute, second = divmod(second, 60)
             self._second = now
             self._line = b"%b%02d:%02d:%02d GMT\r\n" % (
-                self._beginning,
+                self._day_part,
                 *divmod(minute, 60),
                 second,
             )
-            self._usual = (
+            self._usual_head = (
                 status_line(HTTPStatus.OK) + self._line + JSON_HEADERS + b"Content-Length: "
             )
         return self._line
@@ -65,8 +67,8 @@ class TimedLines:
 def header_lines(
     headers: Mapping[str, str], cookies: Sequence[str] = (), *, is_open: bool = True
 ) -> tuple[bytes, str]:
-    """The header lines of an answer, and its content type. `is_open`: scripts of other sites may
-    read it. Raises ValueError for a line break in a header."""
+    """Return the header lines of a response, and its content type. `is_open`: scripts of other
+    sites may read it. Raises ValueError for a line break in a header."""
     if is_open and not headers and not cookies:
         return JSON_HEADERS, JSON_TYPE
     content_type = JSON_TYPE
@@ -86,41 +88,46 @@ def header_lines(
     return (head.encode() + CORS_HEADERS if is_open else head.encode()), content_type
 
 
-def malformed() -> bytes:
-    """The whole answer to what is not HTTP; nor is what does not say once for which host it is (RFC
+def malformed_response() -> bytes:
+    """Return the complete response to a malformed request, or to one without exactly one Host (RFC
     9112 section 3.2)."""
     return _last_answer(
         HTTPStatus.BAD_REQUEST, "M_UNKNOWN", "This is not a well-formed HTTP request"
     )
 
 
-def unknown_expectation() -> bytes:
-    """The whole answer to one that expects what we do not know (RFC 9110 section 10.1.1)."""
+def unknown_expectation_response() -> bytes:
+    """Return the complete response to an unsupported Expect header (RFC 9110 section 10.1.1)."""
     return _last_answer(
-        HTTPStatus.EXPECTATION_FAILED, "M_UNKNOWN", "Nothing may be expected but 100-continue"
+        HTTPStatus.EXPECTATION_FAILED, "M_UNKNOWN", "The only supported expectation is 100-continue"
     )
 
 
-def too_long(most: int, *, is_address: bool) -> bytes:
-    """The whole answer to more than `most` bytes before the body, most of them in the address or in
-    headers."""
-    if is_address:
-        text = f"The address and headers may have {most} bytes together; keep a long filter with POST /filter, and name it"
+def too_long_response(max_bytes: int, *, is_uri: bool) -> bytes:
+    """Return the complete response to a head of more than `max_bytes`. `is_uri`: most of it is the
+    URI."""
+    if is_uri:
+        text = (
+            f"The URI and headers together may have at most {max_bytes} bytes; "
+            "upload a long filter with POST /filter and use its id"
+        )
         return _last_answer(HTTPStatus.REQUEST_URI_TOO_LONG, "M_TOO_LARGE", text)
-    text = f"The headers may have {most} bytes, and be 100 at most"
+    text = f"There may be at most 100 headers, with at most {max_bytes} bytes"
     return _last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
 
 
-def too_slow() -> bytes:
-    """The whole answer to a request that does not come to its end."""
+def too_slow_response() -> bytes:
+    """Return the complete response to a request that takes too long to arrive."""
     return _last_answer(
         HTTPStatus.REQUEST_TIMEOUT, "M_UNKNOWN", "The request took too long to arrive"
     )
 
 
-def unknown_method() -> bytes:
-    """The whole answer to a method that HTTP does not have."""
-    return _last_answer(HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "There is no such method")
+def unknown_method_response() -> bytes:
+    """Return the complete response to an unknown method."""
+    return _last_answer(
+        HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "This is not an HTTP method"
+    )
 
 
 def _last_answer(status: HTTPStatus, errcode: str, text: str) -> bytes:

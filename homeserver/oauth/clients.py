@@ -1,4 +1,4 @@
-"""Programs register themselves. spec: client-server-api#dynamic-client-registration-flow, RFC
+"""Dynamic client registration. spec: client-server-api#dynamic-client-registration-flow, RFC
 7591"""
 
 from http import HTTPStatus
@@ -15,7 +15,7 @@ from homeserver.services.oauth.metadata import REGISTER_PATH, OAuthMetadata
 
 @endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.CLIENT_REGISTRATION, max_body=32768)
 async def post_client(clients: Clients, metadata: OAuthMetadata, *, body: bytes) -> Response:
-    """What was registered, with the client's id."""
+    """Register a client; return its metadata with its id."""
     metadata.check_enabled()
     try:
         given = decode_object(body)

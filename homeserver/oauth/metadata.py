@@ -1,4 +1,4 @@
-"""Where the OAuth 2.0 API of this server is. spec: client-server-api#server-metadata-discovery"""
+"""Discovery of the OAuth 2.0 API. spec: client-server-api#server-metadata-discovery"""
 
 from http import HTTPStatus
 
@@ -18,14 +18,14 @@ CACHED = {"Cache-Control": "public, max-age=600"}
     auth=Auth.NONE,
 )
 async def get_auth_metadata(metadata: OAuthMetadata) -> Response:
-    """The document; where there is no such API, `M_UNRECOGNIZED`, so that clients take the older
-    sign-in."""
+    """Return the metadata document; `M_UNRECOGNIZED` without an OAuth 2.0 API, so that clients use
+    the older login API."""
     metadata.check_enabled()
     return Response(HTTPStatus.OK, CACHED, metadata.document)
 
 
 @endpoint("GET", "/_matrix/client/unstable/org.matrix.msc2965/auth_issuer", auth=Auth.NONE)
 async def get_auth_issuer(metadata: OAuthMetadata) -> Response:
-    """Only the issuer, for clients from before the metadata had an endpoint."""
+    """Return only the issuer, for clients that predate the metadata endpoint."""
     metadata.check_enabled()
     return Response(HTTPStatus.OK, CACHED, {"issuer": metadata.issuer})

@@ -1,5 +1,5 @@
-"""The parameters of a request to the OAuth 2.0 API: a form, in which each name stands once. spec:
-RFC 6749 section 3.2"""
+"""Parses the parameters of a request to the OAuth 2.0 API: a form with unique names. spec: RFC 6749
+section 3.2"""
 
 from base64 import b64decode
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from federation.api.request import RequestContext
 from homeserver.services.oauth.errors import OAuthError
 
 MAX_BODY: Final = 8192
-"""Bytes: the `max_body` of endpoints that take such a form."""
+"""The `max_body` of endpoints that take such a form, in bytes."""
 _MOST_FIELDS: Final = 30
 
 
 def parse_parameters(body: bytes) -> Mapping[str, str]:
-    """Raises `OAuthError`. A parameter without a value is as good as none."""
+    """Parse a form; parameters without a value count as absent. Raises `OAuthError`."""
     try:
         pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MOST_FIELDS)
     except ValueError:
@@ -24,14 +24,14 @@ def parse_parameters(body: bytes) -> Mapping[str, str]:
         ) from None
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise OAuthError("invalid_request", "A parameter stands there twice")
+        raise OAuthError("invalid_request", "A parameter occurs twice")
     if any("\0" in value for value in found.values()):
-        raise OAuthError("invalid_request", "A parameter has NUL in it")
+        raise OAuthError("invalid_request", "A parameter contains NUL")
     return found
 
 
 def wanted(parameters: Mapping[str, str], name: str) -> str:
-    """A parameter that has to be there. Raises `OAuthError`."""
+    """Return a required parameter. Raises `OAuthError`."""
     value = parameters.get(name)
     if not value:
         raise OAuthError("invalid_request", f"{name} is missing")
@@ -39,7 +39,7 @@ def wanted(parameters: Mapping[str, str], name: str) -> str:
 
 
 def parse_service(context: RequestContext, parameters: Mapping[str, str]) -> tuple[str, str]:
-    """The name and the secret that a service shows, in the header or in the form. spec: RFC 6749
+    """Return the name and the secret of a service, from the header or the form. spec: RFC 6749
     section 2.3.1"""
     scheme, _, encoded = (context.header("Authorization") or "").partition(" ")
     if scheme.lower() == "basic":

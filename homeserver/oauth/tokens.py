@@ -1,4 +1,4 @@
-"""Tokens: given out, ended, told of.
+"""Token endpoints: issue, revoke and introspect.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009,
 RFC 7662, RFC 8628
@@ -34,7 +34,7 @@ async def post_token(
     *,
     body: bytes,
 ) -> dict[str, object]:
-    """Tokens for a code, for a refresh token, or for the secret code of a device."""
+    """Issue tokens for an authorization code, a refresh token or a device code."""
     metadata.check_enabled()
     given = parse_parameters(body)
     client_id = wanted(given, "client_id")
@@ -55,7 +55,7 @@ async def post_token(
                 client_id, wanted(given, "device_code"), context.client_ip
             )
         case _:
-            raise OAuthError("unsupported_grant_type", "grant_type is none that this server knows")
+            raise OAuthError("unsupported_grant_type", "This grant_type is not supported")
     return granted.answer()
 
 
@@ -63,16 +63,16 @@ async def post_token(
 async def post_device(
     grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes
 ) -> dict[str, object]:
-    """A program on a device without a browser wants in. spec: RFC 8628 section 3.2"""
+    """Begin a device authorization grant. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
     given = parse_parameters(body)
-    asked = await grants.do_ask(wanted(given, "client_id"), wanted(given, "scope"))
+    codes = await grants.do_ask(wanted(given, "client_id"), wanted(given, "scope"))
     uri = metadata.base + LINK_PATH
     return {
-        "device_code": asked.device_code,
-        "user_code": asked.user_code,
+        "device_code": codes.device_code,
+        "user_code": codes.user_code,
         "verification_uri": uri,
-        "verification_uri_complete": f"{uri}?user_code={asked.user_code}",
+        "verification_uri_complete": f"{uri}?user_code={codes.user_code}",
         "expires_in": LIFETIME_MS // 1000,
         "interval": INTERVAL_MS // 1000,
     }
@@ -82,7 +82,7 @@ async def post_device(
 async def post_revoke(
     tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> Empty:
-    """End a session by one of its tokens; also for who found a token that was lost."""
+    """End a session by one of its tokens. Anybody with the token may do so, also a finder."""
     metadata.check_enabled()
     given = parse_parameters(body)
     await tokens.do_revoke(wanted(given, "token"), given.get("client_id", ""), context.client_ip)
@@ -93,7 +93,7 @@ async def post_revoke(
 async def post_introspect(
     tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> Mapping[str, object]:
-    """Whose a token is, for services that the operator trusts."""
+    """Return owner and scope of a token, for services that the operator trusts."""
     metadata.check_enabled()
     given = parse_parameters(body)
     tokens.check_trusted(*parse_service(context, given), context.client_ip)

@@ -1,1 +1,1 @@
-"""What can be seen of a running server: the context of a request, logs, metrics."""
+"""Observes a running server: request context, logs and metrics."""

@@ -1,5 +1,5 @@
-"""The access log: a line for each request, and a louder one for a slow request. No secret is ever
-in it, and no address of a person."""
+"""The access log: one line for each request, and a warning for each slow one. It contains no
+secrets and no personal addresses."""
 
 import re
 from collections.abc import Callable
@@ -18,16 +18,16 @@ _SECRET_WORDS: Final = (
     *("token", "password", "secret", "sid", "code", "ticket", "signature", "session"),
     *("address", "mail", "phone", "number"),
 )
-"""What lets somebody in, and by what people can be reached."""
+"""Words that mark credentials and contact data of people."""
 _SECRET_IN_PATH: Final = re.compile(
     r"(/rendezvous/|/registration_tokens/|/delayed_events/|/threepid/[^/]*/users/)[^/]+"
 )
-"""Where a part of a path is such a thing."""
+"""Paths with such a segment."""
 
 
 class AccessRecord(RequestInfo, gc=False):
-    """A request, from its last byte to its answer; the latter half is put in when it has ended.
-    Times are in seconds since 1970, sizes are of bodies, in bytes."""
+    """A request from its last byte to its response. The result is filled in when the request has
+    ended. Times are in seconds since 1970; sizes are those of bodies, in bytes."""
 
     client_ip: str = ""
     method: str = ""
@@ -41,30 +41,29 @@ class AccessRecord(RequestInfo, gc=False):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The duration in seconds."""
         return self.ended - self.began
 
 
 class AccessLog(Protocol):
-    """Keeps a line for each request."""
+    """A log with one line for each request."""
 
     def write(self, record: AccessRecord) -> None: ...
 
 
 class SilentAccessLog:
-    """Keeps nothing."""
+    """Discards everything."""
 
     def write(self, record: AccessRecord) -> None:
-        """Forget it."""
+        """Discard the record."""
 
 
 class AccessLines:
-    """Formats a line for each request by itself: the way through the general log would cost a third
-    of a small request.
+    """Formats the lines of the access log itself: the general log would cost a third of a small
+    request.
 
-    A request that took `slow_seconds` is a warning, unless it was made to wait. Lines of
-    information may be kept back by `write_soon` for a moment, and are made only then; warnings go
-    by `write`.
+    A request of at least `slow_seconds` is a warning, unless it is a long poll. `write_soon` may
+    delay lines of information, and only then formats them. Warnings go through `write`.
     """
 
     def __init__(
@@ -92,7 +91,8 @@ class AccessLines:
 
 def _text_line(record: AccessRecord, level: str) -> str:
     return (
-        f"{_timestamp(record.ended)} {level:8} homeserver.access [{record.request_id}] {_text(record)}{' (slow)' * (level == 'warn')}"
+        f"{_timestamp(record.ended)} {level:8} homeserver.access [{record.request_id}] "
+        f"{_text(record)}{' (slow)' * (level == 'warn')}"
         f" {record.client_ip} {record.caller or '-'}\n"
     )
 
@@ -119,11 +119,14 @@ def _json_line(record: AccessRecord, level: str) -> str:
 
 
 def _text(record: AccessRecord) -> str:
-    return f"{record.method} {_uri(record)} {record.status} {record.seconds * 1000:.1f} ms {record.sent} bytes"
+    return (
+        f"{record.method} {_uri(record)} {record.status} "
+        f"{record.seconds * 1000:.1f} ms {record.sent} bytes"
+    )
 
 
 def _uri(record: AccessRecord) -> str:
-    return without_secrets(record.uri.decode("latin-1"))
+    return mask_secrets(record.uri.decode("latin-1"))
 
 
 def _timestamp(moment: float) -> str:
@@ -133,14 +136,13 @@ def _timestamp(moment: float) -> str:
 
 @lru_cache(2)
 def _second(seconds: int) -> str:
-    """The same for all lines of a second: making it costs as much as the rest of the line."""
+    """Cached, since formatting it costs as much as the rest of the line."""
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
 
 
-def without_secrets(uri: str) -> str:
-    """A URI which hides whatever may be a secret: parts of its path that are, and in its query the
-    values of fields that are called so, or that have an address with such a field in it
-    (`next`)."""
+def mask_secrets(uri: str) -> str:
+    """Return a URI with secrets masked: secret path segments, and query fields whose name, or a
+    nested URI in whose value (`next`), contains a secret word."""
     path, mark, query = uri.partition("?")
     if (
         "/rendezvous/" in path
@@ -150,7 +152,7 @@ def without_secrets(uri: str) -> str:
     ):
         path = _SECRET_IN_PATH.sub(r"\1…", path)
     if not _may_be_secret(query):
-        return path + mark + query  # as most
+        return path + mark + query  # as most queries
     return path + mark + "&".join(map(_without_secret, query.split("&")))
 
 

@@ -1,4 +1,4 @@
-"""Metrics of caches: hits, misses and sizes."""
+"""Metrics of caches: hits, misses, entries and sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
@@ -9,47 +9,47 @@ from prometheus_client.registry import Collector
 
 
 class Counted(Protocol):
-    """A cache that counts."""
+    """A cache with hit and miss counts."""
 
     @property
     def hits(self) -> int:
-        """Entries that were in the cache."""
+        """Look-ups that found an entry."""
         ...
 
     @property
     def misses(self) -> int:
-        """Entries that had to be read."""
+        """Look-ups that found none."""
         ...
 
     def __len__(self) -> int:
-        """Entries in the cache now."""
+        """Return the number of entries."""
         ...
 
 
 @runtime_checkable
-class Weighed(Protocol):
-    """A cache that is bounded by the size of what it holds."""
+class SizedCache(Protocol):
+    """A cache that is bounded by the size of its entries."""
 
     @property
     def weight(self) -> int:
-        """About how many bytes that is."""
+        """The approximate size in bytes."""
         ...
 
 
 class Entries:
-    """A cache without its weight: for one that has no weight, or weighs by another unit."""
+    """A cache whose size in bytes is not exported: it has none, or counts another unit."""
 
     def __init__(self, cache: Counted) -> None:
         self._cache = cache
 
     @property
     def hits(self) -> int:
-        """Entries that were in the cache."""
+        """Look-ups that found an entry."""
         return self._cache.hits
 
     @property
     def misses(self) -> int:
-        """Entries that had to be read."""
+        """Look-ups that found none."""
         return self._cache.misses
 
     def __len__(self) -> int:
@@ -57,14 +57,14 @@ class Entries:
 
 
 class CacheMetrics(Collector):
-    """Exports the counters of caches."""
+    """Metrics of caches."""
 
     def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
         self._caches = caches
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         lookups = CounterMetricFamily(
             "mahalla_cache_lookups",
             "Lookups in a cache, by result: hit or miss",
@@ -82,7 +82,7 @@ class CacheMetrics(Collector):
             lookups.add_metric((name, "hit"), cache.hits)
             lookups.add_metric((name, "miss"), cache.misses)
             entries.add_metric((name,), len(cache))
-            if isinstance(cache, Weighed):
+            if isinstance(cache, SizedCache):
                 weights.add_metric((name,), cache.weight)
         yield lookups
         yield entries

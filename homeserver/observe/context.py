@@ -1,7 +1,7 @@
-"""Which request the code that runs now works for.
+"""The request for which the running code works.
 
 A context variable holds it: it survives every `await`, is separate for each coroutine, and follows
-into threads where those run in a copy of the context. Logs take their fields from here.
+into threads that run in a copy of the context. Logs take their fields from it.
 """
 
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ import msgspec
 
 
 class RequestInfo(msgspec.Struct):
-    """What is known of the request: the caller once the guard has found out."""
+    """The request. `caller` is set when the guard has authenticated it."""
 
     request_id: str
     endpoint: str
     caller: str | None = None
 
 
-IDS_AT_ONCE: Final = 64
+BLOCK_SIZE: Final = 64
 
-CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
+CURRENT_REQUEST: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
 
 
 def make_request_ids() -> Iterator[str]:
-    """Ids for the requests of a process: numbers, of which some are written at once."""
+    """Yield request ids, unique in a process: hexadecimal numbers, formatted in blocks."""
     return chain.from_iterable(
-        [f"{number:x}" for number in range(first, first + IDS_AT_ONCE)]
-        for first in count(1, IDS_AT_ONCE)
+        [f"{number:x}" for number in range(first, first + BLOCK_SIZE)]
+        for first in count(1, BLOCK_SIZE)
     )

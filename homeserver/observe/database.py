@@ -1,8 +1,7 @@
 """Metrics of the database, and the log of slow transactions.
 
-Every transaction is counted, so counting has to cost next to nothing: it is noted, and what was
-noted is counted together, when somebody asks or there is so much. Plain numbers in a dictionary
-become metrics then.
+Every transaction is counted, so counting must be cheap. Results are queued, and added up when
+metrics are read or the queue is long.
 """
 
 from collections.abc import Iterator
@@ -37,8 +36,8 @@ _SECONDS = (
     1.0,
     5.0,
 )
-COUNTED_AT_ONCE: Final = 256
-"""Transactions, and commits."""
+BATCH_SIZE: Final = 256
+"""The largest queue of transactions and of commits."""
 _LABELS = ("kind", "name")
 _FAMILIES = (
     ("mahalla_database_transactions", "Transactions, by kind (read or write) and name"),
@@ -52,17 +51,16 @@ _FAMILIES = (
 
 
 class DatabaseMetrics(Collector):
-    """Hears what storage tells (`storage.engine.observer.Observer`). `slow_seconds`: what takes
-    longer is logged."""
+    """Observes the storage (`storage.engine.observer.Observer`). Transactions longer than
+    `slow_seconds` are logged."""
 
     def __init__(
         self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None
     ) -> None:
         self._slow_seconds = slow_seconds
         self._log = log or Logger(namespace="homeserver.database")
-        self._done: list[tuple[str, str, float, float, int]] = []
-        """Transactions that are not counted yet: kind, name, seconds that they waited and took,
-        statements."""
+        self._transactions: list[tuple[str, str, float, float, int]] = []
+        """Transactions that are not counted yet: kind, name, waiting time, duration, statements."""
         self._batches: list[tuple[int, float]] = []
         """Commits that are not counted yet: writes, seconds."""
         self._sums: dict[tuple[str, str], list[float]] = {}
@@ -72,22 +70,22 @@ class DatabaseMetrics(Collector):
         registry.register(self)
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
-        """A read ran."""
-        self._done.append(("read", name, waited, took, queries))
-        if took >= self._slow_seconds or len(self._done) >= COUNTED_AT_ONCE:
-            self._look_at_last()
+        """A read has ended."""
+        self._transactions.append(("read", name, waited, took, queries))
+        if took >= self._slow_seconds or len(self._transactions) >= BATCH_SIZE:
+            self._check_last()
 
     def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
-        """A write ran, and was committed or undone."""
-        self._done.append(("write", name, waited, took, queries))
-        if took >= self._slow_seconds or len(self._done) >= COUNTED_AT_ONCE:
-            self._look_at_last()
+        """A write has ended, and was committed or rolled back."""
+        self._transactions.append(("write", name, waited, took, queries))
+        if took >= self._slow_seconds or len(self._transactions) >= BATCH_SIZE:
+            self._check_last()
 
     def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
         """A batch was committed."""
         self._still_waiting = still_waiting
         self._batches.append((writes, committing))
-        if len(self._batches) >= COUNTED_AT_ONCE:
+        if len(self._batches) >= BATCH_SIZE:
             self._count()
         if committing >= self._slow_seconds:
             self._log.warn(
@@ -97,7 +95,7 @@ class DatabaseMetrics(Collector):
             )
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         self._count()
         families = [CounterMetricFamily(name, text, labels=_LABELS) for name, text in _FAMILIES]
         for labels, sums in self._sums.items():
@@ -121,14 +119,15 @@ class DatabaseMetrics(Collector):
             value=self._still_waiting,
         )
 
-    def _look_at_last(self) -> None:
-        """It was slow, or there are so many."""
-        kind, name, waited, took, queries = self._done[-1]
-        if len(self._done) >= COUNTED_AT_ONCE:
+    def _check_last(self) -> None:
+        """Log the last transaction if it was slow, and count the queue if it is long."""
+        kind, name, waited, took, queries = self._transactions[-1]
+        if len(self._transactions) >= BATCH_SIZE:
             self._count()
         if took >= self._slow_seconds:
             self._log.warn(
-                "slow {kind} {name}: {milliseconds} ms, {queries} statements, after waiting for {waited} ms",
+                "slow {kind} {name}: {milliseconds} ms, {queries} statements, "
+                "after waiting for {waited} ms",
                 kind=kind,
                 name=name,
                 milliseconds=round(took * 1000, 1),
@@ -137,7 +136,7 @@ class DatabaseMetrics(Collector):
             )
 
     def _count(self) -> None:
-        for kind, name, waited, took, queries in self._done:
+        for kind, name, waited, took, queries in self._transactions:
             sums = self._sums.get((kind, name))
             if sums is None:
                 sums = self._sums[kind, name] = [0.0, 0.0, 0.0, 0.0]
@@ -145,7 +144,7 @@ class DatabaseMetrics(Collector):
             sums[1] += took
             sums[2] += waited
             sums[3] += queries
-        self._done.clear()
+        self._transactions.clear()
         for writes, seconds in self._batches:
             self._batch_writes.observe(writes)
             self._commit_seconds.observe(seconds)

@@ -1,11 +1,10 @@
-"""Metrics of what comes in from other servers. Labels are fixed words, never what a server
-sends."""
+"""Metrics of incoming federation. Labels are fixed words, never text from other servers."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class FederationMetrics:
-    """Counts events by what became of them, and those that wait."""
+    """Counts received events by result, and waiting events."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pdus = Counter(
@@ -27,20 +26,20 @@ class FederationMetrics:
         )
 
     def pdu_received(self, verdict: str) -> None:
-        """An event got its verdict."""
+        """Count an event with its verdict."""
         self._pdus.labels(verdict).inc()
 
     def inbox_changed(self, length: int) -> None:
-        """So many events wait."""
+        """Set the number of events in the inbox."""
         self._waiting.set(length)
 
     def partial_rooms_changed(self, count: int) -> None:
-        """So many rooms lack a part of their state."""
+        """Set the number of partial-state rooms."""
         self._partial.set(count)
 
 
 class MemberListMetrics:
-    """Counts refreshes of the list of the federation's members, and says until when it is good."""
+    """Counts refreshes of the federation member list, and exposes its expiry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refreshes = Counter(
@@ -56,14 +55,13 @@ class MemberListMetrics:
         )
 
     def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
-        """It was looked for a newer list."""
+        """Count a refresh of the list."""
         self._refreshes.labels("good" if is_good else "refused").inc()
         self._expires.set(expires or 0)
 
 
 class AuditMetrics:
-    """Counts the states of rooms that were computed anew, and those that were not as they are
-    stored."""
+    """Counts recomputed room states, and those that differ from the stored ones."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._checked = Counter(
@@ -73,14 +71,15 @@ class AuditMetrics:
         )
         self._differing = Counter(
             "mahalla_room_states_differing",
-            "Recomputed states that differ from the stored ones; must stay 0. The log names rooms, events and entries",
+            "Recomputed states that differ from the stored ones; must stay 0. The log names rooms, "
+            "events and entries",
             registry=registry,
         )
 
     def states_checked(self, count: int) -> None:
-        """So many were compared."""
+        """Count compared states."""
         self._checked.inc(count)
 
     def state_differs(self) -> None:
-        """One is not what is stored."""
+        """Count a state that differs from the stored one."""
         self._differing.inc()

@@ -1,5 +1,5 @@
-"""A histogram of plain numbers, which becomes a metric when somebody asks: the client library's own
-takes locks and walks its bounds, which is a tenth of a small commit."""
+"""A cheap histogram, converted to a metric when metrics are read. The client library's histogram
+takes locks and walks its bounds, which costs a tenth of a small commit."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from itertools import accumulate
 
 
 class PlainHistogram:
-    """Counts values by the smallest bound that they do not pass."""
+    """Counts values by the smallest bound that is not below them."""
 
     __slots__ = ("_bounds", "_counts", "total")
 
@@ -23,7 +23,7 @@ class PlainHistogram:
         self._counts[bisect_left(self._bounds, value)] += 1
 
     def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus has them: by each bound how many values do not pass it."""
+        """Return the cumulative counts by bound, as Prometheus expects them."""
         bounds = (*map(str, self._bounds), "+Inf")
         return [
             (bound, float(count))

@@ -1,7 +1,7 @@
-"""Logs: a line for each event, as JSON for machines or as text for people.
+"""Writes log events, one line each: JSON for machines, or text for people.
 
-The request that the code works for is added to every event from its context, so nobody has to pass
-it along. What Twisted itself says of its factories and ports is left out below warnings.
+The current request is added to every event from its context. Twisted's own messages about factories
+and ports are dropped below warnings.
 """
 
 from collections import deque
@@ -14,55 +14,55 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.observe.context import CURRENT
+from homeserver.observe.context import CURRENT_REQUEST
 
 Write = Callable[[str], object]
 MakeLine = Callable[[], str]
 
-LINES_WAITING: Final = 1000
-"""So many lines wait at most to be written with others."""
+MAX_BUFFERED_LINES: Final = 1000
+"""The largest number of lines that are buffered."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
-"""Keys of the old and the new logging of Twisted, which are no fields of the event; and all that
-begin with `log_`."""
+"""Keys of Twisted's old and new logging that are no fields of the event, besides all that begin
+with `log_`."""
 _TWISTED: Final = ("twisted.", "log_legacy")
-"""Loggers of Twisted itself, the second one of its old logging."""
+"""Loggers of Twisted itself; the second one is its old logging."""
 
 
 class LogFile:
-    """Where the lines of the log go. Any thread may write."""
+    """The log file. Any thread may write."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._waiting: deque[MakeLine] = deque()
+        self._buffer: deque[MakeLine] = deque()
 
     def write(self, line: str) -> None:
-        """Write a line at once, with all before it."""
-        self._make()
+        """Write a line at once, after all buffered ones."""
+        self._write_buffer()
         self._file.write(line)
         self._file.flush()
 
     def write_soon(self, make_line: MakeLine) -> None:
-        """Write a line with the next ones, or when `flush` is called: not even made before, so that
-        nobody waits for it."""
-        self._waiting.append(make_line)
-        if len(self._waiting) > LINES_WAITING:
-            self._make()
+        """Buffer a line until the next `write` or `flush`. It is formatted only then, so that no
+        request waits for it."""
+        self._buffer.append(make_line)
+        if len(self._buffer) > MAX_BUFFERED_LINES:
+            self._write_buffer()
 
     def flush(self) -> None:
-        """Write what was kept back."""
-        self._make()
+        """Write all buffered lines."""
+        self._write_buffer()
         self._file.flush()
 
-    def _make(self) -> None:
-        while self._waiting:
+    def _write_buffer(self) -> None:
+        while self._buffer:
             try:
-                make_line = self._waiting.popleft()
+                make_line = self._buffer.popleft()
             except IndexError:  # another thread was faster
                 return
             self._file.write(make_line())
 
 
-def _is_wanted(event: LogEvent, minimum: LogLevel) -> bool:
+def _should_log(event: LogEvent, minimum: LogLevel) -> bool:
     level = event.get("log_level", LogLevel.info)
     if level < minimum:
         return False
@@ -72,7 +72,7 @@ def _is_wanted(event: LogEvent, minimum: LogLevel) -> bool:
 
 def _fields(event: LogEvent) -> dict[str, object]:
     fields: dict[str, object] = {}
-    request = CURRENT.get()
+    request = CURRENT_REQUEST.get()
     if request is not None:
         fields["request_id"] = request.request_id
         fields["endpoint"] = request.endpoint
@@ -89,23 +89,23 @@ def _traceback(event: LogEvent) -> str | None:
     return failure.getTraceback() if isinstance(failure, Failure) else None
 
 
-def _plain(value: object) -> object:
+def _to_text(value: object) -> object:
     return str(value)
 
 
 @implementer(ILogObserver)
 class JsonObserver:
-    """Writes each event as an object on one line: `time` (ISO 8601, UTC), `level`, `logger`,
-    `text`, its fields."""
+    """Writes each event as a JSON object on one line: `time` (ISO 8601, UTC), `level`, `logger`,
+    `text`, and the event's fields."""
 
     def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
         self._minimum = minimum
-        self._encoder = msgspec.json.Encoder(enc_hook=_plain)
+        self._encoder = msgspec.json.Encoder(enc_hook=_to_text)
 
     def __call__(self, event: LogEvent) -> None:
         """Write one event."""
-        if not _is_wanted(event, self._minimum):
+        if not _should_log(event, self._minimum):
             return
         line: dict[str, object] = {
             "time": _time(event),
@@ -130,8 +130,8 @@ class JsonObserver:
 
 @implementer(ILogObserver)
 class TextObserver:
-    """Writes each event as text: time, level, request, what happened, and a traceback where there
-    is one."""
+    """Writes each event as text: time, level, request, message, and the traceback if there is
+    one."""
 
     def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
@@ -139,7 +139,7 @@ class TextObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """Write one event."""
-        if not _is_wanted(event, self._minimum):
+        if not _should_log(event, self._minimum):
             return
         fields = _fields(event)
         who = f" [{fields['request_id']}]" if fields.get("request_id") else ""
@@ -152,8 +152,8 @@ class TextObserver:
 
 
 def _text(event: LogEvent) -> str:
-    """What happened. An event that brings its text spares the formatting, which costs more than all
-    the rest."""
+    """Return the message of an event. `log_text` avoids the formatting, which costs more than the
+    rest."""
     text = event.get("log_text")
     return text if isinstance(text, str) else formatEvent(event)
 

@@ -1,7 +1,7 @@
-"""Metrics of HTTP and of jobs, in a registry of the server's own.
+"""Metrics of HTTP, jobs, e-mails, search and retention, in the server's own registry.
 
-Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never
-what a client sends.
+Names follow Prometheus' conventions: seconds, `_total` for counters. Labels are declared names,
+never text from clients.
 """
 
 from collections.abc import Iterator
@@ -37,36 +37,35 @@ _BUCKETS = (
     30.0,
     60.0,
 )
-COUNTED_AT_ONCE: Final = 256
-"""Requests are counted together, when somebody asks or there are so many: nobody's answer waits for
-that."""
+BATCH_SIZE: Final = 256
+"""Requests are counted in batches, when metrics are read or the batch is full, so that no response
+waits for it."""
 
 
 class HttpMetrics(Collector):
-    """Counts requests by endpoint, method and status, how long they took, and how many are being
-    answered.
+    """Counts requests by endpoint, method and status, their durations, and requests in progress.
 
-    Plain numbers, as those of the database: every request is counted, seldom does somebody ask.
+    Keeps plain numbers: every request is counted, but metrics are read seldom.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.in_flight = 0
-        """Requests that are being answered: who begins one counts it here."""
-        self._ended: list[AccessRecord] = []
+        """Requests in progress; incremented by the request itself."""
+        self._finished: list[AccessRecord] = []
         """Requests that are not counted yet."""
         self._requests: dict[tuple[str, str, int], int] = {}
         self._times: dict[str, PlainHistogram] = {}
         registry.register(self)
 
     def finished(self, record: AccessRecord) -> None:
-        """A request ends."""
+        """Count a finished request."""
         self.in_flight -= 1
-        self._ended.append(record)
-        if len(self._ended) >= COUNTED_AT_ONCE:
+        self._finished.append(record)
+        if len(self._finished) >= BATCH_SIZE:
             self._count()
 
     def _count(self) -> None:
-        for record in self._ended:
+        for record in self._finished:
             endpoint = record.endpoint or "none"
             key = (endpoint, record.method if record.endpoint else "other", record.status)
             self._requests[key] = self._requests.get(key, 0) + 1
@@ -74,10 +73,10 @@ class HttpMetrics(Collector):
             if times is None:
                 times = self._times[endpoint] = PlainHistogram(_BUCKETS)
             times.observe(record.seconds)
-        self._ended.clear()
+        self._finished.clear()
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         self._count()
         requests = CounterMetricFamily(
             "mahalla_http_requests",
@@ -101,19 +100,19 @@ class HttpMetrics(Collector):
 
 
 class MailMetrics:
-    """Tells of letters in /metrics."""
+    """Metrics of e-mails."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         text = "Attempts to send an e-mail, by outcome: sent, failed (will be retried), given_up"
-        self._letters = Counter("mahalla_letters", text, ("outcome",), registry=registry)
+        self._emails = Counter("mahalla_letters", text, ("outcome",), registry=registry)
 
     def count(self, outcome: str) -> None:
-        """An attempt has ended."""
-        self._letters.labels(outcome).inc()
+        """Count an attempt to send an e-mail."""
+        self._emails.labels(outcome).inc()
 
 
 class TextMessageMetrics:
-    """Tells of text messages in /metrics."""
+    """Metrics of text messages."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         text = (
@@ -122,37 +121,36 @@ class TextMessageMetrics:
         self._messages = Counter("mahalla_text_messages", text, ("outcome",), registry=registry)
 
     def count(self, outcome: str) -> None:
-        """One was sent, or was to be."""
+        """Count an attempt to send a text message."""
         self._messages.labels(outcome).inc()
 
 
 class JobCounts(msgspec.Struct):
-    """What one job did since the start."""
+    """The totals of one job since the start."""
 
     steps: int = 0
-    """Also those that failed."""
+    """Includes failed steps."""
     failures: int = 0
     items: int = 0
     seconds: float = 0.0
-    """That its steps took."""
+    """The total duration of the steps."""
     finished: float = 0.0
-    """When nothing was left to do, last; 0: never yet."""
+    """When no items were pending for the last time; 0 means never."""
 
 
 class JobMetrics(Collector):
-    """Tells of the jobs in /metrics. Plain numbers, as those of HTTP: there are many jobs, and most
-    of them rest."""
+    """Metrics of jobs. Keeps plain numbers: there are many jobs, and most of them sleep."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._jobs: dict[str, JobCounts] = {}
         registry.register(self)
 
     def of(self, name: str) -> JobCounts:
-        """What is to be counted of a job; fixed names only."""
+        """Return the counts of a job. Names are fixed."""
         return self._jobs.setdefault(name, JobCounts())
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         labels = ("job",)
         steps = CounterMetricFamily(
             "mahalla_job_steps", "Steps of a job, including failed ones", labels=labels
@@ -179,7 +177,7 @@ class JobMetrics(Collector):
 
 
 class SearchMetrics:
-    """Tells in /metrics how far the search is behind."""
+    """Metrics of the search index."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.behind = Gauge(
@@ -190,12 +188,13 @@ class SearchMetrics:
 
 
 class RetentionMetrics:
-    """Tells in /metrics of messages that are to be deleted and are not."""
+    """Metrics of retention: messages that should be deleted but are not."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.paused = Gauge(
             "mahalla_retention_paused",
-            "1 while deletion by age is paused because the clock jumped or the server was off for long",
+            "1 while deletion by age is paused because the clock jumped or the server was off "
+            "for long",
             registry=registry,
         )
         self.unreadable = Counter(

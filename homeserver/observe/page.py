@@ -19,10 +19,11 @@ from homeserver.observe.sender import SenderMetrics
 
 _HEAD = """# Metrics
 
-With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) serve these at `/metrics`, in
-Prometheus' text format. [monitoring.md](monitoring.md) says how to set that up, and what to raise an alarm for. Times are in
-seconds. Names and labels are fixed, except the names of push gateways: thirty at most, and only gateways that have accepted a
-push. `mahalla metrics` prints this page.
+With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) serve
+these at `/metrics`, in Prometheus' text format. [monitoring.md](monitoring.md) explains how to set
+that up, and which alerts to define. Times are in seconds. Names and labels are fixed, except the
+names of push gateways: at most thirty, and only gateways that have accepted a push.
+`mahalla metrics` prints this page.
 
 | metric | type | meaning |
 |---|---|---|
@@ -30,7 +31,7 @@ push. `mahalla metrics` prints this page.
 
 
 def write_metrics_page() -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     registry = CollectorRegistry()
     AuditMetrics(registry)
     CacheMetrics(registry, {})
@@ -49,6 +50,7 @@ def write_metrics_page() -> str:
     WaitingMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(
-        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |\n"
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
+        f"| {family.documentation} |\n"
         for family in families
     )

@@ -1,5 +1,5 @@
-"""Metrics of notifications. A gateway's name is a label once it has taken a push, of so many
-gateways: people choose them."""
+"""Metrics of push notifications. A gateway's name becomes a label when it has accepted a push, up
+to a limit: users choose gateways."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 
 from homeserver.observe.histogram import PlainHistogram
 
-MOST_GATEWAYS: Final = 30
-"""That are told apart; the rest are `other`."""
+MAX_GATEWAYS: Final = 30
+"""The number of gateways with their own label; the rest are `other`."""
 OTHER: Final = "other"
 SENT: Final = "sent"
 REJECTED: Final = "rejected"
@@ -31,7 +31,7 @@ QUEUES: Final[Mapping[str, str]] = {
 
 
 class PushMetrics(Collector):
-    """Counts pushes by gateway and outcome, how long they took, and what waits."""
+    """Counts pushes by gateway and outcome, their durations, and the queues."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._gateways: set[str] = set()
@@ -41,18 +41,18 @@ class PushMetrics(Collector):
         registry.register(self)
 
     def read_from(self, read: Callable[[], Mapping[str, int]]) -> None:
-        """`read` gives what waits, by the names above."""
+        """Set the function that returns the queue lengths by the names in `QUEUES`."""
         self._read = read
 
     def sent(self, gateway: str, outcome: str, seconds: float) -> None:
-        """A gateway has taken a push; `outcome`: one of those below."""
-        if len(self._gateways) < MOST_GATEWAYS:
+        """Count a push that a gateway accepted. `outcome`: one of the constants above."""
+        if len(self._gateways) < MAX_GATEWAYS:
             self._gateways.add(gateway)
         self._count(gateway, outcome)
         self._seconds.observe(seconds)
 
     def failed(self, gateway: str) -> None:
-        """A gateway could not be reached, or has refused to answer."""
+        """Count a push that failed: the gateway was unreachable or gave no answer."""
         self._count(gateway, "failed")
 
     def _count(self, gateway: str, outcome: str) -> None:
@@ -60,7 +60,7 @@ class PushMetrics(Collector):
         self._pushes[key] = self._pushes.get(key, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """Return the metrics for Prometheus."""
         pushes = CounterMetricFamily(
             "mahalla_pushes",
             "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is "
@@ -76,19 +76,20 @@ class PushMetrics(Collector):
             buckets=self._seconds.buckets(),
             sum_value=self._seconds.total,
         )
-        figures = self._read()
+        lengths = self._read()
         for name, text in QUEUES.items():
-            yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=figures.get(name, 0))
+            yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=lengths.get(name, 0))
 
 
 class WaitingMetrics:
-    """Tells of what is counted in the database now and then: pushers, and messages to devices that
-    were not fetched yet."""
+    """Metrics that are counted in the database at intervals: pushers, and to-device messages not
+    fetched yet."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pushers = Gauge(
             "mahalla_pushers",
-            "Enabled pushers, counted every five minutes, by kind (http, email) and state (well, failing)",
+            "Enabled pushers, counted every five minutes, by kind (http, email) and state "
+            "(well, failing)",
             labelnames=("kind", "state"),
             registry=registry,
         )
@@ -101,12 +102,12 @@ class WaitingMetrics:
         )
 
     def counted_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """So many there are, by kind and state."""
+        """Set the number of pushers by kind and state."""
         for kind in ("http", "email"):
             for state in ("well", "failing"):
                 self._pushers.labels(kind, state).set(counts.get((kind, state), 0))
 
     def counted_messages(self, local: int, remote: int) -> None:
-        """So many wait."""
+        """Set the numbers of waiting to-device messages."""
         self._waiting.labels("local").set(local)
         self._waiting.labels("remote").set(remote)

@@ -1,10 +1,10 @@
-"""Metrics of scanning files."""
+"""Metrics of media scanning."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
 class ScanMetrics:
-    """Tells of scans in /metrics."""
+    """Metrics of media scans."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scans = Counter(

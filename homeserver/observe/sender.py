@@ -1,5 +1,4 @@
-"""Metrics of what goes out to other servers. No server's name is a label: there may be
-thousands."""
+"""Metrics of outgoing federation. Server names are no labels: there may be thousands."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -25,21 +24,21 @@ DESTINATIONS: Final[Mapping[str, str]] = {
 
 
 class SenderMetrics(Collector):
-    """Tells of the sender in /metrics."""
+    """Metrics of the federation sender."""
 
     def __init__(self, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]) -> None:
-        """`read` gives the figures by the names above."""
+        """`read` returns the numbers by the names above."""
         self._read = read
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
-        figures = self._read()
+        """Return the metrics for Prometheus."""
+        numbers = self._read()
         for name, text in SENT.items():
             yield CounterMetricFamily(
-                f"mahalla_federation_sent_{name}", text, value=figures.get(name, 0)
+                f"mahalla_federation_sent_{name}", text, value=numbers.get(name, 0)
             )
         for name, text in DESTINATIONS.items():
             yield GaugeMetricFamily(
-                f"mahalla_federation_destinations_{name}", text, value=figures.get(name, 0)
+                f"mahalla_federation_destinations_{name}", text, value=numbers.get(name, 0)
             )

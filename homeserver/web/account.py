@@ -1,8 +1,8 @@
-"""The page where people manage their account: name, sessions, password, addresses, numbers, keys,
-the end.
+"""The account page: name, sessions, password, e-mail addresses, phone numbers, cross-signing keys,
+deactivation.
 
-`?action=…&device_id=…` leads to what the specification names, and what links of other pages may:
-nothing is done before somebody presses a button on a page that says what it does.
+`?action=…&device_id=…` opens the views of the specification. Other sites may link to them, so
+nothing happens before the user presses a button on a page that describes its effect.
 
 spec: client-server-api#oauth-20-account-management
 """
@@ -50,13 +50,13 @@ from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
 RECORDS_OPEN: Final = 3
-"""Of them; the others are folded away."""
+"""The records that are shown unfolded."""
 EXPORT_PATH: Final = "/_mahalla/account/export"
 PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
-"""Besides the actions of the specification: where somebody comes back to from a letter."""
+"""Own action: the view that the link in a validation e-mail leads to."""
 NUMBER: Final = "number"
-"""Where somebody types a code."""
+"""Own action: the view that asks for a code."""
 _VIEWS: Final = {
     DEVICE_VIEW: "device",
     DEVICE_DELETE: "device",
@@ -66,14 +66,14 @@ _VIEWS: Final = {
     NUMBER: "number",
 }
 
-_KEPT: Final = ("action", "device_id", "address", "sid", "client_secret")
-"""What of its address the page keeps over a sign-in."""
+_PRESERVED: Final = ("action", "device_id", "address", "sid", "client_secret")
+"""The parameters that survive a sign-in."""
 
 Fields = Mapping[str, str]
 
 
 class AccountPage:
-    """The page, and what its buttons do."""
+    """Makes the page and handles its forms."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class AccountPage:
         base_url: str,
         has_terms: bool,
     ) -> None:
-        """`has_terms`: there are documents that people agree to."""
+        """`has_terms`: whether there are terms of service."""
         self._has_terms = has_terms
         self._pages = pages
         self._forms = forms
@@ -115,7 +115,7 @@ class AccountPage:
             "end_device": self._end_device,
             "end_others": self._end_others,
             "password": self._set_password,
-            "send_letter": self._send_letter,
+            "send_email": self._send_email,
             "take_address": self._take_address,
             "remove_address": self._remove_address,
             "send_code": self._send_code,
@@ -126,19 +126,19 @@ class AccountPage:
         }
 
     async def answer(self, context: RequestContext, given: Fields) -> Response:
-        """The page that an address names, for who is signed in; others sign in first."""
+        """Return the requested view, or a redirect to sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            return see_other(sign_in_link(_link(given, *_KEPT)))
+            return see_other(sign_in_link(_link(given, *_PRESERVED)))
         try:
             return await self._page(context, session, given)
         except NotFound:
-            # perhaps somebody else is signed in here than in the app that has led here
-            elsewhere = {"action": PROFILE, "here": _link(given, "action", "device_id")}
-            return await self._page(context, session, elsewhere, error=NoSuchSession())
+            # the browser may be signed in to another account than the client that linked here
+            fallback = {"action": PROFILE, "here": _link(given, "action", "device_id")}
+            return await self._page(context, session, fallback, error=NoSuchSession())
 
     async def press(self, context: RequestContext, fields: Fields) -> Response:
-        """A button was pressed."""
+        """Handle a form of the page."""
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
@@ -153,12 +153,14 @@ class AccountPage:
             return see_other(sign_in_link(ACCOUNT_PATH))
         except ProveAgain:
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(_link(fields, *_KEPT), again=True), cookies=(cookie,))
+            return see_other(
+                sign_in_link(_link(fields, *_PRESERVED), again=True), cookies=(cookie,)
+            )
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
 
     async def export(self, context: RequestContext) -> Response:
-        """A file with what is kept of the account; that somebody took it is recorded."""
+        """Return the stored data of the account as a file, and record that in the audit log."""
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
@@ -185,7 +187,7 @@ class AccountPage:
         action = OLDER_ACTIONS.get(action, action)
         view = _VIEWS.get(action, "home")
         if view == "number" and not given.get("sid"):
-            view = "home"  # there is no code yet
+            view = "home"  # no code was sent yet
         overview = await self._account.look(session.user_id)
         token = self._forms.token(context)
         device = None
@@ -215,13 +217,13 @@ class AccountPage:
             "records_open": RECORDS_OPEN,
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else explain(error, language),
-            "done": "" if error is not None else _told(given.get("done", ""), language),
+            "done": "" if error is not None else _done_text(given.get("done", ""), language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.make("account.html", language, fields, status, cookies=token.cookies)
 
     async def _records(self, user_id: UserID, language: Language) -> Sequence[tuple[str, str, str]]:
-        """What happened, when, and where."""
+        """Return event, time, and place of the newest records."""
         return [
             (
                 describe(record, language),
@@ -272,22 +274,22 @@ class AccountPage:
         )
         return _done("password")
 
-    async def _send_letter(
+    async def _send_email(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
         self._threepids.check_changes()
         secret, address = self._secret_text.session_id(), fields.get("address", "")
-        back = {"action": ADDRESS, "address": address, "client_secret": secret}
+        query = {"action": ADDRESS, "address": address, "client_secret": secret}
         await self._validation.do_request_token(
             ADD,
             address,
             secret,
             1,
-            f"{self._base_url}{ACCOUNT_PATH}?{urlencode(back)}" if self._base_url else None,
+            f"{self._base_url}{ACCOUNT_PATH}?{urlencode(query)}" if self._base_url else None,
             self._pages.choose(context.languages),
             context.client_ip,
         )
-        return see_other(f"{ACCOUNT_PATH}?{urlencode({**back, 'done': 'letter'})}")
+        return see_other(f"{ACCOUNT_PATH}?{urlencode({**query, 'done': 'email'})}")
 
     async def _take_address(
         self, context: RequestContext, session: BrowserSession, fields: Fields
@@ -315,12 +317,12 @@ class AccountPage:
         self._threepids.check_changes()
         secret = self._secret_text.session_id()
         language = self._pages.choose(context.languages)
-        asked = await self._phones.do_request_token(
+        validation = await self._phones.do_request_token(
             ADD, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
         )
-        # without the number: addresses of pages end up in logs
-        to_code = {"action": NUMBER, "sid": asked.sid, "client_secret": secret, "done": "code"}
-        return see_other(f"{ACCOUNT_PATH}?{urlencode(to_code)}")
+        # without the number, because URLs end up in logs
+        query = {"action": NUMBER, "sid": validation.sid, "client_secret": secret, "done": "code"}
+        return see_other(f"{ACCOUNT_PATH}?{urlencode(query)}")
 
     async def _take_number(
         self, context: RequestContext, session: BrowserSession, fields: Fields
@@ -358,49 +360,48 @@ class AccountPage:
         _ = self._pages.choose(context.languages).gettext
         texts = [
             _(
-                "All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address."
+                "All of its sessions have ended, and it is leaving its rooms. Nobody else can get "
+                "your Matrix ID."
             )
         ]
         return self._pages.message(context, _("Your account is closed"), texts)
 
 
 def _link(given: Fields, *names: str) -> str:
-    """The page again, with these parameters as far as they are given."""
-    kept = {name: given[name] for name in names if given.get(name)}
-    return f"{ACCOUNT_PATH}?{urlencode(kept)}" if kept else ACCOUNT_PATH
+    """Return the path of the page with those of the named parameters that are given."""
+    query = {name: given[name] for name in names if given.get(name)}
+    return f"{ACCOUNT_PATH}?{urlencode(query)}" if query else ACCOUNT_PATH
 
 
 def _done(what: str, *, cookies: tuple[str, ...] = ()) -> Response:
     return see_other(f"{ACCOUNT_PATH}?{urlencode({'done': what})}", cookies=cookies)
 
 
-def _told(done: str, language: Language) -> str:
+def _done_text(done: str, language: Language) -> str:
     _ = language.gettext
     match done:
         case "name":
-            return _("Your name is changed.")
+            return _("Your name was changed.")
         case "session_ended":
             return _("The session has ended.")
         case "others_ended":
             return _("All other sessions have ended.")
         case "password":
-            return _("Your password is changed, and all apps are signed out.")
-        case "letter":
-            return _(
-                "A letter is on its way. Open its link, press the button there, and come back here."
-            )
+            return _("Your password was changed, and all apps are signed out.")
+        case "email":
+            return _("We sent an e-mail. Open its link, press the button there, and return here.")
         case "address":
-            return _("The address is added.")
+            return _("The address was added.")
         case "address_removed":
-            return _("The address is removed.")
+            return _("The address was removed.")
         case "code":
-            return _("A message with a code is on its way.")
+            return _("We sent a code.")
         case "number":
-            return _("The number is added.")
+            return _("The number was added.")
         case "number_removed":
-            return _("The number is removed.")
+            return _("The number was removed.")
         case "reset":
-            return _("Allowed. Go back to your app within ten minutes.")
+            return _("Allowed. Return to your app within ten minutes.")
         case _:
             return ""
 
@@ -417,7 +418,7 @@ async def get_account_page(
     client_secret: str = "",
     done: str = "",
 ) -> Response:
-    """The page."""
+    """The account page."""
     given = {
         "action": action,
         "device_id": device_id,
@@ -433,12 +434,12 @@ async def get_account_page(
 async def post_account_page(
     page: AccountPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """A button of it."""
+    """A form of the page."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.press(context, fields)
 
 
 @endpoint("GET", EXPORT_PATH, auth=Auth.NONE)
 async def get_account_export(page: AccountPage, context: RequestContext) -> Response:
-    """A file with what is kept of the account."""
+    """The stored data of the account as a file."""
     return await page.export(context)

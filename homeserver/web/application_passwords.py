@@ -1,7 +1,6 @@
-"""The page where people make passwords for programs, see when those were used, and end them.
+"""The page where users create application passwords, see their last use, and revoke them.
 
-A new password stands on the answer to the form that made it, once: nothing that could show it again
-is kept.
+A new password is shown once, in the response to its form; only its hash is stored.
 """
 
 from collections.abc import Mapping
@@ -28,11 +27,11 @@ from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 DAY_MS: Final = 24 * 3600 * 1000
 DAYS: Final = (30, 90, 365)
-"""After how many days a password may end that somebody makes."""
+"""The lifetimes that a new password may have."""
 
 
 class ApplicationPasswordsPage:
-    """The page, and what its buttons do."""
+    """Makes the page and handles its forms."""
 
     def __init__(
         self,
@@ -49,8 +48,8 @@ class ApplicationPasswordsPage:
         self._passwords = passwords
 
     async def answer(self, context: RequestContext, done: str) -> Response:
-        """The page, for who is signed in; others sign in first. Raises `Unrecognized` where there
-        are none."""
+        """Return the page, or a redirect to sign in first. Raises `Unrecognized` if application
+        passwords are disabled."""
         self._check_enabled()
         session = await self._sessions.get(context)
         if session is None:
@@ -58,7 +57,7 @@ class ApplicationPasswordsPage:
         return await self._page(context, session, done=done)
 
     async def press(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """A button was pressed."""
+        """Handle a form of the page."""
         self._check_enabled()
         session = await self._sessions.get(context)
         if session is None:
@@ -68,7 +67,7 @@ class ApplicationPasswordsPage:
                 await self._passwords.do_end(session.user_id, fields.get("password_id", ""))
                 return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
             return await self._make(context, session, fields)
-        except NotFound:  # it was ended in another window
+        except NotFound:  # it was revoked in another window
             return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
         except ProofEnded:
             return see_other(sign_in_link(PROGRAMS_PATH))
@@ -89,7 +88,7 @@ class ApplicationPasswordsPage:
             raise UserSuspended
         days = fields.get("days", "")
         if days not in ("", *map(str, DAYS)):
-            raise NotOffered("days is none of those to choose from")
+            raise NotOffered("days is not one of the offered values")
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         name = fields.get("name", "").strip()
         lifetime_ms = int(days) * DAY_MS if days else None
@@ -129,7 +128,7 @@ class ApplicationPasswordsPage:
             "password": password,
             "made": made,
             "problem": "" if error is None else explain(error, language),
-            "done": _told(done, language),
+            "done": _done_text(done, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.make(
@@ -137,13 +136,9 @@ class ApplicationPasswordsPage:
         )
 
 
-def _told(done: str, language: Language) -> str:
+def _done_text(done: str, language: Language) -> str:
     _ = language.gettext
-    return (
-        _("The password is ended, and what was signed in with it is signed out.")
-        if done == "ended"
-        else ""
-    )
+    return _("The password was revoked, and its sessions have ended.") if done == "ended" else ""
 
 
 @endpoint("GET", PROGRAMS_PATH, auth=Auth.NONE)
@@ -163,6 +158,6 @@ async def post_application_passwords_page(
     *,
     body: bytes,
 ) -> Response:
-    """A button of it."""
+    """A form of the page."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.press(context, fields)

@@ -1,5 +1,4 @@
-"""The page where administrators see which new accounts wait, approve them, or close them. spec:
-MSC3866"""
+"""The page where administrators approve or decline new accounts. spec: MSC3866"""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ MOST_SHOWN: Final = 100
 
 
 class ApprovalsPage:
-    """The page."""
+    """Makes the page and handles its forms."""
 
     log = Logger()
 
@@ -45,7 +44,7 @@ class ApprovalsPage:
     async def answer(
         self, context: RequestContext, fields: Mapping[str, str] | None, done: str
     ) -> Response:
-        """The page for an administrator, or what follows when a button of it was pressed."""
+        """Return the page for an administrator, or handle its form with `fields`."""
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(APPROVALS_PATH))
@@ -89,10 +88,10 @@ class ApprovalsPage:
     async def _page(self, context: RequestContext, session: BrowserSession, done: str) -> Response:
         language = self._pages.choose(context.languages)
         _ = language.gettext
-        told = {
-            "approved": _("The account is approved."),
-            "declined": _("The account is closed."),
-            "gone": _("This account does not wait any more."),
+        results = {
+            "approved": _("The account was approved."),
+            "declined": _("The account was closed."),
+            "gone": _("This account is no longer awaiting approval."),
         }
         token = self._forms.token(context)
         shown: dict[str, object] = {
@@ -110,7 +109,7 @@ class ApprovalsPage:
                 )
                 for each in await self._approvals.get_waiting(MOST_SHOWN)
             ],
-            "done": told.get(done, ""),
+            "done": results.get(done, ""),
         }
         return self._pages.make("approvals.html", language, shown, cookies=token.cookies)
 
@@ -119,7 +118,7 @@ class ApprovalsPage:
 async def get_approvals(
     page: ApprovalsPage, context: RequestContext, *, done: str = ""
 ) -> Response:
-    """Who waits."""
+    """The page."""
     return await page.answer(context, None, done)
 
 
@@ -127,6 +126,6 @@ async def get_approvals(
 async def post_approvals(
     page: ApprovalsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """An administrator has decided."""
+    """A decision of an administrator."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.answer(context, fields, "")

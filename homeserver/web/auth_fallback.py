@@ -1,8 +1,7 @@
-"""Pages on which a stage of user-interactive authentication is done in a browser, for clients that
-do not know it.
+"""Fallback pages for stages of user-interactive authentication that a client does not know.
 
-A page says what is to be confirmed, and for whose account, before it asks for anything. That of
-single sign-on is in `homeserver/web/upstream.py`.
+A page names the operation and the account before it asks for anything. The page of single sign-on
+is in `homeserver/web/upstream.py`.
 
 spec: client-server-api#fallback
 """
@@ -44,11 +43,11 @@ STAGES: Final = {
     EMAIL_IDENTITY: "email",
     MSISDN_IDENTITY: "phone",
 }
-"""Those that have a page here, and what they are called in the template."""
+"""The stages with a page here, and their names in the template."""
 
 
 class AuthFallbackPages:
-    """Makes the pages, and takes what is filled in."""
+    """Makes the pages and handles their forms."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class AuthFallbackPages:
         secret_text: SecretText,
         captcha: Widget | None,
     ) -> None:
-        """`captcha`: the riddle that people solve before they register, where there is one."""
+        """`captcha`: the captcha of registration, if there is one."""
         self._captcha = captcha
         self._pages = pages
         self._forms = forms
@@ -72,7 +71,7 @@ class AuthFallbackPages:
         self._secret_text = secret_text
 
     async def answer(self, context: RequestContext, stage: str, session_id: str) -> Response:
-        """The page of a stage."""
+        """Return the page of a stage."""
         operation = await self._find(stage, session_id)
         return (
             self._old(context)
@@ -83,13 +82,13 @@ class AuthFallbackPages:
     async def press(
         self, context: RequestContext, stage: str, session_id: str, fields: Mapping[str, str]
     ) -> Response:
-        """Its form was sent."""
+        """Handle the form of a stage."""
         operation = await self._find(stage, session_id)
         if operation is None:
             return self._old(context)
         try:
             if stage == EMAIL_IDENTITY and "client_secret" not in fields:
-                return await self._send_letter(context, session_id, operation, fields)
+                return await self._send_email(context, session_id, operation, fields)
             if stage == MSISDN_IDENTITY and "sid" not in fields:
                 return await self._send_code(context, session_id, operation, fields)
             auth = await self._auth(stage, operation, fields)
@@ -111,13 +110,13 @@ class AuthFallbackPages:
         return None if is_threepid and operation.name not in THREEPID_PURPOSES else operation
 
     async def _auth(self, stage: str, operation: Operation, fields: Mapping[str, str]) -> AuthData:
-        """What a client would send that knows the stage."""
+        """Return the auth data that a client would send for the stage."""
         if stage == PASSWORD:
             identifier = {"type": "m.id.user", "user": operation.user_id}
             return {"identifier": identifier, "password": fields.get("password", "")}
         if stage == REGISTRATION_TOKEN:
             if operation.name != "POST register":
-                raise Forbidden("A registration token confirms nothing else")
+                raise Forbidden("A registration token only confirms a registration")
             return {"token": fields.get("token", "").strip()}
         if stage == RECAPTCHA:
             return {"response": fields.get(CAPTCHA_FIELD, "")}
@@ -133,7 +132,7 @@ class AuthFallbackPages:
         )
         return {"threepid_creds": {"sid": sid or "", "client_secret": secret}}
 
-    async def _send_letter(
+    async def _send_email(
         self,
         context: RequestContext,
         session_id: str,
@@ -163,7 +162,7 @@ class AuthFallbackPages:
         fields: Mapping[str, str],
     ) -> Response:
         secret = self._secret_text.session_id()
-        asked = await self._phones.do_request_token(
+        validation = await self._phones.do_request_token(
             THREEPID_PURPOSES[operation.name],
             "",
             fields.get("number", ""),
@@ -173,7 +172,7 @@ class AuthFallbackPages:
             self._pages.choose(context.languages),
             context.client_ip,
         )
-        sent = {"number": f"+{asked.number}", "sid": asked.sid, "client_secret": secret}
+        sent = {"number": f"+{validation.number}", "sid": validation.sid, "client_secret": secret}
         return self._page(context, MSISDN_IDENTITY, session_id, operation, fields=sent)
 
     def _page(
@@ -194,7 +193,7 @@ class AuthFallbackPages:
         if isinstance(error, Forbidden) and stage == PASSWORD:
             problem = _("The password is wrong.")
         if isinstance(error, Forbidden) and stage == REGISTRATION_TOKEN:
-            problem = _("This registration token is not valid (any more).")
+            problem = _("This registration token is not valid.")
         shown: dict[str, object] = {
             "path": PATH.replace("{stage}", stage),
             "session_id": session_id,
@@ -218,7 +217,8 @@ class AuthFallbackPages:
         _ = self._pages.choose(context.languages).gettext
         texts = [
             _(
-                "This page has grown old, was used before, or was opened in another browser. Begin again in your app."
+                "This page has expired, was already used, or was opened in another browser. Start "
+                "again in your app."
             )
         ]
         return self._pages.message(
@@ -237,7 +237,7 @@ class AuthFallbackPages:
 async def get_auth_fallback(
     page: AuthFallbackPages, context: RequestContext, *, stage: str, session: str = ""
 ) -> Response:
-    """The page."""
+    """The page of a stage."""
     return await page.answer(context, stage, session)
 
 
@@ -259,7 +259,7 @@ async def post_auth_fallback(
     stage: str,
     body: bytes,
 ) -> Response:
-    """What was filled in."""
+    """The form of a stage."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

@@ -1,4 +1,4 @@
-"""The page where somebody lets an app use their account. spec:
+"""The authorization page, where a user allows a client to use their account. spec:
 client-server-api#authorisation-code-flow"""
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _HINT: Final = "mxid:"
 
 
 class ConsentPage:
-    """The page."""
+    """Makes the page and handles its form."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class ConsentPage:
     async def answer(
         self, context: RequestContext, given: Mapping[str, str], decision: str | None
     ) -> Response:
-        """The page for a request, or where the browser goes: to sign in first, or back to the app
-        with what was decided (`allow`, `deny`; None: nothing yet)."""
+        """Return the page for a request, or a redirect: to sign in first, or back to the client
+        with the decision (`allow`, `deny`; None: not decided yet)."""
         self._metadata.check_enabled()
         language = self._pages.choose(context.languages)
         try:
@@ -84,12 +84,12 @@ class ConsentPage:
             return terms
         if decision == "allow":
             try:
-                where = await self._authorization.do_allow(
+                url = await self._authorization.do_allow(
                     request, session.user_id, context.client_ip, session.era, session.origin
                 )
             except (ProofEnded, UserLocked, UserDeactivated):
-                where = sign_in_link(here)
-            return see_other(where)
+                url = sign_in_link(here)
+            return see_other(url)
         if decision == "deny":
             return see_other(
                 await self._authorization.do_deny(request, session.user_id, context.client_ip)
@@ -124,21 +124,21 @@ class ConsentPage:
     async def _refuse(
         self, context: RequestContext, language: Language, error: Refused
     ) -> Response:
-        """Back to the app with an error: at once for who is signed in with it, by a link that names
-        where it leads for others, since anybody may register an app and so have this server lead
-        people wherever they like."""
-        where = self._authorization.refuse(error)
+        """Return to the client with an error. Users who are signed in with it are redirected;
+        others get a link that shows its target, because anybody can register a client and would
+        have an open redirect."""
+        url = self._authorization.refuse(error)
         session = await self._sessions.get(context)
         if session is not None and await self._authorization.is_used(
             error.returning.client_id, session.user_id
         ):
-            return see_other(where)
+            return see_other(url)
         _ = language.gettext
         return self._wrong(
             context,
             language,
             error,
-            (_("Go on to %(host)s") % {"host": shown_link(error.returning.redirect_uri)}, where),
+            (_("Continue to %(host)s") % {"host": shown_link(error.returning.redirect_uri)}, url),
         )
 
     def _wrong(
@@ -148,12 +148,11 @@ class ConsentPage:
         error: OAuthError,
         link: tuple[str, str] | None = None,
     ) -> Response:
-        """`link`: as `Pages.message`."""
+        """Return the page for an invalid request. `link`: as for `Pages.message`."""
         _ = language.gettext
         texts = [
             explain(error, language),
-            _("For the people who make the app: %(text)s")
-            % {"text": f"{error.error}: {error.text}"},
+            _("For the developers of the app: %(text)s") % {"text": f"{error.error}: {error.text}"},
         ]
         return self._pages.message(
             context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link
@@ -161,17 +160,16 @@ class ConsentPage:
 
 
 def _check_once(context: RequestContext) -> None:
-    """Raises `OAuthError` where a parameter stands in the address twice. spec: RFC 6749 section
-    3.1"""
+    """Raises `OAuthError` if a parameter occurs twice in the URL. spec: RFC 6749 section 3.1"""
     names = [
         name
         for name, _ in parse_qsl(
             urlsplit(context.uri).query.decode("latin-1"), keep_blank_values=True
         )
     ]
-    twice = next((name for name in PARAMETERS if names.count(name) > 1), None)
-    if twice is not None:
-        raise OAuthError("invalid_request", f"{twice} stands there twice")
+    repeated = next((name for name in PARAMETERS if names.count(name) > 1), None)
+    if repeated is not None:
+        raise OAuthError("invalid_request", f"{repeated} occurs twice")
 
 
 def _without_prompt(given: Mapping[str, str]) -> dict[str, str]:
@@ -194,7 +192,7 @@ async def get_authorize(
     prompt: str = "",
     login_hint: str = "",
 ) -> Response:
-    """An app asks to be let in."""
+    """A client's authorization request."""
     values = (
         response_type,
         client_id,
@@ -215,7 +213,7 @@ async def get_authorize(
 async def post_authorize(
     page: ConsentPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """Somebody has decided."""
+    """The user's decision."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

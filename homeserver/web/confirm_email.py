@@ -1,4 +1,4 @@
-"""The page behind the link in a letter: who presses its button has confirmed the address."""
+"""The page behind the link in a validation e-mail; its button confirms the address."""
 
 from http import HTTPStatus
 from typing import Final
@@ -23,7 +23,7 @@ async def get_confirm_email(
     sid: str = "",
     token: str = "",
 ) -> Response:
-    """What it is about, and the button."""
+    """The page with the button."""
     row = await validation.get_pending(sid, token)
     if row is None:
         return _page(pages, validation, context, None, "old", HTTPStatus.BAD_REQUEST)
@@ -42,7 +42,7 @@ async def get_confirm_email(
 async def post_confirm_email(
     validation: EmailValidation, pages: Pages, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The button was pressed."""
+    """Confirm the address."""
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
     row = await validation.do_confirm(fields.get("sid", [""])[0], fields.get("token", [""])[0])
     if row is None:

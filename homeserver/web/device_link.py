@@ -1,4 +1,4 @@
-"""The page where somebody types the code that a device without a browser shows. spec: RFC 8628
+"""The page where a user types the code that a device without a browser shows. spec: RFC 8628
 section 3.3"""
 
 from http import HTTPStatus
@@ -21,7 +21,7 @@ from homeserver.web.terms import lead_to_terms
 
 
 class LinkPage:
-    """The page."""
+    """Makes the page and handles its forms."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class LinkPage:
     async def answer(
         self, context: RequestContext, user_code: str, decision: str | None
     ) -> Response:
-        """The page: where the code is typed, what asks by it, and what was decided (`allow`,
-        `deny`)."""
+        """Return the page: for the code, for the client to allow, or for the result of the
+        `decision` (`allow`, `deny`)."""
         self._metadata.check_enabled()
         session = await self._sessions.get(context)
         here = f"{LINK_PATH}?{urlencode({'user_code': user_code[:40]})}" if user_code else LINK_PATH
@@ -70,7 +70,8 @@ class LinkPage:
             )
         if found is None:
             problem = _(
-                "No device shows this code now. Look at it once more; codes are good for twenty minutes."
+                "This code is wrong or has expired. Check it on the device; a code is valid for "
+                "twenty minutes."
             )
             return self._page(
                 context, session, {**fields, "problem": problem}, HTTPStatus.NOT_FOUND
@@ -102,7 +103,7 @@ class LinkPage:
         status: int = HTTPStatus.OK,
     ) -> Response:
         token = self._forms.token(context)
-        further: dict[str, object] = {
+        common: dict[str, object] = {
             "path": LINK_PATH,
             "sign_out_path": SIGN_OUT_PATH,
             "form_token": token.text,
@@ -110,13 +111,13 @@ class LinkPage:
         }
         language = self._pages.choose(context.languages)
         return self._pages.make(
-            "link.html", language, {**further, **fields}, status, cookies=token.cookies
+            "link.html", language, {**common, **fields}, status, cookies=token.cookies
         )
 
 
 @endpoint("GET", LINK_PATH, auth=Auth.NONE)
 async def get_link(page: LinkPage, context: RequestContext, *, user_code: str = "") -> Response:
-    """Where the code is typed; or what asks, when the code came with the link."""
+    """The page for the code; or for the client, if the link has the code."""
     return await page.answer(context, user_code, None)
 
 
@@ -124,7 +125,7 @@ async def get_link(page: LinkPage, context: RequestContext, *, user_code: str = 
 async def post_link(
     page: LinkPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """A code was typed, or somebody has decided."""
+    """Take the code or the decision."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

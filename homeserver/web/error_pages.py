@@ -1,8 +1,6 @@
-"""Errors that no page itself has answered: whoever looks with a browser gets them as a page too,
-and in their language.
+"""Error pages for requests that no page handles: browsers get a page in the user's language.
 
-Which addresses are those of pages, `homeserver/http/page_paths.py` says; a program that asks there
-gets JSON.
+`homeserver/http/page_paths.py` defines which paths are pages; other clients get JSON there too.
 """
 
 from federation.protocol.errors import MatrixError
@@ -12,17 +10,17 @@ from homeserver.web.pages import Pages
 
 
 class ErrorPages:
-    """Makes them."""
+    """Makes error pages."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
 
     def make(self, error: MatrixError, languages: str) -> Response:
-        """The page for an error. `languages`: what the browser says in `Accept-Language`."""
+        """Return the page for an error. `languages`: the `Accept-Language` header."""
         language = self._pages.choose(languages)
         _ = language.gettext
         fields: dict[str, object] = {
-            "title": _("This did not work"),
+            "title": _("Error"),
             "texts": [explain(error, language)],
             "link": None,
         }

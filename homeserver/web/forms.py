@@ -1,8 +1,7 @@
-"""Forms of pages: what was filled in, and the proof that the form was one of ours.
+"""Parses forms of pages and protects them against CSRF.
 
-Each form carries a token that is made of a cookie of the browser: of the one by which somebody is
-signed in, or of one that means nothing else. Another site can neither read the cookie nor make the
-token (CSRF), so what it sends is refused.
+Each form has a token derived from a cookie: the session cookie, or a cookie made for this purpose.
+Another site can neither read the cookie nor compute the token, so its forms are refused.
 """
 
 import hmac
@@ -21,28 +20,28 @@ from homeserver.services.tokens.secret_tokens import SecretText
 VISITOR_COOKIE: Final = "mahalla_visitor"
 TOKEN_FIELD: Final = "form_token"
 MAX_BODY: Final = 16384
-"""Bytes of a form: the `max_body` of the endpoints that take one."""
+"""The `max_body` of endpoints that take a form, in bytes."""
 _MOST_FIELDS: Final = 60
 
 
 class FormToken(msgspec.Struct, frozen=True):
-    """What a page with forms needs."""
+    """The CSRF token for a page with forms."""
 
     text: str
     """The value of the hidden field `TOKEN_FIELD`."""
     cookies: tuple[str, ...]
-    """What to set with the answer (`Response.cookies`)."""
+    """The cookies to set with the response (`Response.cookies`)."""
 
 
 class Forms:
-    """Makes and checks their tokens."""
+    """Makes and checks CSRF tokens."""
 
     def __init__(self, cookies: Cookies, secret_text: SecretText) -> None:
         self._cookies = cookies
         self._secret_text = secret_text
 
     def token(self, context: RequestContext) -> FormToken:
-        """The token for forms in the answer to this request."""
+        """Return the token for forms in the response to this request."""
         secret = self._secret(context)
         if secret is not None:
             return FormToken(_token_of(secret), ())
@@ -50,7 +49,7 @@ class Forms:
         return FormToken(_token_of(secret), (self._cookies.make(context, VISITOR_COOKIE, secret),))
 
     def read(self, context: RequestContext, body: bytes) -> Mapping[str, str] | None:
-        """What was filled in; None where it is no form of ours, or of a page that is too old."""
+        """Parse a form; None if its token is missing, wrong or outdated."""
         try:
             pairs = parse_qsl(
                 body.decode("utf-8"),

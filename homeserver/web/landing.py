@@ -1,5 +1,5 @@
-"""The page at `/`: says that the server works, how to sign in, and where the account page is; or
-the way to a client for browsers."""
+"""The page at `/`: it says that the server works, how to sign in, and where the account page is. Or
+a redirect to a web client."""
 
 from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
@@ -10,7 +10,7 @@ from homeserver.web.pages import Pages, see_other
 
 
 class LandingPage:
-    """The page in each language, made when it is first asked for."""
+    """The page in each language, made on first request."""
 
     def __init__(
         self,
@@ -21,9 +21,9 @@ class LandingPage:
         registration_open: bool,
         web_client: str | None = None,
     ) -> None:
-        """`address`: what people enter in their client; None: the server's name does, or the
-        administrator knows. `web_client`: where they are led instead."""
-        self._elsewhere = None if web_client is None else see_other(web_client)
+        """`address`: the homeserver address to enter in a client; None: the server name.
+        `web_client`: the URL to redirect to instead."""
+        self._redirect = None if web_client is None else see_other(web_client)
         self._fields: dict[str, object] = {
             "address": address,
             "registration_open": registration_open,
@@ -34,9 +34,9 @@ class LandingPage:
         self._made: dict[str, Response] = {}
 
     def get(self, accept_language: str) -> Response:
-        """The page for a reader who says this in `Accept-Language`."""
-        if self._elsewhere is not None:
-            return self._elsewhere
+        """Return the page in the language for an `Accept-Language` header."""
+        if self._redirect is not None:
+            return self._redirect
         language = self._languages.choose(accept_language)
         if language.code not in self._made:
             self._made[language.code] = self._pages.make("landing.html", language, self._fields)
@@ -45,5 +45,5 @@ class LandingPage:
 
 @endpoint("GET", "/", auth=Auth.NONE)
 async def get_landing(page: LandingPage, context: RequestContext) -> Response:
-    """HTML."""
+    """The landing page."""
     return page.get(context.languages)

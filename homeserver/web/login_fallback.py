@@ -1,9 +1,8 @@
-"""The page that signs somebody in for a client which knows no way to sign in that this server has.
+"""The login fallback page, for clients that support none of this server's login types.
 
-The client opens it in a view of its own, in which it defines `window.matrixLogin.onLogin`; the page
-calls that with what `POST /login` answers. What the client says in the address (`device_id`, …) is
-forwarded. Who comes back from an identity provider presses a button once more: nobody is signed in
-by an address alone.
+The client opens it in a web view and defines `window.matrixLogin.onLogin`; the page calls that with
+the response of `POST /login`. Parameters in the URL (`device_id`, …) are forwarded. A user who
+returns from an identity provider presses one more button, so that a URL alone signs nobody in.
 
 spec: client-server-api#login-fallback
 """
@@ -37,11 +36,11 @@ from homeserver.web.upstream import REDIRECT_PATH
 
 PATH: Final = "/_matrix/static/client/login/"
 FORWARDED: Final = ("device_id", "initial_device_display_name")
-"""What a client may say beforehand, and what is forwarded of it."""
+"""The parameters of the URL that are forwarded to the login."""
 
 
 class LoginFallbackPage:
-    """Makes the page, and signs in."""
+    """Makes the page and signs users in."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class LoginFallbackPage:
         base_url: str,
         takes_numbers: bool,
     ) -> None:
-        """`takes_numbers`: people may have telephone numbers here."""
+        """`takes_numbers`: whether accounts can have phone numbers."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
@@ -66,8 +65,8 @@ class LoginFallbackPage:
     def make(
         self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None
     ) -> Response:
-        """The page. `given`: what the client said, what was filled in, and the token of who comes
-        back."""
+        """Make the page. `given`: the client's parameters, the fields of the form, and the login
+        token of a user who returns from a provider."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
@@ -75,7 +74,9 @@ class LoginFallbackPage:
         if error is not None:
             _ = language.gettext
             wrong = isinstance(error, Forbidden) and not given.get("login_token")
-            problem = _("The name or the password is wrong.") if wrong else explain(error, language)
+            problem = (
+                _("The user name or the password is wrong.") if wrong else explain(error, language)
+            )
         fields: dict[str, object] = {
             "path": PATH,
             "form_token": token.text,
@@ -100,7 +101,7 @@ class LoginFallbackPage:
     async def do_sign_in(
         self, context: RequestContext, fields: Mapping[str, str], in_login: Mapping[str, object]
     ) -> Response:
-        """A form was sent. `in_login`: what the answer of `POST /login` has besides the session."""
+        """Handle the form. `in_login`: further fields of the `POST /login` response."""
         try:
             session = await self._begin(context, fields)
         except MatrixError as error:
@@ -119,7 +120,7 @@ class LoginFallbackPage:
         token = fields.get("login_token", "")
         if token:
             if not self._login_tokens.accepted:
-                raise Forbidden("This server has no sign-in with a token")
+                raise Forbidden("This server does not support login with a token")
             return await self._login_tokens.do_sign_in(
                 token, context.client_ip, device_id=device_id, device_name=device_name
             )
@@ -132,23 +133,27 @@ class LoginFallbackPage:
         )
 
     def _buttons(self, forwarded: Mapping[str, str]) -> list[dict[str, object]]:
-        """Where identity providers are left for; from there the browser comes back to this page."""
-        back = f"{self._base_url}{PATH}" + (f"?{urlencode(forwarded)}" if forwarded else "")
+        """Return a button per identity provider; its sign-in returns to this page."""
+        return_url = f"{self._base_url}{PATH}" + (f"?{urlencode(forwarded)}" if forwarded else "")
         return [
             {
                 "name": info.name,
                 "icon": None if info.icon is None else icon_path(info.provider_id),
-                "link": f"{REDIRECT_PATH}/{quote(info.provider_id, safe='')}?{urlencode({'redirectUrl': back})}",
+                "link": f"{REDIRECT_PATH}/{quote(info.provider_id, safe='')}"
+                f"?{urlencode({'redirectUrl': return_url})}",
             }
             for info in self._providers.infos
         ]
 
 
 def _script(answer: str) -> str:
-    """What tells the client; nothing in the answer may end the script."""
-    for sign in "<>&\u2028\u2029":
-        answer = answer.replace(sign, f"\\u{ord(sign):04x}")
-    return f"if (window.matrixLogin && window.matrixLogin.onLogin) {{ window.matrixLogin.onLogin({answer}); }}"
+    """Return the script that calls the client, with the response escaped for a script element."""
+    for char in "<>&\u2028\u2029":
+        answer = answer.replace(char, f"\\u{ord(char):04x}")
+    return (
+        "if (window.matrixLogin && window.matrixLogin.onLogin)"
+        f" {{ window.matrixLogin.onLogin({answer}); }}"
+    )
 
 
 @endpoint("GET", PATH, auth=Auth.NONE)
@@ -160,7 +165,7 @@ async def get_login_fallback(
     initial_device_display_name: str = "",
     login_token: Annotated[str, Names("loginToken")] = "",
 ) -> Response:
-    """The page."""
+    """The login fallback page."""
     return page.make(
         context,
         {
@@ -181,7 +186,7 @@ async def post_login_fallback(
     *,
     body: bytes,
 ) -> Response:
-    """What was filled in."""
+    """The form of the page."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

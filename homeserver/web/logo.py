@@ -12,20 +12,20 @@ from homeserver.web.pages import Pages
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "public, max-age=3600",
-    # an SVG that somebody opens by itself is a document: it runs nothing and loads nothing
+    # an SVG opened by itself is a document; it must run no script and load nothing
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
 }
 
 
 @endpoint("GET", LOGO_PATH, auth=Auth.NONE)
 async def get_logo(pages: Pages) -> Response:
-    """The picture."""
+    """The logo."""
     return _answer(pages.branding.logo)
 
 
 @endpoint("GET", LOGO_DARK_PATH, auth=Auth.NONE)
 async def get_logo_dark(pages: Pages) -> Response:
-    """That for dark pages."""
+    """The logo for dark pages."""
     return _answer(pages.branding.logo_dark)
 
 

@@ -1,10 +1,8 @@
-"""Pages for people: made from templates, in the reader's language, with headers that let nothing
-foreign in.
+"""Renders HTML pages from templates in the user's language, with a strict Content-Security-Policy.
 
-A page loads nothing but images of this server and the logo that the operator names, and runs no
-script but one that the specification wants on one page, and where people solve a riddle that of
-whoever makes the riddle (`Widget`). Its style stands in it, and is the only one that its headers
-allow.
+A page loads only images of this server and the operator's logo. It runs no script, except the one
+that the specification requires on some pages, and that of a captcha (`Widget`). Its style is
+inline, and the policy allows only this style.
 """
 
 from base64 import b64encode
@@ -24,32 +22,33 @@ from homeserver.services.pages.languages import Language, Languages
 
 STYLE: Final = "pages.css"
 CAPTCHA_FIELD: Final = "g-recaptcha-response"
-"""The field of a form in which a script of riddles leaves the solution."""
+"""The field in which a captcha's script stores the response."""
 AUTH_DONE: Final = (
     "if (window.onAuthDone) { window.onAuthDone(); }"
-    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
+    " else if (window.opener && window.opener.postMessage)"
+    ' { window.opener.postMessage("authDone", "*"); }'
 )
-"""The script that tells the client that a stage is done. spec: client-server-api#fallback"""
+"""The script that notifies the client that a stage is done. spec: client-server-api#fallback"""
 
 
 class Widget(msgspec.Struct, frozen=True):
-    """What somebody else's script shows on a page."""
+    """A third party's script on a page, such as a captcha."""
 
     script: str
-    """Its address."""
+    """Its URL."""
     site_key: str
-    """What it is told whose page it is on."""
+    """The key that identifies this site to the third party."""
     sources: tuple[str, ...]
-    """From where it may load more, as a `Content-Security-Policy` says it."""
+    """Sources that it may load from, for the `Content-Security-Policy`."""
 
     @property
     def host(self) -> str:
-        """From where the script comes."""
+        """The host of the script."""
         return urlsplit(self.script).hostname or ""
 
 
 class Pages:
-    """Makes pages."""
+    """Renders pages."""
 
     def __init__(
         self,
@@ -59,9 +58,9 @@ class Pages:
         *,
         shortest_password: int = 1,
     ) -> None:
-        """`shortest_password`: how many characters a new password must have."""
+        """`shortest_password`: minimum length of a new password in characters."""
         self.branding = branding or Branding(server_name)
-        """Whose pages they are."""
+        """Name, logo and colours of the pages."""
         self._languages = languages
         self._server_name = server_name
         self._shortest_password = shortest_password
@@ -84,7 +83,7 @@ class Pages:
         }
 
     def choose(self, accept_language: str) -> Language:
-        """The language for a reader who says this in `Accept-Language`."""
+        """Return the language for an `Accept-Language` header."""
         return self._languages.choose(accept_language)
 
     def make(
@@ -99,9 +98,9 @@ class Pages:
         script: str = "",
         widget: Widget | None = None,
     ) -> Response:
-        """The page of a template. `leads_to`: where else an answer to its forms may send the
-        browser on, as a `Content-Security-Policy` says it (`https:`, `https://app.example.org`);
-        `script`: the one that it may run; `widget`: what stands in it of others."""
+        """Render a template. `leads_to`: sources that responses to its forms may redirect to, for
+        the `Content-Security-Policy` (`https:`, `https://app.example.org`); `script`: an inline
+        script that the page may run; `widget`: a third party's script."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -115,13 +114,18 @@ class Pages:
                 "widget": widget,
             }
         )
-        foreign = "" if widget is None else "".join(f" {source}" for source in widget.sources)
+        sources = "" if widget is None else "".join(f" {source}" for source in widget.sources)
         policy = (
-            f"default-src 'none'; style-src {self._style_source}{foreign}; img-src {self._image_sources}{foreign}; "
-            f"base-uri 'none'; form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
+            f"default-src 'none'; style-src {self._style_source}{sources};"
+            f" img-src {self._image_sources}{sources}; base-uri 'none';"
+            f" form-action 'self'{''.join(f' {source}' for source in leads_to)};"
+            " frame-ancestors 'none'"
         )
         if widget is not None:
-            policy += f"; script-src {widget.script.partition('?')[0]}{foreign}; frame-src{foreign}; connect-src{foreign}"
+            policy += (
+                f"; script-src {widget.script.partition('?')[0]}{sources};"
+                f" frame-src{sources}; connect-src{sources}"
+            )
         if script:
             policy += f"; script-src {_source_of(script)}"
         return Response(
@@ -137,8 +141,7 @@ class Pages:
         *,
         link: tuple[str, str] | None = None,
     ) -> Response:
-        """A page that only says something, in words that are translated already. `link`: its text,
-        and a path."""
+        """Render a page with translated texts only. `link`: its text and its target."""
         fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
         return self.make("message.html", self.choose(context.languages), fields, status)
 
@@ -151,26 +154,25 @@ class Pages:
         *,
         cookies: tuple[str, ...] = (),
     ) -> Response:
-        """A page that leads on at once to where the link leads, which may be elsewhere: for who
-        comes by a form whose page lets it lead to this server only (`form-action`), so that
-        browsers would not follow a redirect."""
+        """Render a page that refreshes to an external link at once. For the response to a form
+        whose page allows only this server (`form-action`): browsers block a redirect there."""
         page = self.message(context, title, [text], link=link)
         headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
         return msgspec.structs.replace(page, headers=headers, cookies=cookies)
 
     def stale_form(self, context: RequestContext) -> Response:
-        """The page for who has sent a form that is not, or no longer, one of ours."""
+        """Render the page for a form with a wrong or outdated token."""
         return self.make(
             "stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN
         )
 
 
-def see_other(where: str, *, cookies: tuple[str, ...] = ()) -> Response:
-    """The answer that leads a browser elsewhere, also after a form."""
-    headers = {"Location": where, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
+def see_other(url: str, *, cookies: tuple[str, ...] = ()) -> Response:
+    """Redirect to a URL or path with 303, so that a browser follows with GET after a form."""
+    headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
     return Response(HTTPStatus.SEE_OTHER, headers, b"", cookies)
 
 
 def _source_of(text: str) -> str:
-    """By what a policy allows a text that stands in the page."""
+    """Return the hash source that allows an inline text in a `Content-Security-Policy`."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,12 +1,11 @@
-"""The page where people make an account: by what the configuration asks for, a registration token,
-a riddle, an e-mail address, a telephone number.
+"""The registration page. The configuration decides what it asks for: a registration token, a
+captcha, an e-mail address, a phone number.
 
-Where an address is asked for, a letter comes first; its link leads back here, to the choice of a
-name and a password, in whichever browser it is opened. Where everybody gives a number, a code comes
-before the name and the password.
+An e-mail address is confirmed first. The link in the e-mail leads back here, to name and password,
+in any browser. A required phone number is confirmed with a code before name and password.
 
-What somebody has shown stays shown while they mend the rest: the session of user-interactive
-authentication, which holds a use of their registration token, is in the form.
+The form holds the UIA session, which reserves a use of the registration token, so that completed
+stages stay completed while the user corrects other fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,13 +48,13 @@ from homeserver.web.pages import CAPTCHA_FIELD, Pages, Widget, see_other
 from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_objection, terms_fields
 
-LETTER_PATH: Final = "/_mahalla/register/letter"
+LETTER_PATH: Final = "/_mahalla/register/email"
 NUMBER_PATH: Final = "/_mahalla/register/number"
 LONGEST_LINK: Final = 2000
 
 
-class _NotYet(Exception):
-    """Something is refused; what was confirmed so far is in the session."""
+class _StageFailed(Exception):
+    """A stage failed; the UIA session keeps the completed ones."""
 
     def __init__(self, session_id: str, error: MatrixError) -> None:
         super().__init__(error.text)
@@ -64,7 +63,7 @@ class _NotYet(Exception):
 
 
 class RegisterPage:
-    """The page."""
+    """Makes the registration page and handles its forms."""
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class RegisterPage:
         *,
         base_url: str,
     ) -> None:
-        """`captcha`: the riddle that people solve, where there is one."""
+        """`captcha`: the captcha of registration, if there is one."""
         self._captcha = captcha
         self._pages = pages
         self._forms = forms
@@ -92,7 +91,7 @@ class RegisterPage:
         self._phones = phones
         self._secret_text = secret_text
         self._policies = policies
-        self._asked = policies.all if registration.rules.terms else ()
+        self._terms = policies.all if registration.rules.terms else ()
         self._base_url = base_url.rstrip("/")
 
     def make(
@@ -103,8 +102,9 @@ class RegisterPage:
         state: str,
         error: MatrixError | None = None,
     ) -> Response:
-        """The page. `state`: `address` (asks for one), `letter` (one is under way), `number` (asks
-        for one), `code` (one is under way), `account` (name and password)."""
+        """Make the page. `state`: `address` (asks for an e-mail address), `email` (an e-mail was
+        sent), `number` (asks for a phone number), `code` (a code was sent), `account` (asks for
+        name and password)."""
         language = self._pages.choose(context.languages)
         if not self._registration.is_open:
             return self._closed(context, language)
@@ -114,7 +114,7 @@ class RegisterPage:
         shown: dict[str, object] = {
             "state": state,
             "path": REGISTER_PATH,
-            "letter_path": LETTER_PATH,
+            "email_path": LETTER_PATH,
             "number_path": NUMBER_PATH,
             "sign_in_path": sign_in_link(next_path),
             "without_address_path": f"{register_link(next_path)}&without_address=true",
@@ -133,7 +133,7 @@ class RegisterPage:
             "code_sid": fields.get("code_sid", ""),
             "phone_sid": fields.get("phone_sid", ""),
             "phone_secret": fields.get("phone_secret", ""),
-            **terms_fields(self._policies, self._asked, language),
+            **terms_fields(self._policies, self._terms, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         widget = self._captcha if state == "account" else None
@@ -144,26 +144,26 @@ class RegisterPage:
     async def first(
         self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool
     ) -> Response:
-        """Where somebody begins, or comes back to from a letter."""
+        """Make the first page, or the page that the link in the e-mail leads to."""
         email = self._registration.rules.email
         secret = fields.get("client_secret")
         if secret and not fields.get("sid"):
             address = fields.get("address", "").strip().lower()
             sid = await self._validations.find(REGISTER, EMAIL, address, secret)
             fields = {**fields, "sid": sid or ""}
-        proved = bool(fields.get("sid"))
+        is_validated = bool(fields.get("sid"))
         asks = email == "required" or (email == "optional" and not without_address)
-        if asks and not proved:
+        if asks and not is_validated:
             return self.make(context, fields, state="address")
         asks_number = self._registration.rules.phone == "required"
         return self.make(context, fields, state="number" if asks_number else "account")
 
     async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a letter to an address that is to be shown to be somebody's."""
+        """Send an e-mail to validate an address."""
         secret = self._secret_text.session_id()
         next_path = own_path(fields.get("next", ""), HOME)
-        proof = urlencode({"address": fields.get("address", ""), "client_secret": secret})
-        back = f"{self._base_url}{register_link(next_path)}&{proof}"
+        query = urlencode({"address": fields.get("address", ""), "client_secret": secret})
+        return_url = f"{self._base_url}{register_link(next_path)}&{query}"
         language = self._pages.choose(context.languages)
         try:
             self._registration.check_open()
@@ -172,30 +172,30 @@ class RegisterPage:
                 fields.get("address", ""),
                 secret,
                 1,
-                back if self._base_url and len(back) <= LONGEST_LINK else None,
+                return_url if self._base_url and len(return_url) <= LONGEST_LINK else None,
                 language,
                 context.client_ip,
             )
         except MatrixError as error:
             return self.make(context, fields, state="address", error=error)
-        return self.make(context, {**fields, "sid": sid, "client_secret": secret}, state="letter")
+        return self.make(context, {**fields, "sid": sid, "client_secret": secret}, state="email")
 
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a code to a number that is to be shown to be somebody's."""
+        """Send a code to validate a phone number."""
         secret = self._secret_text.session_id()
         language = self._pages.choose(context.languages)
         try:
             self._registration.check_open()
-            asked = await self._phones.do_request_token(
+            session = await self._phones.do_request_token(
                 REGISTER, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
             )
         except MatrixError as error:
             return self.make(context, fields, state="number", error=error)
-        sent = {"number": f"+{asked.number}", "code_sid": asked.sid, "phone_secret": secret}
+        sent = {"number": f"+{session.number}", "code_sid": session.sid, "phone_secret": secret}
         return self.make(context, {**fields, **sent}, state="code")
 
     async def take_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """The code was typed: the number is theirs."""
+        """Check the typed code and continue to name and password."""
         sid = fields["code_sid"]
         try:
             await self._phones.do_submit(
@@ -208,25 +208,25 @@ class RegisterPage:
         return self.make(context, {**fields, "phone_sid": sid}, state="account")
 
     async def register(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Make the account, and sign its owner in."""
-        wish = Wish(
+        """Create the account and sign its owner in."""
+        request = Wish(
             username=fields.get("name", "").strip(),
             password=fields.get("password", ""),
             inhibit_login=True,
             languages=context.languages,
         )
         try:
-            if wish.password != fields.get("password_again"):
+            if request.password != fields.get("password_again"):
                 raise PasswordsDiffer
-            if self._asked:
+            if self._terms:
                 language = self._pages.choose(context.languages)
-                objection = find_objection(self._policies, self._asked, fields, language)
+                objection = find_objection(self._policies, self._terms, fields, language)
                 if objection:
                     raise ConsentNotGiven(objection)
-            registered = await self._confirm(wish, fields, context.client_ip)
+            registered = await self._confirm(request, fields, context.client_ip)
         except UserAwaitingApproval as error:
-            return self._waits(context, error)
-        except _NotYet as refused:
+            return self._awaiting_approval(context, error)
+        except _StageFailed as refused:
             shown = {**fields, "confirmation": refused.session_id}
             return self.make(context, shown, state="account", error=refused.error)
         except MatrixError as error:
@@ -234,24 +234,23 @@ class RegisterPage:
         cookie = await self._sessions.do_begin(registered.user_id, context, registered.era)
         return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
 
-    async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> Registered:
-        """Make the account. Raises `_NotYet` where something is refused in a session that has
-        begun."""
+    async def _confirm(self, request: Wish, fields: Mapping[str, str], ip: str) -> Registered:
+        """Create the account. Raises `_StageFailed` with the UIA session if something fails."""
         session_id = fields.get("confirmation", "")
         try:
             for stage in self._stages(fields):
                 auth = {**stage, "session": session_id} if session_id else stage
                 try:
-                    return await self._registration.do_register(wish, auth, ip)
+                    return await self._registration.do_register(request, auth, ip)
                 except AuthenticationRequired as more:
                     session_id = more.session_id
                     if more.error is not None:
                         raise more.error from None
-            raise InvalidParam("Something is missing; begin again")
+            raise InvalidParam("The registration is incomplete; begin again")
         except UserAwaitingApproval:
             raise
         except MatrixError as error:
-            raise _NotYet(session_id, error) from None
+            raise _StageFailed(session_id, error) from None
 
     def _stages(self, fields: Mapping[str, str]) -> Sequence[AuthData]:
         stages: list[AuthData] = []
@@ -271,23 +270,25 @@ class RegisterPage:
             stages.append({"type": MSISDN_IDENTITY, "threepid_creds": creds})
         return stages or [{"type": DUMMY}]
 
-    def _waits(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
+    def _awaiting_approval(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
         language = self._pages.choose(context.languages)
         _ = language.gettext
         return self._pages.message(
-            context, _("Your account is made, and waits for approval"), [explain(error, language)]
+            context,
+            _("Your account was created and is awaiting approval"),
+            [explain(error, language)],
         )
 
     def _closed(self, context: RequestContext, language: Language) -> Response:
         _ = language.gettext
-        texts = [_("Accounts are made by the people who run this server; ask them.")]
+        texts = [_("The administrators of this server create accounts; please contact them.")]
         return self._pages.message(
-            context, _("Nobody can register here"), texts, HTTPStatus.FORBIDDEN
+            context, _("Registration is closed"), texts, HTTPStatus.FORBIDDEN
         )
 
 
 def register_link(next_path: str) -> str:
-    """The path of the page, which leads on to another path of this server."""
+    """Return the path of the page, which then continues to another path of this server."""
     return f"{REGISTER_PATH}?{urlencode({'next': next_path})}"
 
 
@@ -301,7 +302,7 @@ async def get_register(
     client_secret: str = "",
     without_address: bool = False,
 ) -> Response:
-    """Where somebody begins; with an address: where they come back to from a letter."""
+    """The first page; with `address`, the page that the link in the e-mail leads to."""
     fields = {"next": next, "address": address, "client_secret": client_secret}
     return await page.first(context, fields, without_address=without_address)
 
@@ -312,7 +313,7 @@ async def get_register(
 async def post_register_letter(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """An address was given."""
+    """Take the e-mail address."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.send_letter(context, fields)
 
@@ -323,7 +324,7 @@ async def post_register_letter(
 async def post_register_number(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """A number was given, or a code was typed."""
+    """Take the phone number or the code."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -338,7 +339,7 @@ async def post_register_number(
 async def post_register_account(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """A name and a password were chosen, or the letter has been read."""
+    """Take name and password, or continue after the e-mail."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

@@ -1,5 +1,5 @@
-"""The page behind the link in a letter about an account that ends: who presses its button has
-renewed it."""
+"""The page behind the link in an e-mail about an expiring account; its button renews the
+account."""
 
 from http import HTTPStatus
 from urllib.parse import parse_qs
@@ -17,7 +17,7 @@ from storage.accounts.validity import RenewalLinkRow
 async def get_renew(
     renewals: Renewals, pages: Pages, context: RequestContext, *, token: str = ""
 ) -> Response:
-    """What it is about, and the button."""
+    """The page with the button."""
     return _page(pages, context, await renewals.get_link(token), token)
 
 
@@ -25,7 +25,7 @@ async def get_renew(
 async def post_renew(
     renewals: Renewals, pages: Pages, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The button was pressed."""
+    """Renew the account."""
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
     token = fields.get("token", [""])[0]
     return _page(pages, context, await renewals.do_renew(token), token)

@@ -1,5 +1,5 @@
-"""The page for who has forgotten the password: a letter to the address of the account, or a code to
-its number, leads to a new one."""
+"""The page that resets a forgotten password, by an e-mail to the account's address or a code to its
+phone number."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +26,7 @@ _SET_PATH: Final = "/_mahalla/reset_password/new"
 
 
 class ResetPasswordPage:
-    """The page."""
+    """Makes the page and handles its forms."""
 
     def __init__(
         self,
@@ -57,16 +57,16 @@ class ResetPasswordPage:
         state: str,
         error: MatrixError | None = None,
     ) -> Response:
-        """The page. `state`: `address`, `letter` (one is under way), `password`, which asks for the
-        code too where one is under way."""
+        """Make the page. `state`: `address` (asks for address or number), `email` (an e-mail was
+        sent), `password` (asks for the new password, and for the code if one was sent)."""
         language = self._pages.choose(context.languages)
         _ = language.gettext
         if not self._validation.is_possible and not self._phones.is_possible(PASSWORD_RESET):
             texts = [
-                _("This server sends no letters. Ask the people who run it for a new password.")
+                _("This server cannot send e-mails. Ask its administrators for a new password.")
             ]
             return self._pages.message(
-                context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND
+                context, _("Forgot your password?"), texts, HTTPStatus.NOT_FOUND
             )
         token = self._forms.token(context)
         fields: dict[str, object] = {
@@ -74,7 +74,7 @@ class ResetPasswordPage:
             "path": RESET_PATH,
             "set_path": _SET_PATH,
             "form_token": token.text,
-            "by_letter": self._validation.is_possible,
+            "by_email": self._validation.is_possible,
             "by_code": self._phones.is_possible(PASSWORD_RESET),
             "address": given.get("address", ""),
             "number": given.get("number", ""),
@@ -88,13 +88,12 @@ class ResetPasswordPage:
         )
 
     async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a letter to the address of an account; where it is none's, the page says the
-        same."""
+        """Send an e-mail to an account's address. The page is the same if no account has it."""
         given = {
             "address": fields.get("address", ""),
             "client_secret": self._secret_text.session_id(),
         }
-        back = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
+        return_url = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
         language = self._pages.choose(context.languages)
         try:
             await self._validation.do_request_token(
@@ -102,34 +101,34 @@ class ResetPasswordPage:
                 given["address"],
                 given["client_secret"],
                 1,
-                back,
+                return_url,
                 language,
                 context.client_ip,
             )
         except MatrixError as error:
             return self.make(context, given, state="address", error=error)
-        return self.make(context, given, state="letter")
+        return self.make(context, given, state="email")
 
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Send a code to the number of an account; where it is none's, the page says the same."""
+        """Send a code to an account's number. The page is the same if no account has it."""
         number, secret = fields.get("number", ""), self._secret_text.session_id()
         language = self._pages.choose(context.languages)
         try:
-            asked = await self._phones.do_request_token(
+            session = await self._phones.do_request_token(
                 PASSWORD_RESET, "", number, secret, 1, None, language, context.client_ip
             )
         except MatrixError as error:
             return self.make(context, fields, state="address", error=error)
-        given = {"number": f"+{asked.number}", "sid": asked.sid, "client_secret": secret}
+        given = {"number": f"+{session.number}", "sid": session.sid, "client_secret": secret}
         return self.make(context, given, state="password")
 
     async def set_password(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Set a new one, for who has confirmed the address, or types the code."""
+        """Set the new password, after the address was confirmed or with the typed code."""
         try:
             if fields.get("password", "") != fields.get("password_again"):
                 raise PasswordsDiffer
             proof = (
-                await self._by_code(fields) if fields.get("sid") else await self._by_letter(fields)
+                await self._by_code(fields) if fields.get("sid") else await self._by_email(fields)
             )
             await self._accounts.do_reset_password(
                 fields.get("password", ""), proof, context.client_ip, log_out=True
@@ -147,10 +146,10 @@ class ResetPasswordPage:
         _ = self._pages.choose(context.languages).gettext
         link = (_("Sign in"), SIGN_IN_PATH)
         return self._pages.message(
-            context, _("Your password is set"), [_("All apps are signed out.")], link=link
+            context, _("Your password was changed"), [_("All apps are signed out.")], link=link
         )
 
-    async def _by_letter(self, fields: Mapping[str, str]) -> AuthData:
+    async def _by_email(self, fields: Mapping[str, str]) -> AuthData:
         address, secret = fields.get("address", ""), fields.get("client_secret", "")
         sid = await self._validations.find(PASSWORD_RESET, EMAIL, address.strip().lower(), secret)
         return {
@@ -159,7 +158,9 @@ class ResetPasswordPage:
         }
 
     async def _by_code(self, fields: Mapping[str, str]) -> AuthData:
-        self._accounts.check_password_policy(fields.get("password", ""))  # before a try is spent
+        self._accounts.check_password_policy(
+            fields.get("password", "")
+        )  # before it costs an attempt
         sid, secret = fields["sid"], fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
         return {"type": MSISDN_IDENTITY, "threepid_creds": {"sid": sid, "client_secret": secret}}
@@ -169,7 +170,7 @@ class ResetPasswordPage:
 async def get_reset_password(
     page: ResetPasswordPage, context: RequestContext, *, address: str = "", client_secret: str = ""
 ) -> Response:
-    """Where somebody begins, or comes back to from a letter."""
+    """The first page, or the page that the link in the e-mail leads to."""
     given = {"address": address, "client_secret": client_secret}
     return page.make(context, given, state="password" if client_secret else "address")
 
@@ -178,7 +179,7 @@ async def get_reset_password(
 async def post_reset_password(
     page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """An address or a number was given, or the letter has been read."""
+    """Take an address or a number, or continue after the e-mail."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -193,6 +194,6 @@ async def post_reset_password(
 async def post_new_password(
     page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """A new password was typed."""
+    """Take the new password."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.set_password(context, fields)

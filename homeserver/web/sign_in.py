@@ -1,7 +1,7 @@
-"""The page where people sign in to the server's own pages, and so permit their apps to use their
+"""The sign-in page of the server's own pages, where users then allow clients and manage their
 account.
 
-`GET /_mahalla/sign_in?next=PATH` leads on to a path of this server when somebody is signed in.
+`GET /_mahalla/sign_in?next=PATH` continues to a path of this server after the sign-in.
 """
 
 from http import HTTPStatus
@@ -32,11 +32,11 @@ REGISTER_PATH: Final = "/_mahalla/register"
 RESET_PATH: Final = "/_mahalla/reset_password"
 SIGN_OUT_PATH: Final = "/_mahalla/sign_out"
 HOME: Final = ACCOUNT_PATH
-"""Where people go who came from nowhere."""
+"""The default path to continue to after signing in."""
 
 
 class SignInPage:
-    """The page."""
+    """Makes the sign-in page."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class SignInPage:
         resets_passwords: bool = False,
         takes_numbers: bool = False,
     ) -> None:
-        """`resets_passwords`: who has forgotten theirs can have a letter, or a code.
-        `takes_numbers`: people may have telephone numbers here."""
+        """`resets_passwords`: whether users can reset a forgotten password by e-mail or code.
+        `takes_numbers`: whether accounts can have phone numbers."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
@@ -69,8 +69,8 @@ class SignInPage:
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """The page, filled in with what somebody typed before, and with what was wrong with it.
-        `again`: who is signed in elsewhere already proves who they are once more."""
+        """Make the page, with the name typed before and the error. `again`: the user has to
+        authenticate again."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
@@ -94,23 +94,23 @@ class SignInPage:
 def _problem(error: MatrixError, language: Language) -> str:
     _ = language.gettext
     if isinstance(error, Forbidden):
-        return _("The name or the password is wrong.")
+        return _("The user name or the password is wrong.")
     return explain(error, language)
 
 
 def as_name(name: str) -> str:
-    """People type a user name, a whole user id, their e-mail address, or their telephone number
-    with the code of its country."""
+    """Interpret what a user typed: a local part, a user id, an e-mail address, or a phone number
+    with country code."""
     if name.startswith("+") and (number := phone_number("", name)):
         return number
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 
 def sign_in_link(next_path: str, name: str = "", *, again: bool = False) -> str:
-    """The path of the page, which leads on to another path of this server. `name`: who will
-    probably sign in; `again`: also who is signed in proves who they are."""
-    further = {**({"name": name} if name else {}), **({"again": "true"} if again else {})}
-    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **further})}"
+    """Return the path of the page, which then continues to another path of this server. `name`:
+    prefills the user name; `again`: asks for authentication even with a session."""
+    optional = {**({"name": name} if name else {}), **({"again": "true"} if again else {})}
+    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **optional})}"
 
 
 @endpoint("GET", SIGN_IN_PATH, auth=Auth.NONE)
@@ -123,7 +123,7 @@ async def get_sign_in(
     name: str = "",
     again: bool = False,
 ) -> Response:
-    """The page; who is signed in already is led on, unless they are to sign in `again`."""
+    """The page; a redirect for users who are signed in, unless they have to sign in `again`."""
     next_path = own_path(next, HOME)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)
@@ -141,7 +141,7 @@ async def post_sign_in(
     *,
     body: bytes,
 ) -> Response:
-    """A name and a password."""
+    """Sign in with name and password."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -171,8 +171,8 @@ async def post_sign_out(
     *,
     body: bytes,
 ) -> Response:
-    """End the session of this browser, and that at the provider by which it began, where that
-    offers it. Apps stay signed in; what waits in this browser of a sign-in at a provider ends."""
+    """End the session of this browser, its pending upstream flows, and its session at the identity
+    provider if that supports logout. Clients stay signed in."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -180,11 +180,13 @@ async def post_sign_out(
     session = await sessions.get(context)
     await upstream.do_forget(context)
     cookie = await sessions.do_end(context)
-    elsewhere = None if session is None else await saml.leave(session.origin, next_path)
-    if elsewhere is None:
+    logout_url = None if session is None else await saml.leave(session.origin, next_path)
+    if logout_url is None:
         return see_other(sign_in_link(next_path), cookies=(cookie,))
     _ = pages.choose(context.languages).gettext
-    text = _("Go on to %(host)s to sign out there too.") % {"host": urlsplit(elsewhere).hostname}
+    text = _("Continue to %(host)s to sign out there too.") % {
+        "host": urlsplit(logout_url).hostname
+    }
     return pages.lead_away(
-        context, _("You are signed out"), text, (_("Go on"), elsewhere), cookies=(cookie,)
+        context, _("You are signed out"), text, (_("Continue"), logout_url), cookies=(cookie,)
     )

@@ -1,10 +1,10 @@
-"""The way of an app of the older API over the server's own pages: people sign in or register there,
-and go back with a token.
+"""SSO for clients of the older API, on this server's own pages: users sign in or register there and
+return to the client with a login token.
 
 Laws:
-- A token leaves for an address of the configuration, or one that the person has seen and agreed to;
-  for nowhere else.
-- What the app asks for with `action` is where people begin: signing in, or making an account.
+- A login token is sent only to an address of the configuration, or to one that the user has seen
+  and agreed to.
+- The client's `action` selects the first page: sign-in or registration.
 
 spec: client-server-api#sso-client-loginauthentication, client-server-api#oauth-20-aware-clients
 """
@@ -42,7 +42,7 @@ REGISTER: Final = "register"
 
 
 class SSOPage:
-    """The page."""
+    """Makes the page and the redirects to and from it."""
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class SSOPage:
     async def answer(
         self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool
     ) -> Response:
-        """The page that asks whether to go on to an app, or where the browser goes: to sign in or
-        register first, or to the app. `agreed`: somebody has pressed its button."""
+        """Return the page that asks whether to continue to a client, or a redirect: to sign in or
+        register first, or to the client. `agreed`: the user pressed its button."""
         try:
             self._upstream.check_client(redirect_url)
         except Refused as refused:
@@ -108,22 +108,22 @@ class SSOPage:
             origin = (
                 None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
             )
-            where = await self._upstream.do_give_token(
+            url = await self._upstream.do_give_token(
                 session.user_id, origin, redirect_url, session.era
             )
         except MatrixError as error:
             _ = language.gettext
             return self._pages.message(
                 context,
-                _("Signing in did not work"),
+                _("Sign-in failed"),
                 [explain(error, language)],
                 HTTPStatus.FORBIDDEN,
             )
         if agreed:
-            return see_other(where)
+            return see_other(url)
         _ = language.gettext
-        text = _("Go on to %(host)s.") % {"host": shown_link(redirect_url)}
-        return self._pages.lead_away(context, _("You are signed in"), text, (_("Go on"), where))
+        text = _("Continue to %(host)s.") % {"host": shown_link(redirect_url)}
+        return self._pages.lead_away(context, _("You are signed in"), text, (_("Continue"), url))
 
 
 @endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
@@ -134,7 +134,7 @@ async def get_sso(
     redirect_url: Annotated[str, Names("redirectUrl")] = "",
     action: str = "",
 ) -> Response:
-    """Somebody comes from an app."""
+    """A user comes from a client."""
     return await page.answer(context, redirect_url, action, agreed=False)
 
 
@@ -142,7 +142,7 @@ async def get_sso(
 async def post_sso(
     page: SSOPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """They go on to it."""
+    """The user continues to the client."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)

@@ -1,8 +1,8 @@
-"""The pages about terms of service: the documents, where somebody agrees to them, and the same
-within a registration.
+"""Pages for terms of service: the documents, the consent page, and the consent stage of a
+registration.
 
-`GET /_mahalla/consent` is for who is signed in to the pages, or has a signed link, which apps show
-(`M_CONSENT_NOT_GIVEN`). A tick for each document, and nothing is ticked beforehand.
+`GET /_mahalla/consent` is for users who are signed in to the pages, or who have a signed link from
+their client (`M_CONSENT_NOT_GIVEN`). Each document has a checkbox, and none is checked in advance.
 
 spec: client-server-api#terms-of-service-at-registration, client-server-api#fallback
 """
@@ -35,7 +35,7 @@ _TICK: Final = "agree_"
 def terms_fields(
     policies: Policies, owed: Sequence[Policy], language: Language
 ) -> dict[str, object]:
-    """What the template `terms_fields.html` needs."""
+    """Return the fields for the template `terms_fields.html`."""
     documents = [(policy, policy.choose(language)) for policy in owed]
     return {
         "versions": policies.fingerprint,
@@ -54,24 +54,25 @@ def terms_fields(
 def find_objection(
     policies: Policies, owed: Sequence[Policy], fields: Mapping[str, str], language: Language
 ) -> str:
-    """Why what was sent with those fields is no agreement; empty where it is one."""
+    """Return why a form with these fields is not an agreement; empty if it is one."""
     _ = language.gettext
     if fields.get("versions") != policies.fingerprint:
         return _("The documents have changed since you opened this page. Please read them again.")
     if any(fields.get(f"{_TICK}{policy.policy_id}") != "true" for policy in owed):
-        return _("To go on, you have to accept each of the documents.")
+        return _("To continue, accept each of the documents.")
     return ""
 
 
 async def lead_to_terms(consents: Consents, user_id: UserID, here: str) -> Response | None:
-    """To the page, and from there back `here`, for who has not agreed to the documents of now."""
+    """Return a redirect to the consent page, which then returns `here`; None if the user agreed to
+    the current documents."""
     if not await consents.get_owed(user_id):
         return None
     return see_other(f"{CONSENT_PATH}?{urlencode({'next': here})}")
 
 
 class TermsPage:
-    """The page where somebody agrees."""
+    """Makes the consent page and handles its form."""
 
     def __init__(
         self, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA
@@ -85,7 +86,7 @@ class TermsPage:
     async def answer(
         self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
     ) -> Response:
-        """The page, or what follows when it was sent with `fields`. `given`: `user`, `signature`,
+        """Return the page, or handle its form with `fields`. `given`: `user`, `signature`,
         `next`."""
         user, signature = given.get("user", ""), given.get("signature", "")
         next_path = own_path(given.get("next", ""), "")
@@ -120,7 +121,7 @@ class TermsPage:
     async def answer_fallback(
         self, context: RequestContext, session_id: str, fields: Mapping[str, str] | None
     ) -> Response:
-        """The same within a registration, for apps that do not know this stage."""
+        """The consent stage of a registration, for clients that do not know this stage."""
         language = self._pages.choose(context.languages)
         operation = (
             await self._uia.get_operation(session_id)
@@ -130,9 +131,9 @@ class TermsPage:
         policies = self._consents.policies
         if operation is None or operation.user_id is not None or not policies.all:
             _ = language.gettext
-            texts = [_("Go back to your app and begin again there.")]
+            texts = [_("Return to your app and start again.")]
             return self._pages.message(
-                context, _("This page is too old"), texts, HTTPStatus.BAD_REQUEST
+                context, _("This page has expired"), texts, HTTPStatus.BAD_REQUEST
             )
         problem = "" if fields is None else find_objection(policies, policies.all, fields, language)
         shown: dict[str, object] = {"path": FALLBACK_PATH, "session": session_id, "user_id": ""}
@@ -172,7 +173,7 @@ class TermsPage:
 async def get_consent(
     page: TermsPage, context: RequestContext, *, user: str = "", signature: str = "", next: str = ""
 ) -> Response:
-    """The documents, with a tick for each."""
+    """The consent page."""
     return await page.answer(context, {"user": user, "signature": signature, "next": next}, None)
 
 
@@ -180,7 +181,7 @@ async def get_consent(
 async def post_consent(
     page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """They were ticked, or not."""
+    """The form of the page."""
     fields = forms.read(context, body)
     return (
         pages.stale_form(context) if fields is None else await page.answer(context, fields, fields)
@@ -193,7 +194,7 @@ async def post_consent(
 async def get_terms_fallback(
     page: TermsPage, context: RequestContext, *, session: str = ""
 ) -> Response:
-    """The documents, for who registers in an app that does not know the stage."""
+    """The page of the consent stage."""
     return await page.answer_fallback(context, session, None)
 
 
@@ -201,7 +202,7 @@ async def get_terms_fallback(
 async def post_terms_fallback(
     page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """They were ticked, or not."""
+    """The form of the page."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
@@ -218,7 +219,7 @@ async def get_policy(
     version: str,
     code: str,
 ) -> Response:
-    """The text of a document that this server has."""
+    """The text of a document that this server hosts."""
     document = consents.policies.find(policy_id, version, code)
     if document is None:
         raise NotFound("There is no such document")

@@ -1,4 +1,4 @@
-"""The page behind the link that ends letters about what somebody missed."""
+"""The page behind the unsubscribe link of notification e-mails."""
 
 from http import HTTPStatus
 from typing import Final
@@ -21,7 +21,7 @@ async def get_unsubscribe(
     pusher: int = 0,
     signature: str = "",
 ) -> Response:
-    """What it is about, and the button."""
+    """The page with the button."""
     if not unsubscribing.is_signed(pusher, signature):
         return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)
     row = await unsubscribing.find(pusher)
@@ -40,8 +40,8 @@ async def post_unsubscribe(
     pusher: int = 0,
     signature: str = "",
 ) -> Response:
-    """A button was pressed: that of the page, or that of a mail client (RFC 8058), whose body says
-    no more than that."""
+    """Unsubscribe: from the page, or with one click in a mail client (RFC 8058). The body is not
+    needed."""
     del body
     if not unsubscribing.is_signed(pusher, signature):
         return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)

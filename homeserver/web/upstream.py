@@ -1,5 +1,5 @@
-"""The pages of signing in with an identity provider: choosing one, choosing a name, going on to the
-client, confirming.
+"""Pages of the sign-in with an identity provider: choosing a provider, choosing a name, continuing
+to the client, confirming an operation.
 
 spec: client-server-api#sso-client-loginauthentication,
 client-server-api#sso-during-user-interactive-authentication
@@ -72,12 +72,11 @@ OPERATIONS: Final = (
     ("devices", "DELETE device"),
     ("devices", "POST delete_devices"),
 )
-"""What operations of user-interactive authentication are called in the template, by how their names
-begin."""
+"""Names of UIA operations in the template, by prefix of the operation."""
 
 
 class UpstreamPages:
-    """Makes the page, or the way on, of each step."""
+    """Makes the page or the redirect of each step."""
 
     log = Logger()
 
@@ -90,8 +89,8 @@ class UpstreamPages:
         *,
         own_pages: str = "",
     ) -> None:
-        """`own_pages`: the path of the page where people sign in here for an app of the older API;
-        empty where none do."""
+        """`own_pages`: the path of this server's own SSO page for clients of the older API; empty
+        if it is not offered."""
         self._own_pages = own_pages
         self._own_sign_in = own_sign_in
         self._pages = pages
@@ -100,12 +99,12 @@ class UpstreamPages:
 
     @property
     def has_choice(self) -> bool:
-        """Whether there is more than the one way, of the one provider."""
+        """Whether there is more than one way to sign in."""
         has_own = bool(self._own_pages) and self._own_sign_in.password_login
         return has_own or len(self._sign_in.providers) > 1
 
     async def show(self, context: RequestContext, step: Step | AskConfirm) -> Response:
-        """The answer for a step."""
+        """Return the response for a step."""
         match step:
             case Leave(url, browser):
                 cookies = () if browser is None else (self._sign_in.cookie_of(context, browser),)
@@ -123,9 +122,11 @@ class UpstreamPages:
                     raise Refused(Reason.AWAITING_APPROVAL, error.text) from None
                 except Forbidden as error:
                     raise Refused(Reason.NOT_ALLOWED, error.text) from None
-                came = msgspec.json.encode(origin).decode()
+                encoded = msgspec.json.encode(origin).decode()
                 try:
-                    cookie = await self._sessions.do_begin(user_id, context, era, came, proved_ts)
+                    cookie = await self._sessions.do_begin(
+                        user_id, context, era, encoded, proved_ts
+                    )
                 except MatrixError as error:
                     raise refused_in_the_meantime(user_id, error) from None
                 return see_other(own_path(next_path, "/"), cookies=(cookie,))
@@ -163,8 +164,8 @@ class UpstreamPages:
                 return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
     async def refuse(self, context: RequestContext, refused: Refused) -> Response:
-        """The page that says why it did not work; it is recorded of the account, where it is known
-        whose that is."""
+        """Return the page with the reason of a refusal, and record it in the audit log of the
+        account, if that is known."""
         if isinstance(refused, OtherPerson):
             return await self._refuse_other_person(context, refused)
         user_id = await self._sign_in.get_refused(refused)
@@ -173,7 +174,7 @@ class UpstreamPages:
                 user_id, context.client_ip, refused.reason.value
             )
         self.log.info(
-            "a sign-in with a provider ends: {reason}: {why}",
+            "a sign-in with a provider failed: {reason}: {why}",
             reason=refused.reason.value,
             why=refused,
         )
@@ -198,8 +199,7 @@ class UpstreamPages:
     async def sign_out(
         self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage
     ) -> Response:
-        """A provider says that somebody has signed out there; the browser brings it back our
-        answer."""
+        """Handle a provider's logout request; the browser takes our response back to it."""
         try:
             answer = await logout.do_end(message)
         except Refused as refused:
@@ -210,18 +210,19 @@ class UpstreamPages:
         return self._pages.message(context, _("You are signed out"), [])
 
     def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
-        """To this server's own page to sign in, which has the providers too; without such, the page
-        to choose one on."""
+        """Redirect to this server's own sign-in page, which also offers the providers; without it,
+        return the page that offers the providers."""
         if self._own_pages:
             query = {"redirectUrl": redirect_url, **({"action": action} if action else {})}
-            where = f"{self._own_pages}?{urlencode(query)}"
-            headers = {"Location": where, "Content-Type": "text/plain", "Cache-Control": "no-store"}
+            url = f"{self._own_pages}?{urlencode(query)}"
+            headers = {"Location": url, "Content-Type": "text/plain", "Cache-Control": "no-store"}
             return Response(HTTPStatus.FOUND, headers, b"")
         providers = [
             {
                 "name": info.name,
                 "icon": None if info.icon is None else icon_path(info.provider_id),
-                "href": f"{REDIRECT_PATH}/{quote(info.provider_id)}?{urlencode({'redirectUrl': redirect_url})}",
+                "href": f"{REDIRECT_PATH}/{quote(info.provider_id)}"
+                f"?{urlencode({'redirectUrl': redirect_url})}",
             }
             for info in self._sign_in.providers
         ]
@@ -262,13 +263,12 @@ class UpstreamPages:
 
 
 def called(operation: str) -> str:
-    """What an operation is called in templates; nothing for one that has no name there."""
+    """Return the name of an operation in templates; empty if it has none."""
     return next((name for name, start in OPERATIONS if operation.startswith(start)), "")
 
 
 def read_form(body: bytes) -> dict[str, str]:
-    """What was filled in, as far as it can be read. That it comes from our page is seen by the flow
-    and its cookie."""
+    """Parse a form; empty if it is malformed. The flow id and the cookie protect against CSRF."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:
@@ -301,8 +301,8 @@ async def get_sso_redirect(
     redirect_url: Annotated[str, Names("redirectUrl")] = "",
     action: Annotated[str, Names("action", "org.matrix.msc3824.action")] = "",
 ) -> Response:
-    """Send the browser to the provider, or to a page to sign in or choose one on. `action`: `login`
-    or `register`."""
+    """Redirect to the provider, or to a page for signing in or choosing one. `action`: `login` or
+    `register`."""
     try:
         sign_in.check_client(redirect_url)
         if idp_id is None and pages.has_choice:
@@ -326,8 +326,7 @@ async def get_sign_in_with(
     next: str = "",
     again: bool = False,
 ) -> Response:
-    """A button of the sign-in page: send the browser to the provider, and afterwards to a path of
-    this server."""
+    """A button of the sign-in page: redirect to the provider, and then to a path of this server."""
     try:
         purpose = ForPage(own_path(next, "/"), again)
         return await pages.show(
@@ -341,11 +340,11 @@ async def get_sign_in_with(
 async def get_provider_icon(
     delivery: MediaDelivery, sign_in: UpstreamSignIn, context: RequestContext, *, provider: str
 ) -> Response:
-    """The icon of a provider, small, for everybody: the operator has said so by naming it. Raises
+    """A thumbnail of a provider's icon, without authentication: the operator published it. Raises
     `NotFound`."""
     icon = next((info.icon for info in sign_in.providers if info.provider_id == provider), None)
     if icon is None:
-        raise NotFound("There is no such icon")
+        raise NotFound("This provider has no icon")
     server_name, _, media_id = icon.removeprefix("mxc://").partition("/")
     asked = Asked(context.client_ip, authenticated=True, timeout_ms=ICON_WAIT_MS)
     return await delivery.thumbnail(
@@ -364,7 +363,7 @@ async def get_provider_icon(
 async def get_sso_fallback(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, session: str = ""
 ) -> Response:
-    """Say what a client is about to do, and with whom it can be confirmed."""
+    """The page with the operation to confirm and the providers."""
     try:
         return await pages.show(
             context, await sign_in.begin_confirmation(session, sign_in.find_browser(context))
@@ -377,7 +376,7 @@ async def get_sso_fallback(
 async def post_confirm(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The person has read it, and goes to the provider."""
+    """The user continues to the provider."""
     form = read_form(body)
     try:
         return await pages.show(
@@ -394,7 +393,7 @@ async def post_confirm(
 async def post_name(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The name of a new account was chosen."""
+    """Take the name of a new account."""
     form = read_form(body)
     username = form.get("username", "").strip().lower()[:255]
     try:
@@ -411,7 +410,7 @@ async def post_name(
 async def post_client(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The person agrees to go on to the client."""
+    """The user agrees to continue to the client."""
     try:
         step = await sign_in.do_go_to_client(
             read_form(body).get("flow", ""), sign_in.find_browser(context)
@@ -425,7 +424,7 @@ async def post_client(
 async def get_go_on(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, flow: str = ""
 ) -> Response:
-    """The browser comes with its cookie for an answer that was sent without."""
+    """The browser brings its cookie for an answer that was posted without it."""
     try:
         step = await sign_in.go_on(flow, sign_in.find_browser(context), context.languages)
         return await pages.show(context, step)

@@ -1,7 +1,7 @@
-"""Where identity providers send people back to, and what providers ask and tell by themselves.
+"""Callbacks of identity providers, and the requests that providers send by themselves.
 
-The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over,
-but where it has several OpenID providers, each of which has a path of its own.
+The paths are those of Synapse, so a migration changes nothing at a provider. Exception: with
+several OpenID providers, each has its own path.
 """
 
 from http import HTTPStatus
@@ -40,11 +40,11 @@ LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
 MAX_LOGOUT: Final = 65536
 SOAP: Final = "text/xml"
 MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
-"""Base64 in a form is longer than what it says."""
+"""Base64 in a form is longer than the response itself."""
 
 
 class Askable(msgspec.Struct, frozen=True):
-    """The providers whose answers come here."""
+    """The providers with a callback here."""
 
     oidc: tuple[OIDC, ...]
     cas: CASProvider | None
@@ -63,16 +63,16 @@ async def get_oidc_callback(
     error: str = "",
     iss: str = "",
 ) -> Response:
-    """Somebody comes back from an OpenID provider. spec: openid-connect-core-1_0#AuthResponse"""
+    """Callback of an OpenID provider. spec: openid-connect-core-1_0#AuthResponse"""
     browser = sign_in.find_browser(context)
     try:
         flow = await sign_in.take_back(state, browser)
-        asked = next(
+        chosen = next(
             (each for each in askable.oidc if each.info.provider_id == flow.provider), None
         )
-        if asked is None or browser is None:
+        if chosen is None or browser is None:
             raise Refused(Reason.OLD)
-        identity = await asked.identify(flow, provider, code, error, iss)
+        identity = await chosen.identify(flow, provider, code, error, iss)
         return await pages.show(
             context, await sign_in.arrive(flow, identity, browser, context.languages)
         )
@@ -82,8 +82,7 @@ async def get_oidc_callback(
 
 @endpoint("POST", LOGOUT_PATH, auth=Auth.NONE, max_body=MAX_LOGOUT)
 async def post_backchannel_logout(sign_out: UpstreamSignOut, *, body: bytes) -> Response:
-    """An OpenID provider says that somebody has signed out. spec:
-    openid-connect-backchannel-1_0#BCRequest"""
+    """Logout request of an OpenID provider. spec: openid-connect-backchannel-1_0#BCRequest"""
     if not sign_out.is_offered:
         raise Unrecognized
     headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
@@ -105,7 +104,7 @@ async def get_cas_ticket(
     flow: str = "",
     ticket: str = "",
 ) -> Response:
-    """Somebody comes back from the CAS server."""
+    """Callback of the CAS server."""
     browser = sign_in.find_browser(context)
     try:
         begun = await sign_in.take_back(flow, browser)
@@ -128,8 +127,8 @@ async def post_saml_response(
     *,
     body: bytes,
 ) -> Response:
-    """The page of a SAML provider sends its answer; no cookie of ours comes with it, but with what
-    follows.
+    """Response of a SAML provider, which its page posts without our cookie. The redirect that
+    follows brings the cookie.
 
     spec: saml-bindings-2.0-os section 3.5
     """
@@ -156,8 +155,7 @@ async def get_saml_logout(
     request: Annotated[str, Names("SAMLRequest")] = "",
     relay_state: Annotated[str, Names("RelayState")] = "",
 ) -> Response:
-    """A SAML provider says that somebody has signed out there, or they come back from having signed
-    out here and there.
+    """Logout request of a SAML provider, or the return of a browser after our logout request.
 
     spec: saml-bindings-2.0-os section 3.4
     """
@@ -176,8 +174,8 @@ async def get_saml_logout(
 async def post_saml_logout(
     pages: UpstreamPages, logout: SAMLLogout, context: RequestContext, *, body: bytes
 ) -> Response:
-    """The same with a form; or in an envelope, by the provider itself. spec: saml-bindings-2.0-os
-    sections 3.5, 3.2"""
+    """The same in a form, or in a SOAP envelope from the provider itself. spec:
+    saml-bindings-2.0-os sections 3.5, 3.2"""
     if (context.header("content-type") or "").partition(";")[0].strip().lower() == SOAP:
         return await _answer_envelope(logout, body)
     form = read_form(body)
@@ -188,20 +186,20 @@ async def post_saml_logout(
 
 
 async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
-    """Who refuses an envelope says so with the status alone. spec: saml-bindings-2.0-os section
+    """Handle a SOAP envelope; a refusal has only a status. spec: saml-bindings-2.0-os section
     3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
         answer = await logout.do_end(LogoutMessage(body.decode("utf-8", "replace"), is_soap=True))
     except Refused as refused:
-        logout.log.warn("a request to sign out is refused: {why}", why=str(refused))
+        logout.log.warn("a logout request is refused: {why}", why=str(refused))
         return Response(HTTPStatus.FORBIDDEN, headers, b"")
     return Response(HTTPStatus.OK, headers, (answer or "").encode())
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
 async def get_saml_metadata(saml: SAMLSignIn) -> Response:
-    """What this server tells a SAML provider of itself. spec: saml-metadata-2.0-os"""
+    """This server's SAML metadata. spec: saml-metadata-2.0-os"""
     if saml.provider is None:
         raise Unrecognized
     return Response(

@@ -1,4 +1,4 @@
-"""Puts together what has to do with end-to-end encryption."""
+"""Wires the services for end-to-end encryption."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,8 @@ from storage.engine.database import Database
 
 
 class EncryptionParts:
-    """Keys, signatures, backups, messages to devices. What is public is for the router."""
+    """Cross-signing, dehydrated devices, key backups, to-device messages. Public attributes are for
+    the other parts and the router."""
 
     def __init__(
         self,
@@ -66,5 +67,5 @@ class EncryptionParts:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (Job("sweep_key_backups", self.backups.do_sweep, 60.0),)

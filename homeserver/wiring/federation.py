@@ -1,5 +1,5 @@
-"""Puts together what has to do with other servers: requests both ways, keys, and how their events
-get into rooms."""
+"""Wires federation: requests in both directions, signing keys, and the processing of remote
+events."""
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
@@ -34,7 +34,7 @@ from storage.partial_state.unverified_events import UnprovedStore, UnprovedWrite
 
 
 class FederationParts:
-    """The wire to other servers. What is public is for the other parts and for the router."""
+    """The core of federation. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,

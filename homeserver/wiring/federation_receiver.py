@@ -1,5 +1,5 @@
-"""Puts together what comes in from other servers: transactions, what waits for missing events, and
-what they may read."""
+"""Wires incoming federation: transactions, events with missing predecessors, and the queries of
+other servers."""
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
@@ -39,7 +39,8 @@ from storage.rooms.served_states import ToldStates
 
 
 class IncomingParts:
-    """What other servers send and ask. What is public is for the other parts and for the router."""
+    """Processes transactions and queries of other servers. Public attributes are for the other
+    parts and the router."""
 
     def __init__(
         self,
@@ -187,5 +188,5 @@ class IncomingParts:
         )
 
     def jobs(self) -> list[Job]:
-        """What they do unasked."""
+        """Return the background jobs."""
         return [Job(AUDIT, self.audit.do_step, 600.0)]

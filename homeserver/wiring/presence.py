@@ -1,4 +1,4 @@
-"""Puts together who types, and who is there."""
+"""Wires typing notifications and presence."""
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -20,7 +20,7 @@ from storage.presence.presence import PresenceStore
 
 
 class WhoIsThere:
-    """Who types and who is there, as it is configured."""
+    """Typing and presence, as configured."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What people may say of themselves in their profiles, by the configuration."""
+"""Derives the rules for profiles from the configuration."""
 
 from homeserver.config.accounts import DisplayNames
 from homeserver.config.configuration import Config
@@ -6,7 +6,7 @@ from homeserver.services.profiles.profiles import NameRules
 
 
 def name_rules_of(display_names: DisplayNames) -> NameRules:
-    """What people may call themselves."""
+    """Return the rules for display names."""
     return NameRules(
         longest=display_names.maximum_length,
         pattern=display_names.pattern,
@@ -15,7 +15,7 @@ def name_rules_of(display_names: DisplayNames) -> NameRules:
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:
-    """Fields of their profiles that people may not change."""
+    """Return the profile fields that users may not change."""
     registration = config.registration
     fixed = {
         "displayname": not registration.enable_set_displayname,

@@ -1,4 +1,4 @@
-"""Puts together what push rules are evaluated with."""
+"""Wires the evaluation of push rules."""
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -22,7 +22,7 @@ ROOMS_CACHED = 20_000
 
 
 class PushParts:
-    """Rules and what comes of them."""
+    """Push rules, and their results for events."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Makes what knows how long messages are kept."""
+"""Makes the service that knows the message lifetimes of rooms."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from storage.retention.room_retention import RoomLifetimeStore
 def lifetimes_of(
     retention: Retention, database: Database, now_ms: Callable[[], int]
 ) -> Lifetimes | None:
-    """None where messages are kept for ever."""
+    """Return the lifetimes of messages; None if retention is disabled."""
     if not retention.enabled:
         return None
     rules = RetentionRules(

@@ -1,5 +1,4 @@
-"""Puts together what has to do with rooms: the engine and its caches, and the services that use
-them."""
+"""Wires the room services: the room engine, its caches, and the services that use them."""
 
 from collections.abc import Mapping
 
@@ -122,10 +121,10 @@ ENCRYPTED_PRESETS = {
 
 
 class RoomParts:
-    """The rooms of this server. What is public is for the other parts and for the router.
+    """The services for rooms. Public attributes are for the other parts and the router.
 
-    The order of construction is the order in which the parts hear the stream: caches first, then
-    who wakes readers.
+    The order of construction is the order in which the parts receive stream changes: caches first,
+    then the notifier, which wakes readers.
     """
 
     log = Logger()
@@ -546,7 +545,7 @@ class RoomParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {
             "events": self.events,
             "rooms": self.engine,
@@ -564,15 +563,15 @@ class RoomParts:
         }
 
     def start(self) -> None:
-        """Go on with what was begun before a restart."""
+        """Continue with work that was begun before a restart."""
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure(
-                "it is not known who was there before the start", failure
+                "cannot load the presence from before the start", failure
             )
         )
         Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
             lambda failure: self.log.failure(
-                "it is not known which soft-failed events would be sticky", failure
+                "cannot load the soft-failed sticky events to recheck", failure
             )
         )

@@ -1,4 +1,4 @@
-"""Puts together sliding sync."""
+"""Wires sliding sync."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def thread_updates(
     visibility: Visibility,
     client_events: ClientEvents,
 ) -> ThreadUpdates:
-    """What reads in which threads something was said; it shares what /sync is made of."""
+    """Return the reader of threads with new events. It shares the services of /sync."""
     store = ThreadUpdateStore(database)
     rooms, memberships, ignored = synced.rooms, synced.memberships, synced.ignored
     return ThreadUpdates(
@@ -67,7 +67,7 @@ def sliding_parts(
     sizes: CacheSizes,
     now_ms: Callable[[], int],
 ) -> SlidingParts:
-    """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
+    """Return the parts of sliding sync. It shares the services of /sync where they fit."""
     streams = database.streams
     summary_store = RoomSummaryStore(database)
     recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)

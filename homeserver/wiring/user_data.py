@@ -1,5 +1,5 @@
-"""Puts together what of accounts needs their rooms: the end of an account, and what people keep
-with the server."""
+"""Wires the account services that need rooms: deactivation, devices, account data, push rules,
+filters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,7 +46,7 @@ from storage.upstream.external_ids import ExternalIdStore
 
 
 class PeopleParts:
-    """Accounts as people manage them. What is public is for the router."""
+    """The services by which users manage their accounts. Public attributes are for the router."""
 
     log = Logger()
 
@@ -62,7 +62,7 @@ class PeopleParts:
         mail: MailParts,
         web: Web,
     ) -> None:
-        """`web` leads to the identity server."""
+        """`web` sends requests to the identity server."""
         self._propagation = rooms.propagation
         self._guests = rooms.guests
         self._related_redactions = rooms.related_redactions
@@ -197,7 +197,7 @@ class PeopleParts:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
             Job("carry_profiles", self._propagation.do_resume, 60.0),
@@ -216,8 +216,8 @@ class PeopleParts:
         )
 
     def resume(self) -> None:
-        """Go on with what was left when the server stopped. Where other nodes may be at it the jobs
-        do, when their time is over."""
+        """Continue with work that was left when the server stopped. If there are other nodes, they
+        may hold leases on it, so jobs continue it when the leases have expired."""
         if not self._has_others:
             self.first_rooms.start()
             self._related_redactions.start()
@@ -225,6 +225,7 @@ class PeopleParts:
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:
-    """What clients are told of an identity server, where there is one."""
+    """Return the identity server entry for the client discovery document; empty if there is no such
+    server."""
     url = name.default_identity_server
     return {} if url is None else {"m.identity_server": {"base_url": url}}

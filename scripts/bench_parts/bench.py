@@ -1,4 +1,4 @@
-"""What a scenario works with, and what it is."""
+"""The context of a scenario, and its type."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bench_parts.world import World
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a scenario works with."""
+    """The objects that a scenario works with."""
 
     clock: IReactorTime
     server: Server
@@ -23,4 +23,4 @@ class Bench:
 
 
 Scenario = Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]]
-"""Fills the figures."""
+"""Runs a scenario and fills its figures."""

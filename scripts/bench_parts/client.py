@@ -1,4 +1,4 @@
-"""The calls of the client-server API that the scenarios are made of."""
+"""The calls of the client-server API that scenarios use."""
 
 from dataclasses import dataclass
 from itertools import count
@@ -10,7 +10,10 @@ from bench_parts.connection import Connection
 
 V3 = "/_matrix/client/v3"
 PASSWORD = "correct horse battery staple"
-TEXT = "The quick brown fox jumps over the lazy dog, and then writes a message about it of the usual length."
+TEXT = (
+    "The quick brown fox jumps over the lazy dog, "
+    "and then writes a message about it of the usual length."
+)
 LAZY = '{"room":{"timeline":{"limit":20},"state":{"lazy_load_members":true}}}'
 FULL = '{"room":{"timeline":{"limit":20}}}'
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -64,7 +67,7 @@ ROOM_LIST = {
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A signed-in user."""
+    """A logged-in user."""
 
     user_id: str
     token: str
@@ -83,27 +86,27 @@ class _Sync(msgspec.Struct):
     next_batch: str
 
 
-class _Slid(msgspec.Struct):
+class _SlidingSync(msgspec.Struct):
     pos: str
 
 
-class _Found(msgspec.Struct):
+class _SearchCount(msgspec.Struct):
     count: int
 
 
-class _FoundInRooms(msgspec.Struct):
-    room_events: _Found
+class _RoomEventsCount(msgspec.Struct):
+    room_events: _SearchCount
 
 
 class _Search(msgspec.Struct):
-    search_categories: _FoundInRooms
+    search_categories: _RoomEventsCount
 
 
 class _Page(msgspec.Struct):
     end: str | None = None
 
 
-class _Tree(msgspec.Struct):
+class _Hierarchy(msgspec.Struct):
     rooms: list[msgspec.Raw]
     next_batch: str | None = None
 
@@ -111,14 +114,15 @@ class _Tree(msgspec.Struct):
 _session = msgspec.json.Decoder(_Session)
 _room = msgspec.json.Decoder(_Room)
 _sync = msgspec.json.Decoder(_Sync)
-_slid = msgspec.json.Decoder(_Slid)
+_sliding_sync = msgspec.json.Decoder(_SlidingSync)
 _page = msgspec.json.Decoder(_Page)
 _search = msgspec.json.Decoder(_Search)
-_tree = msgspec.json.Decoder(_Tree)
+_hierarchy = msgspec.json.Decoder(_Hierarchy)
 
 
 class Client:
-    """Calls on a given connection. Each gives what the next call needs, or the answer's bytes."""
+    """Sends requests on a given connection. Each method returns what the next call needs, or the
+    response body."""
 
     def __init__(self) -> None:
         self._transactions = count(1)
@@ -172,7 +176,7 @@ class Client:
         timeout: int = 0,
         filter: str = LAZY,
     ) -> tuple[str, bytes]:
-        """The token for the next one, and the answer. `timeout` is in milliseconds."""
+        """Return the next token and the response. `timeout` is in milliseconds."""
         query = {"timeout": str(timeout), "filter": filter, "set_presence": "offline"}
         if since is not None:
             query["since"] = since
@@ -180,15 +184,18 @@ class Client:
         return _sync.decode(answer).next_batch, answer
 
     async def slide(self, connection: Connection, user: User, pos: str | None = None) -> str:
-        """Sliding sync of the first 20 rooms, as the room list of Element X asks; the next
-        `pos`."""
+        """Send a sliding sync request for the first 20 rooms, like the room list of Element X.
+        Return the next `pos`."""
         path = SLIDING if pos is None else f"{SLIDING}?pos={pos}"
-        return _slid.decode(await connection.request("POST", path, ROOM_LIST, user.token)).pos
+        return _sliding_sync.decode(
+            await connection.request("POST", path, ROOM_LIST, user.token)
+        ).pos
 
     async def messages(
         self, connection: Connection, user: User, room_id: str, start: str | None
     ) -> str | None:
-        """One page of 100, backwards; where the next one starts, or None at the end."""
+        """Fetch a page of 100 events, backwards. Return where the next page starts, or None at the
+        end."""
         query = {"dir": "b", "limit": "100"}
         if start is not None:
             query["from"] = start
@@ -196,7 +203,7 @@ class Client:
         return _page.decode(await connection.request("GET", path, None, user.token)).end
 
     async def search(self, connection: Connection, user: User, term: str) -> int:
-        """As Element asks; how many messages there are."""
+        """Search like Element. Return the number of results."""
         criteria = {
             "search_term": term,
             "order_by": "recent",
@@ -220,14 +227,15 @@ class Client:
     async def hierarchy(
         self, connection: Connection, user: User, space: str, start: str | None, limit: int
     ) -> tuple[int, str | None]:
-        """One page of a tree: how many rooms, and where the next one starts."""
+        """Fetch one page of a hierarchy. Return the number of rooms, and where the next page
+        starts."""
         query = {"limit": str(limit)} | ({} if start is None else {"from": start})
         path = f"/_matrix/client/v1/rooms/{quote(space)}/hierarchy?{urlencode(query)}"
-        page = _tree.decode(await connection.request("GET", path, None, user.token))
+        page = _hierarchy.decode(await connection.request("GET", path, None, user.token))
         return len(page.rooms), page.next_batch
 
-    async def read_room(self, connection: Connection, user: User, room_id: str, what: str) -> bytes:
-        """`what` is `state`, `members` or `joined_members`."""
+    async def read_room(self, connection: Connection, user: User, room_id: str, part: str) -> bytes:
+        """`part` is `state`, `members` or `joined_members`."""
         return await connection.request(
-            "GET", f"{V3}/rooms/{quote(room_id)}/{what}", None, user.token
+            "GET", f"{V3}/rooms/{quote(room_id)}/{part}", None, user.token
         )

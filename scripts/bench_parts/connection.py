@@ -1,7 +1,7 @@
-"""A small HTTP/1.1 client, so that the generator of the load costs far less than the server.
+"""A small HTTP/1.1 client, so that the load generator costs far less than the server.
 
-A `Connection` is one kept-alive connection with one request at a time. It reads what a Matrix
-server answers (Content-Length or chunked bodies) and no more.
+A `Connection` is one kept-alive connection with one request at a time. It supports only what a
+Matrix server sends (Content-Length or chunked bodies).
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ CHUNKED = b"\r\ntransfer-encoding: chunked"
 
 
 class RequestFailed(Exception):
-    """An answer that is not 200."""
+    """A response with a status other than 200."""
 
     def __init__(self, request: str, status: int, body: bytes) -> None:
         super().__init__(f"{request}: {status} {body[:300].decode('utf-8', 'replace')}")
@@ -33,13 +33,13 @@ class Connection(Protocol):
     def __init__(self, host: str) -> None:
         self._host = host
         self._received = bytearray()
-        self._answer: Deferred[tuple[int, bytes]] | None = None
+        self._response: Deferred[tuple[int, bytes]] | None = None
         self._status = 0
         self._body_start = -1
         self._length = -1
         self._lost = False
         self.answered_at = 0.0
-        """When the last answer was complete, by `perf_counter`."""
+        """When the last response was complete, by `perf_counter`."""
 
     async def request(
         self,
@@ -48,7 +48,7 @@ class Connection(Protocol):
         body: Mapping[str, object] | None = None,
         token: str | None = None,
     ) -> bytes:
-        """The body of the answer. Raises RequestFailed, or ConnectionError when the connection is
+        """Return the response body. Raises RequestFailed, or ConnectionError if the connection is
         lost."""
         if self._lost:
             raise ConnectionError("the connection is closed")
@@ -60,16 +60,16 @@ class Connection(Protocol):
             content = msgspec.json.encode(body)
             head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         assert self.transport is not None
-        answer: Deferred[tuple[int, bytes]] = Deferred()
-        self._answer = answer
+        response: Deferred[tuple[int, bytes]] = Deferred()
+        self._response = response
         self.transport.write(f"{head}\r\n".encode() + content)
-        status, received = await answer
+        status, received = await response
         if status != 200:
             raise RequestFailed(f"{method} {path}", status, received)
         return received
 
     def close(self) -> None:
-        """Let go of the connection; a request that waits for its answer gets a ConnectionError."""
+        """Close the connection. A pending request raises ConnectionError."""
         if self.transport is not None:
             self.transport.loseConnection()
 
@@ -85,7 +85,7 @@ class Connection(Protocol):
             at = head.find(LENGTH)
             self._length = int(head[at + len(LENGTH) :].split(b"\r\n", 1)[0]) if at >= 0 else -1
             if at < 0 and CHUNKED not in head:
-                raise ValueError(f"an answer of unknown length: {head!r}")
+                raise ValueError(f"a response of unknown length: {head!r}")
         if self._length >= 0:
             if len(self._received) >= self._body_start + self._length:
                 self._finish(bytes(self._received[self._body_start :]))
@@ -96,21 +96,21 @@ class Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.errback(ConnectionError("the server closed the connection"))
+        response, self._response = self._response, None
+        if response is not None:
+            response.errback(ConnectionError("the server closed the connection"))
 
     def _finish(self, body: bytes) -> None:
         self.answered_at = perf_counter()
         self._received = bytearray()
         self._body_start = -1
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.callback((self._status, body))
+        response, self._response = self._response, None
+        if response is not None:
+            response.callback((self._status, body))
 
 
 def _join_chunks(data: bytes) -> bytes | None:
-    """The content of a chunked body, or None while it is not whole."""
+    """Return the content of a chunked body, or None while it is incomplete."""
     parts: list[bytes] = []
     at = 0
     while True:
@@ -127,7 +127,7 @@ def _join_chunks(data: bytes) -> bytes | None:
 
 
 async def connect(reactor: IReactorTCP, port: int) -> Connection:
-    """A new connection to this port of the loopback interface."""
+    """Open a connection to this port of the loopback interface."""
     connection = Connection(f"127.0.0.1:{port}")
     await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), connection)
     return connection

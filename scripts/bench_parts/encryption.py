@@ -1,4 +1,4 @@
-"""What is measured of end-to-end encryption: keys asked for and claimed, messages to devices."""
+"""Scenarios of end-to-end encryption: key queries, key claims, to-device messages."""
 
 from itertools import count
 from typing import Any, Final
@@ -16,7 +16,7 @@ KEY: Final = "x" * 43
 SIGNATURE: Final = "s" * 86
 KEYS_A_DEVICE: Final = 50
 ASKED_AT_ONCE: Final = 20
-"""People in one question for keys."""
+"""The number of users in one key query."""
 
 
 class _WhoAmI(msgspec.Struct):
@@ -27,7 +27,7 @@ _who = msgspec.json.Decoder(_WhoAmI)
 
 
 class Devices:
-    """People who have published keys: the first so many of the world."""
+    """Users with published keys: the first users of the world."""
 
     def __init__(self, bench: Bench) -> None:
         self._world = bench.world
@@ -35,8 +35,8 @@ class Devices:
         self.people: list[tuple[User, str]] = []
 
     async def publish(self, number: int) -> None:
-        """Identity keys, one-time keys and a fallback key of each; a second time, what is used up
-        is made anew."""
+        """Publish identity keys, one-time keys and a fallback key for each user. A second call
+        replaces used one-time keys."""
         users = await self._world.people(number)
         made: dict[int, tuple[User, str]] = {}
         tag = next(self._transactions)
@@ -54,24 +54,31 @@ class Devices:
         await self._world.run(upload, len(users), at_once=8)
         self.people = [entry for _, entry in sorted(made.items())]
 
-    async def query(self, link: Connection, asking: User, whom: list[tuple[User, str]]) -> bytes:
-        wish: dict[str, list[str]] = {user.user_id: [] for user, _ in whom}
-        return await link.request("POST", f"{V3}/keys/query", {"device_keys": wish}, asking.token)
+    async def query(
+        self, link: Connection, requester: User, users: list[tuple[User, str]]
+    ) -> bytes:
+        request: dict[str, list[str]] = {user.user_id: [] for user, _ in users}
+        return await link.request(
+            "POST", f"{V3}/keys/query", {"device_keys": request}, requester.token
+        )
 
-    async def claim(self, link: Connection, asking: User, whom: tuple[User, str]) -> bytes:
-        wish = {whom[0].user_id: {whom[1]: ALGORITHM}}
-        return await link.request("POST", f"{V3}/keys/claim", {"one_time_keys": wish}, asking.token)
+    async def claim(self, link: Connection, requester: User, users: tuple[User, str]) -> bytes:
+        request = {users[0].user_id: {users[1]: ALGORITHM}}
+        return await link.request(
+            "POST", f"{V3}/keys/claim", {"one_time_keys": request}, requester.token
+        )
 
-    async def send(self, link: Connection, sender: User, whom: list[tuple[User, str]]) -> bytes:
+    async def send(self, link: Connection, sender: User, users: list[tuple[User, str]]) -> bytes:
         path = f"{V3}/sendToDevice/m.room.encrypted/{quote(str(next(self._transactions)))}"
         messages = {
-            user.user_id: {device: _encrypted(number)} for number, (user, device) in enumerate(whom)
+            user.user_id: {device: _encrypted(number)}
+            for number, (user, device) in enumerate(users)
         }
         return await link.request("PUT", path, {"messages": messages}, sender.token)
 
 
 def _encrypted(number: int) -> dict[str, Any]:
-    """A content of a kilobyte, to each device another, as is with ciphertexts."""
+    """Return a content of a kilobyte, different for each device like real ciphertexts."""
     body = {"type": 0, "body": f"{number:b>1000}"}
     return {
         "algorithm": "m.olm.v1.curve25519-aes-sha2",
@@ -101,7 +108,7 @@ def _upload(user_id: str, device_id: str, tag: int) -> dict[str, Any]:
 
 
 async def keys_query(bench: Bench, figures: Figures) -> None:
-    """The keys of 20 people, each with one device; 50 ask at once."""
+    """The keys of 20 users with one device each; 50 concurrent queries."""
     sizes, devices = bench.world.sizes, Devices(bench)
     await devices.publish(sizes.senders)
     people = devices.people
@@ -119,7 +126,8 @@ async def keys_query(bench: Bench, figures: Figures) -> None:
 
 
 async def keys_claim(bench: Bench, figures: Figures) -> None:
-    """One one-time key; 50 people claim at once, each of another device, and no device runs out."""
+    """One one-time key; 50 concurrent claims, each for another device. No device runs out of
+    keys."""
     sizes, devices = bench.world.sizes, Devices(bench)
     await devices.publish(sizes.senders)
     people = devices.people
@@ -135,8 +143,8 @@ async def keys_claim(bench: Bench, figures: Figures) -> None:
 
 
 async def to_device(bench: Bench, figures: Figures) -> None:
-    """One request with a message to each of 1,000 devices: the keys of a new session for a large
-    room."""
+    """One request with a message to each of 1,000 devices, such as the keys of a new session for a
+    large room."""
     sizes, devices = bench.world.sizes, Devices(bench)
     await devices.publish(sizes.devices)
     sender = devices.people[0][0]

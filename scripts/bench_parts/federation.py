@@ -1,9 +1,9 @@
-"""Measures what a message costs that goes to another server, and a join, on both sides: two servers
-of ours, and two of Synapse beside.
+"""Measures messages and joins between two servers, on both sides: two of ours, then two of Synapse.
 
-The servers are processes that reach each other by TLS on loopback. Somebody on the first sends, one
-message at a time and then by ten connections at once, and somebody on the second waits for news;
-then that one joins rooms of the first, one after the other; until both servers are quiet.
+The servers are processes that reach each other over TLS on loopback. A user on the first server
+sends messages, one at a time and then over ten connections, and a user on the second waits for
+them. Then that user joins rooms of the first server, one after another. Each measurement ends when
+both servers are quiet.
 
 scripts/bench federation [--messages 500] [--rooms 5] [--rounds 3]
 """
@@ -25,28 +25,29 @@ from tests.helpers.town import Running, Town, python_of_synapse
 
 AT_ONCE = 10
 ALONE = 50
-"""Messages that are sent one after the other."""
+"""Messages that are sent one after another."""
 MEMBERS = 50
-"""Of each of the rooms that are joined."""
+"""The number of members of each room to join."""
 SECONDS = 600.0
 QUIET_SECONDS = 0.5
 QUIET_SHARE = 0.02
-"""Of a core, in so many seconds: then a server has nothing left to do."""
+"""The share of a core in `QUIET_SECONDS` below which a server counts as quiet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one message, or one join."""
+    """The costs of one message, or of one join."""
 
     first_ms: float
-    """CPU of the server where it is sent; of a join, of that which is in the room."""
+    """CPU of the sending server; for a join, of the resident server."""
     second_ms: float
     per_second: float
-    """Until the last one was there; of a join, until all members were known."""
+    """Operations a second, until the last message arrived; for a join, until all members were
+    known."""
 
 
 class Reader:
-    """Waits for what is said in a room, as a client does."""
+    """Waits for messages in a room, as a client does."""
 
     def __init__(self, person: Person, room_id: str) -> None:
         self._person = person
@@ -54,12 +55,12 @@ class Reader:
         self._since: str = person.sync()["next_batch"]
 
     def read(self, bodies: set[str]) -> None:
-        """Wait until all of these have come."""
+        """Wait until all of these messages have arrived."""
         missing = set(bodies)
         deadline = time.monotonic() + SECONDS
         while missing:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(missing)} messages have not come")
+                raise TimeoutError(f"{len(missing)} messages have not arrived")
             answer = self._person.sync(self._since, 10_000, room={"timeline": {"limit": 1000}})
             self._since = answer["next_batch"]
             room = answer.get("rooms", {}).get("join", {}).get(self._room_id, {})
@@ -68,8 +69,8 @@ class Reader:
             }
 
 
-class Trial:
-    """Two servers with a room that somebody of each is in."""
+class ServerPair:
+    """Two servers, and a room with a user of each."""
 
     def __init__(self, first: Running, second: Running) -> None:
         self._servers = (first, second)
@@ -83,7 +84,7 @@ class Trial:
         self._count = 0
 
     def measure(self, messages: int, at_once: int) -> Cost:
-        """Let so many messages be sent and arrive."""
+        """Send messages, and measure until all have arrived."""
         self._wait_until_quiet()
         reader = Reader(self._reader, self._room_id)
         self._count += 1
@@ -91,12 +92,12 @@ class Trial:
         before = self._cpu()
         started = time.monotonic()
 
-        def say(number: int) -> None:
+        def send(number: int) -> None:
             self._people[number % at_once].say(self._room_id, bodies[number])
 
         with ThreadPoolExecutor(at_once + 1) as threads:
             reading = threads.submit(reader.read, set(bodies))
-            for sent in [threads.submit(say, number) for number in range(messages)]:
+            for sent in [threads.submit(send, number) for number in range(messages)]:
                 sent.result()
             reading.result()
         took = time.monotonic() - started
@@ -108,8 +109,8 @@ class Trial:
         return Cost(used[0], used[1], messages / took)
 
     def measure_joins(self, count: int) -> Cost:
-        """Let somebody of the second server join so many rooms of the first: the two know each
-        other, and not the rooms."""
+        """Measure joins of a user of the second server to rooms of the first. The servers know each
+        other, but not the rooms."""
         people = [
             *self._people,
             *(self._servers[0].register(f"member{number}") for number in range(MEMBERS - AT_ONCE)),
@@ -148,10 +149,10 @@ class Trial:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a table of medians."""
+    """Measure, and print a table of medians."""
     parser = argparse.ArgumentParser(prog="scripts/bench federation")
     parser.add_argument("--messages", type=int, default=500)
-    parser.add_argument("--rooms", type=int, default=5, help="that are joined")
+    parser.add_argument("--rooms", type=int, default=5, help="rooms to join")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     python = python_of_synapse()
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str]) -> None:
         }
         if python is None:
             sys.stderr.write(
-                "Synapse is not installed (scripts/synapse): ours alone are measured\n"
+                "Synapse is not installed (scripts/synapse): measuring only our servers\n"
             )
         else:
             kinds["Synapse"] = lambda town: town.start_synapse(
@@ -176,13 +177,13 @@ def main(arguments: Sequence[str]) -> None:
                 folder.mkdir()
                 town = Town(folder, python or Path())
                 try:
-                    trial = Trial(start(town), start(town))
-                    costs.setdefault(f"{kind}, one at a time", []).append(trial.measure(ALONE, 1))
+                    pair = ServerPair(start(town), start(town))
+                    costs.setdefault(f"{kind}, one at a time", []).append(pair.measure(ALONE, 1))
                     costs.setdefault(f"{kind}, ten at once", []).append(
-                        trial.measure(options.messages, AT_ONCE)
+                        pair.measure(options.messages, AT_ONCE)
                     )
                     costs.setdefault(f"{kind}, join of {MEMBERS} members", []).append(
-                        trial.measure_joins(options.rooms)
+                        pair.measure_joins(options.rooms)
                     )
                 finally:
                     town.end()

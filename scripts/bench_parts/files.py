@@ -1,8 +1,8 @@
-"""Measures what files cost: a server of its own on SQLite, beside plain twisted.web.static, and
-Synapse where it is installed.
+"""Measures uploads, downloads and thumbnails: a server on SQLite, compared with plain
+twisted.web.static, and with Synapse if it is installed.
 
-scripts/bench files                     10 KB, 1 MB and 1 GB
-scripts/bench files --quick             10 KB, 1 MB and 64 MB
+    scripts/bench files                     10 KB, 1 MB and 1 GB
+    scripts/bench files --quick             10 KB, 1 MB and 64 MB
 """
 
 import argparse
@@ -21,8 +21,9 @@ from pathlib import Path
 from bench_parts.processes import cpu_seconds, peak_memory_kb, reset_peak
 from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
+from tests.helpers.ports import free_port
 from tests.helpers.running import ServerFiles
-from tests.helpers.town import Town, free_port, python_of_synapse
+from tests.helpers.town import Town, python_of_synapse
 
 KB, MB = 1000, 1_000_000
 PARALLEL = 100
@@ -31,9 +32,9 @@ UPLOAD = "/_matrix/media/v3/upload"
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
 UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
-FURTHER = {"max_upload_size": "2G", "rc_media_create": UNLIMITED, "rc_message": UNLIMITED}
+EXTRA_OPTIONS = {"max_upload_size": "2G", "rc_media_create": UNLIMITED, "rc_message": UNLIMITED}
 PNG = b"\x89PNG\r\n\x1a\n"
-"""How what is uploaded begins: it is said to be a picture."""
+"""The beginning of all uploads: they are declared as pictures."""
 STATIC = """
 import sys
 from twisted.internet import reactor
@@ -45,8 +46,8 @@ reactor.run()
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """A server that is asked."""
+class MeasuredServer:
+    """A server to measure."""
 
     pid: int
     port: int
@@ -57,7 +58,7 @@ class Side:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a line for each kind of work."""
+    """Measure, and print a line for each kind of work."""
     parser = argparse.ArgumentParser(prog="scripts/bench files")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         sides = {"": _start_ours(stack, folder / "ours")}
         synapse = python_of_synapse()
         if synapse is None:
-            sys.stderr.write("without Synapse, which scripts/synapse installs\n")
+            sys.stderr.write("without Synapse: scripts/synapse installs it\n")
         else:
             sides["Synapse"] = _start_synapse(stack, folder / "synapse", synapse)
         static = folder / "static"
@@ -81,29 +82,31 @@ def main(arguments: Sequence[str]) -> None:
             _measure_parallel(server, side)
 
 
-def _start_ours(stack: ExitStack, folder: Path) -> Side:
+def _start_ours(stack: ExitStack, folder: Path) -> MeasuredServer:
     folder.mkdir()
-    files = ServerFiles(folder, SQLiteConfig(str(folder / "homeserver.db")), FURTHER)
+    files = ServerFiles(folder, SQLiteConfig(str(folder / "homeserver.db")), EXTRA_OPTIONS)
     stack.callback(files.end)
     server = files.start()
     stack.callback(server.stop)
-    return Side(server.process.pid, server.ports[0], _headers(server.register("alice")))
+    return MeasuredServer(server.process.pid, server.ports[0], _headers(server.register("alice")))
 
 
-def _start_synapse(stack: ExitStack, folder: Path, python: Path) -> Side:
+def _start_synapse(stack: ExitStack, folder: Path, python: Path) -> MeasuredServer:
     folder.mkdir()
     town = Town(folder, python)
     stack.callback(town.end)
-    server = town.start_synapse(**FURTHER)
-    return Side(server.pid, server.port, _headers(server.sign_up("alice")["access_token"]))
+    server = town.start_synapse(**EXTRA_OPTIONS)
+    return MeasuredServer(
+        server.pid, server.port, _headers(server.sign_up("alice")["access_token"])
+    )
 
 
-def _start_static(stack: ExitStack, folder: Path) -> Side:
+def _start_static(stack: ExitStack, folder: Path) -> MeasuredServer:
     port = free_port()
     process = subprocess.Popen([sys.executable, "-c", STATIC, str(folder), str(port)])
     stack.callback(process.wait)
     stack.callback(process.terminate)
-    side = Side(process.pid, port, {})
+    side = MeasuredServer(process.pid, port, {})
     _wait_for(side)
     return side
 
@@ -112,12 +115,12 @@ def _headers(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
 
 
-def _named(what: str, server: str) -> str:
-    return f"{what}, {server}" if server else what
+def _named(label: str, server: str) -> str:
+    return f"{label}, {server}" if server else label
 
 
 def _measure_size(
-    sides: Mapping[str, Side], plain: Side, static: Path, size: int, count: int
+    sides: Mapping[str, MeasuredServer], plain: MeasuredServer, static: Path, size: int, count: int
 ) -> None:
     label = f"{size // MB} MB" if size >= MB else f"{size // KB} kB"
     addresses: dict[str, list[str]] = {server: [] for server in sides}
@@ -151,9 +154,9 @@ def _measure_size(
     )
 
 
-def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
-    """Synapse makes them at the upload, and this server when somebody asks: so the first is
-    measured together with it."""
+def _measure_thumbnails(sides: Mapping[str, MeasuredServer]) -> None:
+    """Measure thumbnails. Synapse makes them at the upload, our server at the first request, so the
+    upload and the first thumbnail are measured together."""
     pictures = [picture(1600 + number, 1200, "JPEG") for number in range(40)]
     for server, side in sides.items():
         connection = side.connect()
@@ -166,7 +169,8 @@ def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
             _fetch(connection, side, f"{files[-1]}?width=320&height=240&method=scale")  # noqa: B023
 
         def further(number: int) -> None:
-            _fetch(connection, side, f"{files[number]}?width=640&height=480&method=scale")  # noqa: B023
+            path = f"{files[number]}?width=640&height=480&method=scale"  # noqa: B023
+            _fetch(connection, side, path)  # noqa: B023
 
         _line(
             _named("photo of 2 megapixels, uploaded, and its thumbnail", server),
@@ -177,14 +181,12 @@ def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
         )
         if not server:
             seconds = _line("thumbnail of it in another size, made", side, further, len(files), 0)
-            sys.stdout.write(
-                f"| the same, how many a second, one after the other | | {40 / seconds:.1f} | |\n"
-            )
-        _line(_named("thumbnail, kept", server), side, further, len(files), 0)
+            sys.stdout.write(f"| the same, sequential, a second | | {40 / seconds:.1f} | |\n")
+        _line(_named("thumbnail, stored", server), side, further, len(files), 0)
 
 
-def _measure_parallel(server: str, side: Side) -> None:
-    """Memory with so many transfers at the same time: half of them up, half down."""
+def _measure_parallel(server: str, side: MeasuredServer) -> None:
+    """Measure memory with many concurrent transfers: half are uploads, half downloads."""
     address = _upload(side.connect(), side, b"parallel", 10 * MB)
 
     def work(number: int) -> None:
@@ -203,14 +205,16 @@ def _measure_parallel(server: str, side: Side) -> None:
         thread.join()
     rate = PARALLEL * 10 / (time.monotonic() - began)
     cpu = (cpu_seconds(side.pid) - before) / PARALLEL * 1000
-    what = _named(f"{PARALLEL} transfers of 10 MB at once", server)
+    label = _named(f"{PARALLEL} transfers of 10 MB at once", server)
     sys.stdout.write(
-        f"| {what} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
+        f"| {label} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
     )
 
 
-def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: int) -> float:
-    """Measure it, and print a line; how many seconds it took."""
+def _line(
+    label: str, side: MeasuredServer, work: Callable[[int], None], count: int, size: int
+) -> float:
+    """Measure the work and print a line. Return its duration in seconds."""
     reset_peak([side.pid])
     before, began = cpu_seconds(side.pid), time.monotonic()
     for number in range(count):
@@ -218,24 +222,28 @@ def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: 
     seconds = time.monotonic() - began
     cpu = (cpu_seconds(side.pid) - before) / count * 1000
     rate = f"{count * size / MB / seconds:.0f}" if size else ""
-    sys.stdout.write(f"| {what} | {cpu:.2f} | {rate} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n")
+    sys.stdout.write(
+        f"| {label} | {cpu:.2f} | {rate} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n"
+    )
     sys.stdout.flush()
     return seconds
 
 
-def _upload(connection: http.client.HTTPConnection, side: Side, seed: bytes, size: int) -> str:
+def _upload(
+    connection: http.client.HTTPConnection, side: MeasuredServer, seed: bytes, size: int
+) -> str:
     connection.request(
         "POST", UPLOAD, _pieces(seed, size), {**side.headers, "Content-Length": str(size)}
     )
     answer = connection.getresponse()
-    said = answer.read()
+    body = answer.read()
     if answer.status != 200:
-        raise RuntimeError(f"the upload was refused: {said!r}")
-    return _address(said)
+        raise RuntimeError(f"the upload was refused: {body!r}")
+    return _address(body)
 
 
-def _address(said: bytes) -> str:
-    return said.decode().split("mxc://")[1].rstrip('"}')
+def _address(body: bytes) -> str:
+    return body.decode().split("mxc://")[1].rstrip('"}')
 
 
 def _pieces(seed: bytes, size: int) -> Iterator[bytes]:
@@ -244,7 +252,7 @@ def _pieces(seed: bytes, size: int) -> Iterator[bytes]:
         yield piece[: size - start]
 
 
-def _fetch(connection: http.client.HTTPConnection, side: Side, path: str) -> None:
+def _fetch(connection: http.client.HTTPConnection, side: MeasuredServer, path: str) -> None:
     connection.request("GET", path, headers=side.headers)
     answer = connection.getresponse()
     while answer.read(PIECE):
@@ -253,7 +261,7 @@ def _fetch(connection: http.client.HTTPConnection, side: Side, path: str) -> Non
         raise RuntimeError(f"{path} was refused: {answer.status}")
 
 
-def _wait_for(side: Side) -> None:
+def _wait_for(side: MeasuredServer) -> None:
     until = time.monotonic() + 30
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Fills rooms with messages past the client-server API: nothing is authorized, hashed or signed,
-but all is stored as usual.
+"""Fills rooms with messages without the client-server API. Events are stored as usual, but not
+authorized, hashed or signed.
 
-For amounts that would take too long to send. The server may not run meanwhile.
+For amounts that would take too long to send. The server must be stopped meanwhile.
 """
 
 import time
@@ -29,13 +29,15 @@ async def fill(
     senders: Sequence[str],
     texts: Sequence[str],
 ) -> None:
-    """Say the texts in the rooms in turn, each by one of the senders."""
+    """Store the texts in the rooms by turns, each from one of the senders."""
     database = open_inline(config)
     try:
         filler = _Filler(database)
         for start in range(0, len(texts), BATCH):
-            turn = start // BATCH
-            await filler.say(room_ids[turn % len(room_ids)], senders, texts[start : start + BATCH])
+            batch = start // BATCH
+            await filler.store(
+                room_ids[batch % len(room_ids)], senders, texts[start : start + BATCH]
+            )
     finally:
         await database.close()
 
@@ -47,7 +49,7 @@ class _Filler:
         self._writer = RoomWriter(StateTreeStore(database), AuthChainStore(database))
         self._heads: dict[str, tuple[RoomRow, Head]] = {}
 
-    async def say(self, room_id: str, senders: Sequence[str], texts: Sequence[str]) -> None:
+    async def store(self, room_id: str, senders: Sequence[str], texts: Sequence[str]) -> None:
         if room_id not in self._heads:
             room = await self._rooms.get_room(room_id)
             assert room is not None

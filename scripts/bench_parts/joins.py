@@ -1,11 +1,11 @@
-"""Measures what it costs to enter a large room of another server: two servers of their own, on
-SQLite, with TLS between them.
+"""Measures joins of large rooms on another server: two servers on SQLite, with TLS between them.
 
-scripts/bench joins                     rooms of 500, 5,000 and 50,000 members, in part and whole
-scripts/bench joins --members 500 --kinds part
+scripts/bench joins                     rooms of 500, 5,000 and 50,000 members, partial and full
+scripts/bench joins --members 500 --kinds partial
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -15,18 +15,21 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench_parts.processes import cpu_seconds, peak_memory_kb
-from tests.helpers.own_town import OwnTown, free_port, make_large_room
+from tests.helpers.own_town import OwnTown, make_large_room
+from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
 SIZES = (500, 5_000, 50_000)
-KINDS = ("part", "whole")
+KINDS = ("partial", "full")
 WITHIN = 1800.0
 V3 = "/_matrix/client/v3"
+COMPLETE = re.compile(r"state of \S+ is (here|complete)")
+"""The log line about a room whose partial state was completed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What one join took."""
+class JoinFigures:
+    """The measurements of one join."""
 
     until_sent: float
     until_complete: float
@@ -35,11 +38,11 @@ class Figures:
     memory: float
     memory_other: float
     slowest: float
-    """Of the messages that were sent one after the other until the room was complete."""
+    """The slowest of the messages that were sent until the room was complete."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a line for each join."""
+    """Measure, and print a line for each join."""
     parser = argparse.ArgumentParser(prog="scripts/bench joins")
     parser.add_argument(
         "--members", type=lambda text: [int(each) for each in text.split(",")], default=list(SIZES)
@@ -47,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     options = parser.parse_args(arguments)
     sys.stdout.write(
-        "| members | joined | seconds until a message is sent | until complete | slowest message meanwhile, ms |"
+        "| members | join | seconds until a message is sent | until complete "
+        "| slowest message meanwhile, ms |"
         " CPU s | CPU s of the other server | peak MB | peak MB of the other server |\n"
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     )
@@ -56,21 +60,23 @@ def main(arguments: Sequence[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 town = OwnTown(Path(folder))
                 try:
-                    each = measure(town, members, in_part=kind == "part")
+                    each = measure(town, members, partial=kind == "partial")
                 finally:
                     town.end()
             sys.stdout.write(
-                f"| {members:,} | {kind} | {each.until_sent:.2f} | {each.until_complete:.2f} | {each.slowest * 1e3:.0f} |"
-                f" {each.cpu:.1f} | {each.cpu_other:.1f} | {each.memory:.0f} | {each.memory_other:.0f} |\n"
+                f"| {members:,} | {kind} | {each.until_sent:.2f} | {each.until_complete:.2f} "
+                f"| {each.slowest * 1e3:.0f} |"
+                f" {each.cpu:.1f} | {each.cpu_other:.1f} |"
+                f" {each.memory:.0f} | {each.memory_other:.0f} |\n"
             )
             sys.stdout.flush()
 
 
-def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
-    """One join, with a message as soon as that can be, and others until all members are there."""
+def measure(town: OwnTown, members: int, *, partial: bool) -> JoinFigures:
+    """Join a room, send a message as soon as possible, and more until all members are known."""
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)
-    south_files = town.add(south_port, {"federation": {"partial_state_joins": in_part}})
+    south_files = town.add(south_port, {"federation": {"partial_state_joins": partial}})
     room_id = quote(make_large_room(north_files, north_port, members))
     north, south = north_files.start(listeners=2), south_files.start(listeners=2)
     token = south.register("bob")
@@ -92,7 +98,7 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
         number += 1
         until_sent = until_sent or time.monotonic() - began
         slowest = max(slowest, time.monotonic() - sent)
-        if "is here" in (log := south.log.read_text()) or not in_part:
+        if COMPLETE.search(log := south.log.read_text()) or not partial:
             break
         if time.monotonic() - began > WITHIN:
             raise RuntimeError(f"the room was not complete:\n{log[-3000:]}")
@@ -106,7 +112,7 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
         for server, before in zip(servers, cpu, strict=True)
     ]
     peak = [peak_memory_kb([server.process.pid]) / 1024 for server in servers]
-    return Figures(until_sent, until_complete, *spent, *peak, slowest)
+    return JoinFigures(until_sent, until_complete, *spent, *peak, slowest)
 
 
 def _check(
@@ -117,7 +123,8 @@ def _check(
     )
     if reply.status != 200:
         raise RuntimeError(
-            f"{method} {path}: {reply.status} {reply.body[:500]!r}\n{server.log.read_text()[-3000:]}"
+            f"{method} {path}: {reply.status} {reply.body[:500]!r}\n"
+            f"{server.log.read_text()[-3000:]}"
         )
     answer: dict[str, dict[str, object]] = reply.json
     return answer

@@ -1,5 +1,4 @@
-"""Runs the scenarios one after the other against a server of its own; see `scripts/bench
---help`."""
+"""Runs the scenarios one after another against a server of its own; see `scripts/bench --help`."""
 
 import argparse
 import os
@@ -32,8 +31,8 @@ from bench_parts.server import Server, running_postgres
 from bench_parts.world import QUICK, Sizes, World
 
 SCENARIO_LIMIT = 300
-"""Seconds after which a scenario, with all that it prepares, is given up; longer where there is
-much to say."""
+"""The time limit in seconds for a scenario with its preparation; it grows with the number of
+messages to search."""
 OPEN_FILES = 8192
 
 
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
     parser.add_argument("--profile", type=lambda text: text.split(","), default=[], metavar="A,B")
-    parser.add_argument("--said", type=int, metavar="N")
+    parser.add_argument("--search-messages", type=int, metavar="N")
     parser.add_argument("--limit", type=float, metavar="SECONDS")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args(arguments)
@@ -73,13 +72,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
-    """Measure, and print what was found. Ends the program with 1 when a scenario failed."""
+    """Measure, and print the report. Exits with 1 if a scenario failed."""
     sizes = QUICK if options.quick else Sizes()
-    if options.said is not None:
-        sizes = replace(sizes, said=options.said)
+    if options.search_messages is not None:
+        sizes = replace(sizes, searched=options.search_messages)
     limit = options.limit or (180 if options.quick else 900)
     began = perf_counter()
-    done = Report(_about(options), {}, {})
+    results = Report(_about(options), {}, {})
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="mahalla-bench-")))
         postgres_pid, postgres_args = None, None
@@ -94,32 +93,33 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
             if name not in options.only:
                 continue
             if perf_counter() - began > limit:
-                done.failures[name] = "not begun: the time is over"
+                results.failures[name] = "not started: the time limit was reached"
                 continue
-            _say(f"{name}: {summary(scenario)}")
+            _log(f"{name}: {summary(scenario)}")
             started = perf_counter()
             figures = Figures()
             try:
                 await Deferred.fromCoroutine(scenario(bench, figures)).addTimeout(
-                    SCENARIO_LIMIT + sizes.said / 100, reactor
+                    SCENARIO_LIMIT + sizes.searched / 100, reactor
                 )
             except (RequestFailed, OSError, ConnectError, TimeoutError) as error:
-                done.failures[name] = str(error) or type(error).__name__
-                _say(f"    failed: {error}")
+                results.failures[name] = str(error) or type(error).__name__
+                _log(f"    failed: {error}")
                 continue
-            done.figures[name] = figures
-            _say(
-                f"    {figures.cpu_ms:.3f} ms of CPU, p50 {figures.p50_ms:.2f} ms; {perf_counter() - started:.1f} s in all"
+            results.figures[name] = figures
+            _log(
+                f"    {figures.cpu_ms:.3f} ms of CPU, p50 {figures.p50_ms:.2f} ms; "
+                f"{perf_counter() - started:.1f} s in total"
             )
-    sys.stdout.write(report.show(done) + "\n")
+    sys.stdout.write(report.show(results) + "\n")
     if options.json is not None:
-        report.write(done, options.json)
-    if done.failures:
+        report.write(results, options.json)
+    if results.failures:
         raise SystemExit(1)
 
 
 def summary(scenario: Callable[..., object]) -> str:
-    """What a scenario measures, on one line."""
+    """Return the description of a scenario on one line."""
     return " ".join((scenario.__doc__ or "").split())
 
 
@@ -138,7 +138,7 @@ def _about(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

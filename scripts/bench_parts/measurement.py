@@ -1,7 +1,7 @@
-"""Measures what happens between two moments: CPU of the server and its database, latency, memory.
+"""Measures CPU of the server and its database, latency and memory during a scenario.
 
-Law: a measurement ends when the server and PostgreSQL are quiet, so that work left for after the
-answer counts too.
+Law: a measurement ends when the server and PostgreSQL are quiet, so that work after the response
+counts too.
 """
 
 import gc
@@ -19,28 +19,29 @@ from bench_parts.profile import Profiler
 from bench_parts.server import Server
 
 QUIET_SHARE = 0.03
-"""Of a core; what is below is no work."""
+"""The share of a core below which a process counts as quiet."""
 QUIET_WITHIN = 6.0
 STEP = 0.1
 
 
 @dataclass(slots=True)
 class Figures:
-    """What a scenario gave. Times in milliseconds, memory in MB."""
+    """The result of a scenario. Times are in milliseconds, memory in MB."""
 
     operations: int = 0
     seconds: float = 0.0
     cpu_ms: float = 0.0
-    """Per operation, of server and database."""
+    """CPU of server and database for one operation."""
     database_cpu_ms: float = 0.0
-    """Per operation, PostgreSQL's part of it."""
+    """PostgreSQL's part of it."""
     per_second: float = 0.0
     p50_ms: float = 0.0
     p95_ms: float = 0.0
     p99_ms: float = 0.0
     peak_mb: float = 0.0
     generator_share: float = 0.0
-    """Of a core, used by the generator itself. Near 1, rate and latency are its own."""
+    """The share of a core used by the load generator. Near 1, rate and latency are those of the
+    generator."""
     notes: dict[str, float] = field(default_factory=dict)
     """Further figures; the key names the unit."""
     profile: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Figures:
 
 @dataclass(slots=True)
 class Run:
-    """Filled by a scenario while it is measured."""
+    """The counts of a measurement, filled by the scenario."""
 
     operations: int = 0
     latencies: list[float] = field(default_factory=list)
@@ -56,13 +57,13 @@ class Run:
     notes: dict[str, float] = field(default_factory=dict)
 
     def add(self, seconds: float) -> None:
-        """One operation is done."""
+        """Record one operation."""
         self.operations += 1
         self.latencies.append(seconds)
 
 
 class Meter:
-    """Reads the clocks of one server and its database."""
+    """Reads the CPU clocks and memory of one server and its database."""
 
     def __init__(
         self, clock: IReactorTime, server: Server, postgres_pid: int | None, profiler: Profiler
@@ -73,7 +74,7 @@ class Meter:
         self._profiler = profiler
 
     def cpu(self) -> tuple[float, float]:
-        """Seconds used so far by the server and by PostgreSQL."""
+        """Return the seconds used so far by the server and by PostgreSQL."""
         database = 0.0 if self._postgres_pid is None else processes.cpu_seconds(self._postgres_pid)
         return processes.cpu_seconds(self._server.pid), database
 
@@ -81,19 +82,19 @@ class Meter:
         return list(processes.tree(self._server.pid))
 
     async def until_quiet(self) -> None:
-        """Wait until neither works; not for ever."""
+        """Wait until server and database are quiet, for a limited time."""
         last = sum(self.cpu())
-        calm = 0
+        quiet_steps = 0
         ends = perf_counter() + QUIET_WITHIN
-        while calm < 2 and perf_counter() < ends:
+        while quiet_steps < 2 and perf_counter() < ends:
             await deferLater(self._clock, STEP)
             now = sum(self.cpu())
-            calm = calm + 1 if now - last < QUIET_SHARE * STEP else 0
+            quiet_steps = quiet_steps + 1 if now - last < QUIET_SHARE * STEP else 0
             last = now
 
     @asynccontextmanager
     async def measure(self, name: str, figures: Figures) -> AsyncIterator[Run]:
-        """Measure what is done inside; `figures` is filled at its end."""
+        """Measure the body; `figures` is filled at its end."""
         await self.until_quiet()
         gc.collect()
         pids = self.server_pids()
@@ -124,7 +125,7 @@ class Meter:
 
 
 def percentile(seconds: Sequence[float], share: float) -> float:
-    """In milliseconds; 0 of nothing."""
+    """Return a percentile in milliseconds, or 0 without values."""
     if not seconds:
         return 0.0
     ordered = sorted(seconds)

@@ -1,5 +1,5 @@
-"""What a message costs by the number of its room's local members, of whom nobody waits: it is to be
-the same."""
+"""Message costs by the number of local members of a room, when nobody waits for it. The costs
+should be equal."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
@@ -14,7 +14,7 @@ MEMBERS = (10, 1000, 10_000)
 
 
 def send_among(number: int) -> Scenario:
-    """The scenario for a room with so many members."""
+    """Return the scenario for a room with this many members."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
         members = bench.world.part_of(number)
@@ -27,7 +27,8 @@ def send_among(number: int) -> Scenario:
 
 
 def send_among_own_rules(number: int) -> Scenario:
-    """The scenario for a room with so many members, of whom nearly half have rules of their own."""
+    """Return the scenario for a room with this many members, nearly half of whom have custom push
+    rules."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
         world = bench.world
@@ -57,7 +58,8 @@ def send_among_own_rules(number: int) -> Scenario:
     return named(
         scenario,
         f"send_among_own_rules_{number}",
-        f"The same in a room of {number:,}, of whom 20 % have muted it, 20 % want mentions only and 5 % have a keyword.",
+        f"A message in a room of {number:,}: 20 % of the members have muted it, 20 % want "
+        "mentions only and 5 % have a keyword.",
     )
 
 

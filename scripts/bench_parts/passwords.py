@@ -1,9 +1,8 @@
-"""What a password costs: to hash one and to check one, by `bcrypt_rounds`, a whole sign-in with one
-beside the same sign-in without its hash, and how many are checked in a second by the threads that a
-server has for it.
+"""Measures passwords: hashing and checking by `bcrypt_rounds`, complete logins, and checks a second
+with the threads of a server.
 
-CPU is that of the process, of the best round; memory is what Argon2id fills for one hash, as it was
-asked for.
+CPU is that of the process in the best round. Memory is what Argon2id uses for one hash, as
+requested.
 """
 
 import sys
@@ -29,62 +28,62 @@ COSTS = (4, 10, 11, 12, 13, 14)
 MANY = 60
 
 
-class AtOnce:
-    """Does the work in this thread."""
+class InlineHashing:
+    """Runs the work in the calling thread."""
 
-    async def run(self, work: Callable[[], T], asker: str = "") -> T:
+    async def run(self, work: Callable[[], T], client: str = "") -> T:
         return work()
 
 
 def finish(coroutine: object) -> object:
-    """The result of what waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     try:
         coroutine.send(None)  # type: ignore[attr-defined]
     except StopIteration as done:
         return done.value
-    raise AssertionError("it had to wait for something")
+    raise AssertionError("the coroutine waited")
 
 
 def _hash(passwords: Passwords) -> object:
     return finish(passwords.hash(PASSWORD))
 
 
-def _check(passwords: Passwords, kept: str) -> object:
-    return finish(passwords.verify(PASSWORD, kept))
+def _check(passwords: Passwords, stored: str) -> object:
+    return finish(passwords.verify(PASSWORD, stored))
 
 
 def measure_hashes() -> None:
-    """By cost."""
+    """Measure hashing and checking by cost."""
     for rounds in COSTS:
-        passwords = Passwords(AtOnce(), rounds=rounds)
-        kept = str(finish(passwords.hash(PASSWORD)))
-        called = f"bcrypt_rounds {rounds} ({kept.split('$')[3]})"
-        best(f"{called}: hash", 5, partial(_hash, passwords), unit=MILLISECOND)
-        best(f"{called}: check", 5, partial(_check, passwords, kept), unit=MILLISECOND)
-    passwords = Passwords(AtOnce())
+        passwords = Passwords(InlineHashing(), rounds=rounds)
+        stored = str(finish(passwords.hash(PASSWORD)))
+        label = f"bcrypt_rounds {rounds} ({stored.split('$')[3]})"
+        best(f"{label}: hash", 5, partial(_hash, passwords), unit=MILLISECOND)
+        best(f"{label}: check", 5, partial(_check, passwords, stored), unit=MILLISECOND)
+    passwords = Passwords(InlineHashing())
     best(
-        "nobody has this name",
+        "check for an unknown user name",
         5,
         lambda: finish(passwords.verify(PASSWORD, None)),
         unit=MILLISECOND,
     )
     imported = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(12)).decode()
     best(
-        "bcrypt of 12 rounds, of an account that was imported",
+        "bcrypt of 12 rounds, of an imported account",
         2,
         lambda: bcrypt.checkpw(PASSWORD.encode(), imported.encode()),
         unit=MILLISECOND,
     )
-    kept = str(finish(passwords.hash(PASSWORD)))
+    stored = str(finish(passwords.hash(PASSWORD)))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         started = time.perf_counter()
-        list(pool.map(lambda _: finish(passwords.verify(PASSWORD, kept)), range(MANY)))
+        list(pool.map(lambda _: finish(passwords.verify(PASSWORD, stored)), range(MANY)))
         rate = MANY / (time.perf_counter() - started)
     sys.stdout.write(f"{f'checked in a second by {HASHING_THREADS} threads':<60} {rate:>8.1f}\n")
 
 
 def measure_sign_ins() -> None:
-    """The whole request, by cost."""
+    """Measure complete login requests by cost."""
     for rounds in (4, 12):
         with TemporaryDirectory() as name:
             folder = Path(name)
@@ -109,7 +108,7 @@ def measure_sign_ins() -> None:
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print everything."""
     measure_hashes()
     measure_sign_ins()
     return 0

@@ -1,5 +1,4 @@
-"""Users who wait for news, each with a /sync of their own, and note when a message has reached
-them."""
+"""Users who long-poll /sync, and record when a message reaches them."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -13,35 +12,36 @@ WAIT_MS = 120_000
 
 
 class Pollers:
-    """`prepare` once, `start`, then `deliver` messages, `stop`."""
+    """Long-polling users. Call `prepare` once, `start`, then `deliver` for each message, and
+    `stop`."""
 
     def __init__(self, client: Client, users: Sequence[User]) -> None:
         self._client = client
         self._users = users
         self._since: list[str] = []
         self._connections: Sequence[Connection] = ()
-        self._ended: list[Deferred[None]] = []
+        self._polls: list[Deferred[None]] = []
         self._has_stopped = False
         self._marker = b""
         self._arrived: dict[int, float] = {}
         self._all_arrived: Deferred[None] = Deferred()
 
     async def prepare(self, connection: Connection) -> None:
-        """Each user's first /sync."""
+        """Run the first /sync of each user."""
         self._since = [(await self._client.sync(connection, user))[0] for user in self._users]
 
     def start(self, connections: Sequence[Connection]) -> None:
-        """Begin to wait, each user on a connection of their own."""
+        """Start to poll, each user on their own connection."""
         self._connections = connections
-        self._ended = [
+        self._polls = [
             Deferred.fromCoroutine(self._poll(number)) for number in range(len(self._users))
         ]
 
     async def deliver(
         self, connection: Connection, sender: User, room_id: str, marker: str
     ) -> Sequence[float]:
-        """Send a message with this text; seconds from then until each had it, in the order in which
-        they had it."""
+        """Send a message with this text. Return the seconds until each user received it, in
+        ascending order."""
         self._marker = marker.encode()
         self._arrived = {}
         self._all_arrived = Deferred()
@@ -51,11 +51,11 @@ class Pollers:
         return sorted(at - started for at in self._arrived.values())
 
     async def stop(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         self._has_stopped = True
         for connection in self._connections:
             connection.close()
-        await DeferredList(self._ended)
+        await DeferredList(self._polls)
 
     async def _poll(self, number: int) -> None:
         connection = self._connections[number]

@@ -1,4 +1,4 @@
-"""What processes use: CPU time and memory of a whole tree, from Linux's /proc."""
+"""Reads the CPU time and memory of process trees from Linux's /proc."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> Iterator[int]:
-    """The process and all that descend from it."""
+    """Yield the process and all its descendants."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -21,12 +21,13 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of the tree so far, with the children that have ended."""
+    """Return the user and system time of the tree so far, with children that have ended."""
     return sum(_own_cpu_seconds(each) + _ended_children_seconds(each) for each in tree(pid))
 
 
 def _own_cpu_seconds(pid: int) -> float:
-    """The process's own clock: utime + stime in nanoseconds instead of hundredths of a second."""
+    """Return the process's own clock: utime + stime in nanoseconds instead of hundredths of a
+    second."""
     clock = (~pid << 3) | CLOCK_PROCESS_CPUTIME_ID  # how Linux numbers another process's clock
     try:
         return clock_gettime(clock)
@@ -43,17 +44,17 @@ def _ended_children_seconds(pid: int) -> float:
 
 
 def memory_kb(pids: Sequence[int]) -> int:
-    """Resident now."""
+    """Return the resident memory."""
     return sum(_status(pid, "VmRSS:") for pid in pids)
 
 
 def peak_memory_kb(pids: Sequence[int]) -> int:
-    """The most that was resident since `reset_peak`."""
+    """Return the peak of resident memory since `reset_peak`."""
     return sum(_status(pid, "VmHWM:") for pid in pids)
 
 
 def reset_peak(pids: Sequence[int]) -> None:
-    """Measure the peak from now on."""
+    """Reset the peak of resident memory."""
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 

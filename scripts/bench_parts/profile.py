@@ -1,5 +1,5 @@
-"""Samples the server with py-spy while a scenario is measured, and says which functions it was
-in."""
+"""Samples the server with py-spy during a scenario, and reports the functions with the most
+time."""
 
 import shutil
 import signal
@@ -18,18 +18,18 @@ MISSING = "--profile needs py-spy: pip install py-spy"
 
 
 class Profiler:
-    """Profiles the scenarios of these names; all others run undisturbed."""
+    """Profiles the named scenarios; others run undisturbed."""
 
     def __init__(self, scenarios: Sequence[str]) -> None:
         self._scenarios = scenarios
-        beside = Path(sys.executable).with_name("py-spy")
-        self._command = str(beside) if beside.exists() else shutil.which("py-spy")
+        installed = Path(sys.executable).with_name("py-spy")
+        self._command = str(installed) if installed.exists() else shutil.which("py-spy")
         if scenarios and self._command is None:
             sys.exit(MISSING)
 
     @contextmanager
     def sample(self, name: str, pid: int) -> Iterator[list[str]]:
-        """The lines of the report are in the list once this has ended."""
+        """Sample during the body. The list holds the lines of the report afterwards."""
         lines: list[str] = []
         if name not in self._scenarios or self._command is None:
             yield lines
@@ -59,23 +59,23 @@ class Profiler:
 
 
 def summarise(stacks: str) -> list[str]:
-    """The dearest functions, by their own time and (ours only) by all that they call. `stacks`:
-    py-spy's raw format."""
+    """Return the most expensive functions, by their own time and (ours only) with their callees.
+    `stacks` is py-spy's raw format."""
     own: Counter[str] = Counter()
-    whole: Counter[str] = Counter()
+    inclusive: Counter[str] = Counter()
     total = 0
     for line in stacks.splitlines():
         stack, _, samples = line.rpartition(" ")
         frames = stack.split(";")
         total += int(samples)
         own[frames[-1]] += int(samples)
-        whole.update(
+        inclusive.update(
             {frame: int(samples) for frame in frames if any(package in frame for package in OURS)}
         )
-    shown = [f"{total} samples at {RATE} a second"]
-    for title, counts in (("itself", own), ("with what it calls", whole)):
-        shown.append(f"{title}:")
-        shown.extend(
+    lines = [f"{total} samples at {RATE} a second"]
+    for title, counts in (("itself", own), ("with what it calls", inclusive)):
+        lines.append(f"{title}:")
+        lines.extend(
             f"  {100 * count / total:5.1f} %  {frame}" for frame, count in counts.most_common(SHOWN)
         )
-    return shown
+    return lines

@@ -1,4 +1,4 @@
-"""What it costs to push a message to the apps of a room's members."""
+"""The cost of pushing a message to the apps of a room's members."""
 
 from time import perf_counter
 from typing import cast
@@ -14,12 +14,12 @@ from bench_parts.connection import Connection
 from bench_parts.measurement import Figures
 
 MEMBERS = 100
-"""With an app each."""
+"""The number of members, each with an app."""
 MESSAGES = 20
 
 
 class Gateway(Resource):
-    """Takes all pushes, and says when so many have come."""
+    """A push gateway that accepts all pushes and counts them."""
 
     isLeaf = True
 
@@ -29,7 +29,7 @@ class Gateway(Resource):
         self._all: Deferred[None] = Deferred()
 
     def expect(self, number: int) -> Deferred[None]:
-        """Fires when so many more have come."""
+        """Return a Deferred that fires after this many more pushes."""
         self._left, self._all = number, Deferred()
         return self._all
 
@@ -42,8 +42,8 @@ class Gateway(Resource):
 
 
 async def push(bench: Bench, figures: Figures) -> None:
-    """A message in a room of 101, pushed to the apps of 100; until the last push has come. CPU for
-    one push is in the notes."""
+    """A message in a room of 101 members, pushed to 100 apps, until the last push arrived. The
+    notes show the CPU for one push."""
     world = bench.world
     people = (await world.people(MEMBERS + 1))[: MEMBERS + 1]
     (link,) = await world.connections(1)

@@ -1,4 +1,4 @@
-"""Tables of figures: of one run, and of two runs side by side."""
+"""Tables of figures: of one run, or of two runs compared."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from bench_parts.measurement import Figures
 
 
 class Report(msgspec.Struct):
-    """What a run gave."""
+    """The results of a run."""
 
     about: dict[str, str]
     figures: dict[str, Figures]
@@ -21,12 +21,12 @@ def write(report: Report, path: Path) -> None:
 
 
 def read(path: Path) -> Report:
-    """Raises OSError, and msgspec.ValidationError for another sort of file."""
+    """Read a report. Raises OSError, and msgspec.ValidationError for another kind of file."""
     return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
 def show(report: Report) -> str:
-    """A Markdown table, and what does not fit into it."""
+    """Return a Markdown table with notes, failures and profiles."""
     rows = [
         (
             name,
@@ -61,10 +61,11 @@ def show(report: Report) -> str:
     for name, each in report.figures.items():
         lines.extend(f"- {name}: {_short(value)} {what}" for what, value in each.notes.items())
     if any(each.generator_share > 0.7 for each in report.figures.values()):
-        lines.append("- * the generator was busy: the rate and the latencies may be its own")
+        lines.append("- * the generator was busy: rate and latency may be those of the generator")
     if report.about.get("sizes") == "quick":
         lines.append(
-            "- with --quick there are fewer people, rooms and devices than the scenarios' names and descriptions say"
+            "- with --quick there are fewer users, rooms and devices than the names and "
+            "descriptions of the scenarios say"
         )
     lines.extend(f"- {name} FAILED: {text}" for name, text in report.failures.items())
     for name, each in report.figures.items():
@@ -74,7 +75,7 @@ def show(report: Report) -> str:
 
 
 def compare(old: Report, new: Report) -> str:
-    """Both, and how much of the old one's CPU, latency and memory the new one takes."""
+    """Return a table that compares CPU, latency and memory of two runs."""
     rows = []
     for name, after in new.figures.items():
         before = old.figures.get(name)
@@ -104,7 +105,7 @@ def _ratio(before: float, after: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that matter."""
+    """Format with three significant digits."""
     return (
         f"{value:.0f}"
         if value >= 100

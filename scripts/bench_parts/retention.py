@@ -1,7 +1,7 @@
-"""What it costs readers that messages go by age, in one process without a network: without rules,
-with rules, and in a room most of which is purged; and what a purge costs.
+"""Measures what retention costs readers, in one process without a network: without rules, with
+rules, and after a purge; and the cost of a purge.
 
-Microseconds of this process, with everything that is read in memory.
+Figures are microseconds of this process, with all caches warm.
 """
 
 import sys
@@ -25,26 +25,26 @@ DAY = 86_400
 RULES = "retention: {enabled: true}\n"
 
 
-def look(what: str, server: TestServer, bob: User, room_id: str) -> None:
-    """Measure the filter through which every page goes, alone."""
+def measure_visibility(label: str, server: TestServer, bob: User, room_id: str) -> None:
+    """Measure the visibility filter for pages of events."""
     rooms = server.app.rooms
     ids = [EventID(event["event_id"]) for event in messages(bob, room_id, limit=100)["chunk"]]
     events = list(server.run(rooms.events.get_anywhere(ids)).values())
     (own,) = server.run(rooms.memberships.of_user(bob.user_id)).values()
 
-    def see(page: Sequence[StoredEvent]) -> None:
+    def check(page: Sequence[StoredEvent]) -> None:
         step = rooms.visibility.filter(bob.user_id, own, page)
         try:
             step.send(None)
         except StopIteration:
             return
-        raise AssertionError("it had to wait for something")
+        raise AssertionError("the coroutine waited")
 
     for number in (1, 10, 100):
         best(
-            f"to decide who sees {number} events, {what}",
+            f"visibility of {number} events, {label}",
             1000,
-            partial(see, events[:number]),
+            partial(check, events[:number]),
             rounds=ROUNDS,
         )
 
@@ -53,8 +53,8 @@ def read_once(bob: User, path: str) -> None:
     ok(bob.get(path))
 
 
-def read(what: str, bob: User, room_id: str) -> None:
-    """Measure the ways of reading a room."""
+def measure_reads(label: str, bob: User, room_id: str) -> None:
+    """Measure the ways to read a room."""
     since = str(sync(bob)["next_batch"])
     say(bob, room_id, "new")
     path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit="
@@ -64,24 +64,24 @@ def read(what: str, bob: User, room_id: str) -> None:
         ("/messages, 10 events", f"{path}10"),
         ("/messages, 100 events", f"{path}100"),
     ):
-        best(f"{name}, {what}", TIMES, partial(read_once, bob, way), rounds=ROUNDS)
+        best(f"{name}, {label}", TIMES, partial(read_once, bob, way), rounds=ROUNDS)
 
 
-def measure(place: Path, template: Path, what: str, rules: str) -> None:
-    """Measure one server, and one with rules after a purge too."""
-    place.mkdir()
-    server = TestServer(place, open_inline(copy_sqlite(template, place)), rules)
+def measure(server_folder: Path, template: Path, label: str, rules: str) -> None:
+    """Measure one server; with rules, measure it also after a purge."""
+    server_folder.mkdir()
+    server = TestServer(server_folder, open_inline(copy_sqlite(template, server_folder)), rules)
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     set_state(alice, room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
     started = time.process_time()
     for number in range(MESSAGES):
-        say(alice, room_id, f"message {number} of those that are to be read, and to go later")
+        say(alice, room_id, f"message {number}, to be read and purged later")
     taken = (time.process_time() - started) / MESSAGES
-    sys.stdout.write(f"{f'to send a message, {what}':<60} {taken * 1e6:>10.1f} µs\n")
-    look(what, server, bob, room_id)
-    read(what, bob, room_id)
+    sys.stdout.write(f"{f'to send a message, {label}':<60} {taken * 1e6:>10.1f} µs\n")
+    measure_visibility(label, server, bob, room_id)
+    measure_reads(label, bob, room_id)
     if not rules:
         return
     server.clock.advance(DAY + 1)
@@ -92,7 +92,7 @@ def measure(place: Path, template: Path, what: str, rules: str) -> None:
     done = sum(iter(lambda: server.run(expiry.do_step(1000)), 0))
     taken = (time.process_time() - started) / done
     sys.stdout.write(f"{f'to purge a message, of {done}':<60} {taken * 1e6:>10.1f} µs\n")
-    read("after a purge", bob, room_id)
+    measure_reads("after a purge", bob, room_id)
     best(
         "/messages from the beginning, after a purge",
         TIMES,
@@ -102,7 +102,7 @@ def measure(place: Path, template: Path, what: str, rules: str) -> None:
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print everything."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         template = make_sqlite_template(folder)

@@ -1,4 +1,4 @@
-"""What a piece of work costs this process: the best of some rounds."""
+"""Measures the CPU of a function in this process: the best of several rounds."""
 
 import sys
 import time
@@ -15,13 +15,13 @@ def best(
     rounds: int = 5,
     unit: tuple[str, float] = MICROSECOND,
 ) -> None:
-    """Say what one costs in CPU; each round does it so many times."""
-    work()  # what is made once is made
+    """Print the CPU of one call; each round makes `times` calls."""
+    work()  # warm up
     found = []
     for _ in range(rounds):
         started = time.process_time()
         for _ in range(times):
             work()
         found.append((time.process_time() - started) / times)
-    called, in_a_second = unit
-    sys.stdout.write(f"{name:<60} {min(found) * in_a_second:>10.2f} {called}\n")
+    unit_name, per_second = unit
+    sys.stdout.write(f"{name:<60} {min(found) * per_second:>10.2f} {unit_name}\n")

@@ -1,5 +1,4 @@
-"""What is measured. A scenario makes what it needs (that is not measured), then does one thing many
-times."""
+"""The scenarios. Each prepares what it needs, which is not measured, then repeats one operation."""
 
 from collections.abc import Mapping
 from secrets import token_hex
@@ -20,7 +19,7 @@ from bench_parts.sync_scenarios import BY_ROOMS
 
 
 async def send(bench: Bench, figures: Figures) -> None:
-    """One message; 50 users at once, in 20 rooms."""
+    """One message; 50 concurrent users in 20 rooms."""
     world, sizes = bench.world, bench.world.sizes
     rooms = await world.busy_rooms()
     people = await world.people(sizes.senders)
@@ -36,7 +35,7 @@ async def send(bench: Bench, figures: Figures) -> None:
 
 
 async def send_alone(bench: Bench, figures: Figures) -> None:
-    """One message; one user, one after the other: what a message costs that shares nothing with
+    """One message; one user, sequentially: the cost of a message that shares nothing with
     others."""
     world = bench.world
     room = (await world.busy_rooms())[0]
@@ -51,8 +50,8 @@ async def send_alone(bench: Bench, figures: Figures) -> None:
 
 
 async def fan_out(bench: Bench, figures: Figures) -> None:
-    """One message in a room of 500, until all of 100 users who wait have it. Latencies: until the
-    last one has it."""
+    """One message in a room of 500, until all of 100 polling users have it. Latency: until the last
+    has it."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(sizes.fan_members)
     people = await world.people(sizes.fan_pollers)
@@ -73,7 +72,7 @@ async def fan_out(bench: Bench, figures: Figures) -> None:
 
 
 async def initial_sync(bench: Bench, figures: Figures) -> None:
-    """The first /sync of a user in 200 rooms of 50 messages, 20 of them shown."""
+    """The initial /sync of a user in 200 rooms with 50 messages each, 20 of them returned."""
     world = bench.world
     reader, _ = await world.many_rooms()
     async with bench.meter.measure("initial_sync", figures) as run:
@@ -86,7 +85,7 @@ async def initial_sync(bench: Bench, figures: Figures) -> None:
 
 
 async def sync_none(bench: Bench, figures: Figures) -> None:
-    """/sync of that user when there is nothing new."""
+    """/sync of that user without new events."""
     world = bench.world
     reader, _ = await world.many_rooms()
     (connection,) = await world.connections(1)
@@ -102,7 +101,7 @@ async def sync_none(bench: Bench, figures: Figures) -> None:
 
 
 async def sync_one(bench: Bench, figures: Figures) -> None:
-    """/sync of that user when there is one new message."""
+    """/sync of that user with one new message."""
     world = bench.world
     reader, rooms = await world.many_rooms()
     (connection,) = await world.connections(1)
@@ -119,7 +118,7 @@ async def sync_one(bench: Bench, figures: Figures) -> None:
 
 
 async def messages(bench: Bench, figures: Figures) -> None:
-    """A page of 100 events, back through a room of 5,000."""
+    """A page of 100 events, backwards through a room of 5,000."""
     world = bench.world
     room = await world.history()
     (reader,) = await world.people(1)
@@ -127,21 +126,21 @@ async def messages(bench: Bench, figures: Figures) -> None:
     start: str | None = None
     async with bench.meter.measure("messages", figures) as run:
         while True:
-            asked = perf_counter()
+            started = perf_counter()
             start = await world.client.messages(connection, reader, room, start)
-            run.add(connection.answered_at - asked)
+            run.add(connection.answered_at - started)
             if start is None:
                 break
     connection.close()
 
 
-async def _read_room(bench: Bench, figures: Figures, what: str) -> None:
+async def _read_room(bench: Bench, figures: Figures, endpoint: str) -> None:
     world = bench.world
     room = await world.crowd(world.sizes.big_members)
     (reader,) = await world.people(1)
-    async with bench.meter.measure(what, figures) as run:
+    async with bench.meter.measure(endpoint, figures) as run:
         await world.run(
-            lambda _, link: world.client.read_room(link, reader, room, what),
+            lambda _, link: world.client.read_room(link, reader, room, endpoint),
             world.sizes.reads,
             at_once=1,
             run=run,
@@ -149,14 +148,14 @@ async def _read_room(bench: Bench, figures: Figures, what: str) -> None:
 
 
 async def search(bench: Bench, figures: Figures) -> None:
-    """A search in 3,000 messages (--said), in turn for a usual word, two words, a rare one and a
-    beginning."""
+    """A search in 3,000 messages (--search-messages): by turns a common word, two words, a rare
+    word and a prefix."""
     world = bench.world
-    words = await world.said()
+    words = await world.searchable_words()
     (reader,) = await world.people(1)
     terms = [words[0], f"{words[2]} {words[40]}", words[3000], words[10][:3]]
     async with bench.meter.measure("search", figures) as run:
-        run.notes["messages"] = world.sizes.said
+        run.notes["messages"] = world.sizes.searched
         await world.run(
             lambda at, link: world.client.search(link, reader, terms[at % len(terms)]),
             world.sizes.searches,
@@ -166,8 +165,7 @@ async def search(bench: Bench, figures: Figures) -> None:
 
 
 async def user_directory(bench: Bench, figures: Figures) -> None:
-    """A search in the directory of people, by the beginning of a name, among those of a room of
-    500."""
+    """A search in the user directory by a prefix of a name, in a room of 500 members."""
     world, sizes = bench.world, bench.world.sizes
     await world.crowd(sizes.fan_members)
     (reader,) = await world.people(1)
@@ -181,8 +179,8 @@ async def user_directory(bench: Bench, figures: Figures) -> None:
 
 
 async def hierarchy(bench: Bench, figures: Figures) -> None:
-    """All of a tree of 500 rooms below a space, in pages of 50, for somebody who is in none of
-    them."""
+    """The complete hierarchy of a space with 500 rooms, in pages of 50, for a user who is in none
+    of them."""
     world = bench.world
     space = await world.space()
     reader = (await world.people(2))[1]
@@ -200,22 +198,22 @@ async def hierarchy(bench: Bench, figures: Figures) -> None:
 
 
 async def state(bench: Bench, figures: Figures) -> None:
-    """The state of a room of 2,000."""
+    """The state of a room with 2,000 members."""
     await _read_room(bench, figures, "state")
 
 
 async def members(bench: Bench, figures: Figures) -> None:
-    """The members of a room of 2,000."""
+    """The members of a room with 2,000 members."""
     await _read_room(bench, figures, "members")
 
 
 async def joined_members(bench: Bench, figures: Figures) -> None:
-    """The joined members of a room of 2,000, in short."""
+    """The joined members of a room with 2,000 members (/joined_members)."""
     await _read_room(bench, figures, "joined_members")
 
 
 async def join(bench: Bench, figures: Figures) -> None:
-    """Joining a room of 2,000, one after the other."""
+    """Joins of a room with 2,000 members, sequentially."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(sizes.big_members)
     newcomers = (await world.people(sizes.big_members + sizes.joins))[-sizes.joins :]
@@ -229,7 +227,7 @@ async def join(bench: Bench, figures: Figures) -> None:
 
 
 async def create_room(bench: Bench, figures: Figures) -> None:
-    """A private room with a name."""
+    """Creation of a private room with a name."""
     world = bench.world
     (owner,) = await world.people(1)
     async with bench.meter.measure("create_room", figures) as run:
@@ -244,8 +242,7 @@ async def create_room(bench: Bench, figures: Figures) -> None:
 
 
 async def idle(bench: Bench, figures: Figures) -> None:
-    """Waking 1,000 users, all in one room, who wait for news; in the notes what they cost while
-    they wait."""
+    """Waking 1,000 polling users in one room. The notes show what they cost while they wait."""
     world, sizes = bench.world, bench.world.sizes
     room = await world.crowd(max(sizes.idle, sizes.big_members))
     people = await world.people(sizes.idle)
@@ -264,7 +261,7 @@ async def idle(bench: Bench, figures: Figures) -> None:
             run.add((await pollers.deliver(connection, people[0], room, token_hex(8)))[-1])
             await bench.meter.until_quiet()
         run.notes["users woken"] = len(people)
-        run.notes["kB per connection that waits"] = grown_kb / len(people)
+        run.notes["kB per waiting connection"] = grown_kb / len(people)
         run.notes["% of a core while all wait"] = idle_share * 100
     figures.per_second = 1000 / figures.p50_ms  # without the pauses
     await pollers.stop()
@@ -272,8 +269,8 @@ async def idle(bench: Bench, figures: Figures) -> None:
 
 
 async def start_up(bench: Bench, figures: Figures) -> None:
-    """From the start of the process to its first answer, with all that the other scenarios have
-    left."""
+    """The time from the start of the process to its first response, with the data of the other
+    scenarios."""
     times: list[float] = []
     cpu = 0.0
     for _ in range(bench.world.sizes.starts):
@@ -324,13 +321,13 @@ async def _login(bench: Bench, figures: Figures) -> None:
 
 
 async def register(bench: Bench, figures: Figures) -> None:
-    """Registration, two at once. Nearly all of it is the hash of the password, which is slow on
+    """Registration, two concurrent. Nearly all of it is the password hash, which is slow on
     purpose."""
     await _with_real_passwords(bench, _register, figures)
 
 
 async def login(bench: Bench, figures: Figures) -> None:
-    """Login with a password, two at once; the same is true of it."""
+    """Login with a password, two concurrent. Nearly all of it is the check of the password."""
     await _with_real_passwords(bench, _login, figures)
 
 

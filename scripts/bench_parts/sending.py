@@ -1,8 +1,7 @@
-"""Measures what it costs to tell other servers: CPU of a message by the number of other servers in
-the room.
+"""Measures the CPU of sending messages to other servers, by the number of servers in the room.
 
-The server runs in this process, upon SQLite, with a network that answers every transaction at once:
-connections, TLS and HTTP are not in the figures; building, signing and encoding are.
+The server runs in this process on SQLite, with a network that answers every transaction at once.
+Connections, TLS and HTTP are not included; building, signing and encoding are.
 
 scripts/bench sending
 """
@@ -37,7 +36,7 @@ def main(_arguments: Sequence[str]) -> None:
 
 
 async def measure(folder: Path, count: int) -> None:
-    """Messages one by one, each with what follows from it."""
+    """Send messages one by one, each with all its follow-up work."""
     config = SQLiteConfig(str(folder / "bench.db"))
     migrate(make_engine(config))
     wire = RecordingWire()

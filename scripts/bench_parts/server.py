@@ -1,4 +1,4 @@
-"""The server that is measured: its configuration, its process, and the database under it."""
+"""The measured server: its configuration, its process and its database."""
 
 import socket
 import subprocess
@@ -21,34 +21,34 @@ from tests.helpers import postgres
 
 READY_WITHIN = 60
 ENDED_WITHIN = 30
-PLENTY = {"per_second": 1_000_000, "burst_count": 1_000_000}
+UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 NO_LIMITS: Mapping[str, object] = {
-    "rc_message": PLENTY,
-    "rc_memberships": PLENTY,
-    "rc_registration": PLENTY,
-    "rc_login": {"address": PLENTY, "account": PLENTY, "failed_attempts": PLENTY},
-    "rc_joins": {"local": PLENTY, "remote": PLENTY},
-    "rc_joins_per_room": PLENTY,
-    "rc_room_creation": PLENTY,
-    "rc_search": PLENTY,
-    "rc_key_requests": PLENTY,
-    "rc_claimed_keys": PLENTY,
-    "rc_device_changes": PLENTY,
-    "rc_to_device_strangers": PLENTY,
+    "rc_message": UNLIMITED,
+    "rc_memberships": UNLIMITED,
+    "rc_registration": UNLIMITED,
+    "rc_login": {"address": UNLIMITED, "account": UNLIMITED, "failed_attempts": UNLIMITED},
+    "rc_joins": {"local": UNLIMITED, "remote": UNLIMITED},
+    "rc_joins_per_room": UNLIMITED,
+    "rc_room_creation": UNLIMITED,
+    "rc_search": UNLIMITED,
+    "rc_key_requests": UNLIMITED,
+    "rc_claimed_keys": UNLIMITED,
+    "rc_device_changes": UNLIMITED,
+    "rc_to_device_strangers": UNLIMITED,
     "rc_to_device_bytes": {"per_second": 1_000_000_000, "burst_count": 1_000_000_000},
-    "rc_user_directory": PLENTY,
-    "rc_receipts": PLENTY,
-    "rc_typing": PLENTY,
+    "rc_user_directory": UNLIMITED,
+    "rc_receipts": UNLIMITED,
+    "rc_typing": UNLIMITED,
 }
 
 
 class ServerFailed(Exception):
-    """The server did not start, or ended by itself; the text has the end of its log."""
+    """The server did not start, or has exited. The text contains the end of its log."""
 
 
 @contextmanager
 def running_postgres() -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Start PostgreSQL, durable as in production; give its process id and the server's
+    """Start PostgreSQL, durable as in production. Yield its process id and the server's
     `database.args`."""
     postgres.prepare()
     try:
@@ -67,7 +67,7 @@ def running_postgres() -> Iterator[tuple[int, Mapping[str, object]]]:
 
 
 class Server:
-    """A server process that can be started, stopped and started again in the same folder."""
+    """A server process that can be started and stopped repeatedly in the same folder."""
 
     def __init__(
         self, reactor: EPollReactor, folder: Path, postgres_args: Mapping[str, object] | None
@@ -88,7 +88,7 @@ class Server:
 
     @property
     def storage(self) -> SQLiteConfig | PostgresConfig:
-        """How to open its database while it does not run."""
+        """The configuration for opening its database while it is stopped."""
         arguments = (
             dict(self._database["args"]) if isinstance(self._database["args"], Mapping) else {}
         )
@@ -98,13 +98,13 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Raises ServerFailed when it does not run."""
+        """The process id. Raises ServerFailed if the server does not run."""
         if self._process is None or self._process.poll() is not None:
             raise ServerFailed(f"the server has ended:\n{self._end_of_log()}")
         return self._process.pid
 
     async def start(self, *, cheap_passwords: bool) -> float:
-        """Start it and wait until it answers. The seconds that this took."""
+        """Start the server, and wait until it responds. Return the seconds that this took."""
         config = {
             "server_name": "bench.example",
             "listeners": [
@@ -145,7 +145,7 @@ class Server:
                 return took
 
     def stop(self) -> None:
-        """End it, if it runs."""
+        """Stop the server if it runs."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,9 +1,8 @@
-"""Measures the state tree by itself: bytes and time for a change, look-ups, differences, whole
+"""Measures the state tree alone: bytes and time for changes, look-ups, differences and complete
 states, by size of room.
 
-scripts/bench state            what the server does, on SQLite, with its transactions scripts/bench
-state --shapes   other sizes of nodes, in memory, as they were compared for
-docs/adr/0004-state-tree.md
+    scripts/bench state            the stored tree, on SQLite with its transactions
+    scripts/bench state --shapes   other node sizes, in memory (docs/adr/0004-state-tree.md)
 """
 
 import argparse
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bench state", description=__doc__.splitlines()[0] if __doc__ else None
     )
-    parser.add_argument("--shapes", action="store_true", help="compare sizes of nodes, in memory")
+    parser.add_argument("--shapes", action="store_true", help="compare node sizes, in memory")
     options = parser.parse_args(arguments)
     if options.shapes:
         for leaf_bits, child_bits in SHAPES:
@@ -59,7 +58,7 @@ def _fail(failure: object) -> None:
 
 
 def microseconds(run: Callable[[], object], times: int) -> float:
-    """CPU time of one of so many runs that `run` does."""
+    """Return the CPU time of one of `times` operations that `run` does."""
     started = process_time()
     run()
     return (process_time() - started) / times * 1e6
@@ -75,7 +74,7 @@ def measure_shape(tree: RadixTree, size: int) -> None:
 
     root, new = tree.apply(load, None, {key: key + 1 for key in range(size)})
     nodes.update(new)
-    whole = sum(len(node) + len(content) for node, content in new.items())
+    total_bytes = sum(len(node) + len(content) for node, content in new.items())
     written = [0, 0]
 
     def change() -> None:
@@ -93,13 +92,14 @@ def measure_shape(tree: RadixTree, size: int) -> None:
     lookup_us = microseconds(lambda: [tree.find(nodes.get, last, key) for key in keys], LOOKUPS)
     sys.stdout.write(
         f"leaf {1 << tree.leaf_bits:2} inner {1 << tree.child_bits:2} keys {size:7,}: "
-        f"{written[1] / CHANGES:6.0f} bytes and {written[0] / CHANGES:.1f} rows a change, {change_us:5.1f} us a change, "
-        f"{lookup_us:.2f} us a look-up, whole {whole / 1000:.0f} kB\n"
+        f"{written[1] / CHANGES:6.0f} bytes and {written[0] / CHANGES:.1f} rows a change, "
+        f"{change_us:5.1f} us a change, "
+        f"{lookup_us:.2f} us a look-up, whole {total_bytes / 1000:.0f} kB\n"
     )
 
 
 async def measure_store(path: Path, size: int) -> None:
-    """Print a line for a room in a database; the file's growth counts all that SQLite adds."""
+    """Print a line for a room in a database. The growth of the file includes SQLite's overhead."""
     engine = make_engine(SQLiteConfig(str(path), synchronous="OFF"))
     migrate(engine)
     database = Database(engine, Streams(0), InlineExecutor(), InlineExecutor(), SilentObserver())
@@ -125,12 +125,12 @@ async def measure_store(path: Path, size: int) -> None:
     started = process_time()
     await database.write("build", build)
     build_ms = (process_time() - started) * 1e3
-    whole = await database.read("count", count_bytes)
+    total_bytes = await database.read("count", count_bytes)
     file_before = await _file_size(database)
     started = process_time()
     await database.write("change", change)
     change_us = (process_time() - started) / CHANGES * 1e6
-    node_bytes = (await database.read("count", count_bytes) - whole) / CHANGES
+    node_bytes = (await database.read("count", count_bytes) - total_bytes) / CHANGES
     file_bytes = (await _file_size(database) - file_before) / CHANGES
 
     root = roots[-1]
@@ -150,9 +150,11 @@ async def measure_store(path: Path, size: int) -> None:
     await cold.get_all(1, root)
     cold_ms = (process_time() - started) * 1e3
     sys.stdout.write(
-        f"{size:7,} members: build {build_ms:.1f} ms, {whole / 1000:.0f} kB; a change {change_us:.0f} us, "
+        f"{size:7,} members: build {build_ms:.1f} ms, {total_bytes / 1000:.0f} kB; "
+        f"a change {change_us:.0f} us, "
         f"{node_bytes:.0f} bytes of nodes, {file_bytes:.0f} of file; a look-up {lookup_us:.2f} us; "
-        f"diff over 10 changes {diff_ms:.2f} ms; whole state {all_ms:.1f} ms cached, {cold_ms:.1f} ms not\n"
+        f"diff over 10 changes {diff_ms:.2f} ms; complete state {all_ms:.1f} ms cached, "
+        f"{cold_ms:.1f} ms not\n"
     )
     await database.close()
 

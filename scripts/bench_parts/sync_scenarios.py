@@ -1,5 +1,5 @@
-"""What synchronising costs an account by the number of its rooms: it is to grow with what has
-changed, not with these."""
+"""The costs of sync by the number of rooms of an account. They should grow with the changes, not
+with the rooms."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from bench_parts.client import FULL
 from bench_parts.measurement import Figures
 
 ACCOUNTS = (50, 500, 5000)
-"""Rooms of the accounts."""
+"""The numbers of rooms of the accounts."""
 
 
 async def sync_one_of_many(bench: Bench, figures: Figures) -> None:
-    """/sync of an account with 5,000 rooms when there is one new message."""
+    """/sync of an account with 5,000 rooms and one new message."""
     world = bench.world
     user, rooms = await world.account(ACCOUNTS[-1])
     (connection,) = await world.connections(1)
@@ -32,15 +32,14 @@ async def sync_one_of_many(bench: Bench, figures: Figures) -> None:
 
 
 def first_sliding(number: int) -> Scenario:
-    """The scenario for an account with so many rooms."""
+    """Return the scenario for an account with this many rooms."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
         world = bench.world
         user, _ = await world.account(number)
         (connection,) = await world.connections(1)
-        await world.client.slide(
-            connection, user
-        )  # what a server reads once after its start is another matter
+        # warm up: the first reads after a start are not measured
+        await world.client.slide(connection, user)
         connection.close()
         async with bench.meter.measure(scenario.__name__, figures) as run:
             run.notes["rooms"] = world.size_of(number)
@@ -59,7 +58,7 @@ def first_sliding(number: int) -> Scenario:
 
 
 def sliding_none(number: int) -> Scenario:
-    """The scenario for an account with so many rooms."""
+    """Return the scenario for an account with this many rooms."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
         world = bench.world
@@ -79,12 +78,12 @@ def sliding_none(number: int) -> Scenario:
     return named(
         scenario,
         f"sliding_none_{number}",
-        f"Sliding sync without news, of an account with {number:,} rooms.",
+        f"Sliding sync without new events, of an account with {number:,} rooms.",
     )
 
 
 def sliding_one(number: int) -> Scenario:
-    """The scenario for an account with so many rooms."""
+    """Return the scenario for an account with this many rooms."""
 
     async def scenario(bench: Bench, figures: Figures) -> None:
         world = bench.world
@@ -111,7 +110,7 @@ def sliding_one(number: int) -> Scenario:
 def named(
     scenario: Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]], name: str, doc: str
 ) -> Scenario:
-    """The scenario, called so."""
+    """Name and describe the scenario."""
     scenario.__name__, scenario.__doc__ = name, doc
     return scenario
 

@@ -1,8 +1,7 @@
-"""What it costs to find out whose a token is, and to sign in, in one process without a network: a
-token that is remembered, one that is not, a sign-in by the OAuth 2.0 API without the password
-(code, tokens), a renewal.
+"""Measures authentication in one process without a network: a cached token, an uncached token, a
+login with the OAuth 2.0 API (code, tokens), and a refresh.
 
-The password is left out: it costs what `bcrypt_rounds` says, in threads of its own.
+Passwords are not included: they cost what `bcrypt_rounds` says, in threads of their own.
 """
 
 import sys
@@ -16,20 +15,21 @@ from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inli
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer
 
+UNLIMITED = "rc_refresh: {account: {per_second: 10000, burst_count: 10000}}\n"
+
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print everything."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         template = make_sqlite_template(folder)
         (folder / "server").mkdir()
-        server = TestServer(
-            folder / "server", open_inline(copy_sqlite(template, folder / "server")), CONFIG
-        )
+        database = open_inline(copy_sqlite(template, folder / "server"))
+        server = TestServer(folder / "server", database, CONFIG + UNLIMITED)
         alice = server.register("alice")
         program, browser = Program(server), Browser(server)
         tokens = server.app.accounts.access_tokens
-        context = RequestContext("1", "GET", "/", "127.0.0.1", "bench")
+        context = RequestContext("1", "GET", b"/", "127.0.0.1", {b"user-agent": b"bench"})
 
         def check() -> None:
             step = tokens.get_requester(alice.token, context)
@@ -37,28 +37,28 @@ def main() -> int:
                 step.send(None)
             except StopIteration:
                 return
-            raise AssertionError("the server had to wait for something")
+            raise AssertionError("the coroutine waited")
 
-        def check_anew() -> None:
+        def check_uncached() -> None:
             tokens._forget(alice.user_id)
             check()
 
-        def renew() -> None:
+        def refresh() -> None:
             answer = program.refresh()
             program.tokens = answer.json
             server.run(tokens.get_requester(str(program.tokens["access_token"]), context))
 
         check()
-        best("a token that is remembered", 20_000, check)
-        best("a token that is not: one query", 1000, check_anew)
+        best("a cached token", 20_000, check)
+        best("an uncached token: one query", 1000, check_uncached)
         program.sign_in(browser)
         best(
-            "a sign-in by an app: page, code, tokens",
+            "a login of an app: page, code, tokens",
             20,
             lambda: program.exchange(program.code(browser)),
         )
         program.sign_in(browser)
-        best("a renewal, with the first use of what it gives", 50, renew)
+        best("a refresh, with the first use of the new token", 50, refresh)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The people and rooms that scenarios need: made once, when the first scenario asks for them.
+"""The users and rooms of the scenarios, each created when the first scenario asks for it.
 
-Also how many operations run at once, bounded in number and in time.
+Also runs many operations concurrently, bounded in number and time.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,12 +20,12 @@ from bench_parts.measurement import Run
 from bench_parts.server import Server
 
 FILLED_DIRECTLY = 200_000
-"""More messages than so many are not sent, but stored."""
+"""More messages than this are stored directly instead of sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything."""
+    """The sizes of the scenarios."""
 
     sign_ins: int = 30
     senders: int = 50
@@ -37,21 +37,20 @@ class Sizes:
     rooms: int = 200
     messages_per_room: int = 50
     account_part: int = 1
-    """Accounts have so many times fewer rooms, and rooms of many members so many times fewer of
-    them."""
+    """The divisor for the rooms of accounts, and for the members of large rooms."""
     initial_syncs: int = 10
     syncs: int = 1000
     history: int = 5000
     big_members: int = 2000
     reads: int = 10
-    said: int = 3000
-    """Messages that are searched."""
+    searched: int = 3000
+    """Messages to search."""
     searches: int = 100
     tree: int = 500
     """Rooms below a space."""
     trees: int = 50
     questions: int = 2000
-    """For keys, and claims."""
+    """Key queries and claims."""
     devices: int = 1000
     key_shares: int = 30
     joins: int = 100
@@ -61,7 +60,7 @@ class Sizes:
     wakes: int = 5
     starts: int = 3
     seconds: float = 30.0
-    """After which a scenario begins no further operation."""
+    """The time after which a scenario starts no further operation."""
 
 
 QUICK = Sizes(
@@ -76,7 +75,7 @@ QUICK = Sizes(
     initial_syncs=5,
     syncs=200,
     history=600,
-    said=500,
+    searched=500,
     searches=30,
     tree=100,
     trees=10,
@@ -96,7 +95,7 @@ QUICK = Sizes(
 
 
 class World:
-    """What is on the server so far, and who can talk to it."""
+    """The users and rooms on the server so far."""
 
     def __init__(self, reactor: EPollReactor, server: Server, sizes: Sizes) -> None:
         self._reactor = reactor
@@ -107,7 +106,7 @@ class World:
         self._busy_rooms: list[str] = []
         self._synced: tuple[User, list[str]] | None = None
         self._history: str | None = None
-        self._said: Sequence[str] | None = None
+        self._words: Sequence[str] | None = None
         self._crowds: dict[int, str] = {}
         self._space: str | None = None
         self._accounts: dict[int, tuple[User, Sequence[str]]] = {}
@@ -123,11 +122,11 @@ class World:
         at_once: int,
         run: Run | None = None,
     ) -> None:
-        """`operation(number, connection)`, so many times, on so many connections; measured by
-        `run`, if it is given.
+        """Call `operation(number, connection)` `times` times on `at_once` connections, measured by
+        `run` if given.
 
-        Each connection takes its next operation when it has its answer. Without `run` all are done,
-        however long it takes.
+        Each connection starts its next operation when it has its response. Without `run`, all
+        operations are done, however long it takes.
         """
         connections = await self.connections(at_once)
         numbers = iter(range(times))
@@ -149,7 +148,7 @@ class World:
             connection.close()
 
     async def people(self, number: int) -> Sequence[User]:
-        """The first so many users; the same ones each time."""
+        """Return the first users; the same ones each time."""
         have = len(self._people)
         made: dict[int, User] = {}
 
@@ -161,7 +160,7 @@ class World:
         return self._people[:number]
 
     async def busy_rooms(self) -> Sequence[str]:
-        """Rooms in which all senders are."""
+        """Return rooms in which all senders are."""
         if not self._busy_rooms:
             people = await self.people(self.sizes.senders)
             (connection,) = await self.connections(1)
@@ -177,7 +176,7 @@ class World:
         return self._busy_rooms
 
     async def many_rooms(self) -> tuple[User, Sequence[str]]:
-        """A user in many rooms, each of three people who have talked."""
+        """Return a user in many rooms with three active members each."""
         if self._synced is None:
             people = await self.people(12)
             reader, friends = people[0], people[2:]
@@ -206,8 +205,7 @@ class World:
         return self._synced
 
     async def account(self, rooms: int) -> tuple[User, Sequence[str]]:
-        """A user of their own who is in so many rooms, or in the part of them that the sizes
-        allow."""
+        """Return a user with this many rooms, or with fewer if the sizes are small."""
         if rooms not in self._accounts:
             (connection,) = await self.connections(1)
             user = await self.client.register(connection, f"in{rooms}")
@@ -222,15 +220,15 @@ class World:
         return self._accounts[rooms]
 
     def part_of(self, members: int) -> int:
-        """How many members a room for so many has."""
+        """Return how many members a large room has with these sizes."""
         return max(members // self.sizes.account_part, 10)
 
     def size_of(self, rooms: int) -> int:
-        """How many rooms an account for so many has."""
+        """Return how many rooms an account has with these sizes."""
         return max(rooms // self.sizes.account_part, 20)
 
     async def space(self) -> str:
-        """A space with many rooms, a tenth of them in spaces below it."""
+        """Return a space with many rooms, a tenth of them in spaces below it."""
         if self._space is None:
             (owner,) = await self.people(1)
             (connection,) = await self.connections(1)
@@ -251,7 +249,7 @@ class World:
         return self._space
 
     async def history(self) -> str:
-        """A room of ten people with many messages."""
+        """Return a room of ten users with many messages."""
         if self._history is None:
             people = await self.people(10)
             (connection,) = await self.connections(1)
@@ -267,10 +265,10 @@ class World:
             self._history = room
         return self._history
 
-    async def said(self) -> Sequence[str]:
-        """The words, the most usual ones first, of many messages in the busy rooms; all of them can
-        be searched."""
-        if self._said is None:
+    async def searchable_words(self) -> Sequence[str]:
+        """Return the words in many messages of the busy rooms, the most common first. All messages
+        are indexed for search."""
+        if self._words is None:
             people, rooms, random = (
                 await self.people(self.sizes.senders),
                 await self.busy_rooms(),
@@ -287,7 +285,7 @@ class World:
             often = list(accumulate(1 / place for place in range(1, len(words) + 1)))
             texts = [
                 " ".join(random.choices(words, cum_weights=often, k=random.randint(3, 20)))
-                for _ in range(self.sizes.said)
+                for _ in range(self.sizes.searched)
             ] + ["oxirgi"]
             if len(texts) > FILLED_DIRECTLY:
                 self._server.stop()
@@ -307,11 +305,11 @@ class World:
             while not await self.client.search(connection, people[0], "oxirgi"):
                 await deferLater(self._reactor, 0.2)
             connection.close()
-            self._said = words
-        return self._said
+            self._words = words
+        return self._words
 
     async def crowd(self, members: int) -> str:
-        """A room that the first so many people are in."""
+        """Return a room that the first users are in."""
         if members not in self._crowds:
             people = await self.people(members)
             (connection,) = await self.connections(1)

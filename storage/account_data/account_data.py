@@ -1,14 +1,14 @@
-"""Account data: what clients keep with the server for themselves, global and of rooms. Tags are the
+"""Account data: JSON objects that clients store on the server, global and per room. Tags are the
 room type `m.tag`.
 
 Laws:
-- Contents are JSON objects, kept and given back as bytes.
-- Each change takes a position (`Topic.ACCOUNT_DATA`, with the room it is of). The latest of each
-  entry is kept: who has read up to an earlier position hears of it with the later one.
-- A deleted entry stays as `{}`, for incremental readers; it is absent for all others. Of one user
-  the latest MOST_DELETED stay.
-- What a user keeps in all stands beside it (`account_data_sums`), and is changed with each entry;
-  deleted ones are counted apart.
+- Contents are stored and returned as bytes.
+- Each change takes a position (`Topic.ACCOUNT_DATA`, with its room). Only the latest position of
+  each entry is stored, which is after every earlier one.
+- A deleted entry stays as `{}` for incremental readers. Other readers do not see it. The latest
+  MOST_DELETED of a user are stored.
+- The total usage of a user is stored separately (`account_data_sums`) and updated with each entry.
+  Deleted entries are counted apart.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.references import Setting, put_setting, remove_settings
 
 GLOBAL = ""
-"""Stands where a room's id would, for data that is of no room."""
+"""Takes the place of a room ID for global data."""
 MOST_DELETED = 5000
 
 
@@ -33,32 +33,36 @@ class AccountData(msgspec.Struct, frozen=True, gc=False):
 
 
 class AccountDataSums(msgspec.Struct, frozen=True, gc=False):
-    """How much a user keeps."""
+    """The usage of a user."""
 
     entries: int = 0
     size: int = 0
-    """In bytes, of all contents."""
+    """Total bytes of all contents."""
     deleted: int = 0
-    """Entries that are deleted, and not counted above."""
+    """The number of deleted entries, which are not counted above."""
 
 
 class AccountDataStore:
-    """The table of account data."""
+    """Stores account data."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_account_data(self, user_id: str) -> AccountData:
-        """All of a user's account data that is not deleted, in one query."""
+        """Return all account data of a user, without deleted entries, in one query."""
         return await self._database.read_once("get_account_data", self.get_account_data_in, user_id)
 
     def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
         """As `get_account_data`, in a transaction."""
-        sql = "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0 ORDER BY position"
+        sql = (
+            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0"
+            " ORDER BY position"
+        )
         return _collect(txn.query(sql, (user_id,)))
 
     async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
-        """What changed after `since`, up to `upto`, in one query; a deleted entry is `{}`."""
+        """Return entries that changed after `since`, up to `upto`, in one query. A deleted entry is
+        `{}`."""
         return await self._database.read_once(
             "get_account_data_since", self.get_account_data_since_in, user_id, since, upto
         )
@@ -68,7 +72,8 @@ class AccountDataStore:
     ) -> AccountData:
         """As `get_account_data_since`, in a transaction."""
         sql = (
-            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND position > ? AND position <= ?"
+            "SELECT room_id, type, content FROM account_data"
+            " WHERE user_id = ? AND position > ? AND position <= ?"
             " ORDER BY position"
         )
         return _collect(txn.query(sql, (user_id, since, upto)))
@@ -76,23 +81,24 @@ class AccountDataStore:
     async def get_rooms_account_data(
         self, user_id: str, room_ids: Iterable[str]
     ) -> dict[str, dict[str, bytes]]:
-        """What a user keeps of a few rooms, by room, in one query; rooms of which they keep nothing
-        are missing."""
+        """Return a user's account data of a few rooms, by room, in one query. Rooms without any are
+        missing."""
         return await self._database.read_quickly(
             "get_rooms_account_data", _select_of_rooms, user_id, list(room_ids)
         )
 
     async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
-        """The entries of one type of all rooms, in one query."""
+        """Return the entries of one type of all rooms, in one query."""
         return await self._database.read_once("get_rooms_entries", _select_of_type, user_id, type_)
 
     async def get_entries(self, user_id: str, types: Sequence[str]) -> dict[str, bytes]:
-        """Contents of global entries by type, in one query; what was never set, or is deleted, is
-        absent."""
+        """Return contents of global entries by type, in one query. Entries that do not exist are
+        missing."""
 
         def read(txn: Transaction) -> dict[str, bytes]:
             sql = (
-                "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND type IN {keys}"
+                "SELECT type, content FROM account_data"
+                " WHERE user_id = ? AND room_id = ? AND type IN {keys}"
                 " AND deleted = 0"
             )
             return {
@@ -105,13 +111,14 @@ class AccountDataStore:
     async def get_entries_of_users(
         self, user_ids: Iterable[str], types: Sequence[str]
     ) -> dict[str, dict[str, bytes]]:
-        """Contents of global entries by user and type, in one query; what was never set, or is
-        deleted, is absent."""
+        """Return contents of global entries by user and type, in one query. Entries that do not
+        exist are missing."""
 
         def read(txn: Transaction) -> dict[str, dict[str, bytes]]:
-            places = ", ".join("?" * len(types))
+            placeholders = ", ".join("?" * len(types))
             sql = (
-                f"SELECT user_id, type, content FROM account_data WHERE room_id = ? AND type IN ({places})"
+                "SELECT user_id, type, content FROM account_data"
+                f" WHERE room_id = ? AND type IN ({placeholders})"
                 " AND deleted = 0 AND user_id IN {keys}"
             )
             found: dict[str, dict[str, bytes]] = {}
@@ -124,8 +131,7 @@ class AccountDataStore:
         return await self._database.read_quickly("get_account_data_of_users", read)
 
     async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
-        """One entry's content; None where it was never set, or is deleted. `room_id` None:
-        global."""
+        """Return the content of one entry, or None if it does not exist. `room_id` None: global."""
         return await self._database.read_quickly(
             "get_account_data_entry", self.get_entry_in, user_id, room_id, type_
         )
@@ -135,13 +141,14 @@ class AccountDataStore:
     ) -> bytes | None:
         """As `get_entry`, in a transaction."""
         row = txn.query_one(
-            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ? AND deleted = 0",
+            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?"
+            " AND deleted = 0",
             (user_id, room_id or GLOBAL, type_),
         )
         return None if row is None else bytes(row[0])
 
     def get_sums(self, txn: Transaction, user_id: str) -> AccountDataSums:
-        """How much a user keeps."""
+        """Return the usage of a user."""
         row = txn.query_one(
             "SELECT entries, bytes, deleted FROM account_data_sums WHERE user_id = ?", (user_id,)
         )
@@ -150,8 +157,8 @@ class AccountDataStore:
     def find_growth(
         self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
     ) -> AccountDataSums | None:
-        """How much the user would keep with this entry; None where that is not more than now."""
-        growth = _growth(txn, user_id, room_id, type_, _kept(content))
+        """Return the user's usage with this entry, or None if it is not larger than now."""
+        growth = _growth(txn, user_id, room_id, type_, _usage_of(content))
         if growth.entries <= 0 and growth.size <= 0:
             return None
         return _add(self.get_sums(txn, user_id), growth)
@@ -166,19 +173,20 @@ class AccountDataStore:
         *,
         deleted: bool = False,
     ) -> int:
-        """Set one entry; the position of the change."""
+        """Set one entry. Return the position of the change."""
         position = txn.next_position()
-        growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _kept(content))
+        growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _usage_of(content))
         if growth != AccountDataSums():
-            _grow(txn, user_id, growth)
+            _add_usage(txn, user_id, growth)
         txn.execute(
-            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position)"
+            " VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
         if growth.deleted > 0 and self.get_sums(txn, user_id).deleted > MOST_DELETED:
-            _forget_deleted(txn, user_id)
+            _trim_deleted(txn, user_id)
         put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
         txn.announce(
             Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_)
@@ -188,14 +196,13 @@ class AccountDataStore:
     def remove_entry(
         self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str
     ) -> int | None:
-        """Delete one entry; the position of the change, None where there is no entry."""
+        """Delete one entry. Return the position of the change, or None if there is no entry."""
         if self.get_entry_in(txn, user_id, room_id, type_) is None:
             return None
         return self.set_entry(txn, user_id, room_id, type_, b"{}", deleted=True)
 
     def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of it, for an account that is erased. Told as one change, of which no type is
-        said."""
+        """Delete all account data of an erased account. Announced as one change without a type."""
         if txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,)):
             txn.announce(Change(txn.next_position(), Topic.ACCOUNT_DATA, user_id=user_id))
         txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
@@ -205,7 +212,7 @@ class AccountDataStore:
 _DELETED = AccountDataSums(deleted=1)
 
 
-def _kept(content: bytes) -> AccountDataSums:
+def _usage_of(content: bytes) -> AccountDataSums:
     return AccountDataSums(1, len(content))
 
 
@@ -218,10 +225,10 @@ def _add(sums: AccountDataSums, more: AccountDataSums) -> AccountDataSums:
 def _growth(
     txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataSums
 ) -> AccountDataSums:
-    """By how much what the user keeps grows with an entry that counts so, in the place of the one
-    that is there."""
+    """Return the change of the user's usage if this entry replaces the stored one."""
     row = txn.query_one(
-        "SELECT length(content), deleted FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+        "SELECT length(content), deleted FROM account_data"
+        " WHERE user_id = ? AND room_id = ? AND type = ?",
         (user_id, room_id or GLOBAL, type_),
     )
     if row is None:
@@ -229,23 +236,26 @@ def _growth(
     return _add(entry, AccountDataSums(0, 0, -1) if row[1] else AccountDataSums(-1, -int(row[0])))
 
 
-def _grow(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
+def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
     txn.execute(
-        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?) ON CONFLICT (user_id) DO UPDATE"
-        " SET entries = account_data_sums.entries + excluded.entries, bytes = account_data_sums.bytes + excluded.bytes,"
+        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE"
+        " SET entries = account_data_sums.entries + excluded.entries,"
+        " bytes = account_data_sums.bytes + excluded.bytes,"
         " deleted = account_data_sums.deleted + excluded.deleted",
         (user_id, growth.entries, growth.size, growth.deleted),
     )
 
 
-def _forget_deleted(txn: WriteTransaction, user_id: str) -> None:
-    """Those that were deleted first: who has not heard of them since, will not."""
-    gone = txn.execute(
-        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1 AND position <= (SELECT position FROM account_data"
+def _trim_deleted(txn: WriteTransaction, user_id: str) -> None:
+    """Delete the oldest deleted entries, which no active client still needs."""
+    trimmed = txn.execute(
+        "DELETE FROM account_data WHERE user_id = ? AND deleted = 1"
+        " AND position <= (SELECT position FROM account_data"
         " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
         (user_id, user_id, MOST_DELETED),
     )
-    _grow(txn, user_id, AccountDataSums(deleted=-gone))
+    _add_usage(txn, user_id, AccountDataSums(deleted=-trimmed))
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
@@ -260,7 +270,8 @@ def _select_of_rooms(
     txn: Transaction, user_id: str, room_ids: list[str]
 ) -> dict[str, dict[str, bytes]]:
     sql = (
-        "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND room_id IN {keys} AND deleted = 0"
+        "SELECT room_id, type, content FROM account_data"
+        " WHERE user_id = ? AND room_id IN {keys} AND deleted = 0"
         " ORDER BY position"
     )
     return _collect(txn.query_in(sql, room_ids, before=(user_id,))).rooms
@@ -268,7 +279,8 @@ def _select_of_rooms(
 
 def _select_of_type(txn: Transaction, user_id: str, type_: str) -> dict[str, bytes]:
     rows = txn.query(
-        "SELECT room_id, content FROM account_data WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
+        "SELECT room_id, content FROM account_data"
+        " WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
         (user_id, type_, GLOBAL),
     )
     return {room_id: bytes(content) for room_id, content in rows}

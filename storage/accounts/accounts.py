@@ -1,13 +1,11 @@
-"""Accounts of this server: who has one, their password hash, and what an administrator has laid on
-them.
+"""Accounts of this server: password hashes, flags, approval and expiry.
 
 Laws:
-- An account never goes: a deactivated one stays, so that nobody else ever gets its user id.
-- Whatever ends all that somebody had proved to be (a new password, a sign-out everywhere, a lock,
-  the end of the account) begins a new `era` of it; a hash that is made anew of the same password
-  does not.
-- Whatever ends sessions or changes what an account may do moves its `position`, and is announced
-  (`Topic.ACCOUNT`), so that every node forgets what it remembers of it.
+- An account is never deleted: a deactivated one stays, so its user id is never reused.
+- Whatever invalidates earlier authentications (a new password, a sign-out everywhere, a lock, the
+  deactivation) increments the credential epoch, `era`; a new hash of the same password does not.
+- Whatever ends sessions or changes the rights of an account moves its `position` and is announced
+  (`Topic.ACCOUNT`), so that every node invalidates its caches.
 """
 
 from collections.abc import Iterable
@@ -23,11 +21,11 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.references import note_erased
 
 ALL_TIMES: Final = 2**62
-"""Later than any time at which something is due."""
+"""Later than every due time."""
 
 
 class AccountRow(msgspec.Struct, frozen=True):
-    """One account. Times are milliseconds since 1970."""
+    """An account. Times are milliseconds since 1970."""
 
     user_id: str
     password_hash: str | None
@@ -41,18 +39,19 @@ class AccountRow(msgspec.Struct, frozen=True):
     user_type: str | None = None
     appservice_id: str | None = None
     awaiting_ts: int | None = None
-    """Since when it waits to be approved."""
+    """Since when the account awaits approval; None: it does not."""
     awaiting_languages: str | None = None
-    """What its owner wants to read then, as in `Accept-Language`."""
+    """The owner's languages for the e-mail about the approval, as in `Accept-Language`."""
     expires_ts: int | None = None
-    """Until when it is good, where accounts end."""
+    """The expiry time, where accounts expire."""
     shadow_banned: bool = False
-    """Whether its events and invites go nowhere."""
+    """Whether its events and invites reach nobody else."""
     era: int = 0
+    """The credential epoch."""
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What a sign-in that is under way has to know again in its write."""
+    """The state of an account that a sign-in checks again in its write."""
 
     era: int
     locked: bool
@@ -60,7 +59,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 def select_standing(txn: Transaction, user_id: str) -> Standing | None:
-    """That of an account, if there is one."""
+    """Return the current state of an account; None for an unknown user."""
     sql = "SELECT era, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
     row = txn.query_one(sql, (user_id,))
     return None if row is None else Standing(row[0], bool(row[1]), bool(row[2]))
@@ -73,16 +72,18 @@ class AccountStore:
         self._database = database
 
     async def get_accounts(self, user_ids: Iterable[str]) -> dict[str, AccountRow]:
-        """The accounts that exist among these, in one query."""
+        """Return the existing accounts among these users, in one query."""
         return await self._database.read_quickly(
             "get_accounts", self.get_accounts_in, tuple(user_ids)
         )
 
     def get_accounts_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, AccountRow]:
-        """As `get_accounts`, in a transaction."""
+        """Do `get_accounts` in a transaction."""
         rows = txn.query_in(
-            "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned, era"
+            "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts,"
+            " erased, locked, suspended,"
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts,"
+            " shadow_banned, era"
             " FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
@@ -109,8 +110,10 @@ class AccountStore:
         }
 
     async def get_changed_accounts(self, since: int, upto: int) -> set[str]:
-        """Accounts whose sessions, flags or password changed after `since`, up to `upto`: for a
-        node that missed the announcements."""
+        """Return the accounts with `since` < position <= `upto`.
+
+        Their sessions, flags or password have changed; for a node that missed the announcements.
+        """
 
         def read(txn: Transaction) -> set[str]:
             rows = txn.query(
@@ -121,11 +124,13 @@ class AccountStore:
         return await self._database.read("get_changed_accounts", read)
 
     def add_account(self, txn: WriteTransaction, account: AccountRow) -> bool:
-        """Make an account; False where the user id is taken (also by a deactivated account)."""
+        """Add an account; return False if the user id is taken, also by a deactivated account."""
         position = txn.next_position()
         added = txn.execute(
-            "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased,"
-            " locked, suspended, user_type, appservice_id, awaiting_ts, awaiting_languages, position)"
+            "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin,"
+            " deactivated_ts, erased,"
+            " locked, suspended, user_type, appservice_id, awaiting_ts, awaiting_languages,"
+            " position)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 account.user_id,
@@ -150,11 +155,15 @@ class AccountStore:
         return bool(added)
 
     def set_upgraded(self, txn: WriteTransaction, account: AccountRow) -> bool:
-        """Make a guest an account like others, with the password of this row, and waiting as it
-        says; False where there is no such guest (any more)."""
+        """Upgrade a guest to a full account, with the password and approval state of this row.
+
+        Return False if there is no such usable guest.
+        """
         sql = (
-            "UPDATE accounts SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
-            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0 AND suspended = 0"
+            "UPDATE accounts"
+            " SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
+            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0"
+            " AND suspended = 0"
         )
         values = (
             account.password_hash,
@@ -173,8 +182,10 @@ class AccountStore:
         return True
 
     def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
-        """Move the account's position and announce that what was remembered of it no longer holds,
-        on any node."""
+        """Move the account's position and announce it, so that all nodes invalidate their caches.
+
+        The write is acknowledged once every node has done so.
+        """
         position = txn.next_position()
         txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
         txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
@@ -187,8 +198,11 @@ class AccountStore:
         password_hash: str | None,
         instead_of: str | None = None,
     ) -> bool:
-        """Set the hash of a new password, which begins a new era; with `instead_of`, that of the
-        same one, and only while that one still stands. False where nothing changed."""
+        """Set the hash of a new password and increment the credential epoch.
+
+        `instead_of`: replace this hash by another one of the same password, if it is still the
+        current one; the epoch stays. Return False if nothing changed.
+        """
         if instead_of is not None:
             sql, args = " AND password_hash = ?", (password_hash, user_id, instead_of)
             return bool(
@@ -198,7 +212,7 @@ class AccountStore:
         return bool(txn.execute(sql, (password_hash, user_id)))
 
     def begin_era(self, txn: WriteTransaction, user_id: str) -> None:
-        """Whatever was proved before holds no longer."""
+        """Increment the credential epoch, which invalidates all earlier authentications."""
         txn.execute("UPDATE accounts SET era = era + 1 WHERE user_id = ?", (user_id,))
 
     def set_flags(
@@ -211,27 +225,30 @@ class AccountStore:
         suspended: bool | None = None,
         shadow_banned: bool | None = None,
     ) -> None:
-        """Set those that are given, and announce it."""
+        """Set the given flags, and announce the change."""
         flags = (is_admin, locked, suspended, shadow_banned)
         txn.execute(
             "UPDATE accounts SET is_admin = COALESCE(?, is_admin), locked = COALESCE(?, locked),"
-            " suspended = COALESCE(?, suspended), shadow_banned = COALESCE(?, shadow_banned) WHERE user_id = ?",
+            " suspended = COALESCE(?, suspended), shadow_banned = COALESCE(?, shadow_banned)"
+            " WHERE user_id = ?",
             (*(None if flag is None else int(flag) for flag in flags), user_id),
         )
         self.set_account_changed(txn, user_id)
 
     def set_user_type(self, txn: WriteTransaction, user_id: str, user_type: str | None) -> None:
-        """Set the kind of user, and announce it."""
+        """Set the user type, and announce the change."""
         txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
         self.set_account_changed(txn, user_id)
 
     def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
-        """Since when an account waits to be approved, or that it does not any more; False where
-        that is so already."""
-        waits = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"
+        """Set since when an account awaits approval; None: it does not.
+
+        Return False if it is in that state already.
+        """
+        is_other_state = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"
         changed = bool(
             txn.execute(
-                f"UPDATE accounts SET awaiting_ts = ? WHERE user_id = ? AND {waits}",
+                f"UPDATE accounts SET awaiting_ts = ? WHERE user_id = ? AND {is_other_state}",
                 (awaiting_ts, user_id),
             )
         )
@@ -240,19 +257,21 @@ class AccountStore:
         return changed
 
     def has_awaiting(self, txn: Transaction, since: int, but: str) -> bool:
-        """Whether an account in use waits since later than that to be approved, besides one."""
+        """Return whether another active account than `but` awaits approval since after `since`."""
         sql = (
-            "SELECT 1 FROM accounts WHERE awaiting_ts > ? AND awaiting_ts IS NOT NULL AND user_id != ?"
+            "SELECT 1 FROM accounts WHERE awaiting_ts > ? AND awaiting_ts IS NOT NULL"
+            " AND user_id != ?"
             " AND deactivated_ts IS NULL LIMIT 1"
         )
         return txn.query_one(sql, (since, but)) is not None
 
     async def get_awaiting(self, limit: int) -> list[tuple[str, int]]:
-        """Up to `limit` accounts that wait to be approved, and since when, the first first."""
+        """Return up to `limit` accounts that await approval, with the time, oldest first."""
 
         def read(txn: Transaction) -> list[tuple[str, int]]:
             sql = (
-                "SELECT user_id, awaiting_ts FROM accounts WHERE awaiting_ts IS NOT NULL AND deactivated_ts IS NULL"
+                "SELECT user_id, awaiting_ts FROM accounts WHERE awaiting_ts IS NOT NULL"
+                " AND deactivated_ts IS NULL"
                 " ORDER BY awaiting_ts, user_id LIMIT ?"
             )
             return [(row[0], row[1]) for row in txn.query(sql, (limit,))]
@@ -262,9 +281,13 @@ class AccountStore:
     def set_deactivated(
         self, txn: WriteTransaction, user_id: str, now: int, *, erase: bool
     ) -> None:
-        """End the account for good: no password, no rights; and note that it has rooms to leave."""
+        """Deactivate the account permanently, and add it to the accounts that have rooms to leave.
+
+        It has no password and no rights afterwards. `erase`: also mark it as erased.
+        """
         txn.execute(
-            "UPDATE accounts SET deactivated_ts = COALESCE(deactivated_ts, ?), password_hash = NULL, is_admin = 0,"
+            "UPDATE accounts SET deactivated_ts = COALESCE(deactivated_ts, ?), password_hash"
+            " = NULL, is_admin = 0,"
             " erased = CASE WHEN ? = 1 THEN 1 ELSE erased END WHERE user_id = ?",
             (now, int(erase), user_id),
         )
@@ -277,7 +300,7 @@ class AccountStore:
         self.set_account_changed(txn, user_id)
 
     async def get_departing_accounts(self) -> list[str]:
-        """Deactivated accounts that have rooms left to leave."""
+        """Return the deactivated accounts that still have rooms to leave."""
 
         def read(txn: Transaction) -> list[str]:
             return [
@@ -288,35 +311,36 @@ class AccountStore:
         return await self._database.read("get_departing_accounts", read)
 
     def remove_departing_account(self, txn: WriteTransaction, user_id: str) -> None:
-        """It has left all of its rooms."""
+        """Remove an account that has left all of its rooms."""
         txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
 
     def add_arriving_account(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
-        """Note that a new account is still to come into its first rooms; somebody is at that until
-        then (milliseconds since 1970)."""
+        """Add a new account with pending auto-joins, leased until `due_ts` (ms since 1970)."""
         txn.execute(
             "INSERT INTO arriving_accounts (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
             (user_id, due_ts),
         )
 
     async def take_arriving_accounts(self, now: int, until: int, limit: int) -> list[str]:
-        """Up to so many new accounts that have not come into all of their first rooms yet, and at
-        which nobody is; they are the caller's until then."""
+        """Lease up to `limit` accounts with pending auto-joins until `until`; return them.
+
+        Only those whose lease has expired at `now`.
+        """
         if not await self._database.read_quickly("has_arriving_accounts", _select_arriving, now, 1):
             return []
 
         def write(txn: WriteTransaction) -> list[str]:
-            left = _select_arriving(txn, now, limit)
+            user_ids = _select_arriving(txn, now, limit)
             txn.execute_many(
                 "UPDATE arriving_accounts SET due_ts = ? WHERE user_id = ?",
-                [(until, each) for each in left],
+                [(until, user_id) for user_id in user_ids],
             )
-            return left
+            return user_ids
 
         return await self._database.write("take_arriving_accounts", write)
 
     def remove_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
-        """Note that a new account has come into its first rooms."""
+        """Remove an account whose auto-joins are complete."""
         txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))
 
 

@@ -1,8 +1,7 @@
-"""What happened to accounts: written together with what happened, read by their owners and by
-administrators.
+"""The audit log of accounts: written with the operations, read by owners and administrators.
 
-A record says when, what, whence, on which device and with what, and nothing secret. Records grow
-old and are swept.
+A record contains time, event, IP address, device and detail, and nothing secret. Records are
+deleted after a retention time.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -14,7 +13,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class AuditRecord(msgspec.Struct, frozen=True):
-    """One record. `ts`: milliseconds since 1970."""
+    """A record. `ts`: milliseconds since 1970."""
 
     user_id: str
     ts: int
@@ -22,20 +21,21 @@ class AuditRecord(msgspec.Struct, frozen=True):
     address: str | None = None
     device_id: str | None = None
     by_user: str | None = None
-    """The administrator who did it; None: its owner, or the server by itself."""
+    """The administrator who did it; None: the owner, or the server itself."""
     detail: str | None = None
-    """With what it was done, or why, as far as there is more to say."""
+    """The object or reason of the event, if there is more to say."""
 
 
 def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
-    """Keep records, in the write that does what they tell of."""
+    """Add records, in the write that carries the operations out."""
     first = txn.allocate("audit", len(records))
     txn.execute_many(
-        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id, by_user, detail)"
+        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id,"
+        " by_user, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
-                first + place,
+                first + index,
                 record.user_id,
                 record.ts,
                 record.event,
@@ -44,14 +44,13 @@ def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
                 record.by_user,
                 record.detail,
             )
-            for place, record in enumerate(records)
+            for index, record in enumerate(records)
         ],
     )
 
 
 def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
-    """Whether there is one that says the same of the same user and address, from `since` or
-    later."""
+    """Return whether an equal record of the same user and address exists since `since`."""
     sql = (
         "SELECT 1 FROM audit_records WHERE user_id = ? AND ts >= ? AND event = ?"
         " AND COALESCE(address, '') = ? AND COALESCE(detail, '') = ? LIMIT 1"
@@ -63,8 +62,11 @@ def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
 def note_first_of_address(
     txn: WriteTransaction, records: Iterable[AuditRecord], known: Collection[str] = ()
 ) -> None:
-    """Keep those records whose address has none of this event, nor of those in `known`, of this
-    user yet; one query for all."""
+    """Add the records whose address is new to their user; one query for all.
+
+    An address is new if the user has no record of the same event, or of an event in `known`, with
+    this address.
+    """
     wanted = {(record.user_id, record.address): record for record in records}
     if not wanted:
         return
@@ -81,17 +83,18 @@ def note_first_of_address(
 
 
 class AuditStore:
-    """The table of records, for readers."""
+    """Reads and deletes audit records."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_records(self, user_id: str, limit: int) -> list[AuditRecord]:
-        """The newest of a user, newest first."""
+        """Return up to `limit` records of a user, newest first."""
 
         def read(txn: Transaction) -> list[AuditRecord]:
             rows = txn.query(
-                "SELECT user_id, ts, event, address, device_id, by_user, detail FROM audit_records WHERE user_id = ?"
+                "SELECT user_id, ts, event, address, device_id, by_user, detail"
+                " FROM audit_records WHERE user_id = ?"
                 " ORDER BY ts DESC, record_nid DESC LIMIT ?",
                 (user_id, limit),
             )
@@ -100,10 +103,13 @@ class AuditStore:
         return await self._database.read("get_audit_records", read)
 
     async def remove_old(self, before: int, limit: int) -> int:
-        """Remove up to `limit` from before; how many."""
+        """Remove up to `limit` records older than `before`; return the number."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "DELETE FROM audit_records WHERE record_nid IN (SELECT record_nid FROM audit_records WHERE ts < ? LIMIT ?)"
+            sql = (
+                "DELETE FROM audit_records WHERE record_nid IN (SELECT record_nid"
+                " FROM audit_records WHERE ts < ? LIMIT ?)"
+            )
             return txn.execute(sql, (before, limit))
 
         return await self._database.write("remove_old_audit_records", write)

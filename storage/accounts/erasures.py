@@ -1,4 +1,4 @@
-"""Accounts that were erased, and when; a row stays for good."""
+"""Erased accounts, with the position of the erasure. Rows are never deleted."""
 
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
@@ -12,7 +12,7 @@ class ErasureStore:
         self._database = database
 
     async def get_since(self, position: int) -> dict[str, int]:
-        """Who was erased after a position, and at which."""
+        """Return the users erased after a position, with the position of each."""
 
         def read(txn: Transaction) -> dict[str, int]:
             rows = txn.query(
@@ -24,7 +24,7 @@ class ErasureStore:
 
 
 def add_erasure(txn: WriteTransaction, user_id: str) -> None:
-    """An account is erased from now on; the first time counts."""
+    """Mark an account as erased and announce it; an earlier erasure stays."""
     position = txn.next_position()
     sql = "INSERT INTO erasures (user_id, position) VALUES (?, ?) ON CONFLICT DO NOTHING"
     if txn.execute(sql, (user_id, position)):

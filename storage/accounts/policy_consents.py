@@ -1,5 +1,4 @@
-"""Who has agreed to what: terms of service and other documents, by version. Records are added, and
-never changed."""
+"""Consents of users to policies, by version. Rows are added and never changed."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,7 +9,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ConsentRow(msgspec.Struct, frozen=True):
-    """Somebody agreed to a version. Times are milliseconds since 1970."""
+    """A user's consent to a version of a policy. `ts`: milliseconds since 1970."""
 
     policy_id: str
     version: str
@@ -24,11 +23,16 @@ class PolicyConsentStore:
         self._database = database
 
     async def get_consents(self, user_ids: Iterable[str]) -> dict[str, list[ConsentRow]]:
-        """All that these users have agreed to, the oldest first, in one query; who never has is
-        missing."""
+        """Return the consents of each of these users, oldest first, in one query.
+
+        Users without a consent are missing.
+        """
 
         def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, list[ConsentRow]]:
-            sql = "SELECT user_id, policy_id, version, ts FROM policy_consents WHERE user_id IN {keys} ORDER BY ts"
+            sql = (
+                "SELECT user_id, policy_id, version, ts FROM policy_consents"
+                " WHERE user_id IN {keys} ORDER BY ts"
+            )
             found: dict[str, list[ConsentRow]] = {}
             for user_id, *row in txn.query_in(sql, keys):
                 found.setdefault(user_id, []).append(ConsentRow(*row))
@@ -39,14 +43,17 @@ class PolicyConsentStore:
     async def get_users(
         self, policy_id: str, version: str, *, agreed: bool, after: str, limit: int
     ) -> list[tuple[str, int | None]]:
-        """Up to `limit` people with an account in use, by id, after one, who have agreed to this
-        version, and when; or who have not."""
+        """Return up to `limit` active users after `after`, in the order of their ids.
+
+        `agreed`: those who have accepted this version, with the time; else those who have not.
+        """
 
         def read(txn: Transaction) -> list[tuple[str, int | None]]:
             sql = (
                 "SELECT a.user_id, c.ts FROM accounts a LEFT JOIN policy_consents c"
                 " ON c.user_id = a.user_id AND c.policy_id = ? AND c.version = ?"
-                " WHERE a.user_id > ? AND a.deactivated_ts IS NULL AND a.is_guest = 0 AND a.appservice_id IS NULL"
+                " WHERE a.user_id > ? AND a.deactivated_ts IS NULL AND a.is_guest = 0"
+                " AND a.appservice_id IS NULL"
                 f" AND c.ts IS {'NOT NULL' if agreed else 'NULL'} ORDER BY a.user_id LIMIT ?"
             )
             return [(row[0], row[1]) for row in txn.query(sql, (policy_id, version, after, limit))]
@@ -54,13 +61,16 @@ class PolicyConsentStore:
         return await self._database.read("get_users_by_consent", read)
 
     async def count_users(self, versions: Mapping[str, str]) -> dict[str, int]:
-        """How many people with an account in use have agreed to each policy's version; one query
-        for each policy."""
+        """Return the number of active users who have accepted these versions, by policy.
+
+        One query for each policy.
+        """
 
         def read(txn: Transaction) -> dict[str, int]:
             sql = (
                 "SELECT COUNT(*) FROM policy_consents c JOIN accounts a ON a.user_id = c.user_id"
-                " WHERE c.policy_id = ? AND c.version = ? AND a.deactivated_ts IS NULL AND a.is_guest = 0"
+                " WHERE c.policy_id = ? AND c.version = ? AND a.deactivated_ts IS NULL"
+                " AND a.is_guest = 0"
                 " AND a.appservice_id IS NULL"
             )
             return {
@@ -72,8 +82,9 @@ class PolicyConsentStore:
     def add_consents(
         self, txn: WriteTransaction, user_id: str, versions: Mapping[str, str], ts: int
     ) -> None:
-        """Note that somebody has agreed; what was noted before stays as it is."""
+        """Add the consent of a user to these versions; earlier rows stay unchanged."""
         txn.execute_many(
-            "INSERT INTO policy_consents (user_id, policy_id, version, ts) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO policy_consents (user_id, policy_id, version, ts)"
+            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [(user_id, policy_id, version, ts) for policy_id, version in versions.items()],
         )

@@ -1,7 +1,7 @@
-"""Tokens that let their holder register, each good for a number of accounts and a time.
+"""Registration tokens, each limited in uses and time.
 
-A use is first *pending* (the holder has shown the token, and may yet give up) and then *completed*.
-Both count against the number allowed, so that a token for one account never makes two.
+A use is first *pending* (the registration may still be abandoned) and then *completed*. Both count
+against the number allowed, so that a token for one account never creates two.
 
 spec: client-server-api#token-authenticated-registration
 """
@@ -13,7 +13,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class RegistrationTokenRow(msgspec.Struct, frozen=True):
-    """One token. `uses_allowed` None: any number. Times are milliseconds since 1970."""
+    """A token. `uses_allowed`: None: unlimited. Times are milliseconds since 1970."""
 
     token: str
     uses_allowed: int | None = None
@@ -32,8 +32,7 @@ class RegistrationTokenStore:
         self._database = database
 
     async def get_registration_token(self, token: str) -> RegistrationTokenRow | None:
-        """One token, valid or not."""
-
+        """Return a token, valid or not."""
         return await self._database.read_quickly(
             "get_registration_token", self.get_registration_token_in, token
         )
@@ -41,12 +40,12 @@ class RegistrationTokenStore:
     def get_registration_token_in(
         self, txn: Transaction, token: str
     ) -> RegistrationTokenRow | None:
-        """As `get_registration_token`, in a transaction."""
+        """Do `get_registration_token` in a transaction."""
         row = txn.query_one(f"SELECT {_COLUMNS} FROM registration_tokens WHERE token = ?", (token,))
         return None if row is None else RegistrationTokenRow(*row)
 
     async def get_registration_tokens(self, limit: int) -> list[RegistrationTokenRow]:
-        """Up to `limit` tokens, by their texts."""
+        """Return up to `limit` tokens in their own order."""
 
         def read(txn: Transaction) -> list[RegistrationTokenRow]:
             sql = f"SELECT {_COLUMNS} FROM registration_tokens ORDER BY token LIMIT ?"
@@ -57,17 +56,16 @@ class RegistrationTokenStore:
     def set_limits(
         self, txn: WriteTransaction, token: str, uses_allowed: int | None, expires_ts: int | None
     ) -> None:
-        """For how many accounts it is good, and how long."""
+        """Set the number of uses and the expiry time of a token."""
         sql = "UPDATE registration_tokens SET uses_allowed = ?, expires_ts = ? WHERE token = ?"
         txn.execute(sql, (uses_allowed, expires_ts, token))
 
     def remove_registration_token(self, txn: WriteTransaction, token: str) -> bool:
-        """Take one away; False where there is none. Who has shown it already may still make their
-        account."""
+        """Delete a token; return False if there is none. Pending registrations can be completed."""
         return bool(txn.execute("DELETE FROM registration_tokens WHERE token = ?", (token,)))
 
     def add_registration_token(self, txn: WriteTransaction, row: RegistrationTokenRow) -> bool:
-        """Make one; False where the token exists."""
+        """Add a token; return False if it exists."""
         sql = (
             "INSERT INTO registration_tokens (token, uses_allowed, pending, completed, expires_ts)"
             " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -79,7 +77,7 @@ class RegistrationTokenStore:
         )
 
     def add_pending(self, txn: WriteTransaction, token: str, now: int) -> bool:
-        """Hold back one use; False where the token is unknown, expired or used up."""
+        """Reserve a use; return False if the token is unknown, expired or used up."""
         return bool(
             txn.execute(
                 "UPDATE registration_tokens SET pending = pending + 1 WHERE token = ?"
@@ -90,7 +88,7 @@ class RegistrationTokenStore:
         )
 
     def set_completed(self, txn: WriteTransaction, token: str) -> None:
-        """A use that was held back has made an account; nothing where none was."""
+        """Turn a reserved use into a completed one, if there is one."""
         sql = (
             "UPDATE registration_tokens SET pending = pending - 1, completed = completed + 1"
             " WHERE token = ? AND pending > 0"
@@ -98,7 +96,7 @@ class RegistrationTokenStore:
         txn.execute(sql, (token,))
 
     def remove_pending(self, txn: WriteTransaction, token: str) -> None:
-        """A use that was held back came to nothing."""
+        """Release a reserved use."""
         txn.execute(
             "UPDATE registration_tokens SET pending = pending - 1 WHERE token = ? AND pending > 0",
             (token,),

@@ -1,7 +1,6 @@
-"""Lists of this server's accounts, for administrators: filtered, ordered, a page at a time.
+"""Lists of this server's accounts for administrators: filtered, ordered and paginated.
 
-A search for a name looks at every account, since only it knows of letters of all scripts which
-belong together.
+A search for a name reads every account: only Python folds the case of all scripts.
 """
 
 from collections.abc import Sequence
@@ -44,20 +43,20 @@ assert set(_ORDERS) == set(get_args(UserOrder))
 
 
 class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which accounts. None: whatever it is."""
+    """A filter of accounts. None: no restriction."""
 
     name: str | None = None
-    """A part of the local part or of the displayed name, in capital or small letters."""
+    """A substring of the localpart or display name, case-insensitive."""
     user_id: str | None = None
-    """A part of the whole id."""
+    """A substring of the full user id, case-insensitive."""
     guests: bool | None = None
     deactivated: bool | None = None
     locked: bool | None = None
     admins: bool | None = None
     waiting: bool | None = None
-    """Whether they wait to be approved."""
+    """Whether they await approval."""
     without_types: Sequence[str] = ()
-    """User types that are left out; the empty one is that of people."""
+    """User types to leave out; the empty string stands for people."""
 
 
 class ListedUser(msgspec.Struct, frozen=True):
@@ -79,14 +78,14 @@ class ListedUser(msgspec.Struct, frozen=True):
 
 
 class UserPage(msgspec.Struct, frozen=True):
-    """A page, and how many there are in all."""
+    """A page of accounts, and the total number of matches."""
 
     users: Sequence[ListedUser]
     total: int
 
 
 class UserListStore:
-    """Reads the lists."""
+    """Reads lists of accounts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -94,8 +93,10 @@ class UserListStore:
     async def get_page(
         self, wanted: UserFilter, order: UserOrder, *, backwards: bool, first: int, limit: int
     ) -> UserPage:
-        """Accounts from the one at place `first`, up to `limit`; equals are in the order of their
-        ids, whichever way."""
+        """Return up to `limit` accounts from index `first`.
+
+        Accounts with equal keys are in ascending order of their ids, also with `backwards`.
+        """
         return await self._database.read(
             "get_user_page", _select, wanted, order, backwards, first, limit
         )
@@ -110,15 +111,21 @@ def _select(
         f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
     )
     sql = (
-        f"{FOR_ITS_ARGUMENTS}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin, a.deactivated_ts, a.created_ts,"
-        f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value, a.shadow_banned FROM accounts a"
+        f"{FOR_ITS_ARGUMENTS}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin,"
+        " a.deactivated_ts, a.created_ts,"
+        f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value,"
+        " a.shadow_banned FROM accounts a"
         " LEFT JOIN profiles n ON n.user_id = a.user_id AND n.field = 'displayname'"
         " LEFT JOIN profiles p ON p.user_id = a.user_id AND p.field = 'avatar_url'"
         f" WHERE {where} {ordered}"
     )
     if wanted.name is not None:
         part = wanted.name.casefold()
-        found = [user for user in map(_user, txn.query(sql, (*args, *nothing))) if _has(user, part)]
+        found = [
+            user
+            for user in map(_user, txn.query(sql, (*args, *nothing)))
+            if _matches_name(user, part)
+        ]
         return UserPage(found[first : first + limit], len(found))
     counted = txn.query_one(
         f"{FOR_ITS_ARGUMENTS}SELECT COUNT(*) FROM accounts a WHERE {where}", args
@@ -137,12 +144,12 @@ def _where(wanted: UserFilter) -> tuple[str, list[SQLValue]]:
         if value is not None:
             conditions.append(f"{column} = ?")
             args.append(int(value))
-    for column, there in (
+    for column, is_set in (
         ("a.deactivated_ts", wanted.deactivated),
         ("a.awaiting_ts", wanted.waiting),
     ):
-        if there is not None:
-            conditions.append(f"{column} IS {'NOT NULL' if there else 'NULL'}")
+        if is_set is not None:
+            conditions.append(f"{column} IS {'NOT NULL' if is_set else 'NULL'}")
     if wanted.name is None and wanted.user_id is not None:
         escaped = "".join(f"!{sign}" if sign in "!%_" else sign for sign in wanted.user_id.lower())
         conditions.append("a.user_id LIKE ? ESCAPE '!'")
@@ -153,7 +160,7 @@ def _where(wanted: UserFilter) -> tuple[str, list[SQLValue]]:
     return " AND ".join(conditions), args
 
 
-def _has(user: ListedUser, part: str) -> bool:
+def _matches_name(user: ListedUser, part: str) -> bool:
     localpart = user.user_id[1:].partition(":")[0]
     return part in localpart.casefold() or part in (user.display_name or "").casefold()
 

@@ -1,4 +1,5 @@
-"""What the clock said before: by that it is seen whether what it says now can be believed."""
+"""The last check of the system clock. The next check compares with it to detect a clock that
+jumped."""
 
 from typing import Final
 
@@ -12,27 +13,28 @@ NAME: Final = "believed_time"
 
 
 class SeenTime(msgspec.Struct, frozen=True):
-    """Milliseconds since 1970."""
+    """The result of a clock check, in milliseconds since 1970."""
 
     seen_ms: int
-    """When somebody last looked, by the clock of that time."""
+    """The time of the last check, by the clock of that moment."""
     doubted_since_ms: int | None = None
-    """Since when the clock is not believed; None: it is."""
+    """The time since which the clock is not trusted; None if it is trusted."""
 
 
 class SeenTimeStore:
-    """One note, of whichever node looked last."""
+    """Stores the last clock check of any node."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get(self) -> SeenTime | None:
-        """The note; before there is one, the time of the newest event; None before there is any."""
+        """Return the last check. Before the first, return the time of the newest event, or None if
+        there is no event."""
 
         def read(txn: Transaction) -> SeenTime | None:
-            note = select_note(txn, NAME)
-            if note is not None:
-                return msgspec.json.decode(note, type=SeenTime)
+            progress = select_note(txn, NAME)
+            if progress is not None:
+                return msgspec.json.decode(progress, type=SeenTime)
             row = txn.query_one(
                 "SELECT origin_server_ts FROM events ORDER BY event_nid DESC LIMIT 1"
             )
@@ -41,7 +43,7 @@ class SeenTimeStore:
         return await self._database.read_quickly("get_seen_time", read)
 
     async def put(self, seen: SeenTime) -> None:
-        """Note it."""
+        """Store the last check."""
 
         def write(txn: WriteTransaction) -> None:
             put_note(txn, NAME, msgspec.json.encode(seen).decode())

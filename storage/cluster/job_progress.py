@@ -1,17 +1,18 @@
-"""What jobs note of how far they are: a text each, by the job's name."""
+"""Progress of background jobs: a text for each job, by name."""
 
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
 def select_note(txn: Transaction, name: str) -> str | None:
-    """The note of a job; None before it has any."""
+    """Return the progress of a job; None if it has none yet."""
     row = txn.query_one("SELECT progress FROM jobs WHERE name = ?", (name,))
     return None if row is None else str(row[0])
 
 
 def put_note(txn: WriteTransaction, name: str, progress: str) -> None:
-    """Write a note over whatever was there."""
+    """Store the progress of a job. Replaces the previous one."""
     txn.execute(
-        "INSERT INTO jobs (name, progress) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET progress = excluded.progress",
+        "INSERT INTO jobs (name, progress) VALUES (?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET progress = excluded.progress",
         (name, progress),
     )

@@ -1,13 +1,13 @@
-"""Takes a lease, keeps it, and starts and stops the work that needs it.
+"""Takes and renews a lease, and starts and stops the work that needs it.
 
 Laws:
 - The work runs on one node at a time: from `begin` until `lose` or `finish`, while `is_held`.
 - Each round renews the lease and stores the position up to which all work is done. The node that
-  takes the lease next goes on from there.
-- A node that loses the lease ends the work in its next round. Until then two nodes may work; what
-  is done twice must do no harm (`node_lease.py`).
+  takes the lease next continues from there.
+- A node that loses the lease ends the work in its next round. Until then two nodes may work. Work
+  that is done twice must do no harm (`node_lease.py`).
 - A round that fails changes nothing; the next one tries again.
-- `stop` ends the work, stores the position, and gives the lease back.
+- `stop` ends the work, stores the position, and releases the lease.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ class LeasedWork(Protocol):
     """Work that one node does at a time."""
 
     def is_idle(self) -> bool:
-        """Whether nothing runs that an earlier lease began."""
+        """Return whether no work of an earlier lease still runs."""
         ...
 
     async def begin(self, lease: Lease) -> None:
@@ -38,7 +38,8 @@ class LeasedWork(Protocol):
         ...
 
     async def note(self) -> int:
-        """Store what the position does not say; the position up to which all is done."""
+        """Store progress that the position does not cover. Return the position up to which all work
+        is done."""
         ...
 
     def lose(self) -> None:
@@ -46,12 +47,13 @@ class LeasedWork(Protocol):
         ...
 
     async def finish(self) -> int:
-        """Stop the work, and store what the position does not say; the position."""
+        """Stop the work, and store progress that the position does not cover. Return the
+        position."""
         ...
 
 
 class LeaseLoop:
-    """The rounds of one kind of work. For the reactor thread."""
+    """Runs the rounds of one kind of work. For the reactor thread."""
 
     log = Logger()
 
@@ -64,7 +66,8 @@ class LeaseLoop:
         *,
         each_round: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`name` of the work, in the log. `each_round` is called after each round, held or not."""
+        """`name` is the name of the work in the log. `each_round` is called after each round,
+        whether the lease is held or not."""
         self._clock = clock
         self._lease = lease
         self._work = work
@@ -75,7 +78,7 @@ class LeaseLoop:
         self._rounds_end: Deferred[LoopingCall] | None = None
         self.is_held = False
         self.noted = 0
-        """The position in the database, while the lease is held."""
+        """The stored position, while the lease is held."""
 
     @property
     def is_alone(self) -> bool:
@@ -83,23 +86,23 @@ class LeaseLoop:
         return self._lease.is_alone
 
     def start(self) -> None:
-        """Take the lease as soon as no other node has it."""
+        """Start the rounds. Takes the lease as soon as no other node has it."""
         self._rounds_end = self._round.start(ROUND_SECONDS)
 
     async def stop(self) -> None:
-        """End the work, and give the lease back."""
+        """End the work, and release the lease."""
         if self._round.running and self._rounds_end is not None:
             self._round.stop()
-            await self._rounds_end  # the round that runs may just be taking the lease
+            await self._rounds_end  # the current round may be taking the lease
         if self.is_held:
             self.is_held = False
             await self._lease.renew(0, await self._work.finish())
 
     def _start_round(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._make_round())
+        return Deferred.fromCoroutine(self._run_round())
 
-    async def _make_round(self) -> None:
-        """Take the lease or renew it; raises nothing."""
+    async def _run_round(self) -> None:
+        """Take or renew the lease. Raises nothing."""
         try:
             if self.is_held:
                 await self._renew()

@@ -1,7 +1,7 @@
-"""Work on the stream that one node does at a time, such as sending to other servers: who does it,
-until when, and how far.
+"""Leases: work on the stream that one node does at a time, such as sending to other servers. A
+lease records the holder, the expiry, and how far the work is.
 
-Up to the position of a lease nothing is left to do but what tables of that work say.
+All work up to the position of a lease is done, except what tables of that work list.
 """
 
 import msgspec
@@ -11,10 +11,10 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to do the work, as it was taken."""
+    """A lease that was taken."""
 
     run: int
-    """Rises each time that it is taken."""
+    """The fencing token. Increases each time that the lease is taken."""
     position: int
 
 
@@ -22,7 +22,7 @@ class LeaseStore:
     """The lease of one kind of work."""
 
     def __init__(self, database: Database, name: str) -> None:
-        """`name` of the work."""
+        """`name` is the name of the work."""
         self._database = database
         self._name = name
 
@@ -32,29 +32,30 @@ class LeaseStore:
         now_ms: int,
         expires_ts: int,
         *,
-        by_force: bool,
-        instead_of: str | None = None,
+        force: bool,
+        replacing: str | None = None,
     ) -> Lease | None:
-        """Take it, where nobody has it; None where somebody has. `by_force`: whoever has it is
-        gone; `instead_of`: this one is.
+        """Take the lease if it is free. Return None if another holder has it. `force`: take it
+        from any holder. `replacing`: take it from this holder, which is gone.
 
-        Taken for the first time it stands at the end of the sequence.
+        A lease that is taken for the first time starts at the end of the sequence.
         """
         return await self._database.write(
-            "take_lease", _take, self._name, holder, now_ms, expires_ts, by_force, instead_of
+            "take_lease", _take, self._name, holder, now_ms, expires_ts, force, replacing
         )
 
     async def renew(
         self, holder: str, expires_ts: int, position: int, *, name: str | None = None
     ) -> bool:
-        """Note how far all is done, and go on, under another `name` if one is given, or has been,
-        unheard; False: the lease is lost."""
+        """Record the position and extend the lease, under a new `name` of the holder if one is
+        given. An earlier renewal with that name may have succeeded without our knowing. Return
+        False if the lease is lost."""
         return await self._database.write(
             "renew_lease", _renew, self._name, holder, expires_ts, position, name
         )
 
     async def get_holder(self) -> str | None:
-        """Who has it, or had it last."""
+        """Return the current or last holder."""
         return await self._database.read_quickly("get_lease_holder", _select_holder, self._name)
 
 
@@ -69,8 +70,8 @@ def _take(
     holder: str,
     now_ms: int,
     expires_ts: int,
-    by_force: bool,
-    instead_of: str | None,
+    force: bool,
+    replacing: str | None,
 ) -> Lease | None:
     row = txn.query_one(
         "SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,)
@@ -82,7 +83,7 @@ def _take(
             (name, holder, expires_ts, position),
         )
         return Lease(1, position)
-    if not by_force and row[0] not in (holder, instead_of) and row[1] > now_ms:
+    if not force and row[0] not in (holder, replacing) and row[1] > now_ms:
         return None
     txn.execute(
         "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?",
@@ -100,5 +101,8 @@ def _renew(
     new_holder: str | None,
 ) -> bool:
     new_holder = new_holder or holder
-    sql = "UPDATE leases SET expires_ts = ?, position = ?, holder = ? WHERE name = ? AND holder IN (?, ?)"
+    sql = (
+        "UPDATE leases SET expires_ts = ?, position = ?, holder = ?"
+        " WHERE name = ? AND holder IN (?, ?)"
+    )
     return txn.execute(sql, (expires_ts, position, new_holder, name, holder, new_holder)) == 1

@@ -1,18 +1,18 @@
-"""The lease of a kind of work, as a node takes and keeps it.
+"""The lease of a kind of work, as one node takes and keeps it.
 
-A lease ends by its time; where its holder is seen to be gone, nobody waits for that. The name of a
-holder bears the number that it has among the nodes, and each node that lives holds a lock of its
-number (`postgres_notify.py`). On SQLite, which is for one node, nobody else can have it.
+A lease expires. If its holder is known to be gone, other nodes take it before that. The name of a
+holder contains its number among the nodes, and each running node holds a lock of its number
+(`postgres_notify.py`). SQLite has one node, so no other can hold the lease.
 
 Laws:
-- Who starts takes at once the lease of a holder that is gone: a server that was killed and comes
-  back goes on without a pause.
-- Who has been there takes it where the holder was gone a round before as well: where all
-  connections broke, the holder has time to say its new number.
-- A holder whose number is not known is gone when its time is over.
-- Who is replaced though it lives hears of it as it renews: until then, a round, both may work. So
-  it is where a node starts just as all connections broke, or where clocks differ. What the work
-  does twice then must do no harm.
+- A node that starts takes the lease of a vanished holder at once: a server that was killed and
+  restarts continues without a pause.
+- A node that already ran takes it only if the holder was gone in the previous round too. If all
+  connections broke, the holder has time to record its new number.
+- A holder whose number is not known is gone when its lease has expired.
+- A holder that is replaced while it runs notices when it renews. Until then, for one round, both
+  may work. The same happens when a node starts just as all connections broke, or when clocks
+  differ. Work that is done twice must do no harm.
 """
 
 from collections.abc import Callable
@@ -22,41 +22,41 @@ from storage.cluster.leases import Lease, LeaseStore
 from storage.engine.database import Database
 
 FIRST_RENEWAL_SECONDS: Final = 0.5
-"""After so long a lease that was taken is to be renewed first: at its start a process has no number
-yet among the nodes, by which others see that it is gone."""
+"""Seconds after which a new lease is renewed first. A process that starts has no node number yet,
+by which others could see that it is gone."""
 _SEPARATOR: Final = "@"
 
 
 class NodeLease:
-    """The lease. For the reactor thread."""
+    """The lease of this node. For the reactor thread."""
 
     def __init__(
         self, database: Database, name: str, process: str, get_node: Callable[[], int]
     ) -> None:
-        """`name` of the work; `process` names this process among all on the database; `get_node`:
-        its number among the nodes that hear one another, 0 where it has none."""
+        """`name` is the name of the work. `process` identifies this process among all on the
+        database. `get_node` returns its node number, or 0 if it has none."""
         self._store = LeaseStore(database, name)
         self._database = database
         self._process = process
         self._get_node = get_node
         self.is_alone = database.engine.name == "sqlite"
-        """There can be no other node."""
+        """Whether there can be no other node."""
         self._holder = process
-        """The name under which it was taken or renewed last."""
+        """The name under which the lease was last taken or renewed."""
         self._gone: str | None = None
-        """The holder that was gone a round before."""
+        """The holder that was gone in the previous round."""
         self._is_first = True
 
     async def take(self, now_ms: int, expires_ts: int) -> Lease | None:
-        """Take it, where nobody has it who lives; None where somebody has."""
+        """Take the lease if no running node has it. Return None if one has."""
         name = self._name()
-        lease = await self._store.take(name, now_ms, expires_ts, by_force=self.is_alone)
+        lease = await self._store.take(name, now_ms, expires_ts, force=self.is_alone)
         if lease is None:
             gone, before, is_first = await self._find_gone(), self._gone, self._is_first
             self._gone = gone
             if gone is not None and (is_first or gone == before):
                 lease = await self._store.take(
-                    name, now_ms, expires_ts, by_force=False, instead_of=gone
+                    name, now_ms, expires_ts, force=False, replacing=gone
                 )
         self._is_first = False
         if lease is not None:
@@ -64,7 +64,7 @@ class NodeLease:
         return lease
 
     async def renew(self, expires_ts: int, position: int) -> bool:
-        """Note how far all is done, and go on; False: the lease is lost."""
+        """Record the position and extend the lease. Return False if the lease is lost."""
         name = self._name()
         if not await self._store.renew(self._holder, expires_ts, position, name=name):
             return False
@@ -75,7 +75,7 @@ class NodeLease:
         return f"{self._process}{_SEPARATOR}{self._get_node()}"
 
     async def _find_gone(self) -> str | None:
-        """The name of who has it, if that is gone."""
+        """Return the name of the holder if its node is gone."""
         holder = await self._store.get_holder()
         if holder is None:
             return None

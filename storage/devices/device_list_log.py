@@ -1,8 +1,8 @@
-"""Changes of our users' devices as other servers are told of them: each has a number, and names the
-one before it.
+"""Changes of local users' devices as they are sent to other servers. Each has a stream ID, and
+names the previous one.
 
-The latest of each user are kept: a server that has missed more than these finds a gap, and asks for
-the whole list.
+The latest changes of each user are stored. A server that missed more finds a gap, and fetches the
+complete list.
 
 spec: server-server-api#device-management
 """
@@ -16,12 +16,15 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_KEPT: Final = 100
-"""Of a user."""
-_LATEST: Final = "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL ORDER BY stream_id DESC LIMIT 1"
+"""The most changes stored for a user."""
+_LATEST: Final = (
+    "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL"
+    " ORDER BY stream_id DESC LIMIT 1"
+)
 
 
 class LoggedChange(msgspec.Struct, frozen=True):
-    """One change. `device_id` is None for the keys of cross-signing, whose changes are in nobody's
+    """One change. `device_id` is None for cross-signing keys, whose changes are not part of the
     chain."""
 
     user_id: str
@@ -31,56 +34,58 @@ class LoggedChange(msgspec.Struct, frozen=True):
 
 
 class DeviceListLog:
-    """Readers of the log."""
+    """Reads the log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_changed_users(self, after: int, upto: int) -> Mapping[str, int]:
-        """Users who changed something in that stretch of the stream, with the first change of
+        """Return the users with changes in this range of positions, with the first change of
         each."""
         return await self._database.read_quickly(
             "get_changed_device_users", _select_users, after, upto
         )
 
     async def get_stream_id(self, user_id: str) -> int:
-        """The number of the user's latest change of a device; 0 if there was none."""
+        """Return the stream ID of the user's latest device change; 0 if none."""
         return await self._database.read_quickly("get_device_stream_id", select_stream_id, user_id)
 
     async def get_changes(self, user_id: str, since: int) -> Sequence[LoggedChange]:
-        """Those of a user's changes from a number on that are kept, in order; where there is none,
-        the latest of a device."""
+        """Return the stored changes of a user from a stream ID on, in order. If there are none,
+        return the latest device change."""
         return await self._database.read_quickly("get_device_changes", _select, user_id, since)
 
 
 def log_changes(
     txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None], first: int
 ) -> None:
-    """Note changes of one user, numbered from `first` on."""
+    """Record changes of one user, numbered from `first` on."""
     for stream_id, device_id in enumerate(device_ids, first):
         txn.execute_later(
             "INSERT INTO device_list_log (user_id, stream_id, prev_id, device_id)"
             f" SELECT ?, ?, coalesce(({_LATEST}), 0), ?",
             (user_id, stream_id, user_id, device_id),
         )
-    # what the list as a whole is known by stays
+    # keep the latest device change: its ID is the stream ID of the list
     txn.execute_later(
         "DELETE FROM device_list_log WHERE user_id = ? AND stream_id <="
-        " (SELECT stream_id FROM device_list_log WHERE user_id = ? ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
+        " (SELECT stream_id FROM device_list_log WHERE user_id = ?"
+        " ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
         f" AND stream_id <> coalesce(({_LATEST}), 0)",
         (user_id, user_id, MOST_KEPT, user_id),
     )
 
 
 def select_stream_id(txn: Transaction, user_id: str) -> int:
-    """The number of the user's latest change of a device; 0 if there was none."""
+    """Return the stream ID of the user's latest device change; 0 if none."""
     row = txn.query_one(_LATEST, (user_id,))
     return 0 if row is None else int(row[0])
 
 
 def _select_users(txn: Transaction, after: int, upto: int) -> dict[str, int]:
     rows: Iterable[tuple[str, int]] = txn.query(
-        "SELECT user_id, min(stream_id) FROM device_list_log WHERE stream_id > ? AND stream_id <= ? GROUP BY user_id",
+        "SELECT user_id, min(stream_id) FROM device_list_log"
+        " WHERE stream_id > ? AND stream_id <= ? GROUP BY user_id",
         (after, upto),
     )
     return dict(rows)
@@ -88,7 +93,8 @@ def _select_users(txn: Transaction, after: int, upto: int) -> dict[str, int]:
 
 def _select(txn: Transaction, user_id: str, since: int) -> list[LoggedChange]:
     rows = txn.query(
-        "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log WHERE user_id = ? AND stream_id >= ?"
+        "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log"
+        " WHERE user_id = ? AND stream_id >= ?"
         " ORDER BY stream_id",
         (user_id, since),
     )

@@ -9,7 +9,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class AliasTaken(Exception):
-    """The alias points to a room already."""
+    """The alias already points to a room."""
 
 
 class AliasRow(msgspec.Struct, frozen=True):
@@ -25,30 +25,30 @@ _COLUMNS = "alias, room_nid, creator, created_ts"
 
 
 class AliasStore:
-    """Readers and writers of the table `room_aliases`."""
+    """Stores the aliases of this server."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_aliases(self, aliases: Iterable[str]) -> Mapping[str, AliasRow]:
-        """Those of the aliases that exist."""
+        """Return those of the aliases that exist."""
         return await self._database.read_quickly("get_aliases", _select, list(aliases))
 
     async def get_aliases_of_room(self, room_nid: int) -> list[AliasRow]:
-        """All aliases of a room, the oldest first."""
+        """Return all aliases of a room, oldest first."""
         return await self._database.read_quickly("get_aliases_of_room", _select_of_room, room_nid)
 
     async def add_alias(self, row: AliasRow) -> None:
-        """Raises AliasTaken."""
+        """Add an alias. Raises AliasTaken."""
         await self._database.write("add_alias", add_alias, row)
 
     async def remove_alias(self, alias: str) -> bool:
-        """Whether it was there."""
+        """Delete an alias. Return whether it existed."""
         return await self._database.write("remove_alias", _delete, alias)
 
 
 def add_alias(txn: WriteTransaction, row: AliasRow) -> None:
-    """The form of `AliasStore.add_alias` for use inside a write."""
+    """As `AliasStore.add_alias`, inside a write."""
     added = txn.execute(
         f"INSERT INTO room_aliases ({_COLUMNS}) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (row.alias, row.room_nid, row.creator, row.created_ts),
@@ -58,7 +58,7 @@ def add_alias(txn: WriteTransaction, row: AliasRow) -> None:
 
 
 def move_aliases(txn: WriteTransaction, from_room: int, to_room: int) -> None:
-    """Let all aliases of one room point to another."""
+    """Point all aliases of one room to another."""
     txn.execute("UPDATE room_aliases SET room_nid = ? WHERE room_nid = ?", (to_room, from_room))
 
 

@@ -1,8 +1,8 @@
-"""Notes that the user directory does not have the latest of somebody: left in the write that
-changes it, so that none is lost.
+"""The queue of users whose user directory entry is out of date. The write that changes a user adds
+them, so that no change is lost.
 
-A new account and a change of a profile leave one, and so does a membership of a user of another
-server, of whom rooms are all that is known here.
+A new account and a profile change add a user. A membership change adds a remote user, whose name
+and avatar are only known from rooms.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from storage.engine.transaction import WriteTransaction
 
 
 def note_directory_changes(txn: WriteTransaction, changes: Iterable[tuple[str, int]]) -> None:
-    """Users, and the positions of what changed."""
+    """Queue users, with the positions of their changes."""
     txn.execute_many(
         "INSERT INTO directory_changes (user_id, position) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",

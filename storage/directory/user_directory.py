@@ -1,8 +1,8 @@
-"""The people of the user directory: kept by a job, found by the beginnings of their keys.
+"""The user directory: names and avatars of users, updated by a job, searched by prefixes of words.
 
-Whom somebody may find is not kept but asked, of the memberships as they are: so what a join or a
-leave changes is true at once. What is kept is a copy of names, which a change of them leaves a note
-about (`storage.directory.user_changes`).
+Whether one user may find another is not stored. It is computed from the current memberships, so
+joins and leaves take effect at once. Names are copied; a change of a name queues the user
+(`storage.directory.user_changes`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,47 +14,48 @@ from storage.engine.interface import FOR_ITS_ARGUMENTS, SQLValue
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_MATCHES = 2_000
-"""Users with the key that are looked at; those whose key is the shortest come first."""
+"""The most users with a matching word that are considered. Those with the shortest words come
+first."""
 MOST_FOUND = 200
-"""Users who are found, of either sort: those who share a room with who asks, and the others."""
+"""The most results of each kind: users who share a room with the searching user, and others."""
 LAST = "\U0010ffff"
-"""Follows every other character."""
+"""Sorts after every other character."""
 
 
 class DirectoryRow(msgspec.Struct, frozen=True):
-    """Somebody, as the directory shows them."""
+    """A user as the directory shows them."""
 
     user_id: str
     is_local: bool
     display_name: str | None
     avatar_url: str | None
     name_keys: str
-    """The keys of the display name, each with a space before and after."""
+    """The words of the display name, each with a space before and after."""
 
 
 class FoundUser(msgspec.Struct, frozen=True):
-    """Somebody who was found."""
+    """A search result."""
 
     row: DirectoryRow
     shares_room: bool
 
 
 class DirectoryQuery(msgspec.Struct, frozen=True):
-    """Who asks, for whom."""
+    """A search, and the user who searches."""
 
     user_id: str
     words: Sequence[Sequence[str]]
-    """For each word its alternatives: beginnings of keys, one of which the user has to have."""
+    """For each word its alternatives: prefixes, one of which has to match."""
     id_beginning: str | None
-    """Or their id begins so."""
+    """A prefix of the user ID that also matches."""
     locals_only: bool
     everyone_local: bool
-    """Also people of this server who share no room with who asks and are in no public one."""
+    """Include local users who share no room with the searching user and are in no public room."""
     with_locked: bool
 
 
 class RemoteName(msgspec.Struct, frozen=True):
-    """What a room shows of a user of another server who is in it."""
+    """The name and avatar of a remote user in one room."""
 
     display_name: str | None
     avatar_url: str | None
@@ -63,39 +64,42 @@ class RemoteName(msgspec.Struct, frozen=True):
 
 
 class UserDirectoryStore:
-    """The tables of the directory."""
+    """Stores the user directory."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_users(self, query: DirectoryQuery) -> list[FoundUser]:
-        """Who matches and may be found, in no order, bounded. Two queries."""
+        """Return users who match and may be found, unordered, a bounded number. Two queries."""
         if not query.words and query.id_beginning is None:
             return []
         return await self._database.read("search_users", _select_users, query)
 
     def select_changes(self, txn: Transaction, limit: int) -> dict[str, int]:
-        """Users about whom there is a note, with its position; those of the longest ago first."""
+        """Return queued users with their positions, oldest first."""
         return dict(
             txn.query(
-                "SELECT user_id, position FROM directory_changes ORDER BY position, user_id LIMIT ?",
+                "SELECT user_id, position FROM directory_changes"
+                " ORDER BY position, user_id LIMIT ?",
                 (limit,),
             )
         )
 
     def select_own(self, txn: Transaction, user_ids: Iterable[str]) -> set[str]:
-        """Those who have, or had, an account here: whether it is in use is asked when somebody
-        searches."""
+        """Return those of the users who have or had a local account. The search checks whether the
+        account is active."""
         rows = txn.query_in("SELECT user_id FROM accounts WHERE user_id IN {keys}", user_ids)
         return {user_id for (user_id,) in rows}
 
     def select_remote_names(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> Mapping[str, list[RemoteName]]:
-        """What the rooms that they are in show of users; who is in none is missing."""
+        """Return the names and avatars of users in the rooms they have joined. Users without a room
+        are missing."""
         rows = txn.query_in(
             "SELECT m.user_id, m.display_name, m.avatar_url, m.position,"
-            " CASE WHEN s.join_rule = 'public' OR s.history_visibility = 'world_readable' THEN 1 ELSE 0 END"
+            " CASE WHEN s.join_rule = 'public' OR s.history_visibility = 'world_readable' THEN 1"
+            " ELSE 0 END"
             " FROM memberships AS m JOIN room_summaries AS s ON s.room_nid = m.room_nid"
             " WHERE m.user_id IN {keys} AND m.membership = 'join'",
             user_ids,
@@ -113,11 +117,10 @@ class UserDirectoryStore:
         changes: Mapping[str, int],
         users: Iterable[tuple[DirectoryRow, Iterable[str]]],
     ) -> None:
-        """These users, each with their keys, are all that there is of those about whom there were
-        these notes."""
-        gone = [(user_id,) for user_id in changes]
-        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", gone)
-        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", gone)
+        """Replace the entries of the queued users by these users, each with their words."""
+        stale = [(user_id,) for user_id in changes]
+        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", stale)
+        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", stale)
         rows: list[tuple[SQLValue, ...]] = []
         keys: list[tuple[str, str]] = []
         for row, words in users:
@@ -127,7 +130,8 @@ class UserDirectoryStore:
             keys += [(word, row.user_id) for word in words]
         if rows:
             txn.execute_many(
-                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url, name_keys)"
+                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url,"
+                " name_keys)"
                 " VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
@@ -135,26 +139,28 @@ class UserDirectoryStore:
                 "INSERT INTO directory_keys (word, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 keys,
             )
-        # what has changed again since it was read has a note with another position
+        # a user who changed again since is queued with another position
         txn.execute_many(
             "DELETE FROM directory_changes WHERE user_id = ? AND position = ?", changes.items()
         )
 
     def note_everyone(self, txn: WriteTransaction) -> None:
-        """Everybody's keys have to be made anew."""
+        """Queue all users, so that their words are computed again."""
         txn.execute(
-            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0 FROM directory_users WHERE TRUE"
+            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0"
+            " FROM directory_users WHERE TRUE"
             " ON CONFLICT DO NOTHING"
         )
 
 
-# With a LIMIT PostgreSQL asks this of one user after the other, and does not first gather everybody
-# of whom it is true.
-_SHARES = (
-    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid AND o.user_id = ?"
+# LIMIT makes PostgreSQL evaluate this for one user after the other, instead of first computing it
+# for all users.
+_SHARED_ROOM = (
+    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid"
+    " AND o.user_id = ?"
     " AND o.membership = 'join' WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
 )
-_IS_IN_PUBLIC = (
+_PUBLIC_ROOM = (
     "(SELECT 1 FROM memberships AS m JOIN room_summaries AS r ON r.room_nid = m.room_nid"
     " AND (r.join_rule = 'public' OR r.history_visibility = 'world_readable')"
     " WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
@@ -162,40 +168,46 @@ _IS_IN_PUBLIC = (
 
 
 def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
-    matching, args = _matching(query)
+    matching, args = _matching_users(query)
     select = (
-        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
+        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
+        " u.name_keys"
         f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
-        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "
+        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0"
+        " OR ? = 1) AND "
     )
     args.append(int(query.with_locked))
     found = [
         FoundUser(_row(row), shares_room=True)
         for row in txn.query(
-            f"{select}{_SHARES} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND)
+            f"{select}{_SHARED_ROOM} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND)
         )
     ]
-    rest = txn.query(
-        f"{select}{_SHARES} IS NULL"
-        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC} IS NOT NULL) LIMIT ?",
+    others = txn.query(
+        f"{select}{_SHARED_ROOM} IS NULL"
+        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_PUBLIC_ROOM} IS NOT NULL)"
+        " LIMIT ?",
         (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
     )
-    return [*found, *(FoundUser(_row(row), shares_room=False) for row in rest)]
+    return [*found, *(FoundUser(_row(row), shares_room=False) for row in others)]
 
 
-def _matching(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
-    """The ids of those who match, without who asks."""
+def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
+    """Return a query for the IDs of matching users, without the user who searches."""
     parts: list[str] = []
     args: list[SQLValue] = []
-    # one word leads, the longest; whoever has it must have the others
+    # Start with the longest word; a user who has it must have the others too.
     words = sorted(query.words, key=lambda alternatives: -min(map(len, alternatives)))
-    for beginning in words[0] if words else ():
+    for prefix in words[0] if words else ():
         conditions = ""
-        bounds: list[str] = [beginning, beginning + LAST]
+        bounds: list[str] = [prefix, prefix + LAST]
         for other in words[1:]:
             ranges = " OR ".join(["(x.word >= ? AND x.word < ?)"] * len(other))
-            conditions += f" AND EXISTS (SELECT 1 FROM directory_keys AS x WHERE x.user_id = d.user_id AND ({ranges}))"
+            conditions += (
+                " AND EXISTS (SELECT 1 FROM directory_keys AS x"
+                f" WHERE x.user_id = d.user_id AND ({ranges}))"
+            )
             bounds += [bound for each in other for bound in (each, each + LAST)]
         parts.append(conditions)
         args += [*bounds, query.user_id, int(query.locals_only), MOST_MATCHES]
@@ -209,8 +221,10 @@ def _matching(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
             MOST_MATCHES,
         ]
     selects = [
-        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d JOIN directory_users AS l ON l.user_id = d.user_id"
-        f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1 OR ? = 0)"
+        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d"
+        " JOIN directory_users AS l ON l.user_id = d.user_id"
+        f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1"
+        " OR ? = 0)"
         f" ORDER BY d.word, d.user_id LIMIT ?) AS p{number}"
         for number, conditions in enumerate(parts)
     ]

@@ -1,5 +1,5 @@
-"""Cross-signing: users' keys that vouch for their devices and for each other, and the signatures
-made with them."""
+"""Cross-signing: keys with which users sign their devices and each other's keys, and the
+signatures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class CrossSigningKey(msgspec.Struct, frozen=True):
-    """A key of cross-signing. `content` is what was uploaded, canonical JSON."""
+    """A cross-signing key. `content` is the uploaded canonical JSON."""
 
     user_id: str
     usage: str
@@ -23,11 +23,11 @@ class CrossSigningKey(msgspec.Struct, frozen=True):
 
 
 class KeySignature(msgspec.Struct, frozen=True):
-    """A signature on a device or a key of cross-signing."""
+    """A signature on a device or a cross-signing key."""
 
     target_user_id: str
     target_key: str
-    """A device id, or the public key."""
+    """A device ID, or the public key."""
     signer_user_id: str
     signer_key_id: str
     signature: str
@@ -37,13 +37,13 @@ _SIGNATURE = "target_user_id, target_key, signer_user_id, signer_key_id, signatu
 
 
 class CrossSigningStore:
-    """The tables of cross-signing."""
+    """Stores cross-signing keys and signatures."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_signed_since(self, signer: str, since: int, upto: int) -> set[str]:
-        """The users of whom somebody signed a key after `since`, up to `upto`; one query."""
+        """Return the users whose keys `signer` signed after `since`, up to `upto`; one query."""
         return await self._database.read_quickly(
             "get_signed_since", _select_signed, signer, since, upto
         )
@@ -54,11 +54,11 @@ class CrossSigningStore:
         present: Mapping[str, CrossSigningKey],
         keys: Sequence[CrossSigningKey],
     ) -> bool:
-        """Set keys of one user of ours, who has those that are `present`: False where that is no
-        longer so.
+        """Set keys of one local user whose current keys are `present`. Return False if they have
+        changed.
 
-        With a key that is replaced goes what it has signed, and what its owner has signed of it.
-        What others have signed of it stands: it is of that key, and they signed it.
+        Replacing a key removes the signatures made with it, and its owner's signatures on it.
+        Signatures by other users stay: they are still signatures on that key.
         """
         user_id = keys[0].user_id
         if select_keys(txn, (user_id,)).get(user_id, {}) != present:
@@ -68,15 +68,15 @@ class CrossSigningStore:
             old = present.get(key.usage)
             if old is not None and old.public_key != key.public_key:
                 _remove_signatures(txn, old)
-        told = any(key.usage != "user_signing" for key in keys)
-        announce_device_list(txn, user_id, [None] if told else [])
+        is_public = any(key.usage != "user_signing" for key in keys)
+        announce_device_list(txn, user_id, [None] if is_public else [])
         return True
 
     def add_signatures(self, txn: WriteTransaction, signatures: Sequence[KeySignature]) -> None:
-        """Add the signatures of one user of ours; who signed again replaces their signature.
+        """Add signatures of one local user. A new signature replaces the signer's earlier one.
 
-        What one signs of oneself is for everyone who knows one's devices; what one signs of others
-        is seen by oneself alone.
+        Signatures on the user's own keys are visible to everyone who knows the user's devices.
+        Signatures on other users' keys are visible to the signer only.
         """
         signer = signatures[0].signer_user_id
         targets = {each.target_user_id for each in signatures}
@@ -97,8 +97,10 @@ class CrossSigningStore:
         if not new:
             return
         txn.execute_many(
-            "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id, signature)"
-            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id, signer_key_id)"
+            "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id,"
+            " signature)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id,"
+            " signer_key_id)"
             " DO UPDATE SET signature = excluded.signature",
             [
                 (
@@ -125,19 +127,21 @@ class CrossSigningStore:
         if others:
             position = txn.next_position()
             txn.execute_many(
-                "INSERT INTO user_signature_positions (signer_user_id, target_user_id, position) VALUES (?, ?, ?)"
-                " ON CONFLICT (signer_user_id, target_user_id) DO UPDATE SET position = excluded.position",
+                "INSERT INTO user_signature_positions (signer_user_id, target_user_id, position)"
+                " VALUES (?, ?, ?)"
+                " ON CONFLICT (signer_user_id, target_user_id)"
+                " DO UPDATE SET position = excluded.position",
                 [(signer, target, position) for target in others],
             )
             txn.announce(Change(position, Topic.SIGNATURE, user_id=signer))
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove the keys of one user of ours, and what they have signed: whom they knew is
-        nobody's business any more. What others have signed of these keys is theirs."""
-        gone = txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ?", (user_id,))
-        gone += txn.execute("DELETE FROM key_signatures WHERE signer_user_id = ?", (user_id,))
+        """Remove the keys of one local user and the signatures they made, which reveal contacts.
+        Signatures by other users stay."""
+        deleted = txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ?", (user_id,))
+        deleted += txn.execute("DELETE FROM key_signatures WHERE signer_user_id = ?", (user_id,))
         txn.execute("DELETE FROM user_signature_positions WHERE signer_user_id = ?", (user_id,))
-        if gone:
+        if deleted:
             announce_device_list(txn, user_id)
             txn.announce(Change(txn.next_position(), Topic.SIGNATURE, user_id=user_id))
 
@@ -145,11 +149,11 @@ class CrossSigningStore:
 def put_cross_signing_keys(
     txn: WriteTransaction, user_id: str, usages: Sequence[str], keys: Sequence[CrossSigningKey]
 ) -> bool:
-    """Set keys of one user, and remove those of the usages that are not among them; whether
-    anything changed. Nobody is told.
+    """Set keys of one user, and remove keys with the given usages that are not among them. Return
+    whether anything changed. Announces nothing.
 
-    What others have signed of them stands, whatever becomes of the keys: what another server says
-    about its users' keys, and takes back, must not undo what users of ours have verified.
+    Signatures by other users stay in every case: what another server changes about its users' keys
+    must not undo what local users have verified.
     """
     present = select_keys(txn, (user_id,)).get(user_id, {})
     new = {key.usage: key for key in keys}
@@ -163,7 +167,8 @@ def put_cross_signing_keys(
             )
             continue
         txn.execute(
-            "INSERT INTO cross_signing_keys (user_id, usage, public_key, content) VALUES (?, ?, ?, ?)"
+            "INSERT INTO cross_signing_keys (user_id, usage, public_key, content)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT (user_id, usage) DO UPDATE SET public_key = excluded.public_key,"
             " content = excluded.content",
             (user_id, usage, key.public_key, key.content),
@@ -172,11 +177,11 @@ def put_cross_signing_keys(
 
 
 def _remove_signatures(txn: WriteTransaction, old: CrossSigningKey) -> None:
-    """Remove what the owner signed of a key that is no longer theirs, and what was signed with
-    it."""
+    """Remove the owner's signatures on a replaced key, and all signatures made with it."""
     user_id = old.user_id
     txn.execute(
-        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?",
+        "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?"
+        " AND signer_user_id = ?",
         (user_id, old.public_key, user_id),
     )
     if txn.execute(
@@ -192,15 +197,16 @@ def _remove_signatures(txn: WriteTransaction, old: CrossSigningKey) -> None:
 
 
 def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bool:
-    """Whether this is one of the user's public keys."""
+    """Return whether this is one of the user's public keys."""
     sql = "SELECT 1 FROM cross_signing_keys WHERE user_id = ? AND public_key = ?"
     return txn.query_one(sql, (user_id, public_key)) is not None
 
 
 def select_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str, CrossSigningKey]]:
-    """By user and usage; one query."""
+    """Return cross-signing keys by user and usage; one query."""
     rows = txn.query_in(
-        "SELECT user_id, usage, public_key, content FROM cross_signing_keys WHERE user_id IN {keys}",
+        "SELECT user_id, usage, public_key, content FROM cross_signing_keys"
+        " WHERE user_id IN {keys}",
         user_ids,
     )
     found: dict[str, dict[str, CrossSigningKey]] = {}
@@ -212,17 +218,18 @@ def select_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str
 def select_own_signatures(
     txn: Transaction, user_ids: Iterable[str]
 ) -> dict[str, list[KeySignature]]:
-    """By user the signatures on their keys that they made themselves; one query."""
+    """Return the users' own signatures on their keys, by user; one query."""
     return _by_target(
         txn.query_in(
-            f"SELECT {_SIGNATURE} FROM key_signatures WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
+            f"SELECT {_SIGNATURE} FROM key_signatures"
+            f" WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
             user_ids,
         )
     )
 
 
 def select_signed_by(txn: Transaction, signer: str) -> dict[str, list[KeySignature]]:
-    """By user what somebody has signed of others; one query."""
+    """Return the signatures of `signer` on other users' keys, by user; one query."""
     sql = (
         f"SELECT {_SIGNATURE} FROM key_signatures WHERE signer_user_id = ? AND target_user_id <> ?"
     )
@@ -238,7 +245,8 @@ def _by_target(rows: Iterable[Row]) -> dict[str, list[KeySignature]]:
 
 def _select_signed(txn: Transaction, signer: str, since: int, upto: int) -> set[str]:
     rows = txn.query(
-        "SELECT target_user_id FROM user_signature_positions WHERE signer_user_id = ? AND position > ?"
+        "SELECT target_user_id FROM user_signature_positions"
+        " WHERE signer_user_id = ? AND position > ?"
         " AND position <= ?",
         (signer, since, upto),
     )

@@ -1,7 +1,7 @@
-"""Dehydrated devices: one a user, which nobody is signed in on, and what its user's clients need to
-wake it.
+"""Dehydrated devices: one for each user, without a session, and the data that the user's clients
+need to rehydrate it.
 
-The device itself, its keys and what is sent to it are kept where those of every device are.
+The device itself, its keys and its messages are stored as for any device.
 
 spec: MSC3814
 """
@@ -15,7 +15,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class DehydratedDevice(msgspec.Struct, frozen=True):
-    """`device_data` is JSON, as the client gave it."""
+    """A dehydrated device. `device_data` is JSON from the client."""
 
     user_id: str
     device_id: str
@@ -23,29 +23,30 @@ class DehydratedDevice(msgspec.Struct, frozen=True):
 
 
 class DehydratedDeviceStore:
-    """The table of dehydrated devices."""
+    """Stores dehydrated devices."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_device(self, user_id: str) -> DehydratedDevice | None:
-        """The user's, if there is one."""
+        """Return the user's dehydrated device, if there is one."""
         return await self._database.read_quickly(
             "get_dehydrated_device", select_dehydrated, user_id
         )
 
     def set_device(self, txn: WriteTransaction, device: DehydratedDevice) -> None:
-        """Keep this one, in the place of the one before."""
+        """Store a dehydrated device. Replaces the previous one."""
         txn.execute(
             "INSERT INTO dehydrated_devices (user_id, device_id, device_data) VALUES (?, ?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET device_id = excluded.device_id, device_data = excluded.device_data",
+            " ON CONFLICT (user_id) DO UPDATE SET device_id = excluded.device_id,"
+            " device_data = excluded.device_data",
             (device.user_id, device.device_id, device.device_data),
         )
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Forget it where it is among devices that go."""
+        """Delete the dehydrated device if it is among these deleted devices."""
         txn.execute_many(
             "DELETE FROM dehydrated_devices WHERE user_id = ? AND device_id = ?",
             [(user_id, device_id) for device_id in device_ids],
@@ -53,7 +54,7 @@ class DehydratedDeviceStore:
 
 
 def select_dehydrated(txn: Transaction, user_id: str) -> DehydratedDevice | None:
-    """The form of `get_device` for use inside a transaction."""
+    """As `get_device`, inside a transaction."""
     row = txn.query_one(
         "SELECT user_id, device_id, device_data FROM dehydrated_devices WHERE user_id = ?",
         (user_id,),

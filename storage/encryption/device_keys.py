@@ -1,16 +1,15 @@
-"""What devices publish of themselves for end-to-end encryption: identity keys, one-time keys,
-fallback keys.
+"""Keys that devices publish for end-to-end encryption: identity keys, one-time keys, fallback keys.
 
 Laws:
-- A one-time key is given out once (`storage/encryption/one_time_keys.py`), and a fallback key when
-  none is left.
-- A claim is one write with a fixed number of statements, for up to CLAIMED_AT_ONCE keys; a larger
-  claim is several.
-- A change of what a device has left says what changed, so that listeners need not read it.
-- A change of identity keys is a change of the user's list of devices.
-- A device that publishes other identity keys begins anew: its one-time and fallback keys were
-  signed with those before, and whoever claimed one could do nothing with it. So it is with the
-  signatures that were made of what it published, and with it.
+- A one-time key is given out once (`storage/encryption/one_time_keys.py`). A fallback key is given
+  out when none is left.
+- A claim is one write with a fixed number of statements, for up to CLAIMED_AT_ONCE keys. A larger
+  claim is several writes.
+- A change of key counts says what changed, so that listeners need not read it.
+- A change of identity keys is a change of the user's device list.
+- A device that publishes new identity keys starts over. Its one-time and fallback keys were signed
+  with the old keys and are useless. So are signatures on its old keys and signatures made with
+  them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,17 +35,17 @@ from storage.engine.streams import Change, Topic
 from storage.engine.transaction import POSITION, Transaction, WriteTransaction
 
 CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
-"""Keys, by one write: as many as one statement takes."""
+"""The most keys that one write claims: as many as one statement takes."""
 MOST_IDENTITY_BYTES: Final = 1 << 20
-"""Of the identity keys of all devices of a user: several hundred have less. All who share a room
-with them fetch these."""
+"""The most bytes of identity keys of all devices of a user. Several hundred devices need less.
+Everyone who shares a room with the user fetches them."""
 
 _BLOCK, _FALLBACK, _USED, _DEVICE, _OTHERS, _HEAD = range(6)
-"""The kinds of rows of a query that reads several tables at once."""
+"""The kinds of rows in a query that reads several tables."""
 
 
 class DeviceKeysRow(msgspec.Struct, frozen=True):
-    """The identity keys of a device, with the name that its user gave it."""
+    """The identity keys of a device, and its display name."""
 
     user_id: str
     device_id: str
@@ -55,32 +54,32 @@ class DeviceKeysRow(msgspec.Struct, frozen=True):
 
 
 class KeyCounts(msgspec.Struct, frozen=True):
-    """What a device has left: one-time keys by algorithm, algorithms with a fallback key that
-    nobody used yet."""
+    """The keys that a device has left: the number of one-time keys by algorithm, and the algorithms
+    with an unused fallback key."""
 
     one_time: Mapping[str, int]
     unused_fallback: Sequence[str]
     fallback: int = 0
-    """How many fallback keys it has, used or not."""
+    """The number of fallback keys, used or not."""
 
 
 class KeysLeft(msgspec.Struct, frozen=True):
-    """The detail of a change of the topic KEY_COUNT: what the device has left."""
+    """The detail of a change of the topic KEY_COUNT: the keys that the device has left."""
 
     device_id: str
     counts: KeyCounts
 
 
 class KeysClaimed(msgspec.Struct, frozen=True):
-    """The detail of a change of the topic KEY_COUNT: a one-time key was given out for each of
+    """The detail of a change of the topic KEY_COUNT: one one-time key was claimed for each of
     these."""
 
     taken: Sequence[KeyOf]
 
 
 class NewKeys(msgspec.Struct, frozen=True):
-    """Keys of one device to be published: those of its identity as canonical JSON, one-time and
-    fallback keys by name, of the latter one an algorithm."""
+    """Keys of one device to publish: the identity keys as canonical JSON, one-time and fallback
+    keys by name. There is at most one fallback key for each algorithm."""
 
     identity: bytes | None
     one_time: Mapping[KeyName, bytes]
@@ -88,60 +87,63 @@ class NewKeys(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to write."""
+        """Return whether there is nothing to write."""
         return self.identity is None and not self.one_time and not self.fallback
 
 
 class NoSuchDevice(Exception):
-    """The device has gone: its request was on its way."""
+    """The device was deleted while its request was being processed."""
 
 
 class TooManyIdentityKeys(Exception):
-    """The user's devices would have more bytes of identity keys than those of somebody may have."""
+    """The user's devices would exceed the limit on bytes of identity keys."""
 
 
 class DeviceKeyStore:
-    """The tables of keys of devices."""
+    """Stores the keys of devices."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
-        """What the device has left, and the position up to which all changes are in that: it may be
-        ahead of the stream."""
+        """Return the device's key counts, and the position up to which all changes are included. It
+        may be ahead of the stream."""
         return await self._database.read_quickly(
             "get_key_counts", _select_counts, user_id, device_id
         )
 
-    async def do_claim(self, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
-        """Take a key for each of the wishes, which all differ: `"ID":CONTENT` in JSON, None where
-        there is none. Where they are many, in several writes, so that those of others come in
-        between; where one of these fails, what others gave out is not lost."""
+    async def do_claim(self, requests: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+        """Claim one key for each of these distinct requests. Return `"ID":CONTENT` in JSON for
+        each, None if there is no key.
+
+        Many requests are claimed in several writes, so that other writes come in between. If one of
+        them fails, the keys claimed by the others are still returned.
+        """
         claimed: list[bytes | None] = []
         try:
-            for at in range(0, len(wishes), CLAIMED_AT_ONCE):
+            for at in range(0, len(requests), CLAIMED_AT_ONCE):
                 claimed += await self._database.write(
-                    "claim_keys", self.claim_keys, wishes[at : at + CLAIMED_AT_ONCE], now_ms
+                    "claim_keys", self.claim_keys, requests[at : at + CLAIMED_AT_ONCE], now_ms
                 )
         except DatabaseUnavailable:
             if not any(claimed):
                 raise
-            claimed += [None] * (len(wishes) - len(claimed))
+            claimed += [None] * (len(requests) - len(claimed))
         return claimed
 
     def claim_keys(
-        self, txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int
+        self, txn: WriteTransaction, requests: Sequence[KeyOf], now_ms: int
     ) -> list[bytes | None]:
-        """Do the same in one write, for at most CLAIMED_AT_ONCE wishes."""
-        keys = take_keys(txn, wishes, now_ms)
-        taken = [wish for wish, key in zip(wishes, keys, strict=True) if key is not None]
+        """As `do_claim`, in one write, for at most CLAIMED_AT_ONCE requests."""
+        keys = take_keys(txn, requests, now_ms)
+        taken = [request for request, key in zip(requests, keys, strict=True) if key is not None]
         if taken:
             _announce_claims(txn, taken)
         missing = [at for at, key in enumerate(keys) if key is None]
         if missing:
-            by_fallback = _use_fallback_keys(txn, [wishes[at] for at in missing])
+            by_fallback = _use_fallback_keys(txn, [requests[at] for at in missing])
             for at in missing:
-                keys[at] = by_fallback.get(wishes[at])
+                keys[at] = by_fallback.get(requests[at])
             if by_fallback:
                 users = tuple(dict.fromkeys([user_id for user_id, _, _ in by_fallback]))
                 txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users))
@@ -150,7 +152,7 @@ class DeviceKeyStore:
     def set_device_keys(
         self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes
     ) -> None:
-        """Publish identity keys that are others than before."""
+        """Publish changed identity keys."""
         txn.execute_later(
             "INSERT INTO device_keys (user_id, device_id, keys) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys",
@@ -164,32 +166,33 @@ class DeviceKeyStore:
         user_id: str,
         device_id: str,
         keys: NewKeys,
-        remembered_from_ts: int,
+        digests_from_ts: int,
     ) -> KeyCounts:
-        """Publish identity keys where they are others than before; add one-time keys, where the
-        same one again is no error, nor new; set fallback keys, of which a new one counts as unused.
-        What the device has left then. One query, and that of `add_keys`. Raises NoSuchDevice,
-        KeyExists, TooManyIdentityKeys.
+        """Publish the uploaded keys of a device. Return its key counts.
 
-        `remembered_from_ts`: what was given out before then is forgotten.
+        Identity keys are written if they changed. One-time keys are added; the same key again is
+        neither an error nor new. A fallback key that is new counts as unused. One query, and that
+        of `add_keys`. Raises NoSuchDevice, KeyExists, TooManyIdentityKeys.
+
+        `digests_from_ts`: digests of keys that were claimed before this time are deleted.
         """
-        standing, begins_anew = _select_standing(txn, user_id, device_id), False
-        if keys.identity is not None and keys.identity != standing.identity:
-            if standing.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
+        current, is_reset = _select_current(txn, user_id, device_id), False
+        if keys.identity is not None and keys.identity != current.identity:
+            if current.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
-            if standing.identity is not None and _signed_part(standing.identity) != _signed_part(
+            if current.identity is not None and _signed_part(current.identity) != _signed_part(
                 keys.identity
             ):
                 _remove_signatures_on(txn, user_id, [device_id])
-            if standing.identity is not None and _public_keys(standing.identity) != _public_keys(
+            if current.identity is not None and _public_keys(current.identity) != _public_keys(
                 keys.identity
             ):
                 self._remove_signed_keys(txn, user_id, device_id)
                 _remove_signatures_by(txn, user_id, [device_id])
-                begins_anew, standing = (
+                is_reset, current = (
                     True,
-                    _Standing(keys.identity, standing.identity_bytes_of_others),
+                    _CurrentKeys(keys.identity, current.identity_bytes_of_others),
                 )
         added: dict[str, int] = {}
         if keys.one_time:
@@ -197,33 +200,34 @@ class DeviceKeyStore:
                 txn,
                 user_id,
                 device_id,
-                standing.blocks,
-                standing.used,
+                current.blocks,
+                current.used,
                 keys.one_time,
-                remembered_from_ts,
+                digests_from_ts,
             )
-        unused = dict(standing.unused_fallback)
+        unused = dict(current.unused_fallback)
         for (algorithm, key_id), content in keys.fallback.items():
-            if standing.fallback_keys.get(algorithm) == (key_id, content):
+            if current.fallback_keys.get(algorithm) == (key_id, content):
                 continue
             unused[algorithm] = True
             txn.execute_later(
                 "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)"
-                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE SET"
+                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (user_id, device_id, algorithm)"
+                " DO UPDATE SET"
                 " used = 0, key_id = excluded.key_id, content = excluded.content",
                 (user_id, device_id, algorithm, key_id, content),
             )
-        counts = _counts(standing.one_time, added, unused)
-        if added or keys.fallback or begins_anew:
+        counts = _counts(current.one_time, added, unused)
+        if added or keys.fallback or is_reset:
             _announce(txn, user_id, KeysLeft(device_id, counts))
         return counts
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Remove all keys of devices that go, and the signatures on them and of them: nobody finds
-        the key any more by which they could be checked, and a later device of the id has
-        another."""
+        """Remove all keys of deleted devices, the signatures on them and those made with them.
+        Those signatures can no longer be verified, and a later device with the same ID has another
+        key."""
         rows = [(user_id, device_id) for device_id in device_ids]
         for device_id in device_ids:
             self._remove_signed_keys(txn, user_id, device_id)
@@ -240,8 +244,7 @@ class DeviceKeyStore:
 
 
 def _remove_signatures_on(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-    """Remove the signatures on what these devices published: it is gone, or there is something
-    else."""
+    """Remove the signatures on the keys of these devices, which were deleted or replaced."""
     for device_id in device_ids:
         txn.execute_later(
             "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?",
@@ -250,7 +253,7 @@ def _remove_signatures_on(txn: WriteTransaction, user_id: str, device_ids: Seque
 
 
 def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
-    """Remove what was signed with the keys of these devices, which nobody finds any more."""
+    """Remove the signatures made with the keys of these devices, which are no longer published."""
     signers = {f"ed25519:{device_id}" for device_id in device_ids}
     made = [
         (user_id, signature.target_key, user_id, signature.signer_key_id)
@@ -259,7 +262,8 @@ def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Seque
     ]
     if made:
         txn.execute_many(
-            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ? AND signer_user_id = ?"
+            "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?"
+            " AND signer_user_id = ?"
             " AND signer_key_id = ?",
             made,
         )
@@ -268,7 +272,8 @@ def _remove_signatures_by(txn: WriteTransaction, user_id: str, device_ids: Seque
 
 def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
     rows = txn.query(
-        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
+        f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS}"
+        " WHERE b.user_id = ? AND b.device_id = ?"
         " AND m.taken < b.number"
         f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, NULL, NULL FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
@@ -278,15 +283,17 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
     blocks = _blocks(found)
-    told = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
-    return _counts(told, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
+    one_time = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
+    return _counts(one_time, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
-    """The keys of all devices of these users of ours that have published any; one query."""
+    """Return the identity keys of all devices of these local users; one query."""
     rows = txn.query_in(
-        "SELECT k.user_id, k.device_id, k.keys, d.display_name FROM device_keys AS k LEFT JOIN devices AS d"
-        " ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id IN {keys} ORDER BY k.device_id",
+        "SELECT k.user_id, k.device_id, k.keys, d.display_name FROM device_keys AS k"
+        " LEFT JOIN devices AS d"
+        " ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id IN {keys}"
+        " ORDER BY k.device_id",
         user_ids,
     )
     found: dict[str, list[DeviceKeysRow]] = {}
@@ -295,40 +302,43 @@ def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, l
     return found
 
 
-class _Standing(msgspec.Struct, frozen=True):
-    """What a device has before an upload."""
+class _CurrentKeys(msgspec.Struct, frozen=True):
+    """The keys of a device before an upload."""
 
     identity: bytes | None
     identity_bytes_of_others: int
-    """What the user's other devices have of identity keys."""
+    """Bytes of identity keys of the user's other devices."""
     blocks: Sequence[KeyBlock] = ()
     used: bytes = b""
-    """What is remembered of the keys that were given out before."""
+    """Digests of keys that were claimed before."""
     one_time: Mapping[str, int] = {}
     fallback_keys: Mapping[str, tuple[str, bytes]] = {}
     unused_fallback: Mapping[str, bool] = {}
-    """By algorithm, whether nobody has used it yet."""
+    """By algorithm, whether the fallback key is unused."""
 
 
-_STANDING: Final = (
+_SELECT_CURRENT: Final = (
     f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
     f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, key_id, content FROM fallback_keys"
     " WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
     " WHERE user_id = ? AND device_id = ?"
-    f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d LEFT JOIN device_keys AS k"
-    " ON k.user_id = d.user_id AND k.device_id = d.device_id WHERE d.user_id = ? AND d.device_id = ?"
-    f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0, NULL, NULL"
+    f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d"
+    " LEFT JOIN device_keys AS k"
+    " ON k.user_id = d.user_id AND k.device_id = d.device_id"
+    " WHERE d.user_id = ? AND d.device_id = ?"
+    f" UNION ALL SELECT {_OTHERS}, NULL, CAST(coalesce(sum(length(keys)), 0) AS BIGINT), 0, 0, 0,"
+    " NULL, NULL"
     " FROM device_keys WHERE user_id = ? AND device_id <> ?"
 )
 
 
-def _select_standing(txn: WriteTransaction, user_id: str, device_id: str) -> _Standing:
-    found = _by_kind(txn.query(_STANDING, (user_id, device_id) * 5))
+def _select_current(txn: WriteTransaction, user_id: str, device_id: str) -> _CurrentKeys:
+    found = _by_kind(txn.query(_SELECT_CURRENT, (user_id, device_id) * 5))
     if not found[_DEVICE]:
         raise NoSuchDevice
     blocks = _blocks(found)
-    return _Standing(
+    return _CurrentKeys(
         found[_DEVICE][0][6],
         int(found[_OTHERS][0][1]),
         blocks,
@@ -351,7 +361,7 @@ def _blocks(found: Mapping[int, Sequence[Row]]) -> list[KeyBlock]:
 
 
 def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
-    """How many keys can be given out, by algorithm."""
+    """Return the number of keys that can be claimed, by algorithm."""
     left: dict[str, int] = {}
     for block in blocks:
         if block.left:
@@ -360,12 +370,13 @@ def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
 
 
 def _public_keys(identity: bytes) -> object:
-    """The keys themselves, whatever else is said of the device, and whoever signed that."""
+    """Return the public keys of a device, without its other properties and signatures."""
     return msgspec.json.decode(identity)["keys"]
 
 
 def _signed_part(identity: bytes) -> bytes:
-    """What a signature is of: as bytes, since true and 1 are the same to Python."""
+    """Return the signed part of identity keys: as bytes, since Python treats True and 1 as
+    equal."""
     return msgspec.json.encode(
         {k: v for k, v in msgspec.json.decode(identity).items() if k != "signatures"}
     )
@@ -385,24 +396,25 @@ def _counts(
     )
 
 
-def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyOf]) -> dict[KeyOf, bytes]:
+def _use_fallback_keys(txn: WriteTransaction, requests: Sequence[KeyOf]) -> dict[KeyOf, bytes]:
     claimed: dict[KeyOf, bytes] = {}
     unused: list[KeyOf] = []
     for user_id, device_id, algorithm, key_id, content, used in txn.query_with(
-        "wishes",
+        "requests",
         ("user_id", "device_id", "algorithm"),
-        wishes,
-        "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM wishes AS w"
+        requests,
+        "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM requests AS w"
         " JOIN fallback_keys AS f"
         " ON f.user_id = w.user_id AND f.device_id = w.device_id AND f.algorithm = w.algorithm",
     ):
-        wish = (user_id, device_id, algorithm)
-        claimed[wish] = b"%b:%b" % (msgspec.json.encode(key_id), content)
+        request = (user_id, device_id, algorithm)
+        claimed[request] = b"%b:%b" % (msgspec.json.encode(key_id), content)
         if not used:
-            unused.append(wish)
+            unused.append(request)
     if unused:
         txn.execute_many(
-            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?",
+            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ?"
+            " AND algorithm = ?",
             unused,
         )
     return claimed

@@ -1,10 +1,10 @@
-"""Backups of room keys: versions, and in each the keys of sessions. The server cannot read them.
+"""Backups of room keys: versions, each with the keys of sessions. The server cannot decrypt them.
 
 Laws:
-- A version that is deleted is gone at once for who asks; its keys, of which there may be hundreds
-  of thousands, are removed in small steps.
-- However many keys somebody adds or removes at once, each write is short: writes of others come in
-  between.
+- A deleted version is invisible at once. Its keys, of which there may be hundreds of thousands, are
+  deleted in small steps.
+- However many keys a client adds or deletes at once, each write is short, so that other writes come
+  in between.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,14 @@ from storage.engine.interface import LARGEST_CHUNK, Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 REMOVED_AT_ONCE: Final = 500
-"""Keys in one write; of a version that is deleted more wait for the job."""
+"""The most keys that one write deletes. The job deletes the remaining keys of a deleted version."""
 PUT_AT_ONCE: Final = LARGEST_CHUNK
-"""Keys in one write."""
+"""The most keys that one write adds."""
 MOST_KEYS: Final = 500_000
-"""That one version may have: several times what the busiest people come to in years."""
+"""The most keys in one version: several times what the busiest users collect in years."""
 MOST_BACKUPS: Final = 1000
-"""Of a user, those not counted that were deleted; clients make one a reset, and read the newest."""
+"""The most versions of a user, not counting deleted ones. Clients create one with each reset, and
+read the newest."""
 
 
 class BackupRow(msgspec.Struct, frozen=True):
@@ -34,12 +35,12 @@ class BackupRow(msgspec.Struct, frozen=True):
     algorithm: str
     auth_data: bytes
     etag: int
-    """Rises with every change of the keys in it."""
+    """Increases with every change of the keys."""
     key_count: int
 
 
 class BackedUpKey(msgspec.Struct, frozen=True):
-    """The key of a session."""
+    """The backed-up key of a session."""
 
     room_id: str
     session_id: str
@@ -54,7 +55,7 @@ class NoSuchBackup(Exception):
 
 
 class NotCurrentBackup(Exception):
-    """Keys go into the newest backup only."""
+    """Keys can only be added to the newest version."""
 
     def __init__(self, current: int) -> None:
         super().__init__(str(current))
@@ -62,15 +63,15 @@ class NotCurrentBackup(Exception):
 
 
 class TooManyBackups(Exception):
-    """The user has as many backups as somebody may have."""
+    """The user has reached the limit on versions."""
 
 
 class BackupFull(Exception):
-    """A version has as many keys as it may have."""
+    """The version has reached the limit on keys."""
 
 
-_Place = tuple[str, str]
-"""Room and session: where a part of the keys of a version ends."""
+_Cursor = tuple[str, str]
+"""Room ID and session ID: where a page of keys ends."""
 _COLUMNS = "user_id, version, algorithm, auth_data, etag, key_count"
 _KEY_COLUMNS = (
     "room_id, session_id, first_message_index, forwarded_count, is_verified, session_data"
@@ -78,44 +79,43 @@ _KEY_COLUMNS = (
 
 
 class KeyBackupStore:
-    """The tables of backups."""
+    """Stores key backups."""
 
     def __init__(self, database: Database, *, most_keys: int = MOST_KEYS) -> None:
         self._database = database
         self._most_keys = most_keys
 
     async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
-        """A version of the backup, by default the newest."""
+        """Return a version of the backup, by default the newest."""
         return await self._database.read_quickly("get_key_backup", _select_backup, user_id, version)
 
     async def add_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> int:
-        """Begin a new version; its number. Raises TooManyBackups."""
+        """Create a version. Return its number. Raises TooManyBackups."""
         return await self._database.write(
             "add_key_backup", _add_backup, user_id, algorithm, auth_data
         )
 
     async def set_auth_data(self, user_id: str, version: int, auth_data: bytes) -> None:
-        """Raises NoSuchBackup."""
+        """Replace the auth data of a version. Raises NoSuchBackup."""
         await self._database.write(
             "set_backup_auth_data", _set_auth_data, user_id, version, auth_data
         )
 
     async def remove_backup(self, user_id: str, version: int) -> None:
-        """Delete a version with its keys, which are removed in small steps; one that was deleted
-        before is no error.
+        """Delete a version. Its keys are deleted in small steps. Deleting it again is no error.
 
         Raises NoSuchBackup.
         """
         await self._database.write("remove_key_backup", _remove_backup, user_id, version)
 
     async def sweep(self, limit: int) -> int:
-        """Remove some keys of versions that were deleted; how many."""
+        """Delete some keys of deleted versions. Return how many."""
         return await self._database.write("sweep_key_backups", _sweep, limit)
 
     async def get_key(
         self, user_id: str, version: int, room_id: str, session_id: str
     ) -> BackedUpKey | None:
-        """The key of one session."""
+        """Return the key of one session."""
         return await self._database.read_quickly(
             "get_backed_up_key", _select_key, user_id, version, room_id, session_id
         )
@@ -123,15 +123,15 @@ class KeyBackupStore:
     async def get_keys(
         self, user_id: str, version: int, room_id: str | None, after: tuple[str, str], limit: int
     ) -> Sequence[BackedUpKey]:
-        """The next keys of a version after that room and session, in order: of all of it, or of one
-        room. Raises NoSuchBackup."""
+        """Return the next keys of a version, in order, after a room and session: of all rooms, or
+        of one room. Raises NoSuchBackup."""
         return await self._database.read(
             "get_backed_up_keys", _select_keys, user_id, version, room_id, after, limit
         )
 
     async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
-        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup,
-        BackupFull: of very many keys some may have been added then."""
+        """Add keys. A worse key never replaces a better one. Raises NoSuchBackup, NotCurrentBackup,
+        BackupFull; some of very many keys may have been added then."""
         rest = list({(key.room_id, key.session_id): key for key in keys}.values())
         while True:
             some, rest = rest[:PUT_AT_ONCE], rest[PUT_AT_ONCE:]
@@ -144,9 +144,9 @@ class KeyBackupStore:
     async def remove_keys(
         self, user_id: str, version: int, room_id: str | None, session_id: str | None
     ) -> BackupRow:
-        """Delete keys of a version: all, those of a room, or of one session. Raises
+        """Delete keys of a version: all, those of a room, or that of a session. Raises
         NoSuchBackup."""
-        after: _Place | None = ("", "")
+        after: _Cursor | None = ("", "")
         while after is not None:
             backup, after = await self._database.write(
                 "remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id, after
@@ -154,12 +154,12 @@ class KeyBackupStore:
         return backup
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Delete all versions of a user; their keys are removed in small steps."""
+        """Delete all versions of a user. Their keys are deleted in small steps."""
         txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ?", (user_id,))
 
 
 def is_better(new: BackedUpKey, old: BackedUpKey) -> bool:
-    """Whether a key replaces the one that is kept. spec:
+    """Return whether a key replaces the stored one. spec:
     client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2"""
     return (new.is_verified, -new.first_message_index, -new.forwarded_count) > (
         old.is_verified,
@@ -185,10 +185,10 @@ def _find(txn: Transaction, user_id: str, version: int) -> BackupRow:
 
 
 def _add_backup(txn: WriteTransaction, user_id: str, algorithm: str, auth_data: bytes) -> int:
-    # a number that was used once is never used again, deleted or not: clients know backups by it
+    # a number is never reused, even after deletion: clients identify backups by it
     ((latest,),) = txn.query("SELECT max(version) FROM key_backups WHERE user_id = ?", (user_id,))
     version = int(latest or 0) + 1
-    # most have few: who cannot have too many is not counted
+    # most users have few versions: count only where there may be too many
     if version > MOST_BACKUPS:
         ((number,),) = txn.query(
             "SELECT count(*) FROM key_backups WHERE user_id = ? AND deleted = 0", (user_id,)
@@ -212,7 +212,8 @@ def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data:
 
 
 def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
-    # `key_count` says from now on that there are keys left to remove; of the rest the number stays
+    # from now on `key_count` only says that keys are left to delete; the number does not change
+    # until then
     sql = "UPDATE key_backups SET deleted = 1, auth_data = ? WHERE user_id = ? AND version = ?"
     changed = txn.execute(sql, (b"{}", user_id, version))
     if not changed:
@@ -228,15 +229,15 @@ def _sweep(txn: WriteTransaction, limit: int) -> int:
         return 0
     user_id, version = backup
     _remove_some(txn, user_id, version, limit)
-    return limit  # whether there are further ones is seen by the next step
+    return limit  # the next step finds out whether there are more
 
 
 def _remove_some(txn: WriteTransaction, user_id: str, version: int, limit: int) -> None:
-    """Remove some of the keys of a backup that is deleted."""
+    """Delete some keys of a deleted version."""
     sql = "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?"
-    gone = txn.query(sql, (user_id, version, limit))
-    _delete(txn, user_id, version, gone)
-    if len(gone) < limit:
+    keys = txn.query(sql, (user_id, version, limit))
+    _delete(txn, user_id, version, keys)
+    if len(keys) < limit:
         txn.execute(
             "UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?",
             (user_id, version),
@@ -273,7 +274,7 @@ def _select_keys(
     after: tuple[str, str],
     limit: int,
 ) -> list[BackedUpKey]:
-    _find(txn, user_id, version)  # else a part of it would pass for the whole
+    _find(txn, user_id, version)  # a deleted version must not return the keys that are left
     where, args = _where(user_id, version, room_id, None)
     rows = txn.query(
         f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
@@ -298,7 +299,8 @@ def _put_keys(
     if newest is not None and newest.version != version:
         raise NotCurrentBackup(newest.version)
     found = txn.query_each(
-        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        f"SELECT {_KEY_COLUMNS} FROM backed_up_keys"
+        " WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
         [(user_id, version, key.room_id, key.session_id) for key in keys],
     )
     present = {(row[0], row[1]): _key(row) for rows in found for row in rows}
@@ -314,9 +316,11 @@ def _put_keys(
     if added and backup.key_count + added > most_keys:
         raise BackupFull
     txn.execute_many(
-        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS})"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (user_id, version, room_id, session_id) DO UPDATE SET"
-        " first_message_index = excluded.first_message_index, forwarded_count = excluded.forwarded_count,"
+        " first_message_index = excluded.first_message_index, forwarded_count ="
+        " excluded.forwarded_count,"
         " is_verified = excluded.is_verified, session_data = excluded.session_data",
         [
             (
@@ -341,25 +345,27 @@ def _remove_keys(
     version: int,
     room_id: str | None,
     session_id: str | None,
-    after: _Place,
-) -> tuple[BackupRow, _Place | None]:
-    """Remove the next keys after a place; where those end, None if there are no more."""
+    after: _Cursor,
+) -> tuple[BackupRow, _Cursor | None]:
+    """Delete the next keys after a cursor. Return the backup, and the next cursor or None at the
+    end."""
     backup = _find(txn, user_id, version)
     where, args = _where(user_id, version, room_id, session_id)
-    gone = txn.query(
+    keys = txn.query(
         f"SELECT room_id, session_id FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
         " ORDER BY room_id, session_id LIMIT ?",
         (*args, *after, REMOVED_AT_ONCE),
     )
-    _delete(txn, user_id, version, gone)
-    if gone:
-        backup = _changed(txn, backup, backup.key_count - len(gone))
-    return backup, (gone[-1][0], gone[-1][1]) if len(gone) == REMOVED_AT_ONCE else None
+    _delete(txn, user_id, version, keys)
+    if keys:
+        backup = _changed(txn, backup, backup.key_count - len(keys))
+    return backup, (keys[-1][0], keys[-1][1]) if len(keys) == REMOVED_AT_ONCE else None
 
 
 def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:
     txn.execute_many(
-        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ?"
+        " AND session_id = ?",
         [(user_id, version, *key) for key in keys],
     )
 

@@ -1,23 +1,23 @@
-"""One-time keys, in blocks: keys that a device uploads together are few rows, and are given out
-from the first on.
+"""One-time keys, stored in blocks: keys of one upload share a few rows, and are claimed from the
+first on.
 
-A block does not change. How far it is given out stands in its mark, a row of a few bytes: the marks
-of hundreds of devices share a page.
+A block does not change. The number of its claimed keys is in a separate row of a few bytes, the
+mark. The marks of hundreds of devices share a page.
 
-A key that was given out stays in its block until all keys of the block were. With the next upload a
-digest replaces it, which is kept for some time, or until many others were used. So an upload that
-is repeated because its answer was lost does not bring the key back, even if other uploads came in
-between.
+A claimed key stays in its block until all keys of the block are claimed. The next upload then
+replaces the block by digests. Digests are stored for some time, or until many other keys were
+claimed. So a repeated upload, whose response was lost, does not bring a claimed key back, even
+after other uploads.
 
 Laws:
-- A key is given out once: a claim moves the mark of the block past the key in the write that gives
-  it out. Writes run one after another, on all nodes (`storage/engine/writer.py`).
-- Keys are given out in the order in which they came. spec:
+- A key is given out once: the write that claims it moves the mark of the block past the key. Writes
+  run one after another, on all nodes (`storage/engine/writer.py`).
+- Keys are claimed in the order in which they were uploaded. spec:
   client-server-api#post_matrixclientv3keysclaim
 - A claim is one statement, however many devices it names.
-- A block is small, whatever is uploaded: SQLite reads the whole of it for a claim.
-- An upload reads the ids of the keys that are left, and digests of a bounded number of those that
-  are not. It reads contents only where an id comes again, and once for the digest.
+- A block is small, whatever is uploaded: SQLite reads all of it for a claim.
+- An upload reads the IDs of the remaining keys, and a bounded number of digests. It reads contents
+  only if an ID is uploaded again, and once to compute the digests.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -33,19 +33,18 @@ from storage.engine.transaction import Transaction, WriteTransaction
 DIGEST_BYTES: Final = 16
 KEYS_A_BLOCK: Final = 100
 BYTES_A_BLOCK: Final = 32 << 10
-"""Of keys, each padded to the longest. A single key may be longer."""
+"""The most bytes of keys in a block, each padded to the longest. A single key may be longer."""
 MOST_REMEMBERED: Final = 2000
-"""Keys of a device that were given out, of blocks that are used up: an upload looks at all of
-them."""
+"""The most digests of claimed keys of a device. An upload compares with all of them."""
 KeyOf = tuple[str, str, str]
-"""User, device, algorithm."""
+"""A request for a key: user ID, device ID, algorithm."""
 
 KeyName = tuple[str, str]
-"""Algorithm and id."""
+"""Algorithm and key ID."""
 
 
 class KeyExists(Exception):
-    """Another one-time key has this id."""
+    """The device has another one-time key with this ID."""
 
     def __init__(self, name: KeyName, old: bytes, new: bytes) -> None:
         super().__init__(":".join(name))
@@ -59,20 +58,20 @@ class KeyBlock(msgspec.Struct, frozen=True):
     block_nid: int
     number: int
     taken: int
-    """How many of them were given out, from the first on."""
+    """The number of claimed keys, from the first on."""
     claimed_ts: int
     names: str
-    """Their ids, a JSON array."""
+    """The key IDs, a JSON array."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no keys, and only says that the device is to publish some
-        (`empty_blocks`)."""
+        """Return whether the block is a placeholder without keys, which makes the device publish
+        some. See `empty_blocks`."""
         return self.names == "[]"
 
     @property
     def left(self) -> int:
-        """How many can be given out."""
+        """Return the number of keys that can be claimed."""
         return 0 if self.is_empty else self.number - self.taken
 
 
@@ -81,7 +80,8 @@ BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.bloc
 
 _NEXT_KEY: Final = (
     f"SELECT b.block_nid AS found_key, substr(b.keys, m.taken * b.width + 1, b.width) FROM {BLOCKS}"
-    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number AND b.width > 0"
+    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number"
+    " AND b.width > 0"
     " ORDER BY b.block_nid LIMIT 1"
 )
 _MOVE_MARKS: Final = (
@@ -91,7 +91,7 @@ _MOVE_MARKS: Final = (
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _names = msgspec.json.Decoder(list[str])
 _used = Struct(f">q{DIGEST_BYTES}s")
-"""When a key was given out, and its digest."""
+"""Packs the time of a claim and the digest of the key."""
 
 
 def add_keys(
@@ -101,20 +101,20 @@ def add_keys(
     blocks: Sequence[KeyBlock],
     used: bytes,
     keys: Mapping[KeyName, bytes],
-    remembered_from_ts: int,
+    digests_from_ts: int,
 ) -> dict[str, int]:
-    """Add keys to a device that has these blocks. Return how many are new, by algorithm. Raises
-    KeyExists.
+    """Add keys to a device that has these blocks. Return the number of new keys by algorithm.
+    Raises KeyExists.
 
-    The same key again is neither an error nor new. One query, if an id comes again or a block is
-    used up.
+    The same key again is neither an error nor new. One query, if an ID is uploaded again or a block
+    is used up.
 
-    `used`: digests of keys that were given out. `remembered_from_ts`: older digests are dropped.
+    `used`: digests of claimed keys. `digests_from_ts`: older digests are dropped.
     """
     contents = _select_contents(txn, user_id, device_id, blocks, keys)
-    remembered = [(claimed_ts, digest) for claimed_ts, digest in _used.iter_unpack(used)]
+    stored = [(claimed_ts, digest) for claimed_ts, digest in _used.iter_unpack(used)]
     just_used: list[tuple[int, bytes]] = []
-    standing: dict[KeyName, list[tuple[bytes, bool]]] = {}
+    present: dict[KeyName, list[tuple[bytes, bool]]] = {}
     for block in blocks:
         for place, (key_id, content, content_digest) in enumerate(
             contents.get(block.block_nid, ())
@@ -123,31 +123,32 @@ def add_keys(
             if block.left == 0:
                 just_used.append((block.claimed_ts, _digest(name, content_digest)))
             elif name in keys:
-                standing.setdefault(name, []).append((content, place < block.taken))
-    digests = {digest for _, digest in (*remembered, *just_used)}
+                present.setdefault(name, []).append((content, place < block.taken))
+    digests = {digest for _, digest in (*stored, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
     for (algorithm, key_id), content in (
-        _without(keys, digests, standing) if digests or standing else keys
+        _filter_new(keys, digests, present) if digests or present else keys
     ).items():
         new.setdefault(algorithm, {})[key_id] = content
     if new:
         _insert_blocks(txn, user_id, device_id, new)
-        _remember(txn, user_id, device_id, blocks, remembered, just_used, remembered_from_ts)
+        _store_digests(txn, user_id, device_id, blocks, stored, just_used, digests_from_ts)
     return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
 
 
-def take_keys(txn: WriteTransaction, wishes: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
-    """Give out a key for each of these different wishes: `"ID":CONTENT` in JSON, None where no key
-    is left. One query."""
-    found = txn.query_each_changing(_NEXT_KEY, wishes, _MOVE_MARKS, (now_ms,))
+def take_keys(txn: WriteTransaction, requests: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+    """Claim a key for each of these distinct requests: `"ID":CONTENT` in JSON, None if no key is
+    left. One query."""
+    found = txn.query_each_changing(_NEXT_KEY, requests, _MOVE_MARKS, (now_ms,))
     return [rows[0][1].rstrip(b" ") if rows else None for rows in found]
 
 
 def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
-    """Remove all one-time keys of a device, and the digests of those that were given out."""
+    """Remove all one-time keys of a device, and the digests of claimed keys."""
     of_device = " WHERE user_id = ? AND device_id = ?"
     for sql in (
-        f"DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid FROM one_time_key_blocks{of_device})",
+        "DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid"
+        f" FROM one_time_key_blocks{of_device})",
         f"DELETE FROM one_time_key_blocks{of_device}",
         f"DELETE FROM used_one_time_keys{of_device}",
     ):
@@ -155,35 +156,37 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
 
 
 def empty_blocks(txn: WriteTransaction) -> None:
-    """Take all keys away, and leave each device that has published some a block without any: so it
-    counts as one that has a key, until it publishes others. One that is told of none might not do
-    that: some clients take zero for unchanged."""
+    """Remove all keys, and leave a placeholder block for each device and algorithm. The device then
+    counts as having one key until it publishes more. A count of zero might not make it publish:
+    some clients treat zero as unchanged."""
     txn.execute(
         "DELETE FROM one_time_key_blocks WHERE EXISTS (SELECT 1 FROM one_time_key_blocks AS o"
-        " WHERE o.user_id = one_time_key_blocks.user_id AND o.device_id = one_time_key_blocks.device_id"
-        " AND o.algorithm = one_time_key_blocks.algorithm AND o.block_nid < one_time_key_blocks.block_nid)"
+        " WHERE o.user_id = one_time_key_blocks.user_id"
+        " AND o.device_id = one_time_key_blocks.device_id"
+        " AND o.algorithm = one_time_key_blocks.algorithm"
+        " AND o.block_nid < one_time_key_blocks.block_nid)"
     )
     txn.execute(
         "UPDATE one_time_key_blocks SET number = 1, width = 0, names = '[]', keys = ?", (b"",)
     )
     txn.execute("DELETE FROM one_time_key_marks")
     txn.execute(
-        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0 FROM one_time_key_blocks"
+        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0"
+        " FROM one_time_key_blocks"
     )
 
 
-def _without(
+def _filter_new(
     keys: Mapping[KeyName, bytes],
     digests: Collection[bytes],
-    standing: Mapping[KeyName, Sequence[tuple[bytes, bool]]],
+    present: Mapping[KeyName, Sequence[tuple[bytes, bool]]],
 ) -> dict[KeyName, bytes]:
-    """Those of the keys that are neither among the digests of keys that were given out, nor among
-    these that stand in blocks, each with its content and whether it was given out. Raises
-    KeyExists."""
+    """Return the keys that are neither claimed, by their digests, nor in the present blocks
+    (content, and whether it was claimed). Raises KeyExists."""
     new: dict[KeyName, bytes] = {}
     for name, content in keys.items():
         is_again = bool(digests) and _digest(name, _digest_content(content)) in digests
-        for before, is_taken in standing.get(name, ()):
+        for before, is_taken in present.get(name, ()):
             if before == content:
                 is_again = True
             elif not is_taken:
@@ -200,18 +203,19 @@ def _select_contents(
     blocks: Sequence[KeyBlock],
     keys: Mapping[KeyName, bytes],
 ) -> dict[int, list[tuple[str, bytes, bytes]]]:
-    """The keys of the blocks that are used up, or have the id of one of these keys: the ids, with
-    the contents (empty where only a digest is left) and digests of these."""
-    wanted = [
+    """Return the keys of the blocks that are used up or contain one of these IDs: each ID with its
+    content (empty if only a digest is left) and its digest."""
+    relevant = [
         block.block_nid
         for block in blocks
         if block.left == 0
         or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.names))
     ]
     rows: Iterable[Row] = txn.query_in(
-        "SELECT block_nid, width, names, keys FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+        "SELECT block_nid, width, names, keys FROM one_time_key_blocks"
+        " WHERE user_id = ? AND device_id = ?"
         " AND block_nid IN {keys}",
-        wanted,
+        relevant,
         before=(user_id, device_id),
     )
     found: dict[int, list[tuple[str, bytes, bytes]]] = {}
@@ -229,14 +233,15 @@ def _select_contents(
 def _insert_blocks(
     txn: WriteTransaction, user_id: str, device_id: str, new: Mapping[str, Mapping[str, bytes]]
 ) -> None:
-    """Add the keys, by algorithm and id."""
+    """Add keys, by algorithm and ID."""
     blocks = [(algorithm, slots) for algorithm, keys in new.items() for slots in _divide(keys)]
     first = txn.allocate("one_time_key", len(blocks))
     for block_nid, (algorithm, slots) in enumerate(blocks, first):
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
         txn.execute_later(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number, width, names, keys)"
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number,"
+            " width, names, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user_id,
@@ -256,7 +261,7 @@ def _insert_blocks(
 
 
 def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
-    """Keys by id as they are written down, in blocks."""
+    """Encode keys by ID and divide them into blocks."""
     encode = msgspec.json.encode
     slots = {key_id: b"%b:%b" % (encode(key_id), content) for key_id, content in keys.items()}
     if len(slots) <= KEYS_A_BLOCK and len(slots) * max(map(len, slots.values())) <= BYTES_A_BLOCK:
@@ -276,38 +281,37 @@ def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     return blocks
 
 
-def _remember(
+def _store_digests(
     txn: WriteTransaction,
     user_id: str,
     device_id: str,
     blocks: Sequence[KeyBlock],
-    remembered: Sequence[tuple[int, bytes]],
+    stored: Sequence[tuple[int, bytes]],
     just_used: Sequence[tuple[int, bytes]],
     from_ts: int,
 ) -> None:
-    """Put digests in the place of what is used up, and forget what was given out before then, and
-    beyond so many the oldest."""
-    kept = sorted(each for each in (*remembered, *just_used) if each[0] >= from_ts)[
-        -MOST_REMEMBERED:
-    ]
+    """Replace used-up blocks by digests. Drop digests that are older than `from_ts`, and the oldest
+    above the limit."""
+    newest = sorted(each for each in (*stored, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
     used_up = [block.block_nid for block in blocks if block.left == 0]
     if used_up:
         txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(
-            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ? AND block_nid IN {keys}",
+            "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
+            " AND block_nid IN {keys}",
             used_up,
             before=(user_id, device_id),
         )
-    if just_used or len(kept) < len(remembered):
+    if just_used or len(newest) < len(stored):
         txn.execute_later(
             "INSERT INTO used_one_time_keys (user_id, device_id, used) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET used = excluded.used",
-            (user_id, device_id, b"".join([_used.pack(*each) for each in kept])),
+            (user_id, device_id, b"".join([_used.pack(*each) for each in newest])),
         )
 
 
 def _unpack(slot: bytes) -> tuple[str, bytes]:
-    """The id and the content of one key."""
+    """Return the ID and the content of one key."""
     name, _, content = slot.partition(b'":')
     if b"\\" not in name:
         return name[1:].decode(), content.rstrip(b" ")

@@ -1,8 +1,8 @@
-"""Messages to devices of other servers' users, kept until these servers have them, and notes of
-those that came from there.
+"""To-device messages between servers: a queue of messages to remote devices, and IDs of received
+messages for deduplication.
 
-For a server that does not come back so many are kept; then the oldest go. And so many notes are
-kept of what a server sent.
+The queue for a server that does not come back is bounded: the oldest messages are dropped. The
+number of IDs stored for a server is bounded too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,33 +16,33 @@ from storage.engine.transaction import Transaction, WriteTransaction
 MOST_WAITING: Final = 100_000
 MOST_NOTED: Final = 100_000
 LOOK_EVERY: Final = 256
-"""How many messages are added before it is looked whether there are too many."""
+"""The number of added messages between two checks of the limits."""
 
 
 class OutgoingToDeviceStore:
-    """The tables of messages to devices between servers."""
+    """Stores to-device messages between servers."""
 
     def __init__(
         self, database: Database, *, most_waiting: int = MOST_WAITING, most_noted: int = MOST_NOTED
     ) -> None:
-        """`most_waiting`, `most_noted`: for a server, and of one, give or take a few hundred."""
+        """`most_waiting`, `most_noted`: the limits for one server, give or take a few hundred."""
         self._database = database
         self._most_waiting = most_waiting
         self._most_noted = most_noted
-        self._noted = 0
+        self._recorded = 0
 
     async def get_messages(self, server: str, limit: int) -> Sequence[DeviceMessage]:
-        """The oldest messages that wait for a server."""
+        """Return the oldest messages queued for a server."""
         return await self._database.read_quickly("get_outgoing_to_device", _select, server, limit)
 
     async def get_servers(self, after: int, upto: int) -> set[str]:
-        """The servers for which messages were left in that stretch of the stream."""
+        """Return the servers for which messages were queued in this range of positions."""
         return await self._database.read_quickly(
             "get_to_device_servers", _select_servers, after, upto
         )
 
     async def count_messages(self) -> Mapping[str, int]:
-        """How many messages wait for each server; looks at all of them."""
+        """Return the number of queued messages for each server. Reads all of them."""
         return await self._database.read("count_outgoing_to_device", _count)
 
     def add_messages(self, txn: WriteTransaction, messages: Mapping[str, bytes]) -> None:
@@ -59,14 +59,15 @@ class OutgoingToDeviceStore:
         for server, position, _ in rows:
             if position % LOOK_EVERY == 0:
                 oldest_kept = txn.query_one(
-                    "SELECT position FROM outgoing_to_device WHERE server = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
+                    "SELECT position FROM outgoing_to_device WHERE server = ?"
+                    " ORDER BY position DESC LIMIT 1 OFFSET ?",
                     (server, self._most_waiting),
                 )
                 if oldest_kept is not None:
                     self.remove_messages(txn, server, oldest_kept[0])
 
     def remove_messages(self, txn: WriteTransaction, server: str, upto: int) -> None:
-        """The server has all up to that position."""
+        """Delete messages up to a position: the server has received them."""
         txn.execute(
             "DELETE FROM outgoing_to_device WHERE server = ? AND position <= ?", (server, upto)
         )
@@ -74,16 +75,18 @@ class OutgoingToDeviceStore:
     def add_received(
         self, txn: WriteTransaction, origin: str, sender: str, message_id: str, now_ms: int
     ) -> bool:
-        """Note a message that came from a server; False where it is noted already."""
+        """Record a message from another server. Return False if it was recorded before."""
         added = txn.execute(
-            "INSERT INTO received_to_device (sender, message_id, received_ts, origin) VALUES (?, ?, ?, ?)"
+            "INSERT INTO received_to_device (sender, message_id, received_ts, origin)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (sender, message_id, now_ms, origin),
         )
-        self._noted += added
-        if added and self._noted % LOOK_EVERY == 0:
+        self._recorded += added
+        if added and self._recorded % LOOK_EVERY == 0:
             too_old = txn.query_one(
-                "SELECT received_ts FROM received_to_device WHERE origin = ? ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
+                "SELECT received_ts FROM received_to_device WHERE origin = ?"
+                " ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
                 (origin, self._most_noted),
             )
             if too_old is not None:
@@ -94,12 +97,17 @@ class OutgoingToDeviceStore:
         return bool(added)
 
     async def forget_received(self, before_ts: int, limit: int) -> int:
-        """Forget the oldest notes of what came before then; how many."""
-        return await self._database.write("forget_received_to_device", _forget, before_ts, limit)
+        """Delete the oldest records of messages received before this time. Return how many."""
+        return await self._database.write(
+            "forget_received_to_device", _delete_received, before_ts, limit
+        )
 
 
 def _select(txn: Transaction, server: str, limit: int) -> list[DeviceMessage]:
-    sql = "SELECT position, content FROM outgoing_to_device WHERE server = ? ORDER BY position LIMIT ?"
+    sql = (
+        "SELECT position, content FROM outgoing_to_device WHERE server = ?"
+        " ORDER BY position LIMIT ?"
+    )
     return [DeviceMessage(*row) for row in txn.query(sql, (server, limit))]
 
 
@@ -113,11 +121,12 @@ def _count(txn: Transaction) -> dict[str, int]:
     return {server: count for server, count in rows}
 
 
-def _forget(txn: WriteTransaction, before_ts: int, limit: int) -> int:
+def _delete_received(txn: WriteTransaction, before_ts: int, limit: int) -> int:
     rows: Iterable[tuple[str, str]] = txn.query(
-        "SELECT sender, message_id FROM received_to_device WHERE received_ts < ? ORDER BY received_ts LIMIT ?",
+        "SELECT sender, message_id FROM received_to_device WHERE received_ts < ?"
+        " ORDER BY received_ts LIMIT ?",
         (before_ts, limit),
     )
-    gone = list(rows)
-    txn.execute_many("DELETE FROM received_to_device WHERE sender = ? AND message_id = ?", gone)
-    return len(gone)
+    deleted = list(rows)
+    txn.execute_many("DELETE FROM received_to_device WHERE sender = ? AND message_id = ?", deleted)
+    return len(deleted)

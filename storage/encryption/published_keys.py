@@ -1,7 +1,6 @@
-"""What people have published for encryption, of our users and of others, read at one moment: a
-fixed number of queries.
+"""Reads the published keys of local and remote users at one moment, with a fixed number of queries.
 
-Of signatures the owner's own are read with them: how many others have signed a key costs nothing.
+Only the owner's own signatures are read with the keys, so signatures by other users cost nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,22 +22,22 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 
 FEW_USERS: Final = 4
-"""Of so many the keys are read on the thread that asks, where the database allows that."""
+"""Keys of at most this many users are read on the calling thread, if the database allows that."""
 
 
 class PublishedKeys(msgspec.Struct, frozen=True):
-    """By user: devices, keys of cross-signing by usage, and the signatures that may be seen."""
+    """By user: devices, cross-signing keys by usage, and the visible signatures."""
 
     devices: Mapping[str, Sequence[DeviceKeysRow]] = msgspec.field(default_factory=dict)
     cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = msgspec.field(default_factory=dict)
     signatures: Mapping[str, Sequence[KeySignature]] = msgspec.field(default_factory=dict)
     positions: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """Of our users: of the latest change of all this that is in it. Who never published anything is
-    missing."""
+    """For local users, the position of the latest change that is included. Users who never
+    published keys are missing."""
 
 
 class PublishedKeyStore:
-    """Reads the tables of keys together."""
+    """Reads all tables of keys together."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -46,7 +45,7 @@ class PublishedKeyStore:
         """Whether no other process writes."""
 
     async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
-        """Keys of users of ours and of others, with what they signed of themselves."""
+        """Return the keys of local and remote users, with their own signatures on them."""
         read = (
             self._database.read_quickly
             if len(ours) + len(others) <= FEW_USERS
@@ -57,26 +56,26 @@ class PublishedKeyStore:
     async def get_newest(
         self, ours: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
-        """The positions of the latest changes of users of ours, and by user what somebody has
-        signed of others; a query each."""
+        """Return the positions of the latest changes of local users, and the signatures of `signer`
+        on keys of other users, by user. One query each."""
         return await self._database.read_quickly(
             "get_newest_keys", _select_newest, tuple(ours), signer
         )
 
     async def get_head(self) -> int:
-        """The position of the latest change of anything that is committed; one query."""
+        """Return the position of the latest committed change of any kind; one query."""
         return await self._database.get_head()
 
     async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
-        """By user what somebody has signed of others; one query."""
+        """Return the signatures of `signer` on keys of other users, by user; one query."""
         return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
 
 
 def is_current(
     txn: Transaction, keys: PublishedKeys, signer: str, targets: Collection[str]
 ) -> bool:
-    """Whether the cross-signing keys of these users, and the identity keys of the devices of the
-    signer, who is one of ours, are still those; two queries."""
+    """Return whether the cross-signing keys of these users, and the identity keys of the devices of
+    the local signer, are unchanged; two queries."""
     users = {signer, *targets}
     present = select_keys(txn, users)
     if any(present.get(user_id, {}) != keys.cross_signing.get(user_id, {}) for user_id in users):
@@ -93,7 +92,7 @@ def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) ->
     users = (*ours, *others)
     positions = (
         select_positions(txn, ours) if ours else {}
-    )  # first: what is read after them is no older
+    )  # read first, so that the keys are not older
     return PublishedKeys(
         {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
         select_keys(txn, users),

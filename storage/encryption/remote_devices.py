@@ -1,14 +1,14 @@
-"""Devices of other servers' users, as these told us: kept for those whom somebody asked for, and
-with whom we share a room.
+"""Devices of remote users: cached for users whose devices were requested and who share a room with
+us.
 
 Laws:
-- A list is complete as of its number, or stale: then some change was missed, and it has to be
-  fetched again.
-- What changes is announced to our users, as changes of their own devices are; other servers are
-  told nothing.
-- Whether a change follows upon what is kept, and whether one came while a list was on its way, is
-  decided in the write: other processes take in changes too.
-- Who comes to share a room with us finds their list stale in the write that lets them in.
+- A device list is complete up to its stream ID, or stale: then a change was missed, and the list
+  has to be fetched again.
+- A change is announced to local users, like a change of local devices. It is not sent to other
+  servers.
+- The write decides whether a change follows the stored list, and whether a change arrived while a
+  list was being fetched: other processes receive changes too.
+- When a user newly shares a room with us, the same write marks their list as stale.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
@@ -24,44 +24,44 @@ from storage.rooms.memberships import select_users_with_ours
 
 
 class TrackedList(msgspec.Struct, frozen=True):
-    """What is known of a list of devices."""
+    """The state of a cached device list."""
 
     user_id: str
     stream_id: int
-    """The last change of it that is in what we have."""
+    """The last change that the cached list includes."""
     is_stale: bool
 
 
 class DeviceChange(msgspec.Struct, frozen=True):
-    """What another server says of a device of one of its users."""
+    """A device list update from another server."""
 
     user_id: str
     device_id: str
     stream_id: int
     prev_ids: Sequence[int] | None
-    """The changes before it; None: that was not said in a way that can be understood."""
+    """The preceding changes; None if the update did not state them in a valid form."""
     device: DeviceKeysRow | None
-    """As it is now; None where it is gone."""
+    """The device after the change; None if it was deleted."""
     is_clear: bool
-    """Whether it is said what became of the device."""
+    """Whether the update says what happened to the device."""
 
 
 class RemoteDeviceStore:
-    """The tables of remote devices."""
+    """Stores devices of remote users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_lists(self, user_ids: Iterable[str]) -> Mapping[str, TrackedList]:
-        """Those of the users whose devices are kept here; one query."""
+        """Return the cached device lists of these users; one query."""
         return await self._database.read_quickly("get_remote_lists", _select_lists, list(user_ids))
 
     async def get_stale(self, after: str, limit: int) -> Sequence[str]:
-        """Users with stale lists, in order, after a user."""
+        """Return users with stale lists, in order, after a user."""
         return await self._database.read("get_stale_lists", _select_stale, after, limit)
 
     async def get_position(self, user_id: str) -> int:
-        """Where something that was heard of the user's devices was announced last; 0: never."""
+        """Return the position of the last announced change of the user's devices; 0 if none."""
         found = await self._database.read_quickly(
             "get_remote_position", select_positions, [user_id]
         )
@@ -73,37 +73,42 @@ class RemoteDeviceStore:
         stream_id: int,
         devices: Sequence[DeviceKeysRow],
         cross_signing: Sequence[CrossSigningKey],
-        asked_at: int,
+        requested_at: int,
     ) -> None:
-        """Keep a whole list in the place of what was kept. `asked_at`: the position
-        (`get_position`) when it was asked for; where there is a later one, something changed while
-        the list was on its way, and it is stale."""
+        """Replace a cached list by a complete one. `requested_at` is the position (`get_position`)
+        at the time of the request. If there is a later one, something changed meanwhile, and the
+        list is stale."""
         await self._database.write(
-            "set_remote_list", _set_list, user_id, stream_id, devices, cross_signing, asked_at
+            "set_remote_list",
+            _replace_list,
+            user_id,
+            stream_id,
+            devices,
+            cross_signing,
+            requested_at,
         )
 
-    async def take_change(self, change: DeviceChange, most: int, most_bytes: int) -> bool:
-        """Take in a change of a device. Where it does not follow upon what is kept, and is not
-        known either, the list is stale; whether it is.
+    async def take_change(self, change: DeviceChange, max_devices: int, max_bytes: int) -> bool:
+        """Apply a change of a device. If it neither follows the stored list nor is known already,
+        the list becomes stale. Return whether it did.
 
-        A device is not kept where there are `most` already, or all would have more than so many
-        bytes of keys.
+        A device is not stored if the user already has `max_devices` devices, or if all would exceed
+        `max_bytes` bytes of keys.
         """
         return await self._database.write(
-            "take_remote_change", _take_change, change, most, most_bytes
+            "take_remote_change", _take_change, change, max_devices, max_bytes
         )
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
-        """A user has these keys of cross-signing now; they are kept where the list is."""
+        """Set the cross-signing keys of a user, if their device list is cached."""
         await self._database.write("set_remote_cross_signing", _set_cross_signing, user_id, keys)
 
     async def remove_unshared(self, user_ids: Collection[str]) -> None:
-        """Keep nothing any longer of those of these users with whom no room is shared."""
+        """Delete the data of those of these users who share no room with us."""
         await self._database.write("remove_remote_lists", _remove_unshared, user_ids)
 
     async def get_known(self, after: str, limit: int) -> Sequence[str]:
-        """Users, our own among them, of whose devices something is kept; the first ones after a
-        user, in order."""
+        """Return users with stored device data, local ones included, in order, after a user."""
         return await self._database.read("get_known_device_lists", _select_known, after, limit)
 
 
@@ -118,9 +123,10 @@ def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, TrackedLis
 def select_remote_devices(
     txn: Transaction, user_ids: Iterable[str]
 ) -> dict[str, list[DeviceKeysRow]]:
-    """The devices that are kept of these users; one query."""
+    """Return the cached devices of these users; one query."""
     rows = txn.query_in(
-        "SELECT user_id, device_id, keys, display_name FROM remote_devices WHERE user_id IN {keys} ORDER BY device_id",
+        "SELECT user_id, device_id, keys, display_name FROM remote_devices WHERE user_id IN {keys}"
+        " ORDER BY device_id",
         user_ids,
     )
     found: dict[str, list[DeviceKeysRow]] = {}
@@ -130,18 +136,19 @@ def select_remote_devices(
 
 
 def note_newly_shared(
-    txn: WriteTransaction, room_nid: int, came: Set[str], *, is_entered: bool
+    txn: WriteTransaction, room_nid: int, arrived: Set[str], *, is_first_local: bool
 ) -> None:
-    """Mark as stale the lists of those who share a room with us since this write, and no other one:
-    until now we were told nothing of them. `came`: other servers' users who came into the room;
-    `is_entered`: the first of ours has.
+    """Mark the lists of users who share a room with us since this write as stale: we received no
+    updates about them before. `arrived`: remote users who joined the room; `is_first_local`: the
+    first local user joined it.
 
-    It costs a query as long as no list is kept of any of them.
+    Costs one query if no list of any of them is cached.
     """
-    tracked = set(_select_lists(txn, sorted(came))) if came else set[str]()
-    if is_entered:
+    tracked = set(_select_lists(txn, sorted(arrived))) if arrived else set[str]()
+    if is_first_local:
         rows = txn.query(
-            "SELECT l.user_id FROM memberships AS m JOIN remote_device_lists AS l ON l.user_id = m.user_id"
+            "SELECT l.user_id FROM memberships AS m"
+            " JOIN remote_device_lists AS l ON l.user_id = m.user_id"
             " WHERE m.room_nid = ? AND m.membership = 'join'",
             (room_nid,),
         )
@@ -160,26 +167,29 @@ def _select_known(txn: Transaction, after: str, limit: int) -> list[str]:
 
 
 def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
-    sql = "SELECT user_id FROM remote_device_lists WHERE is_stale = 1 AND user_id > ? ORDER BY user_id LIMIT ?"
+    sql = (
+        "SELECT user_id FROM remote_device_lists WHERE is_stale = 1 AND user_id > ?"
+        " ORDER BY user_id LIMIT ?"
+    )
     return [user_id for (user_id,) in txn.query(sql, (after, limit))]
 
 
 def _mark_stale(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
-    """Also where they are so already: a list of these that is on its way may be of before."""
+    """Mark lists as stale, even those that are: a list that is being fetched may be older."""
     sql = "UPDATE remote_device_lists SET is_stale = 1 WHERE user_id = ?"
     txn.execute_many(sql, [(user_id,) for user_id in user_ids])
     announce_remote_lists(txn, user_ids)
 
 
-def _set_list(
+def _replace_list(
     txn: WriteTransaction,
     user_id: str,
     stream_id: int,
     devices: Sequence[DeviceKeysRow],
     cross_signing: Sequence[CrossSigningKey],
-    asked_at: int,
+    requested_at: int,
 ) -> None:
-    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != asked_at
+    is_overtaken = select_positions(txn, [user_id]).get(user_id, 0) != requested_at
     before = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     was_tracked = bool(_select_lists(txn, [user_id]))
     txn.execute("DELETE FROM remote_devices WHERE user_id = ?", (user_id,))
@@ -190,14 +200,17 @@ def _set_list(
     keys_changed = put_cross_signing_keys(txn, user_id, ("master", "self_signing"), cross_signing)
     txn.execute(
         "INSERT INTO remote_device_lists (user_id, stream_id, is_stale) VALUES (?, ?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, is_stale = excluded.is_stale",
+        " ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id,"
+        " is_stale = excluded.is_stale",
         (user_id, stream_id, int(is_overtaken)),
     )
     if was_tracked and (keys_changed or before != {row.device_id: row for row in devices}):
         announce_device_list(txn, user_id)
 
 
-def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_bytes: int) -> bool:
+def _take_change(
+    txn: WriteTransaction, change: DeviceChange, max_devices: int, max_bytes: int
+) -> bool:
     user_id, device_id, device = change.user_id, change.device_id, change.device
     tracked = _select_lists(txn, [user_id]).get(user_id)
     if tracked is None:
@@ -209,13 +222,15 @@ def _take_change(txn: WriteTransaction, change: DeviceChange, most: int, most_by
             not change.is_clear
             or _select_device(txn, user_id, device_id) == (device and device.keys)
         ):
-            return False  # heard of before
+            return False  # already applied
         _mark_stale(txn, [user_id])
         return True
-    if device is not None and _has_room(txn, device, most, most_bytes):
+    if device is not None and _fits(txn, device, max_devices, max_bytes):
         txn.execute(
-            "INSERT INTO remote_devices (user_id, device_id, keys, display_name) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, display_name = excluded.display_name",
+            "INSERT INTO remote_devices (user_id, device_id, keys, display_name)"
+            " VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys,"
+            " display_name = excluded.display_name",
             (user_id, device_id, device.keys, device.display_name),
         )
     else:
@@ -237,16 +252,19 @@ def _select_device(txn: Transaction, user_id: str, device_id: str) -> bytes | No
     return None if row is None else bytes(row[0])
 
 
-def _has_room(txn: Transaction, device: DeviceKeysRow, most: int, most_bytes: int) -> bool:
-    """Whether the device can be kept beside the others of its user, of which nothing is read but
-    how much they are."""
-    sql = "SELECT count(*), coalesce(sum(length(keys)), 0) FROM remote_devices WHERE user_id = ? AND device_id <> ?"
+def _fits(txn: Transaction, device: DeviceKeysRow, max_devices: int, max_bytes: int) -> bool:
+    """Return whether the device can be stored beside the user's other devices. Reads only their
+    number and size."""
+    sql = (
+        "SELECT count(*), coalesce(sum(length(keys)), 0) FROM remote_devices"
+        " WHERE user_id = ? AND device_id <> ?"
+    )
     ((number, size),) = txn.query(sql, (device.user_id, device.device_id))
-    return int(number) < most and int(size) + len(device.keys) <= most_bytes
+    return int(number) < max_devices and int(size) + len(device.keys) <= max_bytes
 
 
 def _follows(change: DeviceChange, tracked: TrackedList) -> bool:
-    """Whether nothing lies between the change and what is kept."""
+    """Return whether the change follows the stored list without a gap."""
     if change.prev_ids is None or change.stream_id <= tracked.stream_id:
         return False
     return max(change.prev_ids) <= tracked.stream_id if change.prev_ids else tracked.stream_id == 0

@@ -1,24 +1,25 @@
-"""Messages to devices: kept in the order of their positions until the device comes back with a
-token of after them.
+"""The queue of to-device messages: stored by position until the device syncs with a token after
+them.
 
-For a device that does not come back, so many are kept; then the oldest go. To refuse new ones
-instead would punish the senders, whose request is for other devices as well, and a device that
-comes back after so long needs the newest keys most.
+The queue of a device that does not come back is bounded: the oldest messages are dropped. Refusing
+new messages would harm the senders, whose requests include other devices. A device that returns
+after a long time needs the newest keys most.
 
-They are kept by the number of the device, which no later device of its id has: so entries of the
-index are small, and many are together on a page. Those that are sent many at once are in the log
-first (`to_device_log`), and after some minutes a job moves those that are still waited for, oldest
-first; at each moment a message is in one of both.
+Messages are stored by the number of the device, which no later device with the same ID gets. So
+index entries are small and share pages. Messages that are sent in bulk go into the log first
+(`to_device_log`). After some minutes a job moves the undelivered ones out of the log, oldest first.
+A message is always in exactly one of the two.
 
-Below a device's floor nothing is read any more, in either. A floor is set where the device has what
-is in the log, and where many messages are to go at once; a job removes in small steps what is
-below, and then the floor. It is never of after all there is, whatever token a client comes with.
+Nothing at or below a device's floor is read, in the queue or the log. A floor is set when the
+device has received messages that are in the log, and when many messages are to be deleted at once.
+A job deletes in small steps what is below, and then the floor. A floor is never above the head of
+the sequence, whatever token a client sends.
 
 Laws:
-- Reading sees each message once: of the log what lies there after what is by device was read. Where
-  a row has left the log meanwhile, it is read anew.
-- What the log has is known up to a head of the sequence: rows are committed in the order of their
-  positions, and never come again.
+- A read returns each message once: first those stored by device, then those in the log. If a row
+  has left the log meanwhile, the read runs again.
+- The content of the log is known up to a head of the sequence: rows are committed in order of
+  position, and a position is never reused.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,80 +39,80 @@ from storage.engine.transaction import POSITION, Transaction, WriteTransaction
 MOST_WAITING: Final = 100_000
 LOOK_EVERY: Final = 256
 REMOVED_AT_ONCE: Final = 500
-"""More than these wait for the job."""
+"""The most messages that a request deletes. The job deletes the rest."""
 FEWEST_LOGGED: Final = 8
-"""So many that are sent at once go into the log."""
+"""The fewest messages in one request that go into the log."""
 MOST_LOGGED: Final = 200_000
-"""With so many in the log, the next are kept by device at once: where each lies in it is kept in
-memory."""
+"""The most messages in the log; further ones are stored by device at once. The position of each
+logged message is kept in memory."""
 NEVER: Final = 1 << 62
-"""After all positions."""
+"""Above all positions."""
 FIRST_NID: Final = -NEVER
-"""Before all numbers of devices."""
+"""Below all device numbers."""
 LOGGED_MS: Final = 5 * 60 * 1000
-"""For so long messages are in the log."""
+"""How long messages stay in the log, in milliseconds."""
 MOVED_AT_ONCE: Final = 4 << 20
-"""Bytes in a step of the job: what is there once in the log for many devices is kept for each of
-them then."""
+"""The most bytes that the job moves in one step. One content in the log, shared by many devices, is
+then stored once for each."""
 
 _RAISE: Final = (
     "ON CONFLICT (device_nid) DO UPDATE SET position = excluded.position"
     " WHERE to_device_floors.position < excluded.position"
 )
 _NID: Final = "(SELECT d.device_nid FROM devices AS d WHERE d.user_id = ? AND d.device_id = ?)"
-"""The number of a device."""
+"""Selects the number of a device."""
 
 
 Recipient = tuple[str, str, int]
-"""A device of one of our users: user, device, its number."""
+"""A device of a local user: user ID, device ID, device number."""
 
 
 Recipients = Mapping[str, Recipient]
-"""The devices of a user, by their ids."""
+"""The devices of a user, by device ID."""
 
 
 class KnownDevices(msgspec.Struct, frozen=True, gc=False):
-    """Devices of users, as they were known at some moment."""
+    """Devices of users at one moment."""
 
     users: Mapping[str, Recipients]
     upto: int
-    """The position of the last change that is in them, if it was one of devices."""
+    """The position of the last change of devices that is included."""
 
 
 class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message that waits for a device."""
+    """A queued message for a device."""
 
     position: int
     content: bytes
-    """The event as the device gets it."""
+    """The event as the device receives it."""
 
 
 class NewMessages(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic TO_DEVICE tells: messages that were sent at once, at one position
-    after the other."""
+    """The detail of a change of the topic TO_DEVICE: messages that were sent in one request, at
+    consecutive positions."""
 
     first: int
     opening: bytes
-    """How all of them begin."""
+    """The JSON that all of them begin with."""
     recipients: Sequence[Recipient]
     contents: Sequence[bytes]
-    """What follows, without the end: see `as_event`."""
+    """The JSON after the common beginning, without the closing brace. See `as_event`."""
 
     @property
     def last(self) -> int:
-        """The position of the last of them."""
+        """The position of the last message."""
         return self.first + len(self.contents) - 1
 
 
 class DevicesGone(msgspec.Struct, frozen=True, gc=False):
-    """What a change of the topic DEVICES_GONE tells: devices of the user went, and what waited for
-    them with them."""
+    """The detail of a change of the topic DEVICES_GONE: devices of the user were deleted with their
+    queued messages."""
 
     device_ids: Sequence[str]
 
 
 class ToDeviceStore:
-    """The table of messages to devices."""
+    """Stores to-device messages."""
 
     def __init__(
         self,
@@ -120,34 +121,34 @@ class ToDeviceStore:
         most_waiting: int = MOST_WAITING,
         most_logged: int = MOST_LOGGED,
     ) -> None:
-        """`most_waiting`: for a device, give or take a few hundred and what is in the log."""
+        """`most_waiting`: the most messages for a device, give or take a few hundred and those in
+        the log."""
         self._database = database
         self._most_waiting = most_waiting
         self._most_logged = most_logged
         self._log = LogIndex()
         self._swept = FIRST_NID
-        """The job goes through the floors by the numbers of their devices: up to here it has
-        come."""
+        """The device number up to which the job has processed the floors."""
 
     async def get_messages(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
     ) -> Sequence[DeviceMessage]:
-        """The oldest messages with after < position ≤ up to."""
+        """Return the oldest messages with after < position ≤ upto."""
         return await self._database.read_quickly(
             "get_to_device", self._select, user_id, device_id, after, upto, limit
         )
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
-        """The device has all up to that position."""
+        """Delete the messages of a device up to a position: it has received them."""
         await self._database.write(
-            "remove_to_device", _delete_of, user_id, device_id, upto, self._log.gone_before
+            "remove_to_device", _delete_upto, user_id, device_id, upto, self._log.gone_before
         )
 
     async def remove_few_messages(
         self, user_id: str, device_id: str, first: int, upto: int
     ) -> None:
-        """The device has those from one position to another, of which there are no more than
-        REMOVED_AT_ONCE, as is known. What is before them may be many, below a floor: it is left to
+        """Delete the messages of a device in a range of positions. The range is known to have at
+        most REMOVED_AT_ONCE messages. Earlier ones, which may be many below a floor, are left to
         the job."""
         gone_before = self._log.gone_before
         await self._database.write(
@@ -157,16 +158,16 @@ class ToDeviceStore:
     def get_recipients(
         self, txn: WriteTransaction, user_ids: Collection[str], known: KnownDevices | None = None
     ) -> Mapping[str, Recipients] | None:
-        """The devices of these users; one query.
+        """Return the devices of these users; one query.
 
-        `known`: what was known of them before. None where that holds, as no device came or went
-        since; no query.
+        `known`: an earlier result for these users. Return None if it is still current, because no
+        device was added or deleted since; no query.
         """
         holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
         return None if holds else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
-        """The devices of these users; one query."""
+        """Return the devices of these users; one query."""
         sql = "SELECT user_id, device_id, device_nid FROM devices WHERE user_id IN {keys}"
         return _by_user(user_ids, txn.query_in(sql, user_ids))
 
@@ -178,8 +179,8 @@ class ToDeviceStore:
         contents: Sequence[bytes],
         now_ms: int,
     ) -> None:
-        """Add messages, each at a position of its own, in their order. Each begins with the
-        opening, then comes its content, and then a closing brace."""
+        """Add messages at consecutive positions. Each event is the opening, its content, and a
+        closing brace."""
         if not contents:
             return
         first = txn.next_position(len(contents))
@@ -200,14 +201,15 @@ class ToDeviceStore:
         )
 
     def _insert(self, txn: WriteTransaction, rows: Sequence[tuple[int, int, bytes]]) -> None:
-        """Keep messages by device: position, number of the device, event."""
+        """Store messages by device: position, device number, event."""
         txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), rows)
-        # to count what waits for every device at every message would cost too much
+        # counting the queue at every message would cost too much
         for position, device_nid, _ in rows:
             if position % LOOK_EVERY:
                 continue
             newest_to_go = txn.query_one(
-                "SELECT position FROM to_device_messages WHERE device_nid = ? ORDER BY position DESC LIMIT 1 OFFSET ?",
+                "SELECT position FROM to_device_messages WHERE device_nid = ?"
+                " ORDER BY position DESC LIMIT 1 OFFSET ?",
                 (device_nid, self._most_waiting),
             )
             if newest_to_go is not None:
@@ -216,7 +218,8 @@ class ToDeviceStore:
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Remove what waits for devices that go: a later one of the same id gets none of it."""
+        """Delete the queued messages of deleted devices, so that a later device with the same ID
+        gets none of them."""
         for device_id in device_ids:
             newest = txn.query_one(
                 f"SELECT device_nid, position FROM to_device_messages WHERE device_nid = {_NID}"
@@ -226,18 +229,18 @@ class ToDeviceStore:
             if newest is not None:
                 _delete(txn, *newest)
         if device_ids:
-            gone = DevicesGone(tuple(device_ids))
+            deleted = DevicesGone(tuple(device_ids))
             txn.announce(
-                Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=gone)
+                Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=deleted)
             )
 
     async def count_messages(self) -> int:
-        """How many messages wait; looks at all of them."""
+        """Return the number of queued messages. Reads all of them."""
         return await self._database.read("count_to_device", _count)
 
     async def sweep(self, limit: int, now_ms: int) -> int:
-        """Remove some of what nobody gets any more, and move some of what has been in the log for
-        long; how many."""
+        """Delete some messages that are below a floor, and move some old messages out of the log.
+        Return how many."""
         swept, self._swept = await self._database.write(
             "sweep_to_device", _sweep, limit, self._swept, self._log.gone_before
         )
@@ -250,87 +253,88 @@ class ToDeviceStore:
     ) -> list[DeviceMessage]:
         while True:
             found: dict[int, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
-            of_device = (user_id, device_id)
+            device = (user_id, device_id)
             log = (self._log.upto, self._log.gone_before)
             args = (
-                *of_device,
+                *device,
                 after,
-                *of_device,
+                *device,
                 upto,
                 limit,
                 *log,
-                *of_device,
-                *of_device,
+                *device,
+                *device,
                 POSITION,
             )
             for kind, number, value in txn.query(_SELECT, args):
                 found[kind].append((number, value))
             if not found[_HEAD]:
-                return []  # nothing was written yet
+                return []  # the database is new
             ((head, _),), ((oldest, _),) = found[_HEAD], found[_OLDEST]
             if not self._log.extend(Seen(head, oldest, found[_LOG])):
                 continue
-            messages = [DeviceMessage(*each) for each in sorted(found[_KEPT])]
+            messages = [DeviceMessage(*each) for each in sorted(found[_STORED])]
             if not found[_DEVICE]:
                 return messages
             ((device_nid, _),) = found[_DEVICE]
             floor = max([after, *[position for position, _ in found[_FLOOR]]])
             places = self._log.find(device_nid, floor, min(upto, head), limit)
             if self._log.has_lost(oldest):
-                # another thread has learned meanwhile that rows went, which may have been this
-                # device's
+                # another thread has just learned that rows left the log; they may be this device's
                 continue
             if not places:
                 return messages
             events = to_device_log.select_events(txn, places)
-            gone = [place.row for place in places if place.position not in events]
-            if gone:
-                self._log.forget(max(gone))
+            moved = [place.row for place in places if place.position not in events]
+            if moved:
+                self._log.forget(max(moved))
                 continue
             messages += [DeviceMessage(*event) for event in events.items()]
             return sorted(messages, key=_position)[:limit]
 
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
-        """Keep by device what has been in the log for long; how many messages left it, and the last
-        row."""
+        """Store old messages of the log by device. Return the number of messages that left the log,
+        and its last moved row."""
         oldest = to_device_log.select_oldest(txn, self._log.gone_before, 1 + limit // FEWEST_LOGGED)
-        # what has a time to come is from a clock that was wrong
+        # a time in the future comes from a wrong clock
         old = list(takewhile(lambda row: not now_ms - LOGGED_MS < row.sent_ts <= now_ms, oldest))
         if not old:
             if not oldest:
                 to_device_log.note_empty(txn)
             return 0, 0
-        left = _few(old, limit)
-        waiting = _waiting(txn, chain.from_iterable([row.read() for row in left]))
+        left = _take_rows(old, limit)
+        waiting = _find_undelivered(txn, chain.from_iterable([row.read() for row in left]))
         if waiting:
-            kept = to_device_log.select_waiting(txn, left, waiting)
-            self._insert(txn, sorted(kept, key=itemgetter(1, 0)))
+            undelivered = to_device_log.select_waiting(txn, left, waiting)
+            self._insert(txn, sorted(undelivered, key=itemgetter(1, 0)))
         last = left[-1].first
         to_device_log.remove(txn, last, sum([row.number() for row in left]))
         return limit, last
 
 
-_KEPT, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
+_STORED, _LOG, _OLDEST, _DEVICE, _FLOOR, _HEAD = _KINDS = range(6)
 _SELECT: Final = (
-    f"SELECT {_KEPT}, m.position, m.content FROM ("
+    f"SELECT {_STORED}, m.position, m.content FROM ("
     f"SELECT position, content FROM to_device_messages WHERE device_nid = {_NID} AND position > ?"
-    f" AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.device_nid = {_NID}), 0)"
+    " AND position > coalesce((SELECT f.position FROM to_device_floors AS f"
+    f" WHERE f.device_nid = {_NID}), 0)"
     " AND position <= ? ORDER BY position LIMIT ?) AS m"
     f" UNION ALL SELECT {_LOG}, first_position, devices FROM to_device_log WHERE first_position > ?"
     f" UNION ALL SELECT {_OLDEST}, {OLDEST_ROW}, NULL"
-    f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices WHERE user_id = ? AND device_id = ?"
+    f" UNION ALL SELECT {_DEVICE}, device_nid, NULL FROM devices"
+    " WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_FLOOR}, position, NULL FROM to_device_floors WHERE device_nid = {_NID}"
     f" UNION ALL SELECT {_HEAD}, value, NULL FROM counters WHERE name = ?"
 )
-"""All that is known of a device at one moment, and what is new in the log."""
+"""Reads the messages and the floor of a device at one moment, and new rows of the log."""
 _position: Final = attrgetter("position")
 _user_id: Final = itemgetter(0)
 _nid: Final = itemgetter(2)
 
 
-def _few(rows: Iterable[LogRow], limit: int) -> list[LogRow]:
-    """The first of these rows: so many messages and no more than `MOVED_AT_ONCE`, but one row at
-    least."""
+def _take_rows(rows: Iterable[LogRow], limit: int) -> list[LogRow]:
+    """Return the first rows that have up to `limit` messages and `MOVED_AT_ONCE` bytes, but at
+    least one row."""
     few: list[LogRow] = []
     count = size = 0
     for row in rows:
@@ -352,12 +356,12 @@ def _by_user(user_ids: Iterable[str], rows: Iterable[Recipient]) -> dict[str, di
 def _count(txn: Transaction) -> int:
     row = txn.query_one("SELECT COUNT(*) FROM to_device_messages")
     assert row is not None
-    return int(row[0]) + len(_waiting(txn, to_device_log.select_devices(txn)))
+    return int(row[0]) + len(_find_undelivered(txn, to_device_log.select_devices(txn)))
 
 
-def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
-    """Of messages in the log (position, number of the device) the positions of those that a device
-    still waits for."""
+def _find_undelivered(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
+    """Return the positions of those logged messages (position, device number) that are not yet
+    delivered."""
     messages = list(logged)
     nids = {nid for _, nid in messages}
     floors: dict[int, int] = dict(
@@ -367,35 +371,33 @@ def _waiting(txn: Transaction, logged: Iterable[tuple[int, int]]) -> set[int]:
     )
     above = [(position, nid) for position, nid in messages if position > floors.get(nid, 0)]
     nids = {nid for _, nid in above}
-    there = {
+    existing = {
         nid
         for (nid,) in txn.query_in(
             "SELECT device_nid FROM devices WHERE device_nid IN {keys}", nids
         )
     }
-    return {position for position, nid in above if nid in there}
+    return {position for position, nid in above if nid in existing}
 
 
-def _delete_of(
+def _delete_upto(
     txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int
 ) -> None:
-    """Remove what a device has at or below that position, or have it removed."""
+    """Delete the messages of a device at or below a position, at once or by the job."""
     row = txn.query_one(f"SELECT {_NID}", (user_id, device_id))
     if row is not None and row[0] is not None:
-        upto = min(
-            upto, txn.counter(POSITION)
-        )  # a floor of after all there is would hide what comes
+        upto = min(upto, txn.counter(POSITION))  # a floor above the head would hide future messages
         _delete(txn, row[0], upto)
         _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
 
 
 def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
-    further = txn.query_one(
+    beyond_chunk = txn.query_one(
         "SELECT position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
         " ORDER BY position LIMIT 1 OFFSET ?",
         (device_nid, upto, REMOVED_AT_ONCE),
     )
-    if further is None:
+    if beyond_chunk is None:
         txn.execute_later(
             "DELETE FROM to_device_messages WHERE device_nid = ? AND position <= ?",
             (device_nid, upto),
@@ -412,7 +414,8 @@ def _delete_range(
 ) -> None:
     upto = min(upto, txn.counter(POSITION))
     txn.execute_later(
-        f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ? AND position <= ?",
+        f"DELETE FROM to_device_messages WHERE device_nid = {_NID} AND position >= ?"
+        " AND position <= ?",
         (user_id, device_id, first, upto),
     )
     _set_floor_for_log(txn, user_id, device_id, upto, gone_before)
@@ -421,20 +424,21 @@ def _delete_range(
 def _set_floor_for_log(
     txn: WriteTransaction, user_id: str, device_id: str, upto: int, gone_before: int
 ) -> None:
-    """The device has all up to that position: where there may be something of it in the log, it is
-    not read any more."""
+    """Set the floor of a device that has received everything up to a position, if the log may
+    contain messages for it."""
     txn.execute_later(
-        "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ? FROM devices AS d"
+        "INSERT INTO to_device_floors (device_nid, position) SELECT d.device_nid, ?"
+        " FROM devices AS d"
         f" WHERE d.user_id = ? AND d.device_id = ? AND {OLDEST_ROW} <= ? {_RAISE}",
         (upto, user_id, device_id, gone_before, upto),
     )
 
 
 def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> tuple[int, int]:
-    """Remove what is below the next floors after the device of that number, and those floors that
-    are not needed any more. Whether anything is left to do, and where to go on.
+    """Delete messages below the floors of the next devices, and floors that are not needed any
+    more. Return how much was done, and the device number from which to continue.
 
-    There may be very many floors that stay for minutes: a step looks at so many of them.
+    There may be very many floors that stay for minutes, so a step looks at a limited number.
     """
     (oldest,) = txn.query_one(f"SELECT {OLDEST_ROW}", (gone_before,)) or (None,)
     found = txn.query(
@@ -444,21 +448,21 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
         (swept, limit),
     )
     floors = [(nid, floor) for nid, floor, _ in found]
-    having = [(nid, floor) for nid, floor, has_some in found if has_some]
+    occupied = [(nid, floor) for nid, floor, is_occupied in found if is_occupied]
     below = (
         "SELECT device_nid, position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
     )
-    each = limit // max(1, len(having)) + 1
-    gone = (
-        txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in having])
-        if having
+    each = limit // max(1, len(occupied)) + 1
+    deleted = (
+        txn.query_each(f"{below} ORDER BY position LIMIT ?", [(*floor, each) for floor in occupied])
+        if occupied
         else []
     )
     txn.execute_many(
         "DELETE FROM to_device_messages WHERE device_nid = ? AND position = ?",
-        chain.from_iterable(gone),
+        chain.from_iterable(deleted),
     )
-    left = {nid for (nid, _), rows in zip(having, gone, strict=True) if len(rows) == each}
+    left = {nid for (nid, _), rows in zip(occupied, deleted, strict=True) if len(rows) == each}
     done = [
         (nid,)
         for nid, floor in floors
@@ -469,4 +473,4 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
         return limit, swept
     if len(floors) == limit:
         return limit, floors[-1][0]
-    return (limit if done or having else 0), FIRST_NID
+    return (limit if done or occupied else 0), FIRST_NID

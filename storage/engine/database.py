@@ -1,13 +1,13 @@
-"""The two verbs of storage: `read` and `write`.
+"""The two operations of storage: `read` and `write`.
 
 Laws:
-- `fn(txn, …)` is a plain function. It may be run again (a lost connection, a conflict) and may not
-  wait for anything.
-- Writes of many callers run in one database transaction, each in a savepoint of its own: one that
-  fails harms no other. A write is acknowledged after the commit.
-- What others must hear of is announced through the transaction and published after the commit, in
-  order of position.
-- Positions of the one sequence become visible in order: who reads at N has seen all that is ≤ N.
+- `fn(txn, …)` is a plain function. It may run more than once (a lost connection, a conflict) and
+  must not wait for anything.
+- Writes of many callers run in one database transaction, each in its own savepoint. One that fails
+  harms no other. A write is acknowledged after the commit.
+- Changes are announced through the transaction and published after the commit, in order of
+  position.
+- Positions of the one sequence become visible in order: a reader at N has seen everything up to N.
 """
 
 import time
@@ -60,7 +60,7 @@ DatabaseConfig = SQLiteConfig | PostgresConfig
 
 
 class Database:
-    """An open database with its migrations done. `open_database` makes it."""
+    """An open database whose migrations are done. Created by `open_database`."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class Database:
         clock: Callable[[], float] = time.perf_counter,
         open_readers: Iterable[Connection] = (),
     ) -> None:
-        """`writer` must run one job at a time. `open_readers` are read connections to start
-        with."""
+        """`writer` must run one job at a time. `open_readers` are read connections that are already
+        open."""
         self.engine = engine
         self.streams = streams
         self._readers = readers
@@ -81,7 +81,7 @@ class Database:
         self._observer = observer
         self._clock = clock
         self._idle = deque(open_readers)
-        """Connections for reading that nobody uses; whichever thread needs one takes it."""
+        """Read connections that are not in use. A thread that needs one takes it."""
         self._closed = False
         self._wait_for_nodes: Callable[[int], Awaitable[None]] | None = None
 
@@ -92,8 +92,8 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run a read in the pool of reading threads. `name` (fixed, snake_case) feeds metrics and
-        the slow log.
+        """Run a read in the thread pool. `name` (fixed, snake_case) appears in metrics and the slow
+        log.
 
         All queries of `fn` see the database at one moment.
         """
@@ -106,8 +106,8 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """As `read`, for a function that asks once, or each of whose queries may see the database
-        as it then is: there is no transaction to end."""
+        """As `read`, without a transaction: for a function with one query, or whose queries may
+        each see the current database."""
         return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, False)
 
     async def read_quickly(
@@ -117,10 +117,10 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """As `read`, for a few point reads by key: on SQLite on the calling thread, which costs
-        less than the hop.
+        """As `read`, for a few point reads by key. On SQLite they run on the calling thread, which
+        costs less than the switch to another.
 
-        Each query sees the database as it then is.
+        Each query sees the database at its own moment.
         """
         if not self.engine.reads_on_calling_thread:
             return await self._read_in_pool(
@@ -144,24 +144,24 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Queue a write for the next group commit; returns after it is durable. Raises what `fn`
-        raised.
+        """Queue a write for the next group commit. Returns its result once it is durable. Raises
+        what `fn` raised.
 
-        Raises DatabaseUnavailable when the database could not do it; it may then have been done
-        only if the connection was lost during the commit itself.
+        Raises DatabaseUnavailable if the database could not do it. In that case it is certainly not
+        done, unless the connection was lost during the commit.
         """
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
         write = QueuedWrite(name, fn, args, kwargs, copy_context(), self._clock(), Deferred())
         self._writer.add(write)
         result: T = await write.deferred
-        if write.everywhere and self._wait_for_nodes is not None:
-            await self._wait_for_nodes(write.everywhere)
+        if write.required_position and self._wait_for_nodes is not None:
+            await self._wait_for_nodes(write.required_position)
         return result
 
     def wait_for_nodes(self, wait: Callable[[int], Awaitable[None]]) -> None:
-        """From now on, a write that must hold everywhere is acknowledged after that: it waits until
-        the other nodes have taken in everything up to a position."""
+        """Set the function that waits until the other nodes have applied everything up to a
+        position. From now on a write that must hold on all nodes is acknowledged after it."""
         self._wait_for_nodes = wait
 
     async def connect_node(self) -> NodeCalls | None:
@@ -171,47 +171,48 @@ class Database:
                 "connect_node", lambda _txn: self.engine.connect_node(), (), False
             )
         except self.engine.errors as error:
-            raise DatabaseUnavailable(f"this node cannot hear others: {error}") from error
+            raise DatabaseUnavailable(
+                f"cannot receive notifications of other nodes: {error}"
+            ) from error
 
     async def get_nodes(self) -> set[int]:
-        """The numbers of the nodes that are there, on a database that several share."""
+        """Return the numbers of the running nodes that share this database."""
         return await self.read_quickly("get_nodes", select_nodes)
 
     async def tell_heard(self, node: int, position: int) -> None:
-        """Tell the other nodes that this one has taken in everything up to that position."""
+        """Notify the other nodes that this one has applied everything up to that position."""
         await self.read_quickly("tell_heard", tell_heard, node, position)
 
     async def tell_notes(self, node: int, bodies: Sequence[str]) -> None:
-        """Tell the other nodes what is not kept. See
+        """Send ephemeral messages to the other nodes. See
         `storage.engine.postgres_notify.tell_notes`."""
         await self.read_quickly("tell_notes", tell_notes, node, bodies)
 
     async def empty_log(self) -> bool:
-        """Leave nothing of what was written before in the log beside the database (SQLite's;
-        PostgreSQL's is the operator's), as after a purge. False where others were in the way; it
-        can be tried again."""
+        """Remove old writes from SQLite's write-ahead log, as after a purge. Does nothing on
+        PostgreSQL, whose log is the operator's. Return False if other connections prevented that;
+        it can be tried again."""
         return await self._read_in_pool(
             "empty_log", lambda _txn: self.engine.empty_log(), (), False
         )
 
     async def catch_up(self) -> int:
-        """Let the streams know of what other processes wrote; the position up to which all can be
-        read."""
-        await self.write("catch_up", _nothing)
+        """Let the streams publish what other processes wrote. Return the position up to which
+        everything can be read."""
+        await self.write("catch_up", _write_nothing)
         return self.streams.current()
 
     async def get_head(self) -> int:
-        """Read the position of the latest commit, of any node. Raises DatabaseUnavailable."""
+        """Return the position of the latest commit of any node. Raises DatabaseUnavailable."""
         return await self.read_quickly("get_head", select_head)
 
     async def poll(self) -> None:
-        """As `catch_up`, if there is anything; for asking often."""
+        """As `catch_up`, if there is something new. Cheap enough to call often."""
         if await self.get_head() > self.streams.current():
             await self.catch_up()
 
     async def close(self) -> None:
-        """Finish the writes that wait, then close. What is asked from now on gets
-        DatabaseUnavailable."""
+        """Finish the queued writes, then close. Later calls raise DatabaseUnavailable."""
         if self._closed:
             return
         self._closed = True
@@ -234,14 +235,14 @@ class Database:
     def _run_read(
         self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool
     ) -> tuple[T, int]:
-        """On a reading thread. A read is harmless, so one that lost its connection is run once more
-        on a new one."""
+        """Run a read on a reading thread. If it loses its connection, it runs once more on a new
+        one."""
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
             if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
                 raise
-        # What ended one connection has ended those that idle: the second try is to get a new one.
+        # Whatever ended one connection has ended the idle ones too. The second try needs a new one.
         while self._idle:
             self._close_idle()
         try:
@@ -252,7 +253,7 @@ class Database:
             raise DatabaseUnavailable(f"the read could not be done: {error}") from error
 
     def _close_idle(self) -> None:
-        """Close a connection that idles, if there still is one: other threads take them too."""
+        """Close one idle connection, if there is one. Other threads take them at the same time."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -260,8 +261,8 @@ class Database:
         connection.close()
 
     def _take_reader(self) -> Connection:
-        """A connection for reading that nobody else uses until it is back among those that idle; a
-        new one where there is none."""
+        """Return an idle read connection, or open one. It belongs to the caller until it is back
+        among the idle ones."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -288,7 +289,7 @@ class Database:
 
 
 class _QueuedRead:
-    """A read on its way through a reading thread, and what came of it."""
+    """A read on its way through a reading thread, and its result."""
 
     __slots__ = (
         "_clock",
@@ -312,7 +313,7 @@ class _QueuedRead:
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        """`work`: the result, and how many queries that took."""
+        """`work` returns the result and the number of queries."""
         self.deferred: Deferred[Any] = Deferred()
         self._name = name
         self._work = work
@@ -322,38 +323,37 @@ class _QueuedRead:
         self._queued = clock()
 
     def run(self) -> None:
-        """On a reading thread."""
+        """Run on a reading thread."""
         started = self._clock()
         self._waited = started - self._queued
         try:
             self._result, self._queries = self._work()
-        except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+        except BaseException as error:  # any error goes to the caller; the thread goes on
             self._result, self._queries = Failure(error), 0
         self._took = self._clock() - started
         self._readers.deliver(self._finish)
 
     def _finish(self) -> None:
-        """On the reactor's thread."""
+        """Deliver the result on the reactor thread."""
         self._observer.read_done(self._name, self._waited, self._took, self._queries)
         self.deferred.callback(self._result)
 
 
-def _nothing(txn: WriteTransaction) -> None:
-    """A write that writes nothing: beginning it is enough to learn of others' writes."""
+def _write_nothing(txn: WriteTransaction) -> None:
+    """Write nothing. Beginning a write is enough to learn of the writes of other nodes."""
 
 
 def make_engine(config: DatabaseConfig) -> SQLiteEngine | PostgresEngine:
-    """The engine for a configuration; connects to nothing yet."""
+    """Return the engine for a configuration. Does not connect yet."""
     return SQLiteEngine(config) if isinstance(config, SQLiteConfig) else PostgresEngine(config)
 
 
 def open_database(
     config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None
 ) -> Database:
-    """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
+    """Open and migrate the database, and start its threads. Blocks, so call it at start-up.
 
-    Raises what `storage.engine.migrate.migrate` raises: errors whose text tells the operator what
-    to do.
+    Raises the errors of `storage.engine.migrate.migrate`. Their texts tell the operator what to do.
     """
     engine = make_engine(config)
     position = migrate(engine)

@@ -1,8 +1,8 @@
-"""Where storage's work is done: in threads, or at once.
+"""Executors: run database work in threads, or inline.
 
-An executor runs jobs in the order in which they were submitted (with one thread: one after the
-other) and brings results back to the reactor's thread in the order in which they were delivered.
-Jobs may not raise.
+An executor starts jobs in the order of submission (with one thread: one after the other). It
+delivers results on the reactor thread in the order in which they were handed over. Jobs must not
+raise.
 """
 
 import os
@@ -23,29 +23,29 @@ T = TypeVar("T")
 
 
 class Executor(Protocol):
-    """Runs jobs, and brings what comes of them back."""
+    """Runs jobs and delivers their results."""
 
     def submit(self, job: Callable[[], None]) -> None:
-        """From the reactor's thread: run `job`."""
+        """Run `job`. Called on the reactor thread."""
 
     def deliver(self, call: Callable[[], None]) -> None:
-        """From a job: run `call` on the reactor's thread."""
+        """Run `call` on the reactor thread. Called from a job."""
 
     def close(self) -> Deferred[None]:
-        """Fires when all that was submitted is done and delivered, or when waiting longer makes no
-        sense."""
+        """Close the executor. The Deferred fires when all submitted jobs are done and delivered, or
+        after a timeout."""
 
 
 async def run_in(executor: Executor, work: Callable[[], T]) -> T:
-    """What `work` returns or raises. Whoever waits may be cancelled; the work goes on then, and
-    nobody hears of it."""
+    """Run `work` on the executor and return or raise its result. If the caller is cancelled, the
+    work still completes and its result is dropped."""
     deferred: Deferred[T] = Deferred()
 
     def job() -> None:
         result: T | Failure
         try:
             result = work()
-        except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+        except BaseException as error:  # any error goes to the caller; the thread goes on
             result = Failure(error)
         executor.deliver(lambda: deferred.callback(result))
 
@@ -54,7 +54,7 @@ async def run_in(executor: Executor, work: Callable[[], T]) -> T:
 
 
 class InlineExecutor:
-    """Does everything at once, on the thread that asks: for tests and for command-line tools."""
+    """Runs everything at once on the calling thread. For tests and command-line tools."""
 
     def submit(self, job: Callable[[], None]) -> None:
         job()
@@ -67,7 +67,7 @@ class InlineExecutor:
 
 
 class _Worker:
-    """One thread, as far as others hand it jobs."""
+    """A thread that waits for a job."""
 
     __slots__ = ("job", "wake")
 
@@ -78,54 +78,55 @@ class _Worker:
 
 
 @implementer(IReadDescriptor)
-class _Bell:
-    """Wakes the reactor for one executor. As `callFromThread` does for all the world, but what is
-    to be done then is known, and takes half as many steps on either side; every write and most
-    reads of the database go this way."""
+class _Wakeup:
+    """Wakes the reactor for one executor through a pipe.
 
-    def __init__(self, reactor: IReactorFDSet, answer: Callable[[], None]) -> None:
+    `callFromThread` does the same for any call. Here the call is fixed, which halves the work on
+    both threads; every write and most reads go this way.
+    """
+
+    def __init__(self, reactor: IReactorFDSet, callback: Callable[[], None]) -> None:
         self._reactor = reactor
-        self._answer = answer
-        self._reading, self._writing = os.pipe()
+        self._callback = callback
+        self._read_end, self._write_end = os.pipe()
         os.set_blocking(
-            self._reading, False
-        )  # a reactor may be told of what was at this number before
+            self._read_end, False
+        )  # the reactor may report an event of a descriptor that had this number before
         reactor.addReader(self)
 
-    def ring(self) -> None:
-        """From any thread, not again before the answer, and not after `remove`: the number may be
-        somebody else's then."""
-        os.write(self._writing, b"x")
+    def wake(self) -> None:
+        """Wake the reactor. From any thread. Not again before the callback runs, and not after
+        `remove`, when the descriptor may belong to something else."""
+        os.write(self._write_end, b"x")
 
     def doRead(self) -> None:
         try:
-            os.read(self._reading, 1)
+            os.read(self._read_end, 1)
         except BlockingIOError:
-            return  # it has not rung
-        self._answer()
+            return  # a spurious event
+        self._callback()
 
     def fileno(self) -> int:
-        return self._reading
+        return self._read_end
 
     def logPrefix(self) -> str:
         return "-"
 
     def connectionLost(self, _reason: Failure) -> None:
-        """The reactor has stopped, and listens to nobody any more."""
+        """Do nothing: the reactor has stopped."""
 
     def remove(self) -> None:
-        """It rings no more."""
+        """Remove the pipe from the reactor and close it."""
         self._reactor.removeReader(self)
-        os.close(self._reading)
-        os.close(self._writing)
+        os.close(self._read_end)
+        os.close(self._write_end)
 
 
 class ThreadExecutor:
-    """A fixed number of threads. Of those that are idle the one that worked last works next: what
-    it needs is in the caches.
+    """A fixed number of threads. The idle thread that worked last works next, since its data is in
+    the CPU caches.
 
-    Results that come while the reactor is busy are delivered together: one wake-up of the reactor
-    for all of them.
+    Results that arrive while the reactor is busy are delivered together, with one wake-up.
     """
 
     _log = Logger()
@@ -133,9 +134,9 @@ class ThreadExecutor:
     def __init__(
         self, reactor: ReactorBase, name: str, threads: int, patience: float = 10.0
     ) -> None:
-        """`patience`: how many seconds `close` waits for jobs to end."""
+        """`patience` is the number of seconds that `close` waits for running jobs."""
         self._reactor = reactor
-        self._bell = _Bell(cast(IReactorFDSet, reactor), self._deliver_results)
+        self._wakeup = _Wakeup(cast(IReactorFDSet, reactor), self._deliver_results)
         self._patience = patience
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []
@@ -159,13 +160,13 @@ class ThreadExecutor:
 
     def deliver(self, call: Callable[[], None]) -> None:
         with self._lock:
-            # Both at once: whoever is to ring does it before the reactor takes what it rings for,
-            # which may be the end of the bell.
+            # The result and the flag change together. The thread that has to wake the reactor does
+            # so before the reactor takes this result, which may remove the pipe.
             self._results.append(call)
             if self._woken:
                 return
             self._woken = True
-        self._bell.ring()
+        self._wakeup.wake()
 
     def close(self) -> Deferred[None]:
         with self._lock:
@@ -177,7 +178,7 @@ class ThreadExecutor:
         def give_up(failure: Failure) -> None:
             failure.trap(TookTooLong)
             self._log.warn(
-                "Gave up waiting for work in threads after {seconds} s.", seconds=self._patience
+                "Stopped waiting for database threads after {seconds} s.", seconds=self._patience
             )
 
         return self._ended.addTimeout(self._patience, self._reactor).addErrback(give_up)
@@ -189,7 +190,7 @@ class ThreadExecutor:
         self.deliver(self._thread_ended)
 
     def _next_job(self, worker: _Worker) -> Callable[[], None] | None:
-        """Wait for it; None once there is no more."""
+        """Wait for the next job. Return None when the executor is closed."""
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
@@ -204,16 +205,16 @@ class ThreadExecutor:
         self._running -= 1
         if self._running:
             return
-        self._bell.remove()
-        if not self._ended.called:  # else nobody waits any more
+        self._wakeup.remove()
+        if not self._ended.called:  # `close` may have timed out
             self._ended.callback(None)
 
     def _deliver_results(self) -> None:
         with self._lock:
-            self._woken = False  # what arrives from now on has its own wake-up
+            self._woken = False  # later results need another wake-up
             results, self._results = self._results, []
         for call in results:
             try:
                 call()
-            except BaseException:  # whatever it is: who raises while it is read is read no more
-                self._log.failure("Could not deliver a result of the database.")
+            except BaseException:  # the reactor would drop the pipe
+                self._log.failure("Could not deliver a database result.")

@@ -1,12 +1,12 @@
-"""A bounded cache for what never changes: nothing is invalidated, only forgotten.
+"""A bounded cache of immutable values. Entries are evicted but never invalidated.
 
-It keeps two generations. What is used moves to the young one; when that has half of the permitted
-weight, it becomes the old one and the former old one is forgotten. That forgets nearly what an
-exact order of use would, without keeping one.
+The cache has two generations. A value that is used moves to the young one. When the young one
+reaches half of the maximum weight, it becomes the old one and the former old one is evicted. This
+is close to least recently used, without the bookkeeping.
 
-Threads: `get` touches each dictionary by single operations, which are atomic; what changes a
-generation holds a lock. A reader that races with a change of generations may miss something that is
-there, never find something wrong.
+Threads: `get` uses single dictionary operations, which are atomic. Changing a generation takes a
+lock. A reader that races with a change of generations may miss a cached value, but never gets a
+wrong one.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -18,7 +18,8 @@ V = TypeVar("V")
 
 
 class ImmutableCache(Generic[K, V]):
-    """Up to `max_weight` of values, as `weigh` counts them. No `LRU`: several threads use it."""
+    """Holds values up to `max_weight`, measured by `weigh`. Not an `LRU`: several threads use
+    it."""
 
     def __init__(self, max_weight: int, weigh: Callable[[V], int]) -> None:
         self._half = max_weight // 2
@@ -29,7 +30,7 @@ class ImmutableCache(Generic[K, V]):
         self._weight = 0
 
     def get(self, key: K) -> V | None:
-        """The value, or None if it is not (or no longer) here."""
+        """Return the value, or None if it is not cached."""
         value = self._young.get(key)
         if value is None:
             value = self._old.get(key)
@@ -38,7 +39,7 @@ class ImmutableCache(Generic[K, V]):
         return value
 
     def put_all(self, items: Iterable[tuple[K, V]]) -> None:
-        """Keep these."""
+        """Cache these values."""
         with self._lock:
             for key, value in items:
                 if key not in self._young:
@@ -46,7 +47,7 @@ class ImmutableCache(Generic[K, V]):
                     self._add_weight(self._weigh(value))
 
     def put_if_absent(self, key: K, value: V) -> V:
-        """The value that is here already, else this one, which is kept."""
+        """Return the cached value. If there is none, cache this one and return it."""
         with self._lock:
             present = self._young.get(key)
             if present is None:
@@ -56,7 +57,8 @@ class ImmutableCache(Generic[K, V]):
             return present
 
     def note_growth(self, weight: int) -> None:
-        """A value that only grows (it counts as unchanging too) has become heavier."""
+        """Record that a cached value became heavier. A value that only grows counts as
+        immutable."""
         with self._lock:
             self._add_weight(weight)
 

@@ -1,16 +1,16 @@
-"""What the two databases have in common, as the rest of storage sees them.
+"""The interface to a database engine that the rest of storage uses.
 
-`storage/engine/sqlite.py` and `storage/engine/postgres.py` implement these; SQL is written once,
-with `?` for arguments, and only what stands here may differ between them.
+`storage/engine/sqlite.py` and `storage/engine/postgres.py` implement it. SQL is written once, with
+`?` for arguments. The two databases may differ only in what this module declares.
 
-Laws of SQL that runs on both:
-- `INSERT … ON CONFLICT … DO UPDATE` and `RETURNING` are the same on both, and so are comparison and
-  order of text (by code point: a PostgreSQL database with another collation is refused).
-- Truth is stored as 0 or 1. Bytes go in and come out as `bytes`.
-- A write may not go on after a statement of it has failed (PostgreSQL cannot).
-- U+0000 in text is found again by the same key, but PostgreSQL gives it back as U+10FFFF: what has
-  to be exact is stored as bytes.
-- Whole numbers have 64 bits.
+Rules for SQL that runs on both:
+- `INSERT … ON CONFLICT … DO UPDATE` and `RETURNING` behave the same. Text compares and sorts by
+  code point (a PostgreSQL database with another collation is refused).
+- Truth values are stored as 0 or 1. Bytes go in and come out as `bytes`.
+- A write cannot continue after one of its statements has failed (a PostgreSQL limitation).
+- Text with U+0000 can be looked up by the same key, but PostgreSQL returns U+10FFFF in its place.
+  Text that has to be exact is stored as bytes.
+- Integers have 64 bits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,42 +20,45 @@ SQLValue = str | int | float | bytes | bool | None
 Row = tuple[Any, ...]
 
 LARGEST_CHUNK = 512
-"""How many keys go into one statement of `query_in`."""
+"""The most keys in one statement of `query_in`."""
 
 READ_COUNTERS: Final = "SELECT name, value FROM counters"
-SAVE_COUNTER: Final = "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+SAVE_COUNTER: Final = (
+    "INSERT INTO counters (name, value) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
 
 FOR_ITS_ARGUMENTS: Final = "/* planned for its arguments */ "
-"""Stands before a statement that PostgreSQL is to plan each time, as what is best depends on its
-arguments: how much it joins when it has enough by its LIMIT, what it finds by LIKE. So `DELETE …
-LIMIT ?)` is planned without that word, too."""
+"""Prefix of a statement that PostgreSQL has to plan each time, because the best plan depends on the
+arguments: a join that stops at its LIMIT, a match by LIKE. `DELETE … LIMIT ?)` is planned each time
+without this prefix."""
 
 
-def end_of_beginning(beginning: str) -> str:
-    """The text before which all texts end that begin so: `column >= beginning AND column < end`
-    finds them by an index, as `LIKE` does not. `beginning`: not empty, its last character is not
-    the last one that there is."""
-    return beginning[:-1] + chr(ord(beginning[-1]) + 1)
+def end_of_beginning(prefix: str) -> str:
+    """Return the upper bound of the texts that begin with a prefix. `column >= prefix AND column <
+    bound` can use an index; `LIKE` cannot. The prefix is not empty and does not end in the last
+    code point of Unicode."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 class DatabaseUnavailable(Exception):
-    """The database did not do what it was asked (lost, full, closed, too slow); nothing of this
-    write was acknowledged.
+    """The database could not do the work (lost, full, closed, too slow). Nothing of this write was
+    acknowledged.
 
-    For callers: M_UNKNOWN with status 503. The cause is in `__cause__`, where there is one.
+    Clients get M_UNKNOWN with status 503. The cause, if there is one, is in `__cause__`.
     """
 
 
 class NodeCallsLost(Exception):
-    """The other nodes are not heard any more."""
+    """The connection that receives notifications of other nodes is lost."""
 
 
 class UnsuitableDatabase(Exception):
-    """The database cannot be used as it is; the text says what to do."""
+    """The database cannot be used as it is. The text tells the operator what to do."""
 
 
 class Connection(Protocol):
-    """One connection of one database, used by one thread at a time."""
+    """A connection to a database. Only one thread uses it at a time."""
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]: ...
     def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None: ...
@@ -66,17 +69,18 @@ class Connection(Protocol):
         before: Sequence[SQLValue],
         after: Sequence[SQLValue],
     ) -> list[Row]:
-        """`keys` is not empty and not longer than LARGEST_CHUNK."""
+        """Run `sql` for a list of keys: not empty, at most LARGEST_CHUNK."""
 
     def query_each(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue]
     ) -> list[list[Row]]:
-        """`rows` is not empty and not longer than LARGEST_CHUNK."""
+        """Run `sql` for each row of arguments. `rows` has between 1 and LARGEST_CHUNK rows."""
 
     def query_each_changing(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
-        """`rows` is not empty and not longer than LARGEST_CHUNK; no more rows are found."""
+        """Run `sql` for each row of arguments, then `change` for the rows that it found. `rows` has
+        between 1 and LARGEST_CHUNK rows, and `sql` finds at most that many."""
 
     def query_with(
         self,
@@ -86,110 +90,109 @@ class Connection(Protocol):
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        """`rows` is not empty and not longer than LARGEST_CHUNK; a column has text, or whole
-        numbers."""
+        """Run `sql` with a table of these rows. `rows` has between 1 and LARGEST_CHUNK rows. Each
+        column holds either text or integers."""
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
-        """Run one statement in its order without waiting for its result. A later call may raise its
-        error: `savepoint` at the latest."""
+        """Run one statement, in order, without waiting for its result. A later call may raise its
+        error, `savepoint` at the latest."""
 
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
-        """Likewise; `keys` is not empty and not longer than LARGEST_CHUNK."""
+        """As `execute_later`, for a list of keys: not empty, at most LARGEST_CHUNK."""
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        """As `execute_later`, once for each of the rows."""
+        """As `execute_later`, once for each row."""
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
     ) -> None:
-        """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type
-        BIGINT only."""
+        """Insert new rows in the cheapest way. Integers go into BIGINT columns only."""
 
     def execute_script(self, sql: str) -> None:
-        """Several statements without arguments, inside the transaction that is open."""
+        """Run several statements without arguments inside the open transaction."""
 
     def begin_snapshot(self) -> None:
-        """Until `end`, all queries see the database at one moment."""
+        """Let all queries until `end` see the database at one moment."""
 
     def begin_write(self) -> dict[str, int]:
-        """Begin the one write transaction that may run at a time on all nodes, and set its
-        savepoint. Return the counters."""
+        """Begin a write transaction and set its savepoint. Only one runs at a time across all
+        nodes. Return the counters."""
 
     def begin_migration(self) -> None:
-        """Begin a transaction, once no other process migrates."""
+        """Begin a transaction once no other process migrates."""
 
     def savepoint(self) -> None:
-        """Keep what was done since the last savepoint, and set the next. Raises the errors of
-        statements that were left for later."""
+        """Release the savepoint and set the next. Raises the errors of deferred statements."""
 
     def rollback_to_savepoint(self) -> None:
-        """Undo what was done since the last savepoint."""
+        """Undo everything since the last savepoint."""
 
     def call_nodes(self, position: int) -> None:
-        """With the commit, call the other nodes to take in what is written up to that position,
-        where there may be others."""
+        """Notify the other nodes, with the commit, to apply what is written up to this position.
+        Does nothing where there is only one node."""
 
     def commit(self, counters: Mapping[str, int]) -> None:
-        """Write these counters and commit. When this returns, everything is durable.
+        """Write these counters and commit. Everything is durable when this returns.
 
-        When it raises and `transaction_has_failed` then, a statement before the COMMIT failed, and
-        nothing was committed.
+        When it raises and `transaction_has_failed` is true, a statement before the COMMIT failed
+        and nothing was committed.
         """
 
     def rollback(self) -> None: ...
     def end(self) -> None:
-        """Leave a snapshot."""
+        """End a snapshot."""
 
     def transaction_is_open(self) -> bool:
-        """False where an error ended the whole transaction, or the connection."""
+        """Return False if an error ended the whole transaction or the connection."""
 
     def transaction_has_failed(self) -> bool:
-        """Whether the server has answered that a statement failed, and the transaction can only be
-        rolled back."""
+        """Return whether the server has reported a failed statement, so that the transaction can
+        only be rolled back."""
 
     def is_usable(self) -> bool:
-        """False when the connection is lost and has to be replaced."""
+        """Return False if the connection is lost and has to be replaced."""
 
     def close(self) -> None: ...
 
 
 class NodeCalls(Protocol):
-    """The connection by which a node hears the others call; it is seen to be there while it
-    lives."""
+    """The connection on which a node receives notifications of other nodes. While it is open, the
+    other nodes see this node as present."""
 
     node: int
-    """Its number among them."""
+    """The number of this node."""
 
     def fileno(self) -> int:
-        """The same until `close`, whatever befalls the connection."""
+        """Return a descriptor that stays the same until `close`, even if the connection is lost."""
 
     def take(self) -> Sequence[Any]:
-        """What was called since the last time; waits for nothing. Raises NodeCallsLost."""
+        """Return the notifications received since the last call, without waiting. Raises
+        NodeCallsLost."""
 
     def close(self) -> None: ...
 
 
 class Engine(Protocol):
-    """Opens connections; knows what its errors mean."""
+    """Opens connections and classifies database errors."""
 
     @property
     def name(self) -> str:
-        """`sqlite` or `postgres`: also the infix of a migration's variant."""
+        """`sqlite` or `postgres`. Also the infix of a migration file for this database."""
 
     @property
     def where(self) -> str:
-        """Where the database is, in words for the operator; no secrets."""
+        """The location of the database, in words for the operator. Contains no secrets."""
 
     @property
     def bytes_type(self) -> str:
-        """What `BYTES` in a schema file stands for."""
+        """The SQL type for `BYTES` in a schema file."""
 
     @property
     def errors(self) -> type[Exception]:
-        """The driver's base of all errors."""
+        """The base class of the driver's errors."""
 
     @property
     def reads_on_calling_thread(self) -> bool:
@@ -199,28 +202,30 @@ class Engine(Protocol):
     def reader_threads(self) -> int: ...
     @property
     def readers_at_start(self) -> int:
-        """How many reading connections are opened before they are needed."""
+        """The number of read connections to open at start."""
 
     def connect_reader(self) -> Connection: ...
     def connect_writer(self) -> Connection: ...
     def connect_node(self) -> NodeCalls | None:
-        """None where there are no other nodes. Blocks."""
+        """Open the connection that receives notifications of other nodes. Return None if the
+        database cannot have several nodes. Blocks."""
 
     def is_worth_retrying(self, error: BaseException) -> bool:
-        """Whether the same transaction, run again, may well succeed (a conflict, a connection lost
-        before the commit)."""
+        """Return whether the same transaction may succeed if it runs again: after a conflict, or a
+        connection lost before the commit."""
 
     def is_outage(self, error: BaseException) -> bool:
-        """Whether the database cannot do its work now (a full disk, a lost server), whatever it was
-        asked to do."""
+        """Return whether the database cannot work at present (full disk, lost server), whatever the
+        statement."""
 
     def check(self, connection: Connection) -> None:
-        """Raises UnsuitableDatabase when it is too old or was set up in a way that would lead to
+        """Raise UnsuitableDatabase if the database is too old or has a setting that would lead to
         errors later."""
 
     def empty_log(self) -> bool:
-        """Leave nothing of what was written before in the log beside the database, where that is
-        this program's task; False where others were in the way."""
+        """Remove old writes from the write-ahead log beside the database, if this program is
+        responsible for it. Return False if other connections prevented that."""
 
     def backup_before_migration(self, version: int) -> str | None:
-        """Copy the database aside, where that is this program's task; where the copy is."""
+        """Copy the database, if this program is responsible for backups. Return the path of the
+        copy."""

@@ -1,20 +1,20 @@
-"""Brings a database to the schema of this program: numbered SQL files, forward only.
+"""Migrates a database to the schema of this program: numbered SQL files, forward only.
 
-Each step runs once, in order, in a transaction that also records it in `schema_version`. A step
-is `schema/NNNN_name.sql` for both databases, or `NNNN_name.sqlite.sql` and
-`NNNN_name.postgres.sql`, or both: then the common file runs first. Some words in these files
-stand for SQL that differs between the databases:
+Each step runs once, in order, in a transaction that also records it in `schema_version`. A step is
+`schema/NNNN_name.sql` for both databases, or `NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql`,
+or both: then the common file runs first. Some words in these files stand for SQL that differs
+between the databases:
 
 - `BYTES`: the type for bytes.
-- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then stores the
-  rows by this number and needs no index for it.
+- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows
+  by this number and needs no index for it.
 - `CLUSTERED` (after a table): SQLite stores the rows in the primary key. For tables with short
   rows.
-- `ROOMY` (after a table): PostgreSQL leaves free space in each page, so that rows that change
-  often stay in their page and need no new index entries.
+- `ROOMY` (after a table): PostgreSQL leaves free space in each page, so that rows that change often
+  stay in their page and need no new index entries.
 
 Laws:
-- A file that was released never changes.
+- A released file never changes.
 - An SQLite file that holds data is copied before it is changed.
 - A database with a newer schema is refused and not changed.
 """
@@ -39,8 +39,9 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
 }
 
 _TOO_NEW = (
-    "the database has schema version {version}, and this program knows versions up to {known}. Start the version of "
-    "Mahalla that last used this database, or a newer one; or restore a copy of the database made before the upgrade"
+    "the database has schema version {version}, and this program knows versions up to {known}."
+    " Start the version of Mahalla that last used this database, or a newer one;"
+    " or restore a copy of the database made before the upgrade"
 )
 
 _log = Logger()
@@ -51,12 +52,12 @@ class SchemaTooNew(Exception):
 
 
 class MigrationFailed(Exception):
-    """A step of the migration failed; the database is as it was before that step. The cause is in
+    """A migration step failed. The database is as it was before that step. The cause is in
     `__cause__`."""
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """One step, as text for one of the databases."""
+    """One migration step: its SQL for one of the databases."""
 
     version: int
     name: str
@@ -66,26 +67,28 @@ class Migration(msgspec.Struct, frozen=True):
 def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list[Migration]:
     """Return the steps for a database, in order.
 
-    Raises ValueError when numbers are missing, doubled, or lack this database.
+    Raises ValueError if numbers are missing or duplicate, or a step has no file for this database.
     """
     found: dict[int, Migration] = {}
     numbers: set[int] = set()
-    # a common file sorts before the files of the databases: "0001_a.sql" before "0001_a.sqlite.sql"
+    # a common file sorts first: "0001_a.sql" before "0001_a.sqlite.sql"
     for path in sorted(schema.glob("*.sql"), key=lambda path: path.stem):
         match = _FILE.fullmatch(path.name)
         if match is None:
             raise ValueError(
-                f"{path.name} is not named NNNN_name.sql, NNNN_name.sqlite.sql or NNNN_name.postgres.sql"
+                f"{path.name} is not named NNNN_name.sql, NNNN_name.sqlite.sql"
+                " or NNNN_name.postgres.sql"
             )
         version, name = int(match["version"]), match["name"]
         numbers.add(version)
         if match["engine"] not in (None, engine):
             continue
-        sql = _say_for(engine, bytes_type, path.read_text("utf-8"))
+        sql = _adapt_sql(engine, bytes_type, path.read_text("utf-8"))
         if version in found:
             if found[version].name != name:
                 raise ValueError(
-                    f"there are two schema files with the number {version}: {found[version].name}, {name}"
+                    f"there are two schema files with the number {version}:"
+                    f" {found[version].name}, {name}"
                 )
             sql = f"{found[version].sql}\n{sql}"
         found[version] = Migration(version, name, sql)
@@ -97,16 +100,16 @@ def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list
     return steps
 
 
-def _say_for(engine: str, bytes_type: str, sql: str) -> str:
+def _adapt_sql(engine: str, bytes_type: str, sql: str) -> str:
     words = {"BYTES": bytes_type, **_WORDS[engine]}
     return _WORD.sub(lambda word: words[word[0].strip()], sql)
 
 
 def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
-    """Bring the database up to date; the position of its one sequence. Blocks.
+    """Migrate the database. Return the position of its one sequence. Blocks.
 
     Several processes may start at once: one migrates and the others wait for it. Raises
-    DatabaseUnavailable when the database cannot be reached, UnsuitableDatabase, SchemaTooNew,
+    DatabaseUnavailable if the database cannot be reached, UnsuitableDatabase, SchemaTooNew,
     MigrationFailed.
     """
     steps = find_migrations(engine.name, engine.bytes_type, schema)
@@ -137,7 +140,8 @@ def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
 
 def _version(connection: Connection) -> int:
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS schema_version"
+        " (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)",
         (),
     )
     row = connection.query_one("SELECT COALESCE(MAX(version), 0) FROM schema_version", ())
@@ -147,7 +151,7 @@ def _version(connection: Connection) -> int:
 def _run_step(engine: Engine, connection: Connection, step: Migration, *, is_new: bool) -> None:
     try:
         connection.begin_migration()
-        if _version(connection) < step.version:  # else another process did it while this one waited
+        if _version(connection) < step.version:  # else another process migrated first
             connection.execute_script(step.sql)
             connection.execute(
                 "INSERT INTO schema_version (version, name) VALUES (?, ?)",
@@ -157,7 +161,7 @@ def _run_step(engine: Engine, connection: Connection, step: Migration, *, is_new
     except engine.errors as error:
         connection.rollback()
         raise MigrationFailed(
-            f"the step {step.version:04}_{step.name} of the migration failed: {error}"
+            f"the migration step {step.version:04}_{step.name} failed: {error}"
         ) from error
     if not is_new:
         _log.info(

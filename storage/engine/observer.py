@@ -1,28 +1,27 @@
-"""What storage tells about its own work: for metrics, the slow log, and tests that count queries.
+"""Reports the work of storage: for metrics, the slow log, and tests that count queries.
 
-All times are seconds. Everything is told on the reactor's thread.
+All times are seconds. All calls are made on the reactor thread.
 """
 
 from typing import Protocol
 
 
 class Observer(Protocol):
-    """Hears of every piece of work. May not raise or block."""
+    """Is notified of each piece of work. Must not raise or block."""
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
-        """A read waited for a thread, then ran (or failed)."""
+        """A read waited for a thread, then ran or failed."""
 
     def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
-        """A write waited for its batch, then ran (or failed); its commit is told by
-        `batch_done`."""
+        """A write waited for its batch, then ran or failed. `batch_done` reports its commit."""
 
     def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
-        """A batch of writes was committed, in `took` seconds of which `committing` for the
-        commit."""
+        """A batch of writes was committed in `took` seconds, of which the commit took
+        `committing`."""
 
 
 class SilentObserver:
-    """Does not listen."""
+    """Ignores everything."""
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         return

@@ -1,12 +1,10 @@
-"""PostgreSQL: the database that several nodes share. For PostgreSQL 13 and later, by psycopg2.
+"""PostgreSQL: the database that several nodes share. For PostgreSQL 13 and later, through psycopg2.
 
-Connections are in autocommit mode and transactions are begun by hand, so that BEGIN, SAVEPOINT,
-RELEASE and statements without a needed result travel in the same message as the statement that
-follows.
+Connections are in autocommit mode and this module sends BEGIN itself. So BEGIN, SAVEPOINT, RELEASE
+and statements without a needed result travel in the same message as the next statement.
 
 A writer holds an advisory lock from begin to commit. Nodes write one after the other, so positions
-of the one sequence are committed in their order, and writers never wait for each other's rows in a
-circle.
+of the one sequence are committed in order, and writers cannot deadlock on row locks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,46 +31,47 @@ from storage.engine.interface import (
 )
 from storage.engine.postgres_config import PostgresConfig, describe
 from storage.engine.postgres_errors import is_outage, is_worth_retrying
-from storage.engine.postgres_notify import CHANNEL, PostgresNodeCalls, changed_payload
+from storage.engine.postgres_notify import CHANNEL, PostgresNodeCalls, confirmed_write_payload
 from storage.engine.postgres_statements import (
     WRITE_LOCK,
     adapt,
-    arrays_of,
+    array_parameters,
     column_types,
-    columns_of,
-    for_each,
-    for_each_changing,
-    for_keys,
-    values_of,
+    expand_keys,
+    make_lateral_change,
+    make_lateral_query,
+    split_values,
+    transpose,
 )
 from storage.engine.postgres_values import BYTES, encode_rows
-from storage.engine.prepared import NUMBERS, Argument, NumberArray, Prepared
+from storage.engine.prepared import NUMERIC_TYPES, Argument, NumberArray, Prepared
 
-LOCK = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})".encode()
+_TAKE_WRITE_LOCK = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})".encode()
 MIGRATION_LOCK = WRITE_LOCK + 1
 
-FEWEST_COPIED = 4
-"""Rows from which on COPY, which takes a round trip more, costs less than INSERT; up to there each
-has its own statement."""
-AT_ONCE = 500
-"""Rows that travel in one message."""
+MIN_COPY_ROWS = 4
+"""The number of rows from which COPY costs less than INSERT. COPY needs one more round trip. Fewer
+rows are inserted by a statement each."""
+ROWS_PER_MESSAGE = 500
+"""The most rows in one message."""
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
-"""Those that order text by code point, as SQLite does, and do so for ever."""
+"""The collations that order text by code point, as SQLite does, and never change."""
 
 
 class PostgresConnection:
     """A connection to the server. See `storage.engine.interface.Connection`."""
 
-    __slots__ = ("_connection", "_cursor", "_info", "_prepared", "_waiting")
+    __slots__ = ("_connection", "_cursor", "_deferred", "_info", "_prepared")
 
     def __init__(self, opened: connection) -> None:
         self._connection = opened
         self._cursor = opened.cursor()
         self._info = opened.info
         self._prepared = Prepared()
-        self._waiting: list[bytes] = []
-        """Statements whose results nobody needs: they are sent with the next one."""
+        self._deferred: list[bytes] = []
+        """Deferred statements, whose results are not needed. They are sent with the next
+        statement."""
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
         self._run(sql, adapt(args))
@@ -89,7 +88,7 @@ class PostgresConnection:
         before: Sequence[SQLValue],
         after: Sequence[SQLValue],
     ) -> list[Row]:
-        self._run(*for_keys(sql, keys, before, after))
+        self._run(*expand_keys(sql, keys, before, after))
         return self._cursor.fetchall()
 
     def query_each(
@@ -98,18 +97,19 @@ class PostgresConnection:
         if len(rows) == 1:
             return [self.query(sql, (*before, *rows[0]))]
         self._run(
-            for_each(sql, column_types(rows[0]), len(before)), (*columns_of(rows), *adapt(before))
+            make_lateral_query(sql, column_types(rows[0]), len(before)),
+            (*transpose(rows), *adapt(before)),
         )
-        return self._found(len(rows))
+        return self._group_by_row(len(rows))
 
     def query_each_changing(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         self._run(
-            for_each_changing(sql, column_types(rows[0]), change),
-            (*columns_of(rows), *adapt(before)),
+            make_lateral_change(sql, column_types(rows[0]), change),
+            (*transpose(rows), *adapt(before)),
         )
-        return self._found(len(rows))
+        return self._group_by_row(len(rows))
 
     def query_with(
         self,
@@ -119,10 +119,10 @@ class PostgresConnection:
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        table = f"SELECT * FROM unnest({arrays_of(column_types(rows[0]))})"
+        table = f"SELECT * FROM unnest({array_parameters(column_types(rows[0]))})"
         self._run(
             f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}",
-            (*columns_of(rows), *adapt(args)),
+            (*transpose(rows), *adapt(args)),
         )
         return self._cursor.fetchall()
 
@@ -131,37 +131,37 @@ class PostgresConnection:
         return self._cursor.rowcount
 
     def execute_later(self, sql: str, args: Sequence[SQLValue]) -> None:
-        self._leave(sql, adapt(args))
+        self._defer(sql, adapt(args))
 
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue]
     ) -> None:
-        self._leave(*for_keys(sql, keys, before, ()))
+        self._defer(*expand_keys(sql, keys, before, ()))
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         coming = iter(map(adapt, rows))
-        first = list(islice(coming, FEWEST_COPIED))
-        values = values_of(sql) if len(first) == FEWEST_COPIED else None
-        together = first + list(islice(coming, AT_ONCE - FEWEST_COPIED))
+        first = list(islice(coming, MIN_COPY_ROWS))
+        values = split_values(sql) if len(first) == MIN_COPY_ROWS else None
+        together = first + list(islice(coming, ROWS_PER_MESSAGE - MIN_COPY_ROWS))
         while together:
             if values is None:
-                self._waiting += [
-                    self._cursor.mogrify(self._find(sql, args), args) for args in together
+                self._deferred += [
+                    self._cursor.mogrify(self._prepare(sql, args), args) for args in together
                 ]
             else:
                 before, row, after = values
                 listed = b",".join([self._cursor.mogrify(row, args) for args in together])
-                self._waiting.append(b"%b%b%b" % (before, listed, after))
-            if len(together) < AT_ONCE:
-                return  # the last of them go with what follows
+                self._deferred.append(b"%b%b%b" % (before, listed, after))
+            if len(together) < ROWS_PER_MESSAGE:
+                return  # sent with the next statement
             self._flush()
-            together = list(islice(coming, AT_ONCE))
+            together = list(islice(coming, ROWS_PER_MESSAGE))
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
     ) -> None:
         names = ", ".join(columns)
-        if len(rows) < FEWEST_COPIED:
+        if len(rows) < MIN_COPY_ROWS:
             self.execute_many(
                 f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows
             )
@@ -176,10 +176,10 @@ class PostgresConnection:
         self._cursor.execute(sql)
 
     def begin_snapshot(self) -> None:
-        self._waiting = [b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
+        self._deferred = [b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"]
 
     def end(self) -> None:
-        self._waiting.clear()
+        self._deferred.clear()
         if self._connection.closed == 0 and self._info.transaction_status in (
             TRANSACTION_STATUS_INTRANS,
             TRANSACTION_STATUS_INERROR,
@@ -187,8 +187,8 @@ class PostgresConnection:
             self._cursor.execute("ROLLBACK")
 
     def begin_write(self) -> dict[str, int]:
-        # a statement after the one that waits for the lock: it sees what was committed meanwhile
-        self._waiting = [b"BEGIN", LOCK, b"SAVEPOINT one"]
+        # a separate statement after the wait for the lock: it sees what was committed meanwhile
+        self._deferred = [b"BEGIN", _TAKE_WRITE_LOCK, b"SAVEPOINT one"]
         self._send(READ_COUNTERS.encode())
         return dict(self._cursor.fetchall())
 
@@ -199,28 +199,30 @@ class PostgresConnection:
         )
 
     def savepoint(self) -> None:
-        self._waiting.append(b"RELEASE SAVEPOINT one")
+        self._deferred.append(b"RELEASE SAVEPOINT one")
         self._send(b"SAVEPOINT one")
 
     def rollback_to_savepoint(self) -> None:
-        self._waiting.clear()
+        self._deferred.clear()
         self._cursor.execute("ROLLBACK TO SAVEPOINT one")
 
     def call_nodes(self, position: int) -> None:
-        self._waiting.append(
-            self._cursor.mogrify("SELECT pg_notify(%s, %s)", (CHANNEL, changed_payload(position)))
+        self._deferred.append(
+            self._cursor.mogrify(
+                "SELECT pg_notify(%s, %s)", (CHANNEL, confirmed_write_payload(position))
+            )
         )
 
     def commit(self, counters: Mapping[str, int]) -> None:
         for counter in counters.items():
-            self._leave(SAVE_COUNTER, counter)
+            self._defer(SAVE_COUNTER, counter)
         self._send(b"COMMIT")
         if self._cursor.statusmessage != "COMMIT":
-            # A transaction in which a statement failed is rolled back by COMMIT, without an error.
+            # COMMIT of a failed transaction rolls it back without an error.
             raise DatabaseUnavailable("the transaction had failed before its commit")
 
     def rollback(self) -> None:
-        self.end()  # where the server knows of no transaction, it would warn in its log
+        self.end()  # without an open transaction, the server would log a warning
 
     def transaction_is_open(self) -> bool:
         return self._connection.closed == 0 and self._info.transaction_status in (
@@ -240,53 +242,53 @@ class PostgresConnection:
     def close(self) -> None:
         self._connection.close()
 
-    def _found(self, number: int) -> list[list[Row]]:
-        """What `for_each` found for so many rows."""
+    def _group_by_row(self, number: int) -> list[list[Row]]:
+        """Return the rows that `make_lateral_query` found, grouped by row of arguments."""
         found: list[list[Row]] = [[] for _ in range(number)]
         for row in self._cursor.fetchall():
             found[row[0] - 1].append(row[1:])
         return found
 
-    def _find(self, sql: str, args: Sequence[Argument]) -> str:
-        """The text that runs a statement; prepares it first where that is due."""
+    def _prepare(self, sql: str, args: Sequence[Argument]) -> str:
+        """Return the text that executes a statement. Prepares it first if necessary."""
         before, text = self._prepared.find(sql, args)
         if before:
-            self._waiting.append(before.encode())
+            self._deferred.append(before.encode())
             self._flush()
             self._prepared.keep(sql, args, text)
         return text
 
-    def _leave(self, sql: str, args: Sequence[Argument]) -> None:
-        """Let a statement wait for the next one."""
-        self._waiting.append(self._write(self._find(sql, args), args))
+    def _defer(self, sql: str, args: Sequence[Argument]) -> None:
+        """Defer a statement to the next message."""
+        self._deferred.append(self._fill_in(self._prepare(sql, args), args))
 
-    def _write(self, text: str, args: Sequence[Argument]) -> bytes:
-        """A statement with its arguments. Numbers stand for themselves: the driver looks long for
-        what each is to be."""
-        if args and NUMBERS.issuperset(map(type, args)):
+    def _fill_in(self, text: str, args: Sequence[Argument]) -> bytes:
+        """Return a statement with its arguments filled in. Numbers are formatted here, which is
+        faster than the driver's adaptation."""
+        if args and NUMERIC_TYPES.issuperset(map(type, args)):
             return (
                 text % tuple([f"'{each}'" if type(each) is NumberArray else each for each in args])
             ).encode()
         return self._cursor.mogrify(text, args)
 
     def _run(self, sql: str, args: Sequence[Argument]) -> None:
-        text = self._find(sql, args)
-        if self._waiting:
-            # What waits is spent only once the text is complete: an argument that cannot be sent
-            # leaves it.
-            self._send(self._write(text, args))
+        text = self._prepare(sql, args)
+        if self._deferred:
+            # Fill in the text first: an argument that cannot be sent must not drop the deferred
+            # statements.
+            self._send(self._fill_in(text, args))
         else:
             self._cursor.execute(text, args)
 
     def _send(self, last: bytes) -> None:
-        """Send the waiting statements and this one as one message."""
-        message = b"; ".join((*self._waiting, last))
-        self._waiting.clear()
+        """Send the deferred statements and this one as one message."""
+        message = b"; ".join((*self._deferred, last))
+        self._deferred.clear()
         self._cursor.execute(message)
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._send(self._waiting.pop())
+        if self._deferred:
+            self._send(self._deferred.pop())
 
 
 class PostgresEngine:
@@ -312,10 +314,10 @@ class PostgresEngine:
         return self._connect({"default_transaction_read_only": "on"})
 
     def connect_writer(self) -> Connection:
-        patience = int(self._config.write_lock_timeout * 1000)
-        settings = {"lock_timeout": patience, "idle_in_transaction_session_timeout": patience // 3}
-        # after the wait for the lock a statement must see what others committed, whatever the
-        # default of the role
+        timeout = int(self._config.write_lock_timeout * 1000)
+        settings = {"lock_timeout": timeout, "idle_in_transaction_session_timeout": timeout // 3}
+        # after the wait for the lock, a statement must see what other nodes committed, whatever the
+        # role's default
         return self._connect({**settings, "default_transaction_isolation": "read\\ committed"})
 
     def connect_node(self) -> NodeCalls | None:
@@ -329,8 +331,8 @@ class PostgresEngine:
 
     def check(self, connection: Connection) -> None:
         row = connection.query_one(
-            "SELECT current_setting('server_version_num')::int, pg_encoding_to_char(encoding), datcollate "
-            "FROM pg_database WHERE datname = current_database()",
+            "SELECT current_setting('server_version_num')::int, pg_encoding_to_char(encoding),"
+            " datcollate FROM pg_database WHERE datname = current_database()",
             (),
         )
         version, encoding, collation = row or (0, "", "")
@@ -340,21 +342,22 @@ class PostgresEngine:
             )
         if encoding != "UTF8" or collation.upper() not in _COLLATIONS:
             raise UnsuitableDatabase(
-                f"{self.where} has encoding {encoding} and collation {collation}, and needs UTF8 and C: make it with "
-                "CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+                f"{self.where} has encoding {encoding} and collation {collation},"
+                " but needs UTF8 and C: create it with CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C'"
+                " TEMPLATE template0"
             )
 
     def empty_log(self) -> bool:
-        return True  # it has none beside itself that is this program's task
+        return True  # the server manages its own log
 
     def backup_before_migration(self, version: int) -> str | None:
-        return None  # the operator's own backups of the server; a migration that fails is undone
+        return None  # the operator makes backups; a failed migration is rolled back
 
     def _connect(self, settings: dict[str, str | int]) -> PostgresConnection:
         return PostgresConnection(self.open(settings))
 
     def open(self, settings: Mapping[str, str | int]) -> connection:
-        """The driver's connection, in autocommit mode; `settings` are the server's, for this
+        """Open a driver connection in autocommit mode. `settings` are server settings of this
         session."""
         opened = psycopg2.connect(describe(self._config, settings))
         opened.autocommit = True

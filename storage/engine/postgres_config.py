@@ -1,5 +1,5 @@
-"""Where the PostgreSQL server is, and how a session there is to be: time limits, plans, signs of
-life."""
+"""Configuration of the PostgreSQL server, and the connection string of a session: timeouts, plans,
+keepalives."""
 
 from collections.abc import Mapping
 
@@ -8,38 +8,37 @@ from psycopg2.extensions import make_dsn
 
 
 class PostgresConfig(msgspec.Struct, frozen=True):
-    """Where the server is, and how much of it this process uses."""
+    """The location of the server, and limits for this process."""
 
     connect: Mapping[str, str | int]
-    """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
+    """Connection parameters of libpq: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
     pool_min: int = 1
-    """Reading connections that are opened at start."""
+    """Read connections that are opened at start."""
     pool_max: int = 8
-    """Reading connections at most, each with its thread."""
+    """The most read connections, each with its own thread."""
     statement_timeout: float = 60.0
-    """Seconds after which the server gives up a statement."""
+    """Seconds after which the server cancels a statement."""
     write_lock_timeout: float = 30.0
-    """Seconds a batch waits for another node's. The server ends a batch whose node is silent for a
-    third of that (it hangs, and what it holds others wait for), so that who waits for it does not
-    give up first."""
+    """Seconds that a batch waits for the write lock of another node. The server ends a batch whose
+    node is silent for a third of this time. So a hanging node loses the lock before the waiting
+    nodes time out."""
 
 
 def describe(config: PostgresConfig, settings: Mapping[str, str | int]) -> str:
-    """What libpq is to connect to; `settings` are the server's, for this session."""
+    """Return the connection string for libpq. `settings` are server settings of this session."""
     settings = {
         "statement_timeout": int(config.statement_timeout * 1000),
         "bytea_output": "hex",
         "standard_conforming_strings": "on",
         "jit": "off",
-        # one plan for all arguments: the statements are written for that, since SQLite knows no
-        # other
+        # one plan for all arguments: the statements are written for it, as SQLite has nothing else
         "plan_cache_mode": "force_generic_plan",
         **settings,
     }
     parameters: dict[str, str | int] = {
         "application_name": "mahalla",
         "connect_timeout": 5,
-        # A node must notice within half a minute that the server is gone without a word.
+        # A node must notice within half a minute that the server has silently disappeared.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,

@@ -1,17 +1,16 @@
-"""What PostgreSQL's errors mean: whether to try again, and whether the database cannot do its work
-now."""
+"""Classifies PostgreSQL errors: whether to retry, and whether the database is unavailable."""
 
 import psycopg2
 from psycopg2 import errorcodes
 
 _RETRIED_CLASSES = ("40", "08", "57P0", "0A000", "26000")
-"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting
-down or starting, a table that another program changed under a prepared statement (a new connection
-has none), what was prepared is gone (`DISCARD ALL`)."""
+"""Prefixes of SQLSTATEs: conflict between transactions, lost connection, server shutting down or
+starting, a table that another program changed under a prepared statement (a new connection has
+none), a lost prepared statement (`DISCARD ALL`)."""
 
 _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
-"""Lost connection, no room or memory, an operator's intervention, an error of the system, lock
-timeout."""
+"""Prefixes of SQLSTATEs: lost connection, insufficient resources, operator intervention, system
+error, lock timeout."""
 
 
 def is_worth_retrying(error: BaseException) -> bool:
@@ -19,7 +18,7 @@ def is_worth_retrying(error: BaseException) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     if error.pgcode is None:
-        # Of a message that could not be sent the driver says no more than that it is an error.
+        # For a message that could not be sent, the driver raises a plain DatabaseError.
         is_unsent = type(error) is psycopg2.DatabaseError
         return is_unsent or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
     return (

@@ -1,10 +1,9 @@
-"""How nodes on one PostgreSQL call one another, for what may not wait until they ask: NOTIFY, heard
-by a connection of each node.
+"""Notifications between nodes that share a PostgreSQL database, by LISTEN and NOTIFY.
 
-A write that has to hold on all nodes before it is acknowledged calls as it commits; each node
-answers once it has taken in what was written. Who is there is seen by a lock that each node holds
-as long as its connection lives. What is not kept at all, as who types, goes from node to node as
-notes.
+A write that has to hold on all nodes before it is acknowledged notifies them with its commit. Each
+node answers once it has applied what was written. Each node holds an advisory lock while its
+connection lives; the locks show which nodes are running. Ephemeral messages, such as typing, are
+sent as notifications only and are not stored.
 """
 
 import os
@@ -21,27 +20,27 @@ from storage.engine.transaction import Transaction
 
 CHANNEL: Final = "mahalla"
 LOCK_CLASS: Final = 0x4D61_686E
-"""The first key of the lock of each node ("Mahn" in ASCII); the second is the node's number."""
+"""The first key of each node's lock ("Mahn" in ASCII). The second key is the node's number."""
 _CHANGED: Final = "changed"
 _HEARD: Final = "heard"
 _NOTE: Final = "note"
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """What was written at that position must hold everywhere."""
+    """The write at this position must hold on all nodes before it is acknowledged."""
 
     position: int
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """A node has taken in everything up to that position."""
+    """A node has applied everything up to this position."""
 
     node: int
     position: int
 
 
 class Note(msgspec.Struct, frozen=True):
-    """A node tells the others something that is not kept; the body is theirs to read."""
+    """An ephemeral message of a node to the others. The receiver parses the body."""
 
     node: int
     body: str
@@ -51,7 +50,7 @@ Call = Changed | Heard | Note
 
 
 class PostgresNodeCalls:
-    """The connection by which this node hears the others. See
+    """The connection on which this node receives notifications. See
     `storage.engine.interface.NodeCalls`."""
 
     def __init__(self, opened: connection) -> None:
@@ -66,8 +65,8 @@ class PostgresNodeCalls:
                 row = cursor.fetchone()
                 is_mine = row is not None and bool(row[0])
             cursor.execute(f"LISTEN {CHANNEL}")
-        # a descriptor of our own: libpq closes its own when the connection is lost, and whoever
-        # watches it must take it out first
+        # our own descriptor: libpq closes its own when the connection is lost, but the reactor has
+        # to remove it first
         self._descriptor = os.dup(opened.fileno())
 
     def fileno(self) -> int:
@@ -78,9 +77,9 @@ class PostgresNodeCalls:
             self._connection.poll()
         except psycopg2.Error as error:
             raise NodeCallsLost(str(error).strip()) from error
-        came = [parse_call(notice.payload) for notice in self._connection.notifies]
+        calls = [parse_call(notice.payload) for notice in self._connection.notifies]
         self._connection.notifies.clear()
-        return [call for call in came if call is not None]
+        return [call for call in calls if call is not None]
 
     def close(self) -> None:
         self._connection.close()
@@ -88,7 +87,7 @@ class PostgresNodeCalls:
 
 
 def parse_call(payload: str) -> Call | None:
-    """What a node said; None for what none of this version says."""
+    """Parse a notification. Return None for one that this version does not know."""
     match payload.split(" ", 2):
         case [word, position] if word == _CHANGED and _is_number(position):
             return Changed(int(position))
@@ -99,29 +98,29 @@ def parse_call(payload: str) -> Call | None:
     return None
 
 
-def changed_payload(position: int) -> str:
-    """What `parse_call` makes a `Changed` of."""
+def confirmed_write_payload(position: int) -> str:
+    """Return the payload that `parse_call` parses as `Changed`."""
     return f"{_CHANGED} {position}"
 
 
 def tell_heard(txn: Transaction, node: int, position: int) -> None:
-    """Tell the others that this node has taken in everything up to that position."""
+    """Notify the other nodes that this one has applied everything up to this position."""
     txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_HEARD} {node} {position}"))
 
 
 def tell_notes(txn: Transaction, node: int, bodies: Sequence[str]) -> None:
-    """Tell the others what is not kept: less than 8,000 bytes each, this node's number and a word
-    included."""
+    """Send ephemeral messages to the other nodes. Each payload, with the node's number and a word,
+    has less than 8,000 bytes."""
     for body in bodies:
         txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_NOTE} {node} {body}"))
 
 
 def select_nodes(txn: Transaction) -> set[int]:
-    """The numbers of the nodes that are there."""
+    """Return the numbers of the running nodes."""
     rows = txn.query(
         "SELECT l.objid::bigint FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
-        " WHERE d.datname = current_database() AND l.locktype = 'advisory' AND l.classid::bigint = ? AND l.objsubid = 2"
-        " AND l.granted",
+        " WHERE d.datname = current_database() AND l.locktype = 'advisory'"
+        " AND l.classid::bigint = ? AND l.objsubid = 2 AND l.granted",
         (LOCK_CLASS,),
     )
     return {node for (node,) in rows}

@@ -1,7 +1,6 @@
-"""What our statements are on PostgreSQL: lists of keys, rows of arguments, and values as it takes
-them.
+"""Converts our statements for PostgreSQL: lists of keys, rows of arguments, and values.
 
-SQLite takes the same statements as they are, once for each row; see `storage/engine/interface.py`.
+SQLite runs the same statements unchanged, once for each row. See `storage/engine/interface.py`.
 """
 
 import re
@@ -9,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from storage.engine.interface import SQLValue
-from storage.engine.prepared import Argument, array_of, with_places
+from storage.engine.prepared import Argument, make_array, with_placeholders
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """Key of the advisory lock that a writer holds from begin to commit ("Mahalla" in ASCII)."""
 
 NOT_TEXT = "\U0010ffff"
-"""Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps
-free of characters."""
+"""Replaces U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode never
+assigns to a character."""
 
 _VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
 
@@ -24,13 +23,13 @@ _KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
 
 
 def _with_any(sql: str) -> str:
-    """The statement with one argument for its list of keys."""
+    """Return the statement with one array argument for its list of keys."""
     return _with_keys(sql, "= ANY(?)")
 
 
 def _with_one(sql: str) -> str:
-    """The statement for one key. To the planner a list may always be a long one, so that it would
-    plan a prepared statement anew each time."""
+    """Return the statement for a single key. For an array the planner would assume a long list, and
+    plan a prepared statement again each time."""
     return _with_keys(sql, "= ?")
 
 
@@ -42,38 +41,41 @@ def _with_keys(sql: str, keys: str) -> str:
     return replaced
 
 
-def for_keys(
+def expand_keys(
     sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
 ) -> tuple[str, Sequence[Argument]]:
-    """The statement for a list of keys, and its arguments."""
+    """Return the statement for a list of keys, and its arguments."""
     if len(keys) == 1:
         return _with_one(sql), (*adapt(before), *adapt(keys), *adapt(after))
-    return _with_any(sql), (*adapt(before), array_of(_adapt_column(keys)), *adapt(after))
+    return _with_any(sql), (*adapt(before), make_array(_adapt_column(keys)), *adapt(after))
 
 
 @lru_cache(maxsize=1024)
-def for_each(sql: str, types: tuple[str, ...], before: int = 0) -> str:
-    """One statement for many rows of arguments, which are given as columns; it finds the number of
-    the row first. After the columns come so many arguments that stand before those of each row."""
+def make_lateral_query(sql: str, types: tuple[str, ...], before: int = 0) -> str:
+    """Return one statement for many rows of arguments, which are passed as columns. Its first
+    result column is the number of the row. After the columns come the `before` arguments, which
+    precede those of each row."""
     parts = sql.split("?")
     each = "?".join(parts[: before + 1])
     each += "".join(f"wanted.a{at}{part}" for at, part in enumerate(parts[before + 1 :]))
     names = ", ".join(f"a{at}" for at in range(len(types)))
     return (
-        f"SELECT wanted.nr, found.* FROM unnest({arrays_of(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
+        f"SELECT wanted.nr, found.* FROM unnest({array_parameters(types)})"
+        f" WITH ORDINALITY AS wanted ({names}, nr)"
         f" CROSS JOIN LATERAL ({each}) AS found"
     )
 
 
 @lru_cache(maxsize=1024)
-def for_each_changing(sql: str, types: tuple[str, ...], change: str) -> str:
-    """Likewise, with a change of what is found. All of a statement sees the tables as they were
-    before it."""
+def make_lateral_change(sql: str, types: tuple[str, ...], change: str) -> str:
+    """Return a statement as from `make_lateral_query` that also changes the rows it finds. All
+    parts of a statement see the tables as they were before it."""
     changed = _with_keys(change, "IN (SELECT found_key FROM found)")
-    return f"WITH found AS MATERIALIZED ({for_each(sql, types)}), changed AS ({changed}) SELECT * FROM found"
+    found = make_lateral_query(sql, types)
+    return f"WITH found AS MATERIALIZED ({found}), changed AS ({changed}) SELECT * FROM found"
 
 
-def arrays_of(types: Iterable[str]) -> str:
+def array_parameters(types: Iterable[str]) -> str:
     return ", ".join(f"?::{type}[]" for type in types)
 
 
@@ -81,17 +83,16 @@ def column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
     return tuple(["text" if isinstance(value, str) else "bigint" for value in row])
 
 
-def columns_of(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
-    return [array_of(_adapt_column(column)) for column in zip(*rows, strict=True)]
+def transpose(rows: Iterable[Sequence[SQLValue]]) -> list[Argument]:
+    return [make_array(_adapt_column(column)) for column in zip(*rows, strict=True)]
 
 
 @lru_cache(maxsize=1024)
-def values_of(sql: str) -> tuple[bytes, str, bytes] | None:
-    """What comes before the rows of a statement that has many, the template of a row, and what
-    comes after them; None where it has to be run row by row.
+def split_values(sql: str) -> tuple[bytes, str, bytes] | None:
+    """Split an INSERT statement at its VALUES: the text before them, the template of a row, and the
+    text after. Return None if the statement has to run row by row.
 
-    `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of
-    the table.
+    `DO UPDATE` runs row by row, because one statement cannot change the same row twice.
     """
     match = _VALUES.search(sql)
     if (
@@ -100,11 +101,12 @@ def values_of(sql: str) -> tuple[bytes, str, bytes] | None:
         or "DO UPDATE" in sql.upper()
     ):
         return None
-    return sql[: match.start(1)].encode(), with_places(match[1]), sql[match.end(1) :].encode()
+    return sql[: match.start(1)].encode(), with_placeholders(match[1]), sql[match.end(1) :].encode()
 
 
 def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
-    """Arguments as SQLite takes them: truth as 0 and 1, text with U+0000 in it."""
+    """Return arguments in the form that PostgreSQL takes: truth values as 0 and 1, U+0000 in text
+    replaced."""
     for value in args:
         kind = type(value)
         if kind is bool or (kind is str and "\0" in value):  # type: ignore[operator]
@@ -113,7 +115,7 @@ def adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
 
 
 def _adapt_column(values: Sequence[SQLValue]) -> Sequence[SQLValue]:
-    """As `adapt`, for values that are likely to be many and of one kind: without a look at each."""
+    """As `adapt`, but without a look at each value if all are of one type."""
     kinds = {*map(type, values)}
     if kinds == {int} or (kinds == {str} and "\0" not in "".join(values)):  # type: ignore[arg-type]
         return values

@@ -1,5 +1,4 @@
-"""Values on their way to PostgreSQL and back: in statements, in rows that are copied, in
-results."""
+"""Converts values for PostgreSQL and back: in statements, in COPY rows, in results."""
 
 from collections.abc import Iterable, Sequence
 from struct import Struct
@@ -13,19 +12,18 @@ from storage.engine.prepared import NumberArray, TextArray
 
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
-_COUNT, _LENGTH, _WHOLE, _BROKEN = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
+_COUNT, _LENGTH, _INT, _FLOAT = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
 _NULL = _LENGTH.pack(-1)
 
 
 def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
-    # Always text in the format `hex`, which `_connect` asks for.
+    # Always text in the `hex` format (`bytea_output` in `postgres_config.describe`).
     return bytes.fromhex(value[2:]) if isinstance(value, str) else value
 
 
 class _QuotedBytes:
-    """Bytes as a literal. Those that are plain text, as JSON mostly is, stand in it as they are:
-    the driver's own form is twice as long. A backslash in a literal is one: `PostgresEngine.open`
-    asks for that."""
+    """Bytes as an SQL literal. Plain ASCII, which most JSON is, is written as text: half as long as
+    the driver's form. A backslash in a literal is one character (`standard_conforming_strings`)."""
 
     __slots__ = ("_value",)
 
@@ -33,7 +31,7 @@ class _QuotedBytes:
         self._value = value
 
     def getquoted(self) -> bytes:
-        """What stands in the statement."""
+        """Return the literal."""
         value = self._value
         if value.isascii() and b"\\" not in value and b"\0" not in value:
             return b"'%b'::bytea" % value.replace(b"'", b"''")
@@ -48,14 +46,15 @@ BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
 
 
 def encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
-    """Rows in PostgreSQL's binary format: no text to write, none to read."""
+    """Encode rows in PostgreSQL's binary COPY format, which needs no formatting or parsing of
+    text."""
     begin = _COUNT.pack(width)
     parts = [_COPY_BEGIN]
     for row in rows:
         parts.append(begin)
         for value in row:
-            if type(value) is int:  # what is asked first is most usual
-                parts.append(_WHOLE.pack(8, value))
+            if type(value) is int:  # the most frequent type first
+                parts.append(_INT.pack(8, value))
             elif isinstance(value, bytes):
                 parts += (_LENGTH.pack(len(value)), value)
             elif isinstance(value, str):
@@ -64,8 +63,8 @@ def encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
             elif value is None:
                 parts.append(_NULL)
             elif isinstance(value, float):
-                parts.append(_BROKEN.pack(8, value))
+                parts.append(_FLOAT.pack(8, value))
             else:
-                parts.append(_WHOLE.pack(8, value))
+                parts.append(_INT.pack(8, value))
     parts.append(_COPY_END)
     return b"".join(parts)

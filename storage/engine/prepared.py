@@ -1,16 +1,16 @@
-"""Statements that a session of PostgreSQL has prepared: to parse and plan one costs it several
-times what it does.
+"""Prepared statements of a PostgreSQL session. Parsing and planning a statement costs several times
+its execution.
 
-A statement is prepared when it first comes on its connection, and planned once, for whatever
-arguments come (`PostgresEngine.open`). What is prepared outlives a transaction that is rolled back.
+A statement is prepared when it is first used on a connection. It is planned once, for any arguments
+(`PostgresEngine.open`). Prepared statements survive a rollback.
 
 Laws:
-- What says so (`FOR_ITS_ARGUMENTS`) is not prepared, and so planned for the arguments that come;
-  nor is what deletes so many rows at most: not knowing how many that are, the server would take
-  them for a tenth of the table, and go through all of it.
-- Arguments have the types that literals of them would have, so that a statement means the same
-  before and after.
-- What a session keeps is bounded: what was not used for longest is given up first.
+- A statement with `FOR_ITS_ARGUMENTS` is not prepared, so it is planned for its arguments. The same
+  holds for `DELETE … LIMIT ?)`: with an unknown limit the server would estimate a tenth of the
+  table and scan all of it.
+- Arguments have the types that literals would have, so that a prepared statement means the same.
+- The number of prepared statements in a session is bounded. The least recently used one is
+  deallocated first.
 """
 
 import re
@@ -23,24 +23,24 @@ from storage.engine.interface import SQLValue
 
 
 class TextArray(str):
-    """An array of text as PostgreSQL reads it: one literal, where a list would be an expression
-    with a constant for each."""
+    """An array of text in PostgreSQL's literal form. One literal, where a list would be an
+    expression with one constant for each value."""
 
     __slots__ = ()
 
 
 class NumberArray(str):
-    """An array of whole numbers, likewise."""
+    """An array of integers in PostgreSQL's literal form."""
 
     __slots__ = ()
 
 
-NUMBERS: Final = frozenset({int, NumberArray})
+NUMERIC_TYPES: Final = frozenset({int, NumberArray})
 
 Argument = SQLValue | list[SQLValue]
 
-MOST_PREPARED: Final = 200
-"""Of a session: each takes some thirty kilobytes of the server."""
+MAX_PREPARED: Final = 200
+"""The most prepared statements in a session. Each takes about 30 KB on the server."""
 
 _PREPARABLE = re.compile(
     r"\s*(SELECT|INSERT|UPDATE|WITH|DELETE(?!.*\bLIMIT \?.*\)))\b", re.IGNORECASE | re.DOTALL
@@ -52,15 +52,15 @@ _TYPES: Final[dict[type, str]] = {
     bytes: "bytea",
     TextArray: "text[]",
     NumberArray: "bigint[]",
-    type(None): "unknown",  # of what it stands beside
+    type(None): "unknown",  # the server infers it
 }
 
 _Key = tuple[str, tuple[str, ...]]
-"""A statement, and the types of its arguments."""
+"""A statement and the types of its arguments."""
 
 
-def array_of(values: Sequence[SQLValue]) -> Argument:
-    """Many values as one argument."""
+def make_array(values: Sequence[SQLValue]) -> Argument:
+    """Return several values as one argument."""
     kinds = set(map(type, values))
     if kinds == {str}:
         joined = '","'.join(values)  # type: ignore[arg-type]
@@ -75,27 +75,27 @@ def array_of(values: Sequence[SQLValue]) -> Argument:
 
 
 class Prepared:
-    """The statements that one session has prepared.
+    """The prepared statements of one session.
 
-    No `LRU`: it is below `storage.cache`, and an eviction has to end a statement in the session.
+    Not an `LRU`: `storage.cache` is a higher layer, and an eviction has to deallocate a statement.
     """
 
-    __slots__ = ("_calls", "_given_up", "_last", "_most")
+    __slots__ = ("_calls", "_deallocation", "_last", "_most")
 
-    def __init__(self, most: int = MOST_PREPARED) -> None:
+    def __init__(self, most: int = MAX_PREPARED) -> None:
         self._most = most
         self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
-        """Its name on the server, and the text that runs it."""
-        self._given_up = ""
-        """What ends the statement that was given up last, to travel behind the next preparation: it
-        is done if that is."""
+        """For each prepared statement: its name on the server, and the text that executes it."""
+        self._deallocation = ""
+        """The DEALLOCATE of the statement that was dropped last. It is sent behind the next
+        PREPARE, and is done if that succeeds."""
         self._last = 0
 
     def find(self, sql: str, args: Sequence[Argument]) -> tuple[str, str]:
-        """What has to be run before, if anything, and the text that then runs the statement, with
-        `%s` for its arguments.
+        """Return the text to run before, or an empty string, and the text that executes the
+        statement, with `%s` for its arguments.
 
-        Once what comes before was run, tell `keep`.
+        Once the first text was run, call `keep`.
         """
         key = (sql, tuple(map(_type_of, args)))
         call = self._calls.get(key)
@@ -103,25 +103,26 @@ class Prepared:
             self._calls.move_to_end(key)
             return "", call[1]
         if not _PREPARABLE.match(sql):
-            return "", with_places(sql)
+            return "", with_placeholders(sql)
         self._last += 1
         name = f"s{self._last}"
-        return f"{_preparation(name, *key)}{self._given_up}", _call(name, len(args))
+        return f"{_preparation(name, *key)}{self._deallocation}", _call(name, len(args))
 
     def keep(self, sql: str, args: Sequence[Argument], text: str) -> None:
-        """The statement that `find` was asked for last is prepared now, and `text` runs it."""
+        """Record that the statement that `find` returned last is prepared, and that `text` executes
+        it."""
         key = (sql, tuple(map(_type_of, args)))
-        self._given_up = ""
+        self._deallocation = ""
         self._calls[key] = (f"s{self._last}", text)
         if len(self._calls) > self._most:
             _, (name, _) = self._calls.popitem(last=False)
-            self._given_up = f"; DEALLOCATE {name}"
+            self._deallocation = f"; DEALLOCATE {name}"
 
 
 @lru_cache(maxsize=4096)
-def with_places(sql: str) -> str:
-    """The statement with the driver's `%s` for arguments. Before each is a space: a minus before a
-    number that has one too would begin a comment."""
+def with_placeholders(sql: str) -> str:
+    """Return the statement with the driver's `%s` for arguments. A space precedes each: a minus
+    before a negative number would begin a comment."""
     return sql.replace("%", "%%").replace("?", " %s")
 
 
@@ -131,7 +132,7 @@ def _type_of(value: Argument) -> str:
         return known
     if isinstance(value, list):
         return f"{_type_of(value[0])}[]" if value else "text[]"
-    # a kind of text or number of its own
+    # a subclass of one of these types
     return next((name for kind, name in _TYPES.items() if isinstance(value, kind)), "unknown")
 
 

@@ -1,8 +1,9 @@
-"""One server at a time on an SQLite file: a second would not hear of what the first writes.
+"""Allows only one server at a time on an SQLite file. A second one would not see the changes of the
+first.
 
-A lock on a file of its own beside the database, since closing any handle of the database itself
-would end SQLite's locks. The kernel holds it, so it ends with the process, however that ends.
-Command-line tools do not ask for it: they may write while a server runs.
+The lock is on a separate file beside the database, because closing any handle of the database file
+releases SQLite's own locks. The kernel releases the lock when the process ends. Command-line tools
+do not take it: they may write while a server runs.
 """
 
 import fcntl
@@ -15,24 +16,24 @@ from storage.engine.sqlite import SQLiteConfig
 
 
 class DatabaseInUse(Exception):
-    """Another server has the file; the text says what to do."""
+    """Another server uses the file. The text tells the operator what to do."""
 
 
 class SoleServer(msgspec.Struct, frozen=True):
-    """The right to be the server of a file, until the process ends or `give_up`."""
+    """The lock of the server on its SQLite file, held until `give_up` or the end of the process."""
 
     descriptor: int
 
     @classmethod
     def claim(cls, config: SQLiteConfig) -> Self:
-        """Raises DatabaseInUse; OSError where there is no such folder, or no right to write
-        there."""
-        # no link: whoever may write in the folder could have root give them any file
+        """Take the lock. Raises DatabaseInUse; OSError if the folder is missing or not writable."""
+        # no symbolic link: anyone who may write in the folder could make root change the owner of
+        # any file
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(f"{config.path}-lock", flags, 0o600)
         if os.geteuid() == 0 and os.path.exists(config.path):
-            # as SQLite does with its files: else a command that root ran would leave the server,
-            # another user, without the lock
+            # as SQLite does with its files: otherwise a command that root ran would leave a file
+            # that the server's user cannot lock
             owner = os.stat(config.path)
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
         try:
@@ -40,8 +41,8 @@ class SoleServer(msgspec.Struct, frozen=True):
         except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
             raise DatabaseInUse(
-                f"another server uses the SQLite file {config.path} already: end that one first "
-                "(several processes on one database need PostgreSQL)"
+                f"another server uses the SQLite file {config.path} already: stop it first "
+                "(several nodes on one database need PostgreSQL)"
             ) from error
         except OSError:
             os.close(descriptor)
@@ -49,5 +50,5 @@ class SoleServer(msgspec.Struct, frozen=True):
         return cls(descriptor)
 
     def give_up(self) -> None:
-        """Let another begin."""
+        """Release the lock."""
         os.close(self.descriptor)

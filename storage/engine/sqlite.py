@@ -1,8 +1,8 @@
 """SQLite: the embedded database of one node.
 
 WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never wait for the
-writer. Transactions are begun by hand (`isolation_level=None`), so that none is open that nobody
-asked for.
+writer. Transactions are begun explicitly (`isolation_level=None`), so that the driver never opens
+one itself.
 """
 
 import os
@@ -28,13 +28,13 @@ from storage.engine.interface import (
     UnsuitableDatabase,
 )
 
-LOG_PATIENCE: Final = 0.2
-"""Seconds that the emptying of the log waits for readers: writers wait with it."""
+CHECKPOINT_TIMEOUT: Final = 0.2
+"""Seconds that a truncating checkpoint waits for readers. Writers wait as long."""
 
-LOG_BYTES: Final = (1000 + 64) * (4096 + 24)
-"""As long the log becomes as a rule: with so many pages a commit moves them to the database, as
-SQLite has it, and the log is written from its beginning again."""
-_PIECE: Final = 4096
+WAL_BYTES: Final = (1000 + 64) * (4096 + 24)
+"""The usual maximum length of the log. At this number of pages a commit moves them to the database,
+SQLite's default, and the log is written from its beginning again."""
+_PAGE: Final = 4096
 
 _OUTAGES = frozenset(
     {
@@ -48,17 +48,17 @@ _OUTAGES = frozenset(
 
 
 class SQLiteConfig(msgspec.Struct, frozen=True):
-    """Where the file is and what the database may use of the machine."""
+    """The path of the database file and limits for this process."""
 
     path: str
     readers: int = 3
-    """Threads for reads, each with a connection of its own."""
+    """Threads for reads, each with its own connection."""
     busy_timeout: float = 10.0
     """Seconds to wait for another process (a command-line tool) that writes."""
     cache_kib: int = 16384
-    """Page cache of each connection, at most."""
+    """The largest page cache of a connection."""
     synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
-    """Less than FULL loses acknowledged writes when the power fails: for tests only."""
+    """Less than FULL loses acknowledged writes at a power failure: for tests only."""
 
 
 @lru_cache(maxsize=4096)
@@ -71,13 +71,14 @@ def _insert(table: str, columns: tuple[str, ...]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
-def _why_not_to_be_opened(path: Path) -> str | None:
-    """What operators can mend; SQLite itself does not say it."""
-    # by functions of `os`, which raise nothing where one may not look
+def _explain_open_failure(path: Path) -> str | None:
+    """Return the reason that a file cannot be opened, if the operator can fix it. SQLite does not
+    say it."""
+    # functions of `os` do not raise if a folder may not be read
     if os.path.isdir(path):
-        return "it is a folder"
+        return "it is a directory"
     if not os.path.isdir(path.parent):
-        return f"there is no folder {path.parent}, or this user may not look into it"
+        return f"the directory {path.parent} does not exist, or this user may not read it"
     if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
         return "this user may not read and write it"
     return (
@@ -87,25 +88,24 @@ def _why_not_to_be_opened(path: Path) -> str | None:
     )
 
 
-def _lengthen(log: Path) -> None:
-    """Give the log the length that it will have, if it has less, by zeros, which SQLite takes for
-    no page.
+def _extend_log(log: Path) -> None:
+    """Extend the log to its usual length with zeros, which SQLite does not take for pages.
 
     spec: https://www.sqlite.org/fileformat2.html#wal_file_format
 
-    While a file grows, the file system looks for room at each sync, and notes durably where that
-    is: of what a commit takes, a third. Only within a write: then nobody else writes there. (Nor
-    has SQLite a lock on the log itself, which would end as this file is closed.)
+    While a file grows, the file system allocates blocks at each sync and journals them: a third of
+    the cost of a commit. Call this only within a write, when nothing else writes to the log. SQLite
+    has no lock on the log itself, so closing this file releases none.
     """
     with suppress(OSError), log.open("r+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            while (at := file.tell()) < LOG_BYTES:
-                # by pages of memory: of one long piece Linux keeps more together, and then looks
-                # through it at each write
-                file.write(bytes(_PIECE - at % _PIECE))
+            while (at := file.tell()) < WAL_BYTES:
+                # in pages: for one large write Linux uses large folios, and searches them at each
+                # later write
+                file.write(bytes(_PAGE - at % _PAGE))
         except OSError:
-            file.truncate(before)  # the disk is full: what is left of it is for others too
+            file.truncate(before)  # the disk is full: give the space back
 
 
 class SQLiteConnection:
@@ -114,7 +114,7 @@ class SQLiteConnection:
     __slots__ = ("_connection", "_execute", "_log")
 
     def __init__(self, connection: sqlite3.Connection, log: Path | None = None) -> None:
-        """`log`: to be lengthened before the first write."""
+        """`log`: the write-ahead log, to be extended before the first write."""
         self._log = log
         self._connection = connection
         self._execute = connection.execute
@@ -125,7 +125,7 @@ class SQLiteConnection:
     def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
         cursor = self._execute(sql, args)
         row: Row | None = cursor.fetchone()
-        cursor.close()  # else the statement stays open, and with it the snapshot it reads
+        cursor.close()  # else the statement and its snapshot stay open
         return row
 
     def query_in(
@@ -162,7 +162,7 @@ class SQLiteConnection:
         sql: str,
         args: Sequence[SQLValue],
     ) -> list[Row]:
-        # filled up with the last row to a power of two, so that few statements have to be prepared
+        # Pad with the last row to a power of two, so that few statements have to be prepared.
         size = min(1 << (len(rows) - 1).bit_length(), LARGEST_CHUNK)
         filled = [*rows, *[rows[-1]] * (size - len(rows))]
         values = ", ".join([f"({', '.join('?' * len(columns))})"] * size)
@@ -189,7 +189,7 @@ class SQLiteConnection:
         self._connection.executemany(_insert(table, tuple(columns)), rows)
 
     def execute_script(self, sql: str) -> None:
-        # `executescript` would commit first: the statements are told apart here.
+        # `executescript` would commit first, so split the statements here.
         statement = ""
         for line in sql.splitlines(keepends=True):
             statement += line
@@ -209,7 +209,7 @@ class SQLiteConnection:
     def begin_write(self) -> dict[str, int]:
         self._execute("BEGIN IMMEDIATE")
         if self._log is not None:
-            _lengthen(self._log)
+            _extend_log(self._log)
             self._log = None
         self._execute("SAVEPOINT one")
         return dict(self._execute(READ_COUNTERS).fetchall())
@@ -225,7 +225,7 @@ class SQLiteConnection:
         self._execute("ROLLBACK TO one")
 
     def call_nodes(self, position: int) -> None:
-        """There are none."""
+        """Do nothing: there are no other nodes."""
 
     def commit(self, counters: Mapping[str, int]) -> None:
         if counters:
@@ -246,7 +246,7 @@ class SQLiteConnection:
         return True
 
     def backup_to(self, path: Path) -> None:
-        """Copy the whole database as it stands."""
+        """Copy the whole database to a file."""
         target = sqlite3.connect(path)
         try:
             self._connection.backup(target)
@@ -263,8 +263,7 @@ class SQLiteConnection:
         before: Sequence[SQLValue],
         after: Sequence[SQLValue],
     ) -> sqlite3.Cursor:
-        # Lists are filled up with the last key to a power of two, so that few statements have to be
-        # prepared.
+        # Pad with the last key to a power of two, so that few statements have to be prepared.
         size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
         padding = [keys[-1]] * (size - len(keys))
         return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after))
@@ -280,7 +279,7 @@ class SQLiteEngine:
 
     def __init__(self, config: SQLiteConfig) -> None:
         if config.path.startswith(":") or not config.path:
-            raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is none")
+            raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is not one")
         self._config = config
         self.path = Path(config.path)
         self.where = f"the SQLite file {config.path}"
@@ -299,7 +298,8 @@ class SQLiteEngine:
         return None
 
     def is_worth_retrying(self, error: BaseException) -> bool:
-        return False  # one writer, which has waited `busy_timeout` for other processes already
+        # there is one writer, which has already waited `busy_timeout` for other processes
+        return False
 
     def is_outage(self, error: BaseException) -> bool:
         return (
@@ -314,7 +314,7 @@ class SQLiteEngine:
             )
 
     def empty_log(self) -> bool:
-        connection = self._connect(timeout=LOG_PATIENCE)
+        connection = self._connect(timeout=CHECKPOINT_TIMEOUT)
         try:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
@@ -334,14 +334,14 @@ class SQLiteEngine:
     def _connect_writer(self) -> SQLiteConnection:
         path = Path(self._config.path)
         if path.parent.is_dir() and not path.exists():
-            path.touch(mode=0o600)  # what is in it is nobody else's business
+            path.touch(mode=0o600)  # readable only by this user
         connection = self._connect()
-        self._use_log(connection)
+        self._enable_wal(connection)
         connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        # what is redacted or deleted does not stay readable in the file's free space
+        # redacted or deleted content must not stay in the free space of the file
         connection.execute("PRAGMA secure_delete = ON")
-        # what is not synced costs the same wherever it is written
+        # without fsync, extending the log gains nothing
         log = (
             None
             if self._config.synchronous == "OFF"
@@ -349,10 +349,10 @@ class SQLiteEngine:
         )
         return SQLiteConnection(connection, log)
 
-    def _use_log(self, connection: sqlite3.Connection) -> None:
-        """Write ahead to a log. The change to it, of a new file, does not wait for other processes
-        by itself."""
-        patience_ends = time.monotonic() + self._config.busy_timeout
+    def _enable_wal(self, connection: sqlite3.Connection) -> None:
+        """Set WAL mode. The change of a new file does not wait for other processes by itself, so
+        retry."""
+        deadline = time.monotonic() + self._config.busy_timeout
         while True:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -360,7 +360,7 @@ class SQLiteEngine:
             except sqlite3.OperationalError as error:
                 if (
                     error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY
-                    or time.monotonic() > patience_ends
+                    or time.monotonic() > deadline
                 ):
                     raise
             time.sleep(0.01)
@@ -368,7 +368,7 @@ class SQLiteEngine:
     def _connect(self, timeout: float | None = None) -> sqlite3.Connection:
         config = self._config
         try:
-            # Connections pass from thread to thread, but never serve two at a time.
+            # Connections move between threads, but one thread at a time uses them.
             connection = sqlite3.connect(
                 config.path,
                 timeout=config.busy_timeout if timeout is None else timeout,
@@ -377,12 +377,12 @@ class SQLiteEngine:
                 cached_statements=1024,
             )
         except sqlite3.OperationalError as error:
-            if reason := _why_not_to_be_opened(Path(config.path)):
+            if reason := _explain_open_failure(Path(config.path)):
                 error.args = (f"{error}: {reason}",)
             raise
         connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
-        # a mapping is made anew, and its pages found anew, by the first read after each commit of
-        # another connection
+        # after each commit of another connection, a memory mapping would be recreated and its pages
+        # faulted in again
         connection.execute("PRAGMA mmap_size = 0")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA temp_store = MEMORY")

@@ -1,12 +1,11 @@
-"""Full-text indexes: which texts have certain keys in them.
+"""Full-text indexes: find the texts that contain certain keys.
 
-SQLite has FTS5 for it, PostgreSQL `tsvector` with GIN. What a word is decides who gives the keys:
-both are told of keys that are ready, take them as they are, and answer the same. A text is a string
-of keys, with a space before and after each; two spaces stand where what comes after does not follow
-what comes before (`" one two  three "`).
+SQLite uses FTS5, PostgreSQL `tsvector` with GIN. The caller decides what a word is and passes ready
+keys. Both databases take the keys as they are, so they give the same results. A text is a string of
+keys, with a space before and after each. Two spaces separate parts that do not follow each other
+(`" one two  three "`).
 
-The room that a text is in is one more key, so that a search in few rooms does not read what was
-said in others.
+The room of a text is one more key, so that a search in a few rooms reads only their index entries.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,18 +17,19 @@ from storage.engine.interface import SQLValue
 from storage.engine.transaction import WriteTransaction
 
 MOST_ROOM_KEYS: Final = 64
-"""A search in more rooms than so many looks at their texts instead."""
+"""The most rooms that a search puts into the index query. A search in more rooms filters the
+rows."""
 ROOM_MARK: Final = "\ue000"
-"""Begins the key of a room; no key of a word has it."""
+"""Prefix of the key of a room. No key of a word contains it."""
 
 
 class Term(msgspec.Struct, frozen=True):
-    """One thing that has to be in a text: one of its alternatives."""
+    """A search term: one of its alternatives has to be in the text."""
 
     alternatives: tuple[tuple[str, ...], ...]
-    """Keys that follow each other in the text."""
+    """Sequences of keys that follow each other in the text."""
     is_prefix: bool = False
-    """The last key may be the beginning of one. Only of alternatives with a single key."""
+    """The last key matches as a prefix. Only for alternatives of a single key."""
 
 
 class IndexedText(msgspec.Struct, frozen=True):
@@ -41,21 +41,21 @@ class IndexedText(msgspec.Struct, frozen=True):
 
 
 class TextIndex(Protocol):
-    """What the two have in common."""
+    """The full-text index of either database."""
 
     def add(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Index texts that were just written to `searchable_events`."""
 
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
-        """Forget texts, as they were added, that are about to leave `searchable_events`."""
+        """Remove texts, as they were added, that are about to leave `searchable_events`."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
-        """Go on to take out of the database's file what is left there of texts that were forgotten,
-        about so many pages; whether there is more to do. `anew`: texts were forgotten since it was
-        begun."""
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+        """Continue to remove the remains of deleted texts from the database file, about this many
+        pages. Return whether there is more to do. `restart`: texts were deleted since the removal
+        began."""
 
     def clear(self, txn: WriteTransaction) -> None:
-        """Forget all, and empty `searchable_events`."""
+        """Empty the index and `searchable_events`."""
 
     def select(
         self,
@@ -65,16 +65,16 @@ class TextIndex(Protocol):
         conditions: str,
         args: Sequence[SQLValue],
     ) -> tuple[str, list[SQLValue]]:
-        """A statement, and its arguments, for the rows of `searchable_events` (as `s`) with all of
-        the terms.
+        """Return a statement, and its arguments, for the rows of `searchable_events` (as `s`) with
+        all of the terms.
 
-        `rooms`: a hint that only these matter. `conditions` begin with AND; an ORDER BY and a LIMIT
-        may follow them.
+        `rooms` is a hint that only these matter. `conditions` begin with AND; an ORDER BY and a
+        LIMIT may follow.
         """
 
 
 SQLITE_TABLE: Final = "searchable_text"
-"""With the tables that FTS5 makes for it, whose names begin so."""
+"""The FTS5 table. The names of its shadow tables begin with the same text."""
 SQLITE_REBUILD: Final = (
     f"INSERT INTO {SQLITE_TABLE} (rowid, words)"
     " SELECT event_nid, words || char(57344) || room_nid FROM searchable_events"
@@ -83,28 +83,28 @@ SQLITE_REBUILD: Final = (
 
 
 class SQLiteTextIndex:
-    """A table of FTS5 that keeps no text of its own, nor the places of keys in it."""
+    """An FTS5 table that stores neither the texts nor the positions of keys in them."""
 
     def add(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         txn.execute_many(
             "INSERT INTO searchable_text (rowid, words) VALUES (?, ?)",
-            [(text.event_nid, _keyed(text)) for text in texts],
+            [(text.event_nid, _with_room_key(text)) for text in texts],
         )
 
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         txn.execute_many(
             "INSERT INTO searchable_text (searchable_text, rowid, words) VALUES ('delete', ?, ?)",
-            [(text.event_nid, _keyed(text)) for text in texts],
+            [(text.event_nid, _with_room_key(text)) for text in texts],
         )
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
-        # FTS5 notes what is deleted beside the words, which stay until all parts of the index have
-        # become one. spec: https://www.sqlite.org/fts5.html#the_merge_command (what is less than
-        # two changes was nothing)
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+        # FTS5 records deletions separately; the words stay until all segments of the index are
+        # merged. spec: https://www.sqlite.org/fts5.html#the_merge_command (fewer than two changes
+        # means that there was nothing to do)
         before = _total_changes(txn)
         txn.execute(
             "INSERT INTO searchable_text (searchable_text, rank) VALUES ('merge', ?)",
-            (-pages if anew else pages,),
+            (-pages if restart else pages,),
         )
         return _total_changes(txn) - before >= 2
 
@@ -120,34 +120,38 @@ class SQLiteTextIndex:
         conditions: str,
         args: Sequence[SQLValue],
     ) -> tuple[str, list[SQLValue]]:
-        match = _expression(
+        match = _index_query(
             terms, rooms, " AND ", " OR ", lambda key, more: f'"{key}"{"*" if more else ""}'
         )
-        sequences, sequence_args = _sequences(terms, "instr")
-        # CROSS JOIN: the index is to be read first, in the order of its numbers, and no further
+        sequences, sequence_args = _sequence_condition(terms, "instr")
+        # CROSS JOIN makes SQLite read the index first, in the order of its numbers, and no further
         # than the limit
         sql = (
-            f"SELECT {columns} FROM searchable_text AS t CROSS JOIN searchable_events AS s ON s.event_nid = t.rowid"
+            f"SELECT {columns} FROM searchable_text AS t"
+            " CROSS JOIN searchable_events AS s ON s.event_nid = t.rowid"
             f" WHERE t.searchable_text MATCH ?{sequences}{conditions}"
         )
         return sql.replace("{nid}", "t.rowid"), [match, *sequence_args, *args]
 
 
-_VECTOR: Final = "array_to_tsvector(array_remove(string_to_array(words || chr(57344) || CAST(room_nid AS TEXT), ' '), ''))"
-"""As in the definition of the index: the keys, and the room's (57344 is ROOM_MARK)."""
+_VECTOR: Final = (
+    "array_to_tsvector(array_remove("
+    "string_to_array(words || chr(57344) || CAST(room_nid AS TEXT), ' '), ''))"
+)
+"""The expression of the index: the keys, and the key of the room (57344 is ROOM_MARK)."""
 
 
 class PostgresTextIndex:
-    """A GIN index upon `searchable_events.words`, which PostgreSQL keeps up by itself."""
+    """A GIN index on `searchable_events.words`, which PostgreSQL maintains itself."""
 
     def add(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
-        """There is nothing to do."""
+        """Do nothing: PostgreSQL updates the index."""
 
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
-        """There is nothing to do."""
+        """Do nothing: PostgreSQL updates the index."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, anew: bool) -> bool:
-        """VACUUM does it."""
+    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+        """Do nothing: VACUUM removes deleted texts."""
         return False
 
     def clear(self, txn: WriteTransaction) -> None:
@@ -161,21 +165,22 @@ class PostgresTextIndex:
         conditions: str,
         args: Sequence[SQLValue],
     ) -> tuple[str, list[SQLValue]]:
-        match = _expression(
+        match = _index_query(
             terms, rooms, " & ", " | ", lambda key, more: f"'{key}'{':*' if more else ''}"
         )
-        sequences, sequence_args = _sequences(terms, "strpos")
-        # the index is read before anything is sorted: else PostgreSQL may prefer to go through all
+        sequences, sequence_args = _sequence_condition(terms, "strpos")
+        # MATERIALIZED makes PostgreSQL read the index before it sorts; otherwise it may scan all
         # rows in their order
         sql = (
-            f"WITH found AS MATERIALIZED (SELECT * FROM searchable_events WHERE {_VECTOR} @@ ?::tsquery)"
+            "WITH found AS MATERIALIZED"
+            f" (SELECT * FROM searchable_events WHERE {_VECTOR} @@ ?::tsquery)"
             f" SELECT {columns} FROM found AS s WHERE TRUE{sequences}{conditions}"
         )
         return sql.replace("{nid}", "s.event_nid"), [match, *sequence_args, *args]
 
 
 def make_text_index(engine: str) -> TextIndex:
-    """The one of this database."""
+    """Return the full-text index of this database engine."""
     return SQLiteTextIndex() if engine == "sqlite" else PostgresTextIndex()
 
 
@@ -185,41 +190,41 @@ def _total_changes(txn: WriteTransaction) -> int:
     return int(row[0])
 
 
-def _keyed(text: IndexedText) -> str:
+def _with_room_key(text: IndexedText) -> str:
     return f"{text.words}{ROOM_MARK}{text.room_nid}"
 
 
-def _expression(
+def _index_query(
     terms: Sequence[Term],
     rooms: Collection[int] | None,
-    both: str,
-    either: str,
-    spell: Callable[[str, bool], str],
+    and_sign: str,
+    or_sign: str,
+    format_key: Callable[[str, bool], str],
 ) -> str:
-    """What the index is asked, in the language of the database. The keys of a sequence are all to
-    be in the text."""
-    asked = [
+    """Return the index query in the language of the database. All keys of a sequence have to be in
+    the text."""
+    clauses = [
         [
-            both.join(spell(_checked(key), term.is_prefix) for key in keys)
+            and_sign.join(format_key(_check_key(key), term.is_prefix) for key in keys)
             for keys in term.alternatives
         ]
         for term in terms
     ]
     if rooms is not None and len(rooms) <= MOST_ROOM_KEYS:
-        asked.append([spell(f"{ROOM_MARK}{room_nid}", False) for room_nid in rooms])
-    return both.join(
-        f"({either.join(f'({each})' for each in alternatives)})" for alternatives in asked
+        clauses.append([format_key(f"{ROOM_MARK}{room_nid}", False) for room_nid in rooms])
+    return and_sign.join(
+        f"({or_sign.join(f'({each})' for each in alternatives)})" for alternatives in clauses
     )
 
 
-def _checked(key: str) -> str:
+def _check_key(key: str) -> str:
     if not key or any(sign in key for sign in "\"'\\ ") or ROOM_MARK in key:
-        raise ValueError(f"not a key: {key!r}")
+        raise ValueError(f"not a valid index key: {key!r}")
     return key
 
 
-def _sequences(terms: Sequence[Term], find: str) -> tuple[str, list[SQLValue]]:
-    """The condition that keys follow each other, where a term says so."""
+def _sequence_condition(terms: Sequence[Term], find: str) -> tuple[str, list[SQLValue]]:
+    """Return the condition that the keys of a sequence follow each other in the text."""
     conditions, args = "", list[SQLValue]()
     for term in terms:
         if any(len(keys) > 1 for keys in term.alternatives):

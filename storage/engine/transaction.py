@@ -1,8 +1,8 @@
-"""What a function that `Database.read` or `Database.write` runs may do with the database.
+"""The operations available to a function that runs in `Database.read` or `Database.write`.
 
 Laws:
-- SQL has `?` for its arguments, on both databases, and nowhere else.
-- An SQL error may not be caught inside the function: it undoes the function's whole work.
+- SQL has `?` for its arguments on both databases, and nowhere else.
+- The function must not catch an SQL error: the error undoes all of the function's work.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,27 +12,26 @@ from storage.engine.interface import LARGEST_CHUNK, Connection, Row, SQLValue
 from storage.engine.streams import Change
 
 POSITION = "position"
-"""The counter that is the one sequence."""
+"""The counter of the one sequence."""
 
 
 class Transaction:
-    """What a read may do."""
+    """A read transaction."""
 
     __slots__ = ("_connection", "queries")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.queries = 0
-        """How many times the database was asked, so that tests and metrics see what a request
-        costs."""
+        """The number of queries, for tests and metrics."""
 
     def query(self, sql: str, args: Sequence[SQLValue] = ()) -> list[Row]:
-        """All rows."""
+        """Return all rows."""
         self.queries += 1
         return self._connection.query(sql, args)
 
     def query_one(self, sql: str, args: Sequence[SQLValue] = ()) -> Row | None:
-        """The first row, or None."""
+        """Return the first row, or None."""
         self.queries += 1
         return self._connection.query_one(sql, args)
 
@@ -43,12 +42,12 @@ class Transaction:
         before: Sequence[SQLValue] = (),
         after: Sequence[SQLValue] = (),
     ) -> list[Row]:
-        """Rows of `sql`, whose `{keys}` stands where the list of keys goes (`… WHERE id IN
-        {keys}`), in bounded chunks.
+        """Return the rows of `sql` for a list of keys, in bounded chunks. `{keys}` in `sql` marks
+        the place of the list (`… WHERE id IN {keys}`).
 
-        `before` and `after` are the arguments on either side of the keys. A key that is given twice
-        counts once; no keys, no query. With more than LARGEST_CHUNK keys, an ORDER BY or LIMIT
-        holds only within each chunk.
+        `before` and `after` are the arguments on either side of the keys. Duplicate keys count
+        once. Without keys there is no query. With more than LARGEST_CHUNK keys, an ORDER BY or
+        LIMIT applies only within each chunk.
         """
         wanted = list(dict.fromkeys(keys))
         if not wanted:
@@ -67,12 +66,12 @@ class Transaction:
     def query_each(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], before: Sequence[SQLValue] = ()
     ) -> list[list[Row]]:
-        """The rows of `sql` for each of these rows of arguments. An order holds only if the
-        statement has a LIMIT.
+        """Return the rows of `sql` for each of these rows of arguments. They are ordered only if
+        the statement has a LIMIT.
 
-        SQLite runs it for each, which is cheap inside the process; PostgreSQL is asked once for
-        all, in bounded chunks. Each argument is text in every row, or a whole number in every row.
-        `before`: arguments that come before those of each row.
+        SQLite runs the statement for each row, which is cheap inside the process. PostgreSQL runs
+        one query for all, in bounded chunks. Each argument is text in every row or an integer in
+        every row. `before`: arguments that precede those of each row.
         """
         found: list[list[Row]] = []
         for start in range(0, len(rows), LARGEST_CHUNK):
@@ -88,10 +87,10 @@ class Transaction:
         sql: str,
         args: Sequence[SQLValue] = (),
     ) -> list[Row]:
-        """The rows of `sql`, which follows upon `WITH name (columns) AS (…)`: a table of these
+        """Return the rows of `sql`, which follows `WITH name (columns) AS (…)`: a table of these
         rows, in bounded chunks.
 
-        `args` are those of `sql`. Each column has text in every row, or a whole number in every
+        `args` are the arguments of `sql`. Each column is text in every row or an integer in every
         row.
         """
         found: list[Row] = []
@@ -104,39 +103,40 @@ class Transaction:
 
 
 def select_head(txn: Transaction) -> int:
-    """The position of the latest change that is committed, whoever wrote it."""
+    """Return the position of the latest committed change, whichever node wrote it."""
     row = txn.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
     return int(row[0]) if row is not None else 0
 
 
 class WriteTransaction(Transaction):
-    """What a write may do besides."""
+    """A write transaction."""
 
-    __slots__ = ("callbacks", "changes", "counters", "everywhere", "known")
+    __slots__ = ("callbacks", "changes", "counters", "known", "required_position")
 
     def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
-        """`counters`: as they stand; this write changes them in place."""
+        """`counters` are the current values. This write changes them in place."""
         super().__init__(connection)
         self.counters = counters
         self.changes: list[Change] = []
         self.callbacks: list[Callable[[], None]] = []
-        self.everywhere = 0
-        """The position up to which all nodes must have heard before the write is acknowledged."""
+        self.required_position = 0
+        """The position that all nodes must have applied before the write is acknowledged; 0 if
+        none."""
         self.known: dict[Any, Any] = {}
-        """What parts of storage have read in this write, each under keys of its own: nobody else
-        writes meanwhile."""
+        """Values that parts of storage have read in this write, each under its own keys. They stay
+        true, since no other write runs at the same time."""
 
     def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
-        """Run one statement; the number of rows that it changed."""
+        """Run one statement. Return the number of rows that it changed."""
         self.queries += 1
         return self._connection.execute(sql, args)
 
     def execute_later(self, sql: str, args: Sequence[SQLValue] = ()) -> None:
-        """Run one statement of which nothing needs to be known and that is not expected to be
-        refused (no key of it may be there already).
+        """Run one statement whose result is not needed and that is not expected to fail (none of
+        its keys may exist already).
 
-        PostgreSQL gets it with the next one, or with the commit: it costs no round trip. What it
-        raises, that one raises, or the write.
+        PostgreSQL receives it with the next statement or with the commit, so it costs no round
+        trip. That statement, or the write, raises its error.
         """
         self.queries += 1
         self._connection.execute_later(sql, args)
@@ -148,11 +148,11 @@ class WriteTransaction(Transaction):
         change: str,
         before: Sequence[SQLValue] = (),
     ) -> list[list[Row]]:
-        """As `query_each`; and change what was found: the first column of `sql`, a whole number, is
-        named `found_key`, and `change` (`UPDATE … WHERE id IN {keys}`) is one statement for these,
-        which are different ones. `before`: its arguments before the keys.
+        """As `query_each`, and change the rows that were found. The first column of `sql` is an
+        integer named `found_key`, and `change` (`UPDATE … WHERE id IN {keys}`) is one statement for
+        these keys, which are distinct. `before`: its arguments before the keys.
 
-        All is seen as it was before the change. PostgreSQL is asked once for both.
+        Both see the tables as they were before the change. PostgreSQL runs both in one query.
         """
         found: list[list[Row]] = []
         for start in range(0, len(rows), LARGEST_CHUNK):
@@ -165,37 +165,36 @@ class WriteTransaction(Transaction):
     def execute_in_later(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue] = ()
     ) -> None:
-        """As `execute_later`, one statement for a list of different keys, in bounded chunks;
-        `before`: the arguments before the keys. No keys, no statement."""
+        """As `execute_later`, one statement for a list of distinct keys, in bounded chunks.
+        `before`: the arguments before the keys. Without keys there is no statement."""
         for start in range(0, len(keys), LARGEST_CHUNK):
             self.queries += 1
             self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        """Run one statement for each of the rows, in their order, as one batch. As with
-        `execute_later`, PostgreSQL may get it with what follows, and what it raises, that
-        raises."""
+        """Run one statement for each of the rows, in order, as one batch. As with `execute_later`,
+        PostgreSQL may receive it with a later statement, which then raises its error."""
         self.queries += 1
         self._connection.execute_many(sql, rows)
 
     def insert_rows(
         self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]
     ) -> None:
-        """Add many rows, none of which is there yet: at a third of what statements cost PostgreSQL.
+        """Insert new rows, at a third of the cost of statements on PostgreSQL.
 
-        Whole numbers go into columns of the type BIGINT only.
+        Integers go into BIGINT columns only.
         """
         if rows:
             self.queries += 1
             self._connection.insert_rows(table, columns, rows)
 
     def next_position(self, count: int = 1) -> int:
-        """Take `count` consecutive positions of the one sequence; the first of them."""
+        """Take `count` consecutive positions of the one sequence. Return the first."""
         return self.allocate(POSITION, count)
 
     def allocate(self, counter: str, count: int = 1) -> int:
-        """Take `count` consecutive numbers of a named counter (`room`, `event`, `token`, …); the
-        first of them.
+        """Take `count` consecutive numbers of a named counter (`room`, `event`, `token`, …). Return
+        the first.
 
         The first number of a new counter is 1.
         """
@@ -207,25 +206,24 @@ class WriteTransaction(Transaction):
         return value + 1
 
     def counter(self, name: str) -> int:
-        """How many numbers of a named counter have been taken."""
+        """Return the last number that was taken from a named counter; 0 if none."""
         return self.counters.get(name, 0)
 
     def note_position(self, name: str, position: int) -> None:
-        """Store a position of this write under a name. `counter` reads it; nothing else may take
-        numbers of it."""
+        """Store a position of this write under a name. `counter` reads it. Numbers of this name
+        must not be allocated."""
         self.counters[name] = position
 
     def announce(self, change: Change) -> None:
-        """Publish this change to the readers of streams once this write is committed."""
+        """Publish this change to the streams once this write is committed."""
         self.changes.append(change)
 
     def hold_everywhere(self, position: int) -> None:
-        """Acknowledge this write only when what is at that position holds on all nodes: each of
-        them is called with the commit."""
-        self.everywhere = max(self.everywhere, position)
+        """Acknowledge this write only when all nodes have applied everything up to this position.
+        They are notified with the commit."""
+        self.required_position = max(self.required_position, position)
         self._connection.call_nodes(position)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
-        """Run this on the reactor thread once this write is committed, before the write is
-        acknowledged."""
+        """Run this on the reactor thread after the commit, before the write is acknowledged."""
         self.callbacks.append(callback)

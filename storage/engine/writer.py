@@ -7,22 +7,21 @@ Laws:
 - A batch is one transaction. On PostgreSQL it holds an advisory lock from begin to commit, so
   positions are committed in order on all nodes, and the counters that a write sees are true until
   the commit.
-- Each write has a savepoint. A write that raises, or whose statement the database refuses, is
-  undone alone: it takes no numbers, publishes nothing, and harms no other write. Its caller gets
+- Each write has a savepoint. If a write raises, or the database refuses its statement, only this
+  write is undone: it takes no numbers, publishes nothing, and harms no other write. Its caller gets
   the error.
 - A write is acknowledged after the commit, on the reactor thread, after the streams and its own
   callbacks have run. Nothing is acknowledged that is not durable.
 - A batch that fails before its COMMIT is sent has changed nothing. It runs again where that may
-  help: after a conflict or a lost connection, at most TRIES times. So a write function may run more
-  than once.
+  help: after a conflict or a lost connection, at most MAX_ATTEMPTS times. So a write function may
+  run more than once.
 - When the COMMIT fails, its outcome is unknown. The batch never runs again, and its callers get
-  `DatabaseUnavailable`. Only where the server says that the transaction has failed and is still
-  open, it was a statement sent along with the COMMIT that failed: then the batch failed before its
-  COMMIT.
+  `DatabaseUnavailable`. One exception: if the server reports that the transaction has failed and is
+  still open, a statement sent with the COMMIT failed, so the batch failed before its COMMIT.
 - When a batch fails, all its writes get `DatabaseUnavailable`, also those that had failed alone:
   their error may be the effect of a write that is undone.
 - When a transaction cannot begin (no connection, or another process holds the lock for too long),
-  everyone who waits gets `DatabaseUnavailable`: they would wait for the same thing.
+  all waiting writes get `DatabaseUnavailable`: they would wait for the same thing.
 - After a failed batch the next one uses a new connection.
 - The writer's thread survives whatever a write raises.
 """
@@ -46,19 +45,19 @@ from storage.engine.observer import Observer
 from storage.engine.streams import Change, Streams
 from storage.engine.transaction import POSITION, WriteTransaction
 
-MOST_WRITES = 256
-"""Writes in a batch, at most."""
+MAX_BATCH_WRITES = 256
+"""The most writes in a batch."""
 
-LONGEST_BATCH = 0.05
-"""Seconds after which a batch takes no further write, so that those in it do not wait long for
-their commit."""
+MAX_BATCH_SECONDS = 0.05
+"""Seconds after which a batch takes no further write, so that its writes do not wait long for their
+commit."""
 
-TRIES = 3
-"""How often a batch is run, when what stopped it may pass."""
+MAX_ATTEMPTS = 3
+"""The number of times that a batch runs if its error may be temporary."""
 
-PAUSE = 0.1
-"""Seconds before the second try, twice as many before the third: a restarting PostgreSQL is back in
-less."""
+RETRY_SECONDS = 0.1
+"""Seconds before the second try; twice as many before the third. A restarting PostgreSQL is back
+sooner."""
 
 
 class QueuedWrite(msgspec.Struct):
@@ -76,7 +75,7 @@ class QueuedWrite(msgspec.Struct):
     failure: Failure | None = None
     changes: Sequence[Change] = ()
     callbacks: Sequence[Callable[[], None]] = ()
-    everywhere: int = 0
+    required_position: int = 0
     queries: int = 0
     waited: float = 0.0
     took: float = 0.0
@@ -129,12 +128,12 @@ class Writer:
         self._executor.submit(self._run)
 
     def close(self) -> Deferred[None]:
-        """Run what still waits, then close the connection."""
+        """Run the queued writes, then close the connection."""
         self._executor.submit(self._disconnect)
         return self._executor.close()
 
-    # ------------------------------------------------------------------------------- from here on
-    # the writer's thread
+    # ------------------------------------------------------------------------------------------
+    # On the writer's thread
 
     def _run(self) -> None:
         while True:
@@ -162,14 +161,14 @@ class Writer:
                     {name: value for name, value in counters.items() if value != before.get(name)}
                 )
                 break
-            except BaseException as error:  # whatever it is, the thread goes on
+            except BaseException as error:  # the thread survives any error
                 is_undone = not is_committing or connection.transaction_has_failed()
                 may_succeed = self._may_succeed(error)
                 self._disconnect()
-                if not (is_undone and may_succeed) or attempt == TRIES:
+                if not (is_undone and may_succeed) or attempt == MAX_ATTEMPTS:
                     self._fail(batch, error, also_waiting=not is_begun)
                     return
-            self._pause(PAUSE * attempt)
+            self._pause(RETRY_SECONDS * attempt)
             attempt += 1
         began_at, head = before.get(POSITION, 0), counters.get(POSITION, 0)
         ended = self._clock()
@@ -184,20 +183,20 @@ class Writer:
         batch: list[QueuedWrite],
         started: float,
     ) -> dict[str, int]:
-        """Run each write of the batch, which takes what waits meanwhile. Return the counters after
-        them."""
+        """Run each write of the batch, which also takes writes that arrive meanwhile. Return the
+        counters after them."""
         for write in self._take_writes(batch, started):
             counters = self._run_write(connection, counters, write)
         return counters
 
     def _take_writes(self, batch: list[QueuedWrite], started: float) -> Iterator[QueuedWrite]:
-        """The writes of a batch that runs again, then what waits, each added to the batch before it
-        runs."""
+        """Yield the writes of a batch that runs again, then the queued writes, each added to the
+        batch before it runs."""
         yield from tuple(batch)
         while (
             self._waiting
-            and len(batch) < MOST_WRITES
-            and (not batch or self._clock() - started < LONGEST_BATCH)
+            and len(batch) < MAX_BATCH_WRITES
+            and (not batch or self._clock() - started < MAX_BATCH_SECONDS)
         ):
             batch.append(self._waiting.popleft())
             yield batch[-1]
@@ -205,7 +204,8 @@ class Writer:
     def _run_write(
         self, connection: Connection, counters: dict[str, int], write: QueuedWrite
     ) -> dict[str, int]:
-        """Run one write. Return the counters after it. Raises what ends the whole transaction."""
+        """Run one write. Return the counters after it. Raises errors that end the whole
+        transaction."""
         began = self._clock()
         txn = WriteTransaction(connection, dict(counters))
         write.failure = None
@@ -213,7 +213,7 @@ class Writer:
         try:
             write.result = write.context.run(write.fn, txn, *write.args, **write.kwargs)
             connection.savepoint()
-        except BaseException as error:  # whatever it is, the caller gets it
+        except BaseException as error:  # any error goes to the caller
             if self._may_succeed(error) or not connection.transaction_is_open():
                 raise
             connection.rollback_to_savepoint()
@@ -223,17 +223,17 @@ class Writer:
                 write.fail(error)
         else:
             counters = txn.counters
-            write.changes, write.callbacks, write.everywhere = (
+            write.changes, write.callbacks, write.required_position = (
                 txn.changes,
                 txn.callbacks,
-                txn.everywhere,
+                txn.required_position,
             )
         write.queries = txn.queries
         write.took = self._clock() - began
         return counters
 
     def _may_succeed(self, error: BaseException) -> bool:
-        """Whether the batch that failed so may succeed when it runs again."""
+        """Return whether a batch that failed with this error may succeed when it runs again."""
         is_lost = self._connection is not None and not self._connection.is_usable()
         return is_lost or self._engine.is_worth_retrying(error)
 
@@ -242,7 +242,7 @@ class Writer:
         return self._connection
 
     def _disconnect(self) -> None:
-        """Close the connection, which undoes its transaction."""
+        """Close the connection, which rolls its transaction back."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -252,15 +252,15 @@ class Writer:
             self._log.warn("Could not close the writer's connection: {error}", error=error)
 
     def _fail(self, batch: list[QueuedWrite], error: BaseException, *, also_waiting: bool) -> None:
-        while also_waiting and self._waiting and len(batch) < MOST_WRITES:
+        while also_waiting and self._waiting and len(batch) < MAX_BATCH_WRITES:
             batch.append(self._waiting.popleft())
         self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)
         for write in batch:
             write.fail_unavailable(error)
         self._executor.deliver(partial(self._acknowledge, batch))
 
-    # ------------------------------------------------------------------------------ from here on
-    # the reactor's thread
+    # ------------------------------------------------------------------------------------------
+    # On the reactor thread
 
     def _publish(
         self, batch: list[QueuedWrite], began_at: int, head: int, took: float, committing: float
@@ -272,7 +272,9 @@ class Writer:
                 try:
                     callback()
                 except Exception:
-                    self._log.failure("What {name} does after its commit failed.", name=write.name)
+                    self._log.failure(
+                        "A callback after the commit of {name} failed.", name=write.name
+                    )
         self._observer.batch_done(len(batch), len(self._waiting), took, committing)
         self._acknowledge(batch)
 

@@ -1,19 +1,18 @@
-"""The auth chains of state events by a chain cover, so that no question about them walks event by
-event.
+"""Auth chains of state events by a chain cover, so that no query walks them event by event.
 
-Theory. The auth events of all events form a graph without cycles. It is cut into chains: in each,
-every event has all events before it in its auth chain, and a *place* numbers them from 1. A *link*
-says that from a place of a chain on, another chain is in the auth chain up to some place. The auth
-chain of any set of events is then, in each chain, everything up to one place: a handful of numbers
-(a *reach*), found by following links from chain to chain, one query a step. A room of 50,000
-members has about as many chains, but those of ordinary members are cited by nobody and so are never
-followed.
+Theory. The auth events of all events form a directed acyclic graph. It is cut into chains: in a
+chain, every event has all earlier events of the chain in its auth chain, and a *place* numbers them
+from 1. A *link* says that from a place of one chain on, another chain is in the auth chain up to
+some place. The auth chain of any set of events is then, in each chain, everything up to one place:
+a few numbers (a *reach*), found by following links from chain to chain, with one query a step. A
+room of 50,000 members has about as many chains, but no event cites the membership of an ordinary
+member, so these chains are never followed.
 
 Laws:
-- "Auth chain" is meant strictly, as the specification defines it: an event is not in its own (spec:
+- "Auth chain" is strict, as the specification defines it: an event is not in its own (spec:
   rooms/v2#definitions).
 - The index only grows. Places and links of an event are written with it, in the same transaction.
-- A link that follows from others need not be written; what is reached over all links stays exact.
+- A link that follows from others need not be written; the reach over all links stays exact.
 - Methods named `…_in` run inside a read or a write.
 """
 
@@ -27,11 +26,11 @@ from storage.engine.database import Database, Transaction, WriteTransaction
 Place = tuple[int, int]
 """(chain, place)."""
 Reach = dict[int, int]
-"""By chain the last place that is reached, and with it all before."""
+"""The last reached place by chain; all places before it are reached too."""
 
 RECENT = 200
-"""How many of the events on which all states agree are tried first: recent ones mostly reach
-whatever any of them does."""
+"""How many of the events that all states share are tried first: recent ones mostly reach whatever
+any of them does."""
 
 _SELECT_PLACES = "SELECT event_nid, chain, place FROM auth_chain_places WHERE event_nid IN {keys}"
 _SELECT_CHAINS = "SELECT event_nid, chain, place FROM auth_chain_places WHERE chain IN {keys}"
@@ -41,7 +40,10 @@ _SELECT_LASTS = (
 _SELECT_LINKS = (
     "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE chain IN {keys}"
 )
-_SELECT_LINKS_TO = "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE target_chain IN {keys}"
+_SELECT_LINKS_TO = (
+    "SELECT chain, place, target_chain, target_place FROM auth_chain_links"
+    " WHERE target_chain IN {keys}"
+)
 _INSERT_PLACE = "INSERT INTO auth_chain_places (event_nid, chain, place) VALUES (?, ?, ?)"
 _INSERT_LINK = (
     "INSERT INTO auth_chain_links (chain, place, target_chain, target_place) VALUES (?, ?, ?, ?)"
@@ -49,28 +51,28 @@ _INSERT_LINK = (
 
 
 class UnknownAuthEvent(Exception):
-    """An event is not in the index, where it has to be."""
+    """An event that must be in the index is not there."""
 
 
 class AuthChainTooLong(Exception):
-    """More events than the caller would have."""
+    """The auth chain has more events than the caller's limit."""
 
 
 class AuthNode(msgspec.Struct, frozen=True):
-    """A state event for the index."""
+    """A state event to be indexed."""
 
     event_nid: int
     auth_event_nids: Sequence[int]
     previous: int | None = None
-    """The one of its auth events that has the same type and state_key, if there is one: it
-    continues that one's chain.
+    """Its auth event with the same type and state_key, if any: the event continues that one's
+    chain.
 
     Without it the event begins a chain, which is as correct and less compact.
     """
 
 
 class AuthChainStore:
-    """The index for all rooms."""
+    """The auth chain index of all rooms."""
 
     def __init__(self, database: Database, recent: int = RECENT) -> None:
         self._database = database
@@ -79,11 +81,11 @@ class AuthChainStore:
     def add(
         self, txn: WriteTransaction, events: Iterable[AuthNode], new: Collection[int] = ()
     ) -> None:
-        """Add state events, each after its auth events; those that are there already are left
-        alone. `new`: numbers of which it is known that they are not there.
+        """Add state events, each after its auth events; indexed ones are left alone. `new`: numbers
+        that are known not to be indexed.
 
-        Three reads and two writes, however many; some further reads where they begin chains. Raises
-        UnknownAuthEvent.
+        Three reads and two writes for any number of events; some more reads if they begin chains.
+        Raises UnknownAuthEvent.
         """
         nodes = list({node.event_nid: node for node in events}.values())
         named = {nid for node in nodes for nid in (node.event_nid, *node.auth_event_nids)}
@@ -92,7 +94,7 @@ class AuthChainStore:
         if not nodes:
             return
         cited = {places[nid][0] for node in nodes for nid in node.auth_event_nids if nid in places}
-        links = _Links(txn)
+        links = _ChainLinks(txn)
         links.load(cited)
         lasts: dict[int, int] = dict(txn.query_in(_SELECT_LASTS, cited))
         next_chain = txn.allocate("auth_chain", len(nodes))
@@ -125,7 +127,7 @@ class AuthChainStore:
     async def get_auth_chain(
         self, event_nids: Collection[int], limit: int | None = None
     ) -> set[int]:
-        """All events in the auth chains of these. Raises AuthChainTooLong past the limit,
+        """Return all events in the auth chains of these. Raises AuthChainTooLong past the limit,
         UnknownAuthEvent."""
         return await self._database.read(
             "get_auth_chain", self.get_auth_chain_in, event_nids, limit
@@ -135,7 +137,7 @@ class AuthChainStore:
         self, txn: Transaction, event_nids: Collection[int], limit: int | None = None
     ) -> set[int]:
         """As `get_auth_chain`."""
-        reach = _Links(txn).reach(_find_places(txn, event_nids).values())
+        reach = _ChainLinks(txn).reach(_find_places(txn, event_nids).values())
         if limit is not None and sum(reach.values()) > limit:
             raise AuthChainTooLong(f"{sum(reach.values())} events; the limit is {limit}")
         return _get_events(txn, {chain: (0, last) for chain, last in reach.items()})
@@ -150,14 +152,14 @@ class AuthChainStore:
         """As `is_in_auth_chain`."""
         places = _find_places(txn, (event_nid, of))
         chain, place = places[event_nid]
-        return place <= _Links(txn).reach([places[of]]).get(chain, 0)
+        return place <= _ChainLinks(txn).reach([places[of]]).get(chain, 0)
 
     async def get_auth_difference(self, state_sets: Sequence[Collection[int]]) -> set[int]:
-        """The events that are in the auth chains of some but not of all of the states, given as
-        their event_nids.
+        """Return the events that are in the auth chains of some but not all of the states, given as
+        event_nids.
 
-        Costs the size of the dispute; what all states agree on is looked at only as far as it cites
-        something in dispute. Raises UnknownAuthEvent. spec: rooms/v2#definitions (auth difference)
+        Costs the size of the difference; shared events are read only as far as they cite disputed
+        ones. Raises UnknownAuthEvent. spec: rooms/v2#definitions (auth difference)
         """
         if len(state_sets) < 2:
             return set()
@@ -182,10 +184,10 @@ class AuthChainStore:
         likely: Collection[int],
         find_agreed: Callable[[Collection[int]], Collection[int]],
     ) -> set[int]:
-        """As `get_auth_difference`, of states of which only what they differ in is at hand.
+        """As `get_auth_difference`, for states of which only the differing events are at hand.
 
-        `likely` are some events on which all agree, best those that many others cite; `find_agreed`
-        tells which of some events are among those on which all agree.
+        `likely` are some shared events, preferably those that many others cite. `find_agreed`
+        returns which of some events all states share.
         """
         return self._find_difference(txn, disputed, likely, find_agreed)
 
@@ -197,14 +199,14 @@ class AuthChainStore:
         find_agreed: Callable[[Collection[int]], Collection[int]] | None,
     ) -> set[int]:
         places = _find_places(txn, set().union(*disputed))
-        links = _Links(txn)
+        links = _ChainLinks(txn)
         reaches = [links.reach([places[nid] for nid in state]) for state in disputed]
         ranges: dict[int, Place] = {}
         for chain in {chain for reach in reaches for chain in reach}:
             lasts = [reach.get(chain, 0) for reach in reaches]
             if min(lasts) < max(lasts):
                 ranges[chain] = (min(lasts), max(lasts))
-        # what is agreed on reaches the same in all states, and so takes away from the difference
+        # shared events reach the same in all states, and so reduce the difference
         if ranges and likely:
             _raise_bottoms(ranges, links.reach(_find_places(txn, likely).values()))
         if ranges and find_agreed is not None:
@@ -220,8 +222,8 @@ class AuthChainStore:
         return _get_events(txn, ranges)
 
     async def get_conflicted_subgraph(self, conflicted: Collection[int]) -> set[int]:
-        """The events on a path along auth events from one of these to another, ends included (if on
-        such a path).
+        """Return the events on a path along auth events from one of these to another, ends included
+        (if on such a path).
 
         Raises UnknownAuthEvent. spec: rooms/v12#definitions (conflicted state subgraph)
         """
@@ -232,9 +234,9 @@ class AuthChainStore:
     def get_conflicted_subgraph_in(self, txn: Transaction, conflicted: Collection[int]) -> set[int]:
         """As `get_conflicted_subgraph`."""
         ends = _find_places(txn, conflicted)
-        links = _Links(txn)
+        links = _ChainLinks(txn)
         below = links.reach(ends.values())
-        # paths stay inside what was reached, whose links are all loaded by now
+        # paths stay inside the reach, whose links are all loaded by now
         above = links.climb(ends.values())
         subgraph = _get_events(
             txn,
@@ -250,14 +252,14 @@ class AuthChainStore:
         return subgraph
 
 
-class _Links(msgspec.Struct):
-    """The links of the chains that were looked at, and the walks along them."""
+class _ChainLinks(msgspec.Struct):
+    """The loaded links of chains, and the walks along them."""
 
     _txn: Transaction
     _by_chain: dict[int, list[tuple[int, int, int]]] = msgspec.field(default_factory=dict)
 
     def load(self, chains: Iterable[int]) -> None:
-        """Read the links that start in these chains, unless that was done."""
+        """Read the links that start in these chains, unless they are loaded."""
         missing = [chain for chain in chains if chain not in self._by_chain]
         for chain in missing:
             self._by_chain[chain] = []
@@ -265,14 +267,14 @@ class _Links(msgspec.Struct):
             self._by_chain[chain].append((place, target_chain, target_place))
 
     def begin(self, chain: int) -> None:
-        """A new chain has no links yet."""
+        """Record that a new chain has no links yet."""
         self._by_chain[chain] = []
 
     def add(self, chain: int, place: int, target_chain: int, target_place: int) -> None:
         self._by_chain.setdefault(chain, []).append((place, target_chain, target_place))
 
     def up_to(self, chain: int, place: int) -> Iterable[Place]:
-        """The targets of a chain's links that hold at a place."""
+        """Return the targets of a chain's links that hold at a place."""
         return [
             (target, last)
             for start, target, last in self._by_chain.get(chain, ())
@@ -280,10 +282,10 @@ class _Links(msgspec.Struct):
         ]
 
     def reach(self, starts: Iterable[Place]) -> Reach:
-        """What is in the auth chains of the events at these places. One query a step from chain to
-        chain."""
+        """Return the reach of the auth chains of the events at these places. One query a step from
+        chain to chain."""
         reach: Reach = {}
-        # the last place of each chain of which the links are to be followed
+        # the last place of each chain whose links are to be followed
         follow: dict[int, int] = {}
         for chain, place in starts:
             follow[chain] = max(follow.get(chain, 0), place)
@@ -306,8 +308,8 @@ class _Links(msgspec.Struct):
         return reach
 
     def climb(self, starts: Iterable[Place]) -> dict[int, int]:
-        """By chain the first place from which one of these places is in the auth chain, as far as
-        the loaded links tell."""
+        """Return by chain the first place whose auth chain has one of these places, as far as the
+        loaded links tell."""
         at_or_above: dict[int, int] = {}
         above: dict[int, int] = {}
         for chain, place in starts:
@@ -331,9 +333,9 @@ class _Links(msgspec.Struct):
         return above
 
 
-def _select_targets(links: _Links, own: Place, cited: Iterable[Place]) -> Mapping[int, int]:
-    """The links that an event needs: not those that its own chain or another auth event of it gives
-    already."""
+def _select_targets(links: _ChainLinks, own: Place, cited: Iterable[Place]) -> Mapping[int, int]:
+    """Return the links that an event needs: without those that its own chain or another of its auth
+    events implies."""
     chain, place = own
     known: Reach = {chain: place}
     for target_chain, target_place in links.up_to(chain, place):
@@ -352,8 +354,8 @@ def _select_targets(links: _Links, own: Place, cited: Iterable[Place]) -> Mappin
 
 
 def _find_above(txn: Transaction, firsts: Mapping[int, int]) -> dict[int, int]:
-    """By chain the first place at or above one of these places. One query a step from chain to
-    chain."""
+    """Return by chain the first place at or above one of these places. One query a step from chain
+    to chain."""
     above = dict(firsts)
     level = set(above)
     while level:
@@ -367,7 +369,7 @@ def _find_above(txn: Transaction, firsts: Mapping[int, int]) -> dict[int, int]:
 
 
 def _raise_bottoms(ranges: dict[int, Place], reach: Reach) -> None:
-    """Take what is reached out of the ranges (after the first place, up to the second)."""
+    """Remove the reach from the ranges (after the first place, up to the second)."""
     for chain, (bottom, top) in list(ranges.items()):
         reached = max(bottom, reach.get(chain, 0))
         if reached < top:
@@ -381,7 +383,7 @@ def _get_places(txn: Transaction, event_nids: Iterable[int]) -> dict[int, Place]
 
 
 def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, Place]:
-    """The places of events that must have one."""
+    """Return the places of events that must have one. Raises UnknownAuthEvent."""
     places = _get_places(txn, event_nids)
     for nid in event_nids:
         if nid not in places:
@@ -390,7 +392,7 @@ def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, Pla
 
 
 def _get_events(txn: Transaction, ranges: Mapping[int, Place]) -> set[int]:
-    """The events in ranges of chains: after the first place, up to the second."""
+    """Return the events in ranges of chains: after the first place, up to the second."""
     return {
         nid
         for nid, chain, place in txn.query_in(_SELECT_CHAINS, ranges)

@@ -1,8 +1,8 @@
-"""In which thread an event stands, itself or by what it relates to, and stood before it or that was
-redacted.
+"""The thread of an event, by its own relation or through the events that it relates to, also after
+a redaction.
 
-A redaction or a purge takes away what an event says of another one. So the thread is noted with the
-event then (`events.thread_root`), as it is when the event notifies somebody.
+A redaction or a purge removes the relation of an event. So its thread is stored with the event then
+(`events.thread_root`), as it is when the event notifies somebody.
 
 spec: client-server-api#threaded-read-receipts
 """
@@ -16,18 +16,19 @@ from storage.engine.transaction import Transaction
 from storage.events.relations import THREAD, Relation
 
 MOST_HOPS = 3
-"""Over how many events that relate to each other a thread is looked for."""
+"""The number of related events that are followed to find a thread."""
 _LINKS = (
     "e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
-    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
+    " LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
+    " LEFT JOIN redactions AS x ON x.event_nid = e.event_nid"
 )
 
 
 class Links(msgspec.Struct, frozen=True):
-    """What one event says of where it belongs."""
+    """The relations of one event."""
 
     thread_root: str | None
-    """As it was noted."""
+    """The stored thread root."""
     rel_type: str | None
     target: str | None
     is_redacted: bool = False
@@ -35,21 +36,21 @@ class Links(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Where an event stands."""
+    """The thread and timeline that an event belongs to."""
 
     root: str | None
-    """The root of its thread, whether or not this server has that; None: no thread."""
+    """The root of its thread, whether or not this server has that event; None: no thread."""
     in_main: bool
-    """In the main timeline. So is, beside its thread, what is in that only by what was redacted, or
-    what it redacts: by the specification none of these relates to a thread, and to clients they
-    belong where they have them."""
+    """In the main timeline. An event that is in a thread only through a redacted event, or through
+    the event it redacts, is in the main timeline too: by the specification none of these relates to
+    a thread, and clients show them where they have them."""
     top: str | None = None
-    """Of one that is in no thread: what it relates to in the end, which may be the root of one.
-    Clients show with a thread what was said of its root, as they show the root."""
+    """For an event in no thread: the event it relates to in the end, which may be a thread root.
+    Clients show relations of a thread root with its thread, as they show the root."""
 
 
 class ThreadWalk:
-    """Goes from event to event, as far as it takes to know."""
+    """Follows relations from event to event until the thread is known."""
 
     def __init__(self) -> None:
         self._root: str | None = None
@@ -58,7 +59,7 @@ class ThreadWalk:
         self._hops = 0
 
     def step(self, links: Links) -> str | None:
-        """Take note of an event; the id of the one to look at next, if any."""
+        """Take in an event's links. Return the id of the next event to read, if any."""
         self._is_loose = self._is_loose or links.is_redacted
         if links.thread_root is not None or links.rel_type == THREAD:
             self._root = links.thread_root or links.target
@@ -75,13 +76,13 @@ class ThreadWalk:
 
     @property
     def standing(self) -> Standing:
-        """What was found."""
+        """The result of the walk."""
         root = self._root
         return Standing(root, root is None or self._is_loose, self._top if root is None else None)
 
 
 def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:
-    """Where an event of a room stands that says this. A query for each hop."""
+    """Return the standing of an event of a room with these links. One query a hop."""
     walk = ThreadWalk()
     parent = walk.step(links)
     while parent is not None:
@@ -91,7 +92,7 @@ def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:
 
 
 def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> Standing:
-    """The same of a stored event."""
+    """Return the standing of a stored event."""
     links = _select_links(txn, "e.event_nid = ? AND e.room_nid = ?", event_nid, room_nid)
     return Standing(None, in_main=True) if links is None else select_standing(txn, room_nid, links)
 
@@ -99,16 +100,15 @@ def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> Stand
 def select_roots(
     txn: Transaction, room_nid: int, event_nids: Iterable[int]
 ) -> dict[int, str | None]:
-    """The roots of the threads that events of a room stand in. A query for each hop, for all of
-    them."""
+    """Return the thread roots of events of a room. One query a hop for all of them."""
     rows = txn.query_in(f"SELECT e.event_nid, {_LINKS} WHERE e.event_nid IN {{keys}}", event_nids)
     walks = {nid: ThreadWalk() for nid, *_ in rows}
     parents = {nid: walks[nid].step(_read_links(links)) for nid, *links in rows}
-    while wanted := {parent for parent in parents.values() if parent is not None}:
+    while parent_ids := {parent for parent in parents.values() if parent is not None}:
         sql = f"SELECT e.event_id, {_LINKS} WHERE e.event_id IN {{keys}} AND e.room_nid = ?"
         found = {
             event_id: _read_links(links)
-            for event_id, *links in txn.query_in(sql, wanted, after=(room_nid,))
+            for event_id, *links in txn.query_in(sql, parent_ids, after=(room_nid,))
         }
         parents = {
             nid: walks[nid].step(found[parent])
@@ -119,7 +119,7 @@ def select_roots(
 
 
 def links_of(relation: Relation | None) -> Links:
-    """Of an event that is not stored yet."""
+    """Return the links of an event that is not stored yet."""
     return (
         Links(None, None, None)
         if relation is None

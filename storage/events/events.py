@@ -1,6 +1,6 @@
-"""Events as they are stored: rows of plain values, read in batches.
+"""Stored events: rows of plain values, read in batches.
 
-Nothing about a stored event changes but by a redaction or a purge, which take its content away.
+A stored event changes only by a redaction or a purge, which remove its content.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,50 +14,48 @@ from storage.engine.transaction import Transaction
 
 
 class EventFlag:
-    """What is known of an event besides its content; bits of the column `flags`.
+    """Facts about an event beyond its content; bits of the column `flags`.
 
-    Plain numbers: each event of each answer is asked, and an `IntFlag` makes a new object for every
-    answer.
+    Plain numbers: each event of each answer is tested, and an `IntFlag` makes a new object per
+    operation.
     """
 
     OUTLIER: Final = 1
-    """Kept without knowing the state of the room before it."""
+    """The state of the room before it is unknown."""
     REJECTED: Final = 2
-    """Refused by authorization; its successors may refer to it, nobody sees it."""
+    """Failed the authorization rules; its successors may refer to it, nobody sees it."""
     SOFT_FAILED: Final = 4
-    """Valid where it stands, refused by the present state: not shown, not built upon."""
+    """Allowed by the state before it, rejected by the current state: not shown, not built upon."""
     NOTIFIES: Final = 8
-    """Notifies whoever has default push rules."""
+    """Notifies users with default push rules."""
     TIMELINE: Final = 16
-    """Stands in the timeline of the room: accepted, and neither outlier nor soft-failed."""
+    """In the timeline of the room: accepted, and neither outlier nor soft-failed."""
     CALLS_ROOM: Final = 32
-    """Is highlighted for whoever has default push rules."""
+    """Highlighted for users with default push rules."""
     OUTCOMES: Final = 64
-    """Is something else to some users of this server: the table `push_outcomes` says what."""
+    """Has another outcome for some local users, stored in the table `push_outcomes`."""
     TO_SEND: Final = 256
-    """This server tells others of it: made by our own users where others are in the room, or passed
-    on for another server."""
+    """This server sends it to others: made by a local user in a federated room, or forwarded for
+    another server."""
     RESOLVED: Final = 512
-    """With its arrival the current state changed in more, or in something else, than what it sets:
+    """Its arrival changed the current state in more, or in something else, than the event sets:
     forks were resolved."""
     MENDED: Final = 1024
-    """The state after it has more than its past gives: what could be proved later only."""
+    """The state after it has entries beyond its past, which could be verified only later."""
     PURGED: Final = 2048
-    """A message whose content is gone for good, by its age or since an administrator said so: shown
-    to nobody any more."""
+    """A message whose content was deleted by retention or by an administrator: shown to nobody."""
     FORGOTTEN: Final = 4096
-    """It was purged since nobody here remembered its room: its content may be had from other
-    servers."""
+    """It was purged because no local user remembered its room: other servers may still have its
+    content."""
     AFTER_HOLE: Final = 8192
-    """Some of what it follows was not here when it came, and could not be had: who reads in the
-    order of arrival misses that."""
+    """Some of its previous events were missing at its arrival and could not be fetched: readers in
+    the order of arrival miss these."""
 
 
 _STANDING = EventFlag.TIMELINE | EventFlag.PURGED
 IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
-"""That an event stands in the timeline and was not purged; the words are those of the index
-`shown_by_depth`. They are no equation, which PostgreSQL would take for a condition that few events
-meet."""
+"""SQL condition: the event is in the timeline and not purged. Its words are those of the index
+`shown_by_depth`. It is no equality, since PostgreSQL would assume that few events meet one."""
 IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
 IS_UNPURGED_MESSAGE: Final = (
     f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
@@ -74,32 +72,31 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     room_nid: int
     position: int | None
-    """Arrival in the one sequence; None for what is not shown as new."""
+    """Arrival in the one sequence; None for an event that is not shown as new."""
     depth: int
     type: str
     state_key: str | None
     sender: str
     origin_server_ts: int
-    """As the event says, but no later than when it came: from then its age counts."""
+    """As claimed by the event, but no later than its arrival: its age counts from here."""
     flags: int
     state_root: bytes | None
     """Root of the state after the event; None for outliers."""
     replaces: int | None
-    """Number of the state entry that this state event took the place of."""
+    """Number of the state entry that this state event replaced."""
     redacted_by: int | None
-    """Number of the redaction that took its content away; its own where none did, and it was
-    purged."""
+    """Number of the redaction that removed its content. Its own number if it was purged."""
     pdu: bytes
     """Canonical JSON."""
     current_root: bytes | None = None
-    """Root of the room's current state once it had arrived; None: it was the state after it."""
+    """Root of the room's current state after its arrival; None: it was the state after the
+    event."""
     thread_root: str | None = None
-    """The event at the root of the thread that it stands in, as far as it notifies anybody or was
-    redacted."""
+    """The root event of its thread; stored only if it notifies somebody or was redacted."""
 
 
 class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What other nodes are told of an event that was stored."""
+    """The facts of a stored event that other nodes receive."""
 
     room_nid: int
     position: int | None
@@ -108,7 +105,7 @@ class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
-    """What an event sets in the state, if it sets anything."""
+    """The state entry that an event sets, if any."""
 
     event_nid: int
     type: str
@@ -117,46 +114,47 @@ class StateEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """What was there before the events that it is about."""
+    """Stored references to the given events from before their arrival."""
 
     redactions: Mapping[str, list[int]]
-    """By id of the target the numbers of the redactions that name it."""
+    """Numbers of the redactions by the id of their target."""
     backward: frozenset[str]
-    """Those of the events that stored events of the room name as previous."""
+    """Those of the events that stored events of the room name as `prev_events`."""
 
 
 class LostContent(msgspec.Struct, frozen=True):
-    """Which events lost their content, or have it back."""
+    """Events that lost or regained their content."""
 
     redacted: Sequence[str]
-    """The ids of those that were redacted or restored."""
+    """The ids of redacted or restored events."""
     redaction_nid: int
-    """The highest number of the redactions that took it."""
+    """The highest number of these redactions."""
     changed_rooms: frozenset[int]
-    """Of which any messages may have lost it for good, or regained it; and those that have all of
-    their state since: any of their events may be shown now, or no more."""
+    """Rooms where any message may have been purged or restored, and rooms whose state was
+    completed: any of their events may be shown or hidden now."""
 
 
 _COLUMNS = (
-    "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
+    "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts,"
+    " flags, state_root,"
     " replaces, redacted_by, pdu, current_root, thread_root"
 )
 
 
 class EventStore:
-    """Readers of the table `events`."""
+    """Reads the table `events`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_events(self, event_nids: Iterable[int]) -> Mapping[int, EventRow]:
-        """Events by number; unknown ones are missing from the answer."""
-        wanted = list(event_nids)
-        read = self._database.read_quickly if len(wanted) <= 50 else self._database.read
-        return await read("get_events", select_events, wanted)
+        """Return events by number; unknown ones are missing."""
+        nids = list(event_nids)
+        read = self._database.read_quickly if len(nids) <= 50 else self._database.read
+        return await read("get_events", select_events, nids)
 
     async def get_event_nids(self, event_ids: Iterable[str]) -> Mapping[str, int]:
-        """The numbers of events; unknown ids are missing from the answer."""
+        """Return the numbers of events; unknown ids are missing."""
         return await self._database.read_quickly(
             "get_event_nids", select_event_nids, list(event_ids)
         )
@@ -164,27 +162,27 @@ class EventStore:
     async def get_entries(
         self, room_nid: int, event_ids: Iterable[str]
     ) -> Mapping[str, StateEntry]:
-        """What events of a room set in its state, by id: for many of them, without their
+        """Return the state entries that events of a room set, by id: for many events, without their
         content."""
         return await self._database.read(
             "get_entries_by_id", _select_entries, room_nid, list(event_ids)
         )
 
     async def get_lost_since(self, redaction_nid: int, position: int) -> "LostContent":
-        """What was redacted by redactions that are numbered above one, and which rooms were changed
+        """Return the events redacted by redactions with a higher number, and the rooms changed
         after a position."""
         return await self._database.read_quickly(
             "get_lost_since", _select_lost, redaction_nid, position
         )
 
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
-        """What in the room has been waiting for events that now arrive. Two queries."""
+        """Return stored references to events that now arrive in the room. Two queries."""
         return await self._database.read_quickly(
-            "get_waiting", _select_waiting, room_nid, list(event_ids)
+            "get_earlier_references", _select_earlier_references, room_nid, list(event_ids)
         )
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
-        """Events as they are stored, by number."""
+        """Return PDUs as they are stored, by number."""
         return await self._database.read("get_pdus", select_pdus, list(event_nids))
 
 
@@ -203,7 +201,7 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
 
 
 def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
-    """The flags of events by id; unknown ids are missing from the answer."""
+    """Return the flags of events by id; unknown ids are missing."""
     return dict(
         txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids)
     )
@@ -212,11 +210,11 @@ def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
 def select_progress(
     txn: Transaction, room_nid: int, event_ids: Iterable[str]
 ) -> dict[str, tuple[int, int, int]]:
-    """How far on in a room somebody is who has read that event, to be compared with others: by its
-    arrival; what is from the past, and did not arrive as news, is before all that did (0), by its
-    place in the order of the room. Events that are not known are missing."""
+    """Return for each event a value that orders receipts at it: its arrival, or 0 for a backfilled
+    event, then its place in the order of the room. Unknown events are missing."""
     rows = txn.query_in(
-        "SELECT event_id, COALESCE(position, 0), depth, event_nid FROM events WHERE event_id IN {keys} AND room_nid = ?",
+        "SELECT event_id, COALESCE(position, 0), depth, event_nid FROM events"
+        " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=(room_nid,),
     )
@@ -224,9 +222,10 @@ def select_progress(
 
 
 def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """The (type, state_key) of those of the events that are state events."""
+    """Return the (type, state_key) of those of the events that are state events."""
     rows = txn.query_in(
-        "SELECT event_nid, type, state_key FROM events WHERE event_nid IN {keys} AND state_key IS NOT NULL",
+        "SELECT event_nid, type, state_key FROM events"
+        " WHERE event_nid IN {keys} AND state_key IS NOT NULL",
         event_nids,
     )
     return {nid: (type, state_key) for nid, type, state_key in rows}
@@ -234,7 +233,8 @@ def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, 
 
 def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> dict[str, StateEntry]:
     rows = txn.query_in(
-        "SELECT event_id, event_nid, type, state_key, flags FROM events WHERE room_nid = ? AND event_id IN {keys}",
+        "SELECT event_id, event_nid, type, state_key, flags FROM events"
+        " WHERE room_nid = ? AND event_id IN {keys}",
         event_ids,
         before=(room_nid,),
     )
@@ -242,18 +242,18 @@ def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> di
 
 
 def select_event_ids(txn: Transaction, event_nids: Iterable[int]) -> dict[int, str]:
-    """The ids of events by number."""
+    """Return the ids of events by number."""
     return dict(
         txn.query_in("SELECT event_nid, event_id FROM events WHERE event_nid IN {keys}", event_nids)
     )
 
 
 def make_row(row: Row) -> EventRow:
-    """An EventRow of a row with the columns of the table in their order."""
+    """Make an EventRow from a row with the columns of the table in their order."""
     return EventRow(*row)
 
 
-def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
+def _select_earlier_references(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
     redactions: dict[str, list[int]] = {}
     rows = txn.query_in(
         "SELECT redacts, event_nid FROM redactions WHERE redacts IN {keys} ORDER BY event_nid",
@@ -286,7 +286,7 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
 
 
 def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
-    """How many bytes the PDUs of events have, by number."""
+    """Return the sizes of PDUs in bytes, by number."""
     return dict(
         txn.query_in(
             "SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids

@@ -1,11 +1,11 @@
-"""Which event relates to which: children by their parents, summaries of them, the threads of rooms.
+"""Relations between events: children by parent, their aggregations, the threads of rooms.
 
 Laws:
-- A row stands for a child that is in its room's timeline and not redacted; it is written with the
-  event and goes with its redaction. An event without a relation costs nothing here.
+- A row stands for a child that is in its room's timeline and not redacted. It is written with the
+  event and removed with its redaction. An event without a relation costs nothing here.
 - A child counts only for a parent in its own room: readers compare the rooms.
-- What depends on the parent (may it be replaced by this?) is asked when reading, since children may
-  come first.
+- Conditions on the parent (may this event replace it?) are checked when reading, since a child may
+  arrive before its parent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
@@ -25,31 +25,31 @@ REFERENCE = "m.reference"
 ANNOTATION = "m.annotation"
 
 MOST_REFERENCES = 100
-"""How many of the events that refer to one are named with it, the oldest first."""
+"""How many references are listed with an event, the oldest first."""
 CANDIDATES = 5
-"""How many of the latest children are looked at for one that the reader may see."""
+"""How many of the latest children are searched for one that the reader may see."""
 FEW_EVENTS = 64
-"""Whether so many events have children is found out where it is asked, on a database that is in the
+"""For up to so many events the children are read on the calling thread, on a database in the
 process."""
 _MOST_IGNORED = 500
 _COUNTED = "count"
-_TOLD = (REFERENCE, REPLACE, THREAD)
-"""What is told of with the parent; in the order of text."""
+_AGGREGATED = (REFERENCE, REPLACE, THREAD)
+"""The aggregated types of relations, in text order."""
 
 
 class Relation(msgspec.Struct, frozen=True, gc=False):
-    """What an event says of its parent."""
+    """The relation of an event to its parent."""
 
     rel_type: str
     target: str
     """The parent's id."""
     annotation: str | None = None
     is_whole: bool = True
-    """False for a replacement without anything to put in the place of what it replaces."""
+    """False for a replacement without `m.new_content`."""
 
 
 class RelationRow(msgspec.Struct, frozen=True, gc=False):
-    """A child, as it is stored."""
+    """A stored child."""
 
     relation: Relation
     event_nid: int
@@ -62,19 +62,19 @@ class RelationRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Children(msgspec.Struct, frozen=True, gc=False):
-    """The children that an event has of one type of relation."""
+    """The children of an event with one type of relation."""
 
     rel_type: str
     nids: Sequence[int]
-    """Of replacements and threads the latest few, latest first; of references the oldest."""
+    """For replacements and threads the latest few, latest first; for references the oldest."""
     count: int = 0
-    """Of a thread: all."""
+    """For a thread: the number of all children."""
     has_own: bool = False
-    """Of a thread: the reader sent one of them."""
+    """For a thread: whether the reader sent one of them."""
 
 
 class Parent(msgspec.Struct, frozen=True, gc=False):
-    """An event whose children are asked for."""
+    """An event whose children are requested."""
 
     nid: int
     event_id: str
@@ -84,7 +84,7 @@ class Parent(msgspec.Struct, frozen=True, gc=False):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Which children of an event."""
+    """Selects children of an event."""
 
     rel_type: str | None = None
     type: str | None = None
@@ -93,14 +93,14 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class RelationStore:
-    """Readers of the table `relations`."""
+    """Reads the table `relations`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find_parents(self, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
-        """Which types of children that `get_children` may find these events have; nothing for those
-        without. One query."""
+        """Return the types of children that `get_children` may find for these events; events
+        without any are missing. One query."""
         read = (
             self._database.read_quickly
             if len(event_ids) <= FEW_EVENTS
@@ -116,13 +116,13 @@ class RelationStore:
         ignored: Collection[str],
         left: Mapping[int, int] | None = None,
     ) -> Mapping[int, list[Children]]:
-        """For those events that have valid replacements, threads or references, these, as far as
-        they are of `rel_types`; without what `ignored` sent.
+        """Return the valid replacements, threads and references of those events, limited to
+        `rel_types` and without events of `ignored` senders.
 
-        One query. Events that were redacted have no replacements. `left`: for each of the events
-        the position at which the reader's stay in its room ended; then it is as it was there.
+        One query. Redacted events have no replacements. `left`: the position, by event, at which
+        the reader's stay in its room ended; the result is then as of that position.
         """
-        return await self._database.read_once(  # the children of some may be many
+        return await self._database.read_once(  # an event may have many children
             "get_relation_children",
             _select_children,
             list(parents),
@@ -142,8 +142,8 @@ class RelationStore:
         direction: Direction,
         limit: int,
     ) -> list[tuple[Place, int]]:
-        """Children of an event from `start` on, no further than `end`: (place right after the
-        child, its number)."""
+        """Return children of an event from `start` on, no further than `end`: (place right after
+        the child, its number)."""
         return await self._database.read(
             "get_relations_page",
             _select_page,
@@ -157,11 +157,11 @@ class RelationStore:
         )
 
     async def find_levels(self, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
-        """Up to how many steps from the event its children, and theirs, are so many at most; no
-        further than is wanted, at least one.
+        """Return the number of steps from the event within which at most `most` descendants are
+        found: at least one, no more than `wanted.levels`.
 
-        Pages of children of children are put in order anew, each among all of them: this looks at
-        no more than one too many.
+        Each page of children of children is sorted again among all of them; this reads at most one
+        too many.
         """
         return await self._database.read(
             "find_relation_levels", _find_levels, room_nid, target, wanted, most
@@ -178,11 +178,11 @@ class RelationStore:
         participated: bool,
         end: Place | None = None,
     ) -> list[tuple[Place, int]]:
-        """Threads of a room, those with the latest events first: (place right after the latest
-        event, number of the root).
+        """Return threads of a room, the one with the latest event first: (place right after the
+        latest event, number of the root).
 
-        With `participated` only those in which the reader said something, the root included. With
-        `end` they are the threads as they were there.
+        `participated` restricts them to threads in which the reader sent an event, the root
+        included. With `end` the threads are as of that place.
         """
         return await self._database.read(
             "get_threads",
@@ -199,7 +199,8 @@ class RelationStore:
     async def has_annotation(
         self, room_nid: int, target: str, type: str, sender: str, annotation: str
     ) -> bool:
-        """Whether the sender has said that of the event already, in an event of that type."""
+        """Whether the sender has already annotated the event with that key, in an event of that
+        type."""
         return await self._database.read_quickly(
             "has_annotation", _has_annotation, room_nid, target, type, sender, annotation
         )
@@ -210,15 +211,15 @@ class RelationStore:
         senders: Collection[str] | None,
         rel_types: Collection[str] | None,
     ) -> frozenset[int]:
-        """Those of the events that have a child by one of the senders and of one of the types,
-        where these are given."""
+        """Return those of the events that have a child by one of the senders and of one of the
+        types, if these are given."""
         return await self._database.read_quickly(
             "get_related", _select_related, list(event_nids), senders, rel_types
         )
 
 
 def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
-    """Note children, as they are stored."""
+    """Add children as they are stored."""
     children = {
         (row.relation.target, row.relation.rel_type, row.depth, row.event_nid): row for row in rows
     }
@@ -231,7 +232,8 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
         ],
     )
     txn.execute_many(
-        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender, origin_server_ts,"
+        "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type,"
+        " sender, origin_server_ts,"
         " annotation, is_whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
             (
@@ -250,37 +252,41 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
 
 
 def remove_relation(txn: WriteTransaction, event_nid: int) -> None:
-    """A redacted event is nobody's child any more."""
+    """Remove the relation of a redacted event."""
     remove_relations(txn, [event_nid])
 
 
 def remove_relations(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """The same for several."""
+    """Remove the relations of several redacted events."""
     nids = list(event_nids)
-    said = txn.query_in(
-        f"SELECT target, room_nid, sender, event_nid FROM relations WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
+    thread_children = txn.query_in(
+        "SELECT target, room_nid, sender, event_nid FROM relations"
+        f" WHERE event_nid IN {{keys}} AND rel_type = '{THREAD}'",
         nids,
     )
     txn.execute_many("DELETE FROM relations WHERE event_nid = ?", [(nid,) for nid in nids])
-    subtract_senders(txn, said)
+    subtract_senders(txn, thread_children)
 
 
 def _select_parents(txn: Transaction, event_ids: Collection[str]) -> Mapping[str, Sequence[str]]:
-    # One look for each event, since those without children are many: at whatever lies between the
-    # first and the last of these types. Each look is a value, which PostgreSQL does not make a join
-    # of all children from, and in an order, though one is enough: else it hopes to meet one soon
-    # without an index.
-    looks = ", ".join(
-        f"(SELECT r.rel_type FROM relations AS r WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
+    # One index lookup per event, since most have no children: for any row between the first and the
+    # last of these types. Each lookup is a scalar subquery, so PostgreSQL does not make a join over
+    # all children of it. It is ordered, though one row is enough: otherwise PostgreSQL expects to
+    # find one soon without an index.
+    lookups = ", ".join(
+        "(SELECT r.rel_type FROM relations AS r"
+        f" WHERE r.target = w.event_id AND r.rel_type = '{rel_type}'"
         " ORDER BY r.depth LIMIT 1)"
-        for rel_type in _TOLD
+        for rel_type in _AGGREGATED
     )
     rows = txn.query_with(
         "wanted",
         ["event_id"],
         [(event_id,) for event_id in event_ids],
-        f"SELECT w.event_id, {looks} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r WHERE r.target = w.event_id"
-        f" AND r.rel_type >= '{_TOLD[0]}' AND r.rel_type <= '{_TOLD[-1]}' ORDER BY r.rel_type LIMIT 1) = 1",
+        f"SELECT w.event_id, {lookups} FROM wanted AS w WHERE (SELECT 1 FROM relations AS r"
+        " WHERE r.target = w.event_id"
+        f" AND r.rel_type >= '{_AGGREGATED[0]}' AND r.rel_type <= '{_AGGREGATED[-1]}'"
+        " ORDER BY r.rel_type LIMIT 1) = 1",
     )
     return {
         event_id: found
@@ -295,24 +301,26 @@ def _select_children(
     rel_types: Set[str],
     reader: str,
     ignored: list[str],
-    left: Mapping[int, int] | None,
+    left_positions: Mapping[int, int] | None,
 ) -> dict[int, list[Children]]:
-    unwanted = ignored[:_MOST_IGNORED]
+    ignored_senders = ignored[:_MOST_IGNORED]
     rows: list[list[int | str]] = []
     for parent in parents:
-        there = (parent.event_id, parent.room_nid)
-        until = () if left is None else (left[parent.nid],)
+        parent_args = (parent.event_id, parent.room_nid)
+        until = () if left_positions is None else (left_positions[parent.nid],)
         row: list[int | str] = []
         if THREAD in rel_types:
-            row += (*there, *until, reader, *there, *until)
+            row += (*parent_args, *until, reader, *parent_args, *until)
         if REPLACE in rel_types:
-            row += (*there, parent.sender, parent.type, parent.nid, *until)
+            row += (*parent_args, parent.sender, parent.type, parent.nid, *until)
         if REFERENCE in rel_types:
-            row += (*there, *until)
+            row += (*parent_args, *until)
         rows.append(row)
-    sql = _children_sql(frozenset(rel_types), len(unwanted), until_left=left is not None)
+    sql = _children_sql(
+        frozenset(rel_types), len(ignored_senders), until_left=left_positions is not None
+    )
     found: dict[int, list[Children]] = {}
-    for parent, children in zip(parents, txn.query_each(sql, rows, unwanted), strict=True):
+    for parent, children in zip(parents, txn.query_each(sql, rows, ignored_senders), strict=True):
         groups = _group(children)
         if groups:
             found[parent.nid] = groups
@@ -320,50 +328,54 @@ def _select_children(
 
 
 @lru_cache(maxsize=256)
-def _children_sql(rel_types: frozenset[str], unwanted: int, *, until_left: bool) -> str:
-    """Rows of type of relation, number of the child, and what they are sorted by; with threads also
-    one of `_COUNTED`: how many children there are, and whether the reader sent one of them.
+def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left: bool) -> str:
+    """Build the query: rows of relation type, number of the child, and sort values. With threads
+    also one row of `_COUNTED`: the number of children, and whether the reader sent one of them.
 
-    Each part is a piece of an index no longer than what it finds; only what is left out is gone
-    over besides.
+    Each part reads a range of an index no longer than its result, plus the rows that are filtered
+    out.
     """
-    wanted = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if unwanted else ""
+    condition = " AND r.sender NOT IN (SELECT sender FROM unwanted)" if ignored_senders else ""
     if until_left:
-        wanted += (
+        condition += (
             " AND EXISTS (SELECT 1 FROM events AS c WHERE c.event_nid = r.event_nid"
             " AND (c.position IS NULL OR c.position <= ?))"
         )
-        counted, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
+        count_source, count = f"relations AS r WHERE r.rel_type = '{THREAD}' AND", "count(*)"
     else:
-        counted, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
-    # the plus has databases go by the parent, along the key
+        count_source, count = "thread_senders AS r WHERE", "CAST(sum(r.count) AS BIGINT)"
+    # the plus makes databases go by the parent, along the key
     parts: list[str] = []
     if THREAD in rel_types:
         parts += (
             "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
-            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{wanted}"
+            f" WHERE r.target = ? AND r.rel_type = '{THREAD}' AND +r.room_nid = ?{condition}"
             f" ORDER BY r.depth DESC, r.event_nid DESC LIMIT {CANDIDATES}",
             f"SELECT '{_COUNTED}', {count}, max(CASE WHEN r.sender = ? THEN 1 ELSE 0 END), ''"
-            f" FROM {counted} r.target = ? AND r.room_nid = ?{wanted}",
+            f" FROM {count_source} r.target = ? AND r.room_nid = ?{condition}",
         )
     if REPLACE in rel_types:
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.origin_server_ts, r.event_id FROM relations AS r"
-            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}' AND r.is_whole = 1"
+            f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}'"
+            " AND r.is_whole = 1"
             " AND r.sender = ? AND r.type = ?"
-            f" AND EXISTS (SELECT 1 FROM events AS p WHERE p.event_nid = ? AND p.redacted_by IS NULL){wanted}"
+            " AND EXISTS (SELECT 1 FROM events AS p"
+            f" WHERE p.event_nid = ? AND p.redacted_by IS NULL){condition}"
             f" ORDER BY r.origin_server_ts DESC, r.event_id DESC LIMIT {CANDIDATES}"
         )
     if REFERENCE in rel_types:
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
-            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{wanted}"
+            f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{condition}"
             f" ORDER BY r.depth, r.event_nid LIMIT {MOST_REFERENCES}"
         )
-    listed = (
-        f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * unwanted)}) " if unwanted else ""
+    with_clause = (
+        f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * ignored_senders)}) "
+        if ignored_senders
+        else ""
     )
-    return listed + " UNION ALL ".join(
+    return with_clause + " UNION ALL ".join(
         f"SELECT * FROM ({part}) AS part{at}" for at, part in enumerate(parts)
     )
 
@@ -376,50 +388,52 @@ def _group(rows: Iterable[Row]) -> list[Children]:
     return [
         Children(
             rel_type,
-            [nid for _, _, nid in sorted(places, reverse=rel_type != REFERENCE)],
+            [nid for _, _, nid in sorted(place_args, reverse=rel_type != REFERENCE)],
             count if rel_type == THREAD else 0,
             rel_type == THREAD and bool(has_own),
         )
-        for rel_type, places in kinds.items()
+        for rel_type, place_args in kinds.items()
     ]
 
 
-def _conditions(room_nid: int, wanted: Wanted) -> tuple[str, list[int | str]]:
-    """Of children, as `r`, with the values."""
-    # the plus keeps databases from looking for children among all threads of the room: they are to
-    # go by the parent
+def _conditions(room_nid: int, filter: Wanted) -> tuple[str, list[int | str]]:
+    """Return the SQL condition on children, as `r`, with its values."""
+    # the plus keeps databases from searching all threads of the room: they must go by the parent
     conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
-    for column, value in (("rel_type", wanted.rel_type), ("type", wanted.type)):
+    for column, value in (("rel_type", filter.rel_type), ("type", filter.type)):
         if value is not None:
             conditions += f" AND r.{column} = ?"
             args.append(value)
     return conditions, args
 
 
-def _find_levels(txn: Transaction, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
-    conditions, args = _conditions(room_nid, wanted)
+def _find_levels(
+    txn: Transaction, room_nid: int, target: str, filter: Wanted, max_descendants: int
+) -> int:
+    conditions, args = _conditions(room_nid, filter)
     sql = (
         f"SELECT r.event_id FROM relations AS r WHERE r.target IN {{keys}} AND {conditions} LIMIT ?"
     )
-    parents, left = [target], most
-    for level in range(wanted.levels):
+    parents, remaining = [target], max_descendants
+    for level in range(filter.levels):
         children: list[str] = []
         for start in range(0, len(parents), LARGEST_CHUNK):
-            some = parents[start : start + LARGEST_CHUNK]
+            chunk = parents[start : start + LARGEST_CHUNK]
             children += [
-                row[0] for row in txn.query_in(sql, some, after=(*args, left + 1 - len(children)))
+                row[0]
+                for row in txn.query_in(sql, chunk, after=(*args, remaining + 1 - len(children)))
             ]
-            if len(children) > left:
+            if len(children) > remaining:
                 return max(level, 1)
-        parents, left = children, left - len(children)
-    return wanted.levels
+        parents, remaining = children, remaining - len(children)
+    return filter.levels
 
 
 def _select_page(
     txn: Transaction,
     room_nid: int,
     target: str,
-    wanted: Wanted,
+    filter: Wanted,
     start: Place,
     end: Place | None,
     direction: Direction,
@@ -431,24 +445,29 @@ def _select_page(
         if backwards
         else ("(depth, event_nid) > (?, ?)", "ASC")
     )
-    places = [start.depth, start.event_nid]
+    place_args = [start.depth, start.event_nid]
     if end is not None:
         bounds += f" AND (depth, event_nid) {'>' if backwards else '<='} (?, ?)"
-        places += [end.depth, end.event_nid]
+        place_args += [end.depth, end.event_nid]
     ordered = f"ORDER BY depth {order}, event_nid {order} LIMIT ?"
-    conditions, args = _conditions(room_nid, wanted)
-    if wanted.levels == 1:
-        sql = f"SELECT depth, event_nid FROM relations AS r WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
-        rows = txn.query(sql, (target, *args, *places, limit))
+    conditions, args = _conditions(room_nid, filter)
+    if filter.levels == 1:
+        sql = (
+            "SELECT depth, event_nid FROM relations AS r"
+            f" WHERE r.target = ? AND {conditions} AND {bounds} {ordered}"
+        )
+        rows = txn.query(sql, (target, *args, *place_args, limit))
     else:
-        # CROSS JOIN has SQLite go from parents to children, too
+        # CROSS JOIN makes SQLite go from parents to children, too
         rows = txn.query(
             "WITH RECURSIVE found (event_id, depth, event_nid, level) AS ("
-            f"SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r WHERE r.target = ? AND {conditions}"
-            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f CROSS JOIN relations AS r"
+            "SELECT r.event_id, r.depth, r.event_nid, 1 FROM relations AS r"
+            f" WHERE r.target = ? AND {conditions}"
+            " UNION SELECT r.event_id, r.depth, r.event_nid, f.level + 1 FROM found AS f"
+            " CROSS JOIN relations AS r"
             f" WHERE r.target = f.event_id AND f.level < ? AND {conditions})"
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
-            (target, *args, wanted.levels, *args, *places, limit),
+            (target, *args, filter.levels, *args, *place_args, limit),
         )
     return [(Place(depth, nid), nid) for depth, nid in rows]
 
@@ -463,34 +482,42 @@ def _select_threads(
     ignored: list[str],
     participated: bool,
 ) -> list[tuple[Place, int]]:
-    unwanted = ignored[:_MOST_IGNORED]
+    ignored_senders = ignored[:_MOST_IGNORED]
     start = start if end is None else min(start, end)
     within = [] if end is None else [end.depth, end.event_nid]
-    marks = ", ".join("?" * len(unwanted))
-    # what each sender said last tells of the threads as they are; as they were, all that was said
-    table, a_thread = (
+    marks = ", ".join("?" * len(ignored_senders))
+    # the latest event of each sender gives the current threads; former threads need all events
+    table, thread_condition = (
         ("thread_senders", "")
         if end is None
         else ("relations", f" AND {{0}}.rel_type = '{THREAD}'")
     )
-    # the plus keeps SQLite from looking for newer events in the whole room: it is to look among
-    # those of the thread
+    # the plus keeps SQLite from searching the whole room for newer events: it must search those of
+    # the thread
     sql = (
         f"SELECT r.depth, r.event_nid, p.event_nid FROM {table} AS r"
         " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-        f" WHERE r.room_nid = ?{a_thread.format('r')} AND (r.depth, r.event_nid) <= (?, ?)"
-        + (f" AND r.sender NOT IN ({marks})" if unwanted else "")
+        f" WHERE r.room_nid = ?{thread_condition.format('r')} AND (r.depth, r.event_nid) <= (?, ?)"
+        + (f" AND r.sender NOT IN ({marks})" if ignored_senders else "")
         + f" AND NOT EXISTS (SELECT 1 FROM {table} AS n WHERE n.target = r.target"
-        f"{a_thread.format('n')} AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        f"{thread_condition.format('n')} AND +n.room_nid = r.room_nid"
+        " AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
         + (" AND (n.depth, n.event_nid) <= (?, ?)" if within else "")
-        + (f" AND n.sender NOT IN ({marks})" if unwanted else "")
+        + (f" AND n.sender NOT IN ({marks})" if ignored_senders else "")
         + ")"
     )
-    args: list[int | str] = [room_nid, start.depth, start.event_nid, *unwanted, *within, *unwanted]
+    args: list[int | str] = [
+        room_nid,
+        start.depth,
+        start.event_nid,
+        *ignored_senders,
+        *within,
+        *ignored_senders,
+    ]
     if participated:
         sql += (
             f" AND (p.sender = ? OR EXISTS (SELECT 1 FROM {table} AS o WHERE o.target = r.target"
-            f"{a_thread.format('o')} AND o.room_nid = r.room_nid AND o.sender = ?"
+            f"{thread_condition.format('o')} AND o.room_nid = r.room_nid AND o.sender = ?"
             + (" AND (o.depth, o.event_nid) <= (?, ?)" if within else "")
             + "))"
         )
@@ -503,7 +530,8 @@ def _has_annotation(
     txn: Transaction, room_nid: int, target: str, type: str, sender: str, annotation: str
 ) -> bool:
     row = txn.query_one(
-        f"SELECT 1 FROM relations WHERE target = ? AND rel_type = '{ANNOTATION}' AND room_nid = ? AND type = ?"
+        f"SELECT 1 FROM relations WHERE target = ? AND rel_type = '{ANNOTATION}' AND room_nid = ?"
+        " AND type = ?"
         " AND sender = ? AND annotation = ? LIMIT 1",
         (target, room_nid, type, sender, annotation),
     )

@@ -1,12 +1,10 @@
-"""Who said something in which thread, how much, and what last: a row for each sender, whatever they
-said.
+"""Per thread and sender: the number of their events and the latest one, in one row.
 
 Laws:
-- A row follows from the children in `relations` alone, and is written with them, by the two
-  functions here, which nothing else goes round: what is counted is exact, also where a child comes
-  twice or goes for whatever reason.
-- To note a child costs a statement. Only when somebody's latest goes, and they said more, is there
-  a look at what is left.
+- A row is derived from the children in `relations` alone. It is written with them, only by the two
+  functions here. So the count is exact, even if a child is stored twice or removed for any reason.
+- Adding a child costs one statement. Only if a sender's latest child is removed and others remain
+  are these read.
 """
 
 from collections.abc import Sequence
@@ -21,21 +19,25 @@ _IS_LATER: Final = (
 
 
 def add_senders(txn: WriteTransaction, children: Sequence[tuple[str, int, str, int, int]]) -> None:
-    """Note different children of threads (root, room, sender, depth, number), which come next:
-    those that are there count already."""
+    """Count different children of threads (root, room, sender, depth, number) before they are
+    inserted; children in `relations` are counted already."""
     if children:
         txn.execute_many(
-            "INSERT INTO thread_senders (target, room_nid, sender, count, depth, event_nid) SELECT ?, ?, ?, 1, ?, ?"
-            " WHERE NOT EXISTS (SELECT 1 FROM relations WHERE target = ? AND rel_type = 'm.thread' AND depth = ?"
-            " AND event_nid = ?) ON CONFLICT (target, room_nid, sender) DO UPDATE SET count = thread_senders.count + 1,"
+            "INSERT INTO thread_senders (target, room_nid, sender, count, depth,"
+            " event_nid) SELECT ?, ?, ?, 1, ?, ?"
+            " WHERE NOT EXISTS (SELECT 1 FROM relations"
+            " WHERE target = ? AND rel_type = 'm.thread' AND depth = ?"
+            " AND event_nid = ?) ON CONFLICT (target, room_nid, sender) DO UPDATE"
+            " SET count = thread_senders.count + 1,"
             f" depth = CASE WHEN {_IS_LATER} THEN excluded.depth ELSE thread_senders.depth END,"
-            f" event_nid = CASE WHEN {_IS_LATER} THEN excluded.event_nid ELSE thread_senders.event_nid END",
+            f" event_nid = CASE WHEN {_IS_LATER} THEN excluded.event_nid"
+            " ELSE thread_senders.event_nid END",
             [(*child, child[0], child[3], child[4]) for child in children],
         )
 
 
 def subtract_senders(txn: WriteTransaction, children: Sequence[tuple[str, int, str, int]]) -> None:
-    """These children of threads (root, room, sender, number) have gone."""
+    """Subtract removed children of threads (root, room, sender, number)."""
     if not children:
         return
     keys = [child[:3] for child in children]
@@ -43,11 +45,14 @@ def subtract_senders(txn: WriteTransaction, children: Sequence[tuple[str, int, s
     txn.execute_many(
         f"DELETE FROM thread_senders WHERE {_KEY} AND count = 0", list(dict.fromkeys(keys))
     )
-    # the plus has databases go back along the key of the thread
+    # the plus makes databases walk back along the key of the thread
     txn.execute_many(
-        "UPDATE thread_senders SET (depth, event_nid) = (SELECT r.depth, r.event_nid FROM relations AS r"
-        " WHERE r.target = thread_senders.target AND r.rel_type = 'm.thread' AND +r.room_nid = thread_senders.room_nid"
-        f" AND r.sender = thread_senders.sender ORDER BY r.depth DESC, r.event_nid DESC LIMIT 1) WHERE {_KEY}"
+        "UPDATE thread_senders SET (depth, event_nid) = (SELECT r.depth, r.event_nid"
+        " FROM relations AS r"
+        " WHERE r.target = thread_senders.target AND r.rel_type = 'm.thread'"
+        " AND +r.room_nid = thread_senders.room_nid"
+        " AND r.sender = thread_senders.sender ORDER BY r.depth DESC, r.event_nid DESC LIMIT 1)"
+        f" WHERE {_KEY}"
         " AND event_nid = ?",
         children,
     )

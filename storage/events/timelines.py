@@ -1,8 +1,8 @@
-"""A room's events in order: by arrival (for synchronisation) and by depth (for reading back).
+"""A room's events in order: by arrival (for sync) and by depth (for pagination).
 
-Arrival is the position in the one sequence; what was fetched from the past has none and never shows
-as new. The order by depth is (depth, event_nid), over everything that stands in the timeline. What
-was purged keeps its arrival, since states and tokens are told by it, and is in no page.
+Arrival is the position in the one sequence. A backfilled event has none and never appears as new.
+The order by depth is (depth, event_nid), over all events of the timeline. A purged message keeps
+its arrival, since state lookups and tokens depend on it, and is on no page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import IS_FORGOTTEN, IS_SHOWN, IS_UNPURGED_MESSAGE
 
 FEW_ARRIVALS = 200
-"""Up to so many are read like what is read by key: they stand side by side in one index."""
+"""Up to so many arrivals are read like a read by key: they are adjacent in one index."""
 
 
 class Direction(Enum):
-    """Which way a timeline is read."""
+    """The direction in which a timeline is read."""
 
     BACKWARDS = "b"
     FORWARDS = "f"
@@ -40,31 +40,34 @@ START = Place(-1, 0)
 
 
 class Arrival(msgspec.Struct, frozen=True, gc=False):
-    """One event by arrival."""
+    """An event by arrival."""
 
     position: int
     event_nid: int
 
 
 class Gaps(msgspec.Struct, frozen=True):
-    """What is not here of a part of a room, the deepest first."""
+    """The missing events of a part of a room, the deepest first."""
 
     ends: Sequence[str]
-    """Ids of events that stored ones name as previous."""
+    """Ids of missing events that stored events name as `prev_events`."""
     forgotten: str | None
-    """The id of the deepest message of which the content was purged since nobody here remembered
-    the room."""
+    """The id of the deepest message whose content was purged because no local user remembered the
+    room."""
 
 
 GAPS_SQL: Final = (
-    "SELECT 0, event_id, depth FROM backward_extremities WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events WHERE room_nid = ? AND depth >= ? AND depth <= ?"
-    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten ORDER BY depth DESC"
+    "SELECT 0, event_id, depth FROM backward_extremities"
+    " WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    " UNION ALL SELECT * FROM (SELECT 1, event_id, depth FROM events"
+    " WHERE room_nid = ? AND depth >= ? AND depth <= ?"
+    f" AND {IS_FORGOTTEN} ORDER BY depth DESC, event_nid DESC LIMIT 1) AS forgotten"
+    " ORDER BY depth DESC"
 )
 
 
 class TimelineStore:
-    """Readers of the order of events."""
+    """Reads the order of events."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -72,8 +75,8 @@ class TimelineStore:
     async def get_latest(
         self, ranges: Mapping[int, tuple[int, int]], limit: int
     ) -> Mapping[int, list[Arrival]]:
-        """For each room (after, up to): its newest arrivals with after < position ≤ up to, newest
-        first, `limit` at most."""
+        """Return for each room (after, up to) its newest arrivals with after < position ≤ up to,
+        newest first, at most `limit`."""
         few = len(ranges) * limit <= FEW_ARRIVALS
         read = self._database.read_quickly if few else self._database.read_once
         return await read("get_latest_arrivals", _select_latest, dict(ranges), limit)
@@ -81,26 +84,26 @@ class TimelineStore:
     async def get_next(
         self, ranges: Mapping[int, tuple[int, int]], limit: int
     ) -> Mapping[int, list[Arrival]]:
-        """For each room (after, up to): its first arrivals with after < position ≤ up to, oldest
-        first, `limit` at most."""
+        """Return for each room (after, up to) its first arrivals with after < position ≤ up to,
+        oldest first, at most `limit`."""
         return await self._database.read("get_next_arrivals", _select_next, dict(ranges), limit)
 
     async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, Place]:
-        """The places right after these events."""
+        """Return the places right after these events."""
         return await self._database.read_quickly("get_places", _select_places, list(event_nids))
 
     async def get_place_at(self, room_nid: int, position: int) -> Place:
-        """The place right after the newest event that had arrived at that position; START if there
-        was none."""
+        """Return the place right after the newest event that had arrived at that position; START if
+        there was none."""
         return await self._database.read_quickly(
             "get_place_at", _select_place_at, room_nid, position
         )
 
     async def get_deepest_at(self, room_nid: int, position: int) -> Place:
-        """The place right after the deepest of the thousand events that had last arrived at a
-        position; START if there was none.
+        """Return the place right after the deepest of the last thousand arrivals at a position;
+        START if there was none.
 
-        While a room's history is forked, what arrives may stand far behind the rest.
+        While a room's history is forked, new arrivals may be far behind the others in depth.
         """
         return await self._database.read_quickly(
             "get_deepest_at", _select_deepest_at, room_nid, position
@@ -109,8 +112,8 @@ class TimelineStore:
     async def get_page(
         self, room_nid: int, start: Place, end: Place | None, direction: Direction, limit: int
     ) -> list[tuple[Place, int]]:
-        """Events from `start` on in that direction, no further than `end`: (place right after the
-        event, event_nid)."""
+        """Return events from `start` on in that direction, no further than `end`: (place right
+        after the event, event_nid)."""
         return await self._database.read(
             "get_timeline_page", _select_page, room_nid, start, end, direction, limit
         )
@@ -123,10 +126,10 @@ class TimelineStore:
         place: tuple[int, int] | None,
         limit: int,
     ) -> list[tuple[int, int]]:
-        """Events sent at that time or after it (or before it), the nearest first:
+        """Return events sent at or after that time (or before it), the nearest first:
         (origin_server_ts, event_nid).
 
-        `place` is the last one of the page before.
+        `place` is the last one of the previous page.
         """
         return await self._database.read(
             "get_events_by_time", _select_by_time, room_nid, ts, direction, place, limit
@@ -135,27 +138,27 @@ class TimelineStore:
     async def get_around(
         self, places: Iterable[tuple[int, Place]], before: int, after: int
     ) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
-        """For each (room, place right after an event) the events before it and those after it, as
+        """Return for each (room, place right after an event) the events before and after it, as
         pages. One read."""
         return await self._database.read(
             "get_timeline_around", _select_around, list(places), before, after
         )
 
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
-        """The number of the first event that arrived after the position."""
+        """Return the number of the first event that arrived after the position."""
         return await self._database.read_quickly(
             "get_first_after", _select_first_after, room_nid, position
         )
 
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
-        """Ids of events that stored events name as previous and that we do not have, with the depth
-        at which they stand."""
+        """Return the ids of missing events that stored events name as `prev_events`, with their
+        depth."""
         return await self._database.read_quickly(
             "get_backward_extremities", _select_backward, room_nid
         )
 
     async def get_gaps(self, room_nid: int, lowest: int, highest: int) -> Gaps:
-        """What may be had from others between two depths. One query."""
+        """Return the events between two depths that other servers may have. One query."""
         return await self._database.read_quickly(
             "get_gaps", _select_gaps, room_nid, lowest, highest
         )
@@ -165,7 +168,8 @@ def _select_latest(
     txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int
 ) -> dict[int, list[Arrival]]:
     sql = (
-        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        "SELECT position, event_nid FROM events"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?"
     )
     return _select_ranges(txn, sql, ranges, limit)
@@ -175,7 +179,8 @@ def _select_next(
     txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int
 ) -> dict[int, list[Arrival]]:
     sql = (
-        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        "SELECT position, event_nid FROM events"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position LIMIT ?"
     )
     return _select_ranges(txn, sql, ranges, limit)
@@ -197,7 +202,8 @@ def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, Place]:
 
 def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
     row = txn.query_one(
-        "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ? ORDER BY position DESC LIMIT 1",
+        "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
+        " ORDER BY position DESC LIMIT 1",
         (room_nid, position),
     )
     return Place(*row) if row is not None else START
@@ -205,7 +211,8 @@ def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
 
 def _select_deepest_at(txn: Transaction, room_nid: int, position: int) -> Place:
     row = txn.query_one(
-        "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
+        "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events"
+        " WHERE room_nid = ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?) AS latest ORDER BY depth DESC, event_nid DESC LIMIT 1",
         (room_nid, position, LATEST_ARRIVALS),
     )
@@ -255,7 +262,8 @@ def _select_by_time(
     args = (room_nid, ts, *(place or ()), limit)
     # messages and state have an index each
     parts = [
-        f"SELECT * FROM (SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?"
+        "SELECT * FROM (SELECT origin_server_ts, event_nid FROM events"
+        f" WHERE room_nid = ? AND origin_server_ts {bound} ?"
         f"{further} AND {IS_SHOWN} AND {kind} {ordered}) AS part{number}"
         for number, kind in enumerate((IS_UNPURGED_MESSAGE, "state_key IS NOT NULL"))
     ]
@@ -279,7 +287,8 @@ def _select_around(
 
 def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:
     row = txn.query_one(
-        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ? ORDER BY position LIMIT 1",
+        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ?"
+        " ORDER BY position LIMIT 1",
         (room_nid, position),
     )
     return row[0] if row is not None else None
@@ -305,8 +314,7 @@ def _select_gaps(txn: Transaction, room_nid: int, lowest: int, highest: int) -> 
 def move_backward_extremities(
     txn: WriteTransaction, room_nid: int, arrived: Iterable[str], missing: Iterable[str], depth: int
 ) -> None:
-    """Note where the known past of a room ends: no longer at events that have arrived, but at those
-    still missing.
+    """Update the backward extremities of a room: remove the arrived events, add the missing ones.
 
     `depth` is that of the event that names the missing ones.
     """
@@ -319,6 +327,7 @@ def move_backward_extremities(
         txn.execute_many(
             "INSERT INTO backward_extremities (room_nid, event_id, depth) VALUES (?, ?, ?)"
             " ON CONFLICT (room_nid, event_id) DO UPDATE SET depth = CASE"
-            " WHEN excluded.depth > backward_extremities.depth THEN excluded.depth ELSE backward_extremities.depth END",
+            " WHEN excluded.depth > backward_extremities.depth THEN excluded.depth"
+            " ELSE backward_extremities.depth END",
             rows,
         )

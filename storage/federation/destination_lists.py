@@ -1,4 +1,4 @@
-"""How this server stands with others that it sends to, page by page: for administrators."""
+"""The state of outgoing federation by remote server, page by page, for administrators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
@@ -11,49 +11,51 @@ from storage.federation.destinations import LEASE
 
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
 
-_STANDINGS: Final = (
-    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
-    " CASE WHEN failing_since_ts IS NULL THEN 0 WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
+_STATES: Final = (
+    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE"
+    " WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    " CASE WHEN failing_since_ts IS NULL THEN 0"
+    " WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
     " ELSE pause_ms END,"
     " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
 )
-"""The beginning of a `DestinationSummary`."""
+"""The first columns of a `DestinationSummary`."""
 
 
 class DestinationSummary(msgspec.Struct, frozen=True):
-    """One server. Times are milliseconds since 1970."""
+    """The state of a remote server. Times are milliseconds since 1970."""
 
     server: str
     failing_since_ts: int | None = None
-    """None: it answered the last time."""
+    """None: the last attempt succeeded."""
     tried_ts: int = 0
-    """When it was last tried; 0 while all is well, and so the next."""
+    """The last attempt; 0 while the server is reachable, and so the next two."""
     pause_ms: int = 0
-    """How long after that it is tried again."""
+    """The pause before the next attempt."""
     error: str | None = None
-    """Why it did not take what was sent; None while all is well."""
+    """The error of the last attempt; None while the server is reachable."""
     asked_until_ts: int = 0
-    """Until when it has asked, by its last answer, to be sent nothing; 0: it has not."""
+    """Until when its last answer asked us to send nothing; 0: it did not."""
     rooms_missed: int = 0
-    """Rooms of which it has not been told everything."""
+    """Rooms with pending events."""
     device_lists_missed: int = 0
     messages_to_devices: int = 0
-    """That wait for it."""
+    """Pending to-device messages."""
     told_upto: int = 0
-    """It has been told of every event that concerns it up to this position of the stream."""
+    """The server has received every event for it up to this position."""
 
 
 class DestinationRoom(msgspec.Struct, frozen=True):
-    """A room in which a server is, or of which it has missed something."""
+    """A room that a server is in, or whose events it has missed."""
 
     room_id: str
     position: int
-    """Of the first event that it has not been told, else of the event with which it came in."""
+    """The position of the first missed event, else of the server's first join."""
     is_behind: bool
 
 
 class DestinationListStore:
-    """Reads of the tables of outgoing federation, and of the servers in rooms."""
+    """Reads the tables of outgoing federation, and of the servers in rooms."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -61,30 +63,31 @@ class DestinationListStore:
     async def get_page(
         self, term: str, order: Order, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationSummary], int]:
-        """A page of the servers that are in rooms with us, or have something waiting, whose name
-        has `term` in it; and how many these are."""
+        """Return a page of the servers that share rooms with us, or have something pending, with
+        `term` in their name; and their number."""
         return await self._database.read(
             "get_destination_page", _select_page, term, order, backwards, offset, limit
         )
 
     async def get_one(self, server: str) -> DestinationSummary | None:
-        """How one of them stands."""
+        """Return the state of one server."""
         return await self._database.read("get_destination", _select_one, server)
 
     async def get_rooms(
         self, server: str, backwards: bool, offset: int, limit: int
     ) -> tuple[Sequence[DestinationRoom], int]:
-        """A page of its rooms, by their ids; and how many there are."""
+        """Return a page of the server's rooms, by room id; and their number."""
         return await self._database.read(
             "get_destination_rooms", _select_rooms, server, backwards, offset, limit
         )
 
 
 def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
-    """All servers, as far as the table of those that cannot be reached says."""
-    found = {row[0]: DestinationSummary(*row) for row in txn.query(_STANDINGS)}
+    """Return all servers with the columns of `destinations`."""
+    found = {row[0]: DestinationSummary(*row) for row in txn.query(_STATES)}
     names = txn.query(
-        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers UNION SELECT server FROM destination_rooms"
+        "SELECT server FROM room_servers UNION SELECT server FROM partial_servers"
+        " UNION SELECT server FROM destination_rooms"
         " UNION SELECT server FROM destination_users UNION SELECT server FROM outgoing_to_device"
     )
     for (server,) in names:
@@ -92,7 +95,7 @@ def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
     first_missed: dict[str, int] = dict(
         txn.query("SELECT server, MIN(position) FROM destination_rooms GROUP BY server")
     )
-    return _with_told(txn, found, first_missed)
+    return _with_delivered(txn, found, first_missed)
 
 
 def _select_page(
@@ -111,10 +114,11 @@ def _select_page(
 
 
 def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
-    row = txn.query_one(f"{_STANDINGS} WHERE server = ?", (server,))
+    row = txn.query_one(f"{_STATES} WHERE server = ?", (server,))
     if row is None:
         row = txn.query_one(
-            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server FROM partial_servers WHERE server = ?"
+            "SELECT server FROM room_servers WHERE server = ? UNION ALL SELECT server"
+            " FROM partial_servers WHERE server = ?"
             " UNION ALL SELECT server FROM destination_rooms WHERE server = ?"
             " UNION ALL SELECT server FROM destination_users WHERE server = ?"
             " UNION ALL SELECT server FROM outgoing_to_device WHERE server = ? LIMIT 1",
@@ -129,15 +133,15 @@ def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
         )
     )
     return _with_counts(
-        txn, list(_with_told(txn, {server: DestinationSummary(*row)}, first_missed).values())
+        txn, list(_with_delivered(txn, {server: DestinationSummary(*row)}, first_missed).values())
     )[0]
 
 
-def _with_told(
+def _with_delivered(
     txn: Transaction, rows: Mapping[str, DestinationSummary], first_missed: Mapping[str, int]
 ) -> dict[str, DestinationSummary]:
-    """`first_missed`: the position of the first event that a server has not been told, where there
-    is one."""
+    """Fill in `told_upto`. `first_missed`: the position of the first event that a server has
+    missed, if any."""
     lease = txn.query_one("SELECT position FROM leases WHERE name = ?", (LEASE,))
     told_upto = 0 if lease is None else int(lease[0])
     return {
@@ -180,8 +184,10 @@ def _select_rooms(
     )
     since: dict[int, int] = dict(
         txn.query(
-            "SELECT p.room_nid, r.position FROM partial_servers AS p JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
-            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers WHERE server = ?",
+            "SELECT p.room_nid, r.position FROM partial_servers AS p"
+            " JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers"
+            " WHERE server = ?",
             (server, server),
         )
     )

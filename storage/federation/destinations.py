@@ -1,11 +1,10 @@
-"""Other servers that this one sends to: which of them cannot be reached, and what these have
-missed.
+"""Remote servers that this one sends to: which of them are unreachable, and what these have missed.
 
 Laws:
-- There is no row for a message: a server that can be reached needs no row at all, and one that
-  cannot has a row for each room of which it has missed something.
-- Up to the position of the lease `LEASE` (`leases.py`) nothing is left to tell but what these
-  tables say.
+- No row is written per message: a reachable server needs no row, and an unreachable one has a row
+  for each room of which it missed something.
+- Up to the position of the lease `LEASE` (`leases.py`) only what these tables record is left to
+  send.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,14 +23,14 @@ _TO_SEND = int(EventFlag.TO_SEND)
 
 
 class Word(IntEnum):
-    """Who says that a server is there which could not be reached; the greater is believed more."""
+    """The source of a report that an unreachable server is back; a greater one has precedence."""
 
     ITS_OWN = 1
     OF_AN_OPERATOR = 2
 
 
 class DestinationRow(msgspec.Struct, frozen=True):
-    """A server, and how it stands. Times are milliseconds since 1970."""
+    """The state of a remote server. Times are milliseconds since 1970."""
 
     server: str
     failing_since_ts: int | None
@@ -39,21 +38,20 @@ class DestinationRow(msgspec.Struct, frozen=True):
     pause_ms: int
     error: str | None
     asked_until_ts: int = 0
-    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or
-    none."""
+    """Until when its last answer asked us to send nothing; 0: it did not."""
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """What a server has missed: by room, and by user whose devices changed, where that began."""
+    """Where a server's backlog begins: by room, and by user whose devices changed."""
 
     rooms: dict[int, int] = msgspec.field(default_factory=dict)
     users: dict[str, int] = msgspec.field(default_factory=dict)
     is_whole: bool = False
-    """It is all that the server has missed, not only what it has missed besides."""
+    """It is the complete backlog, not an addition."""
 
 
 class EventToSend(msgspec.Struct, frozen=True):
-    """An event that others have to be told of."""
+    """An event to send to other servers."""
 
     position: int
     event_nid: int
@@ -63,7 +61,7 @@ class EventToSend(msgspec.Struct, frozen=True):
 
 
 class OwnMove(msgspec.Struct, frozen=True):
-    """Somebody said something of their own membership."""
+    """A membership event whose sender is its subject."""
 
     position: int
     event_nid: int
@@ -83,36 +81,36 @@ class ReceiptToSend(msgspec.Struct, frozen=True):
 
 
 class DestinationStore:
-    """The tables of outgoing federation."""
+    """Reads and writes the tables of outgoing federation."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_destinations(self) -> Mapping[str, DestinationRow]:
-        """All servers that cannot be reached, or once could not."""
+        """Return all servers that are unreachable, or once were."""
         return await self._database.read("get_destinations", _select_destinations)
 
     async def get_backlogs(self) -> Mapping[str, Backlog]:
-        """What servers have missed, of all that have."""
+        """Return the backlogs of all servers that have one."""
         return await self._database.read("get_backlogs", _select_backlogs)
 
     async def get_events_to_send(self, after: int, upto: int, limit: int) -> Sequence[EventToSend]:
-        """Events of that stretch of the stream that others have to be told of, in order."""
+        """Return the events in a range of positions that are to be sent, in order."""
         return await self._database.read_quickly(
             "get_events_to_send", _select_events, after, upto, limit
         )
 
     async def get_own_moves(self, after: int, upto: int, limit: int) -> Sequence[OwnMove]:
-        """Who joined, left, or took another name in that stretch, by themselves, in order: also
-        users of other servers."""
+        """Return users who joined, left, or changed their profile by their own event in that range,
+        in order; remote users included."""
         return await self._database.read_quickly(
-            "get_own_moves", _select_own_moves, after, upto, limit
+            "get_own_membership_changes", _select_own_changes, after, upto, limit
         )
 
     async def get_receipts_to_send(
         self, after: int, upto: int, limit: int
     ) -> Sequence[ReceiptToSend]:
-        """Public receipts of that stretch, in order."""
+        """Return the public receipts in that range, in order."""
         return await self._database.read_quickly(
             "get_receipts_to_send", _select_receipts, after, upto, limit
         )
@@ -120,43 +118,41 @@ class DestinationStore:
     async def get_missed_events(
         self, room_nid: int, after: int, upto: int, limit: int
     ) -> Sequence[int]:
-        """The newest of a room's events that others had to be told of, with after < position ≤
-        upto; in order."""
+        """Return the newest events of a room to send with after < position ≤ upto, in order."""
         return await self._database.read_quickly(
             "get_missed_events", _select_missed, room_nid, after, upto, limit
         )
 
     async def get_departures(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
-        """Users of other servers who are not in the room and whose membership changed at or after a
-        position: (id, position)."""
+        """Return remote users who are not in the room and whose membership changed at or after a
+        position: (user id, position)."""
         return await self._database.read("get_departures", _select_departures, room_nid, since)
 
     async def add_failure(self, row: DestinationRow, backlog: Backlog) -> None:
-        """A server could not be reached: note that, and what it has not been told."""
+        """Record that a server is unreachable, and its backlog."""
         await self._database.write("add_destination_failure", _add_failure, row, backlog)
 
     async def get_failing_since(self, server: str) -> int | None:
-        """When the server ceased to answer; None where it did not, or has asked us to wait: then it
-        is there."""
+        """Return when the server ceased to answer; None if it answers, or if it asked us to
+        wait."""
         return await self._database.read_quickly("get_failing_since", _select_failing_since, server)
 
-    async def note_heard(self, servers: Collection[str], word: Word = Word.ITS_OWN) -> None:
-        """A node that does not send has heard that these are there: note it of those that could not
-        be reached."""
-        failing = await self._database.read_quickly("get_failing", _select_failing, servers, word)
+    async def note_heard(self, servers: Collection[str], source: Word = Word.ITS_OWN) -> None:
+        """Record that unreachable servers are back, for a node that does not send."""
+        failing = await self._database.read_quickly("get_failing", _select_failing, servers, source)
         if failing:
-            await self._database.write("note_heard", _note_heard, failing, word)
+            await self._database.write("record_server_activity", _record_activity, failing, source)
 
     async def take_heard(self) -> Mapping[str, Word]:
-        """Of which servers other nodes have heard since this was asked that they are there, and by
-        whose word."""
-        heard = await self._database.read_quickly("get_heard", _select_heard)
-        if heard:
-            await self._database.write("forget_heard", _forget_heard, heard)
-        return heard
+        """Return and clear the servers that other nodes reported as back, with the source of the
+        report."""
+        reported = await self._database.read_quickly("get_server_activity", _select_activity)
+        if reported:
+            await self._database.write("clear_server_activity", _clear_activity, reported)
+        return reported
 
     async def add_backlogs(self, backlogs: Mapping[str, Backlog]) -> None:
-        """Note what else servers have missed."""
+        """Add to the backlogs of servers."""
         await self._database.write("add_backlogs", _add_backlogs, backlogs)
 
     def set_told(
@@ -166,8 +162,8 @@ class DestinationStore:
         rooms: Mapping[int, int | None],
         users: Mapping[str, int | None],
     ) -> None:
-        """The server has been told of rooms and users; where it has missed something since, from
-        where on."""
+        """Record that the server has received rooms and users; None, or the position where the new
+        backlog begins."""
         txn.execute_many(
             "DELETE FROM destination_rooms WHERE server = ? AND room_nid = ?",
             [(server, nid) for nid, position in rooms.items() if position is None],
@@ -190,16 +186,18 @@ class DestinationStore:
         )
 
     def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
-        """The server can be reached again."""
+        """Record that the server is reachable again."""
         txn.execute(
-            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0, asked_until_ts = 0 WHERE server = ?",
+            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0,"
+            " asked_until_ts = 0 WHERE server = ?",
             (now_ms, server),
         )
 
 
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
     rows = txn.query(
-        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts FROM destinations"
+        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts"
+        " FROM destinations"
     )
     return {row[0]: DestinationRow(*row) for row in rows}
 
@@ -212,31 +210,32 @@ def _select_failing_since(txn: Transaction, server: str) -> int | None:
     return rows[0][0] if rows else None
 
 
-def _select_failing(txn: Transaction, servers: Collection[str], word: Word) -> list[str]:
+def _select_failing(txn: Transaction, servers: Collection[str], source: Word) -> list[str]:
     rows = txn.query_in(
-        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
+        "SELECT server FROM destinations"
+        " WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
         servers,
-        after=(int(word),),
+        after=(int(source),),
     )
     return [server for (server,) in rows]
 
 
-def _note_heard(txn: WriteTransaction, servers: Sequence[str], word: Word) -> None:
+def _record_activity(txn: WriteTransaction, servers: Sequence[str], source: Word) -> None:
     txn.execute_many(
         "UPDATE destinations SET is_heard = ? WHERE server = ? AND is_heard < ?",
-        [(int(word), server, int(word)) for server in servers],
+        [(int(source), server, int(source)) for server in servers],
     )
 
 
-def _select_heard(txn: Transaction) -> dict[str, Word]:
+def _select_activity(txn: Transaction) -> dict[str, Word]:
     rows = txn.query("SELECT server, is_heard FROM destinations WHERE is_heard > 0")
-    return {server: Word(word) for server, word in rows}
+    return {server: Word(source) for server, source in rows}
 
 
-def _forget_heard(txn: WriteTransaction, heard: Mapping[str, Word]) -> None:
+def _clear_activity(txn: WriteTransaction, reported: Mapping[str, Word]) -> None:
     txn.execute_many(
         "UPDATE destinations SET is_heard = 0 WHERE server = ? AND is_heard = ?",
-        [(server, int(word)) for server, word in heard.items()],
+        [(server, int(source)) for server, source in reported.items()],
     )
 
 
@@ -255,7 +254,8 @@ def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:
 
 def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[EventToSend]:
     rows = txn.query(
-        "SELECT position, event_nid, room_nid, sender, type FROM events WHERE position > ? AND position <= ?"
+        "SELECT position, event_nid, room_nid, sender, type FROM events"
+        " WHERE position > ? AND position <= ?"
         f" AND (flags & {_TO_SEND}) <> 0 ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
@@ -265,9 +265,10 @@ def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[
     ]
 
 
-def _select_own_moves(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
+def _select_own_changes(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
     rows = txn.query(
-        "SELECT position, event_nid, room_nid, sender FROM events WHERE position > ? AND position <= ?"
+        "SELECT position, event_nid, room_nid, sender FROM events"
+        " WHERE position > ? AND position <= ?"
         " AND type = 'm.room.member' AND state_key = sender ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
@@ -277,7 +278,8 @@ def _select_own_moves(txn: Transaction, after: int, upto: int, limit: int) -> li
 def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:
     rows = txn.query(
         "SELECT position, room_nid, user_id, thread_id, event_id, ts FROM receipts"
-        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ?"
+        " ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
     return [ReceiptToSend(*row) for row in rows]
@@ -285,7 +287,8 @@ def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> lis
 
 def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit: int) -> list[int]:
     rows = txn.query(
-        f"SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ? AND (flags & {_TO_SEND}) <> 0"
+        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        f" AND (flags & {_TO_SEND}) <> 0"
         " ORDER BY position DESC LIMIT ?",
         (room_nid, after, upto, limit),
     )
@@ -293,10 +296,11 @@ def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit
 
 
 def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tuple[str, int]]:
-    # by the position, which few are past: not by what they are, as tens of thousands may have left
-    # the room since it began
+    # by position, which selects few rows: not by membership, as tens of thousands may have left the
+    # room in its lifetime
     rows = txn.query(
-        "SELECT user_id, position FROM memberships WHERE room_nid = ? AND position >= ? AND is_local = 0"
+        "SELECT user_id, position FROM memberships"
+        " WHERE room_nid = ? AND position >= ? AND is_local = 0"
         " AND membership || '' IN ('leave', 'ban')",
         (room_nid, since),
     )
@@ -305,9 +309,12 @@ def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tupl
 
 def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
     txn.execute(
-        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (server) DO UPDATE SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
-        " pause_ms = excluded.pause_ms, error = excluded.error, asked_until_ts = excluded.asked_until_ts",
+        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error,"
+        " asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (server) DO UPDATE"
+        " SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
+        " pause_ms = excluded.pause_ms, error = excluded.error,"
+        " asked_until_ts = excluded.asked_until_ts",
         (
             row.server,
             row.failing_since_ts,
@@ -327,7 +334,8 @@ def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> Non
         for nid, position in backlog.rooms.items()
     )
     txn.execute_many(
-        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         rooms,
     )
     users: Iterable[tuple[str, str, int]] = (
@@ -336,6 +344,7 @@ def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> Non
         for user_id, stream_id in backlog.users.items()
     )
     txn.execute_many(
-        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         users,
     )

@@ -1,16 +1,15 @@
-"""Events from other servers that wait for what this server lacks: acknowledged, so kept until they
-are taken in or given up.
+"""Acknowledged events from other servers that wait for missing data. They are stored until they are
+processed or given up.
 
-A server has so many places here. Events that wait for the word of their room's policy server, and
-what comes into the room after them, have some of these only, for one policy server fewer, and in
-one room fewer yet: one that never has time keeps neither rooms without a policy server out, nor
-those of another. What names the room's policy server may end the waiting: it has a place as long as
-there is any.
+Limits per server: a part of its quota may wait for verdicts of policy servers (and for events
+before those), a smaller part for one policy server, and a smaller part yet in one room. So a slow
+policy server blocks neither rooms without one nor rooms of another. An event that names the room's
+policy server may end the wait: only the total quota applies to it.
 
-All servers together have so many places, and so many bytes. Once half of that is taken, one server
-has few, so that it takes very many servers to fill the rest. Those that are not in the room for
-which they send share a small part of it. As whoever has one machine may be any number of servers,
-those of one registered domain share bounds too.
+Limits for all servers together, in events and bytes. Once half of these are used, each server gets
+few, so only very many servers could fill the rest. Servers that are not in the room they send for
+share a small part. One machine may pose as any number of servers, so servers of one registered
+domain share limits too.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -22,13 +21,13 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class Places(msgspec.Struct, frozen=True):
-    """How many events may wait on behalf of one server."""
+    """Limits on waiting events."""
 
     all: int = 2000
     unjudged: int = 1500
-    """Of these, for the word of policy servers."""
+    """Of one server, waiting for verdicts of policy servers."""
     unjudged_by_one: int = 750
-    """For the word of the same."""
+    """Of one server, waiting for verdicts of one policy server."""
     unjudged_of_room: int = 200
     bytes_of_one: int = 32 << 20
     of_domain: int = 4000
@@ -37,33 +36,34 @@ class Places(msgspec.Struct, frozen=True):
     """Of all servers."""
     bytes_together: int = 256 << 20
     when_scarce: int = 100
-    """Of one server, once half of all places or bytes are taken."""
+    """Of one server, once half of the total events or bytes are used."""
     of_domain_when_scarce: int = 500
     outside: int = 50
-    """Of one server, in rooms that it is not in."""
+    """Of one server, for rooms that it is not in."""
     outside_of_domain: int = 200
     outside_together: int = 1000
     outside_bytes: int = 16 << 20
 
 
 class InboxFull(Exception):
-    """So much waits on behalf of this server already that no more is taken from it now."""
+    """The waiting events of this server have reached a limit, so no more are accepted now."""
 
 
 class NewInboxRow(msgspec.Struct, frozen=True):
-    """An event that is to wait."""
+    """An event to be stored."""
 
     event_id: str
     pdu: bytes
-    """JSON of the whole PDU."""
+    """JSON of the complete PDU."""
     is_naming: bool = False
     """It names the policy server of its room."""
     is_own: bool = False
-    """It is of a user of the server that sent it: another's copy may have been altered."""
+    """Its sender is a user of the server that sent it. Copies from other servers may have been
+    altered."""
 
 
 class InboxRow(msgspec.Struct, frozen=True):
-    """An event that waits."""
+    """A waiting event."""
 
     inbox_nid: int
     event_id: str
@@ -71,12 +71,12 @@ class InboxRow(msgspec.Struct, frozen=True):
     received_ts: int
     attempts: int
     is_outside: bool
-    """The server that sent it was not in the room then."""
+    """The server that sent it was not in the room at that time."""
     pdu: bytes
 
 
 class _Share(msgspec.Struct, frozen=True):
-    """Events, and bytes of them."""
+    """A number of events and their bytes."""
 
     count: int
     size: int
@@ -89,11 +89,11 @@ class _Share(msgspec.Struct, frozen=True):
 
 
 class InboxStore:
-    """The table `inbox`."""
+    """Reads and writes the table `inbox`."""
 
     def __init__(self, database: Database, places: Places | None = None) -> None:
         self._database = database
-        self._places = places or Places()
+        self._limits = places or Places()
 
     async def add(
         self,
@@ -106,15 +106,14 @@ class InboxStore:
         is_outside: bool = False,
         domain: str = "",
     ) -> None:
-        """Keep events of a room; those that wait already are left alone. Raises InboxFull: then
-        none is kept.
+        """Store events of a room; those that wait already are left alone. Raises InboxFull: then
+        none is stored.
 
-        `judge`: the policy server for whose word they wait. Where others of this server in the room
-        wait for one, these are taken to as well: most events follow the ones before. `is_outside`:
-        the server is not in the room; what one brings that is in it takes the place of the same
-        from outside, and what its sender's own server brings that of the same from any other.
-        `domain`: what somebody has to register to have servers of such names; without it there is
-        no bound for those.
+        `judge`: the policy server whose verdict they wait for. None: that of other waiting events
+        of this server in the room, since most events follow earlier ones. `is_outside`: the server
+        is not in the room. A copy from a server in the room replaces one from outside, and a copy
+        from the sender's own server replaces any other. `domain`: the registered domain of the
+        server; empty: no limit per domain.
         """
         await self._database.write(
             "add_to_inbox",
@@ -129,28 +128,28 @@ class InboxStore:
         )
 
     async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
-        """What waits in a room, one of each server before a second of any: first what was tried
-        least often, then what came first.
+        """Return waiting events of a room, one of each server before a second of any. The order
+        within a server: fewest attempts, then oldest first.
 
-        So many from servers that were in the room, then so many from others.
+        At most `limit` from servers in the room, then at most `limit` from others.
         """
         return await self._database.read("get_inbox", _select, room_nid, limit)
 
     async def get_rooms(self) -> list[int]:
-        """The rooms in which something waits."""
+        """Return the rooms with waiting events."""
         return await self._database.read("get_inbox_rooms", _select_rooms)
 
     async def count(self) -> int:
-        """How much waits in all."""
+        """Count all waiting events."""
         return await self._database.read("count_inbox", _count)
 
     async def remove(self, inbox_nids: Iterable[int]) -> None:
-        """These need not wait any longer."""
+        """Remove events that need not wait any longer."""
         await self._database.write("remove_from_inbox", _remove, list(inbox_nids))
 
     async def note_attempt(self, inbox_nids: Iterable[int]) -> None:
-        """It was tried in vain."""
-        await self._database.write("note_inbox_attempt", _note_attempt, list(inbox_nids))
+        """Record a failed attempt."""
+        await self._database.write("record_inbox_attempt", _record_attempt, list(inbox_nids))
 
     def _add(
         self,
@@ -165,7 +164,7 @@ class InboxStore:
     ) -> None:
         names = [row.event_id for row in rows]
         own = {row.event_id for row in rows if row.is_own}
-        there: set[str] = set()
+        stored: set[str] = set()
         replaced: list[int] = []
         for name, nid, by, was_outside in txn.query_in(
             "SELECT event_id, inbox_nid, origin, is_outside FROM inbox WHERE event_id IN {keys}",
@@ -174,19 +173,20 @@ class InboxStore:
             if not is_outside and (was_outside or (name in own and by != origin)):
                 replaced.append(nid)
             else:
-                there.add(name)
+                stored.add(name)
         _remove(txn, replaced)
-        new = [row for row in rows if row.event_id not in there]
+        new = [row for row in rows if row.event_id not in stored]
         if judge is None:
-            judge = _find_judge(txn, room_nid, origin)
+            judge = _select_policy_server(txn, room_nid, origin)
         if not (
-            self._has_room(txn, origin, domain, new, is_outside)
-            and self._has_places(txn, room_nid, origin, new, judge)
+            self._fits_shared_limits(txn, origin, domain, new, is_outside)
+            and self._fits_server_limits(txn, room_nid, origin, new, judge)
         ):
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge, is_outside, size, domain)"
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge,"
+            " is_outside, size, domain)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
@@ -205,7 +205,7 @@ class InboxStore:
             ],
         )
 
-    def _has_room(
+    def _fits_shared_limits(
         self,
         txn: Transaction,
         origin: str,
@@ -213,14 +213,15 @@ class InboxStore:
         new: Collection[NewInboxRow],
         is_outside: bool,
     ) -> bool:
-        """Whether all servers together, those of the domain, and this one, have so many places and
-        bytes left."""
+        """Whether the new events fit into the limits of all servers, of the domain and of this
+        server."""
         if not new:
             return True
-        places, added = self._places, _Share(len(new), sum(len(row.pdu) for row in new))
+        limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
-            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ? GROUP BY origin, domain",
+            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ?"
+            " GROUP BY origin, domain",
             (int(is_outside),),
         ):
             share = _Share(count, int(size))
@@ -231,23 +232,23 @@ class InboxStore:
                 of_one += share
         if is_outside:
             return (
-                together.fits(places.outside_together, places.outside_bytes)
-                and of_domain.count <= places.outside_of_domain
-                and of_one.count <= places.outside
+                together.fits(limits.outside_together, limits.outside_bytes)
+                and of_domain.count <= limits.outside_of_domain
+                and of_one.count <= limits.outside
             )
         if not (
-            together.fits(places.together, places.bytes_together)
-            and of_domain.fits(places.of_domain, places.bytes_of_domain)
-            and of_one.size <= places.bytes_of_one
+            together.fits(limits.together, limits.bytes_together)
+            and of_domain.fits(limits.of_domain, limits.bytes_of_domain)
+            and of_one.size <= limits.bytes_of_one
         ):
             return False
-        if together.fits(places.together // 2, places.bytes_together // 2):
+        if together.fits(limits.together // 2, limits.bytes_together // 2):
             return True
         return (
-            of_one.count <= places.when_scarce and of_domain.count <= places.of_domain_when_scarce
+            of_one.count <= limits.when_scarce and of_domain.count <= limits.of_domain_when_scarce
         )
 
-    def _has_places(
+    def _fits_server_limits(
         self,
         txn: Transaction,
         room_nid: int,
@@ -255,26 +256,27 @@ class InboxStore:
         new: Collection[NewInboxRow],
         judge: str | None,
     ) -> bool:
-        places = self._places
-        ((waiting,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
-        if waiting + len(new) > places.all:
+        limits = self._limits
+        ((stored_count,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
+        if stored_count + len(new) > limits.all:
             return not new
         more = sum(not row.is_naming for row in new)
         if judge is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
-            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE WHEN room_nid = ? THEN 1 END)"
+            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE"
+            " WHEN room_nid = ? THEN 1 END)"
             " FROM inbox WHERE origin = ? AND judge IS NOT NULL",
             (judge, room_nid, origin),
         )
         return bool(
-            unjudged + more <= places.unjudged
-            and by_one + more <= places.unjudged_by_one
-            and of_room + more <= places.unjudged_of_room
+            unjudged + more <= limits.unjudged
+            and by_one + more <= limits.unjudged_by_one
+            and of_room + more <= limits.unjudged_of_room
         )
 
 
-def _find_judge(txn: Transaction, room_nid: int, origin: str) -> str | None:
+def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str | None:
     row = txn.query_one(
         "SELECT judge FROM inbox WHERE origin = ? AND room_nid = ? AND judge IS NOT NULL LIMIT 1",
         (origin, room_nid),
@@ -284,11 +286,15 @@ def _find_judge(txn: Transaction, room_nid: int, origin: str) -> str | None:
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu FROM inbox AS i JOIN"
-        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside ORDER BY turn, attempts, inbox_nid) AS place FROM"
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu"
+        " FROM inbox AS i JOIN"
+        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside"
+        " ORDER BY turn, attempts, inbox_nid) AS place FROM"
         " (SELECT inbox_nid, is_outside, attempts, ROW_NUMBER() OVER"
-        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox WHERE room_nid = ?) AS turns)"
-        " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ? ORDER BY i.is_outside, places.place",
+        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox"
+        " WHERE room_nid = ?) AS turns)"
+        " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ?"
+        " ORDER BY i.is_outside, places.place",
         (room_nid, limit),
     )
     return [
@@ -313,7 +319,7 @@ def _remove(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
     txn.execute_many("DELETE FROM inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids])
 
 
-def _note_attempt(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
+def _record_attempt(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
     txn.execute_many(
         "UPDATE inbox SET attempts = attempts + 1 WHERE inbox_nid = ?",
         [(nid,) for nid in inbox_nids],

@@ -1,9 +1,7 @@
-"""What the policy servers of rooms have said of events of other servers: remembered, so that it is
-asked for once.
+"""Cache of policy servers' verdicts about events of other servers, so that each is requested once.
 
-An event may have to be looked at more than once before it has its place, and where its place says
-what was said of it, nobody asks any more. So there is an end to what is kept: the newest of a room,
-for a week.
+An event may be checked more than once before it is stored. After that its stored flags hold the
+verdict and nobody reads it here. So only the newest verdicts of a room are stored, for a week.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,31 +11,31 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_OF_ROOM: Final = 2_000
-"""Events; a gap or a page of the past has up to half of that."""
+"""The maximum of verdicts per room. A gap or a page of history has at most half as many events."""
 MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
 
 
 class PolicyJudgementStore:
-    """The table `policy_judgements`."""
+    """Reads and writes the table `policy_judgements`."""
 
     def __init__(self, database: Database, *, most_of_room: int = MOST_OF_ROOM) -> None:
         self._database = database
-        self._most_of_room = most_of_room
+        self._max_per_room = most_of_room
 
     async def get_judgements(
         self, room_nid: int, public_key: bytes, event_ids: Collection[str]
     ) -> Mapping[str, bool]:
-        """Of which of the events something is remembered, and whether they may be shown."""
+        """Return the stored verdicts by event: whether it may be shown."""
         read = self._database.read_quickly if len(event_ids) <= 50 else self._database.read
-        return await read("get_policy_judgements", _select, room_nid, public_key, list(event_ids))
+        return await read("get_policy_verdicts", _select, room_nid, public_key, list(event_ids))
 
     async def add_judgements(
-        self, room_nid: int, public_key: bytes, judgements: Mapping[str, bool], judged_ts: int
+        self, room_nid: int, public_key: bytes, verdicts: Mapping[str, bool], judged_ts: int
     ) -> None:
-        """Remember whether events may be shown; what is too old, and too much of the room, is
-        forgotten."""
+        """Store verdicts. Deletes those that are too old, and those beyond the limit of the
+        room."""
         await self._database.write(
-            "add_policy_judgements", self._add, room_nid, public_key, dict(judgements), judged_ts
+            "add_policy_verdicts", self._add, room_nid, public_key, dict(verdicts), judged_ts
         )
 
     def _add(
@@ -45,27 +43,29 @@ class PolicyJudgementStore:
         txn: WriteTransaction,
         room_nid: int,
         public_key: bytes,
-        judgements: Mapping[str, bool],
+        verdicts: Mapping[str, bool],
         judged_ts: int,
     ) -> None:
         txn.execute_many(
-            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts) VALUES (?, ?, ?, ?, ?)"
+            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts)"
+            " VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (room_nid, public_key, event_id)"
             " DO UPDATE SET allowed = excluded.allowed, judged_ts = excluded.judged_ts",
             [
                 (room_nid, public_key, event_id, int(allowed), judged_ts)
-                for event_id, allowed in judgements.items()
+                for event_id, allowed in verdicts.items()
             ],
         )
         txn.execute("DELETE FROM policy_judgements WHERE judged_ts < ?", (judged_ts - MAX_AGE_MS,))
-        last = txn.query_one(
-            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ? ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
-            (room_nid, self._most_of_room),
+        oldest_excess = txn.query_one(
+            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ?"
+            " ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
+            (room_nid, self._max_per_room),
         )
-        if last is not None:
+        if oldest_excess is not None:
             txn.execute(
                 "DELETE FROM policy_judgements WHERE room_nid = ? AND judged_ts <= ?",
-                (room_nid, last[0]),
+                (room_nid, oldest_excess[0]),
             )
 
 
@@ -73,7 +73,8 @@ def _select(
     txn: Transaction, room_nid: int, public_key: bytes, event_ids: Collection[str]
 ) -> dict[str, bool]:
     rows = txn.query_in(
-        "SELECT event_id, allowed FROM policy_judgements WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
+        "SELECT event_id, allowed FROM policy_judgements"
+        " WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
         event_ids,
         before=[room_nid, public_key],
     )

@@ -1,8 +1,8 @@
-"""The keys of other servers, and what they said last about them.
+"""Signing keys of other servers, and the last key document of each.
 
-Keys stay when a server no longer speaks of them: what they signed while they were valid has to be
-checked still. But a server may name new ones without end: so many stay of it, those that are valid
-for longest, and always what it says now.
+Keys stay after a server withdraws them: events signed while they were valid must still be verified.
+But a server may name new keys without end, so their number is limited. The current keys and those
+with the longest validity stay.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,18 +14,18 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_KEYS: Final = 250
-"""Of one server: more than one document has."""
+"""The maximum of keys per server: more than one document has."""
 
 
 class StoredKey(msgspec.Struct, frozen=True):
-    """A public key, and until when it is valid, in milliseconds."""
+    """A public key, and until when it is valid, in ms."""
 
     public_key: bytes
     valid_until: int
 
 
 class StoredDocument(msgspec.Struct, frozen=True):
-    """What a server said last about its keys; times in milliseconds."""
+    """The last key document of a server; times in ms."""
 
     document: bytes
     """JSON with the server's own signatures."""
@@ -34,7 +34,7 @@ class StoredDocument(msgspec.Struct, frozen=True):
 
 
 class StoredServer(msgspec.Struct, frozen=True):
-    """All that is known of a server's keys."""
+    """All stored keys of a server."""
 
     keys: Mapping[str, StoredKey]
     valid_until: int
@@ -42,7 +42,7 @@ class StoredServer(msgspec.Struct, frozen=True):
 
 
 class ServerKeyStore:
-    """The tables of other servers' keys."""
+    """Reads and writes the tables of other servers' keys."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -52,19 +52,19 @@ class ServerKeyStore:
         return await self._database.read_quickly("get_server_keys", _get_keys, tuple(servers))
 
     async def get_documents(self, servers: Iterable[str]) -> Mapping[str, StoredDocument]:
-        """What these servers said last, in one query."""
+        """Return the last documents of these servers, in one query."""
         return await self._database.read("get_server_key_documents", _get_documents, tuple(servers))
 
     async def set_keys(
-        self, server: str, keys: Mapping[str, StoredKey], said: StoredDocument
+        self, server: str, keys: Mapping[str, StoredKey], document: StoredDocument
     ) -> None:
-        """Keep what a server says now, not more than `MOST_KEYS`. Its other keys stay as they are,
-        as far as there is room."""
-        await self._database.write("set_server_keys", self.set_keys_in, server, keys, said)
+        """Store the current keys and document of a server, at most `MOST_KEYS`. Its other keys
+        stay, as far as they fit."""
+        await self._database.write("set_server_keys", self.set_keys_in, server, keys, document)
 
     async def add_keys(self, server: str, keys: Mapping[str, StoredKey]) -> None:
-        """Keep keys, those of the same ids replaced, and not a document; of others as many as there
-        is room for."""
+        """Add keys without a document, replacing those with the same ids. Other keys stay, as far
+        as they fit."""
         await self._database.write("add_server_keys", _add_keys, server, keys)
 
     def set_keys_in(
@@ -72,15 +72,16 @@ class ServerKeyStore:
         txn: WriteTransaction,
         server: str,
         keys: Mapping[str, StoredKey],
-        said: StoredDocument,
+        document: StoredDocument,
     ) -> None:
         """As `set_keys`, in a transaction."""
         _add_keys(txn, server, keys)
         txn.execute(
-            "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at) VALUES (?, ?, ?, ?)"
+            "INSERT INTO server_key_documents (server_name, document, valid_until, fetched_at)"
+            " VALUES (?, ?, ?, ?)"
             " ON CONFLICT (server_name) DO UPDATE SET document = excluded.document,"
             " valid_until = excluded.valid_until, fetched_at = excluded.fetched_at",
-            (server, said.document, said.valid_until, said.fetched_at),
+            (server, document.document, document.valid_until, document.fetched_at),
         )
 
 
@@ -100,24 +101,31 @@ def _add_keys(txn: WriteTransaction, server: str, keys: Mapping[str, StoredKey])
 
 
 def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredServer]:
-    said = {
+    document = {
         server: (valid_until, fetched_at)
         for server, valid_until, fetched_at in txn.query_in(
-            "SELECT server_name, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}",
+            "SELECT server_name, valid_until, fetched_at FROM server_key_documents"
+            " WHERE server_name IN {keys}",
             servers,
         )
     }
-    keys: dict[str, dict[str, StoredKey]] = {server: {} for server in said}
-    sql = "SELECT server_name, key_id, public_key, valid_until FROM server_keys WHERE server_name IN {keys}"
+    keys: dict[str, dict[str, StoredKey]] = {server: {} for server in document}
+    sql = (
+        "SELECT server_name, key_id, public_key, valid_until FROM server_keys"
+        " WHERE server_name IN {keys}"
+    )
     for server, key_id, public_key, valid_until in txn.query_in(sql, servers):
         keys.setdefault(server, {})[key_id] = StoredKey(bytes(public_key), valid_until)
     return {
-        server: StoredServer(found, *said.get(server, (0, 0))) for server, found in keys.items()
+        server: StoredServer(found, *document.get(server, (0, 0))) for server, found in keys.items()
     }
 
 
 def _get_documents(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredDocument]:
-    sql = "SELECT server_name, document, valid_until, fetched_at FROM server_key_documents WHERE server_name IN {keys}"
+    sql = (
+        "SELECT server_name, document, valid_until, fetched_at FROM server_key_documents"
+        " WHERE server_name IN {keys}"
+    )
     return {
         server: StoredDocument(bytes(document), valid_until, fetched_at)
         for server, document, valid_until, fetched_at in txn.query_in(sql, servers)

@@ -1,4 +1,4 @@
-"""Documents that others signed and that this server goes by: the last good one of each purpose."""
+"""Signed documents that this server obeys: the last valid one of each purpose."""
 
 import msgspec
 
@@ -7,24 +7,24 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class SignedDocument(msgspec.Struct, frozen=True):
-    """A document as it came, and when: milliseconds."""
+    """A document as received, and when it was fetched (ms since 1970)."""
 
     document: bytes
     fetched_at: int
 
 
 class SignedDocumentStore:
-    """The table of such documents."""
+    """Reads and writes the table `signed_documents`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_document(self, purpose: str) -> SignedDocument | None:
-        """The last good one."""
+        """Return the last valid document."""
         return await self._database.read("get_signed_document", _get_document, purpose)
 
     async def set_document(self, purpose: str, document: SignedDocument) -> None:
-        """Keep one in the place of that before."""
+        """Replace the document of a purpose."""
         await self._database.write("set_signed_document", _set_document, purpose, document)
 
 
@@ -37,7 +37,8 @@ def _get_document(txn: Transaction, purpose: str) -> SignedDocument | None:
 
 def _set_document(txn: WriteTransaction, purpose: str, document: SignedDocument) -> None:
     txn.execute(
-        "INSERT INTO signed_documents (purpose, document, fetched_at) VALUES (?, ?, ?) ON CONFLICT (purpose)"
+        "INSERT INTO signed_documents (purpose, document, fetched_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (purpose)"
         " DO UPDATE SET document = excluded.document, fetched_at = excluded.fetched_at",
         (purpose, document.document, document.fetched_at),
     )

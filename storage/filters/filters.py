@@ -1,12 +1,11 @@
-"""Filters that clients uploaded. A filter never changes; the same filter uploaded again keeps its
-number.
+"""Filters uploaded by clients. A filter never changes. Uploading the same filter again returns its
+ID.
 
 Laws:
-- Of each user there are so many, of so many characters in all. For a new one those go first that
-  were uploaded and never used, but for a few that came last, and whose clients are about to use
-  them; then those that nobody has used for longest. So what is in use stays, however many are
-  uploaded beside it.
-- Numbers rise and are not given out again, so that an old one does not mean another filter.
+- The number of a user's filters, and their total size, is bounded. A new filter first replaces
+  filters that were uploaded but never used, except a few recent ones that clients are about to use.
+  Then it replaces the least recently used ones. So filters in use stay, however many are uploaded.
+- IDs increase and are not reused, so that an old ID never means another filter.
 """
 
 from hashlib import sha256
@@ -16,40 +15,42 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_FILTERS = 1000
 LARGEST_FILTERS = 1024 * 1024
-"""In characters of JSON, all of one user."""
+"""The most characters of JSON, of all filters of one user."""
 MOST_FRESH = 4
-"""Filters that were not used yet, and are kept before all others: those that were uploaded last."""
+"""The number of most recently uploaded unused filters that are kept before all others."""
 
 
 class FilterStore:
-    """The table of filters."""
+    """Stores filters."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_filter(self, user_id: str, filter_id: int) -> tuple[str, int] | None:
-        """The definition, as canonical JSON, and when it was last used, in ms, as far as that is
-        noted; 0: it was not."""
+        """Return the definition, as canonical JSON, and the recorded time of the last use in ms; 0
+        if it was never used."""
 
         def read(txn: Transaction) -> tuple[str, int] | None:
-            sql = "SELECT definition, touched_ts * is_used FROM filters WHERE user_id = ? AND filter_id = ?"
+            sql = (
+                "SELECT definition, touched_ts * is_used FROM filters"
+                " WHERE user_id = ? AND filter_id = ?"
+            )
             row = txn.query_one(sql, (user_id, filter_id))
             return None if row is None else (str(row[0]), int(row[1]))
 
         return await self._database.read_quickly("get_filter", read)
 
     async def get_filter_id(self, user_id: str, definition: str) -> tuple[int, int] | None:
-        """The number under which the user has this filter, and when it was last uploaded or used,
-        in ms."""
+        """Return the ID of this filter, and when it was last uploaded or used, in ms."""
         return await self._database.read_quickly("get_filter_id", _select_id, user_id, definition)
 
     async def add_filter(self, user_id: str, definition: str, now_ms: int) -> int:
-        """Add it unless it is there; its number, from 0 on. It counts as uploaded now."""
+        """Add a filter unless it exists. Return its ID; the first is 0. Counts as uploaded now."""
         return await self._database.write("add_filter", _add_filter, user_id, definition, now_ms)
 
     async def note_used(self, user_id: str, filter_id: int, now_ms: int) -> None:
-        """Note that it was used now."""
-        await self._database.write("note_used_filter", _note_used, user_id, filter_id, now_ms)
+        """Record that a filter was used now."""
+        await self._database.write("note_used_filter", _record_use, user_id, filter_id, now_ms)
 
 
 def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: int) -> int:
@@ -66,28 +67,30 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
     )
     number = max((filter_id for filter_id, *_ in rows), default=-1) + 1
     txn.execute(
-        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used) VALUES (?, ?, ?, ?, ?, 0)",
+        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        " VALUES (?, ?, ?, ?, ?, 0)",
         (user_id, number, definition, _digest(definition), now_ms),
     )
     used = [row for row in rows if row[2]]
     unused = [row for row in rows if not row[2]]
     fresh = MOST_FRESH - 1  # with the new one
     count, size = 1, len(definition)
-    too_many: list[int] = []
+    excess: list[int] = []
     for filter_id, length, _ in (*unused[:fresh], *used, *unused[fresh:]):
-        if too_many or count == MOST_FILTERS or size + length > LARGEST_FILTERS:
-            too_many.append(filter_id)
+        if excess or count == MOST_FILTERS or size + length > LARGEST_FILTERS:
+            excess.append(filter_id)
         count, size = count + 1, size + length
     txn.execute_many(
         "DELETE FROM filters WHERE user_id = ? AND filter_id = ?",
-        [(user_id, each) for each in too_many],
+        [(user_id, each) for each in excess],
     )
     return number
 
 
-def _note_used(txn: WriteTransaction, user_id: str, filter_id: int, now_ms: int) -> None:
+def _record_use(txn: WriteTransaction, user_id: str, filter_id: int, now_ms: int) -> None:
     txn.execute(
-        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END, is_used = 1"
+        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END,"
+        " is_used = 1"
         " WHERE user_id = ? AND filter_id = ? AND (touched_ts < ? OR is_used = 0)",
         (now_ms, now_ms, user_id, filter_id, now_ms),
     )

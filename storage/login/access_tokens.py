@@ -1,11 +1,10 @@
-"""Access tokens and refresh tokens, by the SHA-256 of their text: the text itself is nowhere on
-disk.
+"""Access tokens and refresh tokens, stored by the SHA-256 of their text; the text is not on disk.
 
-A refresh gives out a new pair and leaves the old one usable, since the answer may be lost. The
-first use of either new token ends the old pair: the old refresh token is spent, the old access
-token expires (and so is refused with `soft_logout`, not as a stranger's). Until then the old one
-may be exchanged again, and each pair that it gave is good: two tabs of a client may ask at once.
-Expired and spent tokens go with a later refresh of the device, or with the device.
+A refresh issues a new pair and leaves the old one usable, since the response may be lost. The first
+use of either new token ends the old pair: the old refresh token is spent, the old access token
+expires (and is refused with `soft_logout`, not as unknown). Until then the old refresh token may be
+exchanged again, and each pair that it gave is valid: two tabs of a client may refresh at the same
+time. A later refresh of the device, or the removal of the device, deletes expired and spent tokens.
 
 spec: client-server-api#refreshing-access-tokens
 """
@@ -20,33 +19,33 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 GRACE_MS: Final = 60_000
-"""How long what lost a race between two exchanges of one token is borne with."""
+"""How long a pair stays valid that lost a race between two exchanges of one refresh token."""
 SAME_MOMENT_MS: Final = 10_000
-"""So near to one another such exchanges are."""
+"""Exchanges within this time of each other count as a race."""
 MOST_EXCHANGES: Final = 5
-"""Pairs for which one refresh token was exchanged, none of which is used yet."""
+"""Maximum number of unused pairs from exchanges of one refresh token."""
 MOST_BRANCHES: Final = 5
-"""Pairs of a device that are in use beside one another; of more, those that were renewed last go
-on."""
+"""Maximum number of pairs of a device in use in parallel; the most recently refreshed ones stay."""
 MOST_LATE: Final = 10
-"""Pairs of a device that are good no more and were never renewed, and are still told from stolen
-ones."""
-_TRIMMED_AT_ONCE: Final = 100
+"""Maximum number of expired, never refreshed pairs of a device that are stored to distinguish them
+from stolen ones."""
+_TRIM_LIMIT: Final = 100
 
 
 class PairUse(Enum):
-    """What it is that a token of a pair is used."""
+    """The result of `TokenStore.set_pair_used`."""
 
     FIRST = "first"
-    """The pair that it replaced has ended with this."""
+    """The first use; it has ended the pair that this one replaced."""
     AGAIN = "again"
+    """A further use, or the use of a pair that replaced none."""
     TOO_LATE = "too late"
-    """Another pair was used instead of it, too long ago, or there were too many beside it."""
+    """The pair is invalid: a competing pair was used too long ago, or there were too many."""
 
 
 class AccessTokenRow(msgspec.Struct, frozen=True):
-    """An access token, with what a request has to know of its account. Times are milliseconds since
-    1970."""
+    """An access token, with the columns of its account that requests need. Times are milliseconds
+    since 1970."""
 
     token_nid: int
     user_id: str
@@ -60,34 +59,33 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     locked: bool
     suspended: bool
     account_expires_ts: int | None = None
-    """Until when the account is good, in milliseconds since 1970."""
+    """The expiry time of the account."""
     oauth_client: str | None = None
-    """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
+    """The client of an OAuth 2.0 session; None for other sessions."""
     user_type: str | None = None
     of_service: bool = False
-    """Whether the account is an application service's."""
+    """Whether the account belongs to an application service."""
     agreed: int = 0
-    """To how many of the documents that were asked about its owner has agreed."""
+    """The number of the given policies that the owner has accepted."""
     shadow_banned: bool = False
     device_made_ts: int = 0
-    """When the device was made; one that was removed and came again under its id is another."""
+    """When the device was created; distinguishes it from a removed device with the same id."""
 
 
 class TokenStanding(msgspec.Struct, frozen=True):
-    """What has become of a token that was good."""
+    """The current state of a token that was valid before."""
 
     is_there: bool
     expires_ts: int | None
-    """When it ends, or ended, in milliseconds since 1970."""
+    """The expiry time, in milliseconds since 1970."""
     is_renewed: bool
-    """Whether its device has a token from a refresh that is good."""
+    """Whether the device has a valid access token from a refresh."""
     deactivated: bool
     locked: bool
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
-    """A refresh token. `ultimate_expires_ts` ends the whole session, however often it is
-    refreshed."""
+    """A refresh token. `ultimate_expires_ts`: the end of the session; refreshes do not move it."""
 
     refresh_nid: int
     user_id: str
@@ -95,11 +93,11 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     expires_ts: int | None
     ultimate_expires_ts: int | None
     grace_until_ts: int | None = None
-    """Until when it is good although another was used instead of it; past where it was put by,
-    since there were too many."""
+    """The end of its grace period after a competing pair was used; in the past if it was retired,
+    because there were too many pairs."""
 
     def is_late(self, now: int) -> bool:
-        """Whether it is good no more for that."""
+        """Return whether the grace period is over."""
         return self.grace_until_ts is not None and self.grace_until_ts <= now
 
 
@@ -107,14 +105,14 @@ _REFRESH: Final = "refresh_nid, user_id, device_id, expires_ts, ultimate_expires
 
 
 def has_access_token(txn: Transaction, token_nid: int) -> bool:
-    """Whether a token is there still."""
+    """Return whether a token still exists."""
     return (
         txn.query_one("SELECT 1 FROM access_tokens WHERE token_nid = ?", (token_nid,)) is not None
     )
 
 
 class TokenStore:
-    """The tables of tokens."""
+    """The tables `access_tokens` and `refresh_tokens`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -122,8 +120,10 @@ class TokenStore:
     async def get_access_token(
         self, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
     ) -> AccessTokenRow | None:
-        """The token and its account, in one query. `policies`: documents, each with its version,
-        for `agreed`."""
+        """Return the token and its account, in one query.
+
+        `policies`: pairs of policy and version, counted in `agreed`.
+        """
         return await self._database.read_quickly(
             "get_access_token", self.get_access_token_in, token_hash, policies
         )
@@ -131,7 +131,7 @@ class TokenStore:
     def get_access_token_in(
         self, txn: Transaction, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
     ) -> AccessTokenRow | None:
-        """As `get_access_token`, in a transaction."""
+        """Do `get_access_token` in a transaction."""
         any_of = " OR ".join("(c.policy_id = ? AND c.version = ?)" for _ in policies)
         agreed = (
             f"SELECT COUNT(*) FROM policy_consents c WHERE c.user_id = t.user_id AND ({any_of})"
@@ -139,12 +139,15 @@ class TokenStore:
             else "0"
         )
         row = txn.query_one(
-            "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
-            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id, a.user_type,"
+            "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid,"
+            " t.first_used, a.is_guest,"
+            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts,"
+            " o.client_id, a.user_type,"
             f" a.appservice_id, ({agreed}), a.shadow_banned, d.made_ts"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
             " LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id"
-            " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
+            " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id"
+            " AND o.device_id = t.device_id WHERE t.token_hash = ?",
             (*(text for policy in policies for text in policy), token_hash),
         )
         if row is None:
@@ -173,15 +176,19 @@ class TokenStore:
     async def get_standing(
         self, token_nid: int, user_id: str, device_id: str | None, now: int
     ) -> TokenStanding | None:
-        """What has become of a user's token, in one query; None: the account is gone too. `now`:
-        milliseconds since 1970."""
+        """Return the current state of a user's token, in one query; None for an unknown account.
+
+        `now`: milliseconds since 1970.
+        """
 
         def read(txn: Transaction) -> TokenStanding | None:
             row = txn.query_one(
-                "SELECT t.token_nid, t.expires_ts, a.deactivated_ts, a.locked, EXISTS (SELECT 1 FROM access_tokens o"
+                "SELECT t.token_nid, t.expires_ts, a.deactivated_ts, a.locked, EXISTS"
+                " (SELECT 1 FROM access_tokens o"
                 " WHERE o.user_id = a.user_id AND o.device_id = ? AND o.refresh_nid IS NOT NULL"
                 " AND COALESCE(o.expires_ts, ?) > ?)"
-                " FROM accounts a LEFT JOIN access_tokens t ON t.token_nid = ? AND t.user_id = a.user_id"
+                " FROM accounts a LEFT JOIN access_tokens t ON t.token_nid = ?"
+                " AND t.user_id = a.user_id"
                 " WHERE a.user_id = ?",
                 (device_id, now + 1, now, token_nid, user_id),
             )
@@ -194,7 +201,7 @@ class TokenStore:
         return await self._database.read_quickly("get_standing", read)
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
-        """The refresh token of this hash, unless it is spent."""
+        """Return the refresh token with this hash, unless it is spent."""
         row = txn.query_one(
             f"SELECT {_REFRESH} FROM refresh_tokens WHERE token_hash = ? AND spent_ts IS NULL",
             (token_hash,),
@@ -204,8 +211,7 @@ class TokenStore:
     def get_refresh_token_of_family(
         self, txn: Transaction, family_hash: bytes
     ) -> RefreshTokenRow | None:
-        """The newest refresh token of a session of `/refresh`, by what all of the session begin
-        with."""
+        """Return the newest unspent refresh token of a family; only for sessions of `/refresh`."""
         row = txn.query_one(
             f"SELECT {_REFRESH} FROM refresh_tokens"
             " WHERE family_hash = ? AND spent_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
@@ -225,10 +231,11 @@ class TokenStore:
         refresh_nid: int | None = None,
         first_used: bool = True,
     ) -> int:
-        """Add one; its number."""
+        """Add an access token; return its number."""
         token_nid = txn.allocate("token")
         txn.execute(
-            "INSERT INTO access_tokens (token_hash, token_nid, user_id, device_id, created_ts, expires_ts, refresh_nid,"
+            "INSERT INTO access_tokens (token_hash, token_nid, user_id, device_id,"
+            " created_ts, expires_ts, refresh_nid,"
             " first_used) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 token_hash,
@@ -256,12 +263,16 @@ class TokenStore:
         family_hash: bytes | None = None,
         from_nid: int | None = None,
     ) -> int:
-        """Add one; its number. `family_hash`: by what its session is found when one comes that went
-        before it; of sessions of the OAuth 2.0 API that is kept with them
-        (`storage/oauth/oauth.py`). `from_nid`: the one that was exchanged for it."""
+        """Add a refresh token; return its number.
+
+        `family_hash`: finds the session by one of its earlier refresh tokens; OAuth 2.0 sessions
+        store it in their own table (`storage/oauth/oauth.py`). `from_nid`: the refresh token
+        exchanged for it.
+        """
         refresh_nid = txn.allocate("token")
         txn.execute(
-            "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id, created_ts, expires_ts,"
+            "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id,"
+            " created_ts, expires_ts,"
             " ultimate_expires_ts, family_hash, from_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 token_hash,
@@ -278,15 +289,14 @@ class TokenStore:
         return refresh_nid
 
     def trim_exchanges(self, txn: WriteTransaction, old: RefreshTokenRow, now: int) -> None:
-        """Of what a refresh token was exchanged for and nobody has used, only the last few pairs
-        are good."""
+        """Retire all but the newest `MOST_EXCHANGES` unused pairs exchanged for a refresh token."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
         )
-        self._put_by(
+        self._retire(
             txn,
-            [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIMMED_AT_ONCE, MOST_EXCHANGES))],
+            [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIM_LIMIT, MOST_EXCHANGES))],
             now,
         )
         self._remove_late(txn, old.user_id, old.device_id, now)
@@ -294,9 +304,12 @@ class TokenStore:
     def set_pair_used(
         self, txn: WriteTransaction, refresh_nid: int, user_id: str, device_id: str, now: int
     ) -> PairUse:
-        """A token of this pair is used. The first time that ends the pair that it replaced, and
-        other pairs for which that was exchanged; but those of the same moment, in another tab, say,
-        are good for `GRACE_MS` more, unless they are used by then."""
+        """Record the use of a token of a pair.
+
+        The first use ends the pair that it replaced, and the competing pairs that were exchanged
+        for the same refresh token. Competing pairs of the same moment (another tab, for example)
+        get a grace period of `GRACE_MS`; a use within it keeps them valid.
+        """
         sql = (
             "SELECT from_nid, grace_until_ts, created_ts FROM refresh_tokens WHERE refresh_nid = ?"
         )
@@ -308,7 +321,8 @@ class TokenStore:
         if replaced is None:
             return PairUse.AGAIN
         txn.execute(
-            "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL WHERE refresh_nid = ?",
+            "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL"
+            " WHERE refresh_nid = ?",
             (refresh_nid,),
         )
         if until is not None:
@@ -320,7 +334,8 @@ class TokenStore:
         )
         txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
         txn.execute(
-            "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ? AND ? THEN ? ELSE ? END"
+            "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ?"
+            " AND ? THEN ? ELSE ? END"
             " WHERE from_nid = ? AND grace_until_ts IS NULL",
             (made_ts - SAME_MOMENT_MS, made_ts + SAME_MOMENT_MS, now + GRACE_MS, now, replaced),
         )
@@ -329,9 +344,10 @@ class TokenStore:
     def _remove_old(
         self, txn: WriteTransaction, user_id: str, device_id: str, but: int, now: int
     ) -> None:
-        """Remove what of a device is of no use any more, but this pair."""
+        """Remove expired and spent tokens of a device, except the pair `but`."""
         txn.execute(
-            "DELETE FROM access_tokens WHERE user_id = ? AND device_id = ? AND refresh_nid IS NOT NULL"
+            "DELETE FROM access_tokens WHERE user_id = ? AND device_id = ?"
+            " AND refresh_nid IS NOT NULL"
             " AND refresh_nid <> ? AND expires_ts <= ?",
             (user_id, device_id, but, now),
         )
@@ -342,27 +358,29 @@ class TokenStore:
         self._remove_late(txn, user_id, device_id, now)
 
     def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
-        """Another pair is in use beside those that were. A tab that is closed leaves one lying for
-        good."""
+        """Retire all but the newest `MOST_BRANCHES` pairs in use; closed tabs leave some behind."""
         sql = (
-            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts IS NULL"
-            " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
+            " AND spent_ts IS NULL"
+            " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC"
+            " LIMIT ? OFFSET ?"
         )
-        args = (user_id, device_id, _TRIMMED_AT_ONCE, MOST_BRANCHES)
-        self._put_by(txn, [row[0] for row in txn.query(sql, args)], now)
+        args = (user_id, device_id, _TRIM_LIMIT, MOST_BRANCHES)
+        self._retire(txn, [row[0] for row in txn.query(sql, args)], now)
 
     @staticmethod
-    def _put_by(txn: WriteTransaction, refresh_nids: Sequence[int], now: int) -> None:
+    def _retire(txn: WriteTransaction, refresh_nids: Sequence[int], now: int) -> None:
         sql = "UPDATE refresh_tokens SET grace_until_ts = ? WHERE refresh_nid = ?"
         txn.execute_many(sql, [(now, nid) for nid in refresh_nids])
 
     def _remove_late(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
-        """Of what was put by, only the last few pairs are remembered."""
+        """Remove all but the newest `MOST_LATE` retired pairs of a device."""
         sql = (
-            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND grace_until_ts <= ?"
+            "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
+            " AND grace_until_ts <= ?"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
         )
-        args = (user_id, device_id, now, _TRIMMED_AT_ONCE, MOST_LATE)
+        args = (user_id, device_id, now, _TRIM_LIMIT, MOST_LATE)
         self._remove_pairs(txn, [row[0] for row in txn.query(sql, args)])
 
     @staticmethod
@@ -373,44 +391,46 @@ class TokenStore:
             )
 
     def is_put_by(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
-        """Whether a pair is good no more, since another was used instead of it."""
+        """Return whether a pair is invalid because a competing pair was used or it was retired."""
         sql = "SELECT 1 FROM refresh_tokens WHERE refresh_nid = ? AND grace_until_ts <= ?"
         return txn.query_one(sql, (refresh_nid, now)) is not None
 
     def is_just_spent(
         self, txn: Transaction, token_hash: bytes, now: int, within_ms: int = GRACE_MS
     ) -> bool:
-        """Whether a refresh token was replaced a moment ago; `within_ms`: up to `GRACE_MS`."""
+        """Return whether a refresh token was spent within `within_ms` (at most `GRACE_MS`)."""
         sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"
         return txn.query_one(sql, (token_hash, now - within_ms)) is not None
 
     def expire_tokens_of_device(
         self, txn: WriteTransaction, user_id: str, device_id: str, now: int
     ) -> None:
-        """Let all tokens of a device be past their time, which is told softly (`soft_logout`): the
-        device stays."""
+        """Expire all tokens of a device, which clients see as `soft_logout`; the device stays."""
         for table in ("access_tokens", "refresh_tokens"):
-            sql = f"UPDATE {table} SET expires_ts = ? WHERE user_id = ? AND device_id = ? AND COALESCE(expires_ts, ?) >= ?"
+            sql = (
+                f"UPDATE {table} SET expires_ts = ? WHERE user_id = ? AND device_id = ?"
+                " AND COALESCE(expires_ts, ?) >= ?"
+            )
             txn.execute(sql, (now, user_id, device_id, now, now))
 
     def remove_tokens_of_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]
     ) -> None:
-        """End the sessions of these devices."""
+        """Remove the tokens of these devices."""
         rows = [(user_id, device_id) for device_id in device_ids]
         txn.execute_many("DELETE FROM access_tokens WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ?", rows)
 
     def remove_tokens(self, txn: WriteTransaction, user_id: str) -> None:
-        """End all sessions of a user, those without a device too."""
+        """Remove all tokens of a user, also those without a device."""
         txn.execute("DELETE FROM access_tokens WHERE user_id = ?", (user_id,))
         txn.execute("DELETE FROM refresh_tokens WHERE user_id = ?", (user_id,))
 
     def remove_tokens_without_device(self, txn: WriteTransaction, user_id: str, but: int) -> None:
-        """End the sessions of a user that have no device, all but one token."""
+        """Remove the access tokens of a user that have no device, except the token `but`."""
         sql = "DELETE FROM access_tokens WHERE user_id = ? AND device_id IS NULL AND token_nid <> ?"
         txn.execute(sql, (user_id, but))
 
     def remove_access_token(self, txn: WriteTransaction, token_nid: int) -> None:
-        """End one session that has no device."""
+        """Remove an access token that has no device."""
         txn.execute("DELETE FROM access_tokens WHERE token_nid = ?", (token_nid,))

@@ -1,7 +1,4 @@
-"""Passwords that people make for one program each, and the sessions that were begun with them.
-
-Only hashes are kept. What ends a password says, in the same write, which devices it had let in.
-"""
+"""Application passwords, stored as hashes, and the sessions begun with them."""
 
 from collections.abc import Sequence
 
@@ -13,7 +10,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ApplicationPasswordRow(msgspec.Struct, frozen=True):
-    """One. Times are milliseconds since 1970."""
+    """An application password. Times are milliseconds since 1970."""
 
     password_id: str
     user_id: str
@@ -22,20 +19,20 @@ class ApplicationPasswordRow(msgspec.Struct, frozen=True):
     created_ts: int
     expires_ts: int | None = None
     used_ts: int | None = None
-    """When it was last used: a sign-in with it, or what came from a session of it."""
+    """Its last use: a sign-in with it, or a request of one of its sessions."""
 
 
 _COLUMNS = "password_id, user_id, name, password_hash, created_ts, expires_ts, used_ts"
 
 
 class ApplicationPasswordStore:
-    """The tables of them."""
+    """The tables `application_passwords` and `application_sessions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_password(self, password_id: str) -> ApplicationPasswordRow | None:
-        """One by its id."""
+        """Return a password by its id."""
 
         def read(txn: Transaction) -> ApplicationPasswordRow | None:
             row = txn.query_one(
@@ -47,11 +44,12 @@ class ApplicationPasswordStore:
         return await self._database.read_quickly("get_application_password", read)
 
     async def get_passwords(self, user_id: str) -> list[ApplicationPasswordRow]:
-        """Those of a user, the oldest first; what their sessions did counts as use."""
+        """Return the passwords of a user, oldest first; requests of their sessions count as use."""
 
         def read(txn: Transaction) -> list[ApplicationPasswordRow]:
             rows = txn.query(
-                f"SELECT {_COLUMNS} FROM application_passwords WHERE user_id = ? ORDER BY created_ts, password_id",
+                f"SELECT {_COLUMNS} FROM application_passwords WHERE user_id = ?"
+                " ORDER BY created_ts, password_id",
                 (user_id,),
             )
             seen: dict[str, int | None] = dict(
@@ -71,15 +69,18 @@ class ApplicationPasswordStore:
         return await self._database.read("get_application_passwords", read)
 
     def count_passwords(self, txn: Transaction, user_id: str) -> int:
-        """How many a user has."""
+        """Return the number of passwords of a user."""
         row = txn.query_one(
             "SELECT COUNT(*) FROM application_passwords WHERE user_id = ?", (user_id,)
         )
         return int(row[0]) if row is not None else 0
 
     def add_password(self, txn: WriteTransaction, row: ApplicationPasswordRow) -> bool:
-        """Add one; False where the user has one of this name."""
-        sql = f"INSERT INTO application_passwords ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        """Add a password; return False if the user has one with this name."""
+        sql = (
+            f"INSERT INTO application_passwords ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING"
+        )
         values = (
             row.password_id,
             row.user_id,
@@ -92,7 +93,7 @@ class ApplicationPasswordStore:
         return bool(txn.execute(sql, values))
 
     async def is_program(self, user_id: str, device_id: str) -> bool:
-        """Whether the session of a device was begun with one."""
+        """Return whether the session of a device was begun with an application password."""
 
         def read(txn: Transaction) -> bool:
             sql = "SELECT 1 FROM application_sessions WHERE user_id = ? AND device_id = ?"
@@ -103,10 +104,11 @@ class ApplicationPasswordStore:
     def is_other_device(
         self, txn: Transaction, user_id: str, device_id: str, password_id: str
     ) -> bool:
-        """Whether a device is there that this one has not let in."""
+        """Return whether the device exists and was not signed in by this password."""
         sql = (
             "SELECT 1 FROM devices AS d WHERE d.user_id = ? AND d.device_id = ? AND NOT EXISTS"
-            " (SELECT 1 FROM application_sessions AS s WHERE s.user_id = d.user_id AND s.device_id = d.device_id"
+            " (SELECT 1 FROM application_sessions AS s WHERE s.user_id = d.user_id"
+            " AND s.device_id = d.device_id"
             " AND s.password_id = ?)"
         )
         return txn.query_one(sql, (user_id, device_id, password_id)) is not None
@@ -114,7 +116,7 @@ class ApplicationPasswordStore:
     def set_used(
         self, txn: WriteTransaction, user_id: str, device_id: str, password_id: str, now: int
     ) -> bool:
-        """A session was begun with it; False where it has ended in the meantime."""
+        """Record that a session was begun with a password; return False if it has been revoked."""
         sql = "UPDATE application_passwords SET used_ts = ? WHERE password_id = ? AND user_id = ?"
         if not txn.execute(sql, (now, password_id, user_id)):
             return False
@@ -129,8 +131,10 @@ class ApplicationPasswordStore:
     def remove_password(
         self, txn: WriteTransaction, user_id: str, password_id: str
     ) -> tuple[str, Sequence[str]] | None:
-        """End one of a user's; its name, and the devices that it let in. None where there is
-        none."""
+        """Remove a password; return its name and the devices of its sessions, or None.
+
+        The caller removes these devices in the same write.
+        """
         sql = "SELECT name FROM application_passwords WHERE password_id = ? AND user_id = ?"
         found = txn.query_one(sql, (password_id, user_id))
         if found is None:
@@ -143,9 +147,10 @@ class ApplicationPasswordStore:
         return found[0], [row[0] for row in txn.query(sql, (user_id, password_id))]
 
     def get_expired(self, txn: Transaction, now: int, limit: int) -> list[tuple[str, str]]:
-        """User and id of up to `limit` whose time is over."""
+        """Return the user and id of up to `limit` expired passwords."""
         sql = (
-            "SELECT user_id, password_id FROM application_passwords WHERE expires_ts IS NOT NULL AND expires_ts <= ?"
+            "SELECT user_id, password_id FROM application_passwords"
+            " WHERE expires_ts IS NOT NULL AND expires_ts <= ?"
             " ORDER BY expires_ts LIMIT ?"
         )
         return [(row[0], row[1]) for row in txn.query(sql, (now, limit))]
@@ -153,12 +158,12 @@ class ApplicationPasswordStore:
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """These devices are gone, or somebody has signed in on them otherwise."""
+        """Remove the sessions of these devices, which are removed or signed in another way."""
         sql = "DELETE FROM application_sessions WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
-        """End all of a user's; how many there were."""
+        """Remove the passwords and sessions of a user; return the number of passwords."""
         txn.execute("DELETE FROM application_sessions WHERE user_id = ?", (user_id,))
         return txn.execute("DELETE FROM application_passwords WHERE user_id = ?", (user_id,))
 

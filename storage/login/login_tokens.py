@@ -1,5 +1,4 @@
-"""Tokens with which somebody signs in once, within minutes. Kept as hashes; what has grown old is
-swept."""
+"""Login tokens: valid for one sign-in, within minutes. Stored as hashes."""
 
 import msgspec
 
@@ -9,8 +8,8 @@ from storage.upstream.sessions import SignIns, sign_in_of
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands
-    for; `era`: of the account, when the token was given."""
+    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `era`: the
+    credential epoch of the account when the token was issued."""
 
     user_id: str
     origin: str | None
@@ -18,7 +17,7 @@ class LoginTokenRow(msgspec.Struct, frozen=True):
 
 
 class LoginTokenStore:
-    """The table of login tokens."""
+    """The table `login_tokens`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -31,7 +30,7 @@ class LoginTokenStore:
         expires_ts: int,
         origin: str | None = None,
     ) -> None:
-        """Make one, in this era of the account. `expires_ts`: milliseconds since 1970."""
+        """Add a token in the current credential epoch. `expires_ts`: milliseconds since 1970."""
         sql = (
             "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in, era)"
             " SELECT ?, user_id, ?, ?, ?, era FROM accounts WHERE user_id = ?"
@@ -39,27 +38,29 @@ class LoginTokenStore:
         txn.execute(sql, (token_hash, expires_ts, origin, sign_in_of(origin), user_id))
 
     async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
-        """Whom it is for, and its end: nobody else finds it again. None where there is no such
-        token any more."""
+        """Remove a token and return it; None if it is unknown, used or expired."""
 
         def write(txn: WriteTransaction) -> LoginTokenRow | None:
-            sql = "DELETE FROM login_tokens WHERE token_hash = ? RETURNING user_id, expires_ts, origin, era"
+            sql = (
+                "DELETE FROM login_tokens WHERE token_hash = ?"
+                " RETURNING user_id, expires_ts, origin, era"
+            )
             row = txn.query_one(sql, (token_hash,))
             return None if row is None or row[1] <= now else LoginTokenRow(row[0], row[2], row[3])
 
         return await self._database.write("take_login_token", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End those of a user."""
+        """Remove the tokens of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
 
     def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
-        """End those of a sign-in at a provider."""
+        """Remove the tokens of sign-ins at a provider."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM login_tokens WHERE {condition}", values)
 
     async def remove_old(self, now: int, limit: int) -> int:
-        """Remove up to `limit` that have expired; how many."""
+        """Remove up to `limit` expired tokens; return the number."""
 
         def write(txn: WriteTransaction) -> int:
             sql = (

@@ -1,5 +1,5 @@
-"""Tokens with which people prove to other services who they are: kept as hashes, good until a time,
-at most some a user."""
+"""OpenID tokens, which prove a user's identity to other services. Stored as hashes, with an expiry
+time; bounded per user."""
 
 from typing import Final
 
@@ -7,17 +7,17 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_TOKENS: Final = 100
-"""Of a user; with one more the oldest goes."""
+"""Maximum per user; a further token replaces the oldest."""
 
 
 class OpenIDTokenStore:
-    """The table of these tokens."""
+    """The table `openid_tokens`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_user(self, token_hash: bytes, now: int) -> str | None:
-        """Whose token it is; None for one that is unknown or no longer good."""
+        """Return the owner of a token; None if it is unknown or expired."""
 
         def read(txn: Transaction) -> str | None:
             row = txn.query_one(
@@ -31,28 +31,30 @@ class OpenIDTokenStore:
     def add_token(
         self, txn: WriteTransaction, token_hash: bytes, user_id: str, expires_ts: int
     ) -> None:
-        """Keep one."""
+        """Add a token; remove the oldest ones of the user above the maximum."""
         txn.execute(
             "INSERT INTO openid_tokens (token_hash, user_id, expires_ts) VALUES (?, ?, ?)",
             (token_hash, user_id, expires_ts),
         )
         rows = txn.query(
-            "SELECT token_hash FROM openid_tokens WHERE user_id = ? ORDER BY expires_ts DESC LIMIT 100 OFFSET ?",
+            "SELECT token_hash FROM openid_tokens WHERE user_id = ? ORDER BY expires_ts DESC"
+            " LIMIT 100 OFFSET ?",
             (user_id, MOST_TOKENS),
         )
         if rows:
             txn.execute_many("DELETE FROM openid_tokens WHERE token_hash = ?", rows)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of a user's."""
+        """Remove the tokens of a user."""
         txn.execute("DELETE FROM openid_tokens WHERE user_id = ?", (user_id,))
 
     async def remove_expired(self, now: int, limit: int) -> int:
-        """Forget up to `limit` that are no longer good; how many."""
+        """Remove up to `limit` expired tokens; return the number."""
 
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
-                "SELECT token_hash FROM openid_tokens WHERE expires_ts <= ? ORDER BY expires_ts LIMIT ?",
+                "SELECT token_hash FROM openid_tokens WHERE expires_ts <= ?"
+                " ORDER BY expires_ts LIMIT ?",
                 (now, limit),
             )
             txn.execute_many("DELETE FROM openid_tokens WHERE token_hash = ?", rows)

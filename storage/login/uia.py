@@ -1,8 +1,7 @@
-"""User-interactive authentication that is under way.
+"""Sessions of user-interactive authentication (UIA), and the last confirmation per device.
 
-A session belongs to one operation (and user): it confirms no other. It lives for minutes; what has
-grown old is no session, and is swept. Apart from that it is kept when somebody last confirmed, on
-each device, who they are.
+A session belongs to one operation and user, and confirms no other. It expires after minutes;
+expired sessions are removed by a job.
 
 spec: client-server-api#user-interactive-authentication-api
 """
@@ -16,8 +15,11 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class UIASessionRow(msgspec.Struct, frozen=True):
-    """A session. `session_hash`: of its id, hexadecimal; `completed` and `result` are JSON; see the
-    service. Times are milliseconds since 1970."""
+    """A UIA session. Times are milliseconds since 1970.
+
+    `session_hash`: the hash of its id, in hexadecimal. `completed`: the results of the completed
+    stages, as JSON. `result`: the result of the operation.
+    """
 
     session_hash: str
     created_ts: int
@@ -28,13 +30,13 @@ class UIASessionRow(msgspec.Struct, frozen=True):
 
 
 class UIAStore:
-    """The table of sessions."""
+    """The table `uia_sessions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_session(self, session_hash: str, created_after: int) -> UIASessionRow | None:
-        """The session, unless it was made at or before `created_after`."""
+        """Return a session that was created after `created_after`."""
         return await self._database.read_quickly(
             "get_uia_session", self.get_session_in, session_hash, created_after
         )
@@ -42,18 +44,20 @@ class UIAStore:
     def get_session_in(
         self, txn: Transaction, session_hash: str, created_after: int
     ) -> UIASessionRow | None:
-        """As `get_session`, in a transaction."""
+        """Do `get_session` in a transaction."""
         row = txn.query_one(
-            "SELECT session_hash, created_ts, operation, user_id, completed, result FROM uia_sessions"
+            "SELECT session_hash, created_ts, operation, user_id, completed, result"
+            " FROM uia_sessions"
             " WHERE session_hash = ? AND created_ts > ?",
             (session_hash, created_after),
         )
         return None if row is None else UIASessionRow(*row)
 
     def add_session(self, txn: WriteTransaction, session: UIASessionRow) -> None:
-        """Begin one."""
+        """Add a session."""
         txn.execute(
-            "INSERT INTO uia_sessions (session_hash, created_ts, operation, user_id, completed, result)"
+            "INSERT INTO uia_sessions (session_hash, created_ts, operation, user_id,"
+            " completed, result)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             (
                 session.session_hash,
@@ -66,33 +70,39 @@ class UIAStore:
         )
 
     def set_completed(self, txn: WriteTransaction, session_hash: str, completed: str) -> None:
-        """The stages that are done."""
+        """Set the completed stages."""
         txn.execute(
             "UPDATE uia_sessions SET completed = ? WHERE session_hash = ?",
             (completed, session_hash),
         )
 
     def set_result(self, txn: WriteTransaction, session_hash: str, result: str) -> bool:
-        """What the operation made; False where there is no such session (any more), or it has made
-        something already, so that of two operations one has it."""
+        """Set the result of the operation, once.
+
+        Return False if the session has ended or has a result, so one of two concurrent operations
+        wins.
+        """
         sql = "UPDATE uia_sessions SET result = ? WHERE session_hash = ? AND result IS NULL"
         return bool(txn.execute(sql, (result, session_hash)))
 
     def remove_session(self, txn: WriteTransaction, session_hash: str) -> bool:
-        """End one; False where there is none, so that of two who end it one wins."""
+        """Remove a session; return False if there is none, so one of two concurrent calls wins."""
         return bool(txn.execute("DELETE FROM uia_sessions WHERE session_hash = ?", (session_hash,)))
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End those that a user was to confirm, or has."""
+        """Remove the sessions of a user."""
         txn.execute("DELETE FROM uia_sessions WHERE user_id = ?", (user_id,))
 
     def remove_old_sessions(
         self, txn: WriteTransaction, created_upto: int, limit: int
     ) -> list[UIASessionRow]:
-        """Remove the sessions made at or before this time, `limit` at most, and return them: what
-        they held back (uses of registration tokens) is to be given back in the same write."""
+        """Remove up to `limit` sessions created at or before this time, and return them.
+
+        The caller releases their reservations (uses of registration tokens) in the same write.
+        """
         rows = txn.query(
-            "SELECT session_hash, created_ts, operation, user_id, completed, result FROM uia_sessions"
+            "SELECT session_hash, created_ts, operation, user_id, completed, result"
+            " FROM uia_sessions"
             " WHERE created_ts <= ? ORDER BY created_ts LIMIT ?",
             (created_upto, limit),
         )
@@ -103,13 +113,16 @@ class UIAStore:
 
 
 class ConfirmationStore:
-    """When somebody last confirmed, on a device, who they are."""
+    """The table `confirmations`: the last confirmation of an operation per device."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_confirmed(self, user_id: str, device_id: str) -> int | None:
-        """When, in milliseconds since 1970; None: not since the session of the device began."""
+        """Return the time of the last confirmation in milliseconds since 1970.
+
+        None: there was none since the session of the device began.
+        """
 
         def read(txn: Transaction) -> int | None:
             sql = "SELECT confirmed_ts FROM confirmations WHERE user_id = ? AND device_id = ?"
@@ -119,7 +132,7 @@ class ConfirmationStore:
         return await self._database.read_quickly("get_confirmed", read)
 
     async def set_confirmed(self, user_id: str, device_id: str, now: int, era: int) -> None:
-        """They did, as far as the device is still there, and the account in this era."""
+        """Set the time, if the device still exists and the account is in this credential epoch."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
@@ -128,7 +141,8 @@ class ConfirmationStore:
             )
             txn.execute(
                 "INSERT INTO confirmations (user_id, device_id, confirmed_ts)"
-                " SELECT d.user_id, d.device_id, ? FROM devices d JOIN accounts a ON a.user_id = d.user_id AND a.era = ?"
+                " SELECT d.user_id, d.device_id, ? FROM devices d"
+                " JOIN accounts a ON a.user_id = d.user_id AND a.era = ?"
                 " WHERE d.user_id = ? AND d.device_id = ?",
                 (now, era, user_id, device_id),
             )
@@ -136,12 +150,12 @@ class ConfirmationStore:
         await self._database.write("set_confirmed", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """What a user has confirmed holds no longer."""
+        """Delete the confirmations of a user."""
         txn.execute("DELETE FROM confirmations WHERE user_id = ?", (user_id,))
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """The sessions of these devices have ended."""
+        """Delete the confirmations of these devices."""
         sql = "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])

@@ -1,16 +1,14 @@
 """Copies a whole database into an empty one: from SQLite to PostgreSQL, and back.
 
 Laws:
-- Both databases belong to the copy alone while it runs; a server that uses one of them is a reason
-  to refuse.
-- The tables and columns are those that the database itself tells: there is no list to forget one
-  in.
-- The target is written in one transaction, and read back and compared before its commit. Whatever
-  ends the copy early leaves the target as empty as it was, and the copy can be begun again. The
-  source is never changed.
+- The copy has both databases to itself while it runs. If a server uses one of them, it is refused.
+- Tables and columns are read from the database, so there is no list that could lack one.
+- The target is written in one transaction, and read back and compared before its commit. If the
+  copy fails, the target stays empty, and the copy can be started again. The source is never
+  changed.
 - Memory is bounded by `BATCH` rows.
-- Text with U+0000 is stored by PostgreSQL as storage always does it
-  (`storage/engine/interface.py`), and counts as equal.
+- Text with U+0000 is stored by PostgreSQL in its usual form (`storage/engine/interface.py`), and
+  counts as equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,27 +33,27 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Step(msgspec.Struct, frozen=True):
-    """How far the copy is; told after each batch, and once at the beginning of each table."""
+    """The progress of a copy, reported at the start of each table and after each batch."""
 
     doing: Literal["copying", "comparing"]
     table: str
     rows: int
-    """Done of this table."""
+    """Rows of this table that are done."""
     rows_of_table: int
     all_rows: int
-    """Done of all tables, copied and compared."""
+    """Rows of all tables that are done, copied and compared."""
     all_rows_to_do: int
     """Twice the rows of the source: each is copied and compared."""
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """What was copied: rows by table, the empty ones too."""
+    """The number of copied rows by table, including empty tables."""
 
     tables: Mapping[str, int]
 
 
 class Sum:
-    """A checksum of rows that does not depend on their order: what a database does not promise."""
+    """A checksum of rows that does not depend on their order, which databases do not guarantee."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -75,28 +73,28 @@ class Sum:
 def copy_database(
     source: SQLiteEngine | PostgresEngine,
     target: SQLiteEngine | PostgresEngine,
-    tell: Callable[[Step], None],
+    report: Callable[[Step], None],
 ) -> Copied:
     """Copy everything. Blocks.
 
-    The target gets its schema here, if it has none. Raises CannotCopy, and what
-    `storage.engine.migrate.migrate` raises for the target; after any error the target has no rows.
+    Creates the schema of the target if it has none. Raises CannotCopy, and the errors of
+    `storage.engine.migrate.migrate` for the target. After any error the target has no rows.
     """
     if source.where == target.where:
-        raise CannotCopy(f"the copy would go from {source.where} to itself")
+        raise CannotCopy(f"source and target are the same: {source.where}")
     reading = _open(source, writes=False)
     try:
         version = len(find_migrations(source.name, source.bytes_type))
         found = reading.get_schema_version()
         if found != version:
             raise CannotCopy(
-                f"{source.where} has schema version {found}, and this program has {version}: start the server on it once "
-                "with this version of Mahalla, stop it, and copy then"
+                f"{source.where} has schema version {found}, and this program has {version}: start"
+                " the server on it once with this version of Mahalla, stop it, and copy again"
             )
         migrate(target)
         writing = _open(target, writes=True)
         try:
-            return _copy(reading, writing, target.where, tell)
+            return _copy(reading, writing, target.where, report)
         finally:
             writing.close()
     finally:
@@ -109,55 +107,56 @@ def _open(engine: SQLiteEngine | PostgresEngine, *, writes: bool) -> CopySide:
     return PostgresSide(engine, writes=writes)
 
 
-def _copy(source: CopySide, target: CopySide, where: str, tell: Callable[[Step], None]) -> Copied:
+def _copy(source: CopySide, target: CopySide, where: str, report: Callable[[Step], None]) -> Copied:
     tables = source.get_tables()
     _check_target(tables, target, where)
     counts = {table: source.count_rows(table) for table in tables}
-    whole = 2 * sum(counts.values())
+    total = 2 * sum(counts.values())
     done = 0
     sums: dict[str, Sum] = {}
     for table, columns in tables.items():
         sums[table] = copied = Sum()
-        tell(Step("copying", table, 0, counts[table], done, whole))
+        report(Step("copying", table, 0, counts[table], done, total))
         for rows in source.read_rows(table, columns):
             target.add_rows(table, columns, rows)
             copied.add(rows)
             done += len(rows)
-            tell(Step("copying", table, copied.rows, counts[table], done, whole))
+            report(Step("copying", table, copied.rows, counts[table], done, total))
     for table, columns in tables.items():
         compared = Sum()
-        tell(Step("comparing", table, 0, counts[table], done, whole))
+        report(Step("comparing", table, 0, counts[table], done, total))
         for rows in target.read_rows(table, columns):
             compared.add(rows)
             done += len(rows)
-            tell(Step("comparing", table, compared.rows, counts[table], done, whole))
+            report(Step("comparing", table, compared.rows, counts[table], done, total))
         if (compared.rows, compared.digest) != (sums[table].rows, sums[table].digest):
             raise CannotCopy(
-                f"{where} gave back other rows of {table} than it was given ({sums[table].rows} given, {compared.rows} "
-                "back); nothing was kept"
+                f"{where} returned other rows of {table} than were written"
+                f" ({sums[table].rows} written, {compared.rows} read); nothing was stored"
             )
     target.commit()
     return Copied({table: copied.rows for table, copied in sums.items()})
 
 
 def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: str) -> None:
-    there = target.get_tables()
-    if {name: set(columns) for name, columns in there.items()} != {
+    present = target.get_tables()
+    if {name: set(columns) for name, columns in present.items()} != {
         name: set(tables[name]) for name in tables
     }:
         different = sorted(
             name
-            for name in {*there, *tables}
-            if set(there.get(name, ())) != set(tables.get(name, ()))
+            for name in {*present, *tables}
+            if set(present.get(name, ())) != set(tables.get(name, ()))
         )
         raise CannotCopy(
-            f"{where} does not have the same tables as the source ({', '.join(different)}): give a new, empty database"
+            f"{where} does not have the same tables as the source ({', '.join(different)}):"
+            " use a new, empty database"
         )
-    filled = [name for name in there if target.count_rows(name)]
+    filled = [name for name in present if target.count_rows(name)]
     if filled:
         raise CannotCopy(
-            f"{where} is not empty (there are rows in {', '.join(filled)}): give a new, empty database; what is there is "
-            "never overwritten"
+            f"{where} is not empty (there are rows in {', '.join(filled)}): use a new,"
+            " empty database; existing data is never overwritten"
         )
 
 

@@ -1,8 +1,8 @@
-"""PostgreSQL as a side of a copy.
+"""PostgreSQL as the source or target of a copy.
 
-A server's sessions are found by their name, and the lock of whoever writes (see `postgres.py`) is
-held to the end, so that one that starts meanwhile has to wait. Rows go in by COPY, in the same
-transaction from the first to the last.
+Sessions of a server are found by their application name. The writer's lock (see `postgres.py`) is
+held to the end, so that a server that starts meanwhile has to wait. Rows are added by COPY, all in
+one transaction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ import psycopg2
 from storage.engine.interface import Row, SQLValue
 from storage.engine.postgres import PostgresEngine
 from storage.engine.postgres_statements import NOT_TEXT, WRITE_LOCK
-from storage.maintenance.copy_side import BATCH, NOT_COPIED, CannotCopy
+from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 TRIES = 10
-"""How often others are looked for, a tenth of a second apart."""
+"""How often to look for other sessions, every tenth of a second."""
 
 _ESCAPES = str.maketrans({"\0": NOT_TEXT, "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -36,13 +36,13 @@ class PostgresSide:
         if not self._is_alone():
             self._connection.close()
             raise CannotCopy(f"another process uses {engine.where}: stop the server first")
-        # The lock is the session's: the snapshot is taken by the first query after it.
+        # The lock belongs to the session; the first query after it takes the snapshot.
         self._cursor.execute(
             "BEGIN" if writes else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         )
 
     def get_schema_version(self) -> int:
-        if self._query(f"SELECT to_regclass('{NOT_COPIED}')") == [(None,)]:
+        if self._query(f"SELECT to_regclass('{SCHEMA_VERSION_TABLE}')") == [(None,)]:
             return 0
         ((version,),) = self._query("SELECT COALESCE(MAX(version), 0) FROM schema_version")
         return int(version)
@@ -52,9 +52,10 @@ class PostgresSide:
         for table, column in self._query(
             "SELECT table_name::text, column_name::text FROM information_schema.tables "
             "JOIN information_schema.columns USING (table_schema, table_name) "
-            "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' ORDER BY table_name, ordinal_position"
+            "WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'"
+            " ORDER BY table_name, ordinal_position"
         ):
-            if table != NOT_COPIED:
+            if table != SCHEMA_VERSION_TABLE:
                 tables.setdefault(table, []).append(column)
         return tables
 
@@ -78,15 +79,17 @@ class PostgresSide:
 
     def commit(self) -> None:
         self._cursor.execute("COMMIT")
-        self._cursor.execute("ANALYZE")  # else the first queries are planned for empty tables
+        # so that the first queries are not planned for empty tables
+        self._cursor.execute("ANALYZE")
 
     def close(self) -> None:
         self._connection.close()
 
     def _is_alone(self) -> bool:
-        for _ in range(TRIES):  # a session lives on for a moment after its client is gone
+        for _ in range(TRIES):  # a session outlives its client for a moment
             ((locked, others),) = self._query(
-                f"SELECT pg_try_advisory_lock({WRITE_LOCK}), (SELECT COUNT(*) FROM pg_stat_activity WHERE datname = "
+                f"SELECT pg_try_advisory_lock({WRITE_LOCK}), (SELECT COUNT(*) FROM pg_stat_activity"
+                " WHERE datname = "
                 "current_database() AND pid <> pg_backend_pid() AND application_name = "
                 "current_setting('application_name'))"
             )
@@ -101,7 +104,7 @@ class PostgresSide:
 
 
 def _field(value: SQLValue) -> str:
-    """A value in COPY's text format."""
+    """Return a value in COPY's text format."""
     match value:
         case None:
             return "\\N"

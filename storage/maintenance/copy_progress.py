@@ -1,5 +1,4 @@
-"""Tells a person at a terminal how far a copy is: table, rows, rate, and how long it may still
-take."""
+"""Prints the progress of a copy: table, rows, rate, and the remaining time."""
 
 from collections.abc import Callable
 
@@ -9,22 +8,21 @@ SECONDS_BETWEEN = 1.0
 
 
 class ProgressLines:
-    """Writes a line for each table that is done (empty ones are not told), and one a second in
-    between."""
+    """Writes a line for each finished table, except empty ones, and one each second in between."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float]) -> None:
-        """`clock` in seconds, from anywhere."""
+        """`clock` returns seconds, from any starting point."""
         self._write = write
         self._clock = clock
         self._began = clock()
-        self._told = self._began
+        self._reported_at = self._began
 
     def tell(self, step: Step) -> None:
         now = self._clock()
         done = 0 < step.rows == step.rows_of_table
-        if not done and now - self._told < SECONDS_BETWEEN:
+        if not done and now - self._reported_at < SECONDS_BETWEEN:
             return
-        self._told = now
+        self._reported_at = now
         rate = step.all_rows / max(now - self._began, 0.001)
         left = (step.all_rows_to_do - step.all_rows) / rate if rate else 0.0
         self._write(

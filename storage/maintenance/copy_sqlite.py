@@ -1,8 +1,8 @@
-"""SQLite as a side of a copy.
+"""SQLite as the source or target of a copy.
 
-Exclusive locking keeps everyone else out of the file, and asks for it before the first read: a
-server that has the file open is noticed, even when it does nothing. The connection is one that
-could write (such a lock needs it); on the side that is read, SQLite itself refuses to.
+Exclusive locking keeps all others out of the file. The lock is taken before the first read, so a
+server that has the file open is noticed even if it is idle. Such a lock needs a connection that may
+write; on the source, SQLite itself refuses writes.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from storage.engine.interface import Row
 from storage.engine.sqlite import SQLiteEngine
 from storage.engine.text_index import SQLITE_REBUILD, SQLITE_TABLE
-from storage.maintenance.copy_side import BATCH, NOT_COPIED, CannotCopy
+from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
 SECONDS_TO_WAIT = 1
 
@@ -20,11 +20,10 @@ class SQLiteSide:
     """See `storage.maintenance.copy_side.CopySide`."""
 
     def __init__(self, engine: SQLiteEngine, *, writes: bool) -> None:
-        """Raises CannotCopy when there is no such file or someone has it open."""
+        """Raises CannotCopy if the file does not exist or another process has it open."""
         if not engine.path.exists():
             raise CannotCopy(f"there is no database at {engine.where}")
-        # Not as the engine connects: its settings would touch the file before the lock is asked
-        # for.
+        # Not through the engine, whose settings would touch the file before the lock is taken.
         self._connection = sqlite3.connect(
             engine.path, timeout=SECONDS_TO_WAIT, isolation_level=None
         )
@@ -44,7 +43,7 @@ class SQLiteSide:
 
     def get_schema_version(self) -> int:
         if not self._connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = ?", (NOT_COPIED,)
+            "SELECT 1 FROM sqlite_master WHERE name = ?", (SCHEMA_VERSION_TABLE,)
         ).fetchall():
             return 0
         ((version,),) = self._connection.execute(
@@ -54,9 +53,10 @@ class SQLiteSide:
 
     def get_tables(self) -> Mapping[str, Sequence[str]]:
         names = self._connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ? "
-            "AND substr(name, 1, length(?)) <> ? ORDER BY name",
-            (NOT_COPIED, SQLITE_TABLE, SQLITE_TABLE),
+            "SELECT name FROM sqlite_master WHERE type = 'table'"
+            r" AND name NOT LIKE 'sqlite\_%' ESCAPE '\' AND name <> ?"
+            " AND substr(name, 1, length(?)) <> ? ORDER BY name",
+            (SCHEMA_VERSION_TABLE, SQLITE_TABLE, SQLITE_TABLE),
         ).fetchall()
         return {
             name: [
@@ -81,13 +81,13 @@ class SQLiteSide:
             cursor.close()
 
     def add_rows(self, table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-        places = ",".join("?" * len(columns))
+        placeholders = ",".join("?" * len(columns))
         self._connection.executemany(
-            f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({places})', rows
+            f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({placeholders})', rows
         )
 
     def commit(self) -> None:
-        self._connection.execute(SQLITE_REBUILD)  # the index of texts is SQLite's own
+        self._connection.execute(SQLITE_REBUILD)  # the text index exists on SQLite only
         self._connection.execute("COMMIT")
         self._connection.execute("ANALYZE")
 

@@ -1,5 +1,5 @@
-"""What the audit of states reads: the events that have arrived in rooms with other servers, in the
-order of their numbers."""
+"""Reads events for the state audit: events that have arrived in rooms with remote servers, in order
+of their numbers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,13 +12,13 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """An event and the state after it, as they are stored."""
+    """A stored event and the state after it."""
 
     event_nid: int
     room_nid: int
     event_id: str
     position: int | None
-    """None for what did not arrive as news: it was refused, or fetched from the past."""
+    """None for an event that was rejected, soft-failed or backfilled."""
     type: str
     state_key: str | None
     flags: int
@@ -36,30 +36,31 @@ _SELECT_ARRIVED = f"""
 
 
 class StateAuditStore:
-    """Reads for the audit, and keeps how far it is."""
+    """Reads for the audit, and stores its progress."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_arrived(self, after: int, upto: int) -> list[tuple[Placed, bytes]]:
-        """The events with such numbers that arrived in rooms with other servers, and their PDUs;
-        not of rooms of whose state a part is lacking."""
+        """Return the events in this range of numbers that arrived in rooms with remote servers,
+        with their PDUs. Rooms with partial state are left out."""
         return await self._database.read("get_events_to_audit", _select_arrived, after, upto)
 
     async def get_placed(self, event_ids: Iterable[str]) -> Mapping[str, Placed]:
-        """Events by their ids; unknown ones are missing from the answer."""
+        """Return events by ID. Unknown ones are missing."""
         return await self._database.read("get_placed_events", _select_placed, list(event_ids))
 
     async def get_latest_nid(self) -> int:
-        """The highest number of an event; 0 before there is any."""
+        """Return the highest event number; 0 if there is no event."""
         return await self._database.read("get_latest_event_nid", _select_latest)
 
     async def get_note(self, name: str) -> str | None:
-        """How far the audit is; None before it has begun."""
+        """Return the progress of the audit; None before it has begun."""
         return await self._database.read_quickly("get_audit_note", select_note, name)
 
     async def move_note(self, name: str, expected: str | None, progress: str) -> bool:
-        """Note how far the audit is now, unless another node was faster; whether that was noted."""
+        """Store the progress of the audit, unless another node has advanced it. Return whether it
+        was stored."""
 
         def move(txn: WriteTransaction) -> bool:
             if select_note(txn, name) != expected:
@@ -71,12 +72,14 @@ class StateAuditStore:
 
 
 def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[Placed, bytes]]:
-    return [(_placed(row[:8]), bytes(row[8])) for row in txn.query(_SELECT_ARRIVED, (after, upto))]
+    return [
+        (_make_event(row[:8]), bytes(row[8])) for row in txn.query(_SELECT_ARRIVED, (after, upto))
+    ]
 
 
 def _select_placed(txn: Transaction, event_ids: list[str]) -> dict[str, Placed]:
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_id IN {{keys}}", event_ids)
-    return {row[2]: _placed(row) for row in rows}
+    return {row[2]: _make_event(row) for row in rows}
 
 
 def _select_latest(txn: Transaction) -> int:
@@ -84,7 +87,7 @@ def _select_latest(txn: Transaction) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-def _placed(row: Row) -> Placed:
+def _make_event(row: Row) -> Placed:
     nid, room_nid, event_id, position, type, state_key, flags, root = row
     return Placed(
         nid,

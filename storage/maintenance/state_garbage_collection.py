@@ -1,25 +1,26 @@
-"""Collection of state nodes that neither an event nor the head of a room needs any more.
+"""Deletes state nodes that no event and no head of a room needs any more.
 
-States are orphaned when events are removed (retention, a purge), so nothing is looked for anywhere
-else: whoever removes events calls `note_garbage` for the room in the same transaction, and a job
-calls `step` while that does something. (A head that was resolved from several states leaves a few
-nodes too when the next event replaces it; they go with the others. What is orphaned during a
-collection may be left for the next one.)
+States are orphaned when events are removed (retention, a purge). Code that removes events calls
+`note_garbage` for the room in the same transaction, and a job calls `step` until nothing is left to
+do. (A head that was resolved from several states also leaves a few nodes when the next event
+replaces it. They are deleted with the others. Nodes that are orphaned during a collection may be
+left for the next one.)
 
-A collection has an even number, its *cycle*, that rises from each to the next. What a write makes
-meanwhile is marked with this number; it may lean on nodes that the collection has not come to. What
-the collection reaches from the head and the events of the room is marked with the number after it,
-so that it goes through each node once. Then the nodes of the room that have a lower mark than the
-cycle are deleted. All in small steps, while rooms go on. Why nothing is lost:
+A collection has an even number, its *cycle*, which increases with each collection. New nodes that a
+write creates meanwhile are marked with this number; they may refer to nodes that the collection has
+not reached yet. Nodes that the collection reaches from the head and the events of the room are
+marked with the next higher number, so that each is visited once. Then the nodes of the room with a
+mark below the cycle are deleted. All this happens in small steps, while rooms continue. Why no
+needed node is deleted:
 
-- Writes run one after the other, on whatever node, so that a step and a write never overlap.
-- While a collection goes on, `StateTreeStore.apply` marks every node it makes with its cycle, also
-  where the node is there already. It never relies on its cache for that.
-- What else the new tree has, it shares with the tree that was changed, which an event or the head
-  needs: then it is marked before anything is deleted. The head is read first and the events after
-  it, so that this also holds for a head that was replaced in between: it was read itself, or the
-  event that was built on it is among those that are read.
-- A removal of events in the meantime begins the collection again.
+- Writes run one after the other, on whatever node, so a step and a write never overlap.
+- During a collection, `StateTreeStore.apply` marks every node it creates with the cycle, even if
+  the node exists already. It does not rely on its cache for that.
+- All other nodes of a new tree are shared with the tree that was changed. An event or the head
+  needs that tree, so they are marked before anything is deleted. The head is read first and the
+  events after it. So this also holds for a head that is replaced in between: either it was read
+  itself, or the event that was built on it is among the events that are read.
+- A removal of events in the meantime restarts the collection.
 """
 
 import json
@@ -38,11 +39,17 @@ _START = """
     ON CONFLICT (room_nid) DO UPDATE SET cycle = excluded.cycle, progress = excluded.progress
 """
 _PART = """
-    SELECT * FROM (SELECT depth, event_nid, state_root, current_root FROM events
-    WHERE room_nid = ? AND (depth, event_nid) > (?, ?) AND {} ORDER BY depth, event_nid LIMIT ?) AS part
+    SELECT * FROM (
+        SELECT depth, event_nid, state_root, current_root FROM events
+        WHERE room_nid = ? AND (depth, event_nid) > (?, ?) AND {}
+        ORDER BY depth, event_nid LIMIT ?
+    ) AS part
 """
-# what is shown and what is not have an index each
-_SELECT_EVENTS = f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)} ORDER BY depth, event_nid LIMIT ?"
+# visible and other events have separate indexes
+_SELECT_EVENTS = (
+    f"{_PART.format(IS_SHOWN)} UNION ALL {_PART.format(IS_UNSHOWN)}"
+    " ORDER BY depth, event_nid LIMIT ?"
+)
 _SELECT_UNMARKED = (
     "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys} AND cycle < ?"
 )
@@ -54,8 +61,8 @@ _BEFORE_ALL = -(1 << 62)
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """How far a collection is. What lies on the stack is marked, with all below it, before anything
-    else is done."""
+    """The progress of a collection. Nodes on the stack are marked, with all nodes below them,
+    before anything else is done."""
 
     head_read: bool = False
     events_read: bool = False
@@ -79,17 +86,17 @@ class _Progress(msgspec.Struct, frozen=True):
 
 
 class StateCollector:
-    """Collects, room by room. A step reads up to `nodes` state nodes, or as many events."""
+    """Collects garbage, room by room. A step reads up to `nodes` state nodes, or as many events."""
 
     def __init__(self, nodes: int = 500) -> None:
         self._nodes = nodes
 
     def note_garbage(self, txn: WriteTransaction, room_nid: int) -> None:
-        """Have a room looked through: events of it are removed in this transaction."""
+        """Schedule a collection for a room whose events are removed in this transaction."""
         txn.execute(_START, (room_nid, 2 * txn.allocate("state_collection"), _Progress().to_json()))
 
     def step(self, txn: WriteTransaction) -> bool:
-        """Do some work; False if there was nothing to do."""
+        """Do some work. Return False if there was nothing to do."""
         row = txn.query_one(
             "SELECT room_nid, cycle, progress FROM state_collections ORDER BY cycle LIMIT 1"
         )
@@ -115,7 +122,7 @@ class StateCollector:
     def _mark(
         self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress
     ) -> _Progress:
-        """Mark what lies on top of the stack, and lay its children there."""
+        """Mark the nodes on top of the stack, and push their children."""
         stack, top = progress.stack[: -self._nodes], progress.stack[-self._nodes :]
         rows = txn.query_in(_SELECT_UNMARKED, top, before=(room_nid,), after=(cycle + 1,))
         self._set_cycle(txn, room_nid, cycle + 1, [bytes(node) for node, _ in rows])
@@ -125,7 +132,7 @@ class StateCollector:
         return replace(progress, stack=(*stack, *children))
 
     def _read_events(self, txn: WriteTransaction, room_nid: int, progress: _Progress) -> _Progress:
-        """Lay the roots of the next events on the stack."""
+        """Push the state roots of the next events on the stack."""
         args = (room_nid, progress.depth, progress.event_nid, self._nodes)
         rows = txn.query(_SELECT_EVENTS, (*args, *args, self._nodes))
         if not rows:
@@ -137,7 +144,8 @@ class StateCollector:
         return replace(progress, depth=depth, event_nid=event_nid, stack=tuple(roots))
 
     def _sweep(self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress) -> bool:
-        """Delete the unmarked among the next nodes; after the last, the collection is over."""
+        """Delete the unmarked nodes among the next ones. After the last node, the collection
+        ends."""
         rows = txn.query(_SELECT_NODES, (room_nid, progress.swept, self._nodes))
         unused = [(room_nid, bytes(node)) for node, seen in rows if seen < cycle]
         if unused:

@@ -1,15 +1,14 @@
-"""The bytes of files, each content once, by its SHA-256: what the rest of the server knows of where
-they are.
+"""The bytes of files by SHA-256, each content stored once, wherever that is.
 
-`Contents` is the interface; `LocalContents` keeps them in a folder alone. Rows and bytes are
+`Contents` is the interface; `LocalContents` stores them only in a folder. Rows and bytes are
 changed through it together:
+- `add`: the bytes become durable, then the row, in one transaction that `write` fills. If `write`
+  fails, there is neither.
+- `remove_unused`: `remove_rows` deletes rows and returns, in the same transaction, the contents
+  that no row uses any more. Only then are the bytes deleted. No other code may delete bytes.
 
-- `add`: bytes durable, then the row, in one transaction that `write` fills. Fails `write`, there is
-  neither.
-- `remove_unused`: `forget` removes rows and says, in the same transaction, of which contents nobody
-  has any more. Only then bytes go. Nobody else may take bytes away.
-
-After a crash between these, `sweep` (at the start, and by a job) takes away what has no row.
+After a crash between these steps, `sweep` (at start-up, and by a job) deletes contents without a
+row.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
@@ -26,75 +25,75 @@ T = TypeVar("T")
 
 
 class OpenedContent(Protocol):
-    """A content that is open for reading: a source for an answer. Who has it closes it."""
+    """A content that is open for reading: a source for a response. The receiver closes it."""
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
 
     def read(self, offset: int, size: int) -> Awaitable[bytes]:
-        """From there on so many bytes; fewer at the end. Raises OSError."""
+        """Return up to `size` bytes from `offset` on; fewer at the end. Raises OSError."""
         ...
 
     def close(self) -> None:
-        """A read that is under way ends with an error, which nobody hears."""
+        """Close the content. A running read fails, and its error is not reported."""
 
 
 class Contents(Protocol):
-    """Keeps and gives out the bytes of files."""
+    """Stores and returns the bytes of files."""
 
     def spool(self, memory_bytes: int) -> Spool:
-        """For what arrives and goes on to `add`: so many bytes of it are in memory, the rest is on
-        the disk of the store."""
+        """Return a buffer for bytes that later go to `add`: at most `memory_bytes` are in memory,
+        the rest is on disk."""
         ...
 
     async def add(
         self, source: ReadableBytes, write: Callable[[WriteTransaction, bytes, int], T]
     ) -> T:
-        """Keep what is left of `source`, durably; then run `write` (hash, size) in a transaction,
-        and return what it does.
+        """Store the rest of `source` durably; then run `write` (hash, size) in a transaction and
+        return its result.
 
-        Where `write` raises, nobody has the bytes through this. Raises what it raised, and OSError.
+        If `write` raises, the content is not added. Raises its error, and OSError.
         """
         ...
 
     async def open(self, hash: bytes) -> OpenedContent | None:
-        """A content for reading; None when it is not there. Raises OSError."""
+        """Open a content for reading; None if it does not exist. Raises OSError."""
         ...
 
     def lend(self, hash: bytes) -> AbstractAsyncContextManager[Path | None]:
-        """A content as a file on this machine, to be read while the context lasts; None when it is
-        not there. Raises OSError."""
+        """Provide a content as a local file within the context; None if it does not exist. Raises
+        OSError."""
         ...
 
     async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
-        """Where whoever is told may fetch a content for some minutes, with these headers; None if
-        only from here."""
+        """Return a URL where anybody can fetch a content for some minutes, with these headers; None
+        if only this server serves it."""
         ...
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
-        """Take away contents: `forget` removes rows, and returns those of `hashes` that no row has
-        any more.
+        """Delete contents: `remove_rows` deletes rows, and returns those of `hashes` that no row
+        uses any more.
 
-        Returns these, when their bytes and their thumbnails are gone. None: others are writing, so
-        nothing was done, and `forget` was not called; try again. Raises what `forget` raised, and
-        OSError.
+        Returns these after their bytes and thumbnails are deleted. None: other processes are
+        writing, so nothing was done and `remove_rows` was not called; retry. Raises the error of
+        `remove_rows`, and OSError.
         """
         ...
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
-        """What was made of a content under this name. Raises OSError."""
+        """Return the thumbnail of a content with this name, or None. Raises OSError."""
         ...
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already. Raises OSError."""
+        """Store a thumbnail of a content, unless it has `at_most` already. Raises OSError."""
         ...
 
 
 class LocalContents:
-    """Contents in a folder of this machine, and nowhere else."""
+    """Stores contents only in a folder of this machine."""
 
     def __init__(self, database: Database, files: MediaFiles) -> None:
         self._database = database
@@ -108,7 +107,7 @@ class LocalContents:
     ) -> T:
         stored = await self._files.add(source)
         try:
-            result = await self._database.write("keep_media", write, stored.hash, stored.size)
+            result = await self._database.write("add_media", write, stored.hash, stored.size)
         except BaseException:
             self._files.abandon(stored)
             raise
@@ -127,10 +126,10 @@ class LocalContents:
         return None
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
         return await self._files.remove_unused(
-            hashes, lambda: self._database.write("forget_media", forget)
+            hashes, lambda: self._database.write("remove_media", remove_rows)
         )
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
@@ -138,7 +137,7 @@ class LocalContents:
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
         await self._files.set_thumbnail(hash, name, data, at_most)
-        # Who takes the content away takes its thumbnails after it: either they see this one, or it
-        # is seen here
+        # A remover deletes the content, then its thumbnails: either it sees this one, or this check
+        # sees that the content is gone
         if not await self._files.has(hash):
             await self._files.remove_thumbnails(hash)

@@ -1,21 +1,21 @@
-"""The folder with the bytes of files: each content once, under its SHA-256.
+"""The media folder: each content is stored once, under its SHA-256.
 
-    content/ab/cd/abcd…           a content, whole: it appears by a link, never while it is written
-    thumbnails/ab/cd/abcd…/NAME   what was made of it; may be deleted at any time incoming/*.part
-    a content that is being written or read, by whoever has it locked incoming/HASH.*
-    a content that is in its place, but not yet in the database, or no longer lock, turn
-    who puts a content in its place, or takes one away (`storage/media/folder_lock.py`)
+    content/ab/cd/abcd…           a complete content: it appears by a link, never half-written
+    thumbnails/ab/cd/abcd…/NAME   thumbnails of it; may be deleted at any time
+    incoming/*.part               a content that is being written or read, locked by its user
+    incoming/HASH.*               a placed content that is not in the database yet, or no longer
+    lock, turn                    locks to place or remove contents (`storage/media/folder_lock.py`)
 
 Laws:
-- The order is: bytes written and synced, linked to their place, folder synced, row committed, entry
-  in `incoming` removed. A crash at any point leaves an entry in `incoming`, from which `sweep`
-  knows what to take away: so there is no row without its file, and no file without a row after the
-  next start.
-- What is taken away goes in the other order: entry in `incoming`, rows, content, entry.
-- Several processes may share the folder. Who puts a content in its place shares the lock until its
-  row is committed; who takes things away has it alone, or comes another time.
-- All of it runs in the executor's threads, but for what holds the lock alone: the threads may all
-  be waiting for it.
+- The order of a write: bytes written and synced, linked to their place, folder synced, row
+  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, which
+  tells `sweep` what to delete. So no row is without its file, and no file is without a row after
+  the next start.
+- The order of a removal: entry in `incoming`, rows, content, entry.
+- Several processes may share the folder. A writer holds the shared lock until its row is committed;
+  a remover needs the lock exclusively, or retries later.
+- Everything runs in the executor's threads, except while the exclusive lock is held: all threads
+  may be waiting for it.
 """
 
 import errno
@@ -39,21 +39,21 @@ from storage.media.spool import DiskSpool, TakenFile
 
 COPY_BYTES: Final = 1 << 18
 READ_GRAIN_SECONDS: Final = 3600.0
-"""How exactly it is known when a content was read last."""
+"""Resolution of the time when a content was last read."""
 BEGINNING_BYTES: Final = 1 << 16
-"""Of what was made of a content: so much is read at once, the rest as somebody takes it."""
+"""Bytes of a thumbnail that are read at once; the rest is read on demand."""
 
 
 class ReadableBytes(Protocol):
-    """Where bytes come from."""
+    """A source of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next ones, at most so many; none at the end."""
+        """Return the next bytes, at most `size`; none at the end."""
         ...
 
 
 class Received:
-    """Bytes that are on disk and have no place yet. Whoever has them calls `discard` in the end."""
+    """Bytes on disk without a place. The owner calls `discard` in the end."""
 
     def __init__(self, path: Path, hash: bytes, size: int, lock: int) -> None:
         self.path = path
@@ -63,7 +63,7 @@ class Received:
 
 
 class KeptFile(NamedTuple):
-    """A content in its place. `read`: when it came, or was read last, in seconds since 1970."""
+    """A content in its place. `read`: when it arrived or was last read, in seconds since 1970."""
 
     hash: bytes
     size: int
@@ -71,8 +71,8 @@ class KeptFile(NamedTuple):
 
 
 class StoredFile:
-    """A content that is on disk, and will be kept once `settle` is called: after the row that names
-    it is committed."""
+    """A content on disk. It stays after `settle`, which is called once the row that names it is
+    committed."""
 
     def __init__(self, hash: bytes, size: int, entry: Path, lock: int) -> None:
         self.hash = hash
@@ -82,7 +82,7 @@ class StoredFile:
 
 
 class OpenedFile:
-    """A content that is open for reading: a source for an answer."""
+    """A content that is open for reading: a source for a response."""
 
     def __init__(self, executor: Executor, file: FileIO, size: int) -> None:
         self.size = size
@@ -90,31 +90,31 @@ class OpenedFile:
         self._file = file
 
     def read(self, offset: int, size: int) -> Awaitable[bytes]:
-        """From there on so many bytes; fewer at the end."""
+        """Return up to `size` bytes from `offset` on; fewer at the end."""
         return run_in(self._executor, lambda: os.pread(self._file.fileno(), size, offset))
 
     def close(self) -> None:
-        """A read that is under way ends with an error, which nobody hears."""
+        """Close the file. A running read fails, and its error is not reported."""
         self._file.close()
 
 
 class KeptThumbnail(NamedTuple):
-    """What was made of a content. Who has it closes `file`."""
+    """A stored thumbnail. The receiver closes `file`."""
 
     beginning: bytes
     file: OpenedFile | None
-    """The whole of it, beginning too; None where the beginning is all."""
+    """The complete thumbnail; None if `beginning` has all of it."""
     made: float
-    """When, in seconds since 1970."""
+    """When it was made, in seconds since 1970."""
 
 
 class MediaFiles:
-    """The folder. `open_folder` before anything else."""
+    """The media folder. Call `open_folder` first."""
 
     def __init__(
         self, folder: Path, executor: Executor, clock: IReactorTime, least_free_bytes: int = 0
     ) -> None:
-        """`least_free_bytes`: what the disk is to keep free, whatever comes."""
+        """`least_free_bytes`: the disk space that must stay free."""
         self._lock = FolderLock(folder, clock)
         self._least_free_bytes = least_free_bytes
         self._folder = folder
@@ -122,71 +122,73 @@ class MediaFiles:
         self._executor = executor
 
     def open_folder(self) -> None:
-        """Make it if need be. Raises OSError. Blocks, so it belongs to start-up."""
+        """Create the folder if needed. Raises OSError. Blocks, so it belongs to start-up."""
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def spool(self, memory_bytes: int) -> DiskSpool:
-        """For what arrives: `receive` takes it without a copy."""
-        return DiskSpool(self._incoming, memory_bytes, self._check_room)
+        """Return a buffer for incoming bytes, which `receive` takes without a copy."""
+        return DiskSpool(self._incoming, memory_bytes, self._check_free_space)
 
-    def _check_there(self) -> None:
-        """Raises FolderGone."""
+    def _check_folder(self) -> None:
+        """Raise FolderGone if the folder is missing."""
         if not self._incoming.is_dir():
             raise FolderGone(self._folder)
 
-    def _check_room(self) -> None:
-        self._check_there()
+    def _check_free_space(self) -> None:
+        self._check_folder()
         found = os.statvfs(self._incoming)
         if found.f_bavail * found.f_frsize < self._least_free_bytes:
             raise OSError(
-                errno.ENOSPC, "less is free than the configuration wants to be", str(self._incoming)
+                errno.ENOSPC,
+                "the free disk space is below the configured minimum",
+                str(self._incoming),
             )
 
     def content_path(self, hash: bytes) -> Path:
-        """Where a content is, or would be."""
+        """Return where a content is, or would be."""
         return self._path("content", hash)
 
     async def add(self, source: ReadableBytes) -> StoredFile:
-        """Copy what is left of `source` to its place, durably. Raises OSError."""
+        """Copy the rest of `source` durably to its place. Raises OSError."""
         await self._lock.let_go_first()
         return await run_in(self._executor, lambda: self._add(source))
 
     async def receive(self, source: ReadableBytes) -> Received:
-        """The first half of `add`: copy what is left of `source` to the disk, durably. Raises
+        """The first half of `add`: copy the rest of `source` durably to the disk. Raises
         OSError."""
         return await run_in(self._executor, lambda: self.receive_now(source))
 
     async def place(self, received: Received) -> StoredFile:
-        """The second half: link it to its place. Raises OSError."""
+        """The second half of `add`: link it to its place. Raises OSError."""
         await self._lock.let_go_first()
         return await run_in(self._executor, lambda: self._place(received))
 
     def discard(self, received: Received) -> None:
-        """It is in its place, or not wanted."""
+        """Release bytes that are in their place, or not needed."""
         received.path.unlink(missing_ok=True)
         os.close(received.lock)
 
     async def settle(self, stored: StoredFile) -> None:
-        """The row is committed: the file is no longer on trial."""
+        """Keep a file whose row is committed."""
         await run_in(self._executor, lambda: _settle(stored))
 
     def abandon(self, stored: StoredFile) -> None:
-        """There will be no row. The bytes stay until the next sweep: another upload may have found
-        them there."""
+        """Release a file that gets no row. The bytes stay until the next sweep: another upload may
+        rely on them."""
         os.close(stored.lock)
 
     async def open(self, hash: bytes) -> OpenedFile | None:
-        """A content for reading; None when it is not there. Raises OSError."""
+        """Open a content for reading; None if it does not exist. Raises OSError."""
         return await run_in(self._executor, lambda: self._open(self.content_path(hash)))
 
     async def has(self, hash: bytes) -> bool:
-        """Whether a content is there."""
+        """Whether a content exists."""
         return await run_in(self._executor, self.content_path(hash).is_file)
 
     @contextmanager
     def lend(self, hash: bytes) -> Iterator[Path | None]:
-        """A content under a name that it keeps while the context lasts, even if it is taken away;
-        None when it is not there."""
+        """Give a content a name that stays valid within the context, even if the content is
+        removed; None if it does not exist."""
         part = self._incoming / f"{uuid4().hex}.part"
         try:
             os.link(self.content_path(hash), part)
@@ -202,91 +204,91 @@ class MediaFiles:
             os.close(handle)
 
     async def list_some(self, number: int) -> Sequence[KeptFile]:
-        """All contents whose hash begins with this byte."""
+        """Return all contents whose hash begins with this byte."""
         folder = self._folder / "content" / f"{number:02x}"
         return await run_in(
             self._executor, lambda: [file for each in _folders(folder) for file in _list(each)]
         )
 
     async def list_thumbnails(self, number: int) -> Set[bytes]:
-        """The hashes, beginning with this byte, of contents of which there are thumbnails."""
+        """Return the hashes beginning with this byte of contents that have thumbnails."""
         folder = self._folder / "thumbnails" / f"{number:02x}"
         return await run_in(
             self._executor, lambda: {hash for each in _folders(folder) for hash in _hashes_in(each)}
         )
 
     async def evict(self, hashes: Iterable[bytes]) -> None:
-        """Take away contents that are elsewhere too, and stay known."""
+        """Delete contents from the folder that the object store has too."""
         paths = [self.content_path(hash) for hash in hashes]
         await run_in(self._executor, lambda: _unlink(paths))
 
     async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
-        """What was made of a content under this name. Raises OSError."""
+        """Return the thumbnail of a content with this name, or None. Raises OSError."""
         path = self._path("thumbnails", hash) / name
         return await run_in(self._executor, lambda: self._open_thumbnail(path))
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already. Raises OSError."""
+        """Store a thumbnail of a content, unless it has `at_most` already. Raises OSError."""
         folder = self._path("thumbnails", hash)
 
-        def keep() -> None:
-            self._check_room()
-            _keep(folder, name, data, at_most)
+        def store() -> None:
+            self._check_free_space()
+            _write_thumbnail(folder, name, data, at_most)
 
-        await run_in(self._executor, keep)
+        await run_in(self._executor, store)
 
     async def remove_thumbnails(self, hash: bytes) -> None:
-        """Take away what was made of a content."""
+        """Delete the thumbnails of a content."""
         folder = self._path("thumbnails", hash)
         await run_in(self._executor, lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def sweep(
         self, get_used_hashes: Callable[[Set[bytes]], Awaitable[Set[bytes]]]
     ) -> int | None:
-        """Take away what a crash has left; how many entries there were. None: others are writing,
-        so nothing was done."""
+        """Delete the remains of a crash. Return how many entries there were; None: other processes
+        are writing, so nothing was done."""
         lock = await self._lock.take_alone()
         if lock is None:
             return None
         try:
-            self._check_there()
+            self._check_folder()
             hashes = {
                 path: _hash_of(path.name)
                 for path in sorted(self._incoming.iterdir())
                 if not _is_in_use(path)
             }
             used = await get_used_hashes({hash for hash in hashes.values() if hash is not None})
-            self._clear(hashes, used)
+            self._delete_remains(hashes, used)
             return len(hashes)
         finally:
             os.close(lock)
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[], Awaitable[Set[bytes]]]
+        self, hashes: Set[bytes], remove_rows: Callable[[], Awaitable[Set[bytes]]]
     ) -> Set[bytes] | None:
-        """Take away contents for which `forget` finds, when it has removed rows, that no row is
-        left; which these were.
+        """Delete contents that no row uses after `remove_rows` has deleted rows. Return these
+        contents.
 
-        None: others are writing, so nothing was done, and `forget` was not called. An entry in
-        `incoming` comes before the rows go and leaves after the contents: a crash between leaves it
-        for the next sweep.
+        None: other processes are writing, so nothing was done and `remove_rows` was not called. An
+        entry in `incoming` is added before the rows are deleted and removed after the contents: a
+        crash between leaves it for the next sweep.
         """
         lock = await self._lock.take_alone()
         if lock is None:
             return None
-        # Not in the executor, whose threads may all be waiting for the lock. No bytes are freed
-        # here: the entries hold them
+        # Not in the executor, whose threads may all be waiting for the lock. This frees no bytes:
+        # the entries hold them
         try:
-            entries = self._mark(hashes)
-            unused = await forget()
+            entries = self._add_entries(hashes)
+            unused = await remove_rows()
             for hash in unused:
                 self.content_path(hash).unlink(missing_ok=True)
         finally:
             os.close(lock)
-        await run_in(self._executor, lambda: self._clean(entries, unused))
+        await run_in(self._executor, lambda: self._delete_contents(entries, unused))
         return unused
 
-    def _mark(self, hashes: Set[bytes]) -> list[Path]:
+    def _add_entries(self, hashes: Set[bytes]) -> list[Path]:
         entries = []
         for hash in sorted(hashes):
             entry = self._incoming / f"{hash.hex()}.{uuid4().hex}"
@@ -296,7 +298,7 @@ class MediaFiles:
         _sync_folder(self._incoming)
         return entries
 
-    def _clean(self, entries: Sequence[Path], unused: Set[bytes]) -> None:
+    def _delete_contents(self, entries: Sequence[Path], unused: Set[bytes]) -> None:
         for hash in unused:
             shutil.rmtree(self._path("thumbnails", hash), ignore_errors=True)
             _sync_folder_if_there(self.content_path(hash).parent)
@@ -319,7 +321,7 @@ class MediaFiles:
         taken = source.take_file() if isinstance(source, DiskSpool) else None
         if taken is not None:
             return _receive_file(taken)
-        self._check_room()
+        self._check_free_space()
         part = self._incoming / f"{uuid4().hex}.part"
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -351,7 +353,7 @@ class MediaFiles:
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
-            self._check_there()  # else all files are away for now, and none is unknown
+            self._check_folder()  # a missing folder says nothing about the file
             return None
         found = os.fstat(file.fileno())
         now = time.time()
@@ -377,7 +379,7 @@ class MediaFiles:
             beginning, OpenedFile(self._executor, file, found.st_size), found.st_mtime
         )
 
-    def _clear(self, hashes: dict[Path, bytes | None], used: Set[bytes]) -> None:
+    def _delete_remains(self, hashes: dict[Path, bytes | None], used: Set[bytes]) -> None:
         for entry, hash in hashes.items():
             if hash is not None and hash not in used:
                 self.content_path(hash).unlink(missing_ok=True)
@@ -417,7 +419,7 @@ def _receive_file(taken: TakenFile) -> Received:
 
 
 def _is_in_use(path: Path) -> bool:
-    """Whether somebody writes or reads this entry now."""
+    """Whether a process writes or reads this entry now."""
     if path.suffix != ".part":
         return False
     try:
@@ -449,12 +451,11 @@ def _unlink(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _keep(folder: Path, name: str, data: bytes, at_most: int) -> None:
+def _write_thumbnail(folder: Path, name: str, data: bytes, at_most: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if len(os.listdir(folder)) >= at_most and not (folder / name).exists():
         return
-    # What a crash leaves of it is one unsynced file, whose content nobody would miss: it has its
-    # name only when whole.
+    # A crash leaves one unsynced file that nobody needs: it gets its name only when it is complete.
     part = folder / f".{uuid4().hex}"
     try:
         with open(part, "xb", opener=_private) as file:
@@ -492,8 +493,7 @@ def _hashes_in(folder: Path) -> Iterator[bytes]:
 
 
 def _hash_of(name: str) -> bytes | None:
-    """The hash that an entry of `incoming` names; None for one that is only a part, or something
-    else."""
+    """Return the hash that an entry of `incoming` names; None for a part or anything else."""
     text, _, rest = name.partition(".")
     if rest == "part" or len(text) != 64:
         return None

@@ -1,14 +1,12 @@
-"""The lock of a folder that many write to, also from several processes, and from which somebody
-takes things away now and then.
+"""Lock of a folder with many writers, also in several processes, and an occasional remover.
 
-    lock    shared by who writes, and held alone by who takes away
-    turn    held alone by who waits to take away: who would begin to write lets them go first
+    lock    shared by writers, held exclusively by the remover
+    turn    held exclusively by a waiting remover: new writers wait for it
 
 Laws:
-- Who takes away waits for those who are writing, not for those who would begin to: they get their
-  turn however busy the folder is.
-- Only `share` blocks, in a thread. Nobody waits for a turn in a thread: those who are writing need
-  the threads to come to an end.
+- A remover waits for current writers only: it gets its turn however busy the folder is.
+- Only `share` blocks, in a thread. Nobody waits for a turn in a thread: current writers need the
+  threads to finish.
 """
 
 import errno
@@ -22,42 +20,43 @@ from twisted.internet.interfaces import IReactorTime
 
 PAUSE_SECONDS: Final = 0.02
 PATIENCE: Final = 250
-"""How often who takes away looks whether the writers are done."""
+"""The number of attempts of a remover to get the lock."""
 
 
 class FolderGone(OSError):
-    """The folder is not there any more, as it was at start-up."""
+    """The folder that existed at start-up is missing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
             errno.ENOENT,
-            "the folder of files is gone: mount its disk, or put it back with what was in it, and all goes on by itself",
+            "the media folder is missing: mount its disk or restore it with its contents;"
+            " the server then continues by itself",
             str(folder),
         )
 
 
 class FolderLock:
-    """Gives file descriptors that hold the lock; who closes one gives it back. Raises OSError,
-    among them FolderGone."""
+    """Gives file descriptors that hold the lock; closing one releases it. Raises OSError,
+    FolderGone among them."""
 
     def __init__(self, folder: Path, clock: IReactorTime) -> None:
         self._folder = folder
         self._clock = clock
 
     def share(self) -> int:
-        """For writing. Blocks while somebody takes away."""
+        """Lock for writing. Blocks while a remover holds the lock."""
         lock = self._open("lock", fcntl.LOCK_SH)
-        assert lock is not None  # it was waited for
+        assert lock is not None  # it blocks
         return lock
 
     async def let_go_first(self) -> None:
-        """Before `share`: wait while somebody has their turn to take away."""
+        """Wait while a remover waits for the lock or holds it. Call it before `share`."""
         while (turn := self._open("turn", fcntl.LOCK_SH | fcntl.LOCK_NB)) is None:
             await self._pause()
         os.close(turn)
 
     async def take_alone(self) -> int | None:
-        """For taking away, when those who write now are done; None where that takes too long."""
+        """Lock for removal, when current writers are done; None if that takes too long."""
         turn: int | None = None
         try:
             for _ in range(PATIENCE):

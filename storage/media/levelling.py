@@ -1,8 +1,8 @@
-"""Brings folder and object store to what their roles want of them, and keeps the folder as small as
-it may be.
+"""Moves contents between the folder and the object store as their role requires, and keeps the
+folder small.
 
-Each is a step of a job: what is done is not found again, so that a job that was interrupted goes on
-where it was. spec of the roles: `storage.media.shared_contents`.
+Each is a step of a job. Finished work is not found again, so an interrupted job continues. The
+roles: `storage.media.shared_contents`.
 """
 
 from collections import Counter
@@ -22,19 +22,17 @@ from storage.media.shared_contents import SharedContents
 
 FOLDERS: Final = 256
 LOOKED_AT: Final = 1000
-"""Contents of which one query finds out whether they are in the store."""
+"""Contents per query for missing objects."""
 LOOKS: Final = 100
-"""Such queries in one step: where all is moved already, a walk through a million files takes ten
-steps."""
+"""Queries per step: once everything has been moved, a walk over a million files takes ten steps."""
 TELL_SECONDS: Final = 60.0
-"""Between two lines in the log about how far it is."""
+"""Seconds between two log lines about the progress."""
 GRAIN_SECONDS: Final = 3600
-"""How exactly the age of a file in the folder counts."""
+"""Resolution of the age of a file in the folder."""
 
 
 class Levelling:
-    """Moves contents between the two, in walks through all of them, in the order of their
-    hashes."""
+    """Moves contents between the two, in walks over all of them in the order of their hashes."""
 
     log = Logger()
 
@@ -43,59 +41,59 @@ class Levelling:
         self._contents = contents
         self._clock = clock
         self._table = MediaObjectStore(database)
-        self._after = b""
+        self._walked_upto = b""
         self._failed: bytes | None = None
-        """What could not be moved when it was tried last."""
+        """The content whose last move failed."""
         self._moved = 0
-        """In this walk."""
-        self._tell_at = 0.0
-        self._is_told = False
+        """Moves in this walk."""
+        self._log_at = 0.0
+        self._is_logged = False
 
     async def do_level(self, limit: int) -> int:
-        """Move at most so many contents to where they belong; how many. A job does it. Raises
+        """Move at most `limit` contents to where they belong. Return how many. Run by a job. Raises
         OSError."""
-        lately = await self._send_lately(limit)
-        if lately == limit:
-            return lately
-        limit -= lately
+        recent = await self._send_recent(limit)
+        if recent == limit:
+            return recent
+        limit -= recent
         if self._contents.role == "retired":
-            done = await self._bring_back(limit)
+            done = await self._restore(limit)
         else:
             done = await self._send(limit)
         self._moved += done
-        if not self._after:
+        if not self._walked_upto:
             await self._end_walk()
-        elif done and self._clock.seconds() >= self._tell_at:
-            await self._tell()
-        return lately + done
+        elif done and self._clock.seconds() >= self._log_at:
+            await self._log_progress()
+        return recent + done
 
     async def _end_walk(self) -> None:
         if self._moved:
-            await self._tell()
+            await self._log_progress()
             self._moved = 0
-            self._is_told = False
-        elif not self._is_told:
-            self._is_told = True
-            self.log.info("every file is where media_object_store.role wants it")
+            self._is_logged = False
+        elif not self._is_logged:
+            self._is_logged = True
+            self.log.info("every file is where media_object_store.role requires it")
 
-    async def _send_lately(self, limit: int) -> int:
-        """Write objects for what came since the last step. What fails is found by the walk."""
+    async def _send_recent(self, limit: int) -> int:
+        """Write objects for contents added since the last step. The walk finds those that fail."""
         missing = await self._table.get_missing_of(self._contents.take_lately(limit))
         for hash, size in missing:
             await self._write(hash, size)
         return len(missing)
 
     async def _send(self, limit: int) -> int:
-        """Write objects for contents that have none."""
+        """Write objects for contents without one."""
         done = 0
         for _ in range(LOOKS):
-            missing = await self._table.get_missing(self._after, LOOKED_AT)
+            missing = await self._table.get_missing(self._walked_upto, LOOKED_AT)
             for hash, size in missing.found[: limit - done]:
                 await self._move(hash, partial(self._write, hash, size))
             done += min(len(missing.found), limit - done)
             if done == limit and missing.found:
                 break
-            self._after = missing.last or b""
+            self._walked_upto = missing.last or b""
             if missing.last is None:
                 break
         return done
@@ -108,66 +106,64 @@ class Levelling:
                 )
                 return
             name = await self._contents.write_object(path, hash, size)
-            await self._database.write("note_media_object", self._note, name, hash)
+            await self._database.write("record_media_object", self._record, name, hash)
 
     async def _move(self, hash: bytes, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it, and note that it is done. What fails twice does not keep the others from being
-        moved in this walk."""
+        """Run the move and remember its success. A content that fails twice does not block the
+        others in this walk."""
         try:
             await work()
         except OSError:
             if hash == self._failed:
-                self._after = hash
+                self._walked_upto = hash
             self._failed = hash
             raise
-        self._after = hash
+        self._walked_upto = hash
 
-    def _note(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
-        """The object is there; one that nobody wants by now goes again."""
+    def _record(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
+        """Record the object; it is removed again if no file uses its content by now."""
         self._table.set_here(txn, name, hash)
         self._table.set_leaving(txn, {hash} - select_used_hashes(txn, (hash,)))
 
-    async def _bring_back(self, limit: int) -> int:
-        """Take contents out of the store, into the folder."""
-        some = await self._table.get_some(self._after, limit)
-        used = await MediaStore(self._database).get_used_hashes({each.hash for each in some})
-        for each in some:
-            await self._move(each.hash, partial(self._take_back, each, is_used=each.hash in used))
+    async def _restore(self, limit: int) -> int:
+        """Move contents from the store to the folder."""
+        batch = await self._table.get_some(self._walked_upto, limit)
+        used = await MediaStore(self._database).get_used_hashes({each.hash for each in batch})
+        for each in batch:
+            await self._move(each.hash, partial(self._restore_one, each, is_used=each.hash in used))
         await self._contents.do_take_away(limit)
-        if len(some) < limit:
-            self._after = (
-                b""  # from the beginning next time: what could not be moved is tried again
-            )
-        return len(some)
+        if len(batch) < limit:
+            self._walked_upto = b""  # start again next time, to retry what could not be moved
+        return len(batch)
 
-    async def _take_back(self, found: StoredObject, *, is_used: bool) -> None:
-        if not is_used or await self._contents.bring_back(found):
-            await self._database.write("retire_media_object", self._retire, found)
+    async def _restore_one(self, stored: StoredObject, *, is_used: bool) -> None:
+        if not is_used or await self._contents.bring_back(stored):
+            await self._database.write("retire_media_object", self._retire, stored)
 
-    def _retire(self, txn: WriteTransaction, found: StoredObject) -> None:
-        self._table.set_leaving(txn, {found.hash})
+    def _retire(self, txn: WriteTransaction, stored: StoredObject) -> None:
+        self._table.set_leaving(txn, {stored.hash})
 
-    async def _tell(self) -> None:
-        """How far it is. All files are counted for that: so not after each step."""
-        self._tell_at = self._clock.seconds() + TELL_SECONDS
-        every, there = await self._table.count()
+    async def _log_progress(self) -> None:
+        """Log the progress. It counts all files, so not after each step."""
+        self._log_at = self._clock.seconds() + TELL_SECONDS
+        total, in_store = await self._table.count()
         self.log.info(
-            "{there} of {every} files are in the object store, {there_bytes} of {every_bytes} bytes",
-            there=there.contents,
-            every=every.contents,
-            there_bytes=there.bytes,
-            every_bytes=every.bytes,
+            "{in_store} of {total} files are in the object store,"
+            " {in_store_bytes} of {total_bytes} bytes",
+            in_store=in_store.contents,
+            total=total.contents,
+            in_store_bytes=in_store.bytes,
+            total_bytes=total.bytes,
         )
 
 
 class Trimming:
-    """Walks the folder again and again: takes away what nobody has any more (another node may have
-    removed it), and, beyond `most_bytes`, what was not read for longest and is in the store. By
-    which age is reckoned in one walk, for the next.
-    """
+    """Walks the folder continuously. Removes contents that no file uses (another node may have
+    deleted them) and, beyond `most_bytes`, the least recently read ones that are in the store. One
+    walk computes the age limit for the next."""
 
     def __init__(self, database: Database, files: MediaFiles, most_bytes: int | None) -> None:
-        """`most_bytes`: None for as many as come."""
+        """`most_bytes`: None means no limit."""
         self._database = database
         self._files = files
         self._table = MediaObjectStore(database)
@@ -176,10 +172,10 @@ class Trimming:
         self._next = 0
         self._bytes_by_age: Counter[int] = Counter()
         self._oldest = 0
-        """What was read before this (in grains since 1970) goes."""
+        """Contents last read before this (in grains since 1970) are removed."""
 
     async def do_trim(self, limit: int) -> int:
-        """Look at so many of the folder's 256 parts; how many were looked at. A job does it."""
+        """Check `limit` of the folder's 256 parts. Return how many were checked. Run by a job."""
         for count in range(1, limit + 1):
             await self._trim(self._next)
             self._next += 1
@@ -191,15 +187,15 @@ class Trimming:
         return limit
 
     async def _trim(self, number: int) -> None:
-        kept = await self._files.list_some(number)
-        hashes = {each.hash for each in kept} | await self._files.list_thumbnails(number)
+        files = await self._files.list_some(number)
+        hashes = {each.hash for each in files} | await self._files.list_thumbnails(number)
         unused = await self._unused(hashes)
         if unused:
             await self._files.remove_unused(unused, lambda: self._unused(unused))
-        old = {each.hash for each in kept if each.read // GRAIN_SECONDS < self._oldest} - unused
+        old = {each.hash for each in files if each.read // GRAIN_SECONDS < self._oldest} - unused
         if old and self._most_bytes is not None:
             await self._files.evict(await self._table.get_objects(old))
-        for each in kept:
+        for each in files:
             self._bytes_by_age[int(each.read // GRAIN_SECONDS)] += each.size
 
     async def _unused(self, hashes: Set[bytes]) -> Set[bytes]:
@@ -208,9 +204,9 @@ class Trimming:
     def _find_oldest(self) -> int:
         if self._most_bytes is None:
             return 0
-        left = self._most_bytes
+        remaining = self._most_bytes
         for age in sorted(self._bytes_by_age, reverse=True):
-            left -= self._bytes_by_age[age]
-            if left < 0:
+            remaining -= self._bytes_by_age[age]
+            if remaining < 0:
                 return age + 1
         return 0

@@ -1,5 +1,4 @@
-"""Lists of files, as their owners and administrators see them: by user, by room, and how much there
-is."""
+"""Lists of files for their owners and administrators: by user, by room, by age."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -24,41 +23,41 @@ _ORDERS: Final = {
     "safe_from_quarantine": "protected",
 }
 ORDERS: Final = frozenset(_ORDERS)
-"""By what uploads can be ordered."""
+"""The columns by which uploads can be ordered."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """In which order. `by` is one of `ORDERS`."""
+    """A sort order. `by` is one of `ORDERS`."""
 
     by: str
     descending: bool
 
 
 class Wished(msgspec.Struct, frozen=True, kw_only=True):
-    """Which files. What is None is not looked at."""
+    """Selects files. A field that is None selects all."""
 
     from_ms: int | None = None
-    """Those that came then (milliseconds since 1970) or later."""
+    """Created at or after this time (ms since 1970)."""
     until_ms: int | None = None
-    """Those that came before then."""
+    """Created before this time."""
     larger_than: int | None = None
-    """In bytes."""
+    """Larger than this, in bytes."""
     held: bool | None = None
-    """Those that are held back, or those that are not."""
+    """Quarantined ones, or the others."""
     protected: bool | None = None
-    """Those that are protected, or those that are not. Copies of other servers' files are never."""
+    """Protected ones, or the others. Copies of remote files are never protected."""
     user_id: str | None = None
-    """Those that this user has uploaded; no copies."""
+    """Uploads of this user; no copies."""
     origin: str | None = None
     """Copies of this server's files."""
     room_id: str | None = None
-    """Those that events of this room show; pictures of members are not among them."""
+    """Files in events of this room, without avatars of its members."""
     only_there: bool = False
-    """Of these those that neither another room shows, nor a profile, nor account data."""
+    """Of these, files that no other room, profile or account data refers to."""
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some uploads of a user, and how many there are of them, and how many bytes, in all."""
+    """A page of a user's uploads, with the number and bytes of all of them."""
 
     rows: Sequence[MediaRow]
     count: int
@@ -73,7 +72,7 @@ class MediaListStore:
         self._own = own
 
     async def get_uploads(self, user_id: str, order: Order, start: int, limit: int) -> Page:
-        """What a user has uploaded; reservations are no files."""
+        """Return a page of a user's uploads, without reservations."""
         return await self._database.read(
             "get_uploads_of_user", _select_uploads, user_id, order, start, limit
         )
@@ -81,77 +80,91 @@ class MediaListStore:
     async def get_in_room(
         self, room_id: str, *, only_there: bool = False
     ) -> Sequence[MediaAddress]:
-        """The files that events of a room show; pictures of members are not among them.
+        """Return the files in events of a room, without avatars of its members.
 
-        `only_there`: those that neither another room shows, nor a profile, nor account data.
+        `only_there`: those that no other room, profile or account data refers to.
         """
         return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
 
     async def find_uploads(
-        self, wished: Wished, after: MediaAddress, limit: int
+        self, filter: Wished, after: MediaAddress, limit: int
     ) -> Sequence[MediaRow]:
-        """Files of this server's users, in the order of their ids, the first after this one.
-        Without a user or a room this looks at every file."""
-        where, args = self._wish(wished, own=True)
-        sql = f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> ''{where} AND media_id > ? ORDER BY media_id LIMIT ?"
+        """Return files of local users in the order of their ids, after `after`. Without a user or a
+        room this reads all files."""
+        where, args = self._conditions(filter, own=True)
+        sql = (
+            f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> ''{where}"
+            " AND media_id > ? ORDER BY media_id LIMIT ?"
+        )
         rows = await self._database.read(
             "find_uploads", lambda txn: txn.query(sql, (*args, after.media_id, limit))
         )
         return [make_row(row) for row in rows]
 
     async def find_copies(
-        self, wished: Wished, after: MediaAddress, limit: int
+        self, filter: Wished, after: MediaAddress, limit: int
     ) -> Sequence[RemoteMediaRow]:
-        """Copies of other servers' files, in the order of their addresses, the first after this
-        one. Without a room this looks at every copy, or every one of a server."""
-        where, args = self._wish(wished, own=False)
-        sql = f"SELECT {COPY_COLUMNS} FROM remote_media WHERE (origin, media_id) > (?, ?){where} ORDER BY origin, media_id LIMIT ?"
+        """Return copies of remote files in the order of their content URIs, after `after`. Without
+        a room this reads all copies, or all of one server."""
+        where, args = self._conditions(filter, own=False)
+        sql = (
+            f"SELECT {COPY_COLUMNS} FROM remote_media WHERE (origin, media_id) > (?, ?){where}"
+            " ORDER BY origin, media_id LIMIT ?"
+        )
         rows = await self._database.read(
             "find_media_copies", lambda txn: txn.query(sql, (*after, *args, limit))
         )
         return [make_copy(row) for row in rows]
 
-    def _wish(self, wished: Wished, *, own: bool) -> tuple[str, list[str | int]]:
-        """Further conditions, and their arguments."""
+    def _conditions(self, filter: Wished, *, own: bool) -> tuple[str, list[str | int]]:
+        """Return the SQL conditions of a filter, and their arguments."""
         conditions: list[tuple[str, str | int | None]] = [
-            ("created_ts >= ?", wished.from_ms),
-            ("created_ts < ?", wished.until_ms),
-            ("size > ?", wished.larger_than),
-            ("quarantined = ?", None if wished.held is None else int(wished.held)),
+            ("created_ts >= ?", filter.from_ms),
+            ("created_ts < ?", filter.until_ms),
+            ("size > ?", filter.larger_than),
+            ("quarantined = ?", None if filter.held is None else int(filter.held)),
         ]
-        elsewhere = _NOT_ELSEWHERE if wished.only_there else ""
+        elsewhere = _ONLY_IN_ROOM if filter.only_there else ""
         if own:
             in_room = f"media_id IN (SELECT k.media_id{_IN_ROOM}{elsewhere} AND k.origin = ?)"
             conditions += [
-                ("protected = ?", None if wished.protected is None else int(wished.protected)),
-                ("user_id = ?", wished.user_id),
+                ("protected = ?", None if filter.protected is None else int(filter.protected)),
+                ("user_id = ?", filter.user_id),
             ]
         else:
-            in_room = f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere} AND k.origin <> ?)"
-            conditions.append(("origin = ?", wished.origin))
+            in_room = (
+                f"(origin, media_id) IN (SELECT k.origin, k.media_id{_IN_ROOM}{elsewhere}"
+                " AND k.origin <> ?)"
+            )
+            conditions.append(("origin = ?", filter.origin))
         given = [(sql, arg) for sql, arg in conditions if arg is not None]
         where, args = "".join(f" AND {sql}" for sql, _ in given), [arg for _, arg in given]
-        if wished.room_id is None:
+        if filter.room_id is None:
             return where, args
-        return f"{where} AND {in_room}", [*args, wished.room_id, self._own]
+        return f"{where} AND {in_room}", [*args, filter.room_id, self._own]
 
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Ids of files that nobody has read since, by their order after one; neither held back nor
-        protected, nor of previews.
+        """Return the ids of files that nobody has read since, in order after `after`: neither
+        quarantined nor protected, nor pictures of URL previews.
 
-        `keep_profiles`: nor pictures of users, members or rooms.
+        `keep_profiles`: nor avatars of users, members or rooms.
         """
-        kept = (
-            " AND NOT EXISTS (SELECT 1 FROM known_media AS k WHERE k.origin = ? AND k.media_id = m.media_id AND ("
-            f"EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
+        not_an_avatar = (
+            " AND NOT EXISTS (SELECT 1 FROM known_media AS k"
+            " WHERE k.origin = ? AND k.media_id = m.media_id AND ("
+            "EXISTS (SELECT 1 FROM media_in_settings AS s"
+            f" WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
             " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
             f" AND e.role IN ({int(Role.MEMBER)}, {int(Role.ROOM)}))))"
         )
         sql = (
-            "SELECT m.media_id FROM media AS m WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0 AND m.protected = 0"
-            f" AND m.last_access_ts < ? AND m.size > ? AND m.media_id > ?{kept if keep_profiles else ''}"
+            "SELECT m.media_id FROM media AS m"
+            " WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0"
+            " AND m.protected = 0"
+            " AND m.last_access_ts < ? AND m.size > ?"
+            f" AND m.media_id > ?{not_an_avatar if keep_profiles else ''}"
             " ORDER BY m.media_id LIMIT ?"
         )
         args = (before_ms, larger_than, after, *((self._own,) if keep_profiles else ()), limit)
@@ -161,8 +174,8 @@ class MediaListStore:
     async def get_old_copies(
         self, before_ms: int, after: MediaAddress, limit: int
     ) -> Sequence[MediaAddress]:
-        """Copies of other servers' files that nobody has read since, by their order after one; not
-        those held back."""
+        """Return copies of remote files that nobody has read since, in order after `after`; no
+        quarantined ones."""
         sql = (
             "SELECT origin, media_id FROM remote_media WHERE quarantined = 0 AND last_access_ts < ?"
             " AND (origin, media_id) > (?, ?) ORDER BY origin, media_id LIMIT ?"
@@ -174,11 +187,13 @@ class MediaListStore:
 
 
 _IN_ROOM: Final = (
-    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid JOIN known_media AS k ON k.media_nid = e.media_nid"
+    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
+    " JOIN known_media AS k ON k.media_nid = e.media_nid"
     f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}"
 )
-_NOT_ELSEWHERE: Final = (
-    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
+_ONLY_IN_ROOM: Final = (
+    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o"
+    " WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
     " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
 )
 
@@ -189,7 +204,7 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
     )
     assert totals is not None
     direction = "DESC" if order.descending else "ASC"
-    # PostgreSQL would have rows without a value last, SQLite first
+    # PostgreSQL sorts NULL last, SQLite first
     column = (
         f"COALESCE({_ORDERS[order.by]}, '')"
         if order.by in ("upload_name", "quarantined_by")
@@ -204,7 +219,7 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
 
 
 def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[MediaAddress]:
-    elsewhere = _NOT_ELSEWHERE if only_there else ""
+    elsewhere = _ONLY_IN_ROOM if only_there else ""
     rows = txn.query(
         f"SELECT DISTINCT k.origin, k.media_id{_IN_ROOM}{elsewhere} ORDER BY k.origin, k.media_id",
         (room_id,),

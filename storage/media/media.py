@@ -1,4 +1,4 @@
-"""What is known of files: who uploaded them, what they are, and which bytes (by hash) they hold.
+"""Rows of uploaded files: uploader, type and content hash.
 
 An id is reserved first and filled later, or both at once; a filled one is never filled again.
 """
@@ -14,7 +14,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What a file is once it is there. `hash`: SHA-256; `size` in bytes."""
+    """The content of a file. `hash`: SHA-256; `size` in bytes."""
 
     hash: bytes
     size: int
@@ -30,64 +30,66 @@ class MediaRow(msgspec.Struct, frozen=True):
     content: Content | None
     """None while the id is only reserved."""
     created_ts: int
-    """When the content came; of a reservation, when it was made."""
+    """When the content arrived; for a reservation, when it was made."""
     expires_ts: int | None
     """When the reservation ends."""
     last_access_ts: int
     authenticated: bool
-    """Only for those who show a token."""
+    """Served only to authenticated requests."""
     quarantined: bool = False
     protected: bool = False
     quarantined_by: str | None = None
-    """Who holds it back: a user id, or `system`."""
+    """The user id that quarantined it, or `system`."""
 
 
 COLUMNS: Final = (
-    "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts, authenticated, quarantined, "
+    "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts,"
+    " authenticated, quarantined, "
     "protected, quarantined_by"
 )
 
 
 class MediaStore:
-    """The table of files."""
+    """Reads and writes the table `media`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_media(self, media_ids: Iterable[str]) -> Mapping[str, MediaRow]:
-        """Those of them that there are."""
+        """Return those of the files that exist."""
         return await self._database.read_quickly("get_media", _select, tuple(media_ids))
 
     async def get_used_hashes(self, hashes: Iterable[bytes]) -> Set[bytes]:
-        """Those of them that some file has, or a copy of another server's file."""
+        """Return those of the hashes that a file or a copy of a remote file has."""
         return await self._database.read("get_used_media_hashes", select_used_hashes, tuple(hashes))
 
     async def set_accessed(self, media_id: str, now_ms: int) -> None:
-        """Note that somebody has read it."""
+        """Record a read of the file."""
         await self._database.write("set_media_accessed", _set_accessed, media_id, now_ms)
 
     async def remove_expired(self, now_ms: int, limit: int) -> int:
-        """Forget reservations that have ended, at most so many; how many there were."""
+        """Delete at most `limit` expired reservations. Return how many."""
         return await self._database.write("remove_expired_media", _remove_expired, now_ms, limit)
 
     def count_reserved(self, txn: Transaction, user_id: str, now_ms: int) -> int:
-        """How many reservations of the user wait for their files."""
+        """Count the open reservations of a user."""
         row = txn.query_one(
-            "SELECT COUNT(*) FROM media WHERE expires_ts IS NOT NULL AND expires_ts > ? AND user_id = ?",
+            "SELECT COUNT(*) FROM media WHERE expires_ts IS NOT NULL AND expires_ts > ?"
+            " AND user_id = ?",
             (now_ms, user_id),
         )
         return 0 if row is None else int(row[0])
 
     def sum_sizes(self, txn: Transaction, user_id: str, since_ms: Sequence[int]) -> Sequence[int]:
-        """How many bytes of files the user has that came since each of these moments. An index has
-        all that it takes."""
+        """Return the bytes of the user's files since each of these times. An index covers the
+        query."""
         sums = ", ".join(["SUM(CASE WHEN created_ts > ? THEN size ELSE 0 END)"] * len(since_ms))
         sql = f"SELECT {sums} FROM media WHERE user_id = ? AND created_ts > ?"
         row = txn.query_one(sql, (*since_ms, user_id, min(since_ms)))
         return [0 if row is None else int(row[number] or 0) for number in range(len(since_ms))]
 
     def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
-        """Add a file, or a reservation, under an id that is new."""
+        """Add a file, or a reservation, under a new id."""
         content = row.content
         txn.execute(
             f"INSERT INTO media ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -117,14 +119,15 @@ class MediaStore:
         *,
         authenticated: bool,
     ) -> bool:
-        """Fill a reservation; False when it is filled already, or gone. The file is as old as its
-        content, and only for those who show a token if that is so of what comes now."""
+        """Fill a reservation; False if it is filled already, or gone. The file takes the creation
+        time of its content, and the `authenticated` given here."""
         sql = (
-            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ?, "
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL,"
+            " created_ts = ?, last_access_ts = ?, "
             "authenticated = ? WHERE media_id = ? AND hash IS NULL"
         )
-        said = (content.hash, content.type, content.size, content.name)
-        return txn.execute(sql, (*said, now_ms, now_ms, int(authenticated), media_id)) > 0
+        columns = (content.hash, content.type, content.size, content.name)
+        return txn.execute(sql, (*columns, now_ms, now_ms, int(authenticated), media_id)) > 0
 
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:
@@ -133,7 +136,7 @@ def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaR
 
 
 def make_row(row: Row) -> MediaRow:
-    """A file, from `COLUMNS`."""
+    """Make a MediaRow from `COLUMNS`."""
     content = None if row[2] is None else Content(bytes(row[2]), row[4], row[3], row[5])
     return MediaRow(
         row[0],
@@ -150,8 +153,7 @@ def make_row(row: Row) -> MediaRow:
 
 
 def select_used_hashes(txn: Transaction, hashes: tuple[bytes, ...]) -> Set[bytes]:
-    """Those of them that some file has, whoever's it is: the bytes of the others may be taken
-    away."""
+    """Return those of the hashes that any file has: the bytes of the others may be deleted."""
     tables = ("media", "remote_media")
     return {
         bytes(row[0])
@@ -169,7 +171,8 @@ def _set_accessed(txn: WriteTransaction, media_id: str, now_ms: int) -> None:
 
 def _remove_expired(txn: WriteTransaction, now_ms: int, limit: int) -> int:
     sql = (
-        "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media WHERE expires_ts IS NOT NULL "
+        "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media"
+        " WHERE expires_ts IS NOT NULL "
         "AND expires_ts <= ? ORDER BY expires_ts LIMIT ?)"
     )
     return txn.execute(sql, (now_ms, limit))

@@ -1,14 +1,13 @@
-"""Calls of an object store, in threads: the store may hang, and nobody waits for it longer than it
-may be silent.
+"""Calls of an object store in threads. The store may hang; no caller waits longer than it may be
+silent.
 
 Laws:
-- Of who waits each hears within that time of it that the store is silent: none of their bytes
-  moves, or, while no thread is free, those of nobody. While a store joins the parts of what has
-  gone there, it may be silent for longer.
-- A call that was given up before a thread took it is never made. One that is under way ends with
-  its next bytes, or when the time of its socket is over (`storage.media.s3`); what comes of it
-  after all is given to `late`.
-- Long calls have a part of the threads only, so that short ones do not wait for them.
+- Each caller fails within that time after the store falls silent: no bytes of its call move or,
+  while no thread is free, no bytes of any call. While a store joins uploaded parts, it may be
+  silent for longer.
+- A call that was abandoned before a thread took it is never made. A running one ends with its next
+  bytes, or at its socket timeout (`storage.media.s3`); a result that still arrives goes to `late`.
+- Long calls have only some of the threads, so that short ones do not wait for them.
 """
 
 from collections import deque
@@ -25,50 +24,49 @@ from storage.media.object_store import ObjectStoreFailed
 T = TypeVar("T")
 
 LEAST_BYTES: Final = 1 << 16
-"""Fewer in all the time that a store may be silent are none."""
+"""Fewer bytes in the permitted silence count as silence."""
 
 
 class Call:
-    """A call, as the thread sees it that makes it."""
+    """A call as its thread sees it."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self.is_begun = False
         self.is_given_up = False
         self.bytes = 0
         self.silent_until = 0.0
-        """By the clock: until then it is no wonder that no bytes move."""
+        """By the clock: until then silence is expected."""
         self._clock = clock
 
     def note(self, count: int) -> None:
-        """So many bytes have gone or come; fewer than none: those are sent again. Raises
-        ObjectStoreFailed where nobody waits any more."""
+        """Record that bytes moved; negative: they are sent again. Raises ObjectStoreFailed if
+        nobody waits any more."""
         if self.is_given_up:
-            raise ObjectStoreFailed("the store was silent for too long, and nobody waits any more")
+            raise ObjectStoreFailed("the store was silent for too long; the call was abandoned")
         self.bytes += max(0, count)
 
     def expect_silence(self, seconds: float) -> None:
-        """From now on no bytes move, for so long at most, and that is right. Raises
-        ObjectStoreFailed like `note`."""
+        """Expect that no bytes move for at most `seconds`. Raises ObjectStoreFailed like `note`."""
         self.note(0)
         self.silent_until = self._clock.seconds() + seconds
 
 
 class ObjectCalls:
-    """Makes them."""
+    """Runs calls of an object store in threads."""
 
     def __init__(
         self, executor: Executor, clock: IReactorTime, patience: float, long_at_once: int = 1
     ) -> None:
-        """`patience`: for how many seconds the store may be silent. `long_at_once`: how many
-        threads long calls have."""
+        """`patience`: seconds that the store may be silent. `long_at_once`: threads for long
+        calls."""
         self._executor = executor
         self._clock = clock
         self._patience = patience
-        self._long_free = long_at_once
-        self._long_waiting: deque[Callable[[], None]] = deque()
-        self._under_way: set[Call] = set()
-        self._moved = 0
-        """Bytes of calls that have ended, and for each that did well some besides."""
+        self._free_long_slots = long_at_once
+        self._waiting_long_calls: deque[Callable[[], None]] = deque()
+        self._running: set[Call] = set()
+        self._moved_bytes = 0
+        """Bytes of finished calls, plus a bonus for each that succeeded."""
 
     async def run(
         self,
@@ -77,42 +75,43 @@ class ObjectCalls:
         *,
         is_long: bool = False,
     ) -> T:
-        """What `work` returns or raises; ObjectStoreFailed where the store is silent for too long.
+        """Return what `work` returns, or raise what it raises; ObjectStoreFailed if the store is
+        silent for too long.
 
-        `late` is given on the reactor's thread what comes when nobody waits any more.
+        `late` gets, on the reactor's thread, a result that arrives when nobody waits any more.
         """
         call = Call(self._clock)
-        waiting: Deferred[T] = Deferred()
+        result_deferred: Deferred[T] = Deferred()
 
         def job() -> None:
             result: T | Failure
-            self._executor.deliver(begun)
+            self._executor.deliver(on_start)
             try:
                 call.note(0)
                 result = work(call)
-            except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+            except BaseException as error:  # the caller gets it; the thread goes on
                 result = Failure(error)
-            self._executor.deliver(lambda: done(result))
+            self._executor.deliver(lambda: on_result(result))
 
-        def begun() -> None:
+        def on_start() -> None:
             call.is_begun = True
             if not call.is_given_up:
                 watch.begin()
 
-        def done(result: T | Failure) -> None:
-            self._end(call, is_long, is_well=not isinstance(result, Failure))
+        def on_result(result: T | Failure) -> None:
+            self._finish(call, is_long, is_well=not isinstance(result, Failure))
             if not call.is_given_up:
-                waiting.callback(result)
+                result_deferred.callback(result)
             elif late is not None and not isinstance(result, Failure):
                 late(result)
 
         def give_up() -> None:
             call.is_given_up = True
-            waiting.errback(
+            result_deferred.errback(
                 ObjectStoreFailed(f"the object store was silent for {self._patience:g} seconds")
             )
 
-        watch = _Watch(
+        watch = _SilenceTimer(
             self._clock,
             self._patience,
             lambda: self._bytes_of(call),
@@ -120,52 +119,52 @@ class ObjectCalls:
             give_up,
         )
         watch.begin()
-        self._begin(call, job, is_long)
+        self._start(call, job, is_long)
         try:
-            return await waiting
+            return await result_deferred
         finally:
             call.is_given_up = True
             watch.end()
 
     def _bytes_of(self, call: Call) -> int:
-        """What has moved of this call, or, before it is begun, of all."""
+        """Return the bytes that this call moved or, before it starts, all calls."""
         return (
             call.bytes
             if call.is_begun
-            else self._moved + sum(each.bytes for each in self._under_way)
+            else self._moved_bytes + sum(each.bytes for each in self._running)
         )
 
     def _silent_until(self, call: Call) -> float:
-        """Until when the silence of this call is right, or, before it is begun, that of all."""
+        """Return until when silence is expected of this call or, before it starts, of all calls."""
         return max(
-            (each.silent_until for each in ([call] if call.is_begun else self._under_way)),
+            (each.silent_until for each in ([call] if call.is_begun else self._running)),
             default=0.0,
         )
 
-    def _begin(self, call: Call, job: Callable[[], None], is_long: bool) -> None:
+    def _start(self, call: Call, job: Callable[[], None], is_long: bool) -> None:
         def begin() -> None:
-            self._under_way.add(call)
+            self._running.add(call)
             self._executor.submit(job)
 
         if not is_long:
             begin()
-        elif self._long_free:
-            self._long_free -= 1
+        elif self._free_long_slots:
+            self._free_long_slots -= 1
             begin()
         else:
-            self._long_waiting.append(begin)
+            self._waiting_long_calls.append(begin)
 
-    def _end(self, call: Call, is_long: bool, *, is_well: bool) -> None:
-        self._under_way.discard(call)
-        self._moved += call.bytes + (LEAST_BYTES if is_well else 0)
-        if is_long and self._long_waiting:
-            self._long_waiting.popleft()()
+    def _finish(self, call: Call, is_long: bool, *, is_well: bool) -> None:
+        self._running.discard(call)
+        self._moved_bytes += call.bytes + (LEAST_BYTES if is_well else 0)
+        if is_long and self._waiting_long_calls:
+            self._waiting_long_calls.popleft()()
         elif is_long:
-            self._long_free += 1
+            self._free_long_slots += 1
 
 
-class _Watch:
-    """Gives up what does not move."""
+class _SilenceTimer:
+    """Gives up a call whose bytes do not move."""
 
     def __init__(
         self,
@@ -175,8 +174,7 @@ class _Watch:
         silent_until: Callable[[], float],
         give_up: Callable[[], None],
     ) -> None:
-        """`count`: how many bytes have moved so far. `silent_until`: when they should move
-        again."""
+        """`count`: the bytes moved so far. `silent_until`: when bytes should move again."""
         self._clock = clock
         self._patience = patience
         self._count = count
@@ -185,21 +183,21 @@ class _Watch:
         self._timer: IDelayedCall | None = None
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start counting now."""
         self.end()
-        self._timer = self._clock.callLater(self._patience, self._look, self._count())
+        self._timer = self._clock.callLater(self._patience, self._check, self._count())
 
     def end(self) -> None:
-        """It is over."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, before: int) -> None:
+    def _check(self, before: int) -> None:
         self._timer = None
         if self._count() - before >= LEAST_BYTES:
             self.begin()
         elif (rest := self._silent_until() - self._clock.seconds()) > 0:
-            self._timer = self._clock.callLater(rest, self._look, before)
+            self._timer = self._clock.callLater(rest, self._check, before)
         else:
             self._give_up()

@@ -1,4 +1,4 @@
-"""What a store of objects can do, such as S3. Every call waits, so it belongs to a thread."""
+"""Interface of an object store such as S3. Every call blocks, so it belongs to a thread."""
 
 from pathlib import Path
 from typing import Literal, Protocol
@@ -7,7 +7,7 @@ import msgspec
 
 
 class S3Config(msgspec.Struct, frozen=True):
-    """Where a store that speaks S3 is. What is None is as boto3 finds it (environment,
+    """The address and credentials of an S3 store. boto3 fills in what is None (environment,
     instance)."""
 
     bucket: str
@@ -18,55 +18,56 @@ class S3Config(msgspec.Struct, frozen=True):
     addressing_style: Literal["auto", "path", "virtual"]
     encryption: Literal["none", "AES256", "aws:kms", "customer"]
     kms_key_id: str | None
-    """The key of `aws:kms`; None: the bucket's."""
+    """The key of `aws:kms`; None: that of the bucket."""
     customer_key: bytes | None
     """The 32 bytes of `customer`, which the store does not keep."""
     storage_class: str | None
     connections: int
-    """How many threads use it."""
+    """The number of threads that use it."""
     patience: float
-    """After so many seconds of silence a thread gives up at the latest."""
+    """Seconds of silence after which a thread gives up."""
 
 
 class ObjectStoreFailed(OSError):
-    """The store could not be reached, or refused. The text says why, for the operator."""
+    """The store could not be reached, or refused. The text tells the operator why."""
 
 
 class Progress(Protocol):
-    """Hears how writing an object goes."""
+    """Receives the progress of an upload."""
 
     def note(self, count: int) -> None:
-        """So many bytes have gone; fewer than none: those go again."""
+        """Record that bytes were sent; negative: they are sent again."""
 
     def expect_silence(self, seconds: float) -> None:
-        """From now on none move, for so long at most: all are there, and the store joins them."""
+        """Expect that no bytes move for at most `seconds`: all are sent, and the store joins
+        them."""
 
 
 class ObjectStream(Protocol):
-    """An object, from somewhere in it to its end."""
+    """An object, from an offset to its end."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """The next bytes, at most so many; none at the end. Raises ObjectStoreFailed."""
+        """Return the next bytes, at most `size`; none at the end. Raises ObjectStoreFailed."""
         ...
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
 
 
 class ObjectStore(Protocol):
-    """A store of objects. All of it raises ObjectStoreFailed."""
+    """A store of objects. All methods raise ObjectStoreFailed."""
 
     def put(self, name: str, path: Path, progress: Progress) -> None:
-        """Keep a file under a name. When it returns, the object is durable. What `progress` raises
-        ends the writing."""
+        """Store a file under a name. On return, the object is durable. An error of `progress`
+        aborts the upload."""
 
     def open(self, name: str, offset: int) -> ObjectStream | None:
-        """An object from there on; None when there is none."""
+        """Open an object at an offset; None if it does not exist."""
 
     def remove(self, name: str, *, is_whole: bool) -> None:
-        """Take away an object; one that is not whole, with the parts that have come. That it is not
-        there is no error."""
+        """Delete an object; an incomplete one with its uploaded parts. A missing object is no
+        error."""
 
     def address(self, name: str, type: str, disposition: str) -> str | None:
-        """Where anybody may fetch an object for some minutes, told this type and disposition; None
-        if nowhere."""
+        """Return a URL where anybody can fetch an object for some minutes, with this type and
+        disposition; None if there is none."""

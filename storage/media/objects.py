@@ -1,9 +1,9 @@
-"""Which contents are in the object store: the journal of what comes there and goes.
+"""Journal of the object store: which contents are there, arriving or being deleted.
 
-`coming` (before the object is written) → `here` (in one transaction with the row of the first file
-that has it) → `leaving` (in one with the removal of the last) → no row (after the object is gone).
-A `coming` one whose time is over becomes `leaving`, and who wrote it, should he be alive after all,
-learns of that when he wants to say `here`.
+`coming` (before the object is written) → `here` (in the transaction of the first file's row) →
+`leaving` (in the transaction that deletes the last one) → no row (after the object is deleted). An
+expired `coming` row becomes `leaving`; its writer, if it is still alive, learns of that when it
+tries to set `here`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -15,7 +15,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class StoredObject(msgspec.Struct, frozen=True):
-    """An object that is there. `size` in bytes."""
+    """An object in the store. `size` in bytes."""
 
     name: str
     hash: bytes
@@ -23,58 +23,61 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 
 class LeavingObject(msgspec.Struct, frozen=True):
-    """An object that is to be taken away. `is_whole`: False where it was perhaps never written to
-    its end."""
+    """An object to be deleted. `is_whole`: False if it may be incomplete."""
 
     name: str
     is_whole: bool
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """How many contents there are, and how many bytes they have."""
+    """A number of contents, and their bytes."""
 
     contents: int
     bytes: int
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """What of some contents is in no object."""
+    """Those of some contents that are in no object."""
 
     found: Sequence[tuple[bytes, int]]
     """Hashes and sizes, in order."""
     last: bytes | None
-    """The last that was looked at; None where there are no further ones."""
+    """The last hash that was read; None at the end."""
 
 
 class MediaObjectStore:
-    """The table of objects."""
+    """Reads and writes the table `media_objects`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_objects(self, hashes: Iterable[bytes]) -> Mapping[bytes, StoredObject]:
-        """Those of the contents that are there."""
+        """Return the objects of those contents that have one."""
         return await self._database.read_quickly("get_media_objects", _select_here, tuple(hashes))
 
     async def add_coming(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
-        """Note that an object will be written, under a name that is new."""
+        """Record that an object will be written, under a new name."""
         await self._database.write("add_media_object", _add_coming, name, hash, size, until_ms)
 
     async def renew(self, name: str, until_ms: int) -> None:
-        """Note that it is still being written."""
+        """Record that it is still being written."""
         await self._database.write("renew_media_object", _renew, name, until_ms)
 
     def set_here(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
-        """It is written. Where there is another with this content by now, that is the one to keep.
+        """Record that the object is written. If another object has this content by now, that one is
+        kept.
 
-        False where its time was over: then it is being taken away.
+        Return False if its time had expired: then it is being deleted.
         """
         if self.is_here(txn, hash):
             txn.execute(
                 "UPDATE media_objects SET state = 'leaving', until_ts = 0 WHERE name = ?", (name,)
             )
             return True
-        sql = "UPDATE media_objects SET state = 'here', until_ts = 0 WHERE name = ? AND state = 'coming'"
+        sql = (
+            "UPDATE media_objects SET state = 'here', until_ts = 0"
+            " WHERE name = ? AND state = 'coming'"
+        )
         return txn.execute(sql, (name,)) > 0
 
     def is_here(self, txn: Transaction, hash: bytes) -> bool:
@@ -82,46 +85,47 @@ class MediaObjectStore:
         return bool(_select_here(txn, (hash,)))
 
     def set_leaving(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
-        """Nobody has these contents any more."""
+        """Mark the objects of unused contents for deletion."""
         txn.execute_many(
             "UPDATE media_objects SET state = 'leaving' WHERE hash = ? AND state = 'here'",
             [(hash,) for hash in sorted(hashes)],
         )
 
     async def take_leaving(self, now_ms: int, after: str, limit: int) -> Sequence[LeavingObject]:
-        """At most so many objects that are to be taken away, those that were not written in time
-        among them, in the order of their names, the first after this one."""
+        """Return at most `limit` objects to delete, in the order of their names, after `after`.
+        Includes those not written in time."""
         return await self._database.write(
             "take_leaving_media_objects", _take_leaving, now_ms, after, limit
         )
 
     async def get_leaving_of(self, hashes: Set[bytes]) -> Sequence[LeavingObject]:
-        """Objects with these contents that are to be taken away."""
+        """Return objects with these contents that are to be deleted."""
         return await self._database.read(
             "get_leaving_media_objects", _select_leaving_of, tuple(hashes)
         )
 
     async def forget(self, names: Sequence[str]) -> None:
-        """They are gone."""
-        await self._database.write("forget_media_objects", _forget, tuple(names))
+        """Delete the rows of deleted objects."""
+        await self._database.write("remove_media_objects", _remove, tuple(names))
 
     async def get_missing(self, after: bytes, limit: int) -> Missing:
-        """Look at so many contents, in the order of their hashes, the first after this one: which
-        are in no object."""
+        """Read `limit` contents in the order of their hashes, after `after`, and return those
+        without an object."""
         return await self._database.read("get_media_without_objects", _select_missing, after, limit)
 
     async def get_missing_of(self, hashes: Set[bytes]) -> Sequence[tuple[bytes, int]]:
-        """Those of them that files have and that are in no object: hashes and sizes, in order."""
+        """Return those of the contents that files have and that are in no object: hashes and sizes,
+        in order."""
         return await self._database.read(
             "get_some_media_without_objects", _select_missing_of, tuple(hashes)
         )
 
     async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
-        """At most so many objects, in the order of their hashes, the first after this one."""
-        return await self._database.read("get_some_media_objects", _select_some, after, limit)
+        """Return at most `limit` objects in the order of their hashes, after `after`."""
+        return await self._database.read("get_some_media_objects", _select_batch, after, limit)
 
     async def count(self) -> tuple[Tally, Tally]:
-        """Of all contents that files have; and of those that are in objects."""
+        """Count all contents of files, and those in objects."""
         return await self._database.read("count_media_objects", _count)
 
 
@@ -134,7 +138,8 @@ def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, 
 
 def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
     txn.execute(
-        "INSERT INTO media_objects (name, hash, size, state, until_ts) VALUES (?, ?, ?, 'coming', ?)",
+        "INSERT INTO media_objects (name, hash, size, state, until_ts)"
+        " VALUES (?, ?, ?, 'coming', ?)",
         (name, hash, size, until_ms),
     )
 
@@ -153,7 +158,10 @@ def _take_leaving(
         "UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?",
         (now_ms,),
     )
-    sql = "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ? ORDER BY name LIMIT ?"
+    sql = (
+        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ?"
+        " ORDER BY name LIMIT ?"
+    )
     return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
 
 
@@ -165,7 +173,7 @@ def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
     return [LeavingObject(row[0], row[1] == 0) for row in rows]
 
 
-def _forget(txn: WriteTransaction, names: tuple[str, ...]) -> None:
+def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     txn.execute_many(
         "DELETE FROM media_objects WHERE name = ? AND state = 'leaving'",
         [(name,) for name in names],
@@ -173,10 +181,13 @@ def _forget(txn: WriteTransaction, names: tuple[str, ...]) -> None:
 
 
 def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
-    # Not those that are missing alone, or the database would walk all that are not to find the next
+    # Not the missing ones alone: the database would walk all others to find the next
     seen: dict[bytes, int] = {}
     for table in ("media", "remote_media"):
-        sql = f"SELECT hash, MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?"
+        sql = (
+            f"SELECT hash, MAX(size) FROM {table} WHERE hash > ? GROUP BY hash"
+            " ORDER BY hash LIMIT ?"
+        )
         seen.update((bytes(hash), int(size)) for hash, size in txn.query(sql, (after, limit)))
     contents = sorted(seen.items())[:limit]
     here = _select_here(txn, tuple(hash for hash, _ in contents))
@@ -194,19 +205,23 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
     return sorted((hash, size) for hash, size in sizes.items() if hash not in here)
 
 
-def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
-    sql = "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here' ORDER BY hash LIMIT ?"
+def _select_batch(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
+    sql = (
+        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here'"
+        " ORDER BY hash LIMIT ?"
+    )
     return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
 
 
 def _count(txn: Transaction) -> tuple[Tally, Tally]:
-    every = txn.query_one(
-        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media WHERE hash IS NOT NULL "
+    total = txn.query_one(
+        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media"
+        " WHERE hash IS NOT NULL "
         "UNION SELECT hash, size FROM remote_media) AS contents"
     )
-    there = txn.query_one(
+    stored = txn.query_one(
         "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'here'"
     )
-    assert every is not None
-    assert there is not None
-    return Tally(int(every[0]), int(every[1])), Tally(int(there[0]), int(there[1]))
+    assert total is not None
+    assert stored is not None
+    return Tally(int(total[0]), int(total[1])), Tally(int(stored[0]), int(stored[1]))

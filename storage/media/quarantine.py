@@ -1,13 +1,13 @@
-"""Files that are held back from everybody, and files that may not be.
+"""Quarantined files, and files that are protected from it.
 
 Laws:
-- What is held back is the content: all files with the same bytes, of this server and of others, and
-  those that come later. What an administrator holds back stays so when the files are deleted and
-  come again.
-- A file of another server may be held back before there is a copy of it.
-- A protected file is not held back, whatever else has its bytes, and whatever a scanner says.
-- What an administrator gives free is free for scanners too.
-- Each change has a number; who reads the changes in their order misses none.
+- A quarantine holds for a content: all files with the same bytes, local and remote, and those that
+  arrive later. A quarantine by an administrator stays when the files are deleted and come again.
+- A remote file may be quarantined before there is a copy of it.
+- A protected file is never quarantined, whatever other files have its bytes and whatever a scanner
+  finds.
+- A file that an administrator releases is released for scanners too.
+- Each change has a number; a reader of the changes in order misses none.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -21,14 +21,14 @@ from storage.media.content_uris import MediaAddress
 from storage.media.references import Role
 
 SYSTEM: Final = "system"
-"""Who holds back a file whose bytes were held back already."""
+"""`quarantined_by` of a file whose bytes were quarantined already."""
 SCANNER: Final = "scanner"
-"""Who holds back what a scanner found harmful."""
+"""`quarantined_by` of a file that a scanner found harmful."""
 _COUNTER: Final = "quarantine_change"
 
 
 class QuarantineChange(msgspec.Struct, frozen=True):
-    """A file was held back, or given free."""
+    """A file was quarantined or released."""
 
     number: int
     address: MediaAddress
@@ -36,58 +36,66 @@ class QuarantineChange(msgspec.Struct, frozen=True):
 
 
 class QuarantineStore:
-    """Holds files back. `own`: this server's name."""
+    """Quarantines and releases files. `own`: this server's name."""
 
     def __init__(self, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 
     async def set_held(self, addresses: Iterable[MediaAddress], by: str) -> int:
-        """Hold these files back, and all that have the same bytes; how many. Copies that are not
-        here yet are, once they come."""
-        return await self._database.write("hold_media", self._hold_files, list(addresses), by)
+        """Quarantine these files and all with the same bytes. Return how many. Remote files without
+        a copy are quarantined when a copy arrives."""
+        return await self._database.write(
+            "quarantine_media", self._quarantine_files, list(addresses), by
+        )
 
     async def set_user_held(self, user_id: str, by: str) -> int:
-        """Hold back what a user has uploaded; how many."""
+        """Quarantine a user's uploads. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT DISTINCT hash FROM media WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
+            sql = (
+                "SELECT DISTINCT hash FROM media"
+                " WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
+            )
             return self._set(txn, [bytes(hash) for (hash,) in txn.query(sql, (user_id,))], by)
 
-        return await self._database.write("hold_media_of_user", write)
+        return await self._database.write("quarantine_media_of_user", write)
 
     async def set_room_held(self, room_id: str, by: str) -> int:
-        """Hold back what events of a room show, but for the pictures of its members; how many."""
+        """Quarantine the files in a room's events, without avatars of its members. Return how
+        many."""
 
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
-                "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
-                f" JOIN known_media AS k ON k.media_nid = e.media_nid WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
+                "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r"
+                " JOIN media_in_events AS e ON e.room_nid = r.room_nid"
+                " JOIN known_media AS k ON k.media_nid = e.media_nid"
+                f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
                 (room_id,),
             )
-            return self._hold_files(txn, [MediaAddress(*row) for row in rows], by)
+            return self._quarantine_files(txn, [MediaAddress(*row) for row in rows], by)
 
-        return await self._database.write("hold_media_of_room", write)
+        return await self._database.write("quarantine_media_of_room", write)
 
     async def set_free(self, address: MediaAddress) -> int | None:
-        """Give a file free, and all that have the same bytes; how many. None where it is neither
-        here nor held back."""
+        """Release a file and all with the same bytes. Return how many; None if it neither exists
+        nor is quarantined."""
 
         def write(txn: WriteTransaction) -> int | None:
-            was_to_come = self._take_note(txn, address) is not None
-            if not was_to_come and not self._is_here(txn, address):
+            was_pending = self._take_pending(txn, address) is not None
+            if not was_pending and not self._exists(txn, address):
                 return None
-            return self._free(txn, [address])
+            return self._release(txn, [address])
 
-        return await self._database.write("free_media", write)
+        return await self._database.write("release_media", write)
 
     async def set_all_free(self, addresses: Sequence[MediaAddress]) -> int:
-        """Give these files free, and all that have the same bytes; how many."""
-        return await self._database.write("free_some_media", self._free, addresses)
+        """Release these files and all with the same bytes. Return how many."""
+        return await self._database.write("release_some_media", self._release, addresses)
 
     async def set_protected(self, media_ids: Set[str], *, protected: bool) -> int:
-        """Files of this server may not be held back, nor go by themselves; or may. How many of them
-        there are."""
+        """Protect local files from quarantine and automatic deletion, or unprotect them. Return how
+        many of them exist."""
         sql = "UPDATE media SET protected = ? WHERE media_id = ?"
         rows = [(int(protected), media_id) for media_id in sorted(media_ids)]
         return await self._database.write(
@@ -95,24 +103,24 @@ class QuarantineStore:
         )
 
     async def get_changes(self, after: int, limit: int) -> tuple[Sequence[QuarantineChange], int]:
-        """Changes after a number, and the number of the latest change."""
+        """Return changes after a number, and the number of the latest change."""
         return await self._database.read("get_quarantine_changes", _select_changes, after, limit)
 
     def hold_known(self, txn: WriteTransaction, hash: bytes) -> None:
-        """A file with these bytes has come: where they are held back, so is it."""
+        """Quarantine a new file if its bytes are quarantined."""
         if self.is_held(txn, hash):
             self._set(txn, [hash], SYSTEM)
 
     def hold_known_copy(self, txn: WriteTransaction, address: MediaAddress, hash: bytes) -> None:
-        """The same of a copy, which may be held back by its address too."""
-        by = self._take_note(txn, address)
+        """Quarantine a new copy if its bytes or its content URI are quarantined."""
+        by = self._take_pending(txn, address)
         if by is None:
             self.hold_known(txn, hash)
         else:
             self._set(txn, [hash], by)
 
     def is_held(self, txn: Transaction, hash: bytes) -> bool:
-        """Whether files with these bytes are held back."""
+        """Whether files with these bytes are quarantined."""
         if txn.query_one("SELECT 1 FROM held_contents WHERE hash = ?", (hash,)) is not None:
             return True
         return any(
@@ -124,41 +132,46 @@ class QuarantineStore:
         )
 
     def hold_harmful(self, txn: WriteTransaction, hash: bytes) -> Sequence[str]:
-        """A scanner found these bytes harmful: hold all files back that have them; whose uploads
-        are held back by that."""
+        """Quarantine all files with these bytes, which a scanner found harmful. Return the
+        uploaders of the local files that this quarantines."""
         sql = (
-            "SELECT DISTINCT user_id FROM media WHERE hash = ? AND quarantined = 0 AND protected = 0 AND user_id <> ''"
+            "SELECT DISTINCT user_id FROM media"
+            " WHERE hash = ? AND quarantined = 0 AND protected = 0 AND user_id <> ''"
             " ORDER BY user_id"
         )
         users = [str(user_id) for (user_id,) in txn.query(sql, (hash,))]
         self._set(txn, [hash], SCANNER)
         return users
 
-    def _hold_files(self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str) -> int:
+    def _quarantine_files(
+        self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str
+    ) -> int:
         others = [address for address in addresses if address.origin != self._own]
         txn.execute_many(
-            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ? WHERE NOT EXISTS"
-            " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?) ON CONFLICT (origin, media_id) DO NOTHING",
+            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ?"
+            " WHERE NOT EXISTS"
+            " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?)"
+            " ON CONFLICT (origin, media_id) DO NOTHING",
             [(*address, by, *address) for address in others],
         )
         return self._set(txn, self._hashes(txn, addresses), by)
 
-    def _free(self, txn: WriteTransaction, addresses: Sequence[MediaAddress]) -> int:
+    def _release(self, txn: WriteTransaction, addresses: Sequence[MediaAddress]) -> int:
         hashes = self._hashes(txn, addresses)
-        # 2 and 3: harmful, given free (storage/media/scans.py)
+        # 2 and 3: harmful, released (storage/media/scans.py)
         txn.execute_many(
             "UPDATE media_scans SET state = 3 WHERE hash = ? AND state = 2",
             [(hash,) for hash in hashes],
         )
         return self._set(txn, hashes, None)
 
-    def _take_note(self, txn: WriteTransaction, address: MediaAddress) -> str | None:
-        """Who holds a copy back that was not here; it is no longer noted."""
+    def _take_pending(self, txn: WriteTransaction, address: MediaAddress) -> str | None:
+        """Delete the quarantine of a missing copy. Return who set it."""
         sql = "DELETE FROM held_addresses WHERE origin = ? AND media_id = ? RETURNING by_user_id"
         rows = txn.query(sql, address)
         return str(rows[0][0]) if rows else None
 
-    def _is_here(self, txn: Transaction, address: MediaAddress) -> bool:
+    def _exists(self, txn: Transaction, address: MediaAddress) -> bool:
         if address.origin == self._own:
             sql = "SELECT 1 FROM media WHERE media_id = ? AND hash IS NOT NULL"
             return txn.query_one(sql, (address.media_id,)) is not None
@@ -166,7 +179,7 @@ class QuarantineStore:
         return txn.query_one(sql, address) is not None
 
     def _hashes(self, txn: Transaction, addresses: Sequence[MediaAddress]) -> Sequence[bytes]:
-        """What these files hold, but for those that are protected."""
+        """Return the contents of those of the files that are not protected."""
         own = [address.media_id for address in addresses if address.origin == self._own]
         others = [address for address in addresses if address.origin != self._own]
         sql = (
@@ -181,9 +194,10 @@ class QuarantineStore:
         return sorted({bytes(hash) for (hash,) in rows})
 
     def _set(self, txn: WriteTransaction, hashes: Sequence[bytes], by: str | None) -> int:
-        """Hold all files with these bytes back, or (without `by`) give them free; how many."""
-        held = int(by is not None)
-        protected = " AND protected = 0" if held else ""
+        """Quarantine all files with these bytes, or (without `by`) release them. Return how
+        many."""
+        quarantined = int(by is not None)
+        protected = " AND protected = 0" if quarantined else ""
         keys = [(hash,) for hash in hashes]
         if by is None:
             txn.execute_many("DELETE FROM held_contents WHERE hash = ?", keys)
@@ -193,7 +207,10 @@ class QuarantineStore:
             )
         changed: list[MediaAddress] = []
         for hash in hashes:
-            update = f"SET quarantined = {held}, quarantined_by = ? WHERE hash = ? AND quarantined = {1 - held}"
+            update = (
+                f"SET quarantined = {quarantined}, quarantined_by = ?"
+                f" WHERE hash = ? AND quarantined = {1 - quarantined}"
+            )
             rows = txn.query(f"UPDATE media {update}{protected} RETURNING media_id", (by, hash))
             changed += [MediaAddress(self._own, media_id) for (media_id,) in rows]
             rows = txn.query(f"UPDATE remote_media {update} RETURNING origin, media_id", (by, hash))
@@ -201,8 +218,9 @@ class QuarantineStore:
         if changed:
             first = txn.allocate(_COUNTER, len(changed))
             txn.execute_many(
-                "INSERT INTO quarantine_changes (change_nid, origin, media_id, quarantined) VALUES (?, ?, ?, ?)",
-                [(number, *address, held) for number, address in enumerate(changed, first)],
+                "INSERT INTO quarantine_changes (change_nid, origin, media_id, quarantined)"
+                " VALUES (?, ?, ?, ?)",
+                [(number, *address, quarantined) for number, address in enumerate(changed, first)],
             )
         return len(changed)
 
@@ -211,7 +229,8 @@ def _select_changes(
     txn: Transaction, after: int, limit: int
 ) -> tuple[Sequence[QuarantineChange], int]:
     sql = (
-        "SELECT change_nid, origin, media_id, quarantined FROM quarantine_changes WHERE change_nid > ?"
+        "SELECT change_nid, origin, media_id, quarantined FROM quarantine_changes"
+        " WHERE change_nid > ?"
         " ORDER BY change_nid LIMIT ?"
     )
     changes = [

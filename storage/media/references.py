@@ -1,20 +1,20 @@
-"""Who refers to which file: events, profiles, account data. What is here says when a file may go.
+"""References to files by events, profiles and account data. They tell when a file may be deleted.
 
 Laws:
-- An event refers to every address in it while it has its content; an edit only while the event that
-  it edits has its own; an `m.room.member` until a later one is the member's: who changes their
-  picture means the old one to go.
-- A reference from a room counts while somebody of this server is in the room, or was and has not
-  forgotten it; to files of this server also while others are in the room.
-- Rows of events are written by who follows the events by their numbers (`select_batch`,
-  `put_batch`), rows of settings in the write that changes the setting. What may have lost a
-  reference is noted in the write that takes it, and looked at later.
-- One write looks at as many addresses as one event may have (`MOST`), or a little more: others wait
-  for the writer.
-- `unreferenced_ts` says since when nobody refers to a file. A file of this server to which its
-  uploader never was seen to refer has none, whatever others say and take back: it may be attached
-  to an encrypted message. Account data does not count as seen there: what is taken out of a pack of
-  stickers may be in encrypted messages.
+- An event refers to every content URI in it while it has its content; an edit only while the edited
+  event has its content too; an `m.room.member` until a later one of the member: a user who changes
+  their avatar wants the old one deleted.
+- A reference from a room counts while a local user is in the room, or was and has not forgotten it.
+  For local files it also counts while remote users are in the room.
+- Rows of events are written by the job that reads events by number (`select_batch`, `put_batch`),
+  rows of settings in the write that changes the setting. A write that may remove a reference
+  records a recheck, which the job does later.
+- One write handles as many content URIs as one event may have (`MOST`), or a little more: other
+  writes wait for it.
+- `unreferenced_ts` is the time since when nothing refers to a file. A local file that its uploader
+  was never seen to refer to has none, whatever others refer to and stop referring to: it may be
+  attached to an encrypted message. Account data does not count here: stickers removed from a pack
+  may be in encrypted messages.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
@@ -36,13 +36,13 @@ _MEMBER, _ROOM_AVATAR, _ENCRYPTED = "m.room.member", "m.room.avatar", "m.room.en
 _EVENTS: Final = "SELECT event_nid, room_nid, type, sender, pdu, redacted_by FROM events"
 _TIMELINE: Final = int(EventFlag.TIMELINE)
 UNREFERENCED: Final = "unreferenced"
-"""The cause where a reference was taken back, or its place was taken by another."""
+"""The cause if a reference was removed or replaced."""
 FORGOTTEN: Final = "forgotten"
-"""The cause where this server purged what was said in a room that nobody of it remembers."""
+"""The cause if this server purged a room that no local user remembers."""
 EVENTS_AT_ONCE: Final = 50
-"""Events of what may have lost a reference that are read at once."""
+"""Rechecked events that are read at once."""
 PART: Final = 2 * MOST
-"""References of a room, or files of a user, that are looked at at once; more than one event has."""
+"""References of a room, or files of a user, that are rechecked at once; more than one event has."""
 
 
 class Role(IntEnum):
@@ -52,18 +52,18 @@ class Role(IntEnum):
     MEMBER = 1
     ROOM = 2
     ATTACHED = 3
-    """Its sender said that it belongs to the event, which may be encrypted."""
+    """The sender declared that the file belongs to the event, which may be encrypted."""
 
 
 class Setting(IntEnum):
-    """What else refers to files."""
+    """Other data with references to files."""
 
     PROFILE = 0
     ACCOUNT_DATA = 1
 
 
 class Recheck(IntEnum):
-    """What may have lost a reference."""
+    """The kind of object that may have lost a reference."""
 
     EVENT = 0
     ROOM = 1
@@ -72,7 +72,7 @@ class Recheck(IntEnum):
 
 
 class EventMentions(msgspec.Struct, frozen=True):
-    """What an event refers to."""
+    """The references of an event."""
 
     event_nid: int
     room_nid: int
@@ -80,44 +80,48 @@ class EventMentions(msgspec.Struct, frozen=True):
     sender: str
     addresses: frozenset[MediaAddress]
     is_live: bool = True
-    """False for an edit of an event that has lost its content, and for a membership in whose place
-    there is a later one."""
+    """False for an edit of an event without content, and for a membership that a later one
+    replaced."""
 
 
 class MentionBatch(msgspec.Struct, frozen=True):
-    """Some events, in the order of their numbers."""
+    """References of some events, in the order of their numbers."""
 
     upto: int
-    """All events up to this number have been looked at after it."""
+    """All events up to this number have been read after this batch."""
     count: int
     mentions: Sequence[EventMentions]
     is_cut: bool = False
-    """They refer to so much that it ends before the number of events that was asked for."""
+    """It has so many references that it ends before the requested number of events."""
 
 
 def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
-    """Whether anybody refers to the file `k` of `known_media`, as a condition, and its arguments.
-    `own`: this server's name."""
+    """Return the SQL condition that something refers to the file `k` of `known_media`, and its
+    arguments. `own`: this server's name."""
     sql = (
         "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
         " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
-        # the picture of somebody whose account was erased
-        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ? AND EXISTS (SELECT 1 FROM media AS o"
-        " JOIN accounts AS a ON a.user_id = o.user_id WHERE o.media_id = k.media_id AND a.erased = 1))"
-        " AND (EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = e.room_nid AND m.is_local = 1"
+        # the avatar of an erased account
+        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ?"
+        " AND EXISTS (SELECT 1 FROM media AS o"
+        " JOIN accounts AS a ON a.user_id = o.user_id"
+        " WHERE o.media_id = k.media_id AND a.erased = 1))"
+        " AND (EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = e.room_nid AND m.is_local = 1"
         " AND m.forgotten = 0)"
-        " OR (k.origin = ? AND EXISTS (SELECT 1 FROM rooms AS r WHERE r.room_nid = e.room_nid AND r.joined_count > 0)))))"
+        " OR (k.origin = ? AND EXISTS (SELECT 1 FROM rooms AS r"
+        " WHERE r.room_nid = e.room_nid AND r.joined_count > 0)))))"
     )
     return sql, (own, own)
 
 
-# What others write.
+# Called by other writes.
 
 
 def put_setting(
     txn: WriteTransaction, user_id: str, kind: Setting, name: str, value: bytes
 ) -> None:
-    """A field of a profile, or account data, was set; an empty value: it was removed."""
+    """Update the references of a profile field or account data; an empty value removes it."""
     addresses = find_addresses(value)
     sql = "SELECT media_nid FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
     before = {nid for (nid,) in txn.query(sql, (user_id, int(kind), name))}
@@ -125,10 +129,11 @@ def put_setting(
         return
     numbers = number_media(txn, addresses)
     if kind is Setting.PROFILE:
-        _note_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
+        _record_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
     now = set(numbers.values())
     txn.execute_many(
-        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ? AND media_nid = ?",
+        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
+        " AND media_nid = ?",
         [(user_id, int(kind), name, nid) for nid in before - now],
     )
     txn.execute_many(
@@ -140,7 +145,7 @@ def put_setting(
 
 
 def remove_settings(txn: WriteTransaction, user_id: str, kind: Setting) -> None:
-    """All of the user's were removed."""
+    """Remove all references of a user's settings of one kind."""
     sql = "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? RETURNING media_nid"
     note_rechecks(txn, Recheck.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
 
@@ -153,7 +158,8 @@ def note_rechecks(
     *,
     cause: str = UNREFERENCED,
 ) -> None:
-    """References may have gone with these. `cause`: why, for the record of what is deleted then."""
+    """Record objects that may have lost references. `cause`: the reason for the record of a
+    deletion."""
     rows = [(int(kind), nid, user_id, cause) for nid in nids]
     if rows:
         txn.execute_many(
@@ -164,15 +170,15 @@ def note_rechecks(
 
 
 def note_erased(txn: WriteTransaction, user_id: str) -> None:
-    """An account was erased: of what it has uploaded, what nobody is seen to refer to is to go."""
+    """Recheck the uploads of an erased account: unreferenced ones are to be deleted."""
     note_rechecks(txn, Recheck.USER, [0], user_id)
 
 
 def add_attachments(
     txn: WriteTransaction, event_id: str, addresses: Collection[MediaAddress]
 ) -> None:
-    """The event's sender says that these files belong to it. Where it has lost its content already,
-    so have they."""
+    """Record that the event's sender attached these files to it. If the event has lost its content,
+    so have they lost their reference."""
     row = txn.query_one(
         "SELECT event_nid, room_nid, sender, redacted_by FROM events WHERE event_id = ?",
         (event_id,),
@@ -181,7 +187,7 @@ def add_attachments(
         return
     event_nid, room_nid, sender, redacted_by = row
     numbers = number_media(txn, addresses)
-    _note_uploader(txn, [(numbers[address], address, sender) for address in addresses])
+    _record_uploader(txn, [(numbers[address], address, sender) for address in addresses])
     _insert(txn, [(nid, event_nid, room_nid, int(Role.ATTACHED)) for nid in numbers.values()])
     if redacted_by is None:
         _set_referenced(txn, numbers.values())
@@ -189,21 +195,27 @@ def add_attachments(
         note_rechecks(txn, Recheck.EVENT, [event_nid])
 
 
-# Following the events.
+# Reading the events.
 
 
 def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> MentionBatch:
-    """The next events after a number, `limit` of them and none above `at_most`, and what they refer
-    to; fewer, where that is much.
+    """Return the next `limit` events after a number, none above `at_most`, with their references;
+    fewer if these are many.
 
-    Encrypted ones are not looked into.
+    Encrypted events are not searched.
     """
-    sql = "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ? ORDER BY event_nid LIMIT ?"
+    sql = (
+        "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ?"
+        " ORDER BY event_nid LIMIT ?"
+    )
     numbers = _column(txn.query(sql, (after, at_most, limit)))
     upto = max(numbers, default=after)
-    sql = f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}' ORDER BY event_nid"
+    sql = (
+        f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}'"
+        " ORDER BY event_nid"
+    )
     rows = txn.query(sql, (after, upto)) if numbers else []
-    found = [each for each in _mentions(txn, _with_files(rows)) if each.addresses]
+    found = [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
     mentions = bounded(found, lambda each: len(each.addresses))
     is_cut = len(mentions) < len(found)
     if is_cut:
@@ -213,7 +225,8 @@ def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62)
 
 
 def bounded(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
-    """As many of the first as one write looks at, by how many addresses each has; one at least."""
+    """Return as many of the first items as one write handles, by their number of content URIs; at
+    least one."""
     total = 0
     for number, item in enumerate(items):
         total += addresses(item)
@@ -223,7 +236,7 @@ def bounded(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
 
 
 def put_batch(txn: WriteTransaction, batch: MentionBatch) -> None:
-    """Write what events refer to."""
+    """Write the references of events."""
     if not batch.mentions:
         return
     nids = number_media(txn, {address for each in batch.mentions for address in each.addresses})
@@ -233,15 +246,17 @@ def put_batch(txn: WriteTransaction, batch: MentionBatch) -> None:
     live = [(nid, each) for nid, _, each in pairs if each.is_live]
     _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid, each in live])
     _set_referenced(txn, {nid for nid, _ in live})
-    _note_uploader(txn, [(nid, address, each.sender) for nid, address, each in pairs])
+    _record_uploader(txn, [(nid, address, each.sender) for nid, address, each in pairs])
     note_rechecks(txn, Recheck.FILE, {nid for nid, _, each in pairs if not each.is_live})
 
 
 def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
-    """The event is about to lose its content: what it referred to may not have been looked at
-    yet."""
+    """Record the references of an event that is about to lose its content, in case they were not
+    read yet, and recheck it."""
     batch = MentionBatch(
-        event_nid, 1, _mentions(txn, txn.query(f"{_EVENTS} WHERE event_nid = ?", (event_nid,)))
+        event_nid,
+        1,
+        _find_references(txn, txn.query(f"{_EVENTS} WHERE event_nid = ?", (event_nid,))),
     )
     put_batch(txn, batch)
     note_rechecks(txn, Recheck.EVENT, [event_nid])
@@ -250,17 +265,19 @@ def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
 def note_purged(
     txn: WriteTransaction, room_nid: int, event_nids: Collection[int], cause: str
 ) -> None:
-    """Messages of a room are about to lose their content for good, and why: as `note_redaction`.
-    Messages without files cost no write.
+    """The same for messages of a room that are purged, with the cause. Messages without files cost
+    no write.
 
-    Who purges chooses them by `bounded`.
+    The caller chooses the messages by `bounded`.
     """
     rows = txn.query_in(
         f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids
     )
     put_batch(
         txn,
-        MentionBatch(0, 0, [each for each in _mentions(txn, _with_files(rows)) if each.addresses]),
+        MentionBatch(
+            0, 0, [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
+        ),
     )
     with_files = txn.query_in(
         "SELECT DISTINCT event_nid FROM media_in_events WHERE room_nid = ? AND event_nid IN {keys}",
@@ -271,31 +288,33 @@ def note_purged(
 
 
 def note_restored(txn: WriteTransaction, event_nids: Collection[int]) -> None:
-    """Events have their content again: who follows the numbers has passed them by. Who restores
-    many chooses them by `bounded`."""
+    """Record the references of events whose content was restored, since the job has passed them. A
+    caller with many chooses them by `bounded`."""
     rows = txn.query_in(
         f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids
     )
     put_batch(
         txn,
-        MentionBatch(0, 0, [each for each in _mentions(txn, _with_files(rows)) if each.addresses]),
+        MentionBatch(
+            0, 0, [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
+        ),
     )
 
 
 def number_media(
     txn: WriteTransaction, addresses: Collection[MediaAddress]
 ) -> Mapping[MediaAddress, int]:
-    """The numbers of files, new ones where they have none yet."""
-    wanted = sorted(addresses)
+    """Return the numbers of files; assign numbers to new ones."""
+    ordered = sorted(addresses)
     found = (
         txn.query_each(
-            "SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", wanted
+            "SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", ordered
         )
-        if wanted
+        if ordered
         else []
     )
-    numbers = {address: rows[0][0] for address, rows in zip(wanted, found, strict=True) if rows}
-    new = [address for address in wanted if address not in numbers]
+    numbers = {address: rows[0][0] for address, rows in zip(ordered, found, strict=True) if rows}
+    new = [address for address in ordered if address not in numbers]
     if new:
         first = txn.allocate("media", len(new))
         numbers.update(zip(new, range(first, first + len(new)), strict=True))
@@ -304,13 +323,13 @@ def number_media(
     return numbers
 
 
-# Looking at what may have lost a reference.
+# Rechecks.
 
 
 def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, limit: int) -> int:
-    """Look at some of what was noted, `limit` at most; how many it were. A large room, and somebody
-    who has uploaded much, takes several times. `upto_event`: which events have been looked at;
-    those above it wait."""
+    """Do at most `limit` recorded rechecks. Return how many. A large room, or a user with many
+    uploads, takes several calls. `upto_event`: the events that have been read; rechecks of later
+    ones wait."""
     rows = txn.query(
         "SELECT kind, nid, user_id, upto, cause FROM media_rechecks WHERE kind <> 0 OR nid <= ?"
         " ORDER BY kind, nid, user_id LIMIT ?",
@@ -319,30 +338,33 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     if rows and rows[0][0] == Recheck.EVENT:
         rows = [row for row in rows if row[0] == Recheck.EVENT][:EVENTS_AT_ONCE]
         return _recheck_events(txn, own, {nid: cause for _, nid, _, _, cause in rows}, now_ms)
-    lost: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
+    rechecked: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
     done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind == Recheck.FILE]
     for kind, nid, user_id, upto, _ in rows:
         if kind == Recheck.ROOM:
-            sql = "SELECT event_nid, media_nid FROM media_in_events WHERE room_nid = ? AND event_nid > ?"
+            sql = (
+                "SELECT event_nid, media_nid FROM media_in_events"
+                " WHERE room_nid = ? AND event_nid > ?"
+            )
             found = txn.query(f"{sql} ORDER BY event_nid LIMIT {PART}", (nid, upto))
-            lost |= {media_nid for _, media_nid in found}
+            rechecked |= {media_nid for _, media_nid in found}
         elif kind == Recheck.USER:
             sql = "SELECT created_ts, media_id FROM media WHERE user_id = ? AND created_ts > ?"
             found = txn.query(f"{sql} ORDER BY created_ts LIMIT {PART}", (user_id, upto))
             uploaded = number_media(txn, [MediaAddress(own, media_id) for _, media_id in found])
-            _note_uploader(
+            _record_uploader(
                 txn, [(number, address, user_id) for address, number in uploaded.items()]
             )
-            lost |= set(uploaded.values())
+            rechecked |= set(uploaded.values())
         else:
             continue
         if len(found) < PART:
             done.append((kind, nid, user_id))
-        else:  # of the last event, or time, some may be missing
+        else:  # some of the last event, or time, may be missing
             sql = "UPDATE media_rechecks SET upto = ? WHERE kind = ? AND nid = ? AND user_id = ?"
             txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
             break
-    _set_unreferenced(txn, own, {UNREFERENCED: lost}, now_ms)
+    _set_unreferenced(txn, own, {UNREFERENCED: rechecked}, now_ms)
     txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
     return len(rows)
 
@@ -350,33 +372,35 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
 def _set_unreferenced(
     txn: WriteTransaction, own: str, by_cause: Mapping[str, Collection[int]], now_ms: int
 ) -> None:
-    """Those of these files to which nobody refers are to go."""
+    """Mark those of these files that are unreferenced."""
     condition, args = referred_sql(own)
     for cause, part in [
         (cause, part) for cause, nids in by_cause.items() for part in _chunks(sorted(nids))
     ]:
         places = ", ".join("?" * len(part))
         txn.execute(
-            f"UPDATE known_media AS k SET unreferenced_ts = ?, cause = ? WHERE media_nid IN ({places})"
+            "UPDATE known_media AS k SET unreferenced_ts = ?, cause = ?"
+            f" WHERE media_nid IN ({places})"
             " AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?"
-            f" OR NOT EXISTS (SELECT 1 FROM media AS u WHERE u.media_id = k.media_id)) AND NOT {condition}",
+            " OR NOT EXISTS (SELECT 1 FROM media AS u"
+            f" WHERE u.media_id = k.media_id)) AND NOT {condition}",
             (now_ms, cause, *part, own, *args),
         )
 
 
 def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], now_ms: int) -> int:
-    """Take away what events refer to no longer, of as many of these as one write looks at; how many
-    it were. `causes`: by their numbers.
+    """Remove outdated references of events, as many as one write handles. Return how many events.
+    `causes`: by event number.
 
-    A membership that is the member's again refers to its files again. The edits of an event are
-    noted, to be looked at in their turn.
+    A membership that is current again gets its references back. The edits of an event are recorded
+    for a recheck of their own.
     """
     rows = sorted(txn.query_in(f"{_EVENTS} WHERE event_nid IN {{keys}}", causes))
     redacted = {row[0] for row in rows if row[5] is not None}
-    kept = _kept_for_others(txn, own, [row[0] for row in rows if causes[row[0]] == FORGOTTEN])
-    lost: dict[str, set[int]] = {}
+    kept = _select_kept(txn, own, [row[0] for row in rows if causes[row[0]] == FORGOTTEN])
+    rechecked: dict[str, set[int]] = {}
     looked_at, addresses = set(causes) - {row[0] for row in rows}, 0
-    for each in _mentions(txn, rows):
+    for each in _find_references(txn, rows):
         before = txn.query(
             "SELECT media_nid, role FROM media_in_events WHERE room_nid = ? AND event_nid = ?",
             (each.room_nid, each.event_nid),
@@ -385,41 +409,43 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
         if addresses > MOST and looked_at:
             break
         looked_at.add(each.event_nid)
-        stay = set(number_media(txn, each.addresses).values()) if each.is_live else set()
+        kept_nids = set(number_media(txn, each.addresses).values()) if each.is_live else set()
         if each.role is Role.MEMBER:
-            _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in stay])
-            _set_referenced(txn, stay)
-        stay |= kept.get(each.event_nid, frozenset())
+            _insert(
+                txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in kept_nids]
+            )
+            _set_referenced(txn, kept_nids)
+        kept_nids |= kept.get(each.event_nid, frozenset())
         loses_attached = each.event_nid in redacted or (
             not each.is_live and each.role is not Role.MEMBER
         )
-        gone = {
+        removed = {
             nid
             for nid, role in before
-            if nid not in stay and (role != Role.ATTACHED or loses_attached)
+            if nid not in kept_nids and (role != Role.ATTACHED or loses_attached)
         }
         txn.execute_many(
             "DELETE FROM media_in_events WHERE media_nid = ? AND event_nid = ?",
-            [(nid, each.event_nid) for nid in gone],
+            [(nid, each.event_nid) for nid in removed],
         )
-        lost.setdefault(causes[each.event_nid], set()).update(gone)
-    _set_unreferenced(txn, own, lost, now_ms)
-    _note_edits(txn, looked_at)
+        rechecked.setdefault(causes[each.event_nid], set()).update(removed)
+    _set_unreferenced(txn, own, rechecked, now_ms)
+    _record_edits(txn, looked_at)
     txn.execute_many(
         "DELETE FROM media_rechecks WHERE kind = 0 AND nid = ?", [(nid,) for nid in looked_at]
     )
     return len(looked_at)
 
 
-def _kept_for_others(
-    txn: Transaction, own: str, event_nids: Collection[int]
-) -> Mapping[int, Set[int]]:
-    """The files of this server in events of rooms that only this server has forgotten: others have
-    the messages still, and show them."""
+def _select_kept(txn: Transaction, own: str, event_nids: Collection[int]) -> Mapping[int, Set[int]]:
+    """Return the local files in events of rooms that only this server has forgotten: other servers
+    still show these messages."""
     rows = txn.query_in(
-        "SELECT e.event_nid, e.media_nid FROM events AS v JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
+        "SELECT e.event_nid, e.media_nid FROM events AS v"
+        " JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
         " JOIN media_in_events AS e ON e.room_nid = v.room_nid AND e.event_nid = v.event_nid"
-        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ? WHERE v.event_nid IN {keys}",
+        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ?"
+        " WHERE v.event_nid IN {keys}",
         event_nids,
         before=(own,),
     )
@@ -429,48 +455,56 @@ def _kept_for_others(
     return kept
 
 
-def _note_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
-    """The edits of these events, by the same cause; edits themselves have none."""
+def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+    """Record rechecks of the edits of these events, with the same cause; edits themselves have
+    none."""
     for part in _chunks(sorted(event_nids)):
         places = ", ".join("?" * len(part))
         txn.execute(
             "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause)"
             " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_rechecks AS c"
             " JOIN events AS p ON p.event_nid = c.nid"
-            f" JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid AND r.rel_type = '{REPLACE}'"
+            " JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid"
+            f" AND r.rel_type = '{REPLACE}'"
             " JOIN media_in_events AS e ON e.room_nid = r.room_nid AND e.event_nid = r.event_nid"
-            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS (SELECT 1 FROM relations AS s"
-            f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}') ON CONFLICT DO NOTHING",
+            f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS"
+            " (SELECT 1 FROM relations AS s"
+            f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}')"
+            " ON CONFLICT DO NOTHING",
             part,
         )
 
 
-def _with_files(rows: Sequence[Row]) -> list[Row]:
+def _with_uris(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if b"mxc:" in bytes(row[4])]
 
 
-def _mentions(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
-    """What these events refer to."""
+def _find_references(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
+    """Return the references of these events."""
     found = [
         EventMentions(nid, room_nid, _role(type), sender, find_addresses(bytes(pdu)))
         for nid, room_nid, type, sender, pdu, _ in rows
     ]
-    dead = _column(
+    outdated = _column(
         txn.query_in(
-            "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-            f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL AND (p.flags & {_TIMELINE}) <> 0"
-            " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL AND r.event_nid IN {keys}",
+            "SELECT r.event_nid FROM relations AS r"
+            " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+            f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL"
+            f" AND (p.flags & {_TIMELINE}) <> 0"
+            " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL"
+            " AND r.event_nid IN {keys}",
             [each.event_nid for each in found],
         )
     )
-    dead |= _column(
+    outdated |= _column(
         txn.query_in(
-            "SELECT e.event_nid FROM events AS e JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
+            "SELECT e.event_nid FROM events AS e"
+            " JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
             " WHERE m.event_nid > e.event_nid AND e.event_nid IN {keys}",
             [each.event_nid for each in found if each.role is Role.MEMBER],
         )
     )
-    return [replace(each, is_live=False) if each.event_nid in dead else each for each in found]
+    return [replace(each, is_live=False) if each.event_nid in outdated else each for each in found]
 
 
 def _role(type: str) -> Role:
@@ -479,16 +513,18 @@ def _role(type: str) -> Role:
 
 def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
     txn.execute_many(
-        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         rows,
     )
 
 
-def _note_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddress, str]]) -> None:
-    """These users refer to these files; who uploaded it is remembered to have done so."""
+def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddress, str]]) -> None:
+    """Record the references by these users to files that they uploaded."""
     txn.execute_many(
         "UPDATE known_media SET by_uploader = 1 WHERE media_nid = ? AND by_uploader = 0"
-        " AND EXISTS (SELECT 1 FROM media AS m WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
+        " AND EXISTS (SELECT 1 FROM media AS m"
+        " WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
         [
             (nid, user_id)
             for nid, address, user_id in found
@@ -500,7 +536,10 @@ def _note_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddres
 def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
     for part in _chunks(sorted(media_nids)):
         places = ", ".join("?" * len(part))
-        sql = f"UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+        sql = (
+            "UPDATE known_media SET unreferenced_ts = NULL"
+            f" WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
+        )
         txn.execute(sql, part)
 
 

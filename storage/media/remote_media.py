@@ -1,5 +1,4 @@
-"""What is known of files of other servers of which there is a copy here, and which bytes (by hash)
-they hold."""
+"""Rows of copies of remote files: origin, type and content hash."""
 
 from typing import Final
 
@@ -20,33 +19,36 @@ class RemoteMediaRow(msgspec.Struct, frozen=True):
     created_ts: int
     last_access_ts: int
     authenticated: bool
-    """Only for those who show a token."""
+    """Served only to authenticated requests."""
     quarantined: bool = False
     quarantined_by: str | None = None
-    """Who holds it back: a user id, or `system`."""
+    """The user id that quarantined it, or `system`."""
 
 
-COPY_COLUMNS: Final = "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined, quarantined_by"
+COPY_COLUMNS: Final = (
+    "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated,"
+    " quarantined, quarantined_by"
+)
 
 
 class RemoteMediaStore:
-    """The table of copies."""
+    """Reads and writes the table `remote_media`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_copy(self, origin: str, media_id: str) -> RemoteMediaRow | None:
-        """The copy of a file."""
+        """Return the copy of a file, or None."""
         return await self._database.read_quickly("get_remote_media", _select, origin, media_id)
 
     async def set_accessed(self, origin: str, media_id: str, now_ms: int) -> None:
-        """Note that somebody has read it."""
+        """Record a read of the copy."""
         await self._database.write(
             "set_remote_media_accessed", _set_accessed, origin, media_id, now_ms
         )
 
     def add_copy(self, txn: WriteTransaction, row: RemoteMediaRow) -> bool:
-        """Add a copy; False where there is one, which stays: the file behind an address never
+        """Add a copy; False if there is one, which stays: the file behind a content URI never
         changes."""
         content = row.content
         count = txn.execute(
@@ -78,7 +80,7 @@ def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | No
 
 
 def make_copy(row: Row) -> RemoteMediaRow:
-    """A copy, from `COPY_COLUMNS`."""
+    """Make a RemoteMediaRow from `COPY_COLUMNS`."""
     content = Content(bytes(row[2]), row[4], row[3], row[5])
     return RemoteMediaRow(
         row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]), row[10]
@@ -87,6 +89,7 @@ def make_copy(row: Row) -> RemoteMediaRow:
 
 def _set_accessed(txn: WriteTransaction, origin: str, media_id: str, now_ms: int) -> None:
     txn.execute(
-        "UPDATE remote_media SET last_access_ts = ? WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
+        "UPDATE remote_media SET last_access_ts = ?"
+        " WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
         (now_ms, origin, media_id, now_ms),
     )

@@ -1,12 +1,11 @@
-"""Which files may go, how their rows go, and what is remembered of it.
+"""Deletion of files: the candidates, the deletion of their rows, and the record of deletions.
 
 Laws:
-- Whoever removes rows has the folder's lock (`storage/media/files.py`), so nobody puts a file in a
-  place that is being emptied.
-- A file that nobody refers to goes only when all events have been looked at, in the write that
-  removes it.
-- What was deleted, when and why, is noted in the same write.
-- Files that are held back (quarantined) or protected go only when somebody says so.
+- A caller that deletes rows holds the folder's lock (`storage/media/files.py`), so no file is
+  placed where one is being removed.
+- An unreferenced file is deleted only when all events have been read, in the write that deletes it.
+- The same write records what was deleted, when and why.
+- Quarantined or protected files are deleted only on an explicit request.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -25,7 +24,7 @@ from storage.media.references import referred_sql
 from storage.media.scans import forget_scans
 
 MOST_BEHIND: Final = 2000
-"""Events that may still have to be looked at when files are deleted."""
+"""The number of events that may still have to be read when files are deleted."""
 
 
 class Reason(Enum):
@@ -33,11 +32,11 @@ class Reason(Enum):
 
     UNREFERENCED = "unreferenced"
     RETENTION = "retention"
-    """The last message with it was older than its room keeps them."""
+    """The last message with it exceeded its room's retention period."""
     PURGE = "purge"
-    """The last message with it was purged by an administrator."""
+    """An administrator purged the last message with it."""
     FORGOTTEN = "forgotten"
-    """The last message with it was in a room that nobody of this server remembers."""
+    """The last message with it was in a room that no local user remembers."""
     UNREAD = "unread"
     AGE = "age"
     UPLOADER = "uploader"
@@ -45,14 +44,14 @@ class Reason(Enum):
 
 
 class Removable(msgspec.Struct, frozen=True):
-    """A file that is to go."""
+    """A file to delete."""
 
     address: MediaAddress
     hash: bytes
 
 
 class Deletion(msgspec.Struct, frozen=True):
-    """A file that was deleted. Times are milliseconds since 1970."""
+    """A deleted file. Times are milliseconds since 1970."""
 
     number: int
     deleted_ts: int
@@ -68,51 +67,55 @@ class Deletion(msgspec.Struct, frozen=True):
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """What was removed, and the bytes that no file has any more."""
+    """Deleted files, and the contents that no file has any more."""
 
     addresses: Sequence[MediaAddress]
     unused: Set[bytes]
 
 
 NOTHING: Final = Removed((), frozenset())
-_COLUMNS = "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason, by_user_id"
+_COLUMNS = (
+    "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason,"
+    " by_user_id"
+)
 
 
 class MediaRemovalStore:
-    """Removes the rows of files. `own`: this server's name."""
+    """Deletes the rows of files. `own`: this server's name."""
 
     def __init__(self, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 
     async def get_unreferenced(self, before_ms: int, limit: int) -> Sequence[Removable]:
-        """At most so many files to which nobody has referred since, longest first."""
+        """Return at most `limit` files without a reference since then, longest first."""
         return await self._database.read(
             "get_unreferenced_media", self._select_unreferenced, before_ms, limit
         )
 
     async def get_unread(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
-        """At most so many files, of this server or copies of others', that nobody has read since,
+        """Return at most `limit` files, local ones or copies, that nobody has read since then,
         longest first.
 
-        Pictures of previews are not among them: these go with their previews.
+        Pictures of URL previews are excluded: they are deleted with their previews.
         """
         return await self._get_before("last_access_ts", before_ms, limit, own)
 
     async def get_old(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
-        """The same, but of those that came before then, whoever reads them; the oldest first."""
+        """Return the same, but files created before then; the oldest first."""
         return await self._get_before("created_ts", before_ms, limit, own)
 
     async def _get_before(
         self, column: Literal["last_access_ts", "created_ts"], before_ms: int, limit: int, own: bool
     ) -> Sequence[Removable]:
-        table, origin, kept = (
+        table, origin, condition = (
             ("media", "?", " AND protected = 0 AND user_id <> ''")
             if own
             else ("remote_media", "COALESCE(?, origin)", "")
         )
         sql = (
-            f"SELECT {origin}, media_id, hash FROM {table} WHERE hash IS NOT NULL AND quarantined = 0{kept}"
+            f"SELECT {origin}, media_id, hash FROM {table}"
+            f" WHERE hash IS NOT NULL AND quarantined = 0{condition}"
             f" AND {column} < ? ORDER BY {column} LIMIT ?"
         )
 
@@ -122,19 +125,20 @@ class MediaRemovalStore:
         return await self._database.read("get_media_before", read)
 
     async def get_files(self, addresses: Iterable[MediaAddress]) -> Sequence[Removable]:
-        """Those of these files that are here."""
-        wanted = list(addresses)
+        """Return those of these files that exist."""
+        requested = list(addresses)
 
         def read(txn: Transaction) -> list[Removable]:
-            own = [address.media_id for address in wanted if address.origin == self._own]
+            own = [address.media_id for address in requested if address.origin == self._own]
             rows = [
                 (self._own, *row)
                 for row in txn.query_in(
-                    "SELECT media_id, hash FROM media WHERE hash IS NOT NULL AND media_id IN {keys}",
+                    "SELECT media_id, hash FROM media"
+                    " WHERE hash IS NOT NULL AND media_id IN {keys}",
                     own,
                 )
             ]
-            others = [address for address in wanted if address.origin != self._own]
+            others = [address for address in requested if address.origin != self._own]
             sql = (
                 "SELECT origin, media_id, hash FROM remote_media WHERE origin = ? AND media_id = ?"
             )
@@ -146,41 +150,42 @@ class MediaRemovalStore:
         return await self._database.read("get_removable_media", read)
 
     async def forget_unkept(self, before_ms: int, limit: int) -> int:
-        """Forget the addresses of files that are not here and to which nobody refers; how many
-        these were."""
+        """Delete the content URIs of missing files without a reference. Return how many."""
         return await self._database.write(
-            "forget_unkept_media", self._forget_unkept, before_ms, limit
+            "remove_missing_media", self._remove_missing, before_ms, limit
         )
 
     async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
-        """What was deleted, the latest first."""
+        """Return deletions, the latest first."""
         return await self._database.read(
             "get_deleted_media", _select_deletions, before_number, limit
         )
 
     async def remove_deletions(self, before_ms: int, limit: int) -> int:
-        """Forget what was deleted long ago, at most so many."""
+        """Delete at most `limit` old records of deletions. Return how many."""
         sql = (
             "DELETE FROM deleted_media WHERE deletion_nid IN"
-            " (SELECT deletion_nid FROM deleted_media WHERE deleted_ts < ? ORDER BY deleted_ts LIMIT ?)"
+            " (SELECT deletion_nid FROM deleted_media WHERE deleted_ts < ?"
+            " ORDER BY deleted_ts LIMIT ?)"
         )
         return await self._database.write(
-            "forget_deleted_media", lambda txn: txn.execute(sql, (before_ms, limit))
+            "remove_deletion_records", lambda txn: txn.execute(sql, (before_ms, limit))
         )
 
     def remove_unreferenced(
         self, txn: WriteTransaction, files: Sequence[Removable], before_ms: int, now_ms: int
     ) -> Removed:
-        """Remove those of them to which nobody refers after all; none where too many events were
-        not looked at yet."""
+        """Delete those of them that are still unreferenced; none if too many events were not read
+        yet."""
         if not catch_up(txn, MOST_BEHIND):
             return NOTHING
         condition, args = referred_sql(self._own)
         sql = (
-            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause FROM known_media AS k"
+            f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause"
+            " FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
-        free: dict[Reason, list[MediaAddress]] = {}
+        unreferenced: dict[Reason, list[MediaAddress]] = {}
         for file in files:
             row = txn.query_one(sql, (*args, *file.address, before_ms))
             if row is not None and row[0]:
@@ -188,9 +193,10 @@ class MediaRemovalStore:
                     "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
                 )
             elif row is not None:
-                free.setdefault(Reason(row[2]), []).append(file.address)
+                unreferenced.setdefault(Reason(row[2]), []).append(file.address)
         removed = [
-            self.remove(txn, addresses, reason, now_ms) for reason, addresses in free.items()
+            self.remove(txn, addresses, reason, now_ms)
+            for reason, addresses in unreferenced.items()
         ]
         unused = {hash for each in removed for hash in each.unused}
         return Removed([address for each in removed for address in each.addresses], unused)
@@ -206,16 +212,17 @@ class MediaRemovalStore:
         held_too: bool = False,
         unread_since: int | None = None,
     ) -> Removed:
-        """Remove the rows of these files, and note it. `held_too`: also of those that are
-        quarantined or protected.
+        """Delete the rows of these files, and record it. `held_too`: quarantined or protected ones
+        too.
 
         `unread_since`: only those that nobody has read since.
         """
-        kept = "" if held_too else " AND quarantined = 0"
-        own_kept = kept and kept + " AND protected = 0"
+        condition = "" if held_too else " AND quarantined = 0"
+        own_condition = condition and condition + " AND protected = 0"
         if unread_since is not None:
-            kept, own_kept = (
-                f"{each} AND last_access_ts < {unread_since:d}" for each in (kept, own_kept)
+            condition, own_condition = (
+                f"{each} AND last_access_ts < {unread_since:d}"
+                for each in (condition, own_condition)
             )
         rows = [
             (MediaAddress(origin, media_id), user_id, bytes(hash), type, size, created_ts)
@@ -223,12 +230,12 @@ class MediaRemovalStore:
             for origin, media_id, user_id, hash, type, size, created_ts in (
                 txn.query(
                     "DELETE FROM media WHERE media_id = ? AND hash IS NOT NULL"
-                    f"{own_kept} RETURNING ?, media_id, user_id, hash, type, size, created_ts",
+                    f"{own_condition} RETURNING ?, media_id, user_id, hash, type, size, created_ts",
                     (address.media_id, self._own),
                 )
                 if address.origin == self._own
                 else txn.query(
-                    f"DELETE FROM remote_media WHERE origin = ? AND media_id = ?{kept}"
+                    f"DELETE FROM remote_media WHERE origin = ? AND media_id = ?{condition}"
                     " RETURNING origin, media_id, NULL, hash, type, size, created_ts",
                     address,
                 )
@@ -246,7 +253,7 @@ class MediaRemovalStore:
                 )
             ],
         )
-        _forget_addresses(txn, [row[0] for row in rows])
+        _remove_uris(txn, [row[0] for row in rows])
         hashes = {row[2] for row in rows}
         unused = hashes - select_used_hashes(txn, tuple(hashes))
         forget_scans(txn, unused)
@@ -256,36 +263,42 @@ class MediaRemovalStore:
         rows = txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN media AS m ON m.media_id = k.media_id"
-            " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL AND m.quarantined = 0"
+            " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL"
+            " AND m.quarantined = 0"
             " AND m.protected = 0 ORDER BY k.unreferenced_ts LIMIT ?",
             (self._own, before_ms, limit),
         )
         rows += txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
-            " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0 ORDER BY k.unreferenced_ts LIMIT ?",
+            " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0"
+            " ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, limit),
         )
         return _removable(rows[:limit])
 
-    def _forget_unkept(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
+    def _remove_missing(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
         rows = txn.query(
             f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
-            " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r WHERE r.origin = k.origin"
-            " AND r.media_id = k.media_id) AND NOT (k.origin = ? AND EXISTS (SELECT 1 FROM media AS m"
+            " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r"
+            " WHERE r.origin = k.origin"
+            " AND r.media_id = k.media_id) AND NOT (k.origin = ?"
+            " AND EXISTS (SELECT 1 FROM media AS m"
             " WHERE m.media_id = k.media_id)) ORDER BY k.unreferenced_ts LIMIT ?",
             (before_ms, self._own, limit),
         )
-        _forget_addresses(txn, [(origin, media_id) for _, origin, media_id in rows])
+        _remove_uris(txn, [(origin, media_id) for _, origin, media_id in rows])
         return len(rows)
 
 
-def _forget_addresses(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) -> None:
-    """Forget files that are not here; those to which something refers that counts no more are known
-    still, so that it is known whose address it is."""
+def _remove_uris(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) -> None:
+    """Delete the rows of missing files. Keep rows that an expired reference still names, so the
+    content URI cannot be reused."""
     txn.execute_many(
-        "DELETE FROM known_media WHERE origin = ? AND media_id = ? AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
-        " WHERE e.media_nid = known_media.media_nid) AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
+        "DELETE FROM known_media WHERE origin = ? AND media_id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
+        " WHERE e.media_nid = known_media.media_nid)"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
         " WHERE s.media_nid = known_media.media_nid)",
         addresses,
     )
@@ -303,7 +316,10 @@ def _removable(rows: Iterable[Row]) -> list[Removable]:
 def _select_deletions(
     txn: Transaction, before_number: int | None, limit: int
 ) -> Sequence[Deletion]:
-    sql = f"SELECT {_COLUMNS} FROM deleted_media WHERE deletion_nid < ? ORDER BY deletion_nid DESC LIMIT ?"
+    sql = (
+        f"SELECT {_COLUMNS} FROM deleted_media WHERE deletion_nid < ?"
+        " ORDER BY deletion_nid DESC LIMIT ?"
+    )
     rows = txn.query(sql, (2**62 if before_number is None else before_number, limit))
     return [
         Deletion(number, deleted_ts, origin, media_id, user_id, bytes(hash), *rest)

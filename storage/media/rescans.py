@@ -1,9 +1,8 @@
-"""Scanning again what was scanned before: which contents, how far it is, and when the next time
-comes.
+"""Rescans of scanned contents: their selection, progress, and whether one is due.
 
-The contents are marked in the order of their hashes, some in each write, with how far that is in
-the same write: so it goes on where it was, whatever dies when. What is marked is scanned like what
-is new, and after it (`storage/media/scans.py`).
+The contents are marked in the order of their hashes, some in each write, with the progress in the
+same write. So a rescan continues after any crash. Marked contents are scanned like new ones, and
+after those (`storage/media/scans.py`).
 """
 
 from collections.abc import Collection, Iterator
@@ -18,116 +17,116 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.scans import ScanState, Wanted
 
 LONGEST_MS: Final = 30 * 24 * 3600 * 1000
-"""After so long one that has not ended is taken for stuck, and another may begin."""
+"""A rescan that has not ended after this time is presumed stuck, and another may start."""
 NEVER_MS: Final = -1
-"""When a file has come that is not to be scanned: before any time from which on they are."""
+"""Creation time of files that are not to be scanned: before any start of scanning."""
 _NOTE: Final = "media_rescan"
 
 FileKind = Literal["local", "remote", "previews"]
-"""Uploads of this server's users, copies of other servers' files, pictures of previews."""
+"""Uploads of local users, copies of remote files, pictures of URL previews."""
 
 
 class Rescan(msgspec.Struct, frozen=True, kw_only=True):
-    """The last one. Times are milliseconds since 1970."""
+    """The last rescan. Times are milliseconds since 1970."""
 
     reason: Literal["signatures", "administrator"]
     began_ts: int
     since_ts: int
-    """Only files that have come since."""
+    """Only files created since."""
     after: str = ""
     """Marked up to this hash, in hexadecimal."""
     is_marked: bool = False
     total: int = 0
-    """Contents that were marked."""
+    """Marked contents."""
     found: int = 0
-    """Of them, those that turned out to be harmful."""
+    """Marked contents that turned out to be harmful."""
     ended_ts: int | None = None
 
 
-class _Note(msgspec.Struct, frozen=True):
+class _State(msgspec.Struct, frozen=True):
     version: str | None = None
-    """Of the scanners, when it was looked at last."""
+    """The last known version of the scanners."""
     is_due: bool = False
-    """It has changed, and no rescan has begun since."""
+    """The version has changed, and no rescan has started since."""
     last: Rescan | None = None
 
 
 class MediaRescanStore:
-    """Keeps the one that is under way, or was last."""
+    """Stores the current or last rescan."""
 
     def __init__(self, database: Database, kinds: Collection[FileKind], max_size: int) -> None:
-        """`kinds`: which files are scanned, of at most so many bytes."""
+        """`kinds`: the files to scan, of at most `max_size` bytes."""
         self._database = database
         self._kinds = frozenset(kinds)
         self._max_size = max_size
 
     async def get(self) -> tuple[Rescan | None, int]:
-        """The last one, and how many contents are left to be scanned."""
+        """Return the last rescan, and the number of contents left to scan."""
         return await self._database.read(
-            "get_media_rescan", lambda txn: (_read(txn).last, _count_left(txn))
+            "get_media_rescan", lambda txn: (_read_state(txn).last, _count_left(txn))
         )
 
     async def start(
         self, reason: Literal["signatures", "administrator"], now_ms: int, since_ms: int
     ) -> Rescan | None:
-        """Begin one; None where one is under way."""
+        """Start a rescan; None if one is running."""
 
         def write(txn: WriteTransaction) -> Rescan | None:
-            note = _read(txn)
-            if _is_under_way(note.last) and now_ms < note.last.began_ts + LONGEST_MS:
+            state = _read_state(txn)
+            if _is_under_way(state.last) and now_ms < state.last.began_ts + LONGEST_MS:
                 return None
             last = Rescan(reason=reason, began_ts=now_ms, since_ts=max(since_ms, 0))
-            _write(txn, msgspec.structs.replace(note, is_due=False, last=last))
+            _write_state(txn, msgspec.structs.replace(state, is_due=False, last=last))
             return last
 
         return await self._database.write("start_media_rescan", write)
 
     async def note_version(self, version: str) -> bool:
-        """The scanners say that they have this version; whether they had another before, with no
-        rescan since."""
+        """Record the version of the scanners. Return whether it has changed since the last
+        rescan."""
 
         def write(txn: WriteTransaction) -> bool:
-            note = _read(txn)
-            is_due = note.is_due or (note.version is not None and note.version != version)
-            if (note.version, note.is_due) != (version, is_due):
-                _write(txn, msgspec.structs.replace(note, version=version, is_due=is_due))
+            state = _read_state(txn)
+            is_due = state.is_due or (state.version is not None and state.version != version)
+            if (state.version, state.is_due) != (version, is_due):
+                _write_state(txn, msgspec.structs.replace(state, version=version, is_due=is_due))
             return is_due
 
-        return await self._database.write("note_scanner_version", write)
+        return await self._database.write("record_scanner_version", write)
 
     async def mark(self, limit: int, now_ms: int) -> int:
-        """Mark contents, looking at so many; how many were looked at. Notes also when all that was
-        marked is scanned."""
+        """Read `limit` contents and mark those to scan. Return how many were read. Also records the
+        end of the rescan."""
         return await self._database.write("mark_media_rescan", self._mark, limit, now_ms)
 
     def count_found(self, txn: WriteTransaction, hash: bytes) -> None:
-        """A content was found harmful that was known before: count it where it was marked."""
+        """Count a known content that was found harmful, if it was marked."""
         row = txn.query_one("SELECT wanted FROM media_scans WHERE digest = ?", (hash,))
-        note = _read(txn)
-        if row is not None and row[0] == Wanted.AGAIN and note.last is not None:
-            _write(
+        state = _read_state(txn)
+        if row is not None and row[0] == Wanted.AGAIN and state.last is not None:
+            _write_state(
                 txn,
                 msgspec.structs.replace(
-                    note, last=msgspec.structs.replace(note.last, found=note.last.found + 1)
+                    state, last=msgspec.structs.replace(state.last, found=state.last.found + 1)
                 ),
             )
 
     def _mark(self, txn: WriteTransaction, limit: int, now_ms: int) -> int:
-        note = _read(txn)
-        last = note.last
+        state = _read_state(txn)
+        last = state.last
         if not _is_under_way(last):
             return 0
         if last.is_marked:
             if not _count_left(txn):
-                _write(
+                _write_state(
                     txn,
                     msgspec.structs.replace(
-                        note, last=msgspec.structs.replace(last, ended_ts=now_ms)
+                        state, last=msgspec.structs.replace(last, ended_ts=now_ms)
                     ),
                 )
             return 0
         rows = self._select(txn, bytes.fromhex(last.after), limit)
-        wanted = [
+        selected = [
             hash
             for hash, created_ts, size in rows
             if created_ts >= last.since_ts and size <= self._max_size
@@ -135,12 +134,12 @@ class MediaRescanStore:
         known = {
             bytes(row[0]): ScanState(row[1])
             for row in txn.query_in(
-                "SELECT digest, state FROM media_scans WHERE digest IN {keys}", wanted
+                "SELECT digest, state FROM media_scans WHERE digest IN {keys}", selected
             )
         }
-        clean = [hash for hash in wanted if known.get(hash) is ScanState.CLEAN]
-        new = [hash for hash in wanted if hash not in known]
-        waiting = [hash for hash in wanted if known.get(hash) is ScanState.UNKNOWN]
+        clean = [hash for hash in selected if known.get(hash) is ScanState.CLEAN]
+        new = [hash for hash in selected if hash not in known]
+        unscanned = [hash for hash in selected if known.get(hash) is ScanState.UNKNOWN]
         txn.execute_many(
             f"UPDATE media_scans SET wanted = {Wanted.AGAIN:d}, until_ts = 0 WHERE digest = ?",
             [(hash,) for hash in clean],
@@ -150,10 +149,10 @@ class MediaRescanStore:
             f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.AGAIN:d}, 0)",
             [(hash, hash) for hash in new],
         )
-        # What could not be scanned until now may be possible since: it has its turn without a pause
+        # A scan that failed may succeed now: it is due without a pause
         txn.execute_many(
             "UPDATE media_scans SET failures = 0, until_ts = 0 WHERE digest = ? AND failures > 0",
-            [(hash,) for hash in waiting],
+            [(hash,) for hash in unscanned],
         )
         changed = msgspec.structs.replace(
             last,
@@ -161,20 +160,21 @@ class MediaRescanStore:
             is_marked=len(rows) < limit,
             total=last.total + len(clean) + len(new),
         )
-        _write(txn, msgspec.structs.replace(note, last=changed))
+        _write_state(txn, msgspec.structs.replace(state, last=changed))
         return len(rows)
 
     def _select(self, txn: Transaction, after: bytes, limit: int) -> list[tuple[bytes, int, int]]:
-        """The contents after a hash, in order, whosever they are: when the latest file has come
-        that is to be scanned, if any is, and how long it is.
+        """Return the contents after a hash, in order: the creation time of the latest file to scan,
+        if any, and the size.
 
-        All are walked by their hash, and so many at a time: were those of other kinds passed over
-        by the database, one step could read a whole table.
+        All contents are read by hash, `limit` at a time. If the database skipped other kinds, one
+        step could read a whole table.
         """
         found: dict[bytes, tuple[bytes, int, int]] = {}
         for table, created_ts in self._tables():
             rows: list[Row] = txn.query(
-                f"SELECT hash, MAX({created_ts}), MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?",
+                f"SELECT hash, MAX({created_ts}), MAX(size) FROM {table} WHERE hash > ?"
+                " GROUP BY hash ORDER BY hash LIMIT ?",
                 (after, limit),
             )
             for hash, latest, size in rows:
@@ -183,12 +183,12 @@ class MediaRescanStore:
         return sorted(found.values())[:limit]
 
     def _tables(self) -> Iterator[tuple[str, str]]:
-        """Those with files that are to be scanned, and an expression for when such a file has
-        come."""
+        """Return the tables with files to scan, each with an expression for the creation time of
+        such a file."""
         of_kind = {"local": "user_id <> ''", "previews": "user_id = ''"}
-        wanted = [condition for kind, condition in of_kind.items() if kind in self._kinds]
-        if wanted:
-            yield "media", f"CASE WHEN {' OR '.join(wanted)} THEN created_ts ELSE {NEVER_MS} END"
+        selected = [condition for kind, condition in of_kind.items() if kind in self._kinds]
+        if selected:
+            yield "media", f"CASE WHEN {' OR '.join(selected)} THEN created_ts ELSE {NEVER_MS} END"
         if "remote" in self._kinds:
             yield "remote_media", "created_ts"
 
@@ -197,13 +197,13 @@ def _is_under_way(last: Rescan | None) -> TypeGuard[Rescan]:
     return last is not None and last.ended_ts is None
 
 
-def _read(txn: Transaction) -> _Note:
+def _read_state(txn: Transaction) -> _State:
     text = select_note(txn, _NOTE)
-    return _Note() if text is None else msgspec.json.decode(text, type=_Note)
+    return _State() if text is None else msgspec.json.decode(text, type=_State)
 
 
-def _write(txn: WriteTransaction, note: _Note) -> None:
-    put_note(txn, _NOTE, msgspec.json.encode(note).decode())
+def _write_state(txn: WriteTransaction, state: _State) -> None:
+    put_note(txn, _NOTE, msgspec.json.encode(state).decode())
 
 
 def _count_left(txn: Transaction) -> int:

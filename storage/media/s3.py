@@ -1,4 +1,4 @@
-"""An object store that speaks S3: Amazon's, or whoever's at `endpoint_url`.
+"""An object store with the S3 protocol: Amazon's, or another at `endpoint_url`.
 
 boto3 takes 50 MB and a second to load, so this module is imported only where such a store is
 configured (`homeserver.wiring.media_stores`).
@@ -21,20 +21,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 from storage.media.object_store import ObjectStoreFailed, ObjectStream, Progress, S3Config
 
 PART_BYTES: Final = 16 << 20
-"""What is longer is sent in parts, one after the other, which the store joins in the end."""
+"""Longer files are sent in sequential parts, which the store joins in the end."""
 JOINED_PER_SECOND: Final = 16 << 20
-"""Bytes. While it joins them it may be silent for so long as this makes, besides what it may be
-silent for anyway."""
+"""Bytes per second. While the store joins parts, its permitted silence grows by the time that this
+makes."""
 ATTEMPTS: Final = 2
-"""A connection that was kept may be closed by now, so that the first is in vain."""
+"""A pooled connection may be closed by now, so the first attempt may fail."""
 CONNECT_SECONDS: Final = 5.0
 ADDRESS_SECONDS: Final = 300
-"""For so long an address is good that is given out."""
-_NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
+"""Seconds that a presigned URL is valid."""
+_MISSING_CODES: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 
 
 class S3:
-    """A bucket. Raises ObjectStoreFailed where its configuration cannot be used."""
+    """A bucket. Raises ObjectStoreFailed if its configuration is unusable."""
 
     def __init__(self, config: S3Config) -> None:
         self._bucket = config.bucket
@@ -52,7 +52,7 @@ class S3:
         self._client = self._connect(config.patience / ATTEMPTS)
 
     def _connect(self, read_seconds: float) -> Any:
-        """A client of the store, which may be silent for so long."""
+        """Return a client of the store with this read timeout."""
         config = self._config
         with _failing(), self._making:  # a session makes one at a time
             return self._session.client(
@@ -68,15 +68,15 @@ class S3:
                     retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                     s3={"addressing_style": config.addressing_style},
                     signature_version="s3v4",
-                    # Not every store knows the newer checksums, and what comes back is checked by
-                    # its hash
+                    # Not every store knows the newer checksums, and contents are verified by their
+                    # hash
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
             )
 
     def put(self, name: str, path: Path, progress: Progress) -> None:
-        joining = _Joining(
+        joining = _JoiningClient(
             self._client, lambda further: self._join(path.stat().st_size, progress, further)
         )
         with _failing(), S3Transfer(joining, self._transfer) as transfer:
@@ -89,7 +89,7 @@ class S3:
             )
 
     def _join(self, size: int, progress: Progress, further: Mapping[str, Any]) -> Any:
-        """The last step of an upload in parts."""
+        """Run the last step of a multipart upload."""
         seconds = self._config.patience + size / JOINED_PER_SECOND
         progress.expect_silence(seconds)
         client = self._connect(seconds)
@@ -105,7 +105,7 @@ class S3:
                 answer = self._client.get_object(
                     Bucket=self._bucket, Key=name, **further, **self._customer
                 )
-        except _NotThere:
+        except _Missing:
             return None
         return _Stream(answer["Body"])
 
@@ -117,19 +117,19 @@ class S3:
 
     def address(self, name: str, type: str, disposition: str) -> str | None:
         if self._customer:
-            return None  # who asks there would have to know the key
-        wanted = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
+            return None  # the requester would need the key
+        headers = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
         with _failing():
             return str(
                 self._client.generate_presigned_url(
                     "get_object",
-                    {"Bucket": self._bucket, "Key": name, **wanted},
+                    {"Bucket": self._bucket, "Key": name, **headers},
                     ExpiresIn=ADDRESS_SECONDS,
                 )
             )
 
     def _abort(self, name: str) -> None:
-        """Take away the parts of what was never finished. Its name is nobody else's."""
+        """Delete the parts of an unfinished upload. No other object has its name."""
         answer = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=name)
         for upload in answer.get("Uploads", ()):
             try:
@@ -137,12 +137,12 @@ class S3:
                     self._client.abort_multipart_upload(
                         Bucket=self._bucket, Key=name, UploadId=upload["UploadId"]
                     )
-            except _NotThere:
+            except _Missing:
                 continue
 
 
-class _Joining:
-    """The client as boto3's transfers use it, of which the step that joins the parts is another."""
+class _JoiningClient:
+    """The client that boto3's transfers use, with another way to join the parts."""
 
     def __init__(self, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
         self._client = client
@@ -167,7 +167,7 @@ class _Stream:
         self._body.close()
 
 
-class _NotThere(ObjectStoreFailed):
+class _Missing(ObjectStoreFailed):
     pass
 
 
@@ -177,13 +177,13 @@ def _failing() -> Iterator[None]:
         yield
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        raise (_NotThere if code in _NOT_THERE else ObjectStoreFailed)(str(error)) from error
+        raise (_Missing if code in _MISSING_CODES else ObjectStoreFailed)(str(error)) from error
     except (BotoCoreError, Boto3Error, ValueError) as error:
         raise ObjectStoreFailed(str(error)) from error
 
 
 def _further(config: S3Config) -> Mapping[str, str]:
-    """What is said of every object that is written."""
+    """Return the arguments of every write."""
     further = {} if config.storage_class is None else {"StorageClass": config.storage_class}
     if config.encryption in ("AES256", "aws:kms"):
         further["ServerSideEncryption"] = config.encryption
@@ -193,7 +193,7 @@ def _further(config: S3Config) -> Mapping[str, str]:
 
 
 def _customer_key(config: S3Config) -> Mapping[str, str]:
-    """What is said of an object whenever it is touched, where the store does not keep the key."""
+    """Return the arguments of every access, if the store does not keep the key."""
     if config.encryption != "customer" or config.customer_key is None:
         return {}
     key = config.customer_key

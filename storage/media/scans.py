@@ -1,14 +1,12 @@
-"""What scanners have said of files, by their content: so that each is scanned once, and nothing is
-given out before.
+"""Scan results by content, so that each content is scanned once, and nothing is served unscanned.
 
 Laws:
-- A file that comes is noted as wanted in the write that keeps it, so that none is forgotten,
-  whatever dies when.
-- A verdict, and what follows from it (all files with these bytes are held back), are one write.
-- What an administrator has given free stays free, whatever is found later; what was found harmful
-  stays so until then.
-- Rows go with the last file that has the content. Whoever asks can make up keys for what is inside
-  of a file: so of verdicts that it is clean there are few of a content, and they go with time.
+- A new file is recorded as to be scanned in the write that adds it, so none is missed in a crash.
+- A verdict and its effect (all files with these bytes are quarantined) are one write.
+- A content that an administrator released stays released, whatever is found later. A harmful
+  content stays harmful until it is released.
+- Rows are deleted with the last file of the content. A requester can invent keys for the decrypted
+  content of a file, so clean verdicts on decrypted contents are limited per content, and expire.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -27,17 +25,17 @@ from storage.media.quarantine import QuarantineStore
 
 
 class ScanState(IntEnum):
-    """What is known of a content."""
+    """The scan result of a content."""
 
     UNKNOWN = 0
     CLEAN = 1
     HARMFUL = 2
     FREED = 3
-    """Harmful, and an administrator has given it free."""
+    """Harmful, but released by an administrator."""
 
 
 class Wanted(IntEnum):
-    """Whether a job is to scan it."""
+    """Whether a job is to scan the content."""
 
     NOT = 0
     AGAIN = 1
@@ -45,7 +43,7 @@ class Wanted(IntEnum):
 
 
 class ScanRow(msgspec.Struct, frozen=True):
-    """What is known. Times are milliseconds since 1970."""
+    """A scan result. Times are milliseconds since 1970."""
 
     digest: bytes
     hash: bytes
@@ -55,45 +53,48 @@ class ScanRow(msgspec.Struct, frozen=True):
     found: str | None = None
     by_user_id: str | None = None
     failures: int = 0
-    """How often in a row it could not be scanned, while others could."""
+    """Consecutive failures while the scanner worked for other contents."""
     until_ts: int = 0
-    """Not before this moment by a job; after failures by nobody."""
+    """No job scans it before this time; after failures nobody does."""
 
 
 class ScannedFile(msgspec.Struct, frozen=True):
-    """One of the files that have a content. `user_id`: who has uploaded it, of this server's."""
+    """A file with a content. `user_id`: the local uploader."""
 
     address: MediaAddress
     user_id: str | None
 
 
 MOST_INSIDE: Final = 20
-"""Verdicts that what is inside is clean, of one content."""
+"""The maximum of clean verdicts on decrypted contents per content."""
 MOST_DOUBLED: Final = 20
-"""So often a pause is doubled at most."""
-_WRITTEN: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
-_COLUMNS: Final = f"{_WRITTEN}, failures, until_ts"
+"""The maximum of doublings of the pause."""
+_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
+_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
 
 
 class MediaScanStore:
-    """The table of them."""
+    """Reads and writes the table `media_scans`."""
 
     def __init__(self, database: Database, quarantine: QuarantineStore) -> None:
         self._database = database
         self._quarantine = quarantine
 
     async def get_scan(self, digest: bytes) -> ScanRow | None:
-        """What is known of one."""
+        """Return the result for one digest, or None."""
         rows = await self._database.read_quickly("get_media_scan", _select, (digest,))
         return rows.get(digest)
 
     async def get_scans(self, digests: Iterable[bytes]) -> Mapping[bytes, ScanRow]:
-        """What is known of those of which anything is."""
+        """Return the results for those digests that have one."""
         return await self._database.read("get_media_scans", _select, tuple(digests))
 
     async def get_findings(self, start: int, limit: int) -> Sequence[ScanRow]:
-        """What was found harmful, the latest first."""
-        sql = f"SELECT {_COLUMNS} FROM media_scans WHERE state >= 2 ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?"
+        """Return harmful contents, the latest first."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM media_scans WHERE state >= 2"
+            " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?"
+        )
         rows = await self._database.read(
             "get_media_findings", lambda txn: txn.query(sql, (limit, start))
         )
@@ -102,49 +103,50 @@ class MediaScanStore:
     async def get_files(
         self, own: str, hashes: Iterable[bytes]
     ) -> Mapping[bytes, Sequence[ScannedFile]]:
-        """The files that have these contents; `own`: this server's name. Pictures of previews
-        belong to nobody."""
+        """Return the files with these contents; `own`: this server's name. Pictures of URL previews
+        have no owner."""
         return await self._database.read("get_files_of_contents", _select_files, own, tuple(hashes))
 
     async def count_wanted(self) -> Mapping[Wanted, int]:
-        """How many wait for a job."""
+        """Count the contents that wait for a job."""
         sql = "SELECT wanted, COUNT(*) FROM media_scans WHERE wanted > 0 GROUP BY wanted"
         rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
         return {
             Wanted.AGAIN: 0,
             Wanted.FIRST: 0,
-            **{Wanted(wanted): int(count) for wanted, count in rows},
+            **{Wanted(request): int(count) for request, count in rows},
         }
 
     async def take_wanted(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
-        """At most so many contents that wait, first those of which nothing is known; nobody else
-        takes them until then."""
-        return await self._database.write("take_wanted_media_scans", _take, now_ms, until_ms, limit)
+        """Lease at most `limit` waiting contents until `until_ms`, first those without a result."""
+        return await self._database.write(
+            "take_wanted_media_scans", _lease, now_ms, until_ms, limit
+        )
 
     async def put_off(self, hash: bytes, until_ms: int) -> None:
-        """No scanner can be asked about it: a job tries then. A file from before files were scanned
-        is wanted from now on."""
+        """Let a job retry the scan then, since no scanner is available. A file from before scanning
+        was enabled is added."""
 
         def write(txn: WriteTransaction) -> None:
-            if not _want(txn, hash, until_ms):
+            if not _add_unscanned(txn, hash, until_ms):
                 txn.execute(
                     "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0",
                     (until_ms, hash),
                 )
 
-        await self._database.write("put_off_media_scan", write)
+        await self._database.write("postpone_media_scan", write)
 
     async def note_failure(self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int) -> None:
-        """It could not be scanned, while others could: not before a pause, twice as long each time,
-        again.
+        """Record that the scan failed while others succeed. The pause before a retry doubles each
+        time.
 
-        What was clean counts as clean then, and is not tried again: one such file shall not keep a
-        rescan from ending.
+        A content that was clean before counts as clean and is not retried, so that one such file
+        does not keep a rescan from ending.
         """
         first = f"wanted = {Wanted.FIRST:d}, failures = failures + 1, until_ts = ?"
 
         def write(txn: WriteTransaction) -> None:
-            _want(txn, hash, now_ms)
+            _add_unscanned(txn, hash, now_ms)
             row = _select(txn, (hash,)).get(hash)
             if row is None:
                 return
@@ -156,31 +158,29 @@ class MediaScanStore:
             else:
                 txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
 
-        await self._database.write("note_media_scan_failure", write)
+        await self._database.write("record_media_scan_failure", write)
 
     async def forget_inside(self, before_ms: int, limit: int) -> int:
-        """Forget of what is inside of files that it was clean before then, at most so many times;
-        how many. Who asks has it scanned anew."""
+        """Delete at most `limit` clean verdicts on decrypted contents from before then. Return how
+        many. The next request scans them again."""
         return await self._database.write(
-            "forget_media_scans_inside", _forget_inside, before_ms, limit
+            "remove_media_scans_inside", _remove_inside, before_ms, limit
         )
 
     async def forget_unused(self, hash: bytes) -> None:
-        """The content is not there: forget what is known of it, unless a file says that it has
-        it."""
+        """Delete the results of a missing content, unless a file has it."""
 
         def write(txn: WriteTransaction) -> None:
             forget_scans(txn, {hash} - select_used_hashes(txn, (hash,)))
 
-        await self._database.write("forget_media_scan", write)
+        await self._database.write("remove_media_scan", write)
 
     def note(self, txn: WriteTransaction, hash: bytes, until_ms: int) -> ScanState:
-        """A file with these bytes has come; what is known of them. Where they are harmful, it is
-        held back.
+        """Record the content of a new file. Return its state. A harmful file is quarantined.
 
-        `until_ms`: until then who has taken it in is to scan it, and no job.
+        `until_ms`: until then the receiver of the file scans it, and no job.
         """
-        if _want(txn, hash, until_ms):
+        if _add_unscanned(txn, hash, until_ms):
             return ScanState.UNKNOWN
         state = _select(txn, (hash,))[hash].state
         if state is ScanState.HARMFUL:
@@ -188,17 +188,17 @@ class MediaScanStore:
         return state
 
     def set_verdict(self, txn: WriteTransaction, verdict: ScanRow, *, hold: bool) -> Sequence[str]:
-        """Note what was said of a content, unless no file has it any more, or an administrator has
-        the last word.
+        """Store a verdict, unless no file has the content any more, or an administrator has
+        released it.
 
-        `hold`: where it is harmful, all files with these bytes are held back. Returns who of this
-        server's users has uploaded what is held back by this.
+        `hold`: if it is harmful, quarantine all files with these bytes. Returns the local uploaders
+        of the files that this quarantines.
         """
         if not select_used_hashes(txn, (verdict.hash,)):
             return ()
         _put(txn, verdict)
         if verdict.digest != verdict.hash and verdict.state is ScanState.CLEAN:
-            _forget_further_inside(txn, verdict.hash)
+            _limit_inside(txn, verdict.hash)
         if verdict.state is not ScanState.HARMFUL or not hold:
             return ()
         if verdict.digest != verdict.hash:
@@ -209,7 +209,7 @@ class MediaScanStore:
 
 
 def forget_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
-    """No file has these contents any more."""
+    """Delete the results of contents that no file has any more."""
     if hashes:
         txn.execute_many(
             "DELETE FROM media_scans WHERE hash = ?", [(hash,) for hash in sorted(hashes)]
@@ -219,19 +219,21 @@ def forget_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
 _IS_CLEAN_INSIDE: Final = f"state = {ScanState.CLEAN:d} AND digest <> hash"
 
 
-def _forget_inside(txn: WriteTransaction, before_ms: int, limit: int) -> int:
+def _remove_inside(txn: WriteTransaction, before_ms: int, limit: int) -> int:
     return txn.execute(
-        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE {_IS_CLEAN_INSIDE}"
+        "DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans"
+        f" WHERE {_IS_CLEAN_INSIDE}"
         " AND scanned_ts < ? ORDER BY scanned_ts LIMIT ?)",
         (before_ms, limit),
     )
 
 
-def _forget_further_inside(txn: WriteTransaction, hash: bytes) -> None:
-    """All but the latest that what is inside of a content is clean; many that were there before,
+def _limit_inside(txn: WriteTransaction, hash: bytes) -> None:
+    """Delete all but the latest clean verdicts on decrypted contents of a file; if there are many,
     some at a time."""
     txn.execute(
-        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
+        "DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans"
+        f" WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
         " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?)",
         (hash, MOST_INSIDE, MOST_INSIDE),
     )
@@ -246,24 +248,26 @@ def _row(row: Row) -> ScanRow:
     return ScanRow(bytes(row[0]), bytes(row[1]), ScanState(row[2]), *row[3:])
 
 
-def _want(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
-    """A content of which nothing is known is wanted; whether it was not before. Not of what no file
-    has."""
+def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
+    """Record a content without a result as to be scanned. Return whether it was added. Ignores
+    contents that no file has."""
     sql = (
         "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
         f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ? WHERE EXISTS"
-        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media WHERE hash = ?)"
+        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media"
+        " WHERE hash = ?)"
         " ON CONFLICT (digest) DO NOTHING"
     )
     return txn.execute(sql, (hash, hash, until_ms, hash, hash)) > 0
 
 
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
-    """Write what is known over it, but for what was found harmful."""
+    """Insert or replace a result, unless it was harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_WRITTEN}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
-        " scanned_ts = excluded.scanned_ts, found = excluded.found, by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
+        " scanned_ts = excluded.scanned_ts, found = excluded.found,"
+        " by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
         " until_ts = 0 WHERE media_scans.state < 2",
         (
             row.digest,
@@ -279,10 +283,14 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
         txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (row.digest,))
 
 
-def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
+def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
-    for wanted in (Wanted.FIRST, Wanted.AGAIN):
-        sql = f"SELECT digest FROM media_scans WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+    for request in (Wanted.FIRST, Wanted.AGAIN):
+        sql = (
+            "SELECT digest FROM media_scans"
+            f" WHERE wanted = {request:d} AND wanted > 0 AND until_ts <= ?"
+            " ORDER BY until_ts LIMIT ?"
+        )
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]
     txn.execute_many(

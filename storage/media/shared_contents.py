@@ -5,20 +5,20 @@
     second_copy    has every content              has every content, a minute later
     retired        gets every content back        is emptied
 
-An object's name is new for each writing: `PREFIX content/ab/cd/HASH-…`. The table `media_objects`
-is the journal. What changes the role wants is done by `storage.media.levelling`, a job, in steps
-that can be interrupted anywhere.
+The name of an object is new for each write: `PREFIX content/ab/cd/HASH-…`. The table
+`media_objects` is the journal. Moves between the two are steps of the job `storage.media.levelling`
+and can be interrupted anywhere.
 
 Laws:
-- `main`: an upload is acknowledged when its object is whole and noted in the transaction of its
-  row.
-- `second_copy`: it is acknowledged when the folder has it, however the store does. The job makes
-  the object, what came last first.
-- What comes back from the store is checked by its hash before anybody has it, if it is brought back
-  to the folder.
-- Nobody waits for a store that hangs (`storage.media.object_calls`). Reading has threads of its
-  own. Removing a file waits for no store at all: the journal has its object, which goes right
-  after, or with a later walk of the job.
+- `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
+  its row.
+- `second_copy`: it is acknowledged when the folder has it, whatever the state of the store. The job
+  writes the object, the latest first.
+- A content that returns from the store to the folder is verified by its hash before anybody gets
+  it.
+- Nobody waits for a store that hangs (`storage.media.object_calls`). Reads have threads of their
+  own. Deleting a file waits for no store at all: the journal lists its object, which is deleted
+  right after, or by a later walk of the job.
 """
 
 import threading
@@ -49,23 +49,23 @@ T = TypeVar("T")
 Role = Literal["main", "second_copy", "retired"]
 
 WRITING_SECONDS: Final = 600.0
-"""For so long who writes an object is believed to live, unless he says so again."""
+"""The time that a writer of an object is presumed alive without a renewal."""
 RENEW_SECONDS: Final = 120.0
 WHOLE_BYTES: Final = 8 << 20
-"""What is no longer is brought to the folder when it is asked for; longer ones are read where they
-are, and are long to write."""
+"""Larger contents are read in the store and are long calls to write; others are fetched to the
+folder on request."""
 MOST_ATTEMPTS: Final = 5
 MOST_LATELY: Final = 1000
 MOST_FAILURES: Final = 3
-"""After so many in a row the store takes nothing away at the moment."""
+"""After so many failures in a row the store is presumed unable to delete at the moment."""
 
 
-class _ObjectIsGone(Exception):
-    """The object that was to be used is being taken away."""
+class _ObjectDeleted(Exception):
+    """The object to be used is being deleted."""
 
 
 class SharedContents:
-    """Both of them. Implements `storage.media.contents.Contents`."""
+    """The folder and the object store together. Implements `storage.media.contents.Contents`."""
 
     log = Logger()
 
@@ -82,8 +82,8 @@ class SharedContents:
         prefix: str,
         give_addresses: bool,
     ) -> None:
-        """`reading`, `writing`: how the store is talked with. `give_addresses`: clients may be sent
-        to the store."""
+        """`reading`, `writing`: run the calls of the store. `give_addresses`: clients may be
+        redirected to the store."""
         self._database = database
         self._files = files
         self._objects = objects
@@ -94,25 +94,25 @@ class SharedContents:
         self._prefix = prefix
         self._give_addresses = give_addresses
         self._table = MediaObjectStore(database)
-        self._coming_back: dict[bytes, list[Deferred[bool]]] = {}
-        self._lately: set[bytes] = set()
-        self._gone: set[bytes] = set()
-        """Contents that were removed just now, and whose objects are still there."""
-        self._is_taking_away = False
-        self._taken_to = ""
+        self._fetching: dict[bytes, list[Deferred[bool]]] = {}
+        self._recent: set[bytes] = set()
+        self._deleted: set[bytes] = set()
+        """Contents that were just deleted, whose objects still exist."""
+        self._is_deleting = False
+        self._deleted_upto = ""
 
     def spool(self, memory_bytes: int) -> Spool:
         return self._files.spool(memory_bytes)
 
-    # Taking in.
+    # Adding.
 
     async def add(
         self, source: ReadableBytes, write: Callable[[WriteTransaction, bytes, int], T]
     ) -> T:
         received = await self._files.receive(source)
         try:
-            # Before its place, since nothing can be taken away from the folder from there until the
-            # row is written
+            # Before it is placed: from there until the row is written, nothing can be removed from
+            # the folder
             name = await self._put(received.path, received.hash, received.size)
             stored = await self._files.place(received)
         finally:
@@ -123,14 +123,14 @@ class SharedContents:
             self._files.abandon(stored)
             raise
         await self._files.settle(stored)
-        if self.role == "second_copy" and len(self._lately) < MOST_LATELY:
-            self._lately.add(stored.hash)
+        if self.role == "second_copy" and len(self._recent) < MOST_LATELY:
+            self._recent.add(stored.hash)
         return result
 
     def take_lately(self, limit: int) -> Set[bytes]:
-        """Contents that came lately and wait for their second copy, at most so many, each told
-        once. What is not among them, as after a restart, is found by who looks through all."""
-        return {self._lately.pop() for _ in range(min(limit, len(self._lately)))}
+        """Return and clear at most `limit` recent contents that wait for their second copy. After a
+        restart the walk over all contents finds the others."""
+        return {self._recent.pop() for _ in range(min(limit, len(self._recent)))}
 
     async def _write(
         self,
@@ -138,16 +138,16 @@ class SharedContents:
         name: str | None,
         write: Callable[[WriteTransaction, bytes, int], T],
     ) -> T:
-        """Write row and journal, with another object where the one that was to be used has gone
+        """Write row and journal; with another object if the one to be used has been deleted
         meanwhile."""
         for _ in range(MOST_ATTEMPTS):
             try:
-                return await self._database.write("keep_media", self._note, stored, name, write)
-            except _ObjectIsGone:
+                return await self._database.write("add_media", self._record, stored, name, write)
+            except _ObjectDeleted:
                 name = await self._put(stored.entry, stored.hash, stored.size)
-        raise ObjectStoreFailed("the object went away each time")
+        raise ObjectStoreFailed("the object was deleted at each attempt")
 
-    def _note(
+    def _record(
         self,
         txn: WriteTransaction,
         stored: StoredFile,
@@ -159,18 +159,19 @@ class SharedContents:
         else:
             is_here = self.role != "main" or self._table.is_here(txn, stored.hash)
         if not is_here:
-            raise _ObjectIsGone
+            raise _ObjectDeleted
         return write(txn, stored.hash, stored.size)
 
     async def _put(self, path: Path, hash: bytes, size: int) -> str | None:
-        """Write the object, if it must be there first and there is none with this content; its
+        """Write the object if the role requires it first and none has this content. Return its
         name."""
         if self.role != "main" or hash in await self._table.get_objects([hash]):
             return None
         return await self.write_object(path, hash, size)
 
     async def write_object(self, path: Path, hash: bytes, size: int) -> str:
-        """A new object with what is in a file; its name, which is not noted as `here` yet."""
+        """Write the content of a file to a new object. Return its name; the journal does not list
+        it as `here` yet."""
         text = hash.hex()
         name = f"{self._prefix}content/{text[:2]}/{text[2:4]}/{text}-{uuid4().hex}"
         await self._table.add_coming(name, hash, size, self._until())
@@ -188,14 +189,14 @@ class SharedContents:
     def _renew(self, name: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self._table.renew(name, self._until())).addErrback(
             lambda failure: self.log.failure(
-                "cannot note that an object is still being written", failure
+                "cannot record that an object is still being written", failure
             )
         )
 
     def _until(self) -> int:
         return int((self._clock.seconds() + WRITING_SECONDS) * 1000)
 
-    # Giving out.
+    # Reading.
 
     async def open(self, hash: bytes) -> OpenedContent | None:
         opened = await self._files.open(hash)
@@ -229,21 +230,21 @@ class SharedContents:
         )
 
     async def bring_back(self, found: StoredObject) -> bool:
-        """Let the folder have a content, once for all who ask; whether it was there. Raises
+        """Fetch a content to the folder, once for all callers. Return whether it exists. Raises
         OSError."""
-        waiters = self._coming_back.get(found.hash)
-        mine: Deferred[bool] = Deferred()
+        waiters = self._fetching.get(found.hash)
+        waiter: Deferred[bool] = Deferred()
         if waiters is not None:
-            waiters.append(mine)
-            return await mine
-        self._coming_back[found.hash] = [mine]
+            waiters.append(waiter)
+            return await waiter
+        self._fetching[found.hash] = [waiter]
 
         def done(result: bool | Failure) -> None:
-            for waiter in self._coming_back.pop(found.hash):
+            for waiter in self._fetching.pop(found.hash):
                 waiter.callback(result)
 
         Deferred.fromCoroutine(self._fetch(found)).addBoth(done)
-        return await mine
+        return await waiter
 
     async def _fetch(self, found: StoredObject) -> bool:
         received = await self._reading.run(
@@ -262,13 +263,13 @@ class SharedContents:
         return True
 
     def _receive(self, name: str, call: Call) -> Received | None:
-        """In a thread: an object as a file of the folder, which has no place yet; None when there
-        is none."""
+        """Fetch an object to an unplaced file of the folder; None if there is none. Runs in a
+        thread."""
         stream = self._objects.open(name, 0)
         if stream is None:
             return None
         try:
-            return self._files.receive_now(_Heard(stream, call))
+            return self._files.receive_now(_CountingStream(stream, call))
         finally:
             stream.close()
 
@@ -282,59 +283,56 @@ class SharedContents:
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
         await self._files.set_thumbnail(hash, name, data, at_most)
 
-    # Taking away.
+    # Deleting.
 
     async def remove_unused(
-        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+        self, hashes: Set[bytes], remove_rows: Callable[[WriteTransaction], Set[bytes]]
     ) -> Set[bytes] | None:
-        def forget_both(txn: WriteTransaction) -> Set[bytes]:
-            unused = forget(txn)
+        def remove_both(txn: WriteTransaction) -> Set[bytes]:
+            unused = remove_rows(txn)
             self._table.set_leaving(txn, unused)
             return unused
 
         removed = await self._files.remove_unused(
-            hashes, lambda: self._database.write("forget_media", forget_both)
+            hashes, lambda: self._database.write("remove_media", remove_both)
         )
         if removed:
-            self._take_away_soon(removed)
+            self._delete_soon(removed)
         return removed
 
-    def _take_away_soon(self, hashes: Set[bytes]) -> None:
-        """Take away the objects of contents that nobody has any more, and let nobody wait for
-        that."""
-        self._gone |= hashes
-        if not self._is_taking_away:
-            self._is_taking_away = True
-            Deferred.fromCoroutine(self._take_away_gone()).addErrback(
+    def _delete_soon(self, hashes: Set[bytes]) -> None:
+        """Delete the objects of unused contents in the background."""
+        self._deleted |= hashes
+        if not self._is_deleting:
+            self._is_deleting = True
+            Deferred.fromCoroutine(self._delete_pending()).addErrback(
                 lambda failure: self.log.failure(
-                    "objects of files that were removed are taken away later", failure
+                    "objects of deleted files will be deleted later", failure
                 )
             )
 
-    async def _take_away_gone(self) -> None:
+    async def _delete_pending(self) -> None:
         try:
-            while self._gone:
-                hashes, self._gone = self._gone, set()
-                await self._take_away(await self._table.get_leaving_of(hashes))
+            while self._deleted:
+                hashes, self._deleted = self._deleted, set()
+                await self._delete(await self._table.get_leaving_of(hashes))
         except ObjectStoreFailed as error:
-            self.log.warn(
-                "objects of files that were removed are taken away later: {error}", error=error
-            )
-            self._gone.clear()
+            self.log.warn("objects of deleted files will be deleted later: {error}", error=error)
+            self._deleted.clear()
         finally:
-            self._is_taking_away = False
+            self._is_deleting = False
 
     async def do_take_away(self, limit: int) -> int:
-        """Take away objects that nobody has any more, and what was never finished, in walks through
-        all of them; how many. A job does it. One that cannot be taken away is left for the next
-        walk. Raises ObjectStoreFailed where the store takes none."""
+        """Delete unused and unfinished objects, in walks over all of them. Return how many. Run by
+        a job. A failed deletion is retried by the next walk. Raises ObjectStoreFailed if the store
+        deletes none."""
         leaving = await self._table.take_leaving(
-            int(self._clock.seconds() * 1000), self._taken_to, limit
+            int(self._clock.seconds() * 1000), self._deleted_upto, limit
         )
-        self._taken_to = leaving[-1].name if len(leaving) == limit else ""
-        return await self._take_away(leaving)
+        self._deleted_upto = leaving[-1].name if len(leaving) == limit else ""
+        return await self._delete(leaving)
 
-    async def _take_away(self, leaving: Sequence[LeavingObject]) -> int:
+    async def _delete(self, leaving: Sequence[LeavingObject]) -> int:
         done = failures = 0
         for each in leaving:
             try:
@@ -344,7 +342,7 @@ class SharedContents:
                 if failures == MOST_FAILURES:
                     raise
                 self.log.warn(
-                    "the object {name} is taken away later: {error}", name=each.name, error=error
+                    "the object {name} will be deleted later: {error}", name=each.name, error=error
                 )
                 continue
             failures = 0
@@ -358,8 +356,8 @@ class SharedContents:
         )
 
 
-class _Heard:
-    """A stream of which the call knows how much has come."""
+class _CountingStream:
+    """A stream that records the received bytes with its call."""
 
     def __init__(self, stream: ObjectStream, call: Call) -> None:
         self._stream = stream
@@ -372,7 +370,7 @@ class _Heard:
 
 
 class _OpenedObject:
-    """An object as a source: pieces in a row come out of one answer of the store."""
+    """An object as a source: consecutive reads share one response of the store."""
 
     def __init__(self, objects: ObjectStore, calls: ObjectCalls, found: StoredObject) -> None:
         self.size = found.size
@@ -388,8 +386,7 @@ class _OpenedObject:
         return await self._calls.run(lambda call: self._read(call, offset, size))
 
     def close(self) -> None:
-        """Whoever reads closes the stream in the end: doing it here would wait for what they wait
-        for."""
+        """Close the stream, or let a running read close it: waiting for that could block."""
         self._is_closed = True
         self._close_unless_read()
 
@@ -415,7 +412,7 @@ class _OpenedObject:
             self._position = offset
         if self._stream is None:
             raise ObjectStoreFailed(f"the object {self._name} is missing in the store")
-        stream = _Heard(self._stream, call)
+        stream = _CountingStream(self._stream, call)
         data = bytearray()
         while len(data) < size and (piece := stream.read(size - len(data))):
             data += piece

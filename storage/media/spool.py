@@ -1,8 +1,8 @@
-"""Bytes on their way in: in memory while they are few, else in a file that can become a content
-without being copied.
+"""Buffers for incoming bytes: in memory while they are few, else in a file that can become a
+content without a copy.
 
-The file is an entry of the store's `incoming`, held by a lock: whoever sweeps leaves it alone, and
-takes it away after a crash.
+The file is an entry of the store's `incoming` folder, with a lock: the sweep ignores it, and
+deletes it after a crash.
 """
 
 import fcntl
@@ -14,34 +14,34 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 ROOM_BYTES: Final = 16 << 20
-"""After so many it is asked again whether there is room."""
+"""The free space is checked again after so many bytes."""
 
 
 class Spool(Protocol):
-    """Takes bytes, then gives them."""
+    """A buffer that is written, then read."""
 
     def write(self, data: bytes, /) -> int:
-        """Take the next ones. Raises OSError: the disk is full, or broken."""
+        """Append bytes. Raises OSError: the disk is full or broken."""
         ...
 
     def read(self, size: int = -1, /) -> bytes:
-        """Give the next ones, from the start; at most so many."""
+        """Return the next bytes, from the start; at most `size`."""
         ...
 
     def seek(self, offset: int, /) -> int:
-        """Where to go on."""
+        """Set the position."""
         ...
 
     def truncate(self) -> int:
-        """Forget what comes after here."""
+        """Discard everything after the position."""
         ...
 
     def close(self) -> None:
-        """Forget all."""
+        """Discard everything."""
 
 
 class TakenFile:
-    """A file with its lock, which who has it closes."""
+    """A file with its lock; the owner closes it."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
@@ -49,11 +49,11 @@ class TakenFile:
 
 
 class DiskSpool:
-    """A spool of the store's."""
+    """A spool in the media folder."""
 
     def __init__(self, folder: Path, memory_bytes: int, check_room: Callable[[], None]) -> None:
-        """Up to `memory_bytes` stay in memory. `check_room` raises OSError when the disk is to have
-        no more."""
+        """At most `memory_bytes` stay in memory. `check_room` raises OSError if the disk must not
+        fill further."""
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._check_room = check_room
@@ -63,7 +63,7 @@ class DiskSpool:
 
     @property
     def path(self) -> Path | None:
-        """The file, for somebody else to read; None while all is in memory."""
+        """The file, for another reader; None while everything is in memory."""
         return None if self._file is None else self._file.path
 
     def write(self, data: bytes, /) -> int:
@@ -102,7 +102,7 @@ class DiskSpool:
         return position
 
     def take_file(self) -> TakenFile | None:
-        """The file, which is the caller's from now on; None while all is in memory. Once."""
+        """Hand the file over to the caller, once. None while everything is in memory."""
         file, self._file = self._file, None
         return file
 

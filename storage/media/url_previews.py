@@ -1,5 +1,4 @@
-"""Previews of linked pages that were made, and their pictures, which are files that belong to no
-user."""
+"""Cached URL previews, and their pictures, which are files without an owner."""
 
 from collections.abc import Sequence, Set
 
@@ -11,11 +10,11 @@ from storage.media.media import Content, MediaRow, MediaStore, select_used_hashe
 from storage.media.scans import forget_scans
 
 NOBODY = ""
-"""Whose files the pictures are."""
+"""The owner of the pictures."""
 
 
 class PreviewRow(msgspec.Struct, frozen=True):
-    """A preview. `body`: JSON, None where it could not be had. `expires_ts`: milliseconds since
+    """A preview. `body`: JSON; None if the preview failed. `expires_ts`: milliseconds since
     1970."""
 
     url: str
@@ -25,18 +24,18 @@ class PreviewRow(msgspec.Struct, frozen=True):
 
 
 class URLPreviewStore:
-    """The tables of them."""
+    """Reads and writes the tables of URL previews."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._media = MediaStore(database)
 
     async def get_preview(self, url: str, now_ms: int) -> PreviewRow | None:
-        """The preview of a page, unless it is too old."""
+        """Return the preview of a page, unless it has expired."""
         return await self._database.read_quickly("get_url_preview", _select, url, now_ms)
 
     async def put_preview(self, row: PreviewRow) -> None:
-        """Keep a preview in place of an older one."""
+        """Insert or replace a preview."""
         await self._database.write("put_url_preview", _put, row)
 
     def add_picture(
@@ -49,8 +48,7 @@ class URLPreviewStore:
         *,
         authenticated: bool,
     ) -> str:
-        """Note a picture of a page under a new id, or the one that it has already; the id that it
-        has then."""
+        """Add a picture of a page under a new id, unless the page has it already. Return its id."""
         before = txn.query_one(
             "SELECT m.media_id FROM url_previews p JOIN media m ON m.media_id = p.media_id "
             "WHERE p.url = ? AND m.hash = ? AND m.quarantined = 0",
@@ -67,18 +65,19 @@ class URLPreviewStore:
         return media_id
 
     async def remove_old(self, before_ms: int, limit: int) -> int:
-        """Forget at most so many previews that were too old before then; how many."""
+        """Delete at most `limit` previews that expired before then. Return how many."""
         return await self._database.write("remove_old_url_previews", _remove_old, before_ms, limit)
 
     async def get_old_pictures(self, before_ms: int, limit: int) -> Sequence[tuple[str, bytes]]:
-        """Ids and hashes of at most so many pictures from before then that no preview has."""
+        """Return ids and hashes of at most `limit` pictures from before then that no preview
+        uses."""
         return await self._database.read("get_old_preview_pictures", _select_old, before_ms, limit)
 
     def forget_pictures(
         self, txn: WriteTransaction, pictures: Sequence[tuple[str, bytes]]
     ) -> Set[bytes]:
-        """Forget pictures, unless a preview has them after all; the hashes that no file has any
-        more."""
+        """Delete pictures, unless a preview uses them after all. Return the hashes that no file has
+        any more."""
         for media_id, _hash in pictures:
             if txn.query_one("SELECT 1 FROM url_previews WHERE media_id = ?", (media_id,)) is None:
                 txn.execute("DELETE FROM media WHERE media_id = ? AND quarantined = 0", (media_id,))
@@ -99,7 +98,8 @@ def _select(txn: Transaction, url: str, now_ms: int) -> PreviewRow | None:
 
 def _put(txn: WriteTransaction, row: PreviewRow) -> None:
     txn.execute(
-        "INSERT INTO url_previews (url, body, media_id, expires_ts) VALUES (?, ?, ?, ?) ON CONFLICT (url) DO UPDATE SET "
+        "INSERT INTO url_previews (url, body, media_id, expires_ts) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (url) DO UPDATE SET "
         "body = excluded.body, media_id = excluded.media_id, expires_ts = excluded.expires_ts",
         (row.url, row.body, row.media_id, row.expires_ts),
     )
@@ -117,6 +117,7 @@ def _select_old(txn: Transaction, before_ms: int, limit: int) -> Sequence[tuple[
     sql = (
         "SELECT m.media_id, m.hash FROM preview_pictures p JOIN media m ON m.media_id = p.media_id "
         "WHERE p.made_ts < ? AND m.quarantined = 0 "
-        "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id) ORDER BY p.made_ts LIMIT ?"
+        "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id)"
+        " ORDER BY p.made_ts LIMIT ?"
     )
     return [(row[0], bytes(row[1])) for row in txn.query(sql, (before_ms, limit))]

@@ -1,5 +1,5 @@
-"""How much there is of files: by user, by room, by server, in all. For administrators: these
-queries look at every file."""
+"""Disk usage of files by user, room and server, and in total. For administrators: these queries
+read all files."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from storage.media.references import Role
 
 
 class Amount(msgspec.Struct, frozen=True):
-    """How many files, and how many bytes."""
+    """A number of files, and their bytes."""
 
     count: int
     size: int
 
 
 class UserUsage(msgspec.Struct, frozen=True):
-    """What a user has uploaded."""
+    """The uploads of a user."""
 
     user_id: str
     display_name: str | None
@@ -26,51 +26,51 @@ class UserUsage(msgspec.Struct, frozen=True):
 
 
 class ServerUsage(msgspec.Struct, frozen=True):
-    """All files. What several files have in common is counted for each, but for `contents`."""
+    """All files. Bytes that several files share are counted for each file, except in `contents`."""
 
     own: Amount
     copies: Amount
     contents: Amount
-    """What is kept: the same bytes once."""
+    """The stored contents: equal bytes count once."""
     objects: Amount
-    """What of it is in the object store."""
+    """Those of the contents that are in the object store."""
     quarantined: int
     rooms: Sequence[tuple[str, Amount]]
-    """The rooms whose events show most, largest first."""
+    """The rooms whose events refer to most bytes, largest first."""
     servers: Sequence[tuple[str, Amount]]
-    """The other servers of whose files the copies are largest, largest first."""
+    """The remote servers with the largest copies, largest first."""
 
 
 class RoomUsage(msgspec.Struct, frozen=True):
-    """What events of a room show, but for pictures of its members."""
+    """Files in the events of a room, without avatars of its members."""
 
     own: Amount
     copies: Amount
 
 
 class MediaUsageStore:
-    """Counts files. `own`: this server's name."""
+    """Computes disk usage. `own`: this server's name."""
 
     def __init__(self, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 
     async def get_of_users(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
-        """By user, what was uploaded in a span of time; users without files are missing, and so are
-        pictures of previews."""
+        """Return the uploads of each user in a range of time. Users without files are missing, and
+        so are pictures of URL previews."""
         return await self._database.read(
             "get_media_usage_of_users", _select_users, from_ms, until_ms
         )
 
     async def get_of_server(self, rooms: int, servers: int) -> ServerUsage:
-        """All there is, the rooms, so many of them, that show most, and so many other servers with
-        most."""
+        """Return the total usage, with the `rooms` largest rooms and the `servers` largest remote
+        servers."""
         return await self._database.read(
             "get_media_usage", _select_server, self._own, rooms, servers
         )
 
     async def get_of_room(self, room_id: str) -> RoomUsage | None:
-        """What a room shows; None where no such room is known."""
+        """Return the usage of a room; None for an unknown room."""
         return await self._database.read(
             "get_media_usage_of_room", _select_room, self._own, room_id
         )
@@ -78,9 +78,12 @@ class MediaUsageStore:
 
 def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
     rows = txn.query(
-        "SELECT u.user_id, p.value, u.files, u.bytes FROM (SELECT user_id, COUNT(*) AS files, SUM(size) AS bytes FROM media"
-        " WHERE hash IS NOT NULL AND user_id <> '' AND created_ts >= ? AND created_ts <= ? GROUP BY user_id) AS u"
-        " LEFT JOIN profiles AS p ON p.user_id = u.user_id AND p.field = 'displayname' ORDER BY u.user_id",
+        "SELECT u.user_id, p.value, u.files, u.bytes"
+        " FROM (SELECT user_id, COUNT(*) AS files, SUM(size) AS bytes FROM media"
+        " WHERE hash IS NOT NULL AND user_id <> '' AND created_ts >= ? AND created_ts <= ?"
+        " GROUP BY user_id) AS u"
+        " LEFT JOIN profiles AS p ON p.user_id = u.user_id AND p.field = 'displayname'"
+        " ORDER BY u.user_id",
         (from_ms, 2**62 if until_ms is None else until_ms),
     )
     return [
@@ -95,31 +98,36 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         for table in ("media", "remote_media")
     )
     sizes = " UNION ALL ".join(
-        f"SELECT k.media_nid, m.size FROM known_media AS k JOIN {table} AS m ON m.media_id = k.media_id AND {where}"
+        "SELECT k.media_nid, m.size FROM known_media AS k"
+        f" JOIN {table} AS m ON m.media_id = k.media_id AND {where}"
         for table, where in (("media", "k.origin = ?"), ("remote_media", "k.origin = m.origin"))
     )
-    found = txn.query(
+    largest_rooms = txn.query(
         "SELECT r.room_id, COUNT(*), SUM(s.size) FROM"
-        f" (SELECT DISTINCT room_nid, media_nid FROM media_in_events WHERE role <> {int(Role.MEMBER)}) AS e"
-        f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid JOIN rooms AS r ON r.room_nid = e.room_nid"
+        " (SELECT DISTINCT room_nid, media_nid FROM media_in_events"
+        f" WHERE role <> {int(Role.MEMBER)}) AS e"
+        f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid"
+        " JOIN rooms AS r ON r.room_nid = e.room_nid"
         " GROUP BY r.room_id ORDER BY 3 DESC, r.room_id LIMIT ?",
         (own, rooms),
     )
-    held = txn.query_one(f"SELECT COUNT(*) FROM ({both}) AS b WHERE quarantined = 1")
+    quarantined = txn.query_one(f"SELECT COUNT(*) FROM ({both}) AS b WHERE quarantined = 1")
     return ServerUsage(
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM media WHERE hash IS NOT NULL"),
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM remote_media"),
         _amount(
             txn,
-            f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b GROUP BY hash) AS c",
+            f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b"
+            " GROUP BY hash) AS c",
         ),
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
-        int(held[0]) if held is not None else 0,
-        [(room_id, Amount(int(count), int(size))) for room_id, count, size in found],
+        int(quarantined[0]) if quarantined is not None else 0,
+        [(room_id, Amount(int(count), int(size))) for room_id, count, size in largest_rooms],
         [
             (origin, Amount(int(count), int(size)))
             for origin, count, size in txn.query(
-                "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin ORDER BY 3 DESC, origin LIMIT ?",
+                "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin"
+                " ORDER BY 3 DESC, origin LIMIT ?",
                 (servers,),
             )
         ],
@@ -131,8 +139,10 @@ def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
     if room is None:
         return None
     shown = (
-        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
-        f" (SELECT media_nid FROM media_in_events WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
+        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k"
+        " JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
+        " (SELECT media_nid FROM media_in_events"
+        f" WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
     )
     return RoomUsage(
         _amount(txn, shown.format(table="media", where="k.origin = ?"), (own, room[0])),

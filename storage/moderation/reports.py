@@ -1,4 +1,4 @@
-"""What users reported to the administrators: events, rooms, users."""
+"""Reports of events, rooms and users to the administrators."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -11,7 +11,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ReportKind(Enum):
-    """What is reported."""
+    """The kind of reported object."""
 
     EVENT = "event"
     ROOM = "room"
@@ -19,73 +19,74 @@ class ReportKind(Enum):
 
 
 class NewReport(msgspec.Struct, frozen=True):
-    """A report, as it comes in."""
+    """A new report."""
 
     received_ts: int
     kind: ReportKind
     user_id: str
-    """Who reported."""
+    """The user who reported."""
     room_id: str | None = None
     event_id: str | None = None
     target_user_id: str | None = None
-    """The user who is reported, or who sent the event."""
+    """The reported user, or the sender of the event."""
     reason: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A report, as it is kept."""
+    """A stored report."""
 
     report_nid: int
     report: NewReport
     room_name: str | None
-    """Of the room that it is about, as it is called now, if it is known here."""
+    """The current name of the room, if the server knows the room."""
     room_alias: str | None
 
 
 class ReportFilter(msgspec.Struct, frozen=True):
-    """Which reports of a kind. Parts of ids are looked for whatever the case; an empty one is in
-    all of them."""
+    """A filter for reports. Parts of IDs match regardless of case. An empty part matches
+    everything."""
 
     reporter_part: str = ""
     room_part: str = ""
     target_part: str = ""
     target: str | None = None
-    """The user who is reported, or who sent the event."""
+    """The reported user, or the sender of the event."""
 
 
 _COLUMNS = "report_nid, received_ts, kind, user_id, room_id, event_id, target_user_id, reason"
 _SELECT = (
-    "SELECT p.report_nid, s.name, s.canonical_alias, p.received_ts, p.kind, p.user_id, p.room_id, p.event_id,"
+    "SELECT p.report_nid, s.name, s.canonical_alias, p.received_ts, p.kind, p.user_id, p.room_id,"
+    " p.event_id,"
     " p.target_user_id, p.reason FROM reports AS p LEFT JOIN rooms AS r ON r.room_id = p.room_id"
     " LEFT JOIN room_summaries AS s ON s.room_nid = r.room_nid"
 )
 
 
 class ReportStore:
-    """The table of reports."""
+    """Stores reports."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add_report(self, report: NewReport) -> int:
-        """Keep a report; its number."""
+        """Store a report. Return its number."""
         return await self._database.write("add_report", _insert, report)
 
     async def get_page(
         self, kind: ReportKind, wanted: ReportFilter, offset: int, limit: int, *, newest_first: bool
     ) -> tuple[Sequence[Report], int]:
-        """Some of the reports of one kind, and how many of these there are. Looks at all reports of
-        the kind."""
+        """Return a page of reports of one kind, and their total number. Reads all reports of the
+        kind."""
         return await self._database.read(
             "get_report_page", _select_page, kind, wanted, offset, limit, newest_first
         )
 
     async def get_report(self, kind: ReportKind, report_nid: int) -> Report | None:
-        """The report of that kind with that number."""
+        """Return the report of this kind and number."""
         return await self._database.read("get_report", _select_one, kind, report_nid)
 
     async def remove_report(self, kind: ReportKind, report_nid: int) -> bool:
-        """Keep a report no longer; whether there was one."""
+        """Delete a report. Return whether it existed."""
         return await self._database.write("remove_report", _delete, kind, report_nid)
 
 

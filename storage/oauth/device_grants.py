@@ -1,5 +1,4 @@
-"""Programs that wait for somebody to let them in on another device. Their secret codes are kept as
-hashes.
+"""Stores pending device authorization grants. Device codes are stored as hashes.
 
 spec: RFC 8628
 """
@@ -14,7 +13,7 @@ from storage.upstream.sessions import SignIns, sign_in_of
 
 
 class DeviceGrantRow(msgspec.Struct, frozen=True):
-    """One of them. Times are milliseconds since 1970. `allowed`: None while nobody has decided."""
+    """A device grant. Times are milliseconds since 1970. `allowed`: None until the user decides."""
 
     code_hash: bytes
     user_code: str
@@ -27,24 +26,27 @@ class DeviceGrantRow(msgspec.Struct, frozen=True):
     user_id: str | None = None
     allowed: bool | None = None
     origin: str | None = None
-    """JSON: the sign-in at an identity provider by which they came who decided, if any."""
+    """JSON: the upstream sign-in of the user who decided, if any."""
 
 
-_COLUMNS = "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts, user_id, allowed, origin"
+_COLUMNS = (
+    "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts,"
+    " user_id, allowed, origin"
+)
 
 
 class DeviceGrantStore:
-    """Their table."""
+    """The table of device grants."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add_grant(self, txn: WriteTransaction, grant: DeviceGrantRow) -> bool:
-        """Begin one; False where another one has the same user code."""
+        """Add a grant; False if another one has the same user code."""
         return bool(
             txn.execute(
-                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT DO NOTHING",
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (
                     grant.code_hash,
                     grant.user_code,
@@ -63,15 +65,18 @@ class DeviceGrantStore:
         )
 
     def get_grant(self, txn: Transaction, code_hash: bytes) -> DeviceGrantRow | None:
-        """The one of a program's secret code."""
+        """Return the grant of a device code."""
         sql = f"SELECT {_COLUMNS} FROM oauth_device_grants WHERE code_hash = ?"
         return _grant(txn.query_one(sql, (code_hash,)))
 
     async def get_grant_of_user_code(self, user_code: str, now: int) -> DeviceGrantRow | None:
-        """The one that people name so, while it is open."""
+        """Return the open grant of a user code."""
 
         def read(txn: Transaction) -> DeviceGrantRow | None:
-            sql = f"SELECT {_COLUMNS} FROM oauth_device_grants WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL"
+            sql = (
+                f"SELECT {_COLUMNS} FROM oauth_device_grants"
+                " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL"
+            )
             return _grant(txn.query_one(sql, (user_code, now)))
 
         return await self._database.read_quickly("get_device_grant", read)
@@ -79,7 +84,7 @@ class DeviceGrantStore:
     def set_asked(
         self, txn: WriteTransaction, code_hash: bytes, asked_ts: int, interval_ms: int
     ) -> None:
-        """The program has asked."""
+        """Record the client's last poll and its interval."""
         txn.execute(
             "UPDATE oauth_device_grants SET asked_ts = ?, interval_ms = ? WHERE code_hash = ?",
             (asked_ts, interval_ms, code_hash),
@@ -95,7 +100,7 @@ class DeviceGrantStore:
         *,
         allowed: bool,
     ) -> bool:
-        """Somebody has decided; False where that is no longer open."""
+        """Store the user's decision; False if the grant is no longer open."""
         return bool(
             txn.execute(
                 "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
@@ -105,22 +110,22 @@ class DeviceGrantStore:
         )
 
     def remove_grant(self, txn: WriteTransaction, code_hash: bytes) -> bool:
-        """End one; False where there is none."""
+        """Remove a grant; False if there is none."""
         return bool(
             txn.execute("DELETE FROM oauth_device_grants WHERE code_hash = ?", (code_hash,))
         )
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End those that a user has decided about."""
+        """Remove the grants that a user decided."""
         txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
 
     def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
-        """End those that somebody has decided about who came by a sign-in at a provider."""
+        """Remove the grants that were decided in browsers of these upstream sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM oauth_device_grants WHERE {condition}", values)
 
     def remove_old_grants(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
-        """Forget up to `limit` that expired before; how many."""
+        """Remove up to `limit` grants that expired before; return how many."""
         return txn.execute(
             "DELETE FROM oauth_device_grants WHERE code_hash IN"
             " (SELECT code_hash FROM oauth_device_grants WHERE expires_ts < ? LIMIT ?)",

@@ -1,7 +1,6 @@
-"""The OAuth 2.0 API: registered programs, authorization codes, and which devices are signed in by
-it.
+"""Stores registered clients, authorization codes, and sessions of the OAuth 2.0 API.
 
-Codes are kept as hashes. Times are milliseconds since 1970.
+Codes are stored as hashes. Times are milliseconds since 1970.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from storage.upstream.sessions import SignIns, sign_in_of
 
 
 class OAuthClientRow(msgspec.Struct, frozen=True):
-    """A program."""
+    """A registered client. `metadata` is JSON."""
 
     client_id: str
     metadata: str
@@ -23,8 +22,8 @@ class OAuthClientRow(msgspec.Struct, frozen=True):
 
 
 class OAuthCodeRow(msgspec.Struct, frozen=True):
-    """An authorization code. `used_for`: the family of the session that it was exchanged for, b""
-    where it was used in vain, None while it was not."""
+    """An authorization code. `used_for`: the family hash of the session that it was exchanged for;
+    b"" if the exchange failed; None if it is unused."""
 
     code_hash: bytes
     user_id: str
@@ -36,12 +35,11 @@ class OAuthCodeRow(msgspec.Struct, frozen=True):
     expires_ts: int
     used_for: bytes | None = None
     origin: str | None = None
-    """JSON: the sign-in at an identity provider by which they came who let the program in, if
-    any."""
+    """JSON: the upstream sign-in of the user who allowed the client, if any."""
 
 
 class OAuthSessionRow(msgspec.Struct, frozen=True):
-    """A device that is signed in by a program."""
+    """The session of a device that signed in with an OAuth client."""
 
     user_id: str
     device_id: str
@@ -50,7 +48,10 @@ class OAuthSessionRow(msgspec.Struct, frozen=True):
     family_hash: bytes
 
 
-_CODE = "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts, used_for, origin"
+_CODE = (
+    "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts,"
+    " used_for, origin"
+)
 _SESSION = "user_id, device_id, client_id, scope, family_hash"
 _NOT_IN_USE = (
     "NOT EXISTS (SELECT 1 FROM oauth_sessions s WHERE s.client_id = c.client_id)"
@@ -60,44 +61,48 @@ _NOT_IN_USE = (
 
 
 class OAuthStore:
-    """Their tables."""
+    """The tables of clients, codes and sessions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # Programs.
+    # Clients.
 
     async def get_client(self, client_id: str) -> OAuthClientRow | None:
-        """One of them."""
+        """Return a client; None if it is unknown."""
 
         def read(txn: Transaction) -> OAuthClientRow | None:
-            sql = "SELECT client_id, metadata, created_ts, last_used_ts FROM oauth_clients WHERE client_id = ?"
+            sql = (
+                "SELECT client_id, metadata, created_ts, last_used_ts FROM oauth_clients"
+                " WHERE client_id = ?"
+            )
             row = txn.query_one(sql, (client_id,))
             return None if row is None else OAuthClientRow(*row)
 
         return await self._database.read_quickly("get_oauth_client", read)
 
     def add_client(self, txn: WriteTransaction, client: OAuthClientRow) -> bool:
-        """Register one; False where it is known: it was used."""
+        """Add a client; if it exists, update its last use and return False."""
         sql = "UPDATE oauth_clients SET last_used_ts = ? WHERE client_id = ?"
         if txn.execute(sql, (client.last_used_ts, client.client_id)):
             return False
         txn.execute(
-            "INSERT INTO oauth_clients (client_id, metadata, created_ts, last_used_ts) VALUES (?, ?, ?, ?)",
+            "INSERT INTO oauth_clients (client_id, metadata, created_ts, last_used_ts)"
+            " VALUES (?, ?, ?, ?)",
             (client.client_id, client.metadata, client.created_ts, client.last_used_ts),
         )
         return True
 
     def set_client_allowed(self, txn: WriteTransaction, client_id: str, now: int) -> bool:
-        """Somebody lets it in; whether nobody had before."""
+        """Record that a user allowed a client; return whether it is the first time."""
         sql = "UPDATE oauth_clients SET allowed_ts = ? WHERE client_id = ? AND allowed_ts IS NULL"
         return bool(txn.execute(sql, (now, client_id)))
 
     def remove_unused_clients(
         self, txn: WriteTransaction, used_before: int, never_before: int, limit: int
     ) -> int:
-        """Forget up to `limit` that nobody used since `used_before`, or, of those that nobody ever
-        let in, `never_before`, and that have no session, no code and nothing under way."""
+        """Remove up to `limit` clients last used before `used_before`, or, if no user ever allowed
+        them, before `never_before`. Clients with a session, code or device grant stay."""
         return txn.execute(
             "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
             " WHERE (c.last_used_ts < ? OR (c.allowed_ts IS NULL AND c.last_used_ts < ?))"
@@ -106,10 +111,11 @@ class OAuthStore:
         )
 
     def remove_clients_beyond(self, txn: WriteTransaction, most: int, limit: int) -> int:
-        """Of those that nobody ever let in, keep `most`, the last used; of others up to `limit` are
-        forgotten."""
+        """Of the clients that no user ever allowed, keep the `most` last used, and remove up to
+        `limit` of the others."""
         row = txn.query_one(
-            "SELECT last_used_ts FROM oauth_clients WHERE allowed_ts IS NULL ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
+            "SELECT last_used_ts FROM oauth_clients WHERE allowed_ts IS NULL"
+            " ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
             (most,),
         )
         if row is None:
@@ -123,7 +129,7 @@ class OAuthStore:
     # Codes.
 
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
-        """Give one out."""
+        """Add a code."""
         txn.execute(
             f"INSERT INTO oauth_codes ({_CODE}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -142,18 +148,18 @@ class OAuthStore:
         )
 
     def get_code(self, txn: Transaction, code_hash: bytes) -> OAuthCodeRow | None:
-        """A code, used or not."""
+        """Return a code, used or not."""
         row = txn.query_one(f"SELECT {_CODE} FROM oauth_codes WHERE code_hash = ?", (code_hash,))
         return None if row is None else OAuthCodeRow(*row)
 
     def set_code_used(self, txn: WriteTransaction, code_hash: bytes, used_for: bytes) -> None:
-        """It was exchanged, or tried in vain."""
+        """Mark a code as used, for a session or in a failed exchange."""
         txn.execute(
             "UPDATE oauth_codes SET used_for = ? WHERE code_hash = ?", (used_for, code_hash)
         )
 
     def remove_old_codes(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
-        """Forget up to `limit` codes that expired before; how many."""
+        """Remove up to `limit` codes that expired before; return how many."""
         return txn.execute(
             "DELETE FROM oauth_codes WHERE code_hash IN"
             " (SELECT code_hash FROM oauth_codes WHERE expires_ts < ? LIMIT ?)",
@@ -161,18 +167,18 @@ class OAuthStore:
         )
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """End the codes of a user."""
+        """Remove the codes of a user."""
         txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
 
     def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
-        """End the codes of a sign-in at a provider."""
+        """Remove the codes of upstream sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM oauth_codes WHERE {condition}", values)
 
     # Sessions.
 
     def get_session(self, txn: Transaction, user_id: str, device_id: str) -> OAuthSessionRow | None:
-        """How a device is signed in, where that is by a program of this API."""
+        """Return the session of a device; None if it did not sign in with OAuth."""
         row = txn.query_one(
             f"SELECT {_SESSION} FROM oauth_sessions WHERE user_id = ? AND device_id = ?",
             (user_id, device_id),
@@ -180,14 +186,14 @@ class OAuthStore:
         return None if row is None else OAuthSessionRow(*row)
 
     def get_session_of_family(self, txn: Transaction, family_hash: bytes) -> OAuthSessionRow | None:
-        """The session whose refresh tokens begin so."""
+        """Return the session of a family of refresh tokens."""
         row = txn.query_one(
             f"SELECT {_SESSION} FROM oauth_sessions WHERE family_hash = ?", (family_hash,)
         )
         return None if row is None else OAuthSessionRow(*row)
 
     async def get_sessions(self, user_id: str) -> dict[str, OAuthSessionRow]:
-        """Those of a user, by device."""
+        """Return the sessions of a user, by device."""
 
         def read(txn: Transaction) -> dict[str, OAuthSessionRow]:
             rows = txn.query(f"SELECT {_SESSION} FROM oauth_sessions WHERE user_id = ?", (user_id,))
@@ -196,7 +202,7 @@ class OAuthStore:
         return await self._database.read("get_oauth_sessions", read)
 
     def set_session(self, txn: WriteTransaction, session: OAuthSessionRow) -> None:
-        """A device is signed in so; whatever was before."""
+        """Store the session of a device, replacing an earlier one."""
         self.remove_devices(txn, session.user_id, [session.device_id])
         txn.execute(
             f"INSERT INTO oauth_sessions ({_SESSION}) VALUES (?, ?, ?, ?, ?)",
@@ -212,7 +218,7 @@ class OAuthStore:
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """These devices are no longer signed in by this API."""
+        """Remove the sessions of these devices."""
         txn.execute_many(
             "DELETE FROM oauth_sessions WHERE user_id = ? AND device_id = ?",
             [(user_id, device_id) for device_id in device_ids],
@@ -220,13 +226,13 @@ class OAuthStore:
 
 
 class CrossSigningResetStore:
-    """Until when users may replace their keys of cross-signing."""
+    """Stores until when users may replace their cross-signing keys."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_until(self, user_id: str) -> int:
-        """A time; 0 where nothing was allowed."""
+        """Return the end of the permission; 0 if there is none."""
 
         def read(txn: Transaction) -> int:
             row = txn.query_one(
@@ -237,7 +243,7 @@ class CrossSigningResetStore:
         return await self._database.read_quickly("get_cross_signing_reset", read)
 
     def set_until(self, txn: WriteTransaction, user_id: str, until_ts: int) -> None:
-        """Allow it."""
+        """Allow the replacement until a time."""
         txn.execute(
             "INSERT INTO cross_signing_resets (user_id, until_ts) VALUES (?, ?)"
             " ON CONFLICT (user_id) DO UPDATE SET until_ts = excluded.until_ts",
@@ -245,5 +251,5 @@ class CrossSigningResetStore:
         )
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Allow it no more."""
+        """Remove the permission of a user."""
         txn.execute("DELETE FROM cross_signing_resets WHERE user_id = ?", (user_id,))

@@ -1,10 +1,10 @@
-"""The writes that complete the state of a room that was entered with a part of it.
+"""The writes that complete the state of a room that was joined with partial state.
 
 Laws:
-- What is gathered and found is kept beside the room (`partial_rooms.py`), chunk by chunk: the room
-  goes on with the part that it has, and after a restart what is there need not be done again.
-- One last write puts everything in its place and moves the head: whoever reads sees all of it or
-  nothing.
+- Fetched state and recomputed events are stored beside the room (`partial_rooms.py`), chunk by
+  chunk. The room continues with its partial state, and after a restart finished chunks are not
+  repeated.
+- One final write replaces everything and moves the head: a reader sees all of it or nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -40,56 +40,57 @@ from storage.state.state_tree import StateTreeStore
 CHUNK = 500
 _SELECT_SHOWN = (
     "SELECT e.event_nid FROM partial_events AS p JOIN events AS e ON e.event_nid = p.event_nid"
-    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0 AND (e.flags & {EventFlag.TIMELINE}) = 0"
+    f" WHERE p.room_nid = ? AND (p.flags & {EventFlag.TIMELINE}) <> 0"
+    f" AND (e.flags & {EventFlag.TIMELINE}) = 0"
 )
-"""Events of a room that are not in the timeline yet, and will be there."""
+"""Events of a room that are not in the timeline yet, and will be."""
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What an event is with all of the state."""
+    """An event recomputed from the complete state."""
 
     place: int
     event_nid: int
     key: tuple[str, str] | None
-    """Of a state event that changes the state."""
+    """The key of a state event that changes the state."""
     flags: int
     before: StateChange
     current: StateChange | None = None
-    """The current state then, where that was not the state after the event."""
+    """The current state at its arrival, if it differs from the state after the event."""
     auth: Collection[int] = ()
-    """What it cites, if it was refused before and so has no place among the auth chains."""
+    """Its auth events, if it was rejected before and so is not in the auth chain index."""
 
 
 class LateNews(msgspec.Struct, frozen=True):
-    """A message that was refused when it came, and is shown now."""
+    """A message that was rejected at its arrival, and is shown now."""
 
     event_nid: int
     flags: int
-    """What it is to people, beside that it stands in the timeline."""
+    """Its push flags, in addition to `TIMELINE`."""
     outcomes: Mapping[str, int]
-    """By user, where it is something else to them: see `add_outcomes`."""
+    """Other push outcomes by user: see `add_outcomes`."""
     thread_root: str | None
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """The room as it is with all of its state."""
+    """The room with its complete state."""
 
     extremities: tuple[tuple[int, str], ...]
     state: StateChange
     effects: Sequence[tuple[int, StateEffect]]
-    """What those entries mean that differ from what was written before."""
+    """The effects of the entries that differ from those written before."""
     hidden: Collection[int]
-    """Events that were in the timeline and are there no more."""
+    """Events that leave the timeline."""
     children: Sequence[RelationRow] = ()
-    """What relates to others, of the events that are in the timeline now and were not."""
+    """Relations of the events that enter the timeline."""
     redactions: Sequence[tuple[int, Redaction]] = ()
-    """By number of the redaction, what takes content away of these events."""
+    """Redactions of these events, by number of the redaction."""
     news: Sequence[LateNews] = ()
-    """Those of them that nobody has been told of, in the order in which they came."""
+    """Those of the events that no client has received, in order of arrival."""
 
 
 class StateCompletion:
-    """Writes, inside a write transaction."""
+    """Writes the completion inside a write transaction."""
 
     def __init__(self, trees: StateTreeStore, chains: AuthChainStore) -> None:
         self._trees = trees
@@ -104,11 +105,11 @@ class StateCompletion:
         *,
         afresh: bool = False,
     ) -> bytes | None:
-        """Add entries to what has been gathered of the state before the join (`afresh`: to
-        nothing); its root.
+        """Add entries to the fetched part of the state before the join (`afresh`: replace it).
+        Return its root.
 
-        Raises HeadMoved where that is not `before` any more: another node gathers too, and may have
-        been told another state.
+        Raises HeadMoved if the root is no longer `before`: another node fetches too, and may have
+        received another state.
         """
         room_nid = room.room_nid
         if select_gathered(txn, room_nid) != before:
@@ -121,7 +122,7 @@ class StateCompletion:
     def keep_found(
         self, txn: WriteTransaction, room_nid: int, found: Sequence[Found]
     ) -> dict[int, bytes | None]:
-        """Keep what was found of some events; by event the root of the state after it."""
+        """Store recomputed events. Return the root of the state after each."""
         values: dict[int, FoundRow] = {}
         roots: dict[int, bytes | None] = {}
         for each in found:
@@ -137,9 +138,9 @@ class StateCompletion:
                 each.flags, root, replaces, None if current == root else current
             )
             roots[each.event_nid] = root
-        unrefused = [AuthNode(each.event_nid, list(each.auth)) for each in found if each.auth]
-        if unrefused:
-            self._chains.add(txn, unrefused)
+        accepted = [AuthNode(each.event_nid, list(each.auth)) for each in found if each.auth]
+        if accepted:
+            self._chains.add(txn, accepted)
         set_found(txn, room_nid, values)
         return roots
 
@@ -151,12 +152,12 @@ class StateCompletion:
         head: Head,
         completed: Completed,
     ) -> Head:
-        """Put what was found of all events in its place, and move the head. Raises HeadMoved."""
+        """Move all recomputed events to their place, and move the head. Raises HeadMoved."""
         position = txn.next_position()
         nid = room.room_nid
         events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))
         if any(flags is None for _, flags in events):
-            raise HeadMoved(room.room_id)  # another node has placed one more
+            raise HeadMoved(room.room_id)  # another node has stored one more event
         shown = [nid for (nid,) in txn.query(_SELECT_SHOWN, (nid,))]
         txn.execute(
             "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces,"
@@ -189,18 +190,18 @@ class StateCompletion:
                 detail=replace(partial, completed=position),
             )
         )
-        positions = self._tell(txn, room, root, completed.news)
-        note_placed(txn, shown)  # whoever looked for texts has passed them by
+        positions = self._deliver(txn, room, root, completed.news)
+        note_placed(txn, shown)  # the search index has passed them already
         release_sticky_events(txn, room.room_id, shown, positions)
         return new
 
     def abandon(
         self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head
     ) -> Head:
-        """Let the room stay with the part that it has; nobody waits for the rest. Raises HeadMoved.
+        """Leave the room with its partial state; nobody waits for the rest. Raises HeadMoved.
 
-        Its head goes on saying so: what still comes is judged by a part, and looked at again when
-        somebody has come back, or the rest is told after all.
+        The head still says so: new events are judged by partial state, and checked again when a
+        local user rejoins or a server sends the rest.
         """
         new = structs.replace(head, version=head.version + 1)
         if not move_head(txn, room.room_nid, head.version, new):
@@ -218,17 +219,17 @@ class StateCompletion:
         return new
 
     @staticmethod
-    def _tell(
-        txn: WriteTransaction, room: RoomRow, root: bytes | None, news: Sequence[LateNews]
+    def _deliver(
+        txn: WriteTransaction, room: RoomRow, root: bytes | None, messages: Sequence[LateNews]
     ) -> dict[int, int]:
-        """Let messages arrive that were refused when they came; their positions, by number. `root`:
-        of the present state, which is not the one after them."""
-        if not news:
+        """Deliver messages that were rejected at their arrival. Return their positions by number.
+        `root`: the current state, which is not the one after them."""
+        if not messages:
             return {}
-        first = txn.next_position(len(news))
-        stored = select_events(txn, [each.event_nid for each in news])
+        first = txn.next_position(len(messages))
+        stored = select_events(txn, [each.event_nid for each in messages])
         outcomes = []
-        for position, each in enumerate(news, first):
+        for position, each in enumerate(messages, first):
             flags = EventFlag.TIMELINE | EventFlag.RESOLVED | each.flags
             row = structs.replace(
                 stored[each.event_nid],
@@ -238,7 +239,8 @@ class StateCompletion:
                 thread_root=each.thread_root,
             )
             txn.execute(
-                "UPDATE events SET position = ?, flags = ?, current_root = ?, thread_root = ? WHERE event_nid = ?",
+                "UPDATE events SET position = ?, flags = ?, current_root = ?, thread_root = ?"
+                " WHERE event_nid = ?",
                 (row.position, row.flags, row.current_root, row.thread_root, row.event_nid),
             )
             outcomes += [
@@ -248,27 +250,30 @@ class StateCompletion:
             txn.announce(Change(position, Topic.EVENT, room.room_id, row.sender, row))
         if outcomes:
             add_outcomes(txn, outcomes)
-        return {each.event_nid: position for position, each in enumerate(news, first)}
+        return {each.event_nid: position for position, each in enumerate(messages, first)}
 
     @staticmethod
     def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:
-        """Take events out of the timeline, with what was written about them beside it."""
+        """Remove events from the timeline, with the rows derived from them."""
         rows = txn.query_in(
-            "SELECT event_nid, position, flags FROM events WHERE event_nid IN {keys} AND position IS NOT NULL",
+            "SELECT event_nid, position, flags FROM events"
+            " WHERE event_nid IN {keys} AND position IS NOT NULL",
             event_nids,
         )
-        gone = [(nid, position) for nid, position, flags in rows if not flags & EventFlag.TIMELINE]
-        if not gone:
+        hidden = [
+            (nid, position) for nid, position, flags in rows if not flags & EventFlag.TIMELINE
+        ]
+        if not hidden:
             return
         txn.execute_many(
-            "UPDATE events SET position = NULL WHERE event_nid = ?", [(nid,) for nid, _ in gone]
+            "UPDATE events SET position = NULL WHERE event_nid = ?", [(nid,) for nid, _ in hidden]
         )
-        for start in range(0, len(gone), CHUNK):  # all of the table is looked through, so few times
-            positions = [position for _, position in gone[start : start + CHUNK]]
+        for start in range(0, len(hidden), CHUNK):  # each statement scans the table, so use few
+            positions = [position for _, position in hidden[start : start + CHUNK]]
             marks = ", ".join("?" * len(positions))
             txn.execute(
                 f"DELETE FROM push_outcomes WHERE room_nid = ? AND position IN ({marks})",
                 (room_nid, *positions),
             )
-        for nid, _ in gone:
+        for nid, _ in hidden:
             remove_relation(txn, nid)

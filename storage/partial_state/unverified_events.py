@@ -1,7 +1,7 @@
-"""What was left out of the states of rooms since it could not be checked in time: kept until it is
-proved, and then put in.
+"""Events that were left out of room states because their auth chains could not be verified in time.
+They are stored until they are verified, and then added to the state.
 
-What was put in stays noted: events that cite it may stand upon states that were written without.
+Added ones stay recorded: events that cite them may have states that were written without them.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,25 +22,26 @@ from storage.rooms.rooms import Head, RoomRow, move_head
 from storage.state.state_tree import StateTreeStore
 
 MOST_OF_ROOM: Final = 50_000
-"""Events that are noted for one room; what is beyond is left out until it is fetched again."""
+"""The maximum of recorded events per room; further ones are left out until they are fetched
+again."""
 
 
 class PartOf(IntEnum):
-    """Of what such an event is a part."""
+    """The set that such an event belongs to."""
 
     AUTH_CHAIN = 0
-    """Others of these rest on it."""
+    """Other recorded events need it in their auth chain."""
     EARLIER_STATE = 1
-    """A state of a time before all of ours had left the room: it is not put in, and events upon
-    states of that time may cite it."""
+    """A state from before all local users left the room: it is not added, but events with states of
+    that time may cite it."""
     SOME_STATE = 2
-    """The state at some event, as a server in the room tells it."""
+    """The state at some event, as a server in the room reports it."""
     OUR_STATE = 3
-    """The state before our join, as the server that let us in tells it."""
+    """The state before our join, as the server that answered `send_join` reports it."""
 
 
 class LeftOut(msgspec.Struct, frozen=True):
-    """An event that could not be checked."""
+    """An event that could not be verified."""
 
     event_id: str
     depth: int
@@ -49,56 +50,63 @@ class LeftOut(msgspec.Struct, frozen=True):
 
 
 class UnprovedRow(LeftOut, frozen=True):
-    """One that is noted."""
+    """A recorded event."""
 
     event_nid: int | None
-    """Its number, once it has been put in."""
+    """Its number after it has been added to the state."""
     attempts: int
 
 
 class UnprovedStore:
-    """The table `unproved_state`."""
+    """Reads and writes the table `unproved_state`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_rooms(self) -> Mapping[int, int | None]:
-        """The rooms for which something is noted, and when the next is tried; None: all of it is
-        in."""
-        return await self._database.read_quickly("get_unproved_rooms", _select_rooms)
+        """Return the rooms with recorded events, and when the next one is retried; None: all have
+        been added."""
+        return await self._database.read_quickly("get_rooms_with_unverified_events", _select_rooms)
 
     async def get_of_room(self, room_nid: int) -> list[UnprovedRow]:
-        """What is noted for a room, the shallowest first."""
-        return await self._database.read_quickly("get_unproved_of_room", _select, room_nid)
+        """Return the recorded events of a room, the shallowest first."""
+        return await self._database.read_quickly("get_unverified_events", _select, room_nid)
 
     async def find(
         self, room_nid: int, event_ids: Collection[str]
     ) -> Mapping[str, tuple[PartOf, int | None]]:
-        """Those of the events that are noted: of what they are a part, and their numbers once they
-        have been put in."""
-        return await self._database.read_quickly("find_unproved", _find, room_nid, list(event_ids))
+        """Return those of the events that are recorded: their set, and their number after they have
+        been added."""
+        return await self._database.read_quickly(
+            "find_unverified_events", _find, room_nid, list(event_ids)
+        )
 
     async def add(self, room_nid: int, events: Sequence[LeftOut], next_attempt: int) -> None:
-        """Note events."""
-        await self._database.write("add_unproved", add_unproved, room_nid, events, next_attempt)
+        """Record events."""
+        await self._database.write(
+            "add_unverified_events", add_unproved, room_nid, events, next_attempt
+        )
 
     async def note_attempt(self, room_nid: int, next_attempts: Mapping[str, int]) -> None:
-        """These were tried in vain, and are tried again then."""
-        await self._database.write("note_unproved_attempt", _note_attempt, room_nid, next_attempts)
+        """Record failed attempts, and when to retry."""
+        await self._database.write(
+            "record_unverified_attempt", _record_attempt, room_nid, next_attempts
+        )
 
     async def remove(self, room_nid: int, event_ids: Iterable[str]) -> None:
-        """These are of no use."""
-        await self._database.write("remove_unproved", _remove, room_nid, list(event_ids))
+        """Remove events that are of no use."""
+        await self._database.write("remove_unverified_events", _remove, room_nid, list(event_ids))
 
 
 def add_unproved(
     txn: WriteTransaction, room_nid: int, events: Sequence[LeftOut], next_attempt: int
 ) -> None:
-    """Note events; those that are noted already stay as they are, unless they are part of more."""
+    """Record events. Those already recorded stay as they are, unless their set is a larger one."""
     row = txn.query_one("SELECT count(*) FROM unproved_state WHERE room_nid = ?", (room_nid,))
     room = MOST_OF_ROOM - (0 if row is None else int(row[0]))
     txn.execute_many(
-        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt) VALUES (?, ?, ?, ?, ?, ?)"
+        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt)"
+        " VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, event_id) DO UPDATE SET part_of = excluded.part_of"
         " WHERE unproved_state.part_of < excluded.part_of",
         [
@@ -109,7 +117,7 @@ def add_unproved(
 
 
 def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
-    """The room is entered anew: what is noted for it is of an earlier time."""
+    """Mark the events of a room as an earlier state: the room is joined again."""
     txn.execute(
         "UPDATE unproved_state SET part_of = ? WHERE room_nid = ? AND part_of > ?",
         (int(PartOf.EARLIER_STATE), room_nid, int(PartOf.EARLIER_STATE)),
@@ -117,7 +125,7 @@ def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
 
 
 class UnprovedWriter:
-    """Puts into rooms what has been proved, inside a write transaction."""
+    """Adds verified events to room states, inside a write transaction."""
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
@@ -127,20 +135,20 @@ class UnprovedWriter:
         txn: WriteTransaction,
         room: RoomRow,
         head: Head,
-        noted: Mapping[str, int],
+        recorded: Mapping[str, int],
         entries: Mapping[tuple[str, str], int],
         effects: Collection[tuple[int, StateEffect]],
     ) -> Head:
-        """Add entries, by key, to the present state and to that after the last events. Raises
+        """Add entries, by key, to the current state and to the state after the extremities. Raises
         HeadMoved.
 
-        `noted`: by id the numbers of what need not be looked at again. Clients are told the room as
-        one whose state has just become whole.
+        `recorded`: the numbers, by id, of events that need no further check. Clients get the room
+        as one whose state was just completed.
         """
         nid = room.room_nid
         txn.execute_many(
             "UPDATE unproved_state SET event_nid = ? WHERE room_nid = ? AND event_id = ?",
-            [(event_nid, nid, event_id) for event_id, event_nid in noted.items()],
+            [(event_nid, nid, event_id) for event_id, event_nid in recorded.items()],
         )
         if not entries:
             return head
@@ -151,12 +159,12 @@ class UnprovedWriter:
         )
         for event_nid, root in roots:
             before = None if root is None else bytes(root)
-            there = self._trees.get_entries_in(txn, nid, before, entries)
+            present = self._trees.get_entries_in(txn, nid, before, entries)
             after = self._trees.apply(
                 txn,
                 nid,
                 before,
-                {key: number for key, number in entries.items() if key not in there},
+                {key: number for key, number in entries.items() if key not in present},
             )
             txn.execute(
                 "UPDATE events SET state_root = ?, flags = flags | ? WHERE event_nid = ?",
@@ -178,14 +186,16 @@ class UnprovedWriter:
 
 def _select_rooms(txn: Transaction) -> dict[int, int | None]:
     rows = txn.query(
-        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END) FROM unproved_state GROUP BY room_nid"
+        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END)"
+        " FROM unproved_state GROUP BY room_nid"
     )
     return dict(rows)
 
 
 def _select(txn: Transaction, room_nid: int) -> list[UnprovedRow]:
     rows = txn.query(
-        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state WHERE room_nid = ?"
+        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state"
+        " WHERE room_nid = ?"
         " ORDER BY depth, event_id",
         (room_nid,),
     )
@@ -199,16 +209,18 @@ def _find(
     txn: Transaction, room_nid: int, event_ids: Collection[str]
 ) -> dict[str, tuple[PartOf, int | None]]:
     rows = txn.query_in(
-        "SELECT event_id, part_of, event_nid FROM unproved_state WHERE event_id IN {keys} AND room_nid = ?",
+        "SELECT event_id, part_of, event_nid FROM unproved_state"
+        " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=[room_nid],
     )
     return {event_id: (PartOf(part_of), event_nid) for event_id, part_of, event_nid in rows}
 
 
-def _note_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:
+def _record_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:
     txn.execute_many(
-        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ? WHERE room_nid = ? AND event_id = ?",
+        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ?"
+        " WHERE room_nid = ? AND event_id = ?",
         [(next_attempt, room_nid, event_id) for event_id, next_attempt in next_attempts.items()],
     )
 

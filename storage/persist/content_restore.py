@@ -1,5 +1,5 @@
-"""Giving an event back the content that it came without: to the event, and to the tables beside
-it."""
+"""Restores the content of an event that was stored without it: in the event, and in the tables
+derived from it."""
 
 from typing import Final
 
@@ -21,28 +21,30 @@ from storage.rooms.summaries import set_summary_fields
 from storage.search.search import note_placed
 
 KEPT_MS: Final = 24 * 3600 * 1000
-"""How long it is noted that an event is to be read anew: nodes look each second."""
+"""How long a restored event stays in `restored_contents`. Nodes read the table each second."""
 
 
 class RestoredContent(msgspec.Struct, frozen=True):
-    """The content of an event that is here."""
+    """The content of a stored event."""
 
     event_nid: int
     event_id: str
     room_nid: int
     pdu: bytes
     relation: RelationRow | None
-    """What it says of another event, where it stands in the timeline."""
+    """Its relation to another event, if it is in the timeline."""
     effect: StateEffect | None
-    """What it means, when it is current state."""
+    """Its effect on derived tables, if it is current state."""
     restored_ts: int
-    """When, in milliseconds."""
+    """The time of the restoration, in milliseconds."""
 
 
 def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_head: int) -> bool:
-    """Put the content in, unless the event was redacted or purged; whether it was. A current state
-    entry moves the head, so that nobody goes on with what they have read of the state; where it is
-    no longer that version, nothing is done."""
+    """Store the content unless the event was redacted or purged. Return whether it was stored.
+
+    Current state also moves the head, so that nobody continues with a cached state. If the head has
+    another version than `expected_head`, nothing is done.
+    """
     if restored.effect is not None:
         head = select_head(txn, restored.room_nid)
         moved = replace(head, version=head.version + 1)
@@ -51,7 +53,8 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
         ):
             return False
     changed = txn.execute(
-        f"UPDATE events SET pdu = ? WHERE event_nid = ? AND redacted_by IS NULL AND (flags & {EventFlag.PURGED}) = 0",
+        "UPDATE events SET pdu = ?"
+        f" WHERE event_nid = ? AND redacted_by IS NULL AND (flags & {EventFlag.PURGED}) = 0",
         (restored.pdu, restored.event_nid),
     )
     if not changed:
@@ -66,21 +69,20 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
         [(position, restored.event_id, restored.restored_ts)],
     )
     txn.announce(Change(position, Topic.REDACTED, detail=restored.event_nid))
-    note_placed(txn, [restored.event_nid])  # it is to be found by its text
+    note_placed(txn, [restored.event_nid])  # index its text
     note_restored(txn, [restored.event_nid])
     if restored.relation is not None:
         add_relations(txn, [restored.relation])
         txn.announce(Change(position, Topic.RELATED, detail=restored.relation.relation.target))
     if restored.effect is not None:
-        _apply(txn, restored, restored.effect, position)
+        _apply_effect(txn, restored, restored.effect, position)
     return True
 
 
-def _apply(
+def _apply_effect(
     txn: WriteTransaction, restored: RestoredContent, effect: StateEffect, position: int
 ) -> None:
-    """What a redaction leaves has had its effect: this is the rest of it, and nobody comes or
-    goes."""
+    """Apply the part of the effect that a redacted event lacks. Memberships do not change."""
     if effect.summary:
         set_summary_fields(txn, restored.room_nid, effect.summary)
     if effect.lifetime is not None:

@@ -1,4 +1,4 @@
-"""Taking the content of an event away: from the event, and from the tables beside it."""
+"""Removes the content of a redacted event: from the event, and from the tables derived from it."""
 
 import msgspec
 from msgspec.structs import replace
@@ -20,12 +20,12 @@ from storage.rooms.summaries import set_summary_fields
 
 
 class Redaction(msgspec.Struct, frozen=True):
-    """The taking away of an event's content."""
+    """The removal of an event's content."""
 
     target_nid: int
     pruned_pdu: bytes
     effect: StateEffect | None
-    """What the pruned target means, when it is current state."""
+    """The effect of the pruned target, if it is current state."""
 
 
 def redact_event(
@@ -35,8 +35,8 @@ def redact_event(
     position: int | None,
     redaction: Redaction,
 ) -> None:
-    """Carry out a redaction, by its number and its position, if it arrived as news. What has no
-    content any more stays as it is."""
+    """Apply a redaction, given its number and, if it is in the timeline, its position. An event
+    whose content is already gone stays as it is."""
     note_redaction(txn, redaction.target_nid)
     thread_root = select_standing_of(txn, room_nid, redaction.target_nid).root
     changed = txn.execute(
@@ -66,10 +66,8 @@ def redact_event(
     if member is not None:
         old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
         if old is not None and old.event_nid == redaction.target_nid:
-            nameless = replace(old, display_name=None, avatar_url=None)
-            put_memberships(txn, [nameless])
-            if not nameless.is_local:
-                note_directory_changes(txn, [(nameless.user_id, position)])
-            txn.announce(
-                Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless)
-            )
+            pruned = replace(old, display_name=None, avatar_url=None)
+            put_memberships(txn, [pruned])
+            if not pruned.is_local:
+                note_directory_changes(txn, [(pruned.user_id, position)])
+            txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=pruned))

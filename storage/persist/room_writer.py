@@ -1,13 +1,12 @@
-"""The one write that adds events to a room: rows, edges, state, memberships, summary, head,
-positions.
+"""Adds events to a room in one write: rows, edges, state, memberships, summary, head, positions.
 
 Laws:
-- The head's version is checked: who built upon a head that has moved gets `HeadMoved` and builds
-  again.
-- All of it is one savepoint: either every event of the batch is kept, with everything that follows
-  from it, or none.
-- This file knows no rule of Matrix: what a membership event says of a user, or a name event of a
-  room, comes as plain values with the event.
+- The version of the head is checked. A caller that built on a head that has moved gets `HeadMoved`
+  and builds again.
+- All of it is in one savepoint: either every event of the batch is stored, with all its effects, or
+  none.
+- This module knows no rule of Matrix: the meaning of a membership event or a name event comes as
+  plain values with the event.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -37,7 +36,7 @@ MAY_STICK = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
 
 
 class HeadMoved(Exception):
-    """The room's head is no longer the one that the batch was built upon."""
+    """The room's head is no longer the one that the batch was built on."""
 
 
 class NewEvent(msgspec.Struct, frozen=True):
@@ -53,45 +52,45 @@ class NewEvent(msgspec.Struct, frozen=True):
     flags: int
     prev_events: Sequence[str]
     auth_nids: Sequence[int]
-    """Numbers of those auth events that are stored; `auth_ids` names those in the same batch. Not
-    of message events."""
+    """Numbers of those auth events that are stored. `auth_ids` has those in the same batch. Empty
+    for message events."""
     auth_ids: Sequence[str] = ()
     effect: StateEffect = NO_EFFECT
     redacts: str | None = None
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
-    """The client's request that it comes from."""
+    """The client's transaction that created it."""
     outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """What it is to users of this server to whom it is something else than its flags say."""
+    """Push actions of the event, for local users for whom they differ from its flags."""
     thread_root: str | None = None
     state_before: "StateChange | None" = None
-    """The state before it; None: the state after the event before it in the batch, first the
-    head's."""
+    """The state before the event. None: the state after the previous event of the batch; for the
+    first, the head's state."""
     placed_nid: int | None = None
-    """The number that it has already, as an outlier that now finds its place."""
+    """The number of the event if it is stored as an outlier and now gets its place in the room."""
     redacted_by: int | None = None
-    """Number of the redaction that came before it: its content is not in `pdu`."""
+    """Number of a redaction that arrived before it. `pdu` then lacks the content."""
     relation: Relation | None = None
-    """What it says of another event."""
+    """Its relation to another event."""
     sticky_ms: int | None = None
-    """For how long it says that it is to be told to everyone."""
+    """How long the event asks to be sticky."""
     has_gap: bool = False
-    """Something that it follows is missing, and `state_before` is assumed: in a room with a part of
-    its state."""
+    """An event that it follows is missing, and `state_before` is assumed: in a room with partial
+    state."""
 
 
 class StateChange(msgspec.Struct, frozen=True):
-    """A state, as a stored one and what differs from it. Values are numbers of stored events."""
+    """A state: a stored one, and the entries that differ. Values are numbers of stored events."""
 
     root: bytes | None
     entries: Mapping[tuple[str, str], int] = msgspec.field(default_factory=dict)
 
 
 class NewCurrentState(msgspec.Struct, frozen=True):
-    """The current state after a batch, when it is not simply the state after its last event.
+    """The current state after a batch, if it is not the state after its last event.
 
-    `effects`: for each entry that differs from the old current state the event's number (None: the
-    entry is gone) or, for an event of the batch, its id, and what it means.
+    `effects`: for each entry that differs from the old current state, the event and its effect. An
+    event of the batch is given by id, any other by number; None means that the entry is removed.
     """
 
     state: StateChange
@@ -99,13 +98,13 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     """Entries that are events of the batch, by id."""
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
-    """Count the members anew: effects of this state were written before the batch."""
+    """Count all members again: effects of this state were written before the batch."""
     partial_join: int | None = None
     """As in `Head`."""
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """What a write did."""
+    """The result of a write."""
 
     head: Head
     rows: Sequence[EventRow]
@@ -129,20 +128,20 @@ class RoomWriter:
         current: NewCurrentState | None = None,
         now_ms: int,
     ) -> Appended:
-        """Add a batch, given in topological order, whose new forward extremities are `extremities`.
+        """Add a batch, in topological order, whose new forward extremities are `extremities`.
 
         Raises HeadMoved, AlreadySent.
         """
         nids = self._take_numbers(txn, events)
-        shown = sum(1 for event in events if event.flags & EventFlag.TIMELINE)
-        position = txn.next_position(max(shown, 1))
-        last_position = position + max(shown, 1) - 1
+        visible = sum(1 for event in events if event.flags & EventFlag.TIMELINE)
+        position = txn.next_position(max(visible, 1))
+        last_position = position + max(visible, 1) - 1
         rows: list[EventRow] = []
         root = head.state_root
         effects: list[tuple[int, int, StateEffect]] = []
         for event in events:
             in_timeline = bool(event.flags & EventFlag.TIMELINE)
-            row = self._place(
+            row = self._make_event_row(
                 txn,
                 room.room_nid,
                 event,
@@ -167,16 +166,17 @@ class RoomWriter:
             ]
         for row, event in zip(rows, events, strict=True):
             if event.redaction is not None:
-                # before the effects: what replaces the target in the same batch has the last word
+                # before the effects: an event of the same batch that replaces the target takes
+                # precedence
                 redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
-        begins = head.version == 0 and current is None
-        joined, invited = apply_effects(txn, room.room_nid, effects, begins=begins)
+        is_new_room = head.version == 0 and current is None
+        joined, invited = apply_effects(txn, room.room_nid, effects, is_new_room=is_new_room)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
             joined, invited = count_members(txn, room.room_nid)
         new_head = Head(
             version=head.version + 1,
-            extremities=self._number(txn, extremities, nids, head),
+            extremities=self._find_numbers(txn, extremities, nids, head),
             depth=max([head.depth, *(event.depth for event in events)]),
             state_root=root,
             joined_count=joined,
@@ -186,11 +186,11 @@ class RoomWriter:
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         if current is not None:
-            rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
+            rows = _mark_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
         if new_head.partial_join is not None:
             add_partial_events(txn, room.room_nid, _gaps(rows, events))
-        self._tell(txn, room, events, rows)
+        self._announce(txn, room, events, rows)
         return Appended(new_head, rows)
 
     def add_aside(
@@ -203,30 +203,32 @@ class RoomWriter:
         is_partial: bool = False,
         past: bool = False,
     ) -> list[EventRow]:
-        """Add events at their place in the past or beside the timeline: the head stays, and nobody
-        is told of anything new.
+        """Add events in the past or outside the timeline. The head stays, and no listener is
+        notified of new events.
 
-        Each has its `state_before`, or goes on from the one before it. `is_partial`: that is only a
-        part of the state, of the past or not.
+        Each has its `state_before`, or continues from the previous event. `is_partial`: this is
+        only a part of the state, whether past or not.
         """
         nids = self._take_numbers(txn, events)
         rows: list[EventRow] = []
         root: bytes | None = None
         for event in events:
-            row = self._place(txn, room.room_nid, event, nids[event.event_id], None, root, now_ms)
+            row = self._make_event_row(
+                txn, room.room_nid, event, nids[event.event_id], None, root, now_ms
+            )
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
         if is_partial:
             add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
-        self._tell(txn, room, events, rows)
+        self._announce(txn, room, events, rows)
         return rows
 
     def add_outliers(
         self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
     ) -> list[EventRow]:
-        """Store events without their place in the room: they are known, and neither shown nor built
-        upon."""
+        """Store events as outliers: without a place in the room. They are neither visible nor built
+        on."""
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]
         nids = known | self._take_numbers(txn, new)
@@ -240,10 +242,10 @@ class RoomWriter:
     def begin_state(
         self, txn: WriteTransaction, event_nid: int, *, afresh: bool = False
     ) -> bytes | None:
-        """The root of what has been gathered of the state for an outlier: nothing yet, or nothing
-        any more if `afresh`.
+        """Return the root of the state that has been gathered for an outlier. With `afresh`,
+        discard it first.
 
-        The root is kept with the event, so that what was gathered outlives a restart.
+        The root is stored with the event, so that an import continues after a restart.
         """
         if afresh:
             txn.execute("UPDATE events SET state_root = NULL WHERE event_nid = ?", (event_nid,))
@@ -259,8 +261,8 @@ class RoomWriter:
         event_nid: int,
         entries: Mapping[tuple[str, str], int],
     ) -> bytes | None:
-        """Add entries to the state that is being gathered for an outlier: part of an import in
-        several writes; its root."""
+        """Add entries to the state that is being gathered for an outlier, as part of an import in
+        several writes. Return its root."""
         root = self._trees.apply(txn, room.room_nid, self.begin_state(txn, event_nid), entries)
         txn.execute("UPDATE events SET state_root = ? WHERE event_nid = ?", (root, event_nid))
         return root
@@ -268,8 +270,8 @@ class RoomWriter:
     def add_effects(
         self, txn: WriteTransaction, room: RoomRow, effects: Sequence[tuple[int, StateEffect]]
     ) -> None:
-        """Write what entries of a state mean before it becomes the current one: part of an import
-        in several writes."""
+        """Apply the effects of state entries before that state becomes the current one, as part of
+        an import in several writes."""
         position = txn.next_position()
         apply_effects(txn, room.room_nid, [(nid, position, effect) for nid, effect in effects])
 
@@ -282,7 +284,7 @@ class RoomWriter:
         nids.update((event.event_id, first + index) for index, event in enumerate(new))
         return nids
 
-    def _place(
+    def _make_event_row(
         self,
         txn: WriteTransaction,
         room_nid: int,
@@ -292,7 +294,7 @@ class RoomWriter:
         root: bytes | None,
         now_ms: int,
     ) -> EventRow:
-        """The row of an event upon a state, with the state after it."""
+        """Return the row of an event that follows a state, with the state after it."""
         replaces: int | None = None
         if event.state_before is not None:
             root = self._trees.apply(
@@ -308,14 +310,14 @@ class RoomWriter:
             )
         return _row(room_nid, nid, position, root, replaces, event, now_ms)
 
-    def _tell(
+    def _announce(
         self,
         txn: WriteTransaction,
         room: RoomRow,
         events: Sequence[NewEvent],
         rows: Sequence[EventRow],
     ) -> None:
-        """Carry out redactions, and announce what was added."""
+        """Apply redactions, and announce the new events."""
         for row, event in zip(rows, events, strict=True):
             if event.placed_nid is not None:
                 position = row.position if row.position is not None else txn.next_position()
@@ -337,9 +339,10 @@ class RoomWriter:
         placed = {event.event_id for event in events if event.placed_nid is not None}
         if placed:
             txn.execute_many(
-                "UPDATE events SET position = ?, depth = ?, origin_server_ts = ?, flags = ?, state_root = ?, replaces = ?,"
-                " current_root = ?, thread_root = ?,"
-                " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
+                "UPDATE events SET position = ?, depth = ?, origin_server_ts = ?, flags = ?,"
+                " state_root = ?, replaces = ?, current_root = ?, thread_root = ?,"
+                " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END,"
+                " redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
                     (
@@ -361,8 +364,9 @@ class RoomWriter:
             )
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
-            "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root, thread_root)"
+            "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key,"
+            " sender, origin_server_ts, flags, state_root, replaces, redacted_by, pdu,"
+            " current_root, thread_root)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
@@ -393,7 +397,7 @@ class RoomWriter:
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
-            # what was rejected is in no state and so in no auth chain
+            # a rejected event is in no state, so in no auth chain
             if event.state_key is not None and not event.flags & EventFlag.REJECTED
             for auths in ((*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)),)
         ]
@@ -406,7 +410,10 @@ class RoomWriter:
             if event.sent is not None:
                 add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
-                sql = "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+                sql = (
+                    "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)"
+                    " ON CONFLICT DO NOTHING"
+                )
                 txn.execute(sql, (event.redacts, nid))
         positions = {row.event_nid: row.position for row in rows}
         children = [
@@ -452,7 +459,7 @@ class RoomWriter:
         if outcomes:
             add_outcomes(txn, outcomes)
 
-    def _number(
+    def _find_numbers(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
     ) -> tuple[tuple[int, str], ...]:
         known = {event_id: nid for nid, event_id in head.extremities} | dict(nids)
@@ -480,7 +487,7 @@ def _row(
         event.type,
         event.state_key,
         event.sender,
-        # what claims to be from the future would never grow old
+        # an event with a time in the future would never expire
         min(event.origin_server_ts, now_ms),
         event.flags,
         root,
@@ -495,22 +502,22 @@ def _gaps(rows: Sequence[EventRow], events: Sequence[NewEvent]) -> list[tuple[in
     return [(row.event_nid, event.has_gap) for row, event in zip(rows, events, strict=True)]
 
 
-def _note_current_state(
+def _mark_current_state(
     rows: Sequence[EventRow], root: bytes | None, changed: Set[int]
 ) -> list[EventRow]:
-    """The rows, with the newest that is shown telling what the current state is now, if it is not
-    the state after it."""
-    noted = list(rows)
-    shown = [at for at, row in enumerate(rows) if row.position is not None]
-    if shown:
-        last = rows[shown[-1]]
-        own = {rows[at].event_nid for at in shown if rows[at].state_key is not None}
-        noted[shown[-1]] = replace(
+    """Return the rows. If the current state is not the state after the newest visible event, that
+    event's row gets the current root."""
+    marked = list(rows)
+    visible = [at for at, row in enumerate(rows) if row.position is not None]
+    if visible:
+        last = rows[visible[-1]]
+        own = {rows[at].event_nid for at in visible if rows[at].state_key is not None}
+        marked[visible[-1]] = replace(
             last,
             flags=last.flags | (0 if changed == own else EventFlag.RESOLVED),
             current_root=None if root == last.state_root else root,
         )
-    return noted
+    return marked
 
 
 def _child(relation: Relation, row: EventRow, origin_server_ts: int) -> RelationRow:

@@ -1,8 +1,7 @@
-"""What changes of a room's current state mean for the tables that are kept beside it: memberships
-and their counts, other servers in the room, the summary, the children of a space, how long messages
-are kept.
+"""Applies changes of a room's current state to the derived tables: memberships and their counts,
+remote servers in the room, the summary, the children of a space, the retention period.
 
-This file knows no rule of Matrix: what an event says comes as plain values.
+This module knows no rule of Matrix: the meaning of an event comes as plain values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +28,13 @@ from storage.rooms.summaries import set_summary_fields
 
 
 class NewLifetime(msgspec.Struct, frozen=True):
-    """What an `m.room.retention` says."""
+    """The content of an `m.room.retention` event."""
 
     max_lifetime: int | None
 
 
 class StateEffect(msgspec.Struct, frozen=True):
-    """What a state event means for the tables that are kept beside the state while it is the
-    current one."""
+    """The effect of a state event on the derived tables while it is current state."""
 
     membership: NewMembership | None = None
     summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)
@@ -52,10 +50,10 @@ def apply_effects(
     room_nid: int,
     effects: Sequence[tuple[int, int, StateEffect]],
     *,
-    begins: bool = False,
+    is_new_room: bool = False,
 ) -> tuple[int, int]:
-    """Write what the new entries of the current state mean; how the counts of joined and invited
-    users change. `begins`: the room begins with this, so that nobody else is in it."""
+    """Apply the effects of new entries of the current state. Return the changes of the joined and
+    invited counts. `is_new_room`: the room is new, so it has no other members."""
     summary: dict[str, SQLValue] = {}
     members: dict[str, list[tuple[int, int, NewMembership]]] = {}
     children: dict[int, NewChild] = {}
@@ -82,8 +80,8 @@ def apply_effects(
     servers: dict[str, int] = {}
     positions: dict[str, int] = {}
     rows: list[MembershipRow] = []
-    came: dict[bool, set[str]] = {True: set(), False: set()}
-    """Who joins: of ours, and of other servers."""
+    arrived: dict[bool, set[str]] = {True: set(), False: set()}
+    """Users who join: local (True) and remote (False)."""
     for user_id, changes in members.items():
         old, (nid, position, new) = before.get(user_id), changes[-1]
         if (
@@ -93,8 +91,8 @@ def apply_effects(
             and len(changes) == 1
             and _is_as_before(old, new)
         ):
-            # the room is entered again: whoever left it before does not leave anew, and may have
-            # forgotten it
+            # The server joins the room again: users who left before do not leave again, and may
+            # have forgotten the room.
             continue
         if old is not None and old.membership in change:
             change[old.membership] -= 1
@@ -103,17 +101,19 @@ def apply_effects(
         was_in = old is not None and old.membership == "join"
         is_back = any(change.membership != "join" for _, _, change in changes)
         if new.membership == "join" and (not was_in or is_back):
-            came[new.is_local].add(user_id)
+            arrived[new.is_local].add(user_id)
         if not new.is_local:
             server = user_id.partition(":")[2]
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new, old, changes))
-    is_entered = not begins and bool(came[True]) and not has_members_of_ours(txn, room_nid)
+    is_first_local = (
+        not is_new_room and bool(arrived[True]) and not has_members_of_ours(txn, room_nid)
+    )
     put_memberships(txn, rows)
-    if came[False] or is_entered:
-        note_newly_shared(txn, room_nid, came[False], is_entered=is_entered)
-    _note_pictures(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
+    if arrived[False] or is_first_local:
+        note_newly_shared(txn, room_nid, arrived[False], is_first_local=is_first_local)
+    _recheck_avatars(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
     remote = [(row.user_id, row.position) for row in rows if not row.is_local]
@@ -124,30 +124,32 @@ def apply_effects(
     return change["join"], change["invite"]
 
 
-def _note_pictures(
+def _recheck_avatars(
     txn: WriteTransaction, changed: Sequence[tuple[MembershipRow, MembershipRow]]
 ) -> None:
-    """What the membership before has shown may go; what one shows that is the member's again, may
-    not."""
+    """Check references to avatars again: the media of replaced memberships may be unused, and the
+    media of reinstated ones are in use."""
     nids = {old.event_nid for old, new in changed if old.avatar_url is not None}
     nids |= {new.event_nid for old, new in changed if new.event_nid < old.event_nid}
     note_rechecks(txn, Recheck.EVENT, nids)
 
 
 def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:
-    """Whether somebody who has left the room, or was put out, is told to be what they were."""
-    told = (new.membership, new.display_name, new.avatar_url)
-    return new.membership in ("leave", "ban") and told == (
+    """Return whether a user who left or was banned is reported with the same membership and
+    profile."""
+    reported = (new.membership, new.display_name, new.avatar_url)
+    return new.membership in ("leave", "ban") and reported == (
         old.membership,
         old.display_name,
         old.avatar_url,
     )
 
 
-def _follow_stay(
+def _find_periods(
     old: MembershipRow | None, changes: Sequence[tuple[int, int, NewMembership]]
 ) -> tuple[int | None, int | None]:
-    """Where the last stay ended, and where the present one began."""
+    """Return the position where the last period of membership ended, and where the present one
+    began."""
     membership, ended, began = (
         (None, None, None)
         if old is None
@@ -172,7 +174,7 @@ def _make_row(
     old: MembershipRow | None,
     changes: Sequence[tuple[int, int, NewMembership]],
 ) -> MembershipRow:
-    ended, began = _follow_stay(old, changes)
+    ended, began = _find_periods(old, changes)
     return MembershipRow(
         room_nid,
         new.user_id,

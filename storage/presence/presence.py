@@ -1,5 +1,5 @@
-"""How people were last there: one row for each who was. It takes no position: presence is told from
-memory."""
+"""The last presence of users: one row for each user. Rows take no position, since presence is
+served from memory."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -10,12 +10,12 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 UNTOLD: Final = 0
-"""Stands for the position of what has not been told yet."""
+"""The position of a state that has not been sent yet."""
 
 
 class PresenceRow(msgspec.Struct, frozen=True):
-    """`state` is online, unavailable or offline, told at a position of the ephemeral counter, or
-    UNTOLD; the time is in milliseconds since 1970."""
+    """The presence of a user. `state` is online, unavailable or offline. The position is from the
+    ephemeral counter, or UNTOLD. The time is in milliseconds since 1970."""
 
     user_id: str
     state: str
@@ -28,13 +28,13 @@ _SELECT = "SELECT user_id, state, status_msg, last_active_ts, position FROM pres
 
 
 class PresenceStore:
-    """The table of presence."""
+    """Stores presence."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_states(self, user_ids: Iterable[str]) -> dict[str, PresenceRow]:
-        """As these users were last there, in one query; who never was is absent."""
+        """Return the last presence of these users, in one query. Users without one are missing."""
 
         def read(txn: Transaction, wanted: tuple[str, ...]) -> dict[str, PresenceRow]:
             rows = txn.query_in(f"{_SELECT} WHERE user_id IN {{keys}}", wanted)
@@ -43,7 +43,7 @@ class PresenceStore:
         return await self._database.read_quickly("get_presence_states", read, tuple(user_ids))
 
     async def get_present(self) -> list[PresenceRow]:
-        """Everybody who was not offline when last written."""
+        """Return all users whose stored state is not offline."""
 
         def read(txn: Transaction) -> list[PresenceRow]:
             return [PresenceRow(*row) for row in txn.query(f"{_SELECT} WHERE state <> 'offline'")]
@@ -51,12 +51,13 @@ class PresenceStore:
         return await self._database.read("get_present_people", read)
 
     async def get_gone(self, after: int, limit: int) -> list[PresenceRow]:
-        """Those of whom it was told after a position that they are offline, or is yet to be told,
-        the latest first."""
+        """Return users whose offline state was sent after a position, or is not sent yet, latest
+        first."""
 
         def read(txn: Transaction) -> list[PresenceRow]:
             rows = txn.query(
-                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline' ORDER BY position DESC LIMIT ?",
+                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline'"
+                " ORDER BY position DESC LIMIT ?",
                 (after, UNTOLD, limit),
             )
             return [PresenceRow(*row) for row in rows]
@@ -64,10 +65,12 @@ class PresenceStore:
         return await self._database.read("get_gone_people", read)
 
     def set_states(self, txn: WriteTransaction, rows: Iterable[PresenceRow]) -> None:
-        """Write how these users are there now."""
+        """Store the current presence of these users."""
         txn.execute_many(
-            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts, position) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET state = excluded.state, status_msg = excluded.status_msg,"
+            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts, position)"
+            " VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET state = excluded.state,"
+            " status_msg = excluded.status_msg,"
             " last_active_ts = excluded.last_active_ts, position = excluded.position",
             [
                 (row.user_id, row.state, row.status_msg, row.last_active_ts, row.position)
@@ -76,5 +79,5 @@ class PresenceStore:
         )
 
     def remove_state(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove what is kept of a user."""
+        """Delete the presence of a user."""
         txn.execute("DELETE FROM presence_states WHERE user_id = ?", (user_id,))

@@ -1,12 +1,12 @@
-"""Profiles of our own users: a display name, an avatar and any further fields, each a JSON value
-kept as bytes.
+"""Profiles of local users: a display name, an avatar and any further fields, each a JSON value
+stored as bytes.
 
-A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also leaves a
-note in `profile_propagations`, in the same write: the memberships are rewritten afterwards, and
-after a crash. That a field was removed is remembered, of each user the latest `REMOVALS_KEPT`.
+A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also adds a row
+to `profile_propagations` in the same write. The memberships are rewritten afterwards, even after a
+crash. Removals are recorded, the latest `REMOVALS_KEPT` of each user.
 
-What a shadow-banned account sets is kept beside the profile (`unshown_profile_fields`), and
-concerns nobody else: no position, no note.
+Fields that a shadow-banned user sets are stored separately (`unshown_profile_fields`). Only that
+user sees them, so they take no position.
 """
 
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ REMOVALS_KEPT = 100
 
 
 class ProfileStore:
-    """The tables of profiles."""
+    """Stores profiles."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_profiles(self, user_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
-        """Fields and their JSON values, in one query; a user with none is absent."""
+        """Return fields and their JSON values, in one query. Users without fields are missing."""
         return await self._database.read_quickly(
             "get_profiles", self.get_profiles_in, tuple(user_ids)
         )
@@ -43,7 +43,7 @@ class ProfileStore:
         return profiles
 
     async def get_as_owner(self, user_id: str) -> dict[str, bytes]:
-        """A profile as its owner sees it: with what is shown to nobody else."""
+        """Return a profile as its owner sees it, including fields that no other user sees."""
         return await self._database.read_quickly("get_own_profile", self.get_as_owner_in, user_id)
 
     def get_as_owner_in(self, txn: Transaction, user_id: str) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ class ProfileStore:
     def set_unshown(
         self, txn: WriteTransaction, user_id: str, field: str, value: bytes | None
     ) -> None:
-        """Set one field, or remove it (None), as the owner alone sees it."""
+        """Set or remove (None) one field that only the owner sees."""
         txn.execute(
             "INSERT INTO unshown_profile_fields (user_id, field, value) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value",
@@ -69,15 +69,16 @@ class ProfileStore:
         )
 
     def remove_unshown(self, txn: WriteTransaction, user_id: str) -> None:
-        """The owner sees the profile as all others do."""
+        """Delete the fields that only the owner sees."""
         txn.execute("DELETE FROM unshown_profile_fields WHERE user_id = ?", (user_id,))
 
     async def get_changes(
         self, since: int, upto: int, limit: int
     ) -> dict[str, dict[str, bytes | None]] | None:
-        """By user, the fields that changed after `since`, up to `upto`; None for what was removed.
+        """Return the fields that changed after `since`, up to `upto`, by user. The value of a
+        removed field is None.
 
-        None altogether where more than `limit` fields changed.
+        Return None if more than `limit` fields changed.
         """
 
         def read(txn: Transaction) -> dict[str, dict[str, bytes | None]] | None:
@@ -99,12 +100,13 @@ class ProfileStore:
     def set_field(
         self, txn: WriteTransaction, user_id: str, field: str, value: bytes, *, propagate: bool
     ) -> int:
-        """Set one field to a JSON value; the position of the change. `propagate`: rooms have to
-        show it."""
+        """Set one field to a JSON value. Return the position of the change. `propagate`: update the
+        memberships in rooms."""
         position = txn.next_position()
         txn.execute(
             "INSERT INTO profiles (user_id, field, value, position) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value, position = excluded.position",
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value,"
+            " position = excluded.position",
             (user_id, field, value, position),
         )
         txn.execute(
@@ -117,7 +119,7 @@ class ProfileStore:
     def remove_field(
         self, txn: WriteTransaction, user_id: str, field: str, *, propagate: bool
     ) -> int | None:
-        """Remove one field; the position of the change, None where it was not set."""
+        """Remove one field. Return the position of the change, or None if the field was not set."""
         if not txn.execute(
             "DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)
         ):
@@ -129,7 +131,8 @@ class ProfileStore:
             (user_id, field, position),
         )
         txn.execute(
-            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position FROM profile_removals"
+            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position"
+            " FROM profile_removals"
             " WHERE user_id = ? ORDER BY position DESC LIMIT 1 OFFSET ?)",
             (user_id, user_id, REMOVALS_KEPT),
         )
@@ -137,7 +140,7 @@ class ProfileStore:
         return position
 
     def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all fields; rooms are not told (an erased account leaves them)."""
+        """Remove all fields. Rooms are not updated: an erased account leaves them."""
         txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
         self.remove_unshown(txn, user_id)
         remove_settings(txn, user_id, Setting.PROFILE)
@@ -145,8 +148,8 @@ class ProfileStore:
             self._announce(txn, user_id, txn.next_position(), propagate=False)
 
     async def get_propagations(self, limit: int) -> dict[str, int]:
-        """Users whose memberships have to be rewritten, oldest change first, with the position of
-        the change."""
+        """Return users whose memberships have to be rewritten, oldest change first, with the
+        position of the change."""
 
         def read(txn: Transaction) -> dict[str, int]:
             sql = "SELECT user_id, position FROM profile_propagations ORDER BY position LIMIT ?"
@@ -155,8 +158,8 @@ class ProfileStore:
         return await self._database.read("get_propagations", read)
 
     def remove_propagation(self, txn: WriteTransaction, user_id: str, position: int) -> bool:
-        """All rooms show the profile as of this position; False where it has changed again
-        since."""
+        """Record that all rooms show the profile of this position. Return False if it has changed
+        again since."""
         sql = "DELETE FROM profile_propagations WHERE user_id = ? AND position = ?"
         return bool(txn.execute(sql, (user_id, position)))
 

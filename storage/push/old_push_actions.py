@@ -1,8 +1,8 @@
-"""Removes what events were to users (`event_push_actions.py`) when they were read long ago, so that
-the table does not grow for ever.
+"""Deletes push actions (`event_push_actions.py`) of events that were read long ago, so that the
+table stays bounded.
 
-Law: below the floor of a user in a room nobody looks at events any more: without their rows they
-would be something else.
+Law: no reader looks at events below the floor of a user in a room. Without their rows these would
+get the default action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,37 +15,39 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.rooms.receipts import UNTHREADED
 
 REMOVED_AT_ONCE: Final = 500
-"""Rows of one user in one room; further ones wait for the next time."""
+"""Rows of one user in one room per step; further ones wait for the next."""
 
 Place = tuple[str, int]
-"""A user, and a room by its number: rows are walked through in this order."""
+"""A user and a room number: rows are read in this order."""
 FIRST: Final[Place] = ("", 0)
 
 
-class _Old(msgspec.Struct, frozen=True):
+class _OldRows(msgspec.Struct, frozen=True):
     place: Place
     positions: Sequence[int]
 
 
 class OldOutcomeStore:
-    """The table of floors, and what lies below them."""
+    """Reads the floors, and deletes rows below them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_floors(self, user_id: str) -> Mapping[int, int]:
-        """By room up to which position nothing is known of what events were to the user; rooms in
-        which all is are missing."""
-        return await self._database.read_quickly("get_outcome_floors", _select_floors, user_id)
+        """Return by room the position up to which the user's rows are deleted; rooms with all rows
+        are missing."""
+        return await self._database.read_quickly("get_push_action_floors", _select_floors, user_id)
 
     async def remove(self, after: Place, before_ts: int, limit: int) -> tuple[Place | None, int]:
-        """Look at so many places after one, and remove the rows there of events that were sent
-        before a time (milliseconds since 1970) and are read: the last place, None where there are
-        no more; and at how many was looked."""
-        found = await self._database.read("get_old_outcomes", _select_old, after, before_ts, limit)
+        """Read up to `limit` places after one, and delete their rows of read events that were sent
+        before a time (ms since 1970). Return the last place, None at the end, and the number of
+        places read."""
+        found = await self._database.read(
+            "get_old_push_actions", _select_old, after, before_ts, limit
+        )
         if any(each.positions for each in found):
             await self._database.write(
-                "remove_old_outcomes", _remove, [each for each in found if each.positions]
+                "remove_old_push_actions", _remove, [each for each in found if each.positions]
             )
         return found[-1].place if len(found) == limit else None, len(found)
 
@@ -58,11 +60,11 @@ def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
     )
 
 
-def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_Old]:
-    found: list[_Old] = []
+def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_OldRows]:
+    found: list[_OldRows] = []
     place = _next_place(txn, after)
     while place is not None:
-        found.append(_Old(place, _select_positions(txn, place, before_ts)))
+        found.append(_OldRows(place, _select_positions(txn, place, before_ts)))
         if len(found) == limit:
             break
         place = _next_place(txn, place)
@@ -70,13 +72,15 @@ def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> l
 
 
 def _next_place(txn: Transaction, after: Place) -> Place | None:
-    """One probe of the key, or two, however many rows a place has."""
+    """Return the next place by one probe of the key, or two, however many rows a place has."""
     user_id, room_nid = after
     found = txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ? ORDER BY room_nid LIMIT 1",
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ?"
+        " ORDER BY room_nid LIMIT 1",
         (user_id, room_nid),
     ) or txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ? ORDER BY user_id, room_nid LIMIT 1",
+        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ?"
+        " ORDER BY user_id, room_nid LIMIT 1",
         (user_id,),
     )
     return None if found is None else (found[0], found[1])
@@ -100,7 +104,7 @@ def _select_positions(txn: Transaction, place: Place, before_ts: int) -> list[in
     return [position for (position,) in rows]
 
 
-def _remove(txn: WriteTransaction, old: Sequence[_Old]) -> None:
+def _remove(txn: WriteTransaction, old: Sequence[_OldRows]) -> None:
     for each in old:
         txn.execute_many(
             "DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?",

@@ -1,7 +1,8 @@
-"""What the ordinary messages of rooms are to users with rules of their own, from which position on.
+"""History of users' push rules: how the ordinary messages of each room notify users with rules of
+their own, by position.
 
-Each change of a user's rules adds what it changes of this, at the position that it takes. So an
-event can be counted later by what held when it came.
+Each change of a user's rules adds its effect at the position of the change. So an event is always
+counted by the rules that applied at its arrival.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,21 +15,21 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 ELSEWHERE = ""
-"""Stands for all rooms that have no entry of their own."""
+"""Stands for all rooms without an entry of their own."""
 AS_ELSEWHERE = -1
-"""A room's entry that ends those before it."""
+"""A room's entry that ends the entries before it."""
 ALL = 0
-"""What holds where nothing was ever said."""
+"""The default without any entry."""
 KEPT_CHANGES = 100
-"""How many changes are kept of a user's attention to one room. Who has changed it more often since
-they last read a room has what came before that counted as in other rooms."""
+"""The maximum of stored changes per user and room. With more changes since a user last read a room,
+older events are counted as in other rooms."""
 KEPT_ENDED: Final = 500
-"""Of how many rooms the changes are kept that ended with their being as all others again. Of those
-before, what came is counted as in other rooms."""
+"""The maximum of rooms whose entries ended with `AS_ELSEWHERE` and whose changes stay. In rooms
+beyond it, events are counted as in other rooms."""
 
 
 class Span(msgspec.Struct, frozen=True):
-    """From after one position, up to another one, it was this."""
+    """The attention that applied after one position, up to another."""
 
     after: int
     upto: int
@@ -36,31 +37,33 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class AttentionHistory(msgspec.Struct, frozen=True):
-    """All of a user's: by room (in lower case) the changes in order, as (position, attention)."""
+    """The complete history of a user: by room (id in lower case) the changes in order, as
+    (position, attention)."""
 
     changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
 
     def now(self, room_id: str) -> int:
-        """What holds for a room after the last change."""
+        """Return the current attention of a room."""
         last = self.changes.get(room_id)
         if room_id != ELSEWHERE and (last is None or last[-1][1] == AS_ELSEWHERE):
             return self.now(ELSEWHERE)
         return ALL if last is None else last[-1][1]
 
     def at(self, room_id: str, position: int) -> int:
-        """What held for a room when an event came at that position."""
+        """Return the attention of a room that applied to an event at that position."""
         if not self.changes:
             return ALL
         for place in (room_id, ELSEWHERE):
-            held = [
+            past = [
                 attention for since, attention in self.changes.get(place, ()) if since < position
             ]
-            if held and held[-1] != AS_ELSEWHERE:
-                return held[-1]
+            if past and past[-1] != AS_ELSEWHERE:
+                return past[-1]
         return ALL
 
     def spans(self, room_id: str, after: int, upto: int) -> list[Span]:
-        """What held for a room between two positions, in order; equal neighbours are one."""
+        """Return the attention of a room between two positions, in order; equal neighbours are
+        merged."""
         bounds = {
             position
             for place in (room_id, ELSEWHERE)
@@ -78,7 +81,7 @@ class AttentionHistory(msgspec.Struct, frozen=True):
 
 
 class PushAttentionStore:
-    """The table `push_attention`."""
+    """Reads and writes the table `push_attention`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -86,59 +89,62 @@ class PushAttentionStore:
     async def get_rules(
         self, user_ids: Iterable[str]
     ) -> Mapping[str, tuple[bytes | None, AttentionHistory]]:
-        """The content of users' `m.push_rules` (None where it was never set), with their histories;
-        who has neither is missing from the answer. One query."""
+        """Return the content of users' `m.push_rules` (None if it was never set), with their
+        histories. Users who have neither are missing. One query."""
         return await self._database.read_quickly("get_push_rules", _select_rules, list(user_ids))
 
     async def get_members_with_rules(self, room_nid: int) -> list[str]:
-        """This server's users who are joined to a room and have push rules of their own."""
+        """Return the joined local users of a room who have push rules of their own."""
         return await self._database.read("get_members_with_rules", _select_members, room_nid)
 
     async def get_changed_members(self, room_nid: int, since: int) -> Mapping[str, bool]:
-        """This server's users whose membership of a room, or whose rules, have changed after a
-        position: whether they are joined. Users who never had a membership of the room may be
+        """Return local users whose membership of a room, or whose rules, changed after a position,
+        with whether they are joined. Users who never had a membership of the room may be
         missing."""
         return await self._database.read_quickly(
             "get_changed_rules", _select_changed, room_nid, since
         )
 
     def set_attention(
-        self, txn: WriteTransaction, user_id: str, position: int, wanted: Mapping[str, int]
+        self, txn: WriteTransaction, user_id: str, position: int, by_room: Mapping[str, int]
     ) -> None:
-        """Let this hold from after a position on; what is not named is as elsewhere."""
+        """Set the attention of rooms from a position on; rooms that are not named are as
+        `ELSEWHERE`."""
         history = select_histories(txn, [user_id]).get(user_id, AttentionHistory())
         rows = []
-        for room_id in {ELSEWHERE, *wanted, *history.changes}:
+        for room_id in {ELSEWHERE, *by_room, *history.changes}:
             changes = history.changes.get(room_id)
             missing = ALL if room_id == ELSEWHERE else AS_ELSEWHERE
-            new = wanted.get(room_id, missing)
+            new = by_room.get(room_id, missing)
             if new != (missing if changes is None else changes[-1][1]):
                 rows.append((user_id, room_id, position, new))
                 if changes is not None and len(changes) >= KEPT_CHANGES:
                     txn.execute(
-                        "DELETE FROM push_attention WHERE user_id = ? AND room_id = ? AND position = ?",
+                        "DELETE FROM push_attention"
+                        " WHERE user_id = ? AND room_id = ? AND position = ?",
                         (user_id, room_id, changes[0][0]),
                     )
         ended = [
             (changes[-1][0], room_id)
             for room_id, changes in history.changes.items()
-            if changes[-1][1] == AS_ELSEWHERE and room_id != ELSEWHERE and room_id not in wanted
+            if changes[-1][1] == AS_ELSEWHERE and room_id != ELSEWHERE and room_id not in by_room
         ]
         if len(ended) > KEPT_ENDED:
-            over = sorted(ended)[: len(ended) - KEPT_ENDED]
+            excess = sorted(ended)[: len(ended) - KEPT_ENDED]
             txn.execute_many(
                 "DELETE FROM push_attention WHERE user_id = ? AND room_id = ?",
-                [(user_id, room) for _, room in over],
+                [(user_id, room) for _, room in excess],
             )
         if rows:
             txn.execute_many(
-                "INSERT INTO push_attention (user_id, room_id, position, attention) VALUES (?, ?, ?, ?)",
+                "INSERT INTO push_attention (user_id, room_id, position, attention)"
+                " VALUES (?, ?, ?, ?)",
                 rows,
             )
 
 
 def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, AttentionHistory]:
-    """The histories of users; who has none is missing from the answer. One query."""
+    """Return the histories of users; users without one are missing. One query."""
     rows: Iterable[tuple[str, str, int, int]] = txn.query_in(
         "SELECT user_id, room_id, position, attention FROM push_attention WHERE user_id IN {keys}",
         user_ids,
@@ -153,7 +159,8 @@ def _select_rules(
         "SELECT user_id, room_id, position, attention, content FROM"
         " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
         " UNION ALL SELECT user_id, room_id, 0, 0, content FROM account_data"
-        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own WHERE user_id IN {{keys}}",
+        f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own"
+        f" WHERE user_id IN {{keys}}",
         user_ids,
     )
     rules = {row[0]: bytes(row[4]) for row in rows if row[4] is not None}
@@ -179,7 +186,8 @@ def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, Attention
 def _select_members(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
         "SELECT m.user_id FROM memberships AS m JOIN account_data AS a ON a.user_id = m.user_id"
-        f" WHERE m.room_nid = ? AND m.membership = 'join' AND m.is_local = 1 AND a.room_id = '{GLOBAL}'"
+        " WHERE m.room_nid = ? AND m.membership = 'join' AND m.is_local = 1"
+        f" AND a.room_id = '{GLOBAL}'"
         " AND a.type = 'm.push_rules'",
         (room_nid,),
     )
@@ -188,12 +196,15 @@ def _select_members(txn: Transaction, room_nid: int) -> list[str]:
 
 def _select_changed(txn: Transaction, room_nid: int, since: int) -> dict[str, bool]:
     rows = txn.query(
-        "SELECT user_id, membership FROM memberships WHERE room_nid = ? AND is_local = 1 AND position > ?",
+        "SELECT user_id, membership FROM memberships"
+        " WHERE room_nid = ? AND is_local = 1 AND position > ?",
         (room_nid, since),
     )
     rows += txn.query(
-        "SELECT m.user_id, m.membership FROM account_data AS a JOIN memberships AS m ON m.user_id = a.user_id"
-        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}' AND a.position > ?",
+        "SELECT m.user_id, m.membership FROM account_data AS a"
+        " JOIN memberships AS m ON m.user_id = a.user_id"
+        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}'"
+        " AND a.position > ?",
         (room_nid, since),
     )
     return {user_id: membership == "join" for user_id, membership in rows}

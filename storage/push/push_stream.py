@@ -1,5 +1,5 @@
-"""The stream as it is read for pushing, where memory does not have it: after a start, and what
-other nodes wrote."""
+"""The stream as the push sender reads it from the database: after a start, and for writes of other
+nodes."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from storage.engine.transaction import Transaction
 from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow, select_new_invites
 
-_SOMETHING = EventFlag.NOTIFIES | EventFlag.OUTCOMES
+_MAY_NOTIFY = EventFlag.NOTIFIES | EventFlag.OUTCOMES
 """Events without these flags notify nobody."""
 
 
 class NewEvent(msgspec.Struct, frozen=True):
-    """An event that arrived, and that is something to some user."""
+    """An arrived event that may notify a user."""
 
     position: int
     event_nid: int
@@ -28,7 +28,7 @@ class NewEvent(msgspec.Struct, frozen=True):
 
 
 class NewReceipt(msgspec.Struct, frozen=True):
-    """Somebody has read a room, or a thread of it, up to an event."""
+    """A receipt that moved, of a room or a thread."""
 
     position: int
     room_nid: int
@@ -38,30 +38,30 @@ class NewReceipt(msgspec.Struct, frozen=True):
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """What happened, up to a position."""
+    """The changes up to a position."""
 
     upto: int
     events: Sequence[NewEvent]
     receipts: Sequence[NewReceipt]
     invites: Sequence[MembershipRow]
-    """Of users of this server who have not answered them yet."""
+    """Pending invites of local users."""
     moved: Sequence[str]
-    """Users of this server who came into a room, or are no longer in one."""
+    """Local users who joined a room, or are no longer in one."""
     hiding: Sequence[str]
-    """Users who changed whom they want to hear of."""
+    """Users who changed their ignored users or whose invites they accept."""
     taken_from: Sequence[int]
     """Rooms in which messages lost their content."""
 
 
 class PushStream:
-    """Reads the stream in stretches."""
+    """Reads the stream in batches."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_stretch(self, after: int, upto: int, limit: int) -> Stretch:
-        """The next stretch after a position, with at most so many rows of each kind."""
-        return await self._database.read("get_stretch_to_push", _select, after, upto, limit)
+        """Return the next changes after a position, with at most `limit` rows of each kind."""
+        return await self._database.read("get_push_stream", _select, after, upto, limit)
 
 
 _RECEIPTS = [
@@ -72,8 +72,8 @@ _RECEIPTS = [
 ]
 
 
-_MOVES = [
-    # each has an index of its own
+_MEMBERSHIP_CHANGES = [
+    # each kind has an index of its own
     f"SELECT position, user_id FROM memberships WHERE {kind} AND is_local = 1"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?"
     for kind in (
@@ -87,39 +87,46 @@ HIDING = (
     "org.matrix.msc4380.invite_permission_config",
     "org.matrix.msc4155.invite_permission_config",
 )
-"""The types of account data that say whom a user wants to hear of, and whose invites they take."""
-_HIDING = (
+"""The types of account data that hold a user's ignored users and accepted invites."""
+_FILTER_CHANGES = (
     "SELECT position, user_id FROM account_data WHERE room_id = ''"
-    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?"
 )
-_TAKEN_FROM = [
-    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+_REMOVALS = [
+    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ?"
+    " ORDER BY position LIMIT ?",
     "SELECT position, room_nid FROM events WHERE type = 'm.room.redaction'"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
 ]
 _EVENTS = (
     "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
-    f" WHERE position > ? AND position <= ? AND (flags & {_SOMETHING}) <> 0 ORDER BY position LIMIT ?"
+    f" WHERE position > ? AND position <= ? AND (flags & {_MAY_NOTIFY}) <> 0"
+    " ORDER BY position LIMIT ?"
 )
 
 
 def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
-    def find(*questions: str) -> list[Row]:
-        """What stands up to where the answer to each of these is whole; the stretch ends there."""
+    def read_complete(*queries: str) -> list[Row]:
+        """Return the rows up to where every answer is complete; the batch ends there."""
         nonlocal upto
         rows: list[Row] = []
-        for sql in questions:
+        for sql in queries:
             found = txn.query(sql, (after, upto, limit))
             if len(found) == limit:
                 upto = found[-1][0]
             rows += found
         return rows
 
-    events, receipts = find(_EVENTS), find(*_RECEIPTS)
+    events, receipts = read_complete(_EVENTS), read_complete(*_RECEIPTS)
     invites = select_new_invites(txn, after, upto, limit)
     if len(invites) == limit:
         upto = invites[-1].position
-    moved, hiding, taken_from = find(*_MOVES), find(_HIDING), find(*_TAKEN_FROM)
+    moved, hiding, taken_from = (
+        read_complete(*_MEMBERSHIP_CHANGES),
+        read_complete(_FILTER_CHANGES),
+        read_complete(*_REMOVALS),
+    )
     return Stretch(
         upto,
         [NewEvent(*row) for row in events if row[0] <= upto],

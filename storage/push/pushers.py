@@ -1,14 +1,14 @@
-"""Pushers: where users' notifications go, and how each of them stands.
+"""Pushers: where users' notifications go, and the delivery state of each.
 
 Laws:
-- Setting and removing pushers takes a position (`Topic.PUSHER`), one a user is kept: so other nodes
-  hear whose changed.
-- How a pusher stands is written in batches, takes no position, and may be a minute old; a failure
-  is written at once.
-- An account that is locked, or past its day, is told nothing: for who pushes (`get_users`,
-  `get_active`, `get_failing`, `get_due`) it has no pushers.
-- A push writes no row: up to the position of the lease (`leases.py`), or of the pusher where it
-  fails, all is done.
+- Setting and removing pushers takes a position (`Topic.PUSHER`); the latest one per user is stored,
+  so other nodes learn whose pushers changed.
+- The delivery state is written in batches, takes no position, and may be a minute old; a failure is
+  written at once.
+- A locked or expired account gets no notification: in `get_users`, `get_active`, `get_failing` and
+  `get_due` it has no pushers.
+- A push writes no row: all is done up to the position of the lease (`leases.py`), or of a failing
+  pusher.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class PusherRow(msgspec.Struct, frozen=True):
-    """One pusher. Times are milliseconds since 1970."""
+    """A pusher. Times are milliseconds since 1970."""
 
     pusher_nid: int
     user_id: str
@@ -51,58 +51,62 @@ class PusherRow(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a pusher stands after its last push. Times are milliseconds since 1970."""
+    """The delivery state of a pusher after its last push. Times are milliseconds since 1970."""
 
     position: int
     failing_since_ts: int | None
     tried_ts: int
     pause_ms: int
     success_ts: int | None
-    """When a push was taken last; None: not since the standing before."""
+    """When a push was last accepted; None: not since the previous state."""
     error: str | None
 
 
 class EmailPause(msgspec.Struct, frozen=True):
-    """When a letter about a room went out, and how long the next one waits after it.
-    Milliseconds."""
+    """When an e-mail about a room was sent, and the pause before the next one. Milliseconds."""
 
     sent_ts: int
     pause_ms: int
 
 
 class GatewayRow(msgspec.Struct, frozen=True):
-    """How the pushers of one gateway stand. Times are milliseconds since 1970."""
+    """The delivery state of all pushers of a gateway. Times are milliseconds since 1970."""
 
     gateway: str
     pushers: int
     failing: int
     failing_since_ts: int | None
-    """The pusher that has failed for the longest time."""
+    """Since when the pusher that has failed for the longest time fails."""
     success_ts: int | None
-    """The last push that was taken."""
+    """The last accepted push."""
 
 
 _COLUMNS = (
-    "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data,"
-    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts, pause_ms, success_ts, due_ts, error"
+    "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name,"
+    " profile_tag, lang, data,"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts,"
+    " pause_ms, success_ts, due_ts, error"
 )
 
 
-_STOPPED = "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1)"
+_STOPPED = (
+    "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1"
+    " OR a.is_over = 1)"
+)
 _ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
 _ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
-"""With a LIMIT PostgreSQL asks for the account of one pusher after the other, and does not first go
-through all accounts."""
+"""With a LIMIT PostgreSQL reads the account of one pusher after the other, and does not scan all
+accounts first."""
 
 
 class PusherStore:
-    """The table of pushers."""
+    """Reads and writes the table `pushers`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_pushers(self, user_ids: Iterable[str]) -> Mapping[str, list[PusherRow]]:
-        """All pushers of these users, the oldest first; who has none is missing from the answer."""
+        """Return all pushers of these users, the oldest first; users without any are missing."""
         return await self._database.read_quickly("get_pushers", self.get_pushers_in, list(user_ids))
 
     def get_pushers_in(
@@ -116,58 +120,57 @@ class PusherStore:
         return found
 
     async def get_active(self, user_ids: Iterable[str]) -> Mapping[str, list[PusherRow]]:
-        """The pushers of these users that are to be pushed to; who has none is missing from the
-        answer."""
+        """Return the pushers of these users that get pushes; users without any are missing."""
         return await self._database.read_quickly(
             "get_active_pushers", _select_active, list(user_ids)
         )
 
     async def get_pusher(self, pusher_nid: int) -> PusherRow | None:
-        """One pusher by its number."""
+        """Return one pusher by its number."""
         return await self._database.read_quickly("get_pusher", _select_one, pusher_nid)
 
     async def get_users(self) -> set[str]:
-        """Everybody who has a pusher that is enabled."""
+        """Return all users with an enabled pusher."""
         return await self._database.read("get_users_with_pushers", _select_users)
 
     async def get_failing(self) -> list[PusherRow]:
-        """The enabled pushers that failed when last tried."""
+        """Return the enabled pushers whose last push failed."""
         return await self._database.read("get_failing_pushers", _select_failing)
 
     async def get_gateways(self, limit: int) -> list[GatewayRow]:
-        """Gateways with pushers that are enabled, those with the most failing ones first; e-mail is
+        """Return gateways with enabled pushers, those with the most failing ones first; e-mail is
         the gateway ''."""
         return await self._database.read("get_push_gateways", _select_gateways, limit)
 
     async def count_pushers(self) -> Mapping[tuple[str, str], int]:
-        """How many are enabled, by kind and state: well, failing."""
+        """Count the enabled pushers by kind and state: well, failing."""
         return await self._database.read("count_pushers", _count)
 
     async def get_changed_users(self, after: int, upto: int) -> set[str]:
-        """Whose pushers changed in that stretch of the sequence."""
+        """Return users whose pushers changed in that range of positions."""
         return await self._database.read_quickly(
             "get_users_with_changed_pushers", _select_changed, after, upto
         )
 
     async def get_due(self, now_ms: int, limit: int) -> list[PusherRow]:
-        """Pushers by e-mail whose time has come, the most overdue first."""
+        """Return e-mail pushers that are due, the most overdue first."""
         return await self._database.read_quickly("get_due_pushers", _select_due, now_ms, limit)
 
     async def get_next_due(self) -> int | None:
-        """When the next one's time comes."""
+        """Return when the next e-mail pusher is due."""
         return await self._database.read_quickly("get_next_due_pusher", _select_next_due)
 
     async def get_pauses(self, pusher_nid: int) -> Mapping[int, EmailPause]:
-        """The letters that a pusher has lately written, by room."""
+        """Return the recent e-mails of a pusher by room."""
         return await self._database.read_quickly("get_email_pauses", _select_pauses, pusher_nid)
 
     def get_by_key(self, txn: Transaction, app_id: str, pushkey: str) -> dict[str, PusherRow]:
-        """The pushers of that key, by user."""
+        """Return the pushers with that key by user."""
         sql = f"SELECT {_COLUMNS} FROM pushers WHERE app_id = ? AND pushkey = ?"
         return {row.user_id: row for row in map(_row, txn.query(sql, (app_id, pushkey)))}
 
     def set_pusher(self, txn: WriteTransaction, row: PusherRow) -> None:
-        """Add a pusher, or put it in the place of the one with its number."""
+        """Add a pusher, or replace the one with its number."""
         values = (
             row.pusher_nid,
             row.user_id,
@@ -199,54 +202,53 @@ class PusherStore:
         _announce(txn, row.user_id)
 
     def remove_pusher(self, txn: WriteTransaction, user_id: str, app_id: str, pushkey: str) -> bool:
-        """Remove one; False where there is none."""
+        """Remove a pusher; False if there is none."""
         sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND app_id = ? AND pushkey = ?"
         return _remove(txn, user_id, txn.query(sql, (user_id, app_id, pushkey)))
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Remove those that these devices set."""
+        """Remove the pushers that these devices set."""
         sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND device_id IN {keys}"
         _remove(txn, user_id, txn.query_in(sql, device_ids, before=(user_id,)))
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of a user."""
+        """Remove all pushers of a user."""
         _remove(
             txn, user_id, txn.query("SELECT pusher_nid FROM pushers WHERE user_id = ?", (user_id,))
         )
 
     def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
-        """Remove the one that writes to an e-mail address of a user."""
+        """Remove the pusher for an e-mail address of a user."""
         sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND kind = 'email' AND pushkey = ?"
         _remove(txn, user_id, txn.query(sql, (user_id, address)))
 
     async def remove_rejected(self, user_id: str, app_id: str, pushkey: str) -> bool:
-        """Remove one that its gateway wants no more; False where it is gone already."""
+        """Remove a pusher that its gateway rejected; False if it is gone already."""
         return await self._database.write(
             "remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey
         )
 
-    async def set_standings(self, standings: Mapping[int, Standing]) -> None:
-        """Note how pushers stand; a position never goes back, and when a push was taken last stays
-        until another one is."""
+    async def set_standings(self, states: Mapping[int, Standing]) -> None:
+        """Store the state of pushers. A position never moves back, and the last accepted push stays
+        until another one is accepted."""
         rows = [
             (
-                standing.position,
-                standing.failing_since_ts,
-                standing.tried_ts,
-                standing.pause_ms,
-                standing.success_ts,
-                standing.error,
+                state.position,
+                state.failing_since_ts,
+                state.tried_ts,
+                state.pause_ms,
+                state.success_ts,
+                state.error,
                 pusher_nid,
             )
-            for pusher_nid, standing in standings.items()
+            for pusher_nid, state in states.items()
         ]
         await self._database.write("set_pusher_standings", _set_standings, rows)
 
     async def set_due(self, due: Mapping[int, int]) -> None:
-        """Note when to look at these pushers by e-mail, where they are not to be looked at
-        sooner."""
+        """Set when these e-mail pushers are next checked, unless that is sooner already."""
         await self._database.write("set_pushers_due", _set_due, due)
 
     def set_looked(
@@ -255,25 +257,26 @@ class PusherStore:
         pusher_nid: int,
         position: int,
         due_ts: int | None,
-        letter: Mapping[int, EmailPause] | None,
+        pauses: Mapping[int, EmailPause] | None,
         forget_before_ts: int,
     ) -> bool:
-        """A pusher by e-mail has been looked at: up to which position, when next, and about which
-        rooms a letter went out, if one did. False where the pusher is gone: then there is to be no
-        letter."""
+        """Record the check of an e-mail pusher: up to which position, when the next one is due, and
+        about which rooms an e-mail goes out, if one does. False if the pusher is gone: then no
+        e-mail is sent."""
         sql = "UPDATE pushers SET position = ?, due_ts = ? WHERE pusher_nid = ? AND enabled = 1"
         if not txn.execute(sql, (position, due_ts, pusher_nid)):
             return False
         sql = "DELETE FROM email_pauses WHERE pusher_nid = ? AND sent_ts < ?"
         txn.execute(sql, (pusher_nid, forget_before_ts))
-        if letter:
+        if pauses:
             txn.execute_many(
-                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms) VALUES (?, ?, ?, ?)"
+                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms)"
+                " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (pusher_nid, room_nid)"
                 " DO UPDATE SET sent_ts = excluded.sent_ts, pause_ms = excluded.pause_ms",
                 [
                     (pusher_nid, room_nid, pause.sent_ts, pause.pause_ms)
-                    for room_nid, pause in letter.items()
+                    for room_nid, pause in pauses.items()
                 ],
             )
         return True
@@ -311,7 +314,10 @@ def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
 
 def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
     found: dict[str, list[PusherRow]] = {}
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW} ORDER BY pusher_nid"
+    sql = (
+        f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE_OF_FEW}"
+        " ORDER BY pusher_nid"
+    )
     for row in map(_row, txn.query_in(sql, user_ids)):
         found.setdefault(row.user_id, []).append(row)
     return found
@@ -338,7 +344,8 @@ def _count(txn: Transaction) -> dict[tuple[str, str], int]:
 
 def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
     rows = txn.query(
-        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0 ELSE 1 END) AS failing,"
+        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0"
+        " ELSE 1 END) AS failing,"
         " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
         " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
         (limit,),
@@ -356,7 +363,8 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
     sql = (
-        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
+        f"SELECT {_COLUMNS} FROM pushers"
+        f" WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE_OF_FEW}"
         " ORDER BY due_ts LIMIT ?"
     )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
@@ -378,8 +386,10 @@ def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
 
 def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
     txn.execute_many(
-        "UPDATE pushers SET position = CASE WHEN position > ? THEN position ELSE ? END, failing_since_ts = ?,"
-        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ? WHERE pusher_nid = ?",
+        "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
+        " ELSE ? END, failing_since_ts = ?,"
+        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ?"
+        " WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )
 

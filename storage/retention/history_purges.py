@@ -1,12 +1,10 @@
-"""Purges of the history of rooms: what was asked for, how far each is, how it ended; and rooms that
-nobody remembers.
+"""Purges of room history: requests, progress and outcome; and rooms that no local user remembers.
 
 Laws:
-- A room has one purge at a time.
-- How far it is, is written with what it has purged: a restart goes on from there.
-- What came after it had begun is not its: each purge has the number of the last event that was
-  there.
-- A room that somebody remembers again is purged no further: each write asks.
+- A room has at most one running purge.
+- The progress is written with the purged messages: a restart continues there.
+- A purge leaves later events alone: it stores the number of the last event at its start.
+- The purge of a forgotten room ends if a local user remembers the room again: each write checks it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from storage.retention.purging import BEFORE_ALL, Cause, Message
 
 
 class PurgeUnderWay(Exception):
-    """The room is being purged already."""
+    """The room has a running purge."""
 
 
 class HistoryPurge(msgspec.Struct, frozen=True):
@@ -33,63 +31,67 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     room_nid: int
     cause: str
     before_ts: int | None
-    """Messages sent before this go; None: whenever sent."""
+    """Messages sent before this are purged; None: whenever sent."""
     before_depth: int | None
-    """Messages above this depth go; None: at whatever depth."""
+    """Messages above this depth are purged; None: at any depth."""
     with_own: bool
-    """Those of this server's users too."""
+    """Includes messages of local users."""
     kept_nid: int | None
-    """The newest message when it began, which stays; None: none does."""
+    """The newest message at the start, which stays; None: none does."""
     after: tuple[int, int]
-    """Time and number of the last message that was looked at."""
+    """Time and number of the last message that was read."""
     messages: int
-    """How many have lost their content."""
+    """The number of purged messages."""
     by_user_id: str | None
     created_ts: int
     upto_nid: int
-    """The number of the newest event when it began: what came later stays."""
+    """The number of the newest event at the start: later ones stay."""
     finished_ts: int | None = None
     error: str | None = None
 
 
 class Extent(msgspec.Struct, frozen=True):
-    """What a purge of a room may take, as of one moment."""
+    """The extent of a purge as of one moment."""
 
     upto_nid: int
     """The number of the newest event."""
     newest_message: int | None
-    """The number of the newest message by arrival that people see: no edit, no reaction; None where
+    """The number of the newest visible message by arrival, without edits and reactions; None if
     there is none."""
 
 
 class Forgotten(msgspec.Struct, frozen=True):
-    """What of some rooms, in their order, has become known."""
+    """The result of a check of some rooms, in order."""
 
     upto: int
-    """The number of the last room that was looked at."""
+    """The number of the last room that was checked."""
     count: int
-    """How many were looked at."""
+    """The number of checked rooms."""
 
 
 _COLUMNS: Final = (
-    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid, messages, by_user_id,"
+    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid,"
+    " messages, by_user_id,"
     " created_ts, upto_nid, finished_ts, error"
 )
-_IS_REMEMBERED: Final = "EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
+_IS_REMEMBERED: Final = (
+    "EXISTS (SELECT 1 FROM memberships AS m"
+    " WHERE m.room_nid = r.room_nid AND m.is_local = 1 AND m.forgotten = 0)"
+)
 
 
 class HistoryPurgeStore:
-    """The tables `history_purges` and `forgotten_rooms`."""
+    """Reads and writes the tables `history_purges` and `forgotten_rooms`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, purge: HistoryPurge) -> None:
-        """Begin a purge. Raises PurgeUnderWay."""
+        """Start a purge. Raises PurgeUnderWay."""
         await self._database.write("add_history_purge", add_purge, purge)
 
     async def get(self, purge_id: str) -> HistoryPurge | None:
-        """A purge, whatever has become of it."""
+        """Return a purge, running or finished, or None."""
 
         def read(txn: Transaction) -> HistoryPurge | None:
             row = txn.query_one(
@@ -100,38 +102,42 @@ class HistoryPurgeStore:
         return await self._database.read_quickly("get_history_purge", read)
 
     async def get_active(self) -> HistoryPurge | None:
-        """The purge that has waited longest of those that go on."""
+        """Return the running purge that has waited longest."""
 
         def read(txn: Transaction) -> HistoryPurge | None:
             row = txn.query_one(
-                f"SELECT {_COLUMNS} FROM history_purges WHERE finished_ts IS NULL ORDER BY created_ts, purge_id LIMIT 1"
+                f"SELECT {_COLUMNS} FROM history_purges WHERE finished_ts IS NULL"
+                " ORDER BY created_ts, purge_id LIMIT 1"
             )
             return None if row is None else _purge(row)
 
         return await self._database.read_quickly("get_active_history_purge", read)
 
     async def set_finished(self, purge_id: str, now_ms: int, error: str | None) -> None:
-        """It has ended."""
+        """Record the end of a purge."""
         await self._database.write("end_history_purge", _set_finished, purge_id, now_ms, error)
 
     async def remove_finished(self, before_ms: int, limit: int) -> int:
-        """Forget purges that ended long ago, at most so many; how many."""
+        """Delete at most `limit` purges that ended long ago. Return how many."""
         sql = (
             "DELETE FROM history_purges WHERE purge_id IN (SELECT purge_id FROM history_purges"
             " WHERE finished_ts < ? ORDER BY finished_ts LIMIT ?)"
         )
         return await self._database.write(
-            "forget_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
+            "remove_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
         )
 
     async def get_extent(self, room_nid: int, types: Sequence[str]) -> Extent:
-        """What there is to purge in a room, and the newest message of these types."""
+        """Return the extent of a purge of a room. The newest message has one of these types."""
 
         def read(txn: Transaction) -> Extent:
             row = txn.query_one(
-                f"SELECT e.event_nid FROM events AS e WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
-                f" AND e.state_key IS NULL AND e.redacted_by IS NULL AND e.type IN ({', '.join('?' * len(types))})"
-                " AND NOT EXISTS (SELECT 1 FROM relations AS r WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
+                "SELECT e.event_nid FROM events AS e"
+                f" WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
+                " AND e.state_key IS NULL AND e.redacted_by IS NULL"
+                f" AND e.type IN ({', '.join('?' * len(types))})"
+                " AND NOT EXISTS (SELECT 1 FROM relations AS r"
+                " WHERE r.event_nid = e.event_nid AND r.rel_type IN (?, ?))"
                 " ORDER BY e.position DESC LIMIT 1",
                 (room_nid, *types, REPLACE, ANNOTATION),
             )
@@ -140,34 +146,36 @@ class HistoryPurgeStore:
         return await self._database.read("get_extent_of_purge", read)
 
     async def get_kept(self, kept_nid: int, nids: Sequence[int]) -> frozenset[int]:
-        """Those of the messages that belong to the one that stays: itself, its edits, reactions and
-        votes, and the root of the thread that it stands in with that one's edits."""
+        """Return those of the messages that belong to the kept one: itself, its edits, reactions
+        and poll votes, and the root of its thread with the root's edits."""
 
         def read(txn: Transaction) -> frozenset[int]:
             row = txn.query_one(
                 "SELECT e.event_id, r.target FROM events AS e"
-                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ? WHERE e.event_nid = ?",
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid AND r.rel_type = ?"
+                " WHERE e.event_nid = ?",
                 (THREAD, kept_nid),
             )
             if row is None:
                 return frozenset()
-            kept_id, root_id = row
-            belonging = {
-                (kept_id, REPLACE),
-                (kept_id, ANNOTATION),
-                (kept_id, REFERENCE),
-                (root_id, REPLACE),
+            kept_event_id, root_event_id = row
+            kept_relations = {
+                (kept_event_id, REPLACE),
+                (kept_event_id, ANNOTATION),
+                (kept_event_id, REFERENCE),
+                (root_event_id, REPLACE),
             }
             rows = txn.query_in(
                 "SELECT e.event_nid, e.event_id, r.target, r.rel_type FROM events AS e"
-                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid WHERE e.event_nid IN {keys}",
+                " LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
+                " WHERE e.event_nid IN {keys}",
                 nids,
             )
             return frozenset(
                 nid
                 for nid, event_id, target, rel_type in rows
-                if event_id in (kept_id, root_id)
-                or (target is not None and (target, rel_type) in belonging)
+                if event_id in (kept_event_id, root_event_id)
+                or (target is not None and (target, rel_type) in kept_relations)
             )
 
         return await self._database.read_quickly("get_kept_by_purge", read)
@@ -175,14 +183,17 @@ class HistoryPurgeStore:
     async def get_redacted(
         self, room_nid: int, nids: Sequence[int]
     ) -> Mapping[int, Message | None]:
-        """Of those of the messages that are redactions what they took the content of, if that was
-        not purged since; None for state."""
+        """Return, by redaction among the messages, the redacted message, if it was not purged
+        since; None for a state event."""
 
         def read(txn: Transaction) -> Mapping[int, Message | None]:
             rows = txn.query_in(
-                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth, e.origin_server_ts, e.sender"
-                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts AND e.redacted_by = x.event_nid"
-                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ? AND (e.flags & {EventFlag.PURGED}) = 0",
+                "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth,"
+                " e.origin_server_ts, e.sender"
+                " FROM redactions AS x JOIN events AS e ON e.event_id = x.redacts"
+                " AND e.redacted_by = x.event_nid"
+                f" WHERE x.event_nid IN {{keys}} AND e.room_nid = ?"
+                f" AND (e.flags & {EventFlag.PURGED}) = 0",
                 nids,
                 after=(room_nid,),
             )
@@ -196,8 +207,8 @@ class HistoryPurgeStore:
         return await self._database.read_quickly("get_redacted_by", read)
 
     async def note_forgotten(self, after: int, limit: int, now_ms: int) -> Forgotten:
-        """Look at rooms after one: note those that nobody of this server remembers, and unnote
-        those that somebody does."""
+        """Check rooms after one: record those that no local user remembers, and delete the record
+        of the others."""
 
         def write(txn: WriteTransaction) -> Forgotten:
             rooms = txn.query(
@@ -210,22 +221,26 @@ class HistoryPurgeStore:
                 [(nid,) for nid, remembered in rooms if remembered],
             )
             txn.execute_many(
-                "INSERT INTO forgotten_rooms (room_nid, since_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO forgotten_rooms (room_nid, since_ts) VALUES (?, ?)"
+                " ON CONFLICT DO NOTHING",
                 [(nid, now_ms) for nid, remembered in rooms if not remembered],
             )
             return Forgotten(rooms[-1][0] if rooms else after, len(rooms))
 
-        return await self._database.write("note_forgotten_rooms", write)
+        return await self._database.write("record_forgotten_rooms", write)
 
     async def begin_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
-        """Begin the purge of a room that nobody has remembered since; whether there was one to
-        begin."""
+        """Start the purge of a room that no local user has remembered since `before_ms`. Return
+        whether a room was found."""
 
         def write(txn: WriteTransaction) -> bool:
             row = txn.query_one(
-                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM forgotten_rooms AS r"
-                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL AND NOT EXISTS (SELECT 1 FROM history_purges AS p"
-                " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL) ORDER BY r.since_ts, r.room_nid LIMIT 1",
+                f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END"
+                " FROM forgotten_rooms AS r"
+                " WHERE r.since_ts <= ? AND r.purged_ts IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM history_purges AS p"
+                " WHERE p.room_nid = r.room_nid AND p.finished_ts IS NULL)"
+                " ORDER BY r.since_ts, r.room_nid LIMIT 1",
                 (before_ms,),
             )
             if row is None:
@@ -267,7 +282,8 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     if txn.query_one(sql, (purge.room_nid,)) is not None:
         raise PurgeUnderWay
     txn.execute(
-        f"INSERT INTO history_purges ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+        f"INSERT INTO history_purges ({_COLUMNS})"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
         (
             purge.purge_id,
             purge.room_nid,
@@ -286,8 +302,8 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
 
 
 def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
-    """Whether the purge is to take more. One of a forgotten room ends here where somebody of this
-    server remembers it again."""
+    """Whether the purge may continue. The purge of a forgotten room ends here if a local user
+    remembers the room again."""
     if purge.cause != Cause.FORGOTTEN.value:
         return True
     row = txn.query_one(
@@ -296,7 +312,7 @@ def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
     )
     if row is None or not row[0]:
         return True
-    # it may be forgotten anew, and is then purged anew
+    # it may be forgotten again, and is then purged again
     txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (purge.room_nid,))
     _set_finished(txn, purge.purge_id, now_ms, None)
     return False
@@ -305,26 +321,30 @@ def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
 def move_purge(
     txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int
 ) -> None:
-    """It has looked at messages up to that one, and purged so many more. Where another node is
-    further already, it stays so."""
+    """Record the last message that was read, and the number of newly purged ones. Never moves back
+    behind another node."""
     txn.execute(
         "UPDATE history_purges SET messages = messages + ? WHERE purge_id = ?",
         (messages, purge.purge_id),
     )
     txn.execute(
-        "UPDATE history_purges SET after_ts = ?, after_nid = ? WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
+        "UPDATE history_purges SET after_ts = ?, after_nid = ?"
+        " WHERE purge_id = ? AND (after_ts, after_nid) < (?, ?)",
         (*after, purge.purge_id, *after),
     )
 
 
 def _select_latest(txn: Transaction) -> int:
-    """The number of the newest event; 0 before there is one."""
+    """Return the number of the newest event; 0 without any."""
     row = txn.query_one("SELECT MAX(event_nid) FROM events")
     return 0 if row is None or row[0] is None else int(row[0])
 
 
 def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str | None) -> None:
-    sql = "UPDATE history_purges SET finished_ts = ?, error = ? WHERE purge_id = ? AND finished_ts IS NULL"
+    sql = (
+        "UPDATE history_purges SET finished_ts = ?, error = ?"
+        " WHERE purge_id = ? AND finished_ts IS NULL"
+    )
     txn.execute(sql, (now_ms, error, purge_id))
 
 

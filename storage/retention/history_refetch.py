@@ -1,12 +1,12 @@
-"""Messages that were purged since nobody here remembered their room get back what other servers
-have kept of them.
+"""Restores messages that were purged because no local user remembered their room, from copies of
+other servers.
 
 Laws:
-- Only what was purged for that cause: what is too old, or what an administrator has purged, never
-  comes back.
-- One write puts a message's content back into every table from which the purge took it, but for
-  what it was to people (notifications): it is no news.
-- What was redacted stays without content.
+- Only messages purged for that cause are restored: content that exceeded its retention period, or
+  that an administrator purged, never comes back.
+- One write restores a message's content in every table from which the purge removed it, except push
+  actions: it is not new.
+- Redacted messages stay without content.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,87 +24,91 @@ from storage.retention.purging import Cause, PurgedMessages
 from storage.search.search import note_placed
 
 _GIVEN_UP: Final = (2**31 - 1) ^ EventFlag.FORGOTTEN
-_LEFT: Final = (2**31 - 1) ^ (EventFlag.PURGED | EventFlag.FORGOTTEN)
+_RESTORED: Final = (2**31 - 1) ^ (EventFlag.PURGED | EventFlag.FORGOTTEN)
 
 
 class Regained(msgspec.Struct, frozen=True):
-    """A message that another server has given."""
+    """A message received from another server."""
 
     event_nid: int
     pdu: bytes | None
-    """As it was before the purge; None where it has no content, since it was redacted."""
+    """The PDU as before the purge; None if it has no content, since it was redacted."""
     redacted_by: int | None
-    """Number of a redaction that came after the purge."""
+    """Number of a redaction that arrived after the purge."""
     relation: Relation | None
     redactions: frozenset[int] = frozenset()
-    """Numbers of the redactions that name it, which were looked at."""
+    """Numbers of the redactions of it that were checked."""
 
 
 class RegainingStore:
-    """Which may be had from others."""
+    """Marks messages that are no longer to be fetched from other servers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def give_up(self, room_nid: int, before_ms: int, before_depth: int, limit: int) -> int:
-        """Messages of a room that were sent before a time, or stand above a depth, are not to be
-        had from others any more: so many at most; how many it were."""
+        """Stop fetching messages of a room that were sent before a time and are above a depth: at
+        most `limit`. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
             return txn.execute(
                 f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid IN"
-                f" (SELECT event_nid FROM events WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
+                " (SELECT event_nid FROM events"
+                f" WHERE room_nid = ? AND {IS_FORGOTTEN} AND origin_server_ts < ? AND depth < ?"
                 " ORDER BY depth, event_nid LIMIT ?)",
                 (room_nid, before_ms, before_depth, limit),
             )
 
-        return await self._database.write("give_up_forgotten", write)
+        return await self._database.write("stop_fetching_forgotten", write)
 
 
 def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Regained]) -> int:
-    """Put back the content of messages of a room, and show them again; how many it were."""
+    """Restore the content of messages of a room, and show them again. Return how many."""
     rows = txn.query_in(
-        "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags FROM events"
+        "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags"
+        " FROM events"
         f" WHERE event_nid IN {{keys}} AND room_nid = ? AND {IS_FORGOTTEN}",
         [each.event_nid for each in regained],
         after=(room_nid,),
     )
     redactions: dict[int, set[int]] = {nid: set() for nid, *_ in rows}
     for nid, redaction_nid in txn.query_in(
-        "SELECT e.event_nid, x.event_nid FROM events AS e JOIN redactions AS x ON x.redacts = e.event_id"
+        "SELECT e.event_nid, x.event_nid FROM events AS e"
+        " JOIN redactions AS x ON x.redacts = e.event_id"
         " WHERE e.event_nid IN {keys}",
         redactions,
     ):
         redactions[nid].add(redaction_nid)
-    # where one has come meanwhile, the message waits until it is asked for anew
+    # if another redaction has arrived meanwhile, the message waits for the next request
     regained = [
         each
         for each in regained
         if each.event_nid in redactions and each.redactions == redactions[each.event_nid]
     ]
-    examined = {each.event_nid for each in regained}
-    found = {nid: columns for nid, *columns in rows if nid in examined}
+    checked = {each.event_nid for each in regained}
+    found = {nid: columns for nid, *columns in rows if nid in checked}
     if not found:
         return 0
     txn.execute_many(
-        f"UPDATE events SET flags = flags & {_LEFT} WHERE event_nid = ?", [(nid,) for nid in found]
+        f"UPDATE events SET flags = flags & {_RESTORED} WHERE event_nid = ?",
+        [(nid,) for nid in found],
     )
-    # those that were redacted before the purge have what is left of them already
+    # messages that were redacted before the purge have their redacted content already
     purged = [each for each in regained if found[each.event_nid][0] == each.event_nid]
     txn.execute_many(
         "UPDATE events SET redacted_by = ? WHERE event_nid = ?",
         [(each.redacted_by, each.event_nid) for each in purged if each.pdu is None],
     )
-    whole = [each for each in purged if each.pdu is not None]
+    restored = [each for each in purged if each.pdu is not None]
     txn.execute_many(
         "UPDATE events SET pdu = ?, redacted_by = NULL WHERE event_nid = ?",
-        [(each.pdu, each.event_nid) for each in whole],
+        [(each.pdu, each.event_nid) for each in restored],
     )
-    note_restored(txn, [each.event_nid for each in whole])
-    note_placed(txn, [each.event_nid for each in whole])
+    note_restored(txn, [each.event_nid for each in restored])
+    note_placed(txn, [each.event_nid for each in restored])
     position = txn.next_position()
     children = []
-    for each in whole:
+    for each in restored:
         _, event_id, depth, type_, sender, sent, flags = found[each.event_nid]
         if each.relation is not None and flags & EventFlag.TIMELINE:
             children.append(
@@ -114,7 +118,7 @@ def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Re
             )
             txn.announce(Change(position, Topic.RELATED, detail=each.relation.target))
     add_relations(txn, children)
-    # so that other nodes read the room's events anew
+    # so that other nodes read the room's events again
     sql = "UPDATE purged_messages SET position = ? WHERE room_nid = ? AND cause = ?"
     txn.execute(sql, (position, room_nid, Cause.FORGOTTEN.value))
     txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, list(found))))
@@ -122,6 +126,6 @@ def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Re
 
 
 def give_up_messages(txn: WriteTransaction, nids: Collection[int]) -> None:
-    """These are not to be had from others."""
+    """Stop fetching these messages from other servers."""
     sql = f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid = ? AND {IS_FORGOTTEN}"
     txn.execute_many(sql, [(nid,) for nid in nids])

@@ -1,17 +1,16 @@
-"""Messages lose their content for good: in their own row, and in all that was made of it.
+"""Purges: messages lose their content for good, in their own row and in all derived data.
 
 Laws:
-- What stays of an event is what a redaction leaves, under the same id: others go on to stand upon
-  it, servers that ask are given that, and who sends the whole again is told that it is known. (What
-  was forgotten may be had back: `regaining.py`.)
-- One write takes a message's content from every table that has a copy, and notes how many it took,
-  and why.
-- What is still to be purged is found by an index that who is purged leaves (`messages_by_time`): an
-  interrupted purge goes on by looking again, and what comes late, or is placed late, is found like
-  the rest.
-- In which thread a message stood stays known, as after a redaction: people mark threads as read up
-  to it.
-- State is not touched.
+- A purged event keeps what a redaction leaves, under the same id: other events still refer to it,
+  servers that request it get that, and a server that sends the complete event again learns that it
+  is known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
+- One write removes a message's content from every table with a copy, and records how many messages
+  were purged, and why.
+- Messages to purge are found by an index that purged ones leave (`messages_by_time`). An
+  interrupted purge continues by searching again, and messages that arrive or are placed late are
+  found like the others.
+- The thread of a message stays known, as after a redaction: users mark threads as read up to it.
+- State events are not touched.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -38,23 +37,23 @@ from storage.search.search import SearchStore
 DAY_MS: Final = 24 * 3_600_000
 BEFORE_ALL: Final = (-(2**62), 0)
 """Time and number before those of every message."""
-_COUNTED: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
-_KEPT_FLAGS: Final = (2**31 - 1) ^ _COUNTED
+_PUSH_FLAGS: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
+_KEPT_FLAGS: Final = (2**31 - 1) ^ _PUSH_FLAGS
 
 
 class Cause(Enum):
     """Why messages lose their content."""
 
     RETENTION = "retention"
-    """They are older than their room keeps them."""
+    """They exceed the retention period of their room."""
     PURGE = "purge"
     """An administrator purges the history of the room."""
     FORGOTTEN = "forgotten"
-    """Nobody of this server remembers the room."""
+    """No local user remembers the room."""
 
 
 class PurgedMessages(msgspec.Struct, frozen=True):
-    """Messages that have lost their content, or regained it."""
+    """Messages that lost or regained their content."""
 
     room_nid: int
     nids: Sequence[int]
@@ -74,10 +73,10 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class PurgedDay(msgspec.Struct, frozen=True):
-    """How many messages of a room were purged on a day."""
+    """The number of messages of a room that were purged on a day."""
 
     day: int
-    """Since 1970, in UTC."""
+    """Days since 1970, in UTC."""
     room_nid: int
     cause: str
     room_id: str
@@ -90,18 +89,18 @@ _ORDERED: Final = "ORDER BY origin_server_ts, event_nid LIMIT ?"
 
 
 class PurgingStore:
-    """Finds messages to purge, and purges them."""
+    """Finds and purges messages."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._texts = SearchStore(database)
+        self._search = SearchStore(database)
 
     async def find_rooms(self, oldest: Mapping[int, int]) -> Sequence[int]:
-        """Those of the rooms that have messages which were sent before the room's time."""
+        """Return those of the rooms with messages sent before the room's time."""
 
         def read(txn: Transaction) -> Sequence[int]:
-            # in an order, though one is enough: else PostgreSQL hopes to meet one soon without an
-            # index
+            # ordered, though one row is enough: otherwise PostgreSQL expects to find one soon
+            # without an index
             sql = (
                 f"SELECT event_nid FROM events WHERE room_nid = ? AND {IS_UNPURGED_MESSAGE}"
                 " AND origin_server_ts < ? ORDER BY origin_server_ts, event_nid LIMIT 1"
@@ -114,11 +113,14 @@ class PurgingStore:
     async def get_older(
         self, room_nid: int, before_ms: int, after: tuple[int, int], limit: int
     ) -> Sequence[Message]:
-        """Messages of a room that were sent before a time, after one by time and number, the oldest
-        first: so many at most, and as many as one write may purge for the files that they name."""
+        """Return messages of a room sent before a time, after `after` (time and number), the oldest
+        first: at most `limit`, and as many as one write may purge for their content URIs."""
 
         def read(txn: Transaction) -> Sequence[Message]:
-            sql = f"{_SELECT} AND origin_server_ts < ? AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            sql = (
+                f"{_SELECT} AND origin_server_ts < ?"
+                f" AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
+            )
             return _messages(txn.query(sql, (room_nid, before_ms, *after, limit)))
 
         return await self._database.read("get_older_messages", read)
@@ -126,8 +128,8 @@ class PurgingStore:
     async def get_following(
         self, room_nid: int, after: tuple[int, int], limit: int
     ) -> Sequence[Message]:
-        """Messages of a room after one, by time and number: so many at most, and as many as one
-        write may purge."""
+        """Return messages of a room after `after` (time and number): at most `limit`, and as many
+        as one write may purge."""
 
         def read(txn: Transaction) -> Sequence[Message]:
             sql = f"{_SELECT} AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
@@ -136,14 +138,15 @@ class PurgingStore:
         return await self._database.read("get_following_messages", read)
 
     async def get_days(self, after: tuple[int, int, str] | None, limit: int) -> Sequence[PurgedDay]:
-        """What was purged, by day, room and cause, the latest day first; `after`: day, room and
-        cause of the last that was told."""
+        """Return what was purged by day, room and cause, the latest day first. `after`: day, room
+        and cause of the last row of the previous page."""
 
         def read(txn: Transaction) -> Sequence[PurgedDay]:
             day, room_nid, cause = after or (2**40, 0, "")
             rows = txn.query(
                 "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purged_messages AS p"
-                " JOIN rooms AS r ON r.room_nid = p.room_nid WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
+                " JOIN rooms AS r ON r.room_nid = p.room_nid"
+                " WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
                 " ORDER BY p.day DESC, p.room_nid DESC, p.cause DESC LIMIT ?",
                 (day, room_nid, cause, limit),
             )
@@ -152,17 +155,20 @@ class PurgingStore:
         return await self._database.read("get_purged_days", read)
 
     async def remove_days(self, before_ms: int, limit: int) -> int:
-        """Forget what was noted of days long ago; how many rows that were."""
+        """Delete old records. Return how many rows."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT room_nid, day, cause FROM purged_messages WHERE day < ? ORDER BY day LIMIT ?"
+            sql = (
+                "SELECT room_nid, day, cause FROM purged_messages WHERE day < ?"
+                " ORDER BY day LIMIT ?"
+            )
             rows = txn.query(sql, (before_ms // DAY_MS, limit))
             txn.execute_many(
                 "DELETE FROM purged_messages WHERE room_nid = ? AND day = ? AND cause = ?", rows
             )
             return len(rows)
 
-        return await self._database.write("forget_purged_days", write)
+        return await self._database.write("remove_purged_days", write)
 
     def purge(
         self,
@@ -172,17 +178,18 @@ class PurgingStore:
         cause: Cause,
         now_ms: int,
     ) -> int:
-        """Purge messages of a room: by number what stays of each. How many had not been purged
-        before."""
-        # by their numbers alone: a condition on the room would have `messages_by_time` read, all of
-        # the room
-        found = txn.query_in(
-            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events WHERE event_nid IN {keys}",
+        """Purge messages of a room. `pruned`: what stays of each, by number. Return how many had
+        not been purged before."""
+        # by number alone: with a condition on the room PostgreSQL would read `messages_by_time` for
+        # the complete room
+        candidates = txn.query_in(
+            "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events"
+            " WHERE event_nid IN {keys}",
             pruned,
         )
         rows = [
             (nid, event_id, position, flags)
-            for nid, event_id, position, flags, of_room, state_key in found
+            for nid, event_id, position, flags, of_room, state_key in candidates
             if of_room == room_nid and state_key is None and not flags & EventFlag.PURGED
         ]
         nids = [nid for nid, *_ in rows]
@@ -196,7 +203,7 @@ class PurgingStore:
             f" flags = (flags & {_KEPT_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
             [(pruned[nid], roots[nid], nid) for nid in nids],
         )
-        self._texts.remove_texts(txn, nids)
+        self._search.remove_texts(txn, nids)
         remove_relations(txn, nids)
         remove_sticky_events(txn, nids)
         withdraw_letters(txn, nids)
@@ -210,14 +217,16 @@ class PurgingStore:
             },
         )
         forget_contents(txn, nids)
-        _forget_reasons(txn, [event_id for _, event_id, *_ in rows])
+        _remove_reasons(txn, [event_id for _, event_id, *_ in rows])
         position = txn.next_position()
-        counted = max((at for _, _, at, flags in rows if at and flags & _COUNTED), default=0)
+        counted = max((at for _, _, at, flags in rows if at and flags & _PUSH_FLAGS), default=0)
         txn.execute(
             "INSERT INTO purged_messages (room_nid, day, cause, messages, position, counted_upto)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE SET position = excluded.position,"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE"
+            " SET position = excluded.position,"
             " messages = purged_messages.messages + excluded.messages, counted_upto = CASE"
-            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN purged_messages.counted_upto"
+            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN"
+            " purged_messages.counted_upto"
             " ELSE excluded.counted_upto END",
             (room_nid, now_ms // DAY_MS, cause.value, len(nids), position, counted),
         )
@@ -225,8 +234,8 @@ class PurgingStore:
         return len(nids)
 
 
-def _forget_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
-    """Why they were redacted with what is related to them."""
+def _remove_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
+    """Delete the reasons of requests to redact related events."""
     keys = [(event_id,) for event_id in event_ids]
     txn.execute_many(
         "UPDATE related_redactions SET reason = NULL WHERE target = ? AND reason IS NOT NULL", keys

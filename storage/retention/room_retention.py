@@ -1,7 +1,6 @@
-"""How long rooms want their messages to be kept: what their `m.room.retention` says, a number a
-room.
+"""Retention periods of rooms, from their `m.room.retention` events.
 
-A row stays when the room says nothing any more, so that other nodes hear of it.
+A row stays when the room no longer sets a period, so that other nodes notice.
 """
 
 import msgspec
@@ -12,33 +11,37 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class RoomLifetime(msgspec.Struct, frozen=True):
-    """What a room says."""
+    """The retention period of a room."""
 
     room_nid: int
     max_lifetime: int | None
-    """Milliseconds; None where it says nothing that counts."""
+    """Milliseconds; None if the room sets no valid period."""
     position: int
-    """When that was set."""
+    """The position at which it was set."""
 
 
 class RoomLifetimeStore:
-    """The table `room_lifetimes`."""
+    """Reads the table `room_lifetimes`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_since(self, position: int) -> tuple[list[RoomLifetime], int]:
-        """What was set after a position, and the position of the latest of it (or that one)."""
+        """Return the periods set after a position, and the position of the latest (or the given
+        one)."""
 
         def read(txn: Transaction) -> tuple[list[RoomLifetime], int]:
-            sql = "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ? ORDER BY position"
+            sql = (
+                "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ?"
+                " ORDER BY position"
+            )
             rows = [RoomLifetime(*row) for row in txn.query(sql, (position,))]
             return rows, rows[-1].position if rows else position
 
         return await self._database.read_quickly("get_room_lifetimes", read)
 
     async def get_rooms(self, after: int, limit: int) -> list[int]:
-        """The numbers of rooms in their order, so many after one."""
+        """Return the numbers of `limit` rooms after one, in order."""
 
         def read(txn: Transaction) -> list[int]:
             rows = txn.query(
@@ -51,11 +54,12 @@ class RoomLifetimeStore:
 
 
 def set_lifetime(txn: WriteTransaction, room_nid: int, max_lifetime: int | None) -> None:
-    """The room says so from now on."""
+    """Set the retention period of a room."""
     position = txn.next_position()
     txn.execute(
         "INSERT INTO room_lifetimes (room_nid, max_lifetime, position) VALUES (?, ?, ?)"
-        " ON CONFLICT (room_nid) DO UPDATE SET max_lifetime = excluded.max_lifetime, position = excluded.position",
+        " ON CONFLICT (room_nid) DO UPDATE"
+        " SET max_lifetime = excluded.max_lifetime, position = excluded.position",
         (room_nid, max_lifetime, position),
     )
     txn.announce(

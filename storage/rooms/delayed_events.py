@@ -1,10 +1,10 @@
-"""Events that are to be sent later, and for some time those that were sent or cancelled
+"""Delayed events (MSC4140): scheduled events, and for some time those that were sent or cancelled
 (finalised).
 
 Laws:
-- Who sends one first takes a lease on it, in a write; so of several nodes one does. A lease that
-  ran out was a node's that died: the event is taken again.
-- What is leased can be neither cancelled nor restarted.
+- A node leases an event in a write before it sends it, so only one node sends it. An expired lease
+  belonged to a node that died; the event is leased again.
+- A leased event can be neither cancelled nor restarted.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_FINALISED: Final = 1000
-"""Of a user, that are remembered."""
+"""The maximum of finalised events that are stored per user."""
 
 
 class DelayedEventRow(msgspec.Struct, frozen=True):
-    """One event. Times are milliseconds, since 1970 unless they are a duration; `content` and
+    """A delayed event. Times are milliseconds since 1970 unless they are a duration; `content` and
     `error` are JSON."""
 
     delay_id: str
@@ -47,24 +47,26 @@ class DelayedEventRow(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = (
-    "delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content, origin_server_ts, delay_ms,"
-    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error, sticky_ms"
+    "delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content,"
+    " origin_server_ts, delay_ms,"
+    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error,"
+    " sticky_ms"
 )
 _SELECT: Final = f"SELECT {_COLUMNS} FROM delayed_events"
 
 
 class DelayedEventStore:
-    """The table of delayed events."""
+    """Reads and writes the table `delayed_events`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_event(self, delay_id: str) -> DelayedEventRow | None:
-        """One event, whatever has become of it."""
+        """Return one event, finalised or not."""
         return await self._database.read_quickly("get_delayed_event", _select, delay_id)
 
     async def get_scheduled(self, user_id: str) -> list[DelayedEventRow]:
-        """Those of a user that are still to be sent, the next first."""
+        """Return a user's events that are still to be sent, the next first."""
 
         def read(txn: Transaction) -> list[DelayedEventRow]:
             sql = f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NULL ORDER BY send_ts, delay_id"
@@ -73,26 +75,31 @@ class DelayedEventStore:
         return await self._database.read("get_scheduled_events", read)
 
     async def get_finalised(self, user_id: str, limit: int) -> list[DelayedEventRow]:
-        """Those of a user that were sent or cancelled, the latest first."""
+        """Return a user's events that were sent or cancelled, the latest first."""
 
         def read(txn: Transaction) -> list[DelayedEventRow]:
-            sql = f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NOT NULL ORDER BY finalised_ts DESC, delay_id LIMIT ?"
+            sql = (
+                f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NOT NULL"
+                " ORDER BY finalised_ts DESC, delay_id LIMIT ?"
+            )
             return _rows(txn.query(sql, (user_id, limit)))
 
         return await self._database.read("get_finalised_events", read)
 
     async def has_due(self, now: int) -> bool:
-        """Whether the time of any event has come that nobody has taken upon themselves."""
+        """Whether an event is due that no node leases."""
 
         def read(txn: Transaction) -> bool:
-            sql = "SELECT 1 FROM delayed_events WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? LIMIT 1"
+            sql = (
+                "SELECT 1 FROM delayed_events"
+                " WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? LIMIT 1"
+            )
             return txn.query_one(sql, (now, now)) is not None
 
         return await self._database.read_quickly("has_due_events", read)
 
     async def get_next_time(self) -> int | None:
-        """When the next event is to be sent that nobody has taken upon themselves; None: there is
-        none."""
+        """Return when the next unleased event is due; None: there is none."""
 
         def read(txn: Transaction) -> int | None:
             row = txn.query_one(
@@ -104,18 +111,21 @@ class DelayedEventStore:
         return await self._database.read_quickly("get_next_delayed_event", read)
 
     def count_scheduled(self, txn: Transaction, user_id: str) -> tuple[int, int | None]:
-        """How many of a user are still to be sent, and when the next of them is."""
+        """Count a user's events that are still to be sent. Return the count and when the next is
+        due."""
         row = txn.query_one(
-            "SELECT COUNT(*), MIN(send_ts) FROM delayed_events WHERE user_id = ? AND finalised_ts IS NULL",
+            "SELECT COUNT(*), MIN(send_ts) FROM delayed_events"
+            " WHERE user_id = ? AND finalised_ts IS NULL",
             (user_id,),
         )
         assert row is not None
         return row[0], row[1]
 
     def add_event(self, txn: WriteTransaction, row: DelayedEventRow) -> None:
-        """Schedule one."""
+        """Schedule an event."""
         txn.execute(
-            "INSERT INTO delayed_events (delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content,"
+            "INSERT INTO delayed_events (delay_id, user_id, device_id, appservice_id, room_id,"
+            " type, state_key, content,"
             " origin_server_ts, delay_ms, running_since, send_ts, sticky_ms, leased_until)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
@@ -136,8 +146,8 @@ class DelayedEventStore:
         )
 
     def set_restarted(self, txn: WriteTransaction, delay_id: str, now: int) -> int | None:
-        """Begin the delay anew; when the event is to be sent now. None where it is sent, cancelled
-        or leased."""
+        """Restart the delay. Return the new send time; None if the event is sent, cancelled or
+        leased."""
         changed = txn.execute(
             "UPDATE delayed_events SET running_since = ?, send_ts = ? + delay_ms"
             " WHERE delay_id = ? AND send_ts IS NOT NULL AND leased_until <= ?",
@@ -147,7 +157,7 @@ class DelayedEventStore:
         return None if row is None else row.send_ts
 
     def take_lease(self, txn: WriteTransaction, delay_id: str, now: int, until: int) -> bool:
-        """Take it upon oneself to send one; False where it is sent, cancelled or leased."""
+        """Lease one event; False if it is sent, cancelled or leased."""
         return bool(
             txn.execute(
                 "UPDATE delayed_events SET leased_until = ?"
@@ -159,10 +169,11 @@ class DelayedEventStore:
     def take_due(
         self, txn: WriteTransaction, now: int, until: int, limit: int
     ) -> list[DelayedEventRow]:
-        """Take it upon oneself to send those whose time has come, in the order of their times."""
+        """Lease due events, in the order of their send times."""
         rows = _rows(
             txn.query(
-                f"{_SELECT} WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ? ORDER BY send_ts, delay_id"
+                f"{_SELECT} WHERE send_ts IS NOT NULL AND send_ts <= ? AND leased_until <= ?"
+                " ORDER BY send_ts, delay_id"
                 " LIMIT ?",
                 (now, now, limit),
             )
@@ -174,13 +185,14 @@ class DelayedEventStore:
         return rows
 
     def end_lease(self, txn: WriteTransaction, delay_id: str) -> None:
-        """It was not sent, and stays scheduled."""
+        """End the lease of an event that was not sent; it stays scheduled."""
         txn.execute("UPDATE delayed_events SET leased_until = 0 WHERE delay_id = ?", (delay_id,))
 
     def set_cancelled(self, txn: WriteTransaction, row: DelayedEventRow, now: int) -> bool:
-        """Somebody does not want it any more; False where it is sent, cancelled or leased."""
+        """Cancel an event on request; False if it is sent, cancelled or leased."""
         changed = txn.execute(
-            "UPDATE delayed_events SET send_ts = NULL, finalised_ts = ?, outcome = 'cancel', reason = 'action'"
+            "UPDATE delayed_events SET send_ts = NULL, finalised_ts = ?, outcome = 'cancel',"
+            " reason = 'action'"
             " WHERE delay_id = ? AND send_ts IS NOT NULL AND leased_until <= ?",
             (now, row.delay_id, now),
         )
@@ -190,22 +202,22 @@ class DelayedEventStore:
     def set_sent(
         self, txn: WriteTransaction, row: DelayedEventRow, now: int, reason: str, event_id: str
     ) -> None:
-        """It was sent."""
+        """Finalise an event that was sent."""
         self._finalise(txn, row, now, "send", reason, event_id, None)
 
     def set_failed(
         self, txn: WriteTransaction, row: DelayedEventRow, now: int, error: bytes
     ) -> None:
-        """It could not be sent when its time came."""
+        """Finalise an event that could not be sent when it was due."""
         self._finalise(txn, row, now, "cancel", "error", None, error)
 
     async def remove_finalised(self, before: int, limit: int) -> int:
-        """Forget up to `limit` that were sent or cancelled before that time; how many were
-        forgotten."""
+        """Delete up to `limit` events that were finalised before that time. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
-                "SELECT delay_id FROM delayed_events WHERE finalised_ts IS NOT NULL AND finalised_ts < ?"
+                "SELECT delay_id FROM delayed_events"
+                " WHERE finalised_ts IS NOT NULL AND finalised_ts < ?"
                 " ORDER BY finalised_ts LIMIT ?",
                 (before, limit),
             )
@@ -215,7 +227,7 @@ class DelayedEventStore:
         return await self._database.write("remove_finalised_events", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of a user's."""
+        """Remove all events of a user."""
         txn.execute("DELETE FROM delayed_events WHERE user_id = ?", (user_id,))
 
     def _finalise(
@@ -229,7 +241,8 @@ class DelayedEventStore:
         error: bytes | None,
     ) -> None:
         txn.execute(
-            "UPDATE delayed_events SET send_ts = NULL, leased_until = 0, finalised_ts = ?, outcome = ?, reason = ?,"
+            "UPDATE delayed_events SET send_ts = NULL, leased_until = 0, finalised_ts = ?,"
+            " outcome = ?, reason = ?,"
             " event_id = ?, error = ? WHERE delay_id = ? AND finalised_ts IS NULL",
             (now, outcome, reason, event_id, error, row.delay_id),
         )
@@ -246,8 +259,11 @@ class DelayedEventStore:
 
 
 def forget_contents(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """These events lose their content: so does what is remembered of those that were sent late."""
-    sql = "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events WHERE event_nid = ?)"
+    """Erase the content of delayed events whose sent event loses its content."""
+    sql = (
+        "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events"
+        " WHERE event_nid = ?)"
+    )
     txn.execute_many(sql, [(b"{}", nid) for nid in event_nids])
 
 

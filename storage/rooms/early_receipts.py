@@ -1,13 +1,12 @@
-"""Receipts of other servers' users that came before the events at which they stand.
+"""Receipts of remote users that arrived before their events.
 
-A server tells at once what its users have read, while the event may still be on its way from a
-third one. As nobody can say yet how far on it is, or in which thread, such a receipt is told to
-nobody: it waits here, and counts as any other from the write on that places the event, on whichever
-node that is.
+A server sends a receipt at once, while the event may still be on its way from a third server. Its
+order and thread are unknown until then, so such a receipt is sent to no client. It is stored here,
+and counts as any other from the write that stores the event, on whichever node that is.
 
 Laws:
-- Of each reader of a room and thread the latest waits; of each server, and in all, only so many:
-  those that came first go first. Which is made good by the user's next receipt.
+- The latest receipt per user, room and thread is stored. There is a limit per server and in total;
+  the oldest are deleted first. A user's next receipt makes up for a deleted one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ MOST = 10_000
 
 
 class EarlyReceipt(msgspec.Struct, frozen=True):
-    """A receipt at an event that is not here."""
+    """A receipt at an event that is not stored yet."""
 
     room_nid: int
     user_id: str
@@ -36,20 +35,20 @@ class EarlyReceipt(msgspec.Struct, frozen=True):
 
 
 class EarlyReceiptStore:
-    """The writer of the table `early_receipts` until the events come."""
+    """Adds to the table `early_receipts`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def keep(self, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
-        """Let receipts wait for their events; those of the events that have come by now: receipts
-        at these do not wait."""
-        return await self._database.write("keep_early_receipts", _keep, server, receipts)
+        """Store receipts until their events arrive. Return the events that have arrived already:
+        receipts at these are not stored."""
+        return await self._database.write("add_early_receipts", _add, server, receipts)
 
 
 def select_awaited(txn: Transaction, event_id: str) -> tuple[int | None, bool]:
-    """The flags of an event, where it is here, and whether receipts wait for it. One query for
-    both: each arrival asks."""
+    """Return the flags of an event, if it is stored, and whether receipts wait for it. One query
+    for both, since it runs for each arrival."""
     row = txn.query_one(
         "SELECT (SELECT flags FROM events WHERE event_id = ?),"
         " (SELECT count(*) FROM early_receipts WHERE event_id = ?)",
@@ -59,10 +58,12 @@ def select_awaited(txn: Transaction, event_id: str) -> tuple[int | None, bool]:
 
 
 def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[EventRow]) -> None:
-    """These events have come, in this transaction: what waited for them counts, where it may."""
+    """Apply the stored receipts of these events, which are written in this transaction, where they
+    are valid."""
     events = {row.event_id: row for row in rows}
-    waiting = txn.query_in(
-        "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts WHERE event_id IN {keys}",
+    stored = txn.query_in(
+        "SELECT event_id, room_nid, user_id, thread_id, ts FROM early_receipts"
+        " WHERE event_id IN {keys}",
         events,
     )
     txn.execute_many(
@@ -72,8 +73,9 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
         (room_nid, user_id)
         for room_nid in {row.room_nid for row in events.values()}
         for (user_id,) in txn.query_in(
-            "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
-            {user_id for _, _, user_id, _, _ in waiting},
+            "SELECT user_id FROM memberships"
+            " WHERE room_nid = ? AND membership = 'join' AND user_id IN {keys}",
+            {user_id for _, _, user_id, _, _ in stored},
             before=(room_nid,),
         )
     }
@@ -94,7 +96,7 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
                 events[event_id].position,
                 ts,
             )
-            for event_id, room_nid, user_id, thread_id, ts in waiting
+            for event_id, room_nid, user_id, thread_id, ts in stored
             if (room_nid, user_id) in joined
             and room_nid == events[event_id].room_nid
             and stands_in(thread_id, event_id, standings[event_id])
@@ -102,15 +104,18 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
     )
 
 
-def _keep(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
+def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
     flags = select_flags(txn, {receipt.event_id for receipt in receipts})
-    come = frozenset(event_id for event_id, each in flags.items() if not each & EventFlag.OUTLIER)
-    early = [receipt for receipt in receipts if receipt.event_id not in come]
+    arrived = frozenset(
+        event_id for event_id, each in flags.items() if not each & EventFlag.OUTLIER
+    )
+    early = [receipt for receipt in receipts if receipt.event_id not in arrived]
     first = txn.allocate("early_receipt", len(early))
     txn.execute_many(
         "INSERT INTO early_receipts (room_nid, number, ts, user_id, thread_id, event_id, server)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_id, thread_id) DO UPDATE SET"
-        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id, server = excluded.server",
+        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id,"
+        " server = excluded.server",
         [
             (
                 receipt.room_nid,
@@ -126,8 +131,9 @@ def _keep(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) 
     )
     oldest = "SELECT number FROM early_receipts {} ORDER BY number DESC LIMIT 1 OFFSET ?"
     txn.execute(
-        f"DELETE FROM early_receipts WHERE server = ? AND number <= ({oldest.format('WHERE server = ?')})",
+        "DELETE FROM early_receipts WHERE server = ?"
+        f" AND number <= ({oldest.format('WHERE server = ?')})",
         (server, server, MOST_OF_SERVER),
     )
     txn.execute(f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MOST,))
-    return come
+    return arrived

@@ -1,6 +1,6 @@
-"""Who is, was or is to be in which room, now. What it was at an event is read from the state tree.
+"""Current memberships of users in rooms. The membership at an event is read from the state tree.
 
-Written by `storage.persist.room_writer` in the transaction that changes a room's state.
+`storage.persist.room_writer` writes them in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,31 +26,31 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     event_nid: int
     sender: str
     position: int
-    """Of the event that set it, or of the change of state that brought it back."""
+    """The position of the event that set it, or of the state change that restored it."""
     is_local: bool
     display_name: str | None
     avatar_url: str | None
     forgotten: bool
     left_position: int | None = None
-    """Where in the sequence the last stay in the room ended, of who is not in it and was; None for
-    all others."""
+    """The position at which the last stay in the room ended, for a former member. None for all
+    others."""
     joined_position: int | None = None
-    """Where the present stay began, of this server's users who are in the room: changes of their
-    name are no new joining."""
+    """The position at which the current stay began, for local users who are joined. A profile
+    change does not start a new stay."""
 
     @property
     def was_joined(self) -> bool:
-        """Whether the user is, or ever was, in the room."""
+        """Whether the user is, or ever was, joined."""
         return self.membership == "join" or self.left_position is not None
 
     @property
     def is_further_join(self) -> bool:
-        """Whether the user was in the room already, as when their name changes."""
+        """Whether the user was joined already, as in a profile change."""
         return self.joined_position is not None and self.joined_position < self.position
 
 
 class NewMembership(msgspec.Struct, frozen=True):
-    """What a membership event says."""
+    """The content of a membership event."""
 
     user_id: str
     membership: str
@@ -61,9 +61,10 @@ class NewMembership(msgspec.Struct, frozen=True):
 
 
 FORGET_LEFT: Final = "forget_left_rooms"
-"""The job's note: the position up to which what was left is forgotten."""
+"""The key of the job's progress: the position up to which left rooms are forgotten."""
 _COLUMNS = (
-    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten,"
+    "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name,"
+    " avatar_url, forgotten,"
     " left_position, joined_position"
 )
 
@@ -73,99 +74,103 @@ _SELECT_BY_KIND = (
 
 
 class MembershipStore:
-    """Readers of the table `memberships`, and the forgetting of rooms."""
+    """Reads the table `memberships`, and marks rooms as forgotten."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_memberships_of_user(self, user_id: str) -> Mapping[int, MembershipRow]:
-        """All memberships of one user by room."""
+        """Return all memberships of one user by room."""
         return await self._database.read_quickly(
             "get_memberships_of_user", _select_of_user, user_id
         )
 
     async def get_membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
-        """One user's membership of a room, or None if there never was one."""
+        """Return one user's membership of a room, or None if there never was one."""
         return (await self.get_memberships(room_nid, [user_id])).get(user_id)
 
     async def get_memberships(
         self, room_nid: int, user_ids: Iterable[str]
     ) -> Mapping[str, MembershipRow]:
-        """Memberships of a room for some users; who never had one is missing from the answer."""
+        """Return the memberships of some users in a room; users who never had one are missing."""
         return await self._database.read_quickly(
             "get_memberships", select_memberships, room_nid, list(user_ids)
         )
 
     async def get_joined(self, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Those of the pairs of a room and a user where the user is joined."""
+        """Return those of the pairs of room and user where the user is joined."""
         return await self._database.read_quickly("get_joined", _select_joined, pairs)
 
     async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
-        """Of everybody who is joined the id, and the name and avatar that they have there."""
+        """Return (user id, display name, avatar URL) of every joined member."""
         return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
 
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
-        """Everybody with that membership, in the order in which they got it."""
+        """Return all members with that membership, in the order of their membership events."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
 
     async def get_all(self, room_nid: int) -> Mapping[str, tuple[int, str]]:
-        """By user the number of the event that set their membership, and the membership, of
-        everybody who ever had one.
+        """Return, for every user who ever had a membership, its event number and the membership.
 
-        That may be to leave by an event that says otherwise: it is in the state no more.
+        The membership may be `leave` though the event says otherwise: such an event is no longer in
+        the state.
         """
         return await self._database.read("get_all_memberships", _select_all, room_nid)
 
     async def get_local_members(self, room_nid: int) -> list[str]:
-        """This server's users who are joined."""
+        """Return this server's joined users."""
         return await self._database.read_quickly(
             "get_local_members", _select_local_joined, room_nid
         )
 
     async def get_users_of_server(self, room_nid: int, server: str, limit: int) -> list[str]:
-        """Users of a server that ever had a membership of the room: first who is joined, then by
-        age of the membership.
+        """Return users of a server who ever had a membership of the room: joined users first, then
+        by age.
 
-        Looks at all members of the room.
+        Reads all members of the room.
         """
         return await self._database.read(
             "get_users_of_server", _select_of_server, room_nid, server, limit
         )
 
     async def get_moved_members(self, room_nids: Iterable[int], since: int) -> list[MembershipRow]:
-        """The present memberships of those in these rooms whose membership changed after `since`:
-        also of who moved again later."""
-        return await self._database.read("get_moved_members", _select_moved, list(room_nids), since)
+        """Return the current memberships of users of these rooms whose membership changed after
+        `since`, later changes included."""
+        return await self._database.read(
+            "get_changed_members", _select_changed, list(room_nids), since
+        )
 
     async def get_shared_rooms(
         self, user_id: str, others: Iterable[str]
     ) -> Mapping[str, list[int]]:
-        """For each of the others the rooms that both are joined to; who shares none is missing from
-        the answer."""
+        """Return for each of the others the rooms that both users are joined to. Users who share
+        none are missing."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
 
     async def get_invited_by_ours(self, user_id: str, others: Iterable[str]) -> set[str]:
-        """Those of the others whom somebody of the user's own server has invited to a room that the
-        user is joined to."""
+        """Return those of the others whom a user of the same server as `user_id` has invited to a
+        room that `user_id` is joined to."""
         return await self._database.read(
-            "get_invited_by_ours", _select_invited, user_id, list(others)
+            "get_invited_by_own_server", _select_invited, user_id, list(others)
         )
 
     async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
-        """Those of the rooms that somebody of this server is joined to."""
-        return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
+        """Return those of the rooms that a local user is joined to."""
+        return await self._database.read(
+            "get_rooms_with_local_members", _select_rooms_with_local_members, list(room_nids)
+        )
 
     async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
-        """Those of the users with whom somebody of this server shares a room."""
+        """Return those of the users who share a room with a local user."""
         return await self._database.read_quickly(
-            "get_users_with_ours", select_users_with_ours, list(user_ids)
+            "get_users_sharing_rooms", select_users_with_ours, list(user_ids)
         )
 
     async def get_rooms_with_server(
         self, room_nids: Iterable[int], server: str
     ) -> Mapping[int, set[str]]:
-        """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have
-        none are missing."""
+        """Return the memberships (`join`, `invite`, `knock`) of a server's users by room; rooms
+        without any are missing."""
         return await self._database.read(
             "get_rooms_with_server", _select_with_server, list(room_nids), server
         )
@@ -173,16 +178,19 @@ class MembershipStore:
     async def get_unwelcome_guests(
         self, limit: int, room_nid: int | None = None, after: str = ""
     ) -> list[tuple[str, str]]:
-        """Room ids and user ids of guests of this server who are in rooms that take none: of one
-        room, or of all; so many at most, of those whose ids come after that one, in their order.
-        Looks at all these guests."""
+        """Return (room id, user id) of local guests who are joined to rooms that no longer admit
+        guests.
+
+        `room_nid` restricts the search to one room. At most `limit` guests, in the order of their
+        ids, after `after`. Reads the memberships of all these guests.
+        """
         return await self._database.read(
-            "get_unwelcome_guests", _select_unwelcome_guests, limit, room_nid, after
+            "get_disallowed_guests", _select_disallowed_guests, limit, room_nid, after
         )
 
     async def forget_left(self, limit: int) -> int:
-        """Note that users of this server have forgotten what they have left since this was called
-        last; of so many departures at most. How many it has looked at."""
+        """Mark rooms as forgotten for local users who left since the last call. Return how many
+        departures were read, at most `limit`."""
 
         def write(txn: WriteTransaction) -> int:
             departures = _select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), limit)
@@ -195,38 +203,42 @@ class MembershipStore:
 
         if not await self._database.read_quickly("has_departures", _has_departures):
             return 0
-        return await self._database.write("forget_left", write)
+        return await self._database.write("forget_left_rooms", write)
 
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
-        """Note that the user has forgotten a room that they have left; nothing where they have come
-        back, or were invited, meanwhile."""
+        """Mark a left room as forgotten. Does nothing if the user has rejoined or was invited
+        since."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
 
     async def set_all_forgotten(self, user_id: str) -> None:
-        """Note that the user has forgotten all rooms that they have left."""
+        """Mark all rooms that the user has left as forgotten."""
         await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
 
 
-def _select_unwelcome_guests(
+def _select_disallowed_guests(
     txn: Transaction, limit: int, room_nid: int | None, after: str
 ) -> list[tuple[str, str]]:
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
-    # CROSS JOIN has SQLite begin with the guests, who are few
+    # CROSS JOIN makes SQLite begin with the guests, who are few
     return txn.query(
-        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a CROSS JOIN memberships AS m"
-        " JOIN rooms AS r ON r.room_nid = m.room_nid JOIN room_summaries AS s ON s.room_nid = m.room_nid"
-        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id AND m.membership = 'join'"
+        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a"
+        " CROSS JOIN memberships AS m"
+        " JOIN rooms AS r ON r.room_nid = m.room_nid"
+        " JOIN room_summaries AS s ON s.room_nid = m.room_nid"
+        " WHERE a.is_guest = 1 AND a.user_id > ? AND m.user_id = a.user_id"
+        " AND m.membership = 'join'"
         f" AND COALESCE(s.guest_access, '') <> 'can_join'{of_room} ORDER BY a.user_id LIMIT ?",
         (after, *(() if room_nid is None else (room_nid,)), limit),
     )
 
 
 def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[int, str, int, int]]:
-    """Users of this server who have left, or were put out: room, user, whether that is forgotten,
+    """Return local users who have left or were removed: room, user, whether it is forgotten,
     position."""
     return txn.query(
         "SELECT room_nid, user_id, forgotten, position FROM memberships"
-        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ? ORDER BY position LIMIT ?",
+        " WHERE is_local = 1 AND membership IN ('leave', 'ban') AND position > ?"
+        " ORDER BY position LIMIT ?",
         (after, limit),
     )
 
@@ -248,12 +260,13 @@ def select_memberships(
 
 
 def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> None:
-    """Write memberships over whatever was there, as one statement for all."""
+    """Insert or replace memberships in one statement."""
     txn.execute_many(
         f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
         " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
-        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten,"
+        " display_name = excluded.display_name, avatar_url = excluded.avatar_url,"
+        " forgotten = excluded.forgotten,"
         " left_position = excluded.left_position, joined_position = excluded.joined_position",
         [
             (
@@ -276,15 +289,19 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
 
 
 def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
-    """Whether somebody of this server is in a room."""
-    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1 LIMIT 1"
+    """Whether a local user is joined to the room."""
+    sql = (
+        "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1"
+        " LIMIT 1"
+    )
     return txn.query_one(sql, (room_nid,)) is not None
 
 
 def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
-    """How many users are joined to a room, and how many are invited."""
+    """Count the joined and the invited users of a room."""
     rows = txn.query(
-        "SELECT membership, count(*) FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite')"
+        "SELECT membership, count(*) FROM memberships"
+        " WHERE room_nid = ? AND membership IN ('join', 'invite')"
         " GROUP BY membership",
         (room_nid,),
     )
@@ -338,7 +355,8 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
 
 def _select_profiles(txn: Transaction, room_nid: int) -> list[tuple[str, str | None, str | None]]:
     return txn.query(
-        "SELECT user_id, display_name, avatar_url FROM memberships WHERE room_nid = ? AND membership = 'join'"
+        "SELECT user_id, display_name, avatar_url FROM memberships"
+        " WHERE room_nid = ? AND membership = 'join'"
         " ORDER BY event_nid",
         (room_nid,),
     )
@@ -352,15 +370,17 @@ def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[Me
 def select_first_members(
     txn: Transaction, room_nids: Iterable[int], memberships: Sequence[str], limit: int
 ) -> dict[int, list[MembershipRow]]:
-    """Of each room the first few with each of these memberships, by the age of their membership
-    events.
+    """Return the first few members of each room with each of these memberships, by age of the
+    event.
 
     For use inside a transaction.
     """
-    asked = [(room_nid, membership, limit) for room_nid in room_nids for membership in memberships]
+    queries = [
+        (room_nid, membership, limit) for room_nid in room_nids for membership in memberships
+    ]
     first: dict[int, list[MembershipRow]] = {}
     for (room_nid, _, _), rows in zip(
-        asked, txn.query_each(f"{_SELECT_BY_KIND} LIMIT ?", asked), strict=True
+        queries, txn.query_each(f"{_SELECT_BY_KIND} LIMIT ?", queries), strict=True
     ):
         first.setdefault(room_nid, []).extend(map(_row, rows))
     return first
@@ -374,7 +394,7 @@ def _select_all(txn: Transaction, room_nid: int) -> dict[str, tuple[int, str]]:
 
 
 def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:
-    """Invites of this server's users that came in that stretch of the sequence and still stand, in
+    """Return invites of local users that arrived in that range of positions and still stand, in
     order."""
     rows = txn.query(
         f"SELECT {_COLUMNS} FROM memberships WHERE membership = 'invite' AND is_local = 1"
@@ -386,7 +406,8 @@ def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> l
 
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
-        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1",
+        "SELECT user_id FROM memberships"
+        " WHERE room_nid = ? AND membership = 'join' AND is_local = 1",
         (room_nid,),
     )
     return [user_id for (user_id,) in rows]
@@ -401,7 +422,7 @@ def _select_of_server(txn: Transaction, room_nid: int, server: str, limit: int) 
     return [user_id for (user_id,) in rows if user_id.partition(":")[2] == server][:limit]
 
 
-def _select_moved(txn: Transaction, room_nids: list[int], since: int) -> list[MembershipRow]:
+def _select_changed(txn: Transaction, room_nids: list[int], since: int) -> list[MembershipRow]:
     sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ?"
     return [_row(row) for row in txn.query_in(sql, room_nids, after=(since,))]
 
@@ -421,14 +442,15 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
 
 
 def _select_invited(txn: Transaction, user_id: str, others: list[str]) -> set[str]:
-    # joined here: both databases would begin with the user's rooms, and look into each of these for
-    # each of the others
+    # joined in Python: both databases would begin with the user's rooms, and search each of them
+    # for each of the others
     mine = txn.query(
         "SELECT room_nid FROM memberships WHERE user_id = ? AND membership = 'join'", (user_id,)
     )
     rooms = {nid for (nid,) in mine}
     rows = txn.query_in(
-        "SELECT user_id, room_nid, sender FROM memberships WHERE user_id IN {keys} AND membership = 'invite'",
+        "SELECT user_id, room_nid, sender FROM memberships"
+        " WHERE user_id IN {keys} AND membership = 'invite'",
         others,
     )
     ours = _server_of(user_id)
@@ -441,9 +463,10 @@ def _server_of(user_id: str) -> str:
     return user_id.partition(":")[2]
 
 
-def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
+def _select_rooms_with_local_members(txn: Transaction, room_nids: list[int]) -> set[int]:
     rows = txn.query_in(
-        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1 FROM memberships AS m"
+        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys}"
+        " AND EXISTS (SELECT 1 FROM memberships AS m"
         " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.is_local = 1)",
         room_nids,
     )
@@ -451,12 +474,14 @@ def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
 
 
 def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: int = 0) -> set[str]:
-    """Those of the users who are in a room with some user of this server, other than the room
-    `besides`; one query."""
+    """Return those of the users who share a room with a local user, other than the room `besides`.
+    One query."""
     rows = txn.query_in(
         "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
-        " AND theirs.membership = 'join' AND theirs.room_nid <> ? AND EXISTS (SELECT 1 FROM memberships AS ours"
-        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
+        " AND theirs.membership = 'join' AND theirs.room_nid <> ?"
+        " AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join'"
+        " AND ours.is_local = 1)",
         user_ids,
         after=(besides,),
     )
@@ -466,7 +491,8 @@ def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: i
 def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:
     rows = txn.query_in(
         "SELECT DISTINCT room_nid, membership FROM memberships WHERE room_nid IN {keys}"
-        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
+        " AND membership IN ('join', 'invite', 'knock')"
+        " AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
         room_nids,
         after=(len(server), f":{server}"),
     )
@@ -477,7 +503,10 @@ def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> 
 
 
 def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
-    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
+    sql = (
+        "SELECT room_nid FROM memberships"
+        " WHERE user_id = ? AND membership IN ('leave', 'ban') AND forgotten = 0"
+    )
     for (room_nid,) in txn.query(sql, (user_id,)):
         _set_forgotten(txn, room_nid, user_id)
 
@@ -485,7 +514,7 @@ def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     row = select_memberships(txn, room_nid, [user_id]).get(user_id)
     if row is None or row.membership not in ("leave", "ban") or row.forgotten:
-        return  # they may have come back, or been invited again, since they asked for it
+        return  # the user has rejoined, or was invited again, since the request
     txn.execute(
         "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?",
         (room_nid, user_id),

@@ -1,9 +1,9 @@
-"""Memberships of our users in rooms that this server is not in: invites, knocks, and the leaving
-after these.
+"""Memberships of local users in rooms that this server is not in: invites, knocks, and leaves that
+end these.
 
-They stand among the memberships like all others, with `OUTSIDE` as the number of their event. The
-event itself is kept here and not among the room's: what it rests upon is not known, so nothing
-could be built or decided upon it.
+They are rows of `memberships` like all others, with `OUTSIDE` as their `event_nid`. The event
+itself is stored here and not among the room's events: its auth events and state are unknown, so
+nothing can be built or decided on it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -26,93 +26,95 @@ from storage.rooms.memberships import (
 from storage.rooms.rooms import RoomRow, note_room
 
 OUTSIDE: Final = 0
-"""`event_nid` of memberships whose event is kept here."""
+"""`event_nid` of memberships whose event is stored here."""
 MOST_WAITING: Final = 5
-"""Invites of one user to one room, beside the one that is shown."""
+"""Queued invites of one user to one room, beyond the one that clients see."""
 
 
 class OutsideRow(msgspec.Struct, frozen=True):
-    """What another server told of a membership."""
+    """A membership event that another server sent, with the stripped state of its room."""
 
     room_nid: int
     user_id: str
     event_id: str
     server: str
-    """A server that knows the room."""
+    """A server that is in the room."""
     version: str
-    """Of the room, as that server says."""
+    """The room version that this server claims."""
     pdu: bytes
     stripped_state: bytes
     """A JSON array."""
 
 
 MayEnd = Callable[[OutsideRow, MembershipRow], bool]
-"""Whether a membership may come in the place of one that is kept here already."""
+"""Decides whether a new membership may replace the stored one."""
 
 
 class Untouchable(Exception):
-    """The membership that is kept may not be replaced by the one given."""
+    """The new membership may not replace the stored one."""
 
 
 _COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
 class OutsideMembershipStore:
-    """Readers and writers of the table `outside_memberships`."""
+    """Reads and writes the table `outside_memberships`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_outside(self, room_nid: int, user_ids: Iterable[str]) -> Mapping[str, OutsideRow]:
-        """What was last told of these users' memberships of a room; it counts while their
-        membership is `OUTSIDE`."""
+        """Return the last out-of-room event of each of these users in a room. It counts while the
+        membership's event is `OUTSIDE`."""
         return await self._database.read_quickly(
-            "get_outside_memberships", _select, room_nid, list(user_ids)
+            "get_out_of_room_memberships", _select, room_nid, list(user_ids)
         )
 
     async def get_outside_of(
         self, user_id: str, room_nids: Iterable[int]
     ) -> Mapping[int, OutsideRow]:
-        """The same of one user, by room; one query."""
+        """Return the same for one user, by room. One query."""
         return await self._database.read_quickly(
-            "get_outside_of_user", _select_of_user, user_id, list(room_nids)
+            "get_out_of_room_of_user", _select_of_user, user_id, list(room_nids)
         )
 
     async def get_waiting(self, room_nid: int, user_id: str) -> Sequence[OutsideRow]:
-        """The user's invites to the room beside the one that is shown, in the order of their
-        coming."""
+        """Return the user's queued invites to the room, beyond the one that clients see, in order
+        of arrival."""
         return await self._database.read_quickly(
-            "get_waiting_invites", _select_waiting, room_nid, user_id
+            "get_queued_invites", _select_queued, room_nid, user_id
         )
 
     async def remove_waiting(self, room_nid: int, user_id: str, event_ids: Collection[str]) -> bool:
-        """Such invites are taken back; whether there were any."""
+        """Remove queued invites that were rescinded. Return whether there were any."""
         return await self._database.write(
-            "remove_waiting_invites", _remove_waiting, room_nid, user_id, event_ids
+            "remove_queued_invites", _remove_queued, room_nid, user_id, event_ids
         )
 
     async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
-        """The room, which is noted if it was not known. Its version may be another than the one
-        given, if we have been in it."""
-        return await self._database.write("note_room", note_room, room_id, version, now_ms)
+        """Return the room; add it if it is unknown. If we have been in it, its version may differ
+        from the one given."""
+        return await self._database.write("get_or_add_room", note_room, room_id, version, now_ms)
 
     async def set_outside(
         self,
         row: OutsideRow,
         new: NewMembership,
         may_end: MayEnd,
-        untold: Mapping[str, str] | None = None,
+        pending_servers: Mapping[str, str] | None = None,
         now: int = 0,
     ) -> bool:
-        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the
-        room by now. An invite that may not end what is kept waits beside it. Raises Untouchable,
-        where something else may not, or too many wait.
+        """Store a membership and announce it. Return False, and change nothing, if the user has
+        joined the room meanwhile.
 
-        `may_end` is asked in a thread of the database. `untold`: servers that have yet to hear of
-        it, as noted `now` (ms), each with what it told that this ends.
+        An invite that may not replace the stored membership is queued. Raises Untouchable if any
+        other membership may not replace it, or if the queue is full.
+
+        `may_end` runs in a database thread. `pending_servers`: those that still have to receive the
+        leave since `now` (ms), each with the id of the event from it that this leave ends.
         """
         return await self._database.write(
-            "set_outside_membership", _set, row, new, may_end, untold or {}, now
+            "set_out_of_room_membership", _set, row, new, may_end, pending_servers or {}, now
         )
 
 
@@ -144,80 +146,82 @@ def _set(
     row: OutsideRow,
     new: NewMembership,
     may_end: MayEnd,
-    untold: Mapping[str, str],
+    pending_servers: Mapping[str, str],
     now: int,
 ) -> bool:
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if present is not None and present.membership == "join":
         return False
-    kept = _select(txn, row.room_nid, [row.user_id]).get(row.user_id)
+    stored = _select(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if (
         present is not None
         and present.event_nid == OUTSIDE
-        and kept is not None
-        and not may_end(kept, present)
+        and stored is not None
+        and not may_end(stored, present)
     ):
-        _add_waiting(txn, row, new)
+        _queue_invite(txn, row, new)
         return True
     is_fresh = (
         present is None
         or present.event_nid != OUTSIDE
         or present.membership not in ("invite", "knock")
     )
-    waiting = _select_waiting(txn, row.room_nid, row.user_id)
+    queued = _select_queued(txn, row.room_nid, row.user_id)
     if is_fresh or new.sender == row.user_id:
-        _remove_waiting(txn, row.room_nid, row.user_id, [each.event_id for each in waiting])
-        waiting = []
+        _remove_queued(txn, row.room_nid, row.user_id, [each.event_id for each in queued])
+        queued = []
     _put(txn, row, new, present)
-    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, untold, now)
-    if waiting and new.membership != "invite":
-        _show_first(txn, waiting[0])
+    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, pending_servers, now)
+    if queued and new.membership != "invite":
+        _promote_first(txn, queued[0])
     return True
 
 
-def _select_waiting(txn: Transaction, room_nid: int, user_id: str) -> list[OutsideRow]:
+def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutsideRow]:
     rows = txn.query(
-        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ? ORDER BY number",
+        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ?"
+        " ORDER BY number",
         (room_nid, user_id),
     )
     return [_row(row) for row in rows]
 
 
-def _remove_waiting(
+def _remove_queued(
     txn: WriteTransaction, room_nid: int, user_id: str, event_ids: Collection[str]
 ) -> bool:
     sql = "DELETE FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
     return sum(txn.execute(sql, (room_nid, user_id, event_id)) for event_id in event_ids) > 0
 
 
-def _add_waiting(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> None:
-    waiting = _select_waiting(txn, row.room_nid, row.user_id)
+def _queue_invite(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> None:
+    queued = _select_queued(txn, row.room_nid, row.user_id)
     if (
         new.membership != "invite"
-        or len([each for each in waiting if each.server != row.server]) >= MOST_WAITING
+        or len([each for each in queued if each.server != row.server]) >= MOST_WAITING
     ):
         raise Untouchable
-    _remove_waiting(
+    _remove_queued(
         txn,
         row.room_nid,
         row.user_id,
-        [each.event_id for each in waiting if each.server == row.server],
+        [each.event_id for each in queued if each.server == row.server],
     )
     number = txn.allocate("waiting_invite")
     txn.execute(
-        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*structs.astuple(row), number, msgspec.json.encode(new)),
     )
 
 
-def _show_first(txn: WriteTransaction, row: OutsideRow) -> None:
-    """What was shown has been ended: an invite that waited takes its place."""
+def _promote_first(txn: WriteTransaction, row: OutsideRow) -> None:
+    """Replace a shown membership that has ended by the first queued invite."""
     sql = (
         "SELECT membership FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
     )
     found = txn.query_one(sql, (row.room_nid, row.user_id, row.event_id))
     assert found is not None, "it was just read"
-    _remove_waiting(txn, row.room_nid, row.user_id, [row.event_id])
+    _remove_queued(txn, row.room_nid, row.user_id, [row.event_id])
     present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
     _put(txn, row, msgspec.json.decode(found[0], type=NewMembership), present)
 
@@ -227,7 +231,8 @@ def _put(
 ) -> None:
     txn.execute(
         f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (room_nid, user_id) DO UPDATE SET event_id = excluded.event_id, server = excluded.server,"
+        " ON CONFLICT (room_nid, user_id) DO UPDATE"
+        " SET event_id = excluded.event_id, server = excluded.server,"
         " version = excluded.version, pdu = excluded.pdu, stripped_state = excluded.stripped_state",
         (
             row.room_nid,

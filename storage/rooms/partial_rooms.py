@@ -1,9 +1,9 @@
-"""Rooms that were entered with a part of their state: how far the rest has come, and what was
-placed meanwhile.
+"""Rooms that were joined with partial state: the progress of their completion, and the events
+stored meanwhile.
 
-Whether a room is such a room now stands in its head, with which it changes. Here is what is needed
-to complete it, and since when it is complete, which is kept: a client that was told nothing of the
-room before has to be told all of it then.
+The room's head says whether its state is partial now, and changes in the same write. This module
+stores what the completion needs. It also keeps the position of the completion: a client that did
+not see the room before must then get all of it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,22 +15,22 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class PartialRoom(msgspec.Struct, frozen=True):
-    """A room that was entered with a part of its state."""
+    """A room that was joined with partial state."""
 
     room_nid: int
     join_nid: int
-    """The join by which it was entered."""
+    """The number of our join event."""
     position: int
-    """Of the join."""
+    """The position of the join."""
     resident: str
-    """The server that let us in."""
+    """The server that answered `send_join`."""
     completed: int | None
-    """The position from which on all of its state is known, or nobody waits for it: none of ours is
-    there, or nobody tells it."""
+    """The position from which the state is complete, or from which nobody waits for it: no local
+    user is joined, or no server sends it."""
 
 
 class PartialEvent(msgspec.Struct, frozen=True):
-    """An event that was placed upon a part of the state."""
+    """An event that was stored with partial state."""
 
     place: int
     event_nid: int
@@ -42,48 +42,48 @@ _COLUMNS = "room_nid, join_nid, position, resident, completed"
 
 
 class PartialRoomStore:
-    """Readers of these tables."""
+    """Reads these tables, and takes a room's lease."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_rooms(self) -> list[PartialRoom]:
-        """All rooms that were entered so, the complete ones too."""
+        """Return all rooms that were joined with partial state, completed ones included."""
         return await self._database.read_quickly("get_partial_rooms", _select_rooms)
 
     async def get_gathered(self, room_nid: int) -> bytes | None:
-        """The root of what has been gathered of the state before the join."""
-        return await self._database.read_quickly("get_gathered_state", select_gathered, room_nid)
+        """Return the root of the part that has been fetched of the state before the join."""
+        return await self._database.read_quickly("get_fetched_state", select_gathered, room_nid)
 
     async def get_servers(self, room_nid: int) -> list[str]:
-        """The servers that were in the room when we came, as we were told."""
+        """Return the servers in the room at our join, as listed by `send_join`."""
         return await self._database.read_quickly("get_partial_servers", _select_servers, room_nid)
 
     async def get_events(self, room_nid: int, after: int, limit: int) -> list[PartialEvent]:
-        """Events that were placed upon a part of the state, in the order in which they were."""
+        """Return events that were stored with partial state, in the order of storage."""
         return await self._database.read(
             "get_partial_events", _select_events, room_nid, after, limit
         )
 
     async def take_lease(self, room_nid: int, until_ms: int) -> None:
-        """Note that this node is at work on the room until then."""
+        """Record that this node works on the room until then."""
         await self._database.write("take_partial_room", _set_lease, room_nid, until_ms)
 
     async def is_free(self, room_nid: int, now_ms: int) -> bool:
-        """Whether no node is at work on the room, as far as is noted."""
+        """Whether no node holds a lease on the room."""
         return await self._database.read_quickly("is_partial_room_free", _is_free, room_nid, now_ms)
 
     async def has_events(self, room_nid: int) -> bool:
-        """Whether the room has events that were placed upon a part of its state."""
+        """Whether the room has events that were stored with partial state."""
         return bool(await self.get_events(room_nid, 0, 1))
 
     async def get_incomplete(self) -> list[int]:
-        """The rooms that lack a part of their state, without those that all of ours have left and
-        that nobody asks for."""
+        """Return the rooms with partial state. Excludes those that all local users have left and
+        whose completion was abandoned."""
         return await self._database.read("get_incomplete_rooms", _select_incomplete)
 
     async def count_incomplete(self) -> int:
-        """How many rooms lack a part of their state."""
+        """Count the rooms whose state is partial."""
         return await self._database.read("count_partial_rooms", _count_incomplete)
 
 
@@ -95,8 +95,7 @@ def begin_partial(
     resident: str,
     servers: Iterable[str],
 ) -> PartialRoom:
-    """Note that the room is entered with a part of its state; what there was of an earlier time is
-    forgotten before."""
+    """Record that the room is joined with partial state. The caller deletes earlier rows first."""
     txn.execute(
         "INSERT INTO partial_rooms (room_nid, join_nid, position, resident) VALUES (?, ?, ?, ?)",
         (room_nid, join_nid, position, resident),
@@ -109,10 +108,9 @@ def begin_partial(
 
 
 def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
-    """Forget that the room was entered so: it has been left, or is entered anew.
+    """Delete the record of a partial join: the room has been left, or is joined again.
 
-    Events that were placed meanwhile stay noted, as the past: what is known of the state at them is
-    still a part.
+    Events stored meanwhile stay recorded as past events: the known state at them is still partial.
     """
     for table in ("partial_rooms", "partial_servers"):
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
@@ -120,8 +118,8 @@ def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
 
 
 def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
-    """Note that nobody waits for more: all of ours have left the room, or nobody tells it. The
-    servers in it stay known, since they have to hear of what is said."""
+    """Record that nobody waits for the state: all local users have left the room, or no server
+    sends it. The servers in the room stay known, since they must receive our events."""
     txn.execute(
         "UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?",
         (position, room_nid),
@@ -129,7 +127,7 @@ def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None
 
 
 def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
-    """Note that all of the state is known from a position on."""
+    """Record that the state is complete from a position on."""
     txn.execute(
         "UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?",
         (position, room_nid),
@@ -141,10 +139,11 @@ def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
 def note_completed(
     txn: WriteTransaction, room_nid: int, event_nid: int, position: int
 ) -> PartialRoom:
-    """Note that the state of a room is known better from a position on; `event_nid` is any event of
-    it."""
+    """Record that more of a room's state is known from a position on. `event_nid` is any event of
+    the room."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed) VALUES (?, ?, ?, '', ?)"
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed)"
+        " VALUES (?, ?, ?, '', ?)"
         " ON CONFLICT (room_nid) DO UPDATE SET completed = excluded.completed",
         (room_nid, event_nid, position, position),
     )
@@ -154,11 +153,11 @@ def note_completed(
 def add_partial_events(
     txn: WriteTransaction, room_nid: int, events: Sequence[tuple[int, bool]], *, past: bool = False
 ) -> None:
-    """Note events (number, whether its state is assumed) that are placed upon a part of the
-    state."""
+    """Record events (number, whether its state is assumed) that are stored with partial state."""
     first = txn.allocate("partial_event", len(events))
     txn.execute_many(
-        "INSERT INTO partial_events (room_nid, place, event_nid, is_past, has_gap) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO partial_events (room_nid, place, event_nid, is_past, has_gap)"
+        " VALUES (?, ?, ?, ?, ?)",
         [
             (room_nid, first + index, event_nid, int(past), int(has_gap))
             for index, (event_nid, has_gap) in enumerate(events)
@@ -167,7 +166,7 @@ def add_partial_events(
 
 
 class FoundRow(msgspec.Struct, frozen=True):
-    """What an event is with all of the state: the columns of `events` that depend on it."""
+    """The columns of `events` that depend on the state, recomputed from the complete state."""
 
     flags: int
     state_root: bytes | None
@@ -175,20 +174,20 @@ class FoundRow(msgspec.Struct, frozen=True):
     current_root: bytes | None
 
 
-def set_found(txn: WriteTransaction, room_nid: int, found: Mapping[int, FoundRow]) -> None:
-    """Keep what events are with all of the state, by their place."""
+def set_found(txn: WriteTransaction, room_nid: int, rows: Mapping[int, FoundRow]) -> None:
+    """Store the recomputed columns of events, by place."""
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
         " WHERE room_nid = ? AND place = ?",
         [
             (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
-            for place, row in found.items()
+            for place, row in rows.items()
         ],
     )
 
 
 def set_gathered(txn: WriteTransaction, room_nid: int, root: bytes | None) -> None:
-    """Keep the root of what has been gathered."""
+    """Store the root of the fetched part of the state."""
     txn.execute("UPDATE partial_rooms SET gathered = ? WHERE room_nid = ?", (root, room_nid))
 
 
@@ -199,11 +198,12 @@ def select_gathered(txn: Transaction, room_nid: int) -> bytes | None:
 
 
 def select_partial_roots(txn: Transaction, room_nid: int) -> set[bytes]:
-    """The roots of states that these tables refer to."""
+    """Return the state roots that these tables refer to."""
     rows = txn.query(
         "SELECT gathered FROM partial_rooms WHERE room_nid = ? AND gathered IS NOT NULL"
         " UNION SELECT state_root FROM partial_events WHERE room_nid = ? AND state_root IS NOT NULL"
-        " UNION SELECT current_root FROM partial_events WHERE room_nid = ? AND current_root IS NOT NULL",
+        " UNION SELECT current_root FROM partial_events"
+        " WHERE room_nid = ? AND current_root IS NOT NULL",
         (room_nid, room_nid, room_nid),
     )
     return {bytes(root) for (root,) in rows}
@@ -222,7 +222,8 @@ def _select_servers(txn: Transaction, room_nid: int) -> list[str]:
 
 def _select_events(txn: Transaction, room_nid: int, after: int, limit: int) -> list[PartialEvent]:
     rows = txn.query(
-        "SELECT place, event_nid, is_past, has_gap FROM partial_events WHERE room_nid = ? AND place > ?"
+        "SELECT place, event_nid, is_past, has_gap FROM partial_events"
+        " WHERE room_nid = ? AND place > ?"
         " ORDER BY place LIMIT ?",
         (room_nid, after, limit),
     )
@@ -248,8 +249,10 @@ def _is_free(txn: Transaction, room_nid: int, now_ms: int) -> bool:
 def _select_incomplete(txn: Transaction) -> list[int]:
     rows = txn.query(
         "SELECT p.room_nid FROM partial_rooms AS p JOIN rooms AS r ON r.room_nid = p.room_nid"
-        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR EXISTS (SELECT 1 FROM memberships AS m"
-        " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1)) ORDER BY p.room_nid"
+        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR"
+        " EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1))"
+        " ORDER BY p.room_nid"
     )
     return [room_nid for (room_nid,) in rows]
 

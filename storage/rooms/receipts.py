@@ -18,14 +18,14 @@ from storage.events.events import select_progress
 UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 MAIN_THREAD = "main"
-"""The `thread_id` of a receipt for what is in no thread."""
+"""The `thread_id` of a receipt for the main timeline."""
 FEW_POSITIONS = 2000
-"""What changed in so many is read like what is read by key."""
+"""A range of at most so many positions is read like a read by key."""
 FEW_ROOMS = 3
-"""As is what few rooms have."""
+"""The receipts of at most so many rooms are read like a read by key."""
 MOST_THREADS = 500
-"""In so many threads of a room a user has receipts of one type; those that are the furthest back go
-first, and what they said is said by `threads_read_upto` then."""
+"""The maximum of threads of a room for which a user has receipts of one type. The ones furthest
+back are deleted first; `threads_read_upto` then stands for them."""
 
 
 class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
@@ -37,14 +37,14 @@ class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
     thread_id: str
     event_id: str
     event_position: int | None
-    """Arrival of the event that was read; None where that is from the past, before what arrived as
-    news."""
+    """The position of the event that was read. None for a backfilled event from before our
+    arrival."""
     ts: int
     position: int
 
 
 class NewReceipt(msgspec.Struct, frozen=True):
-    """A receipt that may move one forward."""
+    """A receipt that may move the stored one forward."""
 
     room_nid: int
     room_id: str
@@ -60,7 +60,7 @@ _COLUMNS = "room_nid, user_id, receipt_type, thread_id, event_id, event_position
 
 
 class ReceiptStore:
-    """Readers and the writer of the table `receipts`."""
+    """Reads and writes the table `receipts`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,14 +68,14 @@ class ReceiptStore:
     async def get_receipts(
         self, ranges: Mapping[int, tuple[int, int]]
     ) -> Mapping[int, list[ReceiptRow]]:
-        """For each room (after, up to): the receipts that changed in between."""
+        """Return for each room the receipts that changed in its range (after, up to)."""
         return await self._database.read_once("get_receipts", _select_receipts, dict(ranges))
 
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
     ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
-        """Both of `get_receipts` and `get_receipts_of_user`, in one query."""
-        # each position is one receipt at most
+        """Return the results of `get_receipts` and `get_receipts_of_user` in one query."""
+        # each position is at most one receipt
         few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
         read = self._database.read_quickly if few else self._database.read_once
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
@@ -83,7 +83,7 @@ class ReceiptStore:
     async def get_receipts_of_rooms(
         self, room_nids: Collection[int], limit: int
     ) -> dict[int, list[ReceiptRow]]:
-        """All receipts of each room, up to that many, the oldest first."""
+        """Return up to `limit` receipts of each room, the oldest first."""
         read = (
             self._database.read_quickly if len(room_nids) <= FEW_ROOMS else self._database.read_once
         )
@@ -92,21 +92,21 @@ class ReceiptStore:
     async def get_receipts_of_user(
         self, user_id: str, room_nids: Iterable[int]
     ) -> Mapping[int, list[ReceiptRow]]:
-        """A user's own receipts by room."""
+        """Return a user's own receipts by room."""
         return await self._database.read_quickly(
             "get_receipts_of_user", _select_of_user, user_id, list(room_nids)
         )
 
     async def set_receipts(self, receipts: Sequence[NewReceipt]) -> None:
-        """Move receipts forward, those that do not stand there or further on already."""
+        """Move receipts forward, unless they already stand there or further on."""
         await self._database.write("set_receipts", set_receipts, receipts)
 
 
 def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
-    """Whether a receipt of that thread may stand at an event that stands there.
+    """Whether a receipt for that thread may stand at an event with that standing.
 
-    A root is in the main timeline, and so is what relates to it in other ways; a receipt of its
-    thread may have been put there, too, by who sees it with the thread. spec:
+    A thread root is in the main timeline, and so are its other relations. A client that shows it
+    with its thread may also put a receipt for the thread there. spec:
     client-server-api#threaded-read-receipts
     """
     if thread_id == MAIN_THREAD:
@@ -115,13 +115,14 @@ def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
 
 
 def threads_read_upto(receipts: Sequence[ReceiptRow]) -> int:
-    """Up to which position all threads of a room count as read, by all receipts of a user there: 0,
-    unless they have so many of a type that some went.
+    """Return the position up to which all threads of a room count as read. 0 until receipts were
+    deleted.
 
-    Not before any that went, and it never goes back: each time the one that is the furthest back
-    goes, but for the one that is added. So all that are there, without that one, stand further on
-    than all that went. What was in other threads before that is read, too: who reads so many
-    threads is not told anew of the oldest.
+    Computed from all receipts of a user in a room. It is at least the position of each deleted
+    receipt and never moves back: each deletion takes the receipt furthest back, except the one just
+    added. So all that remain, except that one, stand further on than all deleted ones. Older events
+    of other threads count as read too: a user with so many threads is not notified again of the
+    oldest.
     """
     if len(receipts) < MOST_THREADS:
         return 0
@@ -161,11 +162,14 @@ def _select_both(
 ) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
     sql = (
         f"SELECT {_COLUMNS}, 1 AS own FROM receipts WHERE room_nid = ? AND user_id = ? UNION ALL"
-        f" SELECT {_COLUMNS}, 0 AS own FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?"
+        f" SELECT {_COLUMNS}, 0 AS own FROM receipts"
+        " WHERE room_nid = ? AND position > ? AND position <= ?"
     )
     rooms = dict.fromkeys((*ranges, *room_nids))
-    asked, nothing = set(room_nids), (0, 0)
-    args = [(nid, user_id if nid in asked else "", nid, *ranges.get(nid, nothing)) for nid in rooms]
+    requested, empty = set(room_nids), (0, 0)
+    args = [
+        (nid, user_id if nid in requested else "", nid, *ranges.get(nid, empty)) for nid in rooms
+    ]
     changed: dict[int, list[ReceiptRow]] = {nid: [] for nid in ranges}
     own: dict[int, list[ReceiptRow]] = {}
     for nid, rows in zip(rooms, txn.query_each(sql, args), strict=True):
@@ -230,34 +234,36 @@ def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> No
     row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
     txn.execute(
         f"INSERT INTO receipts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (room_nid, user_id, receipt_type, thread_id) DO UPDATE SET event_id = excluded.event_id,"
+        " ON CONFLICT (room_nid, user_id, receipt_type, thread_id) DO UPDATE"
+        " SET event_id = excluded.event_id,"
         " event_position = excluded.event_position, ts = excluded.ts, position = excluded.position",
         (*key, row.event_id, row.event_position, row.ts, row.position),
     )
     if old is None and receipt.thread_id not in (UNTHREADED, MAIN_THREAD):
-        _drop_furthest_back(txn, key)
+        _remove_furthest_back(txn, key)
     txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
 
 
 def _is_further_back(
     txn: WriteTransaction, receipt: ReceiptRow, old_event_id: str, old_ts: int
 ) -> bool:
-    """Of two that stand at events of the past: by these; where one of them is not known, by when
-    they were read."""
+    """Compare two receipts at events from the past by these events. If one event is unknown,
+    compare their timestamps."""
     progress = select_progress(txn, receipt.room_nid, [receipt.event_id, old_event_id])
     if len(progress) < 2:
         return receipt.ts < old_ts
     return progress[receipt.event_id] < progress[old_event_id]
 
 
-def _drop_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:
-    """Make room for a receipt of one more thread; clients keep what they have been told."""
+def _remove_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str]) -> None:
+    """Make room for a receipt of one more thread. Clients keep the receipts that they got."""
     rows = txn.query(
         "SELECT thread_id FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"
         " AND thread_id NOT IN (?, ?, ?) ORDER BY COALESCE(event_position, 0) DESC, position DESC",
         (*added[:3], UNTHREADED, MAIN_THREAD, added[3]),
     )
     txn.execute_many(
-        "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ? AND thread_id = ?",
+        "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"
+        " AND thread_id = ?",
         [(*added[:3], thread_id) for (thread_id,) in rows[MOST_THREADS - 1 :]],
     )

@@ -1,5 +1,4 @@
-"""When rooms last saw an event, and when one that people wait for: what lists of rooms are sorted
-by."""
+"""The newest positions of rooms, of any event or of some types: the sort keys of room lists."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
@@ -9,7 +8,8 @@ from storage.engine.transaction import Transaction
 
 FIRST_LOOK: Final = 20
 FURTHEST_LOOK: Final = 500
-"""How many of a room's newest events are looked through for one of some types."""
+"""The number of a room's newest events that are searched for some types: first a few, then this
+many."""
 
 
 class RoomRecencyStore:
@@ -19,14 +19,14 @@ class RoomRecencyStore:
         self._database = database
 
     async def get_latest_positions(self, room_nids: Iterable[int]) -> Mapping[int, int]:
-        """The position of the newest event of each room; rooms without one are missing."""
+        """Return the position of the newest event of each room; rooms without one are missing."""
         return await self._database.read("get_latest_positions", _select_latest, list(room_nids))
 
     async def get_latest_of_types(
         self, room_nids: Iterable[int], types: Collection[str]
     ) -> Mapping[int, int]:
-        """The position of the newest event of those types, if it is among the newest of its
-        room."""
+        """Return the position of the newest event of those types, if it is among the room's newest
+        events."""
         return await self._database.read_quickly(
             "get_latest_of_types", _select_of_types, list(room_nids), types
         )
@@ -34,7 +34,8 @@ class RoomRecencyStore:
 
 def _select_latest(txn: Transaction, room_nids: list[int]) -> dict[int, int]:
     rows = txn.query_in(
-        "SELECT r.room_nid, (SELECT e.position FROM events AS e WHERE e.room_nid = r.room_nid AND e.position IS NOT NULL"
+        "SELECT r.room_nid, (SELECT e.position FROM events AS e"
+        " WHERE e.room_nid = r.room_nid AND e.position IS NOT NULL"
         " ORDER BY e.position DESC LIMIT 1) FROM rooms AS r WHERE r.room_nid IN {keys}",
         room_nids,
     )
@@ -44,7 +45,10 @@ def _select_latest(txn: Transaction, room_nids: list[int]) -> dict[int, int]:
 def _select_of_types(
     txn: Transaction, room_nids: list[int], types: Collection[str]
 ) -> dict[int, int]:
-    sql = "SELECT position, type FROM events WHERE room_nid = ? AND position IS NOT NULL ORDER BY position DESC LIMIT ?"
+    sql = (
+        "SELECT position, type FROM events WHERE room_nid = ? AND position IS NOT NULL"
+        " ORDER BY position DESC LIMIT ?"
+    )
     found: dict[int, int] = {}
     for room_nid in room_nids:
         for limit in (FIRST_LOOK, FURTHEST_LOOK):

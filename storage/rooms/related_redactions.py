@@ -1,10 +1,11 @@
-"""Redactions that take along what relates to their target.
+"""Redactions that also redact the events that relate to their target (MSC3912).
 
 Laws:
-- They are noted in the write that redacts the target, and stay: what comes later is to go too.
-- Whoever is at what was there at the time has it to themselves until a time. If they end without a
-  word, others go on then; if they come back after that, or it was noted anew meanwhile, they find
-  that it is not theirs any more.
+- They are stored in the write that redacts the target, and stay: relations that arrive later are
+  redacted too.
+- One node at a time redacts the relations that exist; `due_ts` is the expiry of its lease. If it
+  dies, another node continues after that. A node that returns after the expiry, or after the
+  request was added again, finds that it lost the lease.
 """
 
 from collections.abc import Iterable
@@ -16,13 +17,13 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 ANY_TYPE = "*"
-"""Stands for all types of relations."""
+"""Stands for all relation types."""
 ALL_TIMES: Final = 2**62
-"""Later than any time at which something is due."""
+"""Later than any due time."""
 
 
 class RelatedRedaction(msgspec.Struct, frozen=True):
-    """That children of an event, by one type of relation, are redacted too. Times are milliseconds
+    """A request to redact the children of an event with one relation type. Times are milliseconds
     since 1970."""
 
     target: str
@@ -31,59 +32,60 @@ class RelatedRedaction(msgspec.Struct, frozen=True):
     room_nid: int
     reason: str | None
     only_own: bool = False
-    """Only those that the sender has sent."""
+    """Redact only events of the redaction's sender."""
     due_ts: int | None = None
-    """Until when somebody is at what was there at the time; None: that is done."""
+    """The expiry of the lease on the existing relations; None: these are redacted."""
     tries: int = 0
-    """That were in vain, one after the other."""
+    """The number of consecutive failures."""
 
 
 _COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, tries"
-_IS_IT = "target = ? AND sender = ? AND rel_type = ?"
+_BY_KEY = "target = ? AND sender = ? AND rel_type = ?"
 
 
 class RelatedRedactionStore:
-    """The table of such redactions."""
+    """Reads and writes the table `related_redactions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set_finished(self, note: RelatedRedaction) -> None:
-        """All that was there has been redacted, by whoever took it."""
-        await self._database.write("set_related_redactions_finished", _put_off, note, None, 0)
+    async def set_finished(self, request: RelatedRedaction) -> None:
+        """Record that the lease holder has redacted all existing relations."""
+        await self._database.write("set_related_redactions_finished", _postpone, request, None, 0)
 
-    async def put_off(self, note: RelatedRedaction, due_ts: int, tries: int) -> None:
-        """Somebody is to go on then, after so many tries in vain."""
-        await self._database.write("put_related_redactions_off", _put_off, note, due_ts, tries)
+    async def put_off(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
+        """Schedule the next attempt after `tries` failures."""
+        await self._database.write("postpone_related_redactions", _postpone, request, due_ts, tries)
 
-    async def reopen(self, note: RelatedRedaction, due_ts: int, tries: int) -> None:
-        """Something has come since it was done with which somebody is to go on then; nothing where
-        it is not done."""
-        await self._database.write("reopen_related_redactions", _reopen, note, due_ts, tries)
+    async def reopen(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
+        """Schedule work for relations that arrived after the request was finished. Does nothing if
+        it is not finished."""
+        await self._database.write("reopen_related_redactions", _reopen, request, due_ts, tries)
 
     async def get_redactions(self, target: str) -> list[RelatedRedaction]:
-        """What was noted of an event."""
+        """Return the requests for an event."""
         return await self._database.read_quickly("get_related_redactions", _select, target)
 
     async def take_due(self, now: int, until: int, limit: int) -> list[RelatedRedaction]:
-        """Up to so many that are due; they are the caller's until then."""
+        """Lease up to `limit` due requests until `until`."""
         if not await self._database.read_quickly("has_related_redactions", _select_due, now, 1):
             return []
 
         def write(txn: WriteTransaction) -> list[RelatedRedaction]:
             due = _select_due(txn, now, limit)
-            for note in due:
-                _put_off(txn, note, until, note.tries)
-            return [msgspec.structs.replace(note, due_ts=until) for note in due]
+            for request in due:
+                _postpone(txn, request, until, request.tries)
+            return [msgspec.structs.replace(request, due_ts=until) for request in due]
 
         return await self._database.write("take_related_redactions", write)
 
 
 def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]) -> None:
-    """Note what is to be done, anew if it was noted before; it takes along what either does."""
+    """Add requests, or renew existing ones; the result redacts what either request does."""
     txn.execute_many(
         f"INSERT INTO related_redactions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
-        " ON CONFLICT (target, sender, rel_type) DO UPDATE SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
+        " ON CONFLICT (target, sender, rel_type) DO UPDATE"
+        " SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
         " only_own = related_redactions.only_own * excluded.only_own",
         [
             (
@@ -100,23 +102,25 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
     )
 
 
-def _put_off(txn: WriteTransaction, note: RelatedRedaction, due_ts: int | None, tries: int) -> None:
+def _postpone(
+    txn: WriteTransaction, request: RelatedRedaction, due_ts: int | None, tries: int
+) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_IS_IT} AND due_ts = ?",
-        (due_ts, tries, note.target, note.sender, note.rel_type, note.due_ts),
+        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts = ?",
+        (due_ts, tries, request.target, request.sender, request.rel_type, request.due_ts),
     )
 
 
-def _reopen(txn: WriteTransaction, note: RelatedRedaction, due_ts: int, tries: int) -> None:
+def _reopen(txn: WriteTransaction, request: RelatedRedaction, due_ts: int, tries: int) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_IS_IT} AND due_ts IS NULL",
-        (due_ts, tries, note.target, note.sender, note.rel_type),
+        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts IS NULL",
+        (due_ts, tries, request.target, request.sender, request.rel_type),
     )
 
 
 def _select(txn: Transaction, target: str) -> list[RelatedRedaction]:
     return [
-        _note(row)
+        _row(row)
         for row in txn.query(
             f"SELECT {_COLUMNS} FROM related_redactions WHERE target = ?", (target,)
         )
@@ -125,8 +129,8 @@ def _select(txn: Transaction, target: str) -> list[RelatedRedaction]:
 
 def _select_due(txn: Transaction, now: int, limit: int) -> list[RelatedRedaction]:
     sql = f"SELECT {_COLUMNS} FROM related_redactions WHERE due_ts <= ? ORDER BY due_ts LIMIT ?"
-    return [_note(row) for row in txn.query(sql, (now, limit))]
+    return [_row(row) for row in txn.query(sql, (now, limit))]
 
 
-def _note(row: tuple[str, str, str, int, str | None, int, int | None, int]) -> RelatedRedaction:
+def _row(row: tuple[str, str, str, int, str | None, int, int | None, int]) -> RelatedRedaction:
     return RelatedRedaction(*row[:5], bool(row[5]), *row[6:])

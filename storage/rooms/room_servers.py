@@ -1,8 +1,9 @@
-"""The other servers that are in a room: counted as their users join and leave, so that nobody has
-to look at members.
+"""The remote servers in each room, counted as their users join and leave, so that no reader has to
+scan members.
 
-As long as the members are not known (see `partial_rooms.py`), those count too of which we were told
-that they are there."""
+While a room's state is partial (see `partial_rooms.py`), the servers that `send_join` listed count
+too.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -21,14 +22,13 @@ class RoomServer(msgspec.Struct, frozen=True):
 
 
 class RoomServerStore:
-    """Readers of the table `room_servers`."""
+    """Reads the table `room_servers`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_servers(self, room_nids: Iterable[int]) -> Mapping[int, list[RoomServer]]:
-        """The other servers in each of the rooms, in one query; a room without any is missing from
-        the answer."""
+        """Return the remote servers in each room in one query; a room without any is missing."""
         return await self._database.read_quickly("get_room_servers", _select, list(room_nids))
 
     async def has_any(self) -> bool:
@@ -36,7 +36,7 @@ class RoomServerStore:
         return await self._database.read_quickly("has_room_servers", _has_any)
 
     async def get_sharing(self, servers: Iterable[str]) -> Collection[str]:
-        """Those of the servers that share a room with us, in one query."""
+        """Return those of the servers that share a room with us, in one query."""
         return await self._database.read_quickly(
             "get_sharing_servers", _select_sharing, list(servers)
         )
@@ -45,18 +45,20 @@ class RoomServerStore:
 def count_servers(
     txn: WriteTransaction, room_nid: int, changes: Mapping[str, int], positions: Mapping[str, int]
 ) -> None:
-    """Add to the counts of joined users by server; who comes in does so at its position."""
+    """Add to the counts of joined users by server. `positions`: where each new server joins."""
     for server, change in changes.items():
         if change > 0:
             txn.execute(
-                "INSERT INTO room_servers (room_nid, server, joined_count, since) VALUES (?, ?, ?, ?)"
+                "INSERT INTO room_servers (room_nid, server, joined_count, since)"
+                " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (room_nid, server) DO UPDATE SET"
                 " joined_count = room_servers.joined_count + excluded.joined_count",
                 (room_nid, server, change, positions[server]),
             )
         elif change < 0:
             txn.execute(
-                "UPDATE room_servers SET joined_count = joined_count + ? WHERE room_nid = ? AND server = ?",
+                "UPDATE room_servers SET joined_count = joined_count + ?"
+                " WHERE room_nid = ? AND server = ?",
                 (change, room_nid, server),
             )
             txn.execute(

@@ -1,9 +1,9 @@
 """Rooms that this server knows, and their heads.
 
-What a room is (its number, id and version) never changes once something has happened in it here, so
-what is cached of it stays true. Before that its version is only what somebody said who invited one
-of our users, and is not cached. The head (extremities, depth, root of the current state) changes
-with every event; its version tells whether it has moved.
+The number, id and version of a room never change after its first event here, so they are cached
+without invalidation. Before that the version is only the claim of a server that invited one of our
+users, and is not cached. The head (extremities, depth, root of the current state) changes with
+every event; its version tells whether it has moved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class RoomRow(msgspec.Struct, frozen=True, gc=False):
-    """What never changes about a room, once something has happened in it here."""
+    """The immutable part of a room with at least one event here."""
 
     room_nid: int
     room_id: str
@@ -26,7 +26,7 @@ class RoomRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """The state of a room as it is now."""
+    """The current state of a room."""
 
     version: int
     """Rises with every change."""
@@ -38,7 +38,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     joined_count: int
     invited_count: int
     partial_join: int | None = None
-    """The join since which only a part of the state is known; None: all of it is."""
+    """The join whose state is still partial; None: the state is complete."""
 
 
 _ROOM_COLUMNS = "room_nid, room_id, version, creation_ts"
@@ -51,16 +51,16 @@ _EMPTY_HEAD = Head(
 
 
 class RoomStore:
-    """Readers and writers of the table `rooms`."""
+    """Reads and writes the table `rooms`."""
 
     def __init__(self, database: Database, capacity: int = 50_000) -> None:
-        """`capacity`: about how many rooms are remembered; one takes some 400 bytes."""
+        """`capacity`: the number of cached rooms; each takes about 400 bytes."""
         self._database = database
         self._by_id: ImmutableCache[str, RoomRow] = ImmutableCache(capacity, _weigh)
         self._by_nid: ImmutableCache[int, RoomRow] = ImmutableCache(capacity, _weigh)
 
     async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
-        """Rooms by id; those not known are missing from the answer."""
+        """Return rooms by id; unknown ids are missing from the answer."""
         found: dict[str, RoomRow] = {}
         missing: list[str] = []
         for room_id in room_ids:
@@ -71,16 +71,16 @@ class RoomStore:
                 found[room_id] = row
         if missing:
             rows = await self._database.read_quickly("get_rooms", _select_rooms, missing)
-            found.update((row.room_id, row) for row in self._remember(rows))
+            found.update((row.room_id, row) for row in self._cache(rows))
         return found
 
     async def get_room(self, room_id: str) -> RoomRow | None:
-        """One room, or None."""
+        """Return one room, or None."""
         row = self._by_id.get(room_id)
         return row if row is not None else (await self.get_rooms([room_id])).get(room_id)
 
     async def get_rooms_by_nid(self, room_nids: Iterable[int]) -> Mapping[int, RoomRow]:
-        """Rooms by their numbers, all of which exist."""
+        """Return rooms by number; all of them must exist."""
         found: dict[int, RoomRow] = {}
         missing: list[int] = []
         for room_nid in room_nids:
@@ -93,25 +93,25 @@ class RoomStore:
             rows = await self._database.read_quickly(
                 "get_rooms_by_nid", _select_rooms_by_nid, missing
             )
-            found.update((row.room_nid, row) for row in self._remember(rows))
+            found.update((row.room_nid, row) for row in self._cache(rows))
         return found
 
     async def get_head(self, room_nid: int) -> Head:
-        """The head as it is stored now."""
+        """Return the stored head of a room."""
         return await self._database.read_quickly("get_room_head", select_head, room_nid)
 
     async def get_public_flags(self, room_nids: Iterable[int]) -> Mapping[int, bool]:
-        """Which of the rooms stand in this server's public directory."""
+        """Tell for each room whether this server's public directory lists it."""
         return await self._database.read("get_public_flags", _select_public, list(room_nids))
 
     async def set_public(self, room_nid: int, is_public: bool) -> None:
-        """List the room in this server's public directory, or take it out."""
+        """List the room in this server's public directory, or remove it."""
         await self._database.write("set_room_public", set_public, room_nid, is_public)
 
-    def _remember(self, rows: Sequence[tuple[RoomRow, bool]]) -> list[RoomRow]:
-        begun = [row for row, has_begun in rows if has_begun]
-        self._by_id.put_all((row.room_id, row) for row in begun)
-        self._by_nid.put_all((row.room_nid, row) for row in begun)
+    def _cache(self, rows: Sequence[tuple[RoomRow, bool]]) -> list[RoomRow]:
+        started = [row for row, has_events in rows if has_events]
+        self._by_id.put_all((row.room_id, row) for row in started)
+        self._by_nid.put_all((row.room_nid, row) for row in started)
         return [row for row, _ in rows]
 
 
@@ -120,16 +120,17 @@ def _weigh(_: RoomRow) -> int:
 
 
 class RoomExists(Exception):
-    """There is a room of that id already."""
+    """A room with that id exists already."""
 
 
 def add_room(
     txn: WriteTransaction, room_id: str, version: str, creation_ts: int
 ) -> tuple[RoomRow, Head]:
-    """Note a new room with an empty head. Raises RoomExists."""
+    """Add a room with an empty head. Raises RoomExists."""
     room_nid = txn.allocate("room")
     added = txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+        " creation_ts)"
         " VALUES (?, ?, ?, 0, '[]', 0, ?) ON CONFLICT DO NOTHING",
         (room_nid, room_id, version, creation_ts),
     )
@@ -146,8 +147,8 @@ def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
 
 
 def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> RoomRow:
-    """The room, which is noted if it was not known. It has the version given, unless something has
-    happened in it here."""
+    """Return the room; add it if it is unknown. It takes the given version, unless it has events
+    here."""
     known = select_room(txn, room_id)
     if known is None:
         return add_room(txn, room_id, version, creation_ts)[0]
@@ -160,7 +161,8 @@ def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: in
 
 
 def select_head(txn: Transaction, room_nid: int) -> Head:
-    """The head inside a transaction; the room must exist."""
+    """The form of `RoomStore.get_head` for use inside a transaction. Raises LookupError for an
+    unknown room."""
     row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))
     if row is None:
         raise LookupError(f"no room with number {room_nid}")
@@ -171,7 +173,8 @@ def select_head(txn: Transaction, room_nid: int) -> Head:
 def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
     """Replace the head if it still has the expected version. Return whether it had."""
     changed = txn.execute(
-        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
+        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?,"
+        " joined_count = ?,"
         " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
         (
             head.version,
@@ -194,14 +197,14 @@ def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
 
 
 def move_public(txn: WriteTransaction, from_room: int, to_room: int) -> None:
-    """List one room in the directory in the place of another, where that is listed."""
+    """List one room in the directory in place of another, if that one is listed."""
     if _select_public(txn, [from_room]).get(from_room):
         set_public(txn, from_room, False)
         set_public(txn, to_room, True)
 
 
 def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[tuple[RoomRow, bool]]:
-    """Rooms, and whether something has happened in them here."""
+    """Return rooms, each with whether it has events here."""
     rows = txn.query_in(
         f"SELECT {_ROOM_COLUMNS}, head_version FROM rooms WHERE room_id IN {{keys}}", room_ids
     )

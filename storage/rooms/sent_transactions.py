@@ -1,10 +1,10 @@
-"""What a client sent under which transaction id, so that a retried request is answered and not
-carried out again.
+"""Transaction ids of clients, so that a retried request gets its first answer and is not carried
+out again.
 
-The note is written in the transaction that carries the request out, so it holds over a restart too.
-It names the request by a hash: a note is written with every message, and the names are longer than
-many a message. No index has the notes by their age, which each of these writes would pay for: who
-forgets old ones goes through all of them, in the order of their hashes.
+The record is written in the transaction that carries the request out, so it survives a restart. Its
+key is a hash: a record is written with every message, and the names are longer than many messages.
+No index orders records by age, since each of these writes would pay for it. The clean-up reads all
+of them, in the order of their hashes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,21 +18,21 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class SentTransaction(msgspec.Struct, frozen=True):
-    """The name of a client's request. spec: client-server-api#transaction-identifiers"""
+    """Identifies a client's request. spec: client-server-api#transaction-identifiers"""
 
     user_id: str
     device_id: str
     """'' for a token without a device."""
     scope: str
-    """The request's method and path without the transaction id: ids of different endpoints never
-    meet."""
+    """The request's method and path without the transaction id: ids of different endpoints do not
+    collide."""
     txn_id: str
     device_made_ts: int = 0
-    """Of a device that was signed out and came again under its id, which begins its ids anew. 0
-    where it is not known."""
+    """When the device was created again under its old id, after a logout: its transaction ids start
+    again. 0 if unknown."""
 
     def compute_key(self) -> bytes:
-        """Sixteen bytes that stand for it."""
+        """Return a 16-byte hash of the request."""
         names = [self.user_id, self.device_id, self.scope, self.txn_id]
         if self.device_made_ts:
             names.append(str(self.device_made_ts))
@@ -40,16 +40,16 @@ class SentTransaction(msgspec.Struct, frozen=True):
 
 
 LOOKED_AT: Final = 20
-"""So many notes for each that may be forgotten in a step."""
+"""Records read per record that one step may delete."""
 AFTER_ALL: Final = b"\xff" * 17
-"""After all hashes."""
+"""Greater than all hashes."""
 DELAYED: Final = "delay:"
-"""With it begins the id under which no device but the server sends a delayed event; its own
+"""The prefix of the pseudo device id with which the server sends a delayed event; its delay id
 follows."""
 
 
 class AlreadySent(Exception):
-    """The request has been carried out before; `response` is what was answered then."""
+    """The request was carried out before; `response` is its answer."""
 
     def __init__(self, transaction: SentTransaction, response: bytes) -> None:
         super().__init__("this request was carried out before")
@@ -58,31 +58,31 @@ class AlreadySent(Exception):
 
 
 class SentTransactionStore:
-    """Readers and the cleaner of the table `sent_transactions`."""
+    """Reads and cleans up the table `sent_transactions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._looked_at = b""
-        """The cleaner has gone through the notes up to this one."""
+        self._cleaned_upto = b""
+        """The clean-up has read the records up to this key."""
 
     async def get_response(self, transaction: SentTransaction) -> bytes | None:
-        """What was answered to that request, or None if it is new."""
+        """Return the answer to that request, or None if it is new."""
         return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
     async def get_txn_ids(self, event_nids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
-        """For those of the events that were sent with a transaction id, the device and the id."""
+        """Return the device and transaction id of events that were sent with one."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
-        """Forget up to `limit` of the notes older than that, of those it has not looked at yet;
-        `limit`, or 0 where it has come to the last of all. Then it begins again."""
-        old, looked_at = await self._database.read(
-            "look_for_old_sent", _select_old, self._looked_at, created_ts, limit
+        """Delete up to `limit` records older than that, among those not read yet. Return `limit`,
+        or 0 at the end of the table; the next call starts again."""
+        old, cleaned_upto = await self._database.read(
+            "get_old_sent_transactions", _select_old, self._cleaned_upto, created_ts, limit
         )
         if old:
-            await self._database.write("remove_old_sent", _remove, old)
-        self._looked_at = looked_at or b""
-        return 0 if looked_at is None else limit
+            await self._database.write("remove_old_sent_transactions", _remove, old)
+        self._cleaned_upto = cleaned_upto or b""
+        return 0 if cleaned_upto is None else limit
 
 
 def add_transaction(
@@ -92,13 +92,14 @@ def add_transaction(
     response: bytes | None,
     created_ts: int,
 ) -> None:
-    """Note the request in the transaction that carries it out. Raises AlreadySent.
+    """Record the request in the transaction that carries it out. Raises AlreadySent.
 
-    With an event, the response is None: it is the event's id.
+    With an event, `response` is None: the answer is the event's id.
     """
     key = transaction.compute_key()
     added = txn.execute(
-        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id, response)"
+        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id,"
+        " response)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (key, created_ts, event_nid, transaction.device_id, transaction.txn_id, response),
     )
@@ -111,7 +112,8 @@ def add_transaction(
 def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
     """The form of `get_response` for use inside a transaction."""
     row = txn.query_one(
-        "SELECT t.response, e.event_id FROM sent_transactions AS t LEFT JOIN events AS e ON e.event_nid = t.event_nid"
+        "SELECT t.response, e.event_id FROM sent_transactions AS t"
+        " LEFT JOIN events AS e ON e.event_nid = t.event_nid"
         " WHERE t.request = ?",
         (transaction.compute_key(),),
     )
@@ -132,15 +134,16 @@ def _select_ids(txn: Transaction, event_nids: list[int]) -> dict[int, tuple[str,
 def _select_old(
     txn: Transaction, after: bytes, created_ts: int, limit: int
 ) -> tuple[list[Row], bytes | None]:
-    """Some of the old notes after that one, and up to where there are no others; None: up to the
-    end."""
+    """Return some old records after that key, and the key up to which there are no others; None:
+    the end of the table."""
     ahead = txn.query_one(
         "SELECT request FROM sent_transactions WHERE request > ? ORDER BY request LIMIT 1 OFFSET ?",
         (after, limit * LOOKED_AT),
     )
     upto: bytes = AFTER_ALL if ahead is None else ahead[0]
     old = txn.query(
-        "SELECT request, created_ts FROM sent_transactions WHERE request > ? AND request <= ? AND created_ts < ?"
+        "SELECT request, created_ts FROM sent_transactions"
+        " WHERE request > ? AND request <= ? AND created_ts < ?"
         " ORDER BY request LIMIT ?",
         (after, upto, created_ts, limit),
     )
@@ -149,7 +152,7 @@ def _select_old(
     return old, None if ahead is None else upto
 
 
-def _remove(txn: WriteTransaction, notes: Sequence[tuple[bytes, int]]) -> None:
-    # another node may have removed it meanwhile, and the client sent it anew: that note is a new
-    # one
-    txn.execute_many("DELETE FROM sent_transactions WHERE request = ? AND created_ts = ?", notes)
+def _remove(txn: WriteTransaction, records: Sequence[tuple[bytes, int]]) -> None:
+    # another node may have removed it meanwhile, and the client may have sent it again: that record
+    # is a new one
+    txn.execute_many("DELETE FROM sent_transactions WHERE request = ? AND created_ts = ?", records)

@@ -1,8 +1,7 @@
-"""States of rooms with their auth chains, as other servers are told them: one read for all that an
-answer needs.
+"""States of rooms with their auth chains for answers to other servers: one read per answer.
 
-A state of a few hundred events comes with their PDUs, unless these are long. Of a larger one the
-sizes are told, so that an answer can be announced and then sent piece by piece
+A state of a few hundred events comes with its PDUs, unless these are long. For a larger one only
+the sizes are returned, so that an answer can state its length and then be streamed
 (`EventStore.get_pdus`).
 """
 
@@ -19,28 +18,28 @@ from storage.state.keys import StateKey
 from storage.state.state_tree import StateTreeStore
 
 WITH_PDUS: Final = 500
-"""Up to so many events the PDUs are read at once;"""
+"""Up to so many events are read with their PDUs."""
 WITH_BYTES: Final = 4 << 20
-"""up to so many bytes of them."""
+"""Up to so many bytes of PDUs are read at once."""
 
 Choose = Callable[[Mapping[StateKey, int]], Iterable[int]]
-"""What is told of a state: numbers of its events. Runs in a thread."""
+"""Chooses the events of a state to serve, by number. Runs in a database thread."""
 
 
 class ToldState(msgspec.Struct, frozen=True):
-    """Events of a state, and their auth chain, by their numbers in ascending order."""
+    """Events of a state and of their auth chain, by number in ascending order."""
 
     state: Sequence[int]
     chain: Sequence[int]
-    """The auth chain, as far as it is not part of the state where that was asked for."""
+    """The auth chain; without events of the state if `only_beyond` was given."""
     pdus: Mapping[int, bytes] | None
-    """Of all of them; None where they are too many."""
+    """The PDUs of all of them; None if they are too many."""
     sizes: Mapping[int, int]
-    """How many bytes each PDU has, where they are too many."""
+    """The size of each PDU in bytes, if they are too many."""
 
 
 class ToldStates:
-    """Reads them."""
+    """Reads states with their auth chains."""
 
     def __init__(self, database: Database, trees: StateTreeStore, chains: AuthChainStore) -> None:
         self._database = database
@@ -56,17 +55,22 @@ class ToldStates:
         *,
         only_beyond: bool = False,
     ) -> ToldState:
-        """What is told of a state. `further`: events whose auth chains are told too. `only_beyond`:
-        of the auth chains without what is told of the state."""
+        """Return the chosen events of a state and their auth chains.
+
+        `further`: other events whose auth chains are included. `only_beyond`: leave events of the
+        state out of the auth chain.
+        """
         return await self._database.read(
-            "get_told_state", self._read_state, room_nid, root, choose, further, only_beyond
+            "get_served_state", self._read_state, room_nid, root, choose, further, only_beyond
         )
 
     async def get_ids(
         self, room_nid: int, root: bytes | None, choose: Choose
     ) -> tuple[list[str], list[str]]:
-        """(the ids of the events of a state, those of their auth chain)."""
-        return await self._database.read("get_told_ids", self._read_ids, room_nid, root, choose)
+        """Return (event ids of the state, event ids of its auth chain)."""
+        return await self._database.read(
+            "get_served_state_ids", self._read_ids, room_nid, root, choose
+        )
 
     def _read(
         self,
@@ -89,12 +93,12 @@ class ToldStates:
         only_beyond: bool,
     ) -> ToldState:
         state, chain = self._read(txn, room_nid, root, choose, further)
-        every = {*state, *chain}
+        all_nids = {*state, *chain}
         if only_beyond:
             chain -= set(state)
-        sizes = select_sizes(txn, every)
-        if len(every) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
-            return ToldState(state, sorted(chain), select_pdus(txn, every), {})
+        sizes = select_sizes(txn, all_nids)
+        if len(all_nids) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
+            return ToldState(state, sorted(chain), select_pdus(txn, all_nids), {})
         return ToldState(state, sorted(chain), None, sizes)
 
     def _read_ids(

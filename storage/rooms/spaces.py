@@ -1,6 +1,6 @@
-"""Which rooms spaces name as their children.
+"""Children of spaces.
 
-Written by `storage.persist.room_writer` in the transaction that changes a room's state.
+`storage.persist.room_writer` writes them in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,15 +11,15 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MAX_CHILDREN = 5000
-"""How many children of a space are read."""
+"""The maximum of children of a space that is read."""
 
 
 class NewChild(msgspec.Struct, frozen=True):
-    """What an m.space.child entry says."""
+    """The content of an m.space.child event."""
 
     child_id: str
     is_link: bool
-    """False: the entry names no servers, so that the room is no child, or no more."""
+    """False: the event names no servers, so the room is not, or no longer, a child."""
     order: str | None
     suggested: bool
     origin_server_ts: int
@@ -34,26 +34,26 @@ class ChildRow(msgspec.Struct, frozen=True):
 
 
 class SpaceStore:
-    """Readers of the table `space_children`."""
+    """Reads the table `space_children`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_children(self, room_nids: Iterable[int]) -> Mapping[int, Sequence[ChildRow]]:
-        """The children of spaces, in their order; a space without any is missing from the answer.
+        """Return the ordered children of spaces; a space without any is missing.
 
-        Of each space the first MAX_CHILDREN. The order: spec:
+        At most MAX_CHILDREN of each space. The order: spec:
         client-server-api#ordering-of-children-within-a-space
         """
         return await self._database.read("get_space_children", _select_children, list(room_nids))
 
     async def get_parents(self, room_id: str) -> list[int]:
-        """The rooms that name the room as their child."""
+        """Return the rooms that name the room as their child."""
         return await self._database.read("get_space_parents", _select_parents, room_id)
 
 
 def set_children(txn: WriteTransaction, room_nid: int, children: Mapping[int, NewChild]) -> None:
-    """Note what m.space.child entries, by number, say; of two about one child the last counts."""
+    """Store m.space.child events by number; of two for one child the last counts."""
     latest = {child.child_id: (event_nid, child) for event_nid, child in children.items()}
     txn.execute_many(
         "DELETE FROM space_children WHERE room_nid = ? AND child_id = ?",
@@ -73,7 +73,8 @@ def set_children(txn: WriteTransaction, room_nid: int, children: Mapping[int, Ne
     ]
     if rows:
         txn.execute_many(
-            "INSERT INTO space_children (room_nid, child_id, event_nid, origin_server_ts, child_order, suggested)"
+            "INSERT INTO space_children (room_nid, child_id, event_nid, origin_server_ts,"
+            " child_order, suggested)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             rows,
         )
@@ -82,7 +83,7 @@ def set_children(txn: WriteTransaction, room_nid: int, children: Mapping[int, Ne
 def remove_child_of_event(
     txn: WriteTransaction, room_nid: int, event_nid: int, child_id: str
 ) -> None:
-    """The entry has lost its content: if it is still the one that counts, there is no child."""
+    """Remove the child of an event that has been redacted, if that event is the current one."""
     txn.execute(
         "DELETE FROM space_children WHERE room_nid = ? AND child_id = ? AND event_nid = ?",
         (room_nid, child_id, event_nid),
@@ -90,9 +91,10 @@ def remove_child_of_event(
 
 
 def _select_children(txn: Transaction, room_nids: list[int]) -> dict[int, list[ChildRow]]:
-    # all of one space stand in one chunk of keys, so the order holds for each
+    # all children of one space are in one chunk of keys, so each is ordered
     rows = txn.query_in(
-        "SELECT room_nid, child_id, event_nid, suggested FROM space_children WHERE room_nid IN {keys}"
+        "SELECT room_nid, child_id, event_nid, suggested FROM space_children"
+        " WHERE room_nid IN {keys}"
         " ORDER BY room_nid, child_order IS NULL, child_order, origin_server_ts, child_id",
         room_nids,
     )

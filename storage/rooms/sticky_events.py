@@ -1,10 +1,9 @@
-"""Events that are told to everyone in their room for a while: which they are, and until when.
+"""Sticky events (MSC4354): events that are delivered to everyone in their room until they expire.
 
 Laws:
-- A row is written with the event, and goes with its content (a redaction) or after its time.
-- Each has a position (`Topic.STICKY`): its arrival, or a new one where the event came from the
-  past.
-- What is soft-failed waits, and takes a new position when it is released.
+- A row is written with the event. It is deleted with its content (a redaction) or after its expiry.
+- Each has a position (`Topic.STICKY`): that of its arrival, or a new one for a backfilled event.
+- A soft-failed event is held, and takes a new position when it is released.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 
 LONGEST_MS: Final = 3_600_000
-"""However long an event says that it is sticky."""
+"""The limit of the duration that an event may claim."""
 
 
 class StickyRow(msgspec.Struct, frozen=True):
@@ -31,50 +30,57 @@ class StickyRow(msgspec.Struct, frozen=True):
     expires_ts: int
     """Milliseconds since 1970."""
     waits: bool = False
-    """It is soft-failed, and not told."""
+    """It is soft-failed, and held back."""
 
 
 _COLUMNS = "event_nid, room_nid, sender, position, expires_ts, waits"
 
 
 class StickyEventStore:
-    """Readers of the table, and the forgetting of what is over."""
+    """Reads, releases and cleans up the table `sticky_events`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_unexpired(self, now_ms: int) -> list[StickyRow]:
-        """All that are sticky now, by position."""
+        """Return all events that are sticky now, by position."""
 
         def read(txn: Transaction) -> list[StickyRow]:
-            sql = f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0 ORDER BY position"
+            sql = (
+                f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0"
+                " ORDER BY position"
+            )
             return [_row(row) for row in txn.query(sql, (now_ms,))]
 
         return await self._database.read("get_sticky_events", read)
 
     async def get_waiting(self, room_nid: int, sender: str, now_ms: int) -> list[StickyRow]:
-        """Those of a sender in a room that wait and would be sticky now."""
+        """Return a sender's held events in a room that have not expired."""
 
         def read(txn: Transaction) -> list[StickyRow]:
             sql = (
-                f"SELECT {_COLUMNS} FROM sticky_events WHERE room_nid = ? AND sender = ? AND waits = 1"
+                f"SELECT {_COLUMNS} FROM sticky_events"
+                " WHERE room_nid = ? AND sender = ? AND waits = 1"
                 " AND expires_ts > ? ORDER BY position"
             )
             return [_row(row) for row in txn.query(sql, (room_nid, sender, now_ms))]
 
-        return await self._database.read_quickly("get_waiting_sticky_events", read)
+        return await self._database.read_quickly("get_held_sticky_events", read)
 
     async def get_who_waits(self, now_ms: int) -> set[tuple[int, str]]:
-        """Rooms and senders of all that wait."""
+        """Return the rooms and senders of all held events."""
 
         def read(txn: Transaction) -> set[tuple[int, str]]:
-            sql = "SELECT DISTINCT room_nid, sender FROM sticky_events WHERE waits = 1 AND expires_ts > ?"
+            sql = (
+                "SELECT DISTINCT room_nid, sender FROM sticky_events"
+                " WHERE waits = 1 AND expires_ts > ?"
+            )
             return {(room_nid, sender) for room_nid, sender in txn.query(sql, (now_ms,))}
 
-        return await self._database.read("get_who_waits_to_stick", read)
+        return await self._database.read("get_senders_of_held_sticky_events", read)
 
     async def release(self, room_id: str, rows: Sequence[StickyRow]) -> None:
-        """Tell these from now on."""
+        """Deliver these held events from now on."""
 
         def write(txn: WriteTransaction) -> None:
             for row in rows:
@@ -83,10 +89,13 @@ class StickyEventStore:
         await self._database.write("release_sticky_events", write)
 
     async def remove_expired(self, now_ms: int, limit: int) -> int:
-        """Remove up to `limit` that are over; how many."""
+        """Delete up to `limit` expired rows. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = "SELECT event_nid FROM sticky_events WHERE expires_ts <= ? ORDER BY expires_ts LIMIT ?"
+            sql = (
+                "SELECT event_nid FROM sticky_events WHERE expires_ts <= ?"
+                " ORDER BY expires_ts LIMIT ?"
+            )
             nids = txn.query(sql, (now_ms, limit))
             txn.execute_many("DELETE FROM sticky_events WHERE event_nid = ?", nids)
             return len(nids)
@@ -95,7 +104,7 @@ class StickyEventStore:
 
 
 def add_sticky_events(txn: WriteTransaction, room_id: str, rows: Sequence[StickyRow]) -> None:
-    """Note sticky events, as they are stored."""
+    """Add sticky events in the write that stores them."""
     txn.execute_many(
         f"INSERT INTO sticky_events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
@@ -110,8 +119,8 @@ def add_sticky_events(txn: WriteTransaction, room_id: str, rows: Sequence[Sticky
 def release_sticky_events(
     txn: WriteTransaction, room_id: str, event_nids: Sequence[int], positions: Mapping[int, int]
 ) -> None:
-    """Tell those of the events that wait, which are soft-failed no longer: at the positions of
-    those that arrive."""
+    """Deliver those of the events that are held, since they are no longer soft-failed. Arriving
+    events use their positions."""
     rows = txn.query_in(
         f"SELECT {_COLUMNS} FROM sticky_events WHERE waits = 1 AND event_nid IN {{keys}}",
         event_nids,
@@ -124,17 +133,17 @@ def release_sticky_events(
 def _release(txn: WriteTransaction, room_id: str, row: StickyRow, position: int) -> None:
     sql = "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1"
     if txn.execute(sql, (position, row.event_nid)):
-        told = replace(row, position=position, waits=False)
-        txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=told))
+        released = replace(row, position=position, waits=False)
+        txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=released))
 
 
 def remove_sticky_event(txn: WriteTransaction, event_nid: int) -> None:
-    """A redacted event is an ordinary one."""
+    """Make a redacted event an ordinary one."""
     txn.execute("DELETE FROM sticky_events WHERE event_nid = ?", (event_nid,))
 
 
 def remove_sticky_events(txn: WriteTransaction, event_nids: Sequence[int]) -> None:
-    """The same for several."""
+    """Make several events ordinary ones."""
     txn.execute_many(
         "DELETE FROM sticky_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
     )

@@ -1,4 +1,5 @@
-"""What a directory shows of a room, kept as its state changes, and the search in it."""
+"""Summaries of rooms as the directory shows them, updated with the state, and the directory
+search."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -32,15 +33,15 @@ class SummaryRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Roster(msgspec.Struct, frozen=True, gc=False):
-    """What names a room: its name or alias, or else some of its people."""
+    """The data that names a room: its name or alias, or else some of its members."""
 
     name: str | None
     canonical_alias: str | None
     joined_count: int
     invited_count: int
     heroes: Sequence[MembershipRow]
-    """Of a room without name and alias: the first few others who are in it or invited, else of
-    those who were."""
+    """For a room without name and alias: the first few other joined or invited members, or else
+    former members."""
 
 
 SUMMARY_COLUMNS = frozenset(
@@ -62,18 +63,19 @@ SUMMARY_COLUMNS = frozenset(
 
 ROOMS_SEARCHED_AT_ONCE = 500
 FEW_ROOMS = 20
-"""As many as a client of sliding sync shows at first: they are read without another thread where
-that costs less."""
+"""The first window of a sliding sync client. So few rooms are read without a thread where that is
+cheaper."""
 
 _COLUMNS = (
-    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
+    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias,"
+    " s.avatar_url, s.join_rule,"
     " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates, s.allowed_rooms"
 )
 _FROM = "FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
 
 
 class RoomSummaryStore:
-    """Readers of the table `room_summaries`."""
+    """Reads the table `room_summaries`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -81,17 +83,17 @@ class RoomSummaryStore:
     async def get_rosters(
         self, user_id: str, room_nids: Iterable[int], heroes: int
     ) -> Mapping[int, Roster]:
-        """For each room what names it to the user; so many heroes at most."""
+        """Return for each room the data that names it to the user, with at most `heroes` heroes."""
         nids = list(room_nids)
         read = self._database.read_quickly if len(nids) <= FEW_ROOMS else self._database.read
         return await read("get_rosters", _select_rosters, user_id, nids, heroes)
 
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
-        """Summaries by room."""
+        """Return summaries by room."""
         return await self._database.read("get_summaries", _select_summaries, list(room_nids))
 
     async def get_summaries_by_id(self, room_ids: Iterable[str]) -> Mapping[str, SummaryRow]:
-        """Summaries of those of the rooms that are known, by id."""
+        """Return summaries of known rooms by id."""
         return await self._database.read(
             "get_summaries_by_id", _select_summaries_by_id, list(room_ids)
         )
@@ -107,13 +109,15 @@ class RoomSummaryStore:
         after: tuple[int, int] | None = None,
         made_by: str | None = None,
     ) -> list[SummaryRow]:
-        """This server's public directory, the largest rooms first.
+        """Return a page of this server's public directory, the largest rooms first.
 
-        `made_by`: a user who sees what they have made of it (`unshown_rooms`).
+        `made_by`: a shadow-banned user, who also sees their own changes of the directory
+        (`unshown_rooms`).
 
-        `term` is looked for in name, topic and alias, whatever the case; `room_types` None means
-        all, a None in it rooms without a type. `before` is (joined_count, room_nid) of the last
-        room of the page before; `after` that of the first room of the page after, instead.
+        `term` is a case-insensitive search in name, topic and alias. `room_types` None means all
+        types; a None in it means rooms without a type. `before` is (joined_count, room_nid) of the
+        last room of the previous page. `after` is that of the first room of the following page, to
+        page backwards.
         """
         types = None if room_types is None else list(room_types)
         return await self._database.read(
@@ -129,7 +133,7 @@ class RoomSummaryStore:
         )
 
     async def count_public_rooms(self, made_by: str | None = None) -> int:
-        """How many rooms stand in this server's public directory; `made_by`: as in
+        """Count the rooms in this server's public directory. `made_by`: as in
         `get_public_rooms`."""
         return await self._database.read("count_public_rooms", _count_public, made_by)
 
@@ -137,7 +141,7 @@ class RoomSummaryStore:
 def set_summary_fields(
     txn: WriteTransaction, room_nid: int, fields: Mapping[str, SQLValue]
 ) -> None:
-    """Set some columns of a room's summary."""
+    """Set some columns of a room's summary. Raises ValueError for an unknown column."""
     if unknown := fields.keys() - SUMMARY_COLUMNS:
         raise ValueError(f"not columns of room_summaries: {sorted(unknown)}")
     names = sorted(fields)
@@ -190,9 +194,9 @@ def _select_public(
             args += named
         conditions.append("(" + " OR ".join(choices or ["1 = 0"]) + ")")
     # no database folds the case of all scripts (SQLite never, PostgreSQL by its locale), so the
-    # term is looked for here
-    wanted = term.casefold() if term else None
-    asked = limit if wanted is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
+    # term is matched in Python
+    folded_term = term.casefold() if term else None
+    page_size = limit if folded_term is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
     place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
     found: list[SummaryRow] = []
     while len(found) < limit:
@@ -200,26 +204,26 @@ def _select_public(
         rows = txn.query(
             f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions + bound)}"
             f" ORDER BY r.joined_count {order}, r.room_nid {order} LIMIT ?",
-            (*args, *(place or ()), asked),
+            (*args, *(place or ()), page_size),
         )
         summaries = [_row(row) for row in rows]
-        found += [row for row in summaries if wanted is None or _mentions(row, wanted)]
-        if len(rows) < asked:
+        found += [row for row in summaries if folded_term is None or _matches(row, folded_term)]
+        if len(rows) < page_size:
             break
         place = (summaries[-1].joined_count, summaries[-1].room_nid)
     del found[limit:]
     return found if after is None else found[::-1]
 
 
-def _mentions(row: SummaryRow, wanted: str) -> bool:
+def _matches(row: SummaryRow, folded_term: str) -> bool:
     return any(
-        text is not None and wanted in text.casefold()
+        text is not None and folded_term in text.casefold()
         for text in (row.name, row.topic, row.canonical_alias)
     )
 
 
 def _listed(made_by: str | None) -> tuple[str, list[SQLValue]]:
-    """The condition that a room stands in the directory, with its arguments."""
+    """Return the SQL condition that a room is in the directory, and its arguments."""
     if made_by is None:
         return "r.is_public = 1", []
     made = "SELECT u.room_nid FROM unshown_listings u WHERE u.user_id = ? AND u.is_public ="
@@ -244,13 +248,14 @@ def _select_rosters(
 ) -> dict[int, Roster]:
     rows = txn.query_in(
         "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
-        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
+        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
+        " WHERE r.room_nid IN {keys}",
         room_nids,
     )
     nameless = [room_nid for room_nid, name, alias, _, _ in rows if not name and not alias]
     heroes = _select_heroes(txn, user_id, nameless, ("join", "invite"), limit)
-    deserted = [room_nid for room_nid in nameless if not heroes[room_nid]]
-    heroes |= _select_heroes(txn, user_id, deserted, ("leave", "ban"), limit)
+    without_members = [room_nid for room_nid in nameless if not heroes[room_nid]]
+    heroes |= _select_heroes(txn, user_id, without_members, ("leave", "ban"), limit)
     return {
         room_nid: Roster(name, alias, joined, invited, heroes.get(room_nid, ()))
         for room_nid, name, alias, joined, invited in rows

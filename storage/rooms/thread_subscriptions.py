@@ -1,10 +1,10 @@
-"""Which threads people follow.
+"""Subscriptions to threads (MSC4306).
 
 Laws:
-- Each change takes a position (`Topic.THREAD_SUBSCRIPTION`); of a thread the latest is kept, an
-  ending too.
-- A client that subscribes somebody since they were called is refused where they ended the
-  subscription after that: whoever comes late with an old call does not undo what they wanted.
+- Each change takes a position (`Topic.THREAD_SUBSCRIPTION`). The latest row of each thread is
+  stored, also that of an unsubscribe.
+- An automatic subscription names the event that caused it. It is refused if the user has
+  unsubscribed since that event.
 """
 
 import msgspec
@@ -15,7 +15,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class ThreadSubscriptionRow(msgspec.Struct, frozen=True):
-    """Whether a user follows a thread, and since when it is so."""
+    """A user's subscription state of a thread, and the position that set it."""
 
     room_id: str
     root: str
@@ -28,7 +28,7 @@ _COLUMNS = "room_id, root, subscribed, automatic, position"
 
 
 class ThreadSubscriptionStore:
-    """The table of subscriptions."""
+    """Reads and writes the table `thread_subscriptions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,25 +36,31 @@ class ThreadSubscriptionStore:
     async def get_subscription(
         self, user_id: str, room_id: str, root: str
     ) -> ThreadSubscriptionRow | None:
-        """What a user last wanted of a thread; None where they never said."""
+        """Return a user's last choice for a thread; None if there never was one."""
         return await self._database.read_quickly(
             "get_thread_subscription", _select_one, user_id, room_id, root
         )
 
     async def get_followers(self, room_id: str, root: str) -> frozenset[str]:
-        """Who follows a thread."""
+        """Return the subscribers of a thread."""
 
         def read(txn: Transaction) -> frozenset[str]:
-            sql = "SELECT user_id FROM thread_subscriptions WHERE room_id = ? AND root = ? AND subscribed = 1"
+            sql = (
+                "SELECT user_id FROM thread_subscriptions"
+                " WHERE room_id = ? AND root = ? AND subscribed = 1"
+            )
             return frozenset(user_id for (user_id,) in txn.query(sql, (room_id, root)))
 
         return await self._database.read_quickly("get_thread_followers", read)
 
     async def get_followed(self, user_id: str, room_id: str) -> frozenset[str]:
-        """The roots of the threads of a room that a user follows."""
+        """Return the roots of the threads of a room that a user subscribes to."""
 
         def read(txn: Transaction) -> frozenset[str]:
-            sql = "SELECT root FROM thread_subscriptions WHERE user_id = ? AND room_id = ? AND subscribed = 1"
+            sql = (
+                "SELECT root FROM thread_subscriptions"
+                " WHERE user_id = ? AND room_id = ? AND subscribed = 1"
+            )
             return frozenset(root for (root,) in txn.query(sql, (user_id, room_id)))
 
         return await self._database.read_quickly("get_followed_threads", read)
@@ -62,13 +68,13 @@ class ThreadSubscriptionStore:
     async def get_changes(
         self, user_id: str, after: int, upto: int, limit: int
     ) -> list[ThreadSubscriptionRow]:
-        """The newest changes in a stretch of the sequence, newest first."""
+        """Return the newest changes in a range of positions, newest first."""
         return await self._database.read(
             "get_thread_subscriptions", _select_changes, user_id, after, upto, limit
         )
 
     async def subscribe(self, user_id: str, room_id: str, root: str) -> None:
-        """Follow a thread by one's own wish."""
+        """Subscribe a user to a thread by their own choice."""
 
         def write(txn: WriteTransaction) -> None:
             former = _select_one(txn, user_id, room_id, root)
@@ -80,10 +86,10 @@ class ThreadSubscriptionStore:
     async def subscribe_automatically(
         self, user_id: str, room_id: str, root: str, cause_position: int | None
     ) -> bool:
-        """Follow a thread since one was called in it, by an event that arrived there (None: long
-        ago).
+        """Subscribe a user to a thread because of an event at `cause_position` (None: before any
+        known position).
 
-        False where the user ended the subscription after that.
+        Returns False if the user unsubscribed after that event.
         """
 
         def write(txn: WriteTransaction) -> bool:
@@ -98,7 +104,7 @@ class ThreadSubscriptionStore:
         return await self._database.write("subscribe_to_thread_automatically", write)
 
     async def unsubscribe(self, user_id: str, room_id: str, root: str) -> None:
-        """Follow a thread no longer; that one did not is no error."""
+        """Unsubscribe a user from a thread. Does nothing without a subscription."""
 
         def write(txn: WriteTransaction) -> None:
             former = _select_one(txn, user_id, room_id, root)
@@ -108,7 +114,7 @@ class ThreadSubscriptionStore:
         await self._database.write("unsubscribe_from_thread", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all of a user's."""
+        """Remove all subscriptions of a user."""
         txn.execute("DELETE FROM thread_subscriptions WHERE user_id = ?", (user_id,))
 
 
@@ -125,7 +131,8 @@ def _set(
     txn.execute(
         "INSERT INTO thread_subscriptions (user_id, room_id, root, subscribed, automatic, position)"
         " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id, root) DO UPDATE SET"
-        " subscribed = excluded.subscribed, automatic = excluded.automatic, position = excluded.position",
+        " subscribed = excluded.subscribed, automatic = excluded.automatic,"
+        " position = excluded.position",
         (user_id, room_id, root, int(subscribed), int(automatic), position),
     )
     txn.announce(Change(position, Topic.THREAD_SUBSCRIPTION, room_id=room_id, user_id=user_id))
@@ -135,7 +142,8 @@ def _select_one(
     txn: Transaction, user_id: str, room_id: str, root: str
 ) -> ThreadSubscriptionRow | None:
     row = txn.query_one(
-        f"SELECT {_COLUMNS} FROM thread_subscriptions WHERE user_id = ? AND room_id = ? AND root = ?",
+        f"SELECT {_COLUMNS} FROM thread_subscriptions"
+        " WHERE user_id = ? AND room_id = ? AND root = ?",
         (user_id, room_id, root),
     )
     return None if row is None else _row(row)
@@ -145,7 +153,8 @@ def _select_changes(
     txn: Transaction, user_id: str, after: int, upto: int, limit: int
 ) -> list[ThreadSubscriptionRow]:
     rows = txn.query(
-        f"SELECT {_COLUMNS} FROM thread_subscriptions WHERE user_id = ? AND position > ? AND position <= ?"
+        f"SELECT {_COLUMNS} FROM thread_subscriptions"
+        " WHERE user_id = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?",
         (user_id, after, upto, limit),
     )

@@ -1,12 +1,10 @@
-"""In which threads something was said in a stretch of the sequence.
+"""Threads with new events in a range of positions.
 
-A thread counts as one, whatever was said in it; of what was said the newest place in the room's
-order is told.
+Each thread is listed once, with its newest event in the order of the room.
 
 Laws:
-- The cost of a page is bounded, whatever was said: it walks back through what was said in the
-  threads of the rooms, over so many events, and where these were of too few threads the page is
-  short, and says how far it came.
+- The cost of a page is bounded. It walks back over a limited number of thread events of the rooms.
+  If these belong to too few threads, the page is short and says how far it came.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,36 +18,39 @@ from storage.events.relations import THREAD
 from storage.events.timelines import Place
 
 MOST_WALKED = 3000
-"""So many events a page walks over, in all rooms, and some more where many rooms are active."""
+"""The number of events that a page reads in all rooms; a few more if many rooms are active."""
 FIRST_WALKED = 50
-"""So many at first, or twice as many as threads are wanted; then four times as many, as long as
-there are too few threads."""
+"""The first batch of events, or twice the requested threads if that is more. Each later batch is
+four times as large, while there are too few threads."""
 FEWEST_WALKED = 10
-"""Of each room, at a time."""
+"""The minimum of events per room and batch."""
 MOST_ROOMS = 128
-"""Rooms at a time: those in which something is left to be walked over that was said later than in
-the others."""
+"""The number of rooms per batch: those whose unread part has the latest events."""
 MOST_LOOKED_AT = 30
-"""The newest replies of a thread, by which a page knows whether it was told before, and what is the
-newest of the stretch. Where all of these are of other times, a thread may be told once more, and
-the newest is that of those walked over."""
+"""The newest replies of a thread that are read. They tell whether an earlier page had the thread,
+and which event of the range is newest. If all of these are outside the range, a thread may be
+listed again, and its newest event is that of the walk."""
 
-# The order, and that the kind of relation is no condition, leave PostgreSQL no other index to walk
-# along, whatever it knows of the tables
-_WALK = (
+# This order, and no condition on the kind of relation, leave PostgreSQL only this index to walk
+# along, whatever its statistics say
+_SELECT_EVENTS = (
     "SELECT e.position, e.event_nid, e.depth, e.sender, r.rel_type, r.target FROM ("
     "SELECT position, event_nid, depth, sender FROM events"
-    " WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ? ORDER BY position DESC, event_nid DESC LIMIT ?"
+    " WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ?"
+    " ORDER BY position DESC, event_nid DESC LIMIT ?"
     ") AS e LEFT JOIN relations AS r ON r.event_nid = e.event_nid"
 )
 _LATEST = (
-    "SELECT position FROM events WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ? AND position <= ?"
+    "SELECT position FROM events WHERE room_nid = ? AND thread_root IS NOT NULL AND position > ?"
+    " AND position <= ?"
     " ORDER BY position DESC, event_nid DESC LIMIT 1"
 )
-_LOOK = (
+_SELECT_REPLIES = (
     "SELECT e.position, e.event_nid, e.depth, e.sender FROM ("
-    f"SELECT event_nid FROM relations WHERE target = ? AND rel_type = '{THREAD}' ORDER BY depth DESC, event_nid DESC LIMIT ?"
-    ") AS r LEFT JOIN events AS e ON e.event_nid = r.event_nid AND e.room_nid = ? AND e.thread_root IS NOT NULL"
+    f"SELECT event_nid FROM relations WHERE target = ? AND rel_type = '{THREAD}'"
+    " ORDER BY depth DESC, event_nid DESC LIMIT ?"
+    ") AS r LEFT JOIN events AS e ON e.event_nid = r.event_nid AND e.room_nid = ?"
+    " AND e.thread_root IS NOT NULL"
 )
 
 
@@ -58,42 +59,42 @@ _Key = tuple[int, str]
 
 
 class ThreadUpdateRow(msgspec.Struct, frozen=True, gc=False):
-    """A thread in which something was said."""
+    """A thread with new events."""
 
     room_nid: int
     root: str
     position: int
-    """Of what came last."""
+    """The position of its latest event."""
     newest: Place
-    """The newest event in the order of the room."""
+    """Its newest event in the order of the room."""
     count: int
-    """Events of the stretch, of those that were looked at."""
+    """The number of its events in the range, among those read."""
     is_whole: bool
-    """Whether all were."""
+    """Whether all its events were read."""
 
 
 class ThreadUpdatePage(msgspec.Struct, frozen=True):
-    """Threads, those with the latest first."""
+    """Threads, the one with the latest event first."""
 
     rows: list[ThreadUpdateRow]
     reached: int | None
-    """Up to where nothing was looked at: the page goes on there, with this as `last`. None: there
-    is no more of the stretch."""
+    """The position at which reading stopped: the next page starts there, with this as `last`. None:
+    the range is done."""
 
 
 class _Thread(msgspec.Struct):
-    """What is known of a thread so far."""
+    """The data read of a thread so far."""
 
     position: int
     newest: Place
-    said: set[int]
+    events: set[int]
     """Numbers of events."""
     is_whole: bool = False
-    """Whether that is everything."""
+    """Whether all its events were read."""
 
 
 class ThreadUpdateStore:
-    """Reads what was said in threads."""
+    """Reads threads with new events."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -107,8 +108,10 @@ class ThreadUpdateStore:
         limit: int,
         ignored: Collection[str],
     ) -> ThreadUpdatePage:
-        """The threads of these rooms in which something was said after `after`, up to `upto`, the
-        last of it no later than `last`. So many at most; without what `ignored` sent."""
+        """Return at most `limit` threads of these rooms with events after `after`, up to `upto`.
+
+        The latest event of each is not after `last`. Events that `ignored` users sent do not count.
+        """
         return await self._database.read(
             "get_thread_updates",
             _select,
@@ -131,7 +134,7 @@ def _select(
     ignored: frozenset[str],
 ) -> ThreadUpdatePage:
     threads: dict[_Key, _Thread] = {}
-    told: set[_Key] = set()
+    listed: set[_Key] = set()
     pending = dict.fromkeys(room_nids, last)
     if len(pending) > MOST_ROOMS:
         latest = txn.query_each(_LATEST, [(nid, after, last) for nid in pending])
@@ -139,28 +142,30 @@ def _select(
             nid: position for nid, rows in zip(pending, latest, strict=True) for (position,) in rows
         }
     reached: int | None = last if pending else None
-    left, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
-    while pending and left > 0:
+    remaining, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
+    while pending and remaining > 0:
         rooms = nlargest(MOST_ROOMS, pending, key=pending.__getitem__)
-        some = max(FEWEST_WALKED, min(left, size) // len(rooms))
-        walked = txn.query_each(_WALK, [(nid, after, pending[nid], some) for nid in rooms])
+        batch = max(FEWEST_WALKED, min(remaining, size) // len(rooms))
+        walked = txn.query_each(
+            _SELECT_EVENTS, [(nid, after, pending[nid], batch) for nid in rooms]
+        )
         found: dict[_Key, _Thread] = {}
         for nid, rows in zip(rooms, walked, strict=True):
             for position, event_nid, depth, sender, kind, root in rows:
                 key = (nid, root)
-                if kind == THREAD and sender not in ignored and key not in told:
+                if kind == THREAD and sender not in ignored and key not in listed:
                     _add(
                         threads if key in threads else found, key, position, Place(depth, event_nid)
                     )
-            if len(rows) < some:
+            if len(rows) < batch:
                 del pending[nid]
             else:
                 pending[nid] = min(row[0] for row in rows) - 1
-            left -= len(rows)
+            remaining -= len(rows)
         size *= 4
-        told |= _look(txn, found, after, upto, last, ignored)
-        threads.update((key, thread) for key, thread in found.items() if key not in told)
-        # what was said before may be of other threads, or of these
+        listed |= _read_replies(txn, found, after, upto, last, ignored)
+        threads.update((key, thread) for key, thread in found.items() if key not in listed)
+        # earlier events may belong to other threads, or to these
         reached = max(pending.values(), default=None)
         if (
             reached is not None
@@ -173,7 +178,7 @@ def _select(
             root,
             thread.position,
             thread.newest,
-            len(thread.said),
+            len(thread.events),
             thread.is_whole or nid not in pending,
         )
         for (nid, root), thread in threads.items()
@@ -185,7 +190,7 @@ def _select(
     )
 
 
-def _look(
+def _read_replies(
     txn: Transaction,
     found: dict[_Key, _Thread],
     after: int,
@@ -193,19 +198,19 @@ def _look(
     last: int,
     ignored: frozenset[str],
 ) -> set[_Key]:
-    """Add what else was said in these threads, in the stretch. Those in which something was said
-    after `last`."""
-    told: set[_Key] = set()
-    replies = txn.query_each(_LOOK, [(root, MOST_LOOKED_AT, nid) for nid, root in found])
+    """Read the newest replies of these threads and add those in the range. Return threads with an
+    event after `last`."""
+    listed: set[_Key] = set()
+    replies = txn.query_each(_SELECT_REPLIES, [(root, MOST_LOOKED_AT, nid) for nid, root in found])
     for key, rows in zip(list(found), replies, strict=True):
         found[key].is_whole = len(rows) < MOST_LOOKED_AT
         for position, event_nid, depth, sender in rows:
             if position is None or not after < position <= upto or sender in ignored:
                 continue
             if position > last:
-                told.add(key)
+                listed.add(key)
             _add(found, key, position, Place(depth, event_nid))
-    return told
+    return listed
 
 
 def _add(threads: dict[_Key, _Thread], key: _Key, position: int, place: Place) -> None:
@@ -215,4 +220,4 @@ def _add(threads: dict[_Key, _Thread], key: _Key, position: int, place: Place) -
     else:
         thread.position = max(thread.position, position)
         thread.newest = max(thread.newest, place)
-        thread.said.add(place.event_nid)
+        thread.events.add(place.event_nid)

@@ -23,13 +23,13 @@
 -- The database itself
 ----------------------------------------------------------------------------------------------------
 
--- The numbers that were given out last. Every internal number (`_nid`) and every stream position
--- comes from here; no sequence of the database is used.
+-- The last number of each counter. Every internal number (`_nid`) and every stream position comes
+-- from here; database sequences are not used.
 CREATE TABLE counters (
     -- Name of the counter. `position` is the one sequence of stream positions; others number rooms,
     -- events, devices and so on.
     name TEXT NOT NULL PRIMARY KEY,
-    -- The last number that was given out.
+    -- The last number that was taken.
     value BIGINT NOT NULL
 ) CLUSTERED;
 
@@ -89,10 +89,10 @@ CREATE TABLE rooms (
     invited_count BIGINT NOT NULL DEFAULT 0,
     -- 1: the room is listed in this server's public room directory.
     is_public INTEGER NOT NULL DEFAULT 0,
-    -- Time at which the room was created, or became known here.
+    -- Time at which the room was created, or at which this server learned of it.
     creation_ts BIGINT NOT NULL,
     -- While only partial state is known: the event_nid of the join by which this server entered.
-    -- NULL: the whole state is known.
+    -- NULL: the complete state is known.
     partial_join BIGINT
 ) ROOMY;
 -- The room directory, ordered by number of members.
@@ -130,7 +130,7 @@ CREATE TABLE room_summaries (
 
 -- Aliases of this server. Written by storage/directory/aliases.py.
 CREATE TABLE room_aliases (
-    -- The whole alias.
+    -- The full alias.
     alias TEXT NOT NULL PRIMARY KEY,
     -- The room to which it points.
     room_nid BIGINT NOT NULL,
@@ -146,7 +146,7 @@ CREATE INDEX room_aliases_by_room ON room_aliases (room_nid);
 CREATE TABLE space_children (
     -- The space.
     room_nid BIGINT NOT NULL,
-    -- Room ID of the child. The room need not be known here.
+    -- Room ID of the child. The server need not know the room.
     child_id TEXT NOT NULL,
     -- The m.space.child event.
     event_nid BIGINT NOT NULL,
@@ -208,8 +208,8 @@ CREATE TABLE events (
     -- Bits, see EventFlag: 1 outlier, 2 rejected, 4 soft-failed, 8 notifies users with default push
     -- rules, 16 is in the timeline, 32 is highlighted for users with default push rules, 64
     -- push_outcomes has rows of the event, 256 is to be sent to other servers, 512 resolved forks
-    -- of the state, 1024 its state was completed later, 2048 purged, 4096 purged because nobody
-    -- here remembered the room, 8192 some of its predecessors were missing.
+    -- of the state, 1024 its state was completed later, 2048 purged, 4096 purged because no local
+    -- user remembered the room, 8192 some of its predecessors were missing.
     flags INTEGER NOT NULL,
     -- The event ID.
     event_id TEXT NOT NULL UNIQUE,
@@ -232,7 +232,7 @@ CREATE TABLE events (
 );
 -- /sync: the timeline of a room by arrival.
 CREATE INDEX events_by_position ON events (room_nid, position) WHERE position IS NOT NULL;
--- /messages: events that are shown, in the order of the room. `unshown_by_depth` has all others.
+-- /messages: visible events, in the order of the room. `unshown_by_depth` has all others.
 CREATE INDEX shown_by_depth ON events (room_nid, depth, event_nid)
     WHERE (flags & 2064) NOT IN (0, 2048, 2064);
 -- Events by timestamp: state events here, other events that are not purged in `messages_by_time`.
@@ -325,7 +325,7 @@ CREATE INDEX restored_contents_by_time ON restored_contents (restored_ts);
 -- Relations: a row for each event in a timeline that names a parent and is not redacted. Written by
 -- storage/events/relations.py.
 CREATE TABLE relations (
-    -- Event ID of the parent, which need not be known here.
+    -- Event ID of the parent, which need not be stored.
     target TEXT NOT NULL,
     -- Relation type.
     rel_type TEXT NOT NULL,
@@ -361,7 +361,7 @@ CREATE INDEX relations_by_event ON relations (event_nid);
 -- Participants of threads. Derived from `relations` and written with it, so that threads are
 -- counted and listed without reading all their events. Written by storage/events/thread_senders.py.
 CREATE TABLE thread_senders (
-    -- Event ID of the thread root, which need not be known here.
+    -- Event ID of the thread root, which need not be stored.
     target TEXT NOT NULL,
     -- The room.
     room_nid BIGINT NOT NULL,
@@ -401,7 +401,7 @@ CREATE INDEX sticky_events_waiting ON sticky_events (room_nid, sender) WHERE wai
 -- Delayed events (MSC4140): those that are scheduled, and for some time those that were sent or
 -- cancelled. Written by storage/rooms/delayed_events.py.
 CREATE TABLE delayed_events (
-    -- Public identifier. Whoever knows it may manage the event.
+    -- Public identifier. It authorises a client to manage the event.
     delay_id TEXT NOT NULL PRIMARY KEY,
     -- The sender.
     user_id TEXT NOT NULL,
@@ -566,10 +566,10 @@ CREATE TABLE memberships (
     avatar_url TEXT,
     -- 1: the user has forgotten the room, which only one who is not joined can do.
     forgotten INTEGER NOT NULL DEFAULT 0,
-    -- Position at which the current stay of a joined local user began; a change of name begins no
-    -- new stay. NULL: not joined, or remote.
+    -- Position at which a joined local user joined. A change of name does not change it. NULL: not
+    -- joined, or remote.
     joined_position BIGINT,
-    -- Position at which the last stay of a user who is no longer joined ended. NULL: the user is
+    -- Position at which a user who is no longer joined left or was removed. NULL: the user is
     -- joined, or never was.
     left_position BIGINT,
     PRIMARY KEY (room_nid, user_id)
@@ -686,7 +686,7 @@ CREATE TABLE partial_rooms (
     resident TEXT NOT NULL,
     -- Root of the part of the state before the join that was fetched so far. NULL: none.
     gathered BYTES,
-    -- Stream position from which on the whole state is known. NULL: the state is incomplete.
+    -- Stream position from which on the complete state is known. NULL: the state is incomplete.
     completed BIGINT,
     -- Time until which one node works on it; 0: none does.
     leased_until BIGINT NOT NULL DEFAULT 0
@@ -716,13 +716,13 @@ CREATE TABLE partial_events (
     is_past INTEGER NOT NULL,
     -- 1: a predecessor was missing, so the state before the event is assumed.
     has_gap INTEGER NOT NULL,
-    -- `events.flags` on the whole state. NULL: not checked yet.
+    -- `events.flags` on the complete state. NULL: not checked yet.
     flags INTEGER,
-    -- `events.state_root` on the whole state. NULL as there, or not checked yet.
+    -- `events.state_root` on the complete state. NULL as there, or not checked yet.
     state_root BYTES,
-    -- `events.replaces` on the whole state. NULL as there, or not checked yet.
+    -- `events.replaces` on the complete state. NULL as there, or not checked yet.
     replaces BIGINT,
-    -- `events.current_root` on the whole state. NULL as there, or not checked yet.
+    -- `events.current_root` on the complete state. NULL as there, or not checked yet.
     current_root BYTES,
     PRIMARY KEY (room_nid, place)
 ) CLUSTERED;
@@ -932,7 +932,7 @@ CREATE TABLE email_pauses (
 -- Accounts
 ----------------------------------------------------------------------------------------------------
 
--- Accounts of this server. A row is never deleted, so that no one else gets the user ID. Written by
+-- Accounts of this server. A row is never deleted, so that the user ID is never reused. Written by
 -- storage/accounts/accounts.py.
 CREATE TABLE accounts (
     -- The user ID.
@@ -952,19 +952,19 @@ CREATE TABLE accounts (
     erased INTEGER NOT NULL DEFAULT 0,
     -- 1: locked by an administrator or a directory.
     locked INTEGER NOT NULL DEFAULT 0,
-    -- 1: suspended: the user may read, and hardly more.
+    -- 1: suspended: the user may read, and do little else.
     suspended INTEGER NOT NULL DEFAULT 0,
-    -- 1: the user's events and invites go nowhere, and the user is not told.
+    -- 1: shadow-banned: the user's events and invites are not sent, and the user is not notified.
     shadow_banned INTEGER NOT NULL DEFAULT 0,
     -- User type, as administrators set it, for example `bot` or `support`. NULL: none.
     user_type TEXT,
     -- Application service that owns the account. NULL: none does.
     appservice_id TEXT,
     -- Stream position of the last change of sessions, flags or password. Other nodes then
-    -- invalidate what they cache of the account.
+    -- invalidate their caches of the account.
     position BIGINT NOT NULL,
-    -- Number of times that all proofs of identity ended: by a new password, a sign-out everywhere,
-    -- a lock or deactivation. A pending sign-in of an earlier era is refused.
+    -- Increases when all credentials are revoked: by a new password, a sign-out everywhere, a lock
+    -- or deactivation. A pending sign-in with a lower value is refused.
     era BIGINT NOT NULL DEFAULT 0,
     -- Time since which the account waits for approval. NULL: it does not wait.
     awaiting_ts BIGINT,
@@ -1377,8 +1377,8 @@ CREATE TABLE oauth_clients (
 CREATE INDEX oauth_clients_by_age ON oauth_clients (last_used_ts);
 CREATE INDEX oauth_clients_never_allowed ON oauth_clients (last_used_ts) WHERE allowed_ts IS NULL;
 
--- Authorization codes. A used code stays until it expires, so that its reuse is noticed. Written by
--- storage/oauth/oauth.py.
+-- Authorization codes. A used code stays until it expires, so that its reuse is detected. Written
+-- by storage/oauth/oauth.py.
 CREATE TABLE oauth_codes (
     -- SHA-256 of the code.
     code_hash BYTES NOT NULL PRIMARY KEY,
@@ -1657,8 +1657,8 @@ CREATE TABLE text_messages_sent (
 CREATE TABLE outgoing_mail (
     -- Internal number of the e-mail.
     mail_nid ROW_NUMBER NOT NULL PRIMARY KEY,
-    -- Time before which it is not sent. A node that sends it moves this time, so that no other node
-    -- does.
+    -- Time before which it is not sent. A node that sends it postpones this time, so that no other
+    -- node sends it.
     next_ts BIGINT NOT NULL,
     -- Time of creation.
     created_ts BIGINT NOT NULL,
@@ -1666,11 +1666,11 @@ CREATE TABLE outgoing_mail (
     attempts INTEGER NOT NULL,
     -- E-mail address.
     recipient TEXT NOT NULL,
-    -- The whole message.
+    -- The full message.
     message BYTES NOT NULL,
     -- Pusher that reports unread messages. NULL: another kind of e-mail.
     pusher_nid BIGINT,
-    -- Stream position up to which that pusher's previous e-mail had reported. NULL: another kind of
+    -- Stream position up to which that pusher's previous e-mail reported. NULL: another kind of
     -- e-mail.
     told_position BIGINT
 );
@@ -1855,7 +1855,7 @@ CREATE TABLE devices (
     seen_hour BIGINT,
     PRIMARY KEY (user_id, device_id)
 );
--- All that a to-device message needs to know of its recipient.
+-- The columns that the delivery of a to-device message needs.
 CREATE UNIQUE INDEX devices_with_numbers ON devices (user_id, device_id, device_nid);
 -- Devices whose address and user agent are past the retention time.
 CREATE INDEX devices_by_hour ON devices (seen_hour) WHERE seen_hour IS NOT NULL;
@@ -1871,8 +1871,8 @@ CREATE TABLE device_list_positions (
 );
 CREATE INDEX device_list_positions_by_position ON device_list_positions (position);
 
--- Latest changes of local users' devices, as other servers are told (m.device_list_update). Written
--- by storage/devices/device_list_log.py.
+-- Latest changes of local users' devices, as they are sent to other servers (m.device_list_update).
+-- Written by storage/devices/device_list_log.py.
 CREATE TABLE device_list_log (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1979,8 +1979,8 @@ CREATE TABLE one_time_key_blocks (
     PRIMARY KEY (user_id, device_id, algorithm, block_nid)
 ) ROOMY;
 
--- Number of claimed keys of each block. Apart from the block, so that a claim writes only a few
--- bytes. Written by storage/encryption/one_time_keys.py.
+-- Number of claimed keys of each block. Stored apart from the block, so that a claim writes only a
+-- few bytes. Written by storage/encryption/one_time_keys.py.
 CREATE TABLE one_time_key_marks (
     -- The block.
     block_nid ROW_NUMBER NOT NULL PRIMARY KEY,
@@ -2156,8 +2156,8 @@ CREATE INDEX sliding_connections_by_age ON sliding_connections (used_ts);
 -- Federation
 ----------------------------------------------------------------------------------------------------
 
--- Signing keys of other servers. They are kept after they expired, to check old signatures. Written
--- by storage/federation/server_keys.py.
+-- Signing keys of other servers. Expired keys are stored too, to verify old signatures. Written by
+-- storage/federation/server_keys.py.
 CREATE TABLE server_keys (
     -- The server.
     server_name TEXT NOT NULL,
@@ -2309,16 +2309,16 @@ CREATE TABLE inbox (
     -- The event: JSON.
     pdu BYTES NOT NULL
 );
--- All that the quotas need.
+-- The columns that the quotas need.
 CREATE INDEX inbox_shares ON inbox (origin, domain, is_outside, size);
--- All that decides which event is next.
+-- The columns that decide which event is processed next.
 CREATE INDEX inbox_turns ON inbox (room_nid, is_outside, origin, attempts, inbox_nid);
 -- The quotas of events that wait for policy servers.
 CREATE INDEX inbox_unjudged ON inbox (origin, room_nid, judge) WHERE judge IS NOT NULL;
 CREATE UNIQUE INDEX inbox_by_event ON inbox (event_id);
 
--- Verdicts of policy servers on events that are not processed yet, so that each is requested once.
--- Written by storage/federation/policy_server_verdicts.py.
+-- Verdicts of policy servers on events that are not processed yet, so that each is requested only
+-- once. Written by storage/federation/policy_server_verdicts.py.
 CREATE TABLE policy_judgements (
     -- The room.
     room_nid BIGINT NOT NULL,
@@ -2357,7 +2357,7 @@ CREATE TABLE media (
     name TEXT,
     -- Time of upload or reservation.
     created_ts BIGINT NOT NULL,
-    -- Time at which the reservation ends. NULL: the file is here.
+    -- Time at which the reservation ends. NULL: the file was uploaded.
     expires_ts BIGINT,
     -- Time of the last download, to about an hour.
     last_access_ts BIGINT NOT NULL,
@@ -2400,7 +2400,7 @@ CREATE TABLE remote_media (
     last_access_ts BIGINT NOT NULL,
     -- 1: only served with an access token.
     authenticated INTEGER NOT NULL,
-    -- 1: not served, and kept so that it is not fetched again.
+    -- 1: not served. The row prevents another fetch.
     quarantined INTEGER NOT NULL DEFAULT 0,
     -- As in media. NULL: not quarantined.
     quarantined_by TEXT,
@@ -2481,8 +2481,8 @@ CREATE INDEX media_in_settings_by_media ON media_in_settings (media_nid);
 
 -- Queue of changes that may have removed references. Written by storage/media/references.py.
 CREATE TABLE media_rechecks (
-    -- 0 an event lost its content, 1 a room is remembered by no one here, 2 an account was erased,
-    -- 3 a setting changed.
+    -- 0 an event lost its content, 1 no local user remembers a room, 2 an account was erased, 3 a
+    -- setting changed.
     kind INTEGER NOT NULL,
     -- The event, room or file, as `kind` says; 0: none.
     nid BIGINT NOT NULL,
@@ -2709,9 +2709,9 @@ CREATE TABLE history_purges (
     before_depth BIGINT,
     -- 1: also messages of local users.
     with_own INTEGER NOT NULL,
-    -- The newest message at the start, which is kept. NULL: none is.
+    -- The newest message at the start, which is not purged. NULL: none is.
     kept_nid BIGINT,
-    -- The newest event at the start. Later events are kept.
+    -- The newest event at the start. Later events are not purged.
     upto_nid BIGINT NOT NULL DEFAULT 0,
     -- Progress: timestamp of the last message that was checked.
     after_ts BIGINT NOT NULL,
@@ -2750,7 +2750,8 @@ CREATE TABLE purged_messages (
 CREATE INDEX purged_messages_by_day ON purged_messages (day, room_nid, cause);
 CREATE INDEX purged_messages_by_position ON purged_messages (position);
 
--- Rooms that no local user is in or remembers. Written by storage/retention/history_purges.py.
+-- Rooms that no local user is in; all who were have forgotten them. Written by
+-- storage/retention/history_purges.py.
 CREATE TABLE forgotten_rooms (
     -- The room.
     room_nid ROW_NUMBER NOT NULL PRIMARY KEY,

@@ -1,12 +1,11 @@
-"""Texts that people can search for: kept beside the events by a job, found by their keys.
+"""Searchable texts of events: written by a job, found by their keys.
 
 Laws:
-- A row stands for an event that is shown in a timeline, is not redacted and has a text. Its text is
-  that of its latest edit.
-- An edit has a row of its own only while the event that it edits is not known here.
-- Rows are only written by who follows the events by their numbers (`select_batch`, `put_texts`):
-  what a row says is what was so at that number, or later. Readers ask the events themselves what
-  still holds.
+- A row stands for an event in a timeline that is not redacted and has a text. The text is that of
+  its latest edit.
+- An edit has its own row only while the event that it edits is not stored.
+- Only the job that follows the events by number writes rows (`select_batch`, `put_texts`). A row
+  holds the text as of that number or later. Readers check the current events.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -25,30 +24,30 @@ from storage.events.relations import REPLACE
 _TIMELINE = int(EventFlag.TIMELINE)
 
 SETTLE: Final = "settle_texts"
-"""The job that takes what is left of removed texts out of the index, and its note."""
-_BEGUN, _GOES_ON, _DONE = "begun", "goes on", "done"
+"""The name of the job that removes remains of deleted texts from the index."""
+_PENDING, _RUNNING, _DONE = "pending", "running", "done"
 
 
 class TextRow(msgspec.Struct, frozen=True):
-    """A text, as it is stored."""
+    """A stored text."""
 
     event_nid: int
-    """The event that it is shown with."""
+    """The event with which the text is shown."""
     text_nid: int
-    """The event that says it: the same, or its latest edit."""
+    """The event that contains the text: the same event, or its latest edit."""
     room_nid: int
     position: int | None
-    """Arrival of the event; None for what was fetched from the past."""
+    """Arrival position of the event; None for backfilled events."""
     ts: int
-    """When it was sent; never later than when it was indexed."""
+    """The time when it was sent, but not later than when it was indexed."""
     kind: int
     sender: str
     words: str
-    """Its keys, as `storage.engine.text_index` wants them."""
+    """The keys of the text, in the format of `storage.engine.text_index`."""
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
-    """A text that was found; its fields are those of `TextRow`."""
+    """A text that was found. Its fields are those of `TextRow`."""
 
     event_nid: int
     text_nid: int
@@ -57,46 +56,47 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
     ts: int
     sender: str
     rank: int
-    """0 where nobody asked for it."""
+    """0 if no rank was requested."""
 
 
 class TextQuery(msgspec.Struct, frozen=True):
-    """What is searched for, and where."""
+    """A search."""
 
     user_id: str
     terms: Sequence[Term]
     rooms: Collection[int] | None
-    """None: all in which the user has a membership, unless they forgot them."""
+    """The rooms to search. None: all rooms in which the user has a membership, except forgotten
+    ones."""
     not_rooms: Collection[int] = ()
     kinds: Collection[int] | None = None
     senders: Collection[str] | None = None
     not_senders: Collection[str] = ()
     upto: int = 2**62
-    """The highest number of an event."""
+    """The highest event number."""
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Some events to look at, in the order of their numbers, and what else they concern."""
+    """Events to index, in order of their numbers, and other events affected by them."""
 
     upto: int
-    """All events up to this number have been looked at after it."""
+    """All events up to this number are processed with this batch."""
     placed: Sequence[int]
-    """Events that found their place late, and were looked at too."""
+    """Outliers that were placed in a room later, also processed with this batch."""
     touched: frozenset[int]
-    """Events whose text came, changed, or went."""
+    """Events whose text was added, changed or removed."""
     count: int
-    """How many events were looked at."""
+    """The number of events in the batch."""
 
 
 class Text(msgspec.Struct, frozen=True):
-    """An event that has a text to be found by, and the event that says it."""
+    """An event with a searchable text, and the event that contains the text."""
 
     shown: EventRow
     said: EventRow
 
 
 class SearchStore:
-    """The table `searchable_events`, and its index."""
+    """Stores searchable texts and their index."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -105,9 +105,10 @@ class SearchStore:
     async def get_hits(
         self, query: TextQuery, limit: int, rank: Callable[[str], int] | None = None
     ) -> list[Hit]:
-        """The newest texts, by the number of their event, that have all of the terms. One query.
+        """Return the newest texts, by event number, that contain all terms. One query.
 
-        `rank` is told the words of each, on the thread that reads; without it, they are not read.
+        `rank` is called with the words of each text, on the reading thread. Without it the words
+        are not read.
         """
         if not query.terms or any(
             values is not None and not values
@@ -117,7 +118,7 @@ class SearchStore:
         return await self._database.read("search_texts", self._select_hits, query, limit, rank)
 
     async def get_latest_nid(self) -> int:
-        """The number of the newest event."""
+        """Return the number of the newest event."""
         return await self._database.read_quickly("get_latest_event_nid", select_latest_nid)
 
     def _select_hits(
@@ -126,7 +127,8 @@ class SearchStore:
         conditions, args = " AND {nid} <= ?", list[SQLValue]([query.upto])
         if query.rooms is None:
             conditions += (
-                " AND EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = s.room_nid AND m.user_id = ?"
+                " AND EXISTS (SELECT 1 FROM memberships AS m"
+                " WHERE m.room_nid = s.room_nid AND m.user_id = ?"
                 " AND m.forgotten = 0)"
             )
             args.append(query.user_id)
@@ -164,8 +166,8 @@ class SearchStore:
     def put_texts(
         self, txn: WriteTransaction, touched: Iterable[int], rows: Sequence[TextRow]
     ) -> bool:
-        """These are the texts of the touched events; those that are not among the rows have none
-        (any more). Whether any had one."""
+        """Replace the texts of the touched events by these rows. Events without a row lose their
+        text. Return whether any had one."""
         old = txn.query_in(
             "SELECT event_nid, room_nid, words FROM searchable_events WHERE event_nid IN {keys}",
             touched,
@@ -175,17 +177,19 @@ class SearchStore:
             txn.execute_many(
                 "DELETE FROM searchable_events WHERE event_nid = ?", [(row[0],) for row in old]
             )
-        # they may have been purged since they were read
-        gone = _column(
+        # events may have been purged since they were read
+        purged = _column(
             txn.query_in(
-                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}} AND (flags & {EventFlag.PURGED}) <> 0",
+                f"SELECT event_nid FROM events WHERE event_nid IN {{keys}}"
+                f" AND (flags & {EventFlag.PURGED}) <> 0",
                 {nid for row in rows for nid in (row.event_nid, row.text_nid)},
             )
         )
-        rows = [row for row in rows if gone.isdisjoint((row.event_nid, row.text_nid))]
+        rows = [row for row in rows if purged.isdisjoint((row.event_nid, row.text_nid))]
         if rows:
             txn.execute_many(
-                "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind, sender, words)"
+                "INSERT INTO searchable_events (event_nid, text_nid, room_nid, position, ts, kind,"
+                " sender, words)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
@@ -207,40 +211,43 @@ class SearchStore:
         return bool(old)
 
     def remove_texts(self, txn: WriteTransaction, event_nids: Collection[int]) -> None:
-        """These events say nothing any more. What was found by them is looked at once more: an edit
-        of it is gone."""
-        edited = "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        """Remove the texts of these events. Events that were found by one of these as their edit
+        are queued to be indexed again."""
+        edited = (
+            "SELECT event_nid FROM searchable_events"
+            " WHERE text_nid IN {keys} AND text_nid <> event_nid"
+        )
         edits = _column(txn.query_in(edited, event_nids)).difference(event_nids)
         if self.put_texts(txn, [*event_nids, *edits], ()):
-            put_note(txn, SETTLE, _BEGUN)
+            put_note(txn, SETTLE, _PENDING)
         if edits:
             note_placed(txn, edits)
 
     async def settle(self, pages: int) -> bool:
-        """Take out of the database's file what is left of removed texts in the index, about so many
-        pages; whether there is more."""
-        more = await self._database.write("settle_texts", self._settle, pages)
+        """Continue to remove the remains of deleted texts from the database file, about this many
+        pages. Return whether there is more to do."""
+        more = await self._database.write("settle_texts", self._merge_deleted, pages)
         if more is False:
             await self._database.empty_log()
         return bool(more)
 
-    def _settle(self, txn: WriteTransaction, pages: int) -> bool | None:
-        """Whether there is more; None where there was nothing to do."""
-        note = select_note(txn, SETTLE)
-        if note in (None, _DONE):
+    def _merge_deleted(self, txn: WriteTransaction, pages: int) -> bool | None:
+        """Return whether there is more to do; None if there was nothing to do."""
+        state = select_note(txn, SETTLE)
+        if state in (None, _DONE):
             return None
-        more = self._index.settle(txn, pages, anew=note == _BEGUN)
-        put_note(txn, SETTLE, _GOES_ON if more else _DONE)
+        more = self._index.settle(txn, pages, restart=state == _PENDING)
+        put_note(txn, SETTLE, _RUNNING if more else _DONE)
         return more
 
     def clear(self, txn: WriteTransaction) -> None:
-        """Forget all texts."""
+        """Delete all texts."""
         self._index.clear(txn)
 
 
 def note_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """These were outliers and now stand in their rooms: who followed the numbers has passed them
-    by."""
+    """Queue events that were outliers and now have a place in their rooms. The job has already
+    passed their numbers."""
     txn.execute_many(
         "INSERT INTO placed_events (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
         [(nid,) for nid in event_nids],
@@ -248,21 +255,21 @@ def note_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
 
 
 def remove_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
-    """They have been looked at."""
+    """Remove events from the queue after they were processed."""
     txn.execute_many(
         "DELETE FROM placed_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
     )
 
 
 def select_latest_nid(txn: Transaction) -> int:
-    """The number of the newest event; 0 without any."""
+    """Return the number of the newest event; 0 if there is none."""
     row = txn.query_one("SELECT value FROM counters WHERE name = 'event'")
     return int(row[0]) if row is not None else 0
 
 
 def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str]) -> Batch:
-    """The next events after a number, `limit` at most, and as many that were placed late. `types`:
-    those with texts."""
+    """Return the next events after a number, at most `limit`, and as many queued events. `types`:
+    the event types that have a text."""
     rows = txn.query(
         "SELECT event_nid, type FROM events WHERE event_nid > ? ORDER BY event_nid LIMIT ?",
         (after, limit),
@@ -276,16 +283,20 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     ]
     rows += txn.query_in("SELECT event_nid, type FROM events WHERE event_nid IN {keys}", placed)
     touched = {nid for nid, type in rows if type in types}
-    redacted = "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts WHERE r.event_nid "
+    redacted = (
+        "SELECT e.event_nid FROM redactions AS r JOIN events AS e ON e.event_id = r.redacts"
+        " WHERE r.event_nid "
+    )
     found = txn.query(redacted + "> ? AND r.event_nid <= ?", (after, upto)) + txn.query_in(
         redacted + "IN {keys}", placed
     )
-    gone = {nid for (nid,) in found}
-    touched |= gone
+    redacted_nids = {nid for (nid,) in found}
+    touched |= redacted_nids
     touched |= _column(
         txn.query_in(
-            "SELECT event_nid FROM searchable_events WHERE text_nid IN {keys} AND text_nid <> event_nid",
-            gone,
+            "SELECT event_nid FROM searchable_events"
+            " WHERE text_nid IN {keys} AND text_nid <> event_nid",
+            redacted_nids,
         )
     )
     children = (
@@ -302,8 +313,8 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
 
 
 def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[str]) -> list[Text]:
-    """Those of the events that are to be found by a text of theirs, each with the event that says
-    it. Four queries."""
+    """Return those of the events that have a searchable text, each with the event that contains it.
+    Four queries."""
     touched = list(event_nids)
     rows = {
         nid: row
@@ -314,15 +325,18 @@ def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[
         return []
     encrypted = _column(
         txn.query_in(
-            "SELECT room_nid FROM room_summaries WHERE room_nid IN {keys} AND encryption IS NOT NULL",
+            "SELECT room_nid FROM room_summaries"
+            " WHERE room_nid IN {keys} AND encryption IS NOT NULL",
             {row.room_nid for row in rows.values()},
         )
     )
     edits = txn.query_in(
         "SELECT p.event_nid, r.event_nid, r.origin_server_ts, r.event_id,"
-        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type AND p.state_key IS NULL THEN 1 ELSE 0 END"
+        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type"
+        " AND p.state_key IS NULL THEN 1 ELSE 0 END"
         " FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
-        f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0 AND p.event_nid IN {{keys}}",
+        f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0"
+        f" AND p.event_nid IN {{keys}}",
         touched,
     )
     known = {child for _, child, *_ in edits}

@@ -1,13 +1,13 @@
-"""The dense numbering of a room's (type, state_key) pairs: the keys of its state trees.
+"""Dense numbering of a room's (type, state_key) pairs: the keys of its state trees.
 
 Laws:
-- Numbers are given in order from 0 and never taken back, so what is committed is always numbered 0
-  … n-1 without a gap: who knows the first n knows all that a tree can hold whose highest key is
-  below n, also what it does *not* hold.
-- What a write has numbered is shared with others only after its commit: a rollback would give the
-  same number to another pair.
-- While a write goes on nobody else writes, on whatever node (`storage/engine/writer.py`). So it
-  asks once what is numbered in a room, and knows from then on.
+- Numbers are assigned in order from 0 and never released, so the committed ones are always 0 … n-1
+  without a gap. With the first n pairs known, a tree whose highest key is below n is fully known,
+  including what it does *not* hold.
+- Pairs that a write has numbered are shared with other transactions only after its commit: after a
+  rollback the same number goes to another pair.
+- Only one write runs at a time, on any node (`storage/engine/writer.py`). So it reads the numbering
+  of a room once.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,16 +38,16 @@ class Numbering(Protocol):
     def pair_of(self, number: int) -> StateKey: ...
 
     def numbers_of_type(self, event_type: str) -> Sequence[int]:
-        """In rising order."""
+        """Return the numbers of pairs of that type, ascending."""
         ...
 
     def types(self) -> Collection[str]:
-        """Those that pairs have."""
+        """Return the types of all pairs."""
         ...
 
 
 class RoomKeys:
-    """A numbering that grows at its end. Reading needs no lock; whoever extends it holds one."""
+    """A numbering that grows at its end. Reads need no lock; `extend` needs one."""
 
     __slots__ = ("_by_type", "_numbers", "_pairs")
 
@@ -64,7 +64,7 @@ class RoomKeys:
         return self._numbers.get(pair)
 
     def numbers_of(self, pairs: Iterable[StateKey]) -> list[int | None]:
-        """In the given order; None for those that have none."""
+        """Return numbers in the given order; None for pairs without one."""
         return list(map(self._numbers.get, pairs))
 
     def pair_of(self, number: int) -> StateKey:
@@ -77,8 +77,8 @@ class RoomKeys:
         return tuple(self._by_type)
 
     def extend(self, start: int, pairs: Sequence[StateKey]) -> int:
-        """Learn the pairs that are numbered from `start` on; how many of them were new. What would
-        leave a gap is ignored."""
+        """Add the pairs numbered from `start` on. Return how many were new. Pairs beyond a gap are
+        ignored."""
         known = len(self._pairs)
         if start > known:
             return 0
@@ -87,9 +87,9 @@ class RoomKeys:
             of_type = self._by_type.get(event_type)
             if of_type is None:
                 self._by_type[event_type] = of_type = []
-            # the type is one string for all its pairs
+            # all pairs of a type share one string
             pair = (self._pairs[of_type[0]][0] if of_type else event_type, state_key)
-            # a reader takes the count first: below it, it must find everything
+            # a reader reads the count first: below it, it must find everything
             self._numbers[pair] = number
             of_type.append(number)
             self._pairs.append(pair)
@@ -98,8 +98,7 @@ class RoomKeys:
 
 
 class PendingKeys:
-    """All that is numbered in a room as a write sees it, with pairs at its end that are not
-    committed yet."""
+    """A room's numbering as a write sees it, with uncommitted pairs at its end."""
 
     __slots__ = ("_before", "_shared", "_tail")
 
@@ -111,11 +110,11 @@ class PendingKeys:
 
     @property
     def tail(self) -> tuple[int, Sequence[StateKey]]:
-        """The pairs that were not known to all, and the number of the first."""
+        """The number of the first pair that is not shared yet, and all these pairs."""
         return self._before, list(map(self._tail.pair_of, range(self._tail.count)))
 
     def add(self, pairs: Sequence[StateKey]) -> int:
-        """Number further pairs; the number of the first."""
+        """Number further pairs. Return the number of the first."""
         first = self.count
         self._tail.extend(self._tail.count, pairs)
         return first
@@ -150,8 +149,8 @@ class PendingKeys:
 
 
 class StateKeys:
-    """The numberings of all rooms, those in use in memory: whole rooms, up to `max_pairs` pairs
-    (some 250 bytes each)."""
+    """The numberings of all rooms. Caches complete rooms, up to `max_pairs` pairs (about 250 bytes
+    each)."""
 
     def __init__(self, max_pairs: int) -> None:
         self._rooms: ImmutableCache[int, RoomKeys] = ImmutableCache(
@@ -160,11 +159,11 @@ class StateKeys:
         self._lock = Lock()
 
     def get_cached(self, room_nid: int) -> RoomKeys | None:
-        """What is known of a room without asking the database."""
+        """Return the cached numbering of a room, or None."""
         return self._rooms.get(room_nid)
 
     def get(self, txn: Transaction, room_nid: int, at_least: int) -> Numbering:
-        """A numbering of a room that has `at_least` that many pairs, if there are so many. One
+        """Return a numbering of a room with at least `at_least` pairs, if there are so many. One
         query, or none."""
         known = self._rooms.get(room_nid)
         count = known.count if known is not None else 0
@@ -177,33 +176,33 @@ class StateKeys:
     def intern(
         self, txn: WriteTransaction, room_nid: int, pairs: Iterable[StateKey]
     ) -> Mapping[StateKey, int]:
-        """The numbers of the pairs, new ones where they have none yet. At most one query of a write
-        for each room, if not all are known."""
-        wanted = list(dict.fromkeys(pairs))
+        """Return the numbers of the pairs; assign numbers to new pairs. At most one query per room
+        and write, if not all are cached."""
+        unique = list(dict.fromkeys(pairs))
         known: Numbering = self._rooms.get(room_nid) or RoomKeys()
-        if any(known.number_of(pair) is None for pair in wanted):
+        if any(known.number_of(pair) is None for pair in unique):
             known = pending = self._in_write(txn, room_nid)
-            missing = [pair for pair in wanted if pending.number_of(pair) is None]
+            missing = [pair for pair in unique if pending.number_of(pair) is None]
             if missing:
                 first = pending.add(missing)
                 txn.execute_many(
                     _INSERT,
                     [(room_nid, number, *pair) for number, pair in enumerate(missing, first)],
                 )
-        return {pair: number for pair in wanted if (number := known.number_of(pair)) is not None}
+        return {pair: number for pair in unique if (number := known.number_of(pair)) is not None}
 
     def _in_write(self, txn: WriteTransaction, room_nid: int) -> PendingKeys:
-        """All that is numbered in the room. One query at first, then none."""
+        """Return all numbered pairs of the room. One query at first, then none."""
         pending: PendingKeys | None = txn.known.get((self, room_nid))
         if pending is None:
             shared = self._rooms.get(room_nid) or RoomKeys()
             count = shared.count
             pending = PendingKeys(shared, count, self._read_from(txn, room_nid, count))
             txn.known[self, room_nid] = pending
-            txn.after_commit(partial(self._learn, room_nid, pending))
+            txn.after_commit(partial(self._share_committed, room_nid, pending))
         return pending
 
-    def _learn(self, room_nid: int, pending: PendingKeys) -> None:
+    def _share_committed(self, room_nid: int, pending: PendingKeys) -> None:
         self._share(room_nid, *pending.tail)
 
     def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomKeys:

@@ -1,19 +1,18 @@
 """An immutable radix tree from small dense integers (keys) to positive integers (values), addressed
 by content.
 
-It is pure: nodes come from a loader and new nodes are handed back. `state_tree.py` keeps them in
-the database, where the keys number a room's (type, state_key) pairs and the values are event_nids.
+It is pure: nodes come from a loader and new nodes are returned. `state_tree.py` stores them in the
+database, where the keys number a room's (type, state_key) pairs and the values are event_nids.
 
 Laws:
-- A node is bytes that are read in place; nothing is decoded to look a key up. Its id is the hash of
-  its bytes, so equal subtrees are one node. Equal maps have equal roots, whatever the order in
-  which they came about: a tree is as high as its highest key needs, and absent entries at the end
-  of a node are not written.
+- A node is bytes that are read in place; a lookup decodes nothing. Its id is the hash of its bytes,
+  so equal subtrees are one node. Equal maps have equal roots, whatever the order of their changes:
+  a tree is as high as its highest key needs, and absent entries at the end of a node are not
+  written.
 - A key is set and never removed. The empty map has no root (None).
-- Every node of a tree that `apply` returns is either among the new nodes or below the root it was
-  given; it never relies on a node of which it only knows that it once existed. Collection of
-  garbage depends on this.
-- Nodes are asked for level by level, all of a level at once.
+- Every node of a tree that `apply` returns is either among the new nodes or below the given root.
+  `apply` never relies on a node only because it once existed. Garbage collection depends on this.
+- Nodes are loaded level by level, all of a level at once.
 
 Encoding. First byte: height of the node; 0 is a leaf of 32-bit values, 255 one of 64-bit values.
 After it, little-endian, a leaf's values (0: absent) or an inner node's child ids of 16 bytes
@@ -32,31 +31,31 @@ WIDE_LEAF = 255
 NARROW_LIMIT = 1 << 32
 
 Load = Callable[[Iterable[bytes]], Mapping[bytes, bytes]]
-"""The contents of nodes by id. All that are asked for must be in the answer."""
+"""Returns the contents of nodes by id. The answer must have all of them."""
 
 Get = Callable[[bytes], bytes | None]
-"""The content of a node if it is at hand."""
+"""Returns the content of a node if it is cached."""
 
 
 class MissingNode(Exception):
-    """A node that a tree refers to is not there: the database is damaged, or the root was not a
-    live one."""
+    """A node that a tree refers to is missing: the database is damaged, or the root was already
+    collected."""
 
 
 def compute_node_id(content: bytes) -> bytes:
-    """The id of a node; its height is in its content, so nodes of different heights never have the
-    same."""
+    """Return the id of a node. Its height is in its content, so nodes of different heights never
+    share an id."""
     return blake2b(content, digest_size=ID_SIZE, person=b"mahalla.state").digest()
 
 
 def get_height(content: bytes) -> int:
-    """0 for a leaf."""
+    """Return the height of a node; 0 for a leaf."""
     head = content[0]
     return 0 if head == WIDE_LEAF else head
 
 
 def get_child_ids(content: bytes) -> list[bytes]:
-    """The ids of an inner node's children that are present; none for a leaf."""
+    """Return the ids of an inner node's children that are present; none for a leaf."""
     if get_height(content) == 0:
         return []
     ids = (content[at : at + ID_SIZE] for at in range(1, len(content), ID_SIZE))
@@ -64,7 +63,7 @@ def get_child_ids(content: bytes) -> list[bytes]:
 
 
 def read_leaf(content: bytes) -> tuple[int, ...]:
-    """The values of a leaf from its first key on; 0 is absent."""
+    """Return the values of a leaf from its first key on; 0 is absent."""
     if content[0] == WIDE_LEAF:
         return struct.unpack_from(f"<{(len(content) - 1) // 8}Q", content, 1)
     return struct.unpack_from(f"<{(len(content) - 1) // 4}I", content, 1)
@@ -85,14 +84,14 @@ class RadixTree(msgspec.Struct, frozen=True):
     child_bits: int = 4
 
     def height_for(self, key: int) -> int:
-        """The height of the lowest tree that has room for the key."""
+        """Return the height of the lowest tree that has room for the key."""
         height, bits = 0, self.leaf_bits
         while key >> bits:
             height, bits = height + 1, bits + self.child_bits
         return height
 
     def find(self, get: Get, root: bytes, key: int) -> int | None:
-        """The value of a key, 0 if it has none; None if a node on its path is not at hand."""
+        """Return the value of a key, 0 if it has none; None if a node on its path is not cached."""
         content = get(root)
         if content is None:
             return None
@@ -118,8 +117,8 @@ class RadixTree(msgspec.Struct, frozen=True):
         return int.from_bytes(content[1 + 4 * key : 5 + 4 * key], "little")
 
     def find_all(self, get: Get, root: bytes, keys: Iterable[int]) -> list[int] | None:
-        """The values of the keys in their order, 0 for those that have none; None if a node on a
-        path is not at hand."""
+        """Return the values of the keys in their order, 0 for those without one; None if a node on
+        a path is not cached."""
         content = get(root)
         if content is None:
             return None
@@ -134,7 +133,7 @@ class RadixTree(msgspec.Struct, frozen=True):
         return values
 
     def find_last_key(self, get: Get, root: bytes) -> int | None:
-        """The highest key that has a value; None if a node on its path is not at hand."""
+        """Return the highest key that has a value; None if a node on its path is not cached."""
         content = get(root)
         if content is None:
             return None
@@ -148,8 +147,8 @@ class RadixTree(msgspec.Struct, frozen=True):
         return key + (len(content) - 1) // (8 if content[0] == WIDE_LEAF else 4) - 1
 
     def count_keys(self, load: Load, roots: Iterable[bytes]) -> int:
-        """One more than the highest key that has a value in any of these trees; 0 without any
-        tree."""
+        """Return one more than the highest key that has a value in any of these trees; 0 without
+        any tree."""
         count = 0
         level = [(0, root) for root in roots]
         while level:
@@ -172,10 +171,10 @@ class RadixTree(msgspec.Struct, frozen=True):
         return count
 
     def gather(self, load: Load, roots: Iterable[bytes], keys: Iterable[int]) -> dict[bytes, bytes]:
-        """All nodes on the paths from the roots to the keys."""
+        """Load all nodes on the paths from the roots to the keys."""
         nodes: dict[bytes, bytes] = {}
-        wanted_keys = sorted(set(keys))
-        level: dict[bytes, Collection[int]] = dict.fromkeys(roots, wanted_keys)
+        sorted_keys = sorted(set(keys))
+        level: dict[bytes, Collection[int]] = dict.fromkeys(roots, sorted_keys)
         while level:
             nodes.update(self._load_all(load, level.keys() - nodes.keys()))
             # equal subtrees are one node, so a node may be wanted for the keys of several places
@@ -200,15 +199,15 @@ class RadixTree(msgspec.Struct, frozen=True):
         return nodes
 
     def lookup(self, load: Load, root: bytes | None, keys: Iterable[int]) -> dict[int, int]:
-        """The values of those of the keys that have one."""
+        """Return the values of those of the keys that have one."""
         if root is None:
             return {}
-        wanted = list(keys)
-        get = self.gather(load, [root], wanted).get
-        return {key: value for key in wanted if (value := self.find(get, root, key))}
+        requested = list(keys)
+        get = self.gather(load, [root], requested).get
+        return {key: value for key in requested if (value := self.find(get, root, key))}
 
     def entries(self, load: Load, root: bytes | None) -> dict[int, int]:
-        """The whole map, in order of keys."""
+        """Return the complete map, in order of keys."""
         if root is None:
             return {}
         values: list[tuple[int, tuple[int, ...]]] = []
@@ -235,9 +234,11 @@ class RadixTree(msgspec.Struct, frozen=True):
     def apply(
         self, load: Load, root: bytes | None, changes: Mapping[int, int]
     ) -> tuple[bytes | None, dict[bytes, bytes]]:
-        """Set the changes: the new root, and by id the nodes of its tree that the old one may lack.
+        """Set the changes. Return the new root, and by id the nodes of its tree that the old one
+        may lack.
 
         Values are ≥ 1. If nothing changes, the root is the old one and there are no new nodes.
+        Raises ValueError for a negative key or a value below 1.
         """
         if not changes:
             return root, {}
@@ -254,8 +255,8 @@ class RadixTree(msgspec.Struct, frozen=True):
     def diff(
         self, load: Load, a: bytes | None, b: bytes | None
     ) -> dict[int, tuple[int | None, int | None]]:
-        """The keys whose values differ, with their values in `a` and in `b`; costs the size of the
-        difference."""
+        """Return the keys whose values differ, with their values in `a` and in `b`. Costs the size
+        of the difference."""
         differences: dict[int, tuple[int | None, int | None]] = {}
         level: list[tuple[int, bytes | None, bytes | None]] = [(0, a, b)] if a != b else []
         nodes = self._load_all(load, {node for node in (a, b) if node is not None})
@@ -272,11 +273,11 @@ class RadixTree(msgspec.Struct, frozen=True):
                     if left_child != right_child:
                         below.append((base + (index << bits), left_child, right_child))
             level = below
-            wanted = {
+            requested = {
                 node for _, left, right in level for node in (left, right) if node is not None
             }
             # a lower tree stands for the first child at each greater height; it is loaded already
-            nodes |= self._load_all(load, wanted - nodes.keys())
+            nodes |= self._load_all(load, requested - nodes.keys())
             height -= 1
         for base, left, right in level:
             left_values = read_leaf(nodes[left]) if left is not None else ()
@@ -296,7 +297,8 @@ class RadixTree(msgspec.Struct, frozen=True):
         height: int,
         items: list[tuple[int, int]],
     ) -> bytes:
-        """Set the items in the tree below `node` and give it the height; the new node's id."""
+        """Set the items in the tree below `node` and give it the height. Return the new node's
+        id."""
         if height == 0:
             values = list(read_leaf(old[node])) if node is not None else []
             values.extend([0] * (items[-1][0] + 1 - len(values)))
@@ -321,7 +323,7 @@ class RadixTree(msgspec.Struct, frozen=True):
 
     @staticmethod
     def _add(new: dict[bytes, bytes], node: bytes | None, content: bytes) -> bytes:
-        """Note a node unless it is the one whose place it takes; its id."""
+        """Add a node to the new ones unless it equals the one that it replaces. Return its id."""
         changed = compute_node_id(content)
         if changed != node:
             new[changed] = content
@@ -331,7 +333,7 @@ class RadixTree(msgspec.Struct, frozen=True):
     def _children(
         nodes: Mapping[bytes, bytes], node: bytes | None, height: int
     ) -> list[bytes | None]:
-        """The children of a node at a height; a lower tree is its own first child."""
+        """Return the children of a node at a height; a lower tree is its own first child."""
         if node is None:
             return []
         content = nodes[node]
@@ -342,9 +344,9 @@ class RadixTree(msgspec.Struct, frozen=True):
 
     @staticmethod
     def _load_all(load: Load, ids: Iterable[bytes]) -> dict[bytes, bytes]:
-        wanted = list(ids)
-        nodes = dict(load(wanted)) if wanted else {}
-        for node in wanted:
+        requested = list(ids)
+        nodes = dict(load(requested)) if requested else {}
+        for node in requested:
             if node not in nodes:
                 raise MissingNode(node.hex())
         return nodes

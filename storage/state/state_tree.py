@@ -1,21 +1,21 @@
-"""The state of rooms after each event: immutable trees that share what they have in common.
+"""The state of rooms after each event: immutable trees that share equal parts.
 
 A state is a root (None: the empty state) of a radix tree from the room's numbered (type, state_key)
 pairs to event_nids. See `radix_tree.py` for the tree, `keys.py` for the numbering,
-`state_garbage_collection.py` for what happens to states that no event needs.
+`state_garbage_collection.py` for the deletion of states that no event needs.
 
 Laws:
-- A root that is given to `apply` belongs to an event or a head that this same transaction has read
-  (or was made in this transaction), and the root that comes back is stored with an event or a head
-  in the same transaction. Otherwise its nodes may be collected.
+- A root that is given to `apply` belongs to an event or a head that the same transaction has read
+  (or was made in it), and the returned root is stored with an event or a head in the same
+  transaction. Otherwise its nodes may be collected.
 - `apply` writes every node it made, whether it is cached or not: a cached node may have been
   collected.
 - Nodes may be cached before the commit that stores them, since their ids are hashes; numbers of
   pairs may not.
-- Reads cost one query a level for all roots and keys together (2 to 4 levels), and one for pairs
-  numbered since. Methods named `…_in` run inside a read or a write; the `async` ones use no
-  database and no thread when all is cached.
-- All may be called from any thread.
+- Reads cost one query a level for all roots and keys together (2 to 4 levels), and one for newly
+  numbered pairs. Methods named `…_in` run inside a read or a write; the `async` ones use no
+  database and no thread if all is cached.
+- All methods may be called from any thread.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -35,20 +35,21 @@ Change = tuple[int | None, int | None]
 """The event_nids of one key in two states."""
 
 _NODE_OVERHEAD = 150
-"""About what Python needs for a cached node besides its content: two bytes objects and a place in a
-dictionary."""
+"""Bytes that Python needs for a cached node besides its content: two bytes objects and a dictionary
+entry."""
 
 _INLINE_KEYS = 4096
-"""Whole states, and what a state has of some types, up to this many keys are read on the calling
-thread if they are cached (it takes under a millisecond)."""
+"""Complete states and parts by type are read on the calling thread up to this many keys, if they
+are cached (it takes under a millisecond)."""
 
 _SELECT_NODES = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys}"
 
-# While a collection goes on in the room, what is written belongs to its cycle, so that it is kept
+# While a collection runs in the room, new nodes belong to its cycle, so that they are not deleted
 _INSERT_NODE = """
     INSERT INTO state_nodes (room_nid, node, content, cycle)
     VALUES (?, ?, ?, COALESCE((SELECT cycle FROM state_collections WHERE room_nid = ?), 0))
-    ON CONFLICT (room_nid, node) DO UPDATE SET cycle = excluded.cycle WHERE state_nodes.cycle < excluded.cycle
+    ON CONFLICT (room_nid, node) DO UPDATE SET cycle = excluded.cycle
+    WHERE state_nodes.cycle < excluded.cycle
 """
 
 
@@ -56,8 +57,8 @@ class _NotCached(Exception):
     """The answer needs the database."""
 
 
-class _Source(Protocol):
-    """Where a read takes nodes and pairs of its room from."""
+class _NodeSource(Protocol):
+    """Provides nodes and pairs of a room to a read."""
 
     def load(self, nodes: Iterable[bytes]) -> Mapping[bytes, bytes]: ...
 
@@ -65,8 +66,8 @@ class _Source(Protocol):
 
 
 class StateTreeStore:
-    """The states of all rooms. The caches are bounded by `cache_bytes` of nodes and `cache_keys`
-    (type, state_key) pairs."""
+    """Stores the states of all rooms. The caches are bounded by `cache_bytes` of nodes and
+    `cache_keys` (type, state_key) pairs."""
 
     def __init__(
         self, database: Database, cache_bytes: int = 64 << 20, cache_keys: int = 400_000
@@ -87,8 +88,7 @@ class StateTreeStore:
         root: bytes | None,
         changes: Mapping[StateKey, int],
     ) -> bytes | None:
-        """The root of the state that differs from another by these event_nids; its nodes are
-        written."""
+        """Write the state that differs from another by these event_nids. Return its root."""
         numbers = self._keys.intern(txn, room_nid, changes)
         changed, nodes = self._tree.apply(
             self._source(txn, room_nid).load,
@@ -108,14 +108,14 @@ class StateTreeStore:
     def get_cached(
         self, room_nid: int, root: bytes | None, keys: Iterable[StateKey], types: Iterable[str] = ()
     ) -> dict[StateKey, int] | None:
-        """The event_nids of those of the keys that are set, and of all that have one of the types,
-        at once; None if that needs the database, or the types have too many keys."""
+        """Return the event_nids of the keys that are set, and of all pairs with one of the types,
+        from the cache. None if that needs the database, or the types have too many keys."""
         if root is None:
             return {}
         known = self._keys.get_cached(room_nid)
         if known is None:
             return None
-        # before the look-ups: what is missing below this count does not exist
+        # before the lookups: what is missing below this count does not exist
         count = known.count
         pairs: Sequence[StateKey] = tuple(keys)
         numbers = known.numbers_of(pairs)
@@ -139,13 +139,13 @@ class StateTreeStore:
     async def get_entries(
         self, room_nid: int, root: bytes | None, keys: Iterable[StateKey]
     ) -> Mapping[StateKey, int]:
-        """The event_nids of those of the keys that are set."""
-        wanted = tuple(keys)
-        entries = self.get_cached(room_nid, root, wanted)
+        """Return the event_nids of the keys that are set."""
+        requested = tuple(keys)
+        entries = self.get_cached(room_nid, root, requested)
         if entries is not None:
             return entries
         return await self._database.read(
-            "get_state_entries", self.get_entries_in, room_nid, root, wanted
+            "get_state_entries", self.get_entries_in, room_nid, root, requested
         )
 
     def get_entries_in(
@@ -155,19 +155,19 @@ class StateTreeStore:
         return self.get_entries_of_in(txn, room_nid, [root], keys)[root]
 
     async def get_entries_of_rooms(
-        self, asked: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]]
+        self, queries: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]]
     ) -> list[dict[StateKey, int]]:
-        """For each (room_nid, root, keys, types) the event_nids of the keys that are set and of all
-        that have one of the types, in one read."""
-        return await self._database.read("get_state_entries_of_rooms", self._read_rooms_in, asked)
+        """Return for each (room_nid, root, keys, types) the event_nids of the keys that are set and
+        of all pairs with one of the types, in one read."""
+        return await self._database.read("get_state_entries_of_rooms", self._read_rooms_in, queries)
 
     def _read_rooms_in(
         self,
         txn: Transaction,
-        asked: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]],
+        queries: Sequence[tuple[int, bytes | None, Sequence[StateKey], Collection[str]]],
     ) -> list[dict[StateKey, int]]:
         found: list[dict[StateKey, int]] = []
-        for room_nid, root, keys, types in asked:
+        for room_nid, root, keys, types in queries:
             source = self._source(txn, room_nid)
             entries = dict(self._read_entries(source, (root,), keys)[root])
             found.append(entries | self._read_by_type(source, root, types) if types else entries)
@@ -176,15 +176,19 @@ class StateTreeStore:
     async def get_entries_of(
         self, room_nid: int, roots: Iterable[bytes | None], keys: Iterable[StateKey]
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
-        """The same keys of several states of a room, such as the visibility of many events needs:
-        as many queries as for one."""
-        wanted_roots, wanted = tuple(dict.fromkeys(roots)), tuple(keys)
+        """Return the same keys of several states of a room, as needed for the visibility of many
+        events: as many queries as for one."""
+        distinct_roots, requested = tuple(dict.fromkeys(roots)), tuple(keys)
         found: dict[bytes | None, Mapping[StateKey, int]] = {}
-        for root in wanted_roots:
-            entries = self.get_cached(room_nid, root, wanted)
+        for root in distinct_roots:
+            entries = self.get_cached(room_nid, root, requested)
             if entries is None:
                 return await self._database.read(
-                    "get_state_entries_of", self.get_entries_of_in, room_nid, wanted_roots, wanted
+                    "get_state_entries_of",
+                    self.get_entries_of_in,
+                    room_nid,
+                    distinct_roots,
+                    requested,
                 )
             found[root] = entries
         return found
@@ -197,11 +201,11 @@ class StateTreeStore:
         keys: Iterable[StateKey],
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
         """As `get_entries_of`."""
-        wanted_roots = tuple(dict.fromkeys(roots))
-        return self._read_entries(self._source(txn, room_nid), wanted_roots, tuple(keys))
+        distinct_roots = tuple(dict.fromkeys(roots))
+        return self._read_entries(self._source(txn, room_nid), distinct_roots, tuple(keys))
 
     def _read_entries(
-        self, source: _Source, roots: Collection[bytes | None], keys: Collection[StateKey]
+        self, source: _NodeSource, roots: Collection[bytes | None], keys: Collection[StateKey]
     ) -> Mapping[bytes | None, Mapping[StateKey, int]]:
         present = [root for root in roots if root is not None]
         known = source.keys(0)
@@ -221,7 +225,7 @@ class StateTreeStore:
     # Reading whole states
 
     async def get_all(self, room_nid: int, root: bytes | None) -> Mapping[StateKey, int]:
-        """A whole state: event_nids by (type, state_key)."""
+        """Return a complete state: event_nids by (type, state_key)."""
         return await self._read(
             "get_state", room_nid, [root], lambda source: self._read_all(source, root)
         )
@@ -235,7 +239,7 @@ class StateTreeStore:
     async def get_by_type(
         self, room_nid: int, root: bytes | None, types: Collection[str]
     ) -> Mapping[StateKey, int]:
-        """The part of a state that has one of these event types."""
+        """Return the part of a state with these event types."""
         return await self._read(
             "get_state_by_type",
             room_nid,
@@ -246,8 +250,8 @@ class StateTreeStore:
     async def get_all_but(
         self, room_nid: int, root: bytes | None, event_type: str
     ) -> Mapping[StateKey, int]:
-        """A state without the part that has this event type: of that nothing is read in a state
-        where it is the most."""
+        """Return a state without one event type. If that type is most of the state, its part is not
+        read."""
         return await self._read(
             "get_state_but",
             room_nid,
@@ -258,15 +262,15 @@ class StateTreeStore:
     async def get_diff(
         self, room_nid: int, a: bytes | None, b: bytes | None
     ) -> Mapping[StateKey, Change]:
-        """What two states of a room differ in, with the event_nids in `a` and in `b` (None: not
-        set)."""
+        """Return the keys in which two states of a room differ, with the event_nids in `a` and in
+        `b` (None: not set)."""
         if a == b:
             return {}
         return await self._read(
             "get_state_diff", room_nid, [a, b], lambda source: self._read_diff(source, a, b)
         )
 
-    def _read_all(self, source: _Source, root: bytes | None) -> dict[StateKey, int]:
+    def _read_all(self, source: _NodeSource, root: bytes | None) -> dict[StateKey, int]:
         entries = self._tree.entries(source.load, root)
         if not entries:
             return {}
@@ -274,14 +278,14 @@ class StateTreeStore:
         return {pair_of(number): nid for number, nid in entries.items()}
 
     def _read_by_type(
-        self, source: _Source, root: bytes | None, types: Collection[str]
+        self, source: _NodeSource, root: bytes | None, types: Collection[str]
     ) -> dict[StateKey, int]:
         if root is None:
             return {}
         known = source.keys(self._tree.count_keys(source.load, [root]))
         numbers = sorted(number for name in set(types) for number in known.numbers_of_type(name))
         if len(numbers) * 8 > known.count:
-            # most leaves are needed anyhow, and reading them in a row is faster
+            # most leaves are needed anyway, and a sequential read is faster
             entries = self._tree.entries(source.load, root)
             return {
                 known.pair_of(number): nid for number in numbers if (nid := entries.get(number))
@@ -290,7 +294,7 @@ class StateTreeStore:
         return {known.pair_of(number): nid for number, nid in entries.items()}
 
     def _read_all_but(
-        self, source: _Source, root: bytes | None, event_type: str
+        self, source: _NodeSource, root: bytes | None, event_type: str
     ) -> dict[StateKey, int]:
         if root is None:
             return {}
@@ -300,7 +304,7 @@ class StateTreeStore:
         )
 
     def _read_diff(
-        self, source: _Source, a: bytes | None, b: bytes | None
+        self, source: _NodeSource, a: bytes | None, b: bytes | None
     ) -> dict[StateKey, Change]:
         changes = self._tree.diff(source.load, a, b)
         if not changes:
@@ -309,9 +313,13 @@ class StateTreeStore:
         return {pair_of(number): change for number, change in changes.items()}
 
     async def _read(
-        self, name: str, room_nid: int, roots: Iterable[bytes | None], read: Callable[[_Source], T]
+        self,
+        name: str,
+        room_nid: int,
+        roots: Iterable[bytes | None],
+        read: Callable[[_NodeSource], T],
     ) -> T:
-        """Read here if it is cached and not much, else in a thread."""
+        """Read on the calling thread if all is cached and small, else in a database thread."""
         lasts = [
             self._tree.find_last_key(self._nodes.get, root) for root in roots if root is not None
         ]
@@ -320,7 +328,7 @@ class StateTreeStore:
                 return read(_Cached(self._nodes, self._keys, room_nid))
         return await self._database.read(name, self._read_in, room_nid, read)
 
-    def _read_in(self, txn: Transaction, room_nid: int, read: Callable[[_Source], T]) -> T:
+    def _read_in(self, txn: Transaction, room_nid: int, read: Callable[[_NodeSource], T]) -> T:
         return read(self._source(txn, room_nid))
 
     def _source(self, txn: Transaction, room_nid: int) -> "_InTransaction":
@@ -328,7 +336,7 @@ class StateTreeStore:
 
 
 class _InTransaction:
-    """The caches, and behind them the database."""
+    """Reads from the caches, then from the database."""
 
     def __init__(
         self, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, txn: Transaction, room_nid: int
@@ -359,7 +367,7 @@ class _InTransaction:
 
 
 class _Cached:
-    """The caches alone."""
+    """Reads from the caches alone."""
 
     def __init__(self, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, room_nid: int) -> None:
         self._nodes = nodes

@@ -1,15 +1,14 @@
-"""Connections of sliding sync: what clients were sent, so that they go on after a restart of the
-server.
+"""Connections of sliding sync: the state of each connection, so that clients continue after a
+restart of the server.
 
 Laws:
-- A state never changes under its number; numbers are not used twice. So what was read once stays
-  true.
-- A client has a state for sure once it comes back with it: then the older ones go, with the next
-  one that is written. Until then every answer's state stays that it may have got: of a connection
-  that broke the server may not have heard, and what still waited there is answered after the retry
-  was. So a late answer takes nothing from who has gone on.
-- The states of a connection are bounded.
-- What a device may have is bounded; what nobody has used for long goes.
+- A stored state never changes, and its number is not reused. So a state that was read stays valid.
+- A client has certainly received a state once it returns with it. The next write then deletes the
+  older ones. Until then every state that the client may have received stays. The server may not
+  have noticed that a connection broke, and may answer the first request after the retry. So a late
+  response never invalidates the position of the client.
+- The number of states of a connection is bounded.
+- The number of connections of a device is bounded, and unused ones are deleted after some time.
 """
 
 from collections.abc import Sequence
@@ -21,14 +20,15 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 MOST_OF_A_DEVICE: Final = 16
-"""Connections of one device; the longest unused go first."""
+"""The most connections of a device. The least recently used are deleted first."""
 MOST_OF_A_CONNECTION: Final = 8
-"""States of one connection: mostly two, the one that the client came with and the one that it was
-given; more where it asked from the same one again. The oldest go first."""
+"""The most states of a connection. Usually there are two: the one that the client sent and the one
+that it was given. There are more if it repeats requests with the same one. The oldest are deleted
+first."""
 
 
 class ConnectionKey(msgspec.Struct, frozen=True, gc=False):
-    """Which connection."""
+    """Identifies a connection."""
 
     user_id: str
     device_id: str
@@ -43,44 +43,44 @@ class ConnectionRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class SlidingConnectionStore:
-    """The table `sliding_connections`."""
+    """Stores the states of connections."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_state(self, key: ConnectionKey, state_nid: int) -> ConnectionRow | None:
-        """The state of a connection with that number, or None."""
+        """Return the state of a connection with this number, or None."""
         return await self._database.read_quickly("get_sliding_state", _select, key, state_nid)
 
     async def add_state(
         self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int
     ) -> int:
-        """Keep a state that follows the `former` one, with which the client came: those before it
-        go. The number of the new one.
+        """Store a state that follows the `former` one, which the client sent. Delete older ones.
+        Return the number of the new state.
 
-        `former` None begins the connection afresh; then those of the device that are too many go.
+        `former` None starts a new connection. Then excess connections of the device are deleted.
         """
         return await self._database.write("add_sliding_state", _insert, key, former, state, now_ms)
 
     async def remove_unused(self, unused_since: int, limit: int) -> int:
-        """Forget up to `limit` states of connections that were not used since then (in
-        milliseconds); how many."""
+        """Delete up to `limit` states of connections that were not used since this time (in
+        milliseconds). Return how many."""
         return await self._database.write(
             "remove_unused_sliding_states", _delete_unused, unused_since, limit
         )
 
     async def set_used(self, key: ConnectionKey, now_ms: int) -> None:
-        """The connection is in use."""
+        """Record that the connection was used."""
         await self._database.write("set_sliding_used", _touch, key, now_ms)
 
     async def remove_connection(self, key: ConnectionKey) -> None:
-        """Forget a connection."""
+        """Delete a connection."""
         await self._database.write("remove_sliding_connection", _delete, key)
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Forget the connections of devices that go."""
+        """Delete the connections of deleted devices."""
         txn.execute_many(
             "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ?",
             [(user_id, device_id) for device_id in device_ids],
@@ -105,11 +105,14 @@ def _insert(
 ) -> int:
     state_nid = txn.allocate("sliding_state")
     known = 0 if former is None else former
-    others = MOST_OF_A_CONNECTION - 2  # beside the former and the new one
+    others = MOST_OF_A_CONNECTION - 2  # in addition to the former and the new one
     txn.execute_later(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND (state_nid < ?"
-        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s WHERE s.user_id = ?"
-        " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ? ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        " AND (state_nid < ?"
+        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s"
+        " WHERE s.user_id = ?"
+        " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ?"
+        " ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
         (*_args(key), known, known, *_args(key), known, others),
     )
     txn.execute_later(
@@ -118,23 +121,26 @@ def _insert(
         (*_args(key), state_nid, now_ms, state),
     )
     if former is None:
-        beside = txn.query(
-            "SELECT conn_id FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
+        other_ids = txn.query(
+            "SELECT conn_id FROM sliding_connections"
+            " WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
             " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
             _args(key),
         )
-        for (conn_id,) in beside[MOST_OF_A_DEVICE - 1 :]:
+        for (conn_id,) in other_ids[MOST_OF_A_DEVICE - 1 :]:
             _delete(txn, ConnectionKey(key.user_id, key.device_id, conn_id))
     return state_nid
 
 
 def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
     unused = txn.query(
-        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections WHERE used_ts < ? LIMIT ?",
+        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections"
+        " WHERE used_ts < ? LIMIT ?",
         (unused_since, limit),
     )
     txn.execute_many(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?",
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        " AND state_nid = ?",
         unused,
     )
     return len(unused)
@@ -142,7 +148,8 @@ def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
 
 def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:
     txn.execute(
-        "UPDATE sliding_connections SET used_ts = ? WHERE user_id = ? AND device_id = ? AND conn_id = ?",
+        "UPDATE sliding_connections SET used_ts = ?"
+        " WHERE user_id = ? AND device_id = ? AND conn_id = ?",
         (now_ms, *_args(key)),
     )
 

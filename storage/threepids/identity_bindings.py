@@ -1,5 +1,4 @@
-"""Addresses by which people are found at an identity server: those that this server had bound
-there, to unbind them later."""
+"""Bindings of addresses at identity servers that this server made, to unbind them later."""
 
 from collections.abc import Callable
 
@@ -10,34 +9,37 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class BindingRow(msgspec.Struct, frozen=True):
-    """One. `id_server`: host, and port where it has one."""
+    """A binding. `id_server`: the host, with the port if there is one."""
 
     user_id: str
     medium: str
     address: str
     id_server: str
     attempts: int = 0
-    """How often it was to be unbound, in vain."""
+    """The number of failed attempts to unbind it."""
 
 
 _KEY = "user_id = ? AND medium = ? AND address = ? AND id_server = ?"
 
 
 class IdentityBindingStore:
-    """The table of them."""
+    """The table `identity_bindings`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_bindings(self, user_id: str) -> list[BindingRow]:
-        """Those of a user."""
+        """Return the bindings of a user."""
         return await self._database.read("get_identity_bindings", self._get, user_id)
 
     def add_binding(self, txn: WriteTransaction, row: BindingRow) -> None:
-        """Note one; one that is noted already is no error, and is not to be unbound any more. That
-        of an account which has been closed in the meantime is to be unbound at once."""
+        """Add a binding; cancel the unbinding if it exists already.
+
+        A binding of an account deactivated in the meantime is due to be unbound at once.
+        """
         sql = (
-            "INSERT INTO identity_bindings (user_id, medium, address, id_server, unbind_ts) VALUES (?, ?, ?, ?,"
+            "INSERT INTO identity_bindings (user_id, medium, address, id_server, unbind_ts)"
+            " VALUES (?, ?, ?, ?,"
             " (SELECT 0 FROM accounts WHERE user_id = ? AND deactivated_ts IS NOT NULL))"
             " ON CONFLICT (user_id, medium, address, id_server)"
             " DO UPDATE SET unbind_ts = excluded.unbind_ts, attempts = 0"
@@ -45,8 +47,7 @@ class IdentityBindingStore:
         txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server, row.user_id))
 
     def remove_unbound(self, txn: WriteTransaction, row: BindingRow) -> bool:
-        """Forget one that was to be unbound, and is; one that was bound again in the meantime stays
-        (False)."""
+        """Remove an unbound binding; return False if it was bound again in the meantime."""
         return bool(
             txn.execute(
                 f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL", _key(row)
@@ -54,11 +55,17 @@ class IdentityBindingStore:
         )
 
     async def give_up(self, row: BindingRow) -> None:
-        """It is not to be unbound any more: forget one of a closed account, and keep that of
-        another, whose owner may ask for it."""
+        """Stop retrying to unbind.
+
+        Removes the binding of a deactivated account; keeps that of an active one, whose owner may
+        request it again.
+        """
 
         def write(txn: WriteTransaction) -> None:
-            closed = "EXISTS (SELECT 1 FROM accounts a WHERE a.user_id = ? AND a.deactivated_ts IS NOT NULL)"
+            closed = (
+                "EXISTS (SELECT 1 FROM accounts a WHERE a.user_id = ?"
+                " AND a.deactivated_ts IS NOT NULL)"
+            )
             sql = (
                 f"DELETE FROM identity_bindings WHERE {_KEY} AND unbind_ts IS NOT NULL AND {closed}"
             )
@@ -73,7 +80,7 @@ class IdentityBindingStore:
     async def claim(
         self, user_id: str, unbind_ts: int, medium: str | None, address: str, id_server: str | None
     ) -> list[BindingRow]:
-        """As `set_due`, with those that it concerns."""
+        """Do `set_due` in its own write; return the bindings."""
         if not await self.get_bindings(user_id):
             return []
         return await self._database.write(
@@ -89,9 +96,11 @@ class IdentityBindingStore:
         address: str = "",
         id_server: str | None = None,
     ) -> list[BindingRow]:
-        """Those of a user for an address (None as its medium: for all), at one server or at all,
-        are to be unbound from then on (milliseconds since 1970); which they are. An address is
-        found however its letters are written."""
+        """Mark bindings of a user as due to be unbound from `unbind_ts` (ms since 1970).
+
+        `medium`: None for all addresses; `id_server`: None for all servers. Addresses are compared
+        case-insensitively. Return the bindings.
+        """
         wanted = address.strip().lower()
         rows = [
             row
@@ -104,12 +113,15 @@ class IdentityBindingStore:
         return rows
 
     async def take_due(self, now: int, pause: Callable[[int], int]) -> BindingRow | None:
-        """The one that has been due for longest. Nobody else is given it for `pause(attempts)` ms,
-        when it is due again."""
+        """Take the binding that has been due for longest; it is due again in `pause(attempts)` ms.
+
+        No other caller gets it until then.
+        """
 
         def write(txn: WriteTransaction) -> BindingRow | None:
             found = txn.query_one(
-                "SELECT user_id, medium, address, id_server, attempts FROM identity_bindings WHERE unbind_ts <= ?"
+                "SELECT user_id, medium, address, id_server, attempts FROM identity_bindings"
+                " WHERE unbind_ts <= ?"
                 " ORDER BY unbind_ts LIMIT 1",
                 (now,),
             )

@@ -1,10 +1,12 @@
-"""E-mail addresses and telephone numbers of people, and how they show that an address is theirs.
+"""E-mail addresses and telephone numbers of accounts, and their validations.
+
+Below, an address is either of the two.
 
 Laws:
-- An address belongs to one account at most. Who says so is known: the account's user, or identity
-  providers.
-- A validation serves one purpose, once; the text that validates it, and the secret of the client
-  that uses it, are kept as hashes.
+- An address belongs to at most one account. The user has validated it, or the identity providers
+  that assert it are stored.
+- A validation serves one purpose, once. Its token or code, and the client secret, are stored as
+  hashes.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -26,12 +28,11 @@ class ThreepidRow(msgspec.Struct, frozen=True):
     validated_ts: int
     added_ts: int
     vouched_by: frozenset[str] = frozenset()
-    """The identity providers that say so; none where somebody has confirmed it."""
+    """The identity providers that assert it; empty if the user has validated it."""
 
 
 class ValidationRow(msgspec.Struct, frozen=True):
-    """Somebody is to show, for a purpose, that an address is theirs. Times are milliseconds since
-    1970."""
+    """A validation of an address for a purpose. Times are milliseconds since 1970."""
 
     sid: str
     purpose: str
@@ -39,49 +40,55 @@ class ValidationRow(msgspec.Struct, frozen=True):
     address: str
     client_secret_hash: str
     token_hash: bytes | None
-    """None: nothing was sent that validates it, and nothing ever does."""
+    """None: the message contained no token, so the validation can never succeed."""
     send_attempt: int
     next_link: str | None
     created_ts: int
     validated_ts: int | None = None
     tries: int = 0
-    """How often somebody has typed a code."""
+    """The number of codes that were entered."""
 
 
 _THREEPID = "medium, address, user_id, validated_ts, added_ts"
-_VALIDATION = "sid, purpose, medium, address, client_secret_hash, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
+_VALIDATION = (
+    "sid, purpose, medium, address, client_secret_hash, token_hash, send_attempt, next_link,"
+    " created_ts, validated_ts, tries"
+)
 
 
 class ThreepidStore:
-    """The tables of addresses and of validations."""
+    """The tables `threepids`, `threepid_vouchers` and `threepid_validations`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get_owner(self, medium: str, address: str) -> str | None:
-        """Whose address it is."""
+        """Return the user who has an address."""
         return await self._database.read_quickly(
             "get_threepid_owner", self.get_owner_in, medium, address
         )
 
     def get_owner_in(self, txn: Transaction, medium: str, address: str) -> str | None:
-        """As `get_owner`, in a transaction."""
+        """Do `get_owner` in a transaction."""
         row = txn.query_one(
             "SELECT user_id FROM threepids WHERE medium = ? AND address = ?", (medium, address)
         )
         return None if row is None else str(row[0])
 
     async def get_threepids(self, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
-        """The addresses of these users, in two queries, by when they were added; a user without any
-        is absent."""
+        """Return the addresses of these users, in two queries, in the order of addition.
+
+        Users without an address are missing.
+        """
         return await self._database.read("get_threepids", self.get_threepids_in, tuple(user_ids))
 
     def get_threepids_in(
         self, txn: Transaction, user_ids: Iterable[str]
     ) -> dict[str, list[ThreepidRow]]:
-        """As `get_threepids`, in a transaction."""
+        """Do `get_threepids` in a transaction."""
         rows = txn.query_in(
-            f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address",
+            f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}}"
+            " ORDER BY added_ts, address",
             user_ids,
         )
         vouchers: dict[tuple[str, str], set[str]] = {}
@@ -101,18 +108,21 @@ class ThreepidStore:
     def get_owners_in(
         self, txn: Transaction, medium: str, addresses: Iterable[str]
     ) -> dict[str, str]:
-        """Whose these addresses are, in a transaction; one that is nobody's is absent."""
+        """Return the owners of these addresses, in a transaction; unused ones are missing."""
         sql = "SELECT address, user_id FROM threepids WHERE medium = ? AND address IN {keys}"
         return dict(txn.query_in(sql, addresses, before=[medium]))
 
     def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
-        """Give an account an address; False where it is another's. One's own is left as it is, but
-        that somebody has confirmed it now counts for more than what identity providers say."""
+        """Add an address to an account; return False if another account has it.
+
+        An address that the account already has stays unchanged, except that a validation by the
+        user replaces the assertions of identity providers.
+        """
         sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if txn.execute(sql, (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)):
             for provider in row.vouched_by:
                 self.add_voucher(txn, row.medium, row.address, provider)
-            # whom no letter about the end of their account could reach gets it now
+            # an owner without an address now gets the e-mail about the expiry of the account
             # (storage/accounts/validity.py)
             txn.execute(
                 "UPDATE accounts SET renewal_letter = 0 WHERE user_id = ? AND renewal_letter = 3",
@@ -126,14 +136,17 @@ class ThreepidStore:
         return True
 
     def add_voucher(self, txn: WriteTransaction, medium: str, address: str, provider: str) -> None:
-        """Another identity provider says that an address is the user's who has it."""
-        sql = "INSERT INTO threepid_vouchers (medium, address, provider) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        """Add an identity provider that asserts an address."""
+        sql = (
+            "INSERT INTO threepid_vouchers (medium, address, provider) VALUES (?, ?, ?)"
+            " ON CONFLICT DO NOTHING"
+        )
         txn.execute(sql, (medium, address, provider))
 
     def remove_voucher(
         self, txn: WriteTransaction, medium: str, address: str, provider: str
     ) -> None:
-        """An identity provider no longer says so."""
+        """Remove an identity provider that asserted an address."""
         sql = "DELETE FROM threepid_vouchers WHERE medium = ? AND address = ? AND provider = ?"
         txn.execute(sql, (medium, address, provider))
 
@@ -145,7 +158,7 @@ class ThreepidStore:
     def remove_threepid(
         self, txn: WriteTransaction, user_id: str, medium: str, address: str
     ) -> bool:
-        """Take an address from an account; False where it had none such."""
+        """Remove an address from an account; return False if it did not have it."""
         sql = "DELETE FROM threepids WHERE medium = ? AND address = ? AND user_id = ?"
         if not txn.execute(sql, (medium, address, user_id)):
             return False
@@ -153,9 +166,10 @@ class ThreepidStore:
         return True
 
     def remove_threepids(self, txn: WriteTransaction, user_id: str) -> None:
-        """Take all addresses from an account."""
+        """Remove all addresses from an account."""
         txn.execute(
-            "DELETE FROM threepid_vouchers WHERE EXISTS (SELECT 1 FROM threepids AS t WHERE t.user_id = ?"
+            "DELETE FROM threepid_vouchers WHERE EXISTS (SELECT 1 FROM threepids AS t"
+            " WHERE t.user_id = ?"
             " AND t.medium = threepid_vouchers.medium AND t.address = threepid_vouchers.address)",
             (user_id,),
         )
@@ -164,7 +178,7 @@ class ThreepidStore:
     def get_validation_of_client(
         self, txn: Transaction, purpose: str, medium: str, address: str, client_secret_hash: str
     ) -> ValidationRow | None:
-        """The validation that a client has begun, and that was not used."""
+        """Return the unused validation that a client has begun."""
         sql = (
             f"SELECT {_VALIDATION} FROM threepid_validations"
             " WHERE client_secret_hash = ? AND address = ? AND medium = ? AND purpose = ?"
@@ -173,18 +187,18 @@ class ThreepidStore:
         return None if row is None else ValidationRow(*row)
 
     async def get_validation(self, sid: str) -> ValidationRow | None:
-        """A validation by its id."""
+        """Return a validation by its id."""
         return await self._database.read_quickly(
             "get_threepid_validation", self.get_validation_in, sid
         )
 
     def get_validation_in(self, txn: Transaction, sid: str) -> ValidationRow | None:
-        """As `get_validation`, in a transaction."""
+        """Do `get_validation` in a transaction."""
         row = txn.query_one(f"SELECT {_VALIDATION} FROM threepid_validations WHERE sid = ?", (sid,))
         return None if row is None else ValidationRow(*row)
 
     def set_validation(self, txn: WriteTransaction, row: ValidationRow) -> None:
-        """Begin a validation, or note its next letter."""
+        """Add or replace a validation."""
         values = (
             row.sid,
             row.purpose,
@@ -199,7 +213,10 @@ class ThreepidStore:
             row.tries,
         )
         txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (row.sid,))
-        sql = f"INSERT INTO threepid_validations ({_VALIDATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        sql = (
+            f"INSERT INTO threepid_validations ({_VALIDATION})"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        )
         txn.execute(sql, values)
 
     def take_try(
@@ -211,19 +228,22 @@ class ThreepidStore:
         most: int,
         created_after: int,
     ) -> ValidationRow | None:
-        """Count that somebody types a code; None where there is no such validation, or they may try
-        no more."""
+        """Count an attempt at the code; return the validation.
+
+        None if it is unknown or expired, or has had `most` attempts.
+        """
         sql = (
             "UPDATE threepid_validations SET tries = tries + 1"
-            " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND tries < ? AND created_ts > ?"
+            " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND tries < ?"
+            " AND created_ts > ?"
         )
         if not txn.execute(sql, (sid, client_secret_hash, medium, most, created_after)):
             return None
         return self.get_validation_in(txn, sid)
 
     async def set_validated(self, sid: str, token_hash: bytes, now: int) -> bool:
-        """Note that somebody has shown the text of the letter; False where it is not that of the
-        last one."""
+        """Mark a validation as successful; return False unless the token is that of its last
+        message."""
         return await self._database.write(
             "set_threepid_validated", self.set_validated_in, sid, token_hash, now
         )
@@ -231,22 +251,25 @@ class ThreepidStore:
     def set_validated_in(
         self, txn: WriteTransaction, sid: str, token_hash: bytes, now: int
     ) -> bool:
-        """As `set_validated`, in a transaction."""
-        sql = "UPDATE threepid_validations SET validated_ts = COALESCE(validated_ts, ?) WHERE sid = ? AND token_hash = ?"
+        """Do `set_validated` in a transaction."""
+        sql = (
+            "UPDATE threepid_validations SET validated_ts = COALESCE(validated_ts, ?)"
+            " WHERE sid = ? AND token_hash = ?"
+        )
         return bool(txn.execute(sql, (now, sid, token_hash)))
 
     def remove_validation(self, txn: WriteTransaction, sid: str) -> bool:
-        """It was used; False where another request has done so."""
+        """Remove a used validation; return False if another request has removed it."""
         return bool(txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (sid,)))
 
     def remove_unsent(self, txn: WriteTransaction, sid: str, token_hash: bytes | None) -> None:
-        """The message with this text could not be sent; one that was sent after it stays good."""
+        """Remove a validation whose message was not sent, unless a later message replaced it."""
         if token_hash is not None:
             sql = "DELETE FROM threepid_validations WHERE sid = ? AND token_hash = ?"
             txn.execute(sql, (sid, token_hash))
 
     async def remove_old_validations(self, created_before: int, limit: int) -> int:
-        """Remove up to `limit` that were begun before that; how many."""
+        """Remove up to `limit` validations created before a time; return the number."""
 
         def write(txn: WriteTransaction) -> int:
             sql = (

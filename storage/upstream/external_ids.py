@@ -1,8 +1,8 @@
-"""Links between people of identity providers and accounts of this server.
+"""Stores links between subjects of identity providers and accounts of this server.
 
 Laws:
-- A person of a provider has one account here, and an account one person of each provider.
-- A subject is the provider's own name of a person, which it never gives to another.
+- A subject has at most one account here, and an account at most one subject of each provider.
+- A subject is the provider's identifier of a person, which it never reassigns.
 """
 
 from collections.abc import Iterable
@@ -21,12 +21,11 @@ class ExternalIdRow(msgspec.Struct, frozen=True):
     user_id: str
     linked_ts: int
     left_ts: int | None = None
-    """Since when the account is locked because the provider has this person no more."""
+    """When the account was locked because the person was removed from the directory."""
     said_name: str | None = None
-    """Hash of the name that a directory had of the person when that was last taken over; None where
-    it is not known."""
+    """Hash of the name that was last imported from the directory; None: unknown."""
     said_addresses: str | None = None
-    """The same of the addresses; empty where some could not be taken over."""
+    """Hash of the addresses that were last imported; empty if some could not be imported."""
 
 
 _COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said_name, said_addresses"
@@ -39,7 +38,7 @@ class ExternalIdStore:
         self._database = database
 
     async def get_link(self, provider: str, subject: str) -> ExternalIdRow | None:
-        """Which account this person has."""
+        """Return the link of a subject."""
         return await self._database.read_quickly(
             "get_external_id", self.get_link_in, provider, subject
         )
@@ -51,7 +50,7 @@ class ExternalIdStore:
         return None if row is None else ExternalIdRow(*row)
 
     async def get_links_of_users(self, user_ids: Iterable[str]) -> dict[str, list[ExternalIdRow]]:
-        """The links of these accounts, in one query; an account without any is absent."""
+        """Return the links of these accounts, in one query; accounts without links are absent."""
 
         def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, list[ExternalIdRow]]:
             sql = f"SELECT {_COLUMNS} FROM external_ids WHERE user_id IN {{keys}} ORDER BY provider"
@@ -63,12 +62,12 @@ class ExternalIdStore:
         return await self._database.read("get_external_ids", read, tuple(user_ids))
 
     async def get_links_of_provider(self, provider: str) -> list[ExternalIdRow]:
-        """Everybody of a provider who has an account that is in use, by subject."""
+        """Return the links of a provider with active accounts, in order of subject."""
 
         def read(txn: Transaction) -> list[ExternalIdRow]:
             sql = (
-                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said_name, e.said_addresses"
-                " FROM external_ids e"
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said_name,"
+                " e.said_addresses FROM external_ids e"
                 " JOIN accounts a ON a.user_id = e.user_id"
                 " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
             )
@@ -77,7 +76,7 @@ class ExternalIdStore:
         return await self._database.read("get_external_ids_of_provider", read)
 
     def add_link(self, txn: WriteTransaction, row: ExternalIdRow) -> bool:
-        """Link a person to an account; False where either is linked to another already."""
+        """Link a subject to an account; False if either is already linked otherwise."""
         values = (
             row.provider,
             row.subject,
@@ -87,14 +86,17 @@ class ExternalIdStore:
             row.said_name,
             row.said_addresses,
         )
-        sql = f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        sql = (
+            f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING"
+        )
         if txn.execute(sql, values):
             return True
         link = self.get_link_in(txn, row.provider, row.subject)
         return link is not None and link.user_id == row.user_id
 
     def remove_link(self, txn: WriteTransaction, user_id: str, provider: str) -> bool:
-        """Take a link away; False where there is none."""
+        """Remove a link; False if there is none."""
         return bool(
             txn.execute(
                 "DELETE FROM external_ids WHERE user_id = ? AND provider = ?", (user_id, provider)
@@ -104,19 +106,22 @@ class ExternalIdStore:
     def set_left(
         self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None
     ) -> bool:
-        """Note since when the provider has the person no more, or that it has them again; False
-        where that is known."""
-        unknown = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"
+        """Record since when the person is missing in the directory, or with None that they are
+        back; False if that is already stored."""
+        differs = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"
         sql = (
-            f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {unknown}"
+            f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {differs}"
         )
         return bool(txn.execute(sql, (left_ts, provider, subject)))
 
     async def set_said(self, provider: str, subject: str, name: str, addresses: str) -> None:
-        """Note what was taken over of a person, as hashes."""
+        """Store the hashes of a person's imported name and addresses."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "UPDATE external_ids SET said_name = ?, said_addresses = ? WHERE provider = ? AND subject = ?"
+            sql = (
+                "UPDATE external_ids SET said_name = ?, said_addresses = ?"
+                " WHERE provider = ? AND subject = ?"
+            )
             txn.execute(sql, (name, addresses, provider, subject))
 
         await self._database.write("set_said", write)

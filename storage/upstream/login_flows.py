@@ -1,10 +1,9 @@
-"""Sign-ins with an identity provider that are under way, and SAML assertions that were taken.
+"""Stores pending upstream sign-ins (flows) and used SAML assertions.
 
 Laws:
-- A flow is at one step, for one browser, for minutes. To go on with it is to take it: nobody finds
-  it again.
-- A flow that waits ends with the sign-in at the provider by which it goes on.
-- An assertion is taken once.
+- A flow is at one step, for one browser, for minutes. Continuing removes it, so it is used once.
+- A pending flow ends with its session at the provider.
+- An assertion is used once.
 """
 
 import msgspec
@@ -16,7 +15,7 @@ from storage.upstream.sessions import SignIns, name_person, read_origin, sign_in
 
 
 class UpstreamFlowRow(msgspec.Struct, frozen=True):
-    """A flow. `content` is JSON; see the service. Times are milliseconds since 1970."""
+    """A flow. `content` is the service's JSON. Times are milliseconds since 1970."""
 
     flow_id: str
     step: str
@@ -35,14 +34,14 @@ class UpstreamFlowStore:
         self._database = database
 
     async def add_flow(self, row: UpstreamFlowRow, origin: str | None = None) -> bool:
-        """Begin one. `origin`: JSON, the sign-in at the provider by which it goes on, once that is
-        done; False where that has ended."""
+        """Add a flow. `origin`: JSON of its sign-in at the provider, once the user is identified.
+        Return False if that sign-in has ended."""
 
         def write(txn: WriteTransaction) -> bool:
             if is_ended(txn, origin):
                 return False
-            came = None if origin is None else read_origin(origin)
-            person = None if came is None else name_person(came.provider, came.subject)
+            sign_in = None if origin is None else read_origin(origin)
+            person = None if sign_in is None else name_person(sign_in.provider, sign_in.subject)
             values = (
                 row.flow_id,
                 row.step,
@@ -53,7 +52,8 @@ class UpstreamFlowStore:
                 person,
             )
             txn.execute(
-                f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in, person) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in, person)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             return True
@@ -61,19 +61,18 @@ class UpstreamFlowStore:
         return await self._database.write("add_upstream_flow", write)
 
     def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
-        """End those that wait with a sign-in at a provider."""
+        """Remove the flows of these sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM upstream_flows WHERE {condition}", values)
 
     def remove_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
-        """End those that wait of somebody who has signed in, whether they have an account or
-        not."""
+        """Remove the flows of an identified person, with or without an account."""
         txn.execute(
             "DELETE FROM upstream_flows WHERE person = ?", (name_person(provider, subject),)
         )
 
     async def remove_browser(self, browser_hash: bytes) -> None:
-        """End all of a browser."""
+        """Remove all flows of a browser."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("DELETE FROM upstream_flows WHERE browser_hash = ?", (browser_hash,))
@@ -83,9 +82,9 @@ class UpstreamFlowStore:
     async def take_flow(
         self, flow_id: str, step: str, browser_hash: bytes | None, now: int
     ) -> UpstreamFlowRow | None:
-        """The flow, and its end; None where there is none at this step for this browser, or it has
-        grown old. Without `browser_hash`, of whichever browser. Who asks for what is not there
-        costs a read, and no write."""
+        """Remove and return a flow; None if there is none at this step for this browser, or it has
+        expired. Without `browser_hash`, for any browser. An invented id costs a read, but no
+        write."""
 
         def read(txn: Transaction) -> UpstreamFlowRow | None:
             found = txn.query_one(
@@ -109,19 +108,22 @@ class UpstreamFlowStore:
         return row if await self._database.write("take_upstream_flow", write) else None
 
     async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
-        """Note that an assertion is taken; False where it was before."""
+        """Record that an assertion is used; False if it was used before."""
         return await self._database.write(
             "add_taken_assertion", self.take_assertion, assertion_id, expires_ts
         )
 
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
         """As `add_taken_assertion`, in a transaction."""
-        sql = "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        sql = (
+            "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?)"
+            " ON CONFLICT DO NOTHING"
+        )
         return bool(txn.execute(sql, (assertion_id, expires_ts)))
 
     async def remove_old(self, now: int, limit: int) -> int:
-        """Remove up to `limit` flows and as many assertions that have grown old; how many in all,
-        `limit` at most."""
+        """Remove up to `limit` expired flows and as many expired assertions; return how many, at
+        most `limit`."""
 
         def write(txn: WriteTransaction) -> int:
             flows = txn.execute(

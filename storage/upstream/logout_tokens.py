@@ -1,11 +1,14 @@
-"""Logout tokens of OpenID providers that were carried out: each counts once, on whichever node."""
+"""Stores used logout tokens of OpenID providers, so that each is used once on all nodes."""
 
 from storage.engine.transaction import WriteTransaction
 
 
 def take_logout_token(txn: WriteTransaction, digest: bytes, until: int, now: int) -> bool:
-    """Note that a token is carried out in this write; False where one was already. `until`: when it
-    would be refused anyway, and is forgotten; both in milliseconds since 1970."""
+    """Record that a token is used in this write; False if it was used before. `until`: when the
+    token is too old anyway, and its row is removed; both in milliseconds since 1970."""
     txn.execute("DELETE FROM taken_logout_tokens WHERE until_ts <= ?", (now,))
-    sql = "INSERT INTO taken_logout_tokens (digest, until_ts) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING"
+    sql = (
+        "INSERT INTO taken_logout_tokens (digest, until_ts) VALUES (?, ?)"
+        " ON CONFLICT (digest) DO NOTHING"
+    )
     return txn.execute(sql, (digest, until)) > 0

@@ -1,9 +1,8 @@
-"""Past a captcha to an account, and what its owner then lets in: a program with a password of its
-own, and a device without a browser.
+"""Registration with a captcha in a real browser, then an application password and a device
+authorization grant.
 
-One server and one browser for the file; see `tests/helpers/visitor.py`. The captcha is a script of
-this test's own, at an address that only the browser knows; what it says is checked by the example
-of a plug-in.
+One server and one browser for the file; see `tests/helpers/visitor.py`. The captcha is this test's
+own script, at a host that only the browser resolves; the example plug-in checks its responses.
 """
 
 import hmac
@@ -25,7 +24,8 @@ KEY = "shared with the captcha"
 CAPTCHA = "https://captcha.example/api.js"
 SCRIPT = """
 const box = document.querySelector(".g-recaptcha");
-box.innerHTML = '<label><input type="checkbox"> I am no program</label><input type="hidden" name="g-recaptcha-response">';
+box.innerHTML = '<label><input type="checkbox"> I am not a robot</label>'
+  + '<input type="hidden" name="g-recaptcha-response">';
 box.querySelector("[type=checkbox]").addEventListener("change", () => {
   box.querySelector("[type=hidden]").value = SOLUTION;
 });
@@ -65,18 +65,18 @@ def post_form(url: str, **fields: str) -> Any:
     return post(url, urlencode(fields).encode(), "application/x-www-form-urlencoded")
 
 
-def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> None:
+def test_registration_with_a_captcha(chromium: Browser, served: RealServer) -> None:
     size = {"width": 360, "height": 740}
     alice = Visitor(chromium, served, "ru", viewport=size, is_mobile=True)
     page = alice.page
-    # that it is away is shown after some seconds, which do not pass as long as somebody looks
+    # a CSS animation shows the warning after some seconds; pause it
     page.add_init_script(
         "addEventListener('load', () => document.getAnimations().forEach(each => each.pause()))"
     )
     page.route(CAPTCHA, lambda route: route.abort())
     alice.open("/_mahalla/register")
     away = page.get_by_text("captcha.example, откуда он загружается, не отвечает")
-    assert not away.is_visible()  # it may come yet
+    assert not away.is_visible()  # the captcha may still load
     page.evaluate("document.getAnimations().forEach(each => each.finish())")
     assert away.is_visible()
     alice.look()
@@ -87,15 +87,15 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
         lambda route: route.fulfill(body=SCRIPT.replace("SOLUTION", json.dumps(solution()))),
     )
     alice.open("/_mahalla/register")
-    page.get_by_text("I am no program").wait_for()
+    page.get_by_text("I am not a robot").wait_for()
     page.evaluate("document.getAnimations().forEach(each => each.finish())")
     assert not away.is_visible()
     alice.fill(name="alice", password="wonderland", password_again="wonderland")
-    assert page.locator("[role=alert]").is_visible()  # nobody has solved it
-    page.get_by_text("I am no program").click()
+    assert page.locator("[role=alert]").is_visible()  # not solved
+    page.get_by_text("I am not a robot").click()
     alice.fill(name="alice", password="wonderland", password_again="wonderland")
 
-    # a program
+    # an application password
     alice.open(PROGRAMS)
     alice.fill(name="Бот", old_password="wonderland")
     alice.look()

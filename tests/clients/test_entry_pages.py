@@ -1,5 +1,5 @@
-"""The way to an account in a real browser: terms of service, an administrator who approves,
-branding; in two languages.
+"""Registration in a real browser: terms of service, approval by an administrator, branding; in two
+languages.
 
 One server and one browser for the file; see `tests/helpers/visitor.py`.
 """
@@ -124,8 +124,8 @@ def test_terms_and_approval(
     assert root.page.inner_text("[role=status]") == "Учётная запись подтверждена."
     root.look()
 
-    # who was not asked at first is asked before an app is let in, and finds the page by the account
-    # page, too
+    # a user who was not asked at registration is asked before allowing a client, and finds the
+    # terms through the account page
     root.open("/_mahalla/account")
     root.look()
     root.press("a[href$='/_mahalla/consent']")
@@ -147,17 +147,17 @@ def test_terms_and_approval(
     alice.look()
 
 
-def test_an_app_of_the_older_api(chromium: Browser, served: RealServer) -> None:
-    """The browser itself follows the way from the form to the app, past what the headers of our
-    pages allow."""
+def test_sso_of_a_client_of_the_older_api(chromium: Browser, served: RealServer) -> None:
+    """The browser follows the redirect from the form to the client, which our pages' policy has to
+    permit."""
     make_administrator(served.url, "carol")
     carol = Visitor(chromium, served, "en-GB")
     carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")
     carol.fill(name="carol", password="wonderland")
-    assert carol.page.inner_text("h1") == "What you agree to"
+    assert carol.page.inner_text("h1") == "Terms of service"
     carol.page.check("[name=agree_terms]")
     carol.fill()
-    assert carol.page.inner_text("h1") == "Go on to app.example.com?"
+    assert carol.page.inner_text("h1") == "Continue to app.example.com?"
     carol.look()
     with carol.page.expect_request(f"{APP}**") as asked:
         carol.page.click("form:not(.who) button")

@@ -1,4 +1,4 @@
-"""The pages of the server in a real browser, and matrix-js-sdk that sends people to them.
+"""The server's pages in a real browser, together with matrix-js-sdk.
 
 One server and one browser for the file; see `tests/helpers/visitor.py`.
 """
@@ -41,7 +41,7 @@ def post(url: str, body: bytes, kind: str = "application/json") -> Any:
         return json.load(answer)
 
 
-def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServer) -> None:
+def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )
@@ -62,7 +62,7 @@ def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServ
         alice.fill(name="alice", password="wonderland", password_again="looking glass")
         assert alice.page.locator("[role=alert]").is_visible()
         alice.fill(name="alice", password="wonderland", password_again="wonderland")
-        assert "Let Element use your account?" in alice.page.inner_text("h1")
+        assert "Allow Element to use your account?" in alice.page.inner_text("h1")
         script.stdin.write(alice.go_back_to_app() + "\n")
         script.stdin.flush()
         alice.open(script.stdout.readline().strip())
@@ -76,11 +76,11 @@ def test_an_app_of_the_web_signs_somebody_in(chromium: Browser, served: RealServ
     alice.open("/_mahalla/account")
     alice.page.fill("#display_name", "Alice in Wonderland")
     alice.press("section:has(#display_name) button")
-    assert "Your name is changed." in alice.page.inner_text("[role=status]")
+    assert "Your name was changed." in alice.page.inner_text("[role=status]")
     alice.look()
 
 
-def test_somebody_with_a_telephone_in_uzbek(
+def test_the_pages_on_a_phone_in_uzbek(
     chromium: Browser, served: RealServer, letters: tuple[Letters, int]
 ) -> None:
     body = {"username": "bob", "password": "bob the builder", "auth": {"type": "m.login.dummy"}}
@@ -94,7 +94,7 @@ def test_somebody_with_a_telephone_in_uzbek(
     assert bob.page.inner_text("h1") == "Hisobingiz"
     bob.look()
 
-    # a session is ended
+    # end a session
     bob.press(f"a[href*={session['device_id']}]")
     bob.look()
     bob.press("button.danger")
@@ -106,7 +106,7 @@ def test_somebody_with_a_telephone_in_uzbek(
             )
         )
 
-    # an address is added, and the password is forgotten
+    # add an address, and reset a forgotten password
     bob.page.fill("#address", "bob@example.org")
     bob.press("form:has(#address) button")
     bob.look()
@@ -123,7 +123,7 @@ def test_somebody_with_a_telephone_in_uzbek(
     bob.press("a.button")
     bob.fill(name="bob@example.org", password="the builder")
 
-    # a device without a browser is not let in
+    # deny a device without a browser
     metadata = {
         "client_uri": "https://tv.example/",
         "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],

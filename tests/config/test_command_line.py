@@ -1,4 +1,4 @@
-"""The command line, as an operator uses it."""
+"""The commands of the command line."""
 
 import os
 import signal
@@ -54,15 +54,15 @@ def call(*words: str | Path) -> Result:
 
 
 @pytest.mark.parametrize("words", [(), ("config",)])
-def test_help_tells_each_command_in_whole(words: tuple[str, ...]) -> None:
-    told = call(*words, "--help")
-    assert told.exit_code == 0
-    assert "Commands:" in told.output
-    assert "..." not in told.output.partition("Commands:")[2]
+def test_help_shows_each_command_without_truncation(words: tuple[str, ...]) -> None:
+    output = call(*words, "--help")
+    assert output.exit_code == 0
+    assert "Commands:" in output.output
+    assert "..." not in output.output.partition("Commands:")[2]
 
 
-def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
-    made = call(
+def test_init_creates_a_valid_configuration(tmp_path: Path) -> None:
+    result = call(
         "init",
         "example.org",
         "--folder",
@@ -70,7 +70,7 @@ def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
         "--public-baseurl",
         "https://matrix.example.org/",
     )
-    assert made.exit_code == 0, made.output
+    assert result.exit_code == 0, result.output
     config = tmp_path / "data" / "homeserver.yaml"
     assert yaml.safe_load(config.read_text())["server_name"] == "example.org"
     key = tmp_path / "data" / "example.org.signing.key"
@@ -78,8 +78,8 @@ def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
     assert len(parse_signing_keys(key.read_text())) == 1
     checked = call("config", "check", "--config", config)
     assert checked.exit_code == 0
-    assert checked.output == "The configuration of example.org is right.\n", (
-        "nothing in it is without effect"
+    assert checked.output == "The configuration of example.org is valid.\n", (
+        "all its options have an effect"
     )
 
 
@@ -96,7 +96,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-def test_init_keeps_a_signing_key(tmp_path: Path) -> None:
+def test_init_keeps_an_existing_signing_key(tmp_path: Path) -> None:
     call("init", "example.org", "--folder", tmp_path)
     key = (tmp_path / "example.org.signing.key").read_bytes()
     (tmp_path / "homeserver.yaml").unlink()
@@ -104,7 +104,7 @@ def test_init_keeps_a_signing_key(tmp_path: Path) -> None:
     assert (tmp_path / "example.org.signing.key").read_bytes() == key
 
 
-def test_init_makes_a_signing_key_that_is_missing(tmp_path: Path) -> None:
+def test_init_creates_a_missing_signing_key(tmp_path: Path) -> None:
     config = tmp_path / "homeserver.yaml"
     config.write_text("server_name: example.org\nsigning_key_path: keys/own.key\n")
     (tmp_path / "keys").mkdir()
@@ -114,16 +114,16 @@ def test_init_makes_a_signing_key_that_is_missing(tmp_path: Path) -> None:
     other = call("init", "other.example", "--folder", tmp_path)
     assert other.exit_code == 1
     assert "there is already a configuration" in other.output
-    made = call("init", "example.org", "--folder", tmp_path)
-    assert (made.exit_code, made.output) == (0, f"created {tmp_path / 'keys' / 'own.key'}\n")
+    result = call("init", "example.org", "--folder", tmp_path)
+    assert (result.exit_code, result.output) == (0, f"created {tmp_path / 'keys' / 'own.key'}\n")
     assert call("config", "check", "-c", config).exit_code == 0
     assert call("init", "example.org", "--folder", tmp_path).exit_code == 1, (
-        "nothing is missing any more"
+        "no file is missing any more"
     )
     assert config.read_text() == "server_name: example.org\nsigning_key_path: keys/own.key\n"
 
 
-def test_init_refuses_an_address_that_the_server_would_refuse(tmp_path: Path) -> None:
+def test_init_refuses_an_invalid_base_url(tmp_path: Path) -> None:
     refused = call(
         "init",
         "example.org",
@@ -137,14 +137,14 @@ def test_init_refuses_an_address_that_the_server_would_refuse(tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
-def test_init_refuses_what_is_no_server_name(tmp_path: Path) -> None:
+def test_init_refuses_an_invalid_server_name(tmp_path: Path) -> None:
     refused = call("init", "https://example.org/", "--folder", tmp_path / "data")
     assert refused.exit_code == 1
     assert "is not a server name" in refused.output
     assert not (tmp_path / "data").exists()
 
 
-def test_check_tells_all_errors(tmp_path: Path) -> None:
+def test_check_reports_all_errors(tmp_path: Path) -> None:
     (tmp_path / "homeserver.yaml").write_text("server_nam: a.b\nbcrypt_rounds: many\n")
     checked = call("config", "check", "-c", tmp_path / "homeserver.yaml")
     assert checked.exit_code == 1
@@ -152,7 +152,7 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
 
 
-def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> None:
+def test_check_prints_redirect_uris(tmp_path: Path) -> None:
     config = tmp_path / "data" / "homeserver.yaml"
     call(
         "init",
@@ -162,23 +162,27 @@ def test_check_tells_what_identity_providers_have_to_know(tmp_path: Path) -> Non
         "--public-baseurl",
         "https://matrix.example.org/",
     )
-    provider = "- {{idp_id: {0}, idp_name: N, issuer: 'https://{0}.example', client_id: c, client_secret: s}}\n"
+    provider = (
+        "- {{idp_id: {0}, idp_name: N, issuer: 'https://{0}.example', client_id: c, "
+        "client_secret: s}}\n"
+    )
     config.write_text(config.read_text() + "\noidc_providers:\n" + provider.format("town"))
     uri = "https://matrix.example.org/_synapse/client/oidc/callback"
     assert (
-        f"oidc-town has to know as redirect URI: {uri}\n"
+        f"redirect URI to register at oidc-town: {uri}\n"
         in call("config", "check", "-c", config).output
     )
     config.write_text(config.read_text() + provider.format("school"))
-    told = call("config", "check", "-c", config).output
+    output = call("config", "check", "-c", config).output
     for idp_id in ("town", "school"):
-        assert f"oidc-{idp_id} has to know as redirect URI: {uri}/oidc-{idp_id}\n" in told
+        assert f"redirect URI to register at oidc-{idp_id}: {uri}/oidc-{idp_id}\n" in output
 
 
-def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
+def test_check_reports_missing_files(tmp_path: Path) -> None:
     config = tmp_path / "homeserver.yaml"
     config.write_text(
-        "server_name: a.b\nfederation_custom_ca_list: [authority.pem]\nlisteners: [{port: 8448, tls: true}]\n"
+        "server_name: a.b\nfederation_custom_ca_list: [authority.pem]\nlisteners: [{port: 8448, "
+        "tls: true}]\n"
         "tls_certificate_path: own.pem\ntls_private_key_path: own.key\n"
     )
     checked = call("config", "check", "-c", config)
@@ -186,18 +190,18 @@ def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path:
     assert "signing_key_path: there is no signing key" in checked.output
     assert "authority.pem" in checked.output
     assert "own.pem" in checked.output
-    assert "is right" not in checked.output
+    assert "is valid" not in checked.output
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "output"),
     [
         ("{hots: localhost}", 'database.args: invalid dsn: invalid connection option "hots"'),
         ("{cp_max: many}", "cp_max"),
     ],
 )
-def test_check_tells_of_parameters_that_postgresql_has_not(
-    tmp_path: Path, args: str, told: str
+def test_check_reports_invalid_postgresql_parameters(
+    tmp_path: Path, args: str, output: str
 ) -> None:
     config = tmp_path / "homeserver.yaml"
     call("init", "example.org", "--folder", tmp_path)
@@ -207,18 +211,18 @@ def test_check_tells_of_parameters_that_postgresql_has_not(
     )
     checked = call("config", "check", "-c", config)
     assert checked.exit_code == 1
-    assert told in checked.output
+    assert output in checked.output
 
 
-def test_a_missing_configuration_is_said(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_reported(tmp_path: Path) -> None:
     checked = call("config", "check", "-c", tmp_path / "homeserver.yaml")
     assert checked.exit_code == 1
-    assert "there is no such file; `--config` says where it is" in checked.output
+    assert "file not found; give its path with `--config`" in checked.output
 
 
-def test_an_account_may_be_named_in_whole(data: Path) -> None:
+def test_create_user_accepts_a_full_user_id(data: Path) -> None:
     config = str(data / "homeserver.yaml")
-    made = run_command(
+    result = run_command(
         "create-user",
         "-c",
         config,
@@ -227,7 +231,7 @@ def test_an_account_may_be_named_in_whole(data: Path) -> None:
         "-",
         given="long enough\n",
     )
-    assert made.stdout == "created @anna:example.org\n", made.stderr
+    assert result.stdout == "created @anna:example.org\n", result.stderr
     other = run_command(
         "create-user",
         "-c",
@@ -241,7 +245,7 @@ def test_an_account_may_be_named_in_whole(data: Path) -> None:
     assert other.stderr.startswith("Error: @anna:other.example belongs to another server")
 
 
-def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
+def test_without_a_terminal_create_user_requires_a_password_file(data: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -266,24 +270,23 @@ def test_without_a_terminal_a_password_has_to_be_given(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
-    [("folder", "it is a folder"), ("nowhere/homeserver.db", "there is no folder")],
+    ("place", "output"),
+    [("folder", "it is a directory"), ("nowhere/homeserver.db", "the directory ")],
 )
-def test_a_database_that_cannot_be_opened_says_why(data: Path, place: str, told: str) -> None:
+def test_an_unusable_database_path_is_reported(data: Path, place: str, output: str) -> None:
     config = data / "homeserver.yaml"
     (data / "folder").mkdir()
     config.write_text(config.read_text().replace("database: homeserver.db", f"database: {place}"))
-    made = run_command(
+    result = run_command(
         "create-user", "-c", str(config), "anna", "--password-file", "-", given="long enough\n"
     )
-    assert made.returncode == 1
-    assert "unable to open database file: " + told in made.stderr
-    assert "Traceback" not in made.stderr
+    assert result.returncode == 1
+    assert "unable to open database file: " + output in result.stderr
+    assert "Traceback" not in result.stderr
 
 
-def test_a_database_that_takes_nothing_is_said(data: Path) -> None:
-    """As on a disk that is full: a file may grow to 32 KiB, which is enough to open the
-    database."""
+def test_a_full_disk_is_reported(data: Path) -> None:
+    """A limit of 32 KiB on file sizes stands for a full disk. It allows opening the database."""
     config = str(data / "homeserver.yaml")
     words = ["create-user", "-c", config, "--password-file", "-"]
     assert run_command(*words, "anna", given="long enough\n").returncode == 0
@@ -307,28 +310,28 @@ def test_a_database_that_takes_nothing_is_said(data: Path) -> None:
     )
 
 
-async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
+async def test_create_registration_token_stores_a_token(data: Path) -> None:
     config = data / "homeserver.yaml"
     config.write_text(
         config.read_text().replace("enable_registration: false", "enable_registration: true")
         + "registration_requires_token: true\n"
     )
-    made = run_command("create-registration-token", "-c", str(config), "--uses", "1")
-    assert (made.returncode, made.stderr) == (0, "")
-    token = made.stdout.strip()
+    result = run_command("create-registration-token", "-c", str(config), "--uses", "1")
+    assert (result.returncode, result.stderr) == (0, "")
+    token = result.stdout.strip()
     database = open_inline(SQLiteConfig(str(data / "homeserver.db")))
     kept = await RegistrationTokenStore(database).get_registration_token(token)
     await database.close()
     assert kept == RegistrationTokenRow(token, uses_allowed=1)
 
 
-def test_a_registration_token_says_what_it_waits_for(data: Path) -> None:
-    made = run_command("create-registration-token", "-c", str(data / "homeserver.yaml"))
-    assert made.returncode == 0
-    assert "registration_requires_token" in made.stderr
+def test_create_registration_token_names_the_options_it_needs(data: Path) -> None:
+    result = run_command("create-registration-token", "-c", str(data / "homeserver.yaml"))
+    assert result.returncode == 0
+    assert "registration_requires_token" in result.stderr
 
 
-def test_a_restored_database_is_made_fit_while_no_server_has_it(data: Path) -> None:
+def test_after_restore_requires_a_stopped_server(data: Path) -> None:
     words = ("after-restore", "-c", str(data / "homeserver.yaml"))
     absent = run_command(*words)
     assert absent.returncode == 1
@@ -350,13 +353,13 @@ def test_a_restored_database_is_made_fit_while_no_server_has_it(data: Path) -> N
     assert "another server uses the SQLite file" in refused.stderr
 
 
-def test_a_rescan_wants_a_scanner(data: Path) -> None:
+def test_rescan_media_requires_a_scanner(data: Path) -> None:
     refused = call("rescan-media", "-c", data / "homeserver.yaml")
     assert refused.exit_code == 1
     assert "names no scanner" in refused.output
 
 
-async def test_a_rescan_is_begun_and_followed_to_its_end(data: Path) -> None:
+async def test_rescan_media_starts_a_rescan_and_follows_it(data: Path) -> None:
     config = data / "homeserver.yaml"
     with config.open("a", encoding="utf-8") as file:
         file.write("media_scanning: {forbidden_types: [application/zip]}\n")
@@ -384,7 +387,7 @@ async def test_a_rescan_is_begun_and_followed_to_its_end(data: Path) -> None:
     ]
 
 
-def test_routes_are_method_and_path() -> None:
+def test_routes_prints_method_and_path() -> None:
     lines = call("routes").output.splitlines()
     assert "GET /_matrix/client/versions" in lines
     assert all(
@@ -400,7 +403,7 @@ def test_a_server_without_its_key_does_not_start(tmp_path: Path) -> None:
     assert "there is no signing key" in started.stderr
 
 
-def test_the_log_is_for_its_owner_and_group(tmp_path: Path) -> None:
+def test_the_log_file_is_readable_for_owner_and_group_only(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     before = os.umask(0)
     try:
@@ -409,14 +412,14 @@ def test_the_log_is_for_its_owner_and_group(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
-    path.chmod(0o644)  # whoever runs the server may want it otherwise
+    path.chmod(0o644)  # an operator may change the mode
     with open_log(path) as file:
         file.write("yana\n")
     assert path.stat().st_mode & 0o777 == 0o644
     assert path.read_text() == "salom\nyana\n"
 
 
-def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_an_unwritable_log_file_is_reported(tmp_path: Path) -> None:
     call("init", "example.org", "--folder", tmp_path)
     config = tmp_path / "homeserver.yaml"
     with config.open("a") as file:
@@ -446,12 +449,16 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> None:
+def test_run_serves_until_sigterm_and_create_user_works_meanwhile(data: Path) -> None:
     config = data / "homeserver.yaml"
     port = yaml.safe_load(config.read_text())["listeners"][0]["port"]
-    provider = "{idp_id: town, idp_name: Town, issuer: 'https://town.example', client_id: c, client_secret: s}"
+    provider = (
+        "{idp_id: town, idp_name: Town, issuer: 'https://town.example', client_id: c, "
+        "client_secret: s}"
+    )
     config.write_text(
-        f"{config.read_text()}\npublic_baseurl: https://matrix.example.org\noidc_providers: [{provider}]\n"
+        f"{config.read_text()}\npublic_baseurl: https://matrix.example.org\noidc_providers: "
+        f"[{provider}]\n"
     )
     with open(data / "log", "wb") as log:
         command = [sys.executable, "-m", "homeserver", "run", "--config", str(config)]
@@ -459,7 +466,7 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/_matrix/client/versions")
         assert int((data / "pid").read_text()) == process.pid
-        made = run_command(
+        result = run_command(
             "create-user",
             "-c",
             str(config),
@@ -469,9 +476,10 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
             "-",
             given="secret\n",
         )
-        assert made.stdout == "created @alice:example.org, an administrator\n", made.stderr
-        assert made.stderr == (
-            "warning: The password must have at least 8 characters; users may not choose such a password\n"
+        assert result.stdout == "created @alice:example.org, an administrator\n", result.stderr
+        assert result.stderr == (
+            "warning: The password must have at least 8 characters; "
+            "users cannot choose such a password\n"
         )
         again = run_command("create-user", "-c", str(config), "alice")
         assert (again.returncode, again.stdout, again.stderr) == (
@@ -488,15 +496,15 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert third.returncode == 1
         assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
-        os.kill(process.pid, signal.SIGINT)  # somebody who does not like to wait
+        os.kill(process.pid, signal.SIGINT)  # an impatient operator
         assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()
         process.wait()
     assert not (data / "pid").exists()
-    told = (data / "log").read_text()
-    assert "oidc-town has to know as redirect URI: https://" in told
-    assert "Traceback" not in told
+    output = (data / "log").read_text()
+    assert "redirect URI to register at oidc-town: https://" in output
+    assert "Traceback" not in output
 
 
 def wait_until_ready(url: str) -> None:

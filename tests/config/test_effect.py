@@ -1,9 +1,8 @@
-"""No option lies: what is not marked `not_yet` is read by some part of the server, and what is
-marked is read by none.
+"""Each option has an effect unless it is marked `not_implemented`; a marked one has none.
 
-Found in the source: an option is read as `.option` of a variable or attribute that is called like
-its section (or as `READ_AS` says), and a rate limit by the member of `Limit` that is called like
-it.
+The tests search the source. An option counts as read if the code contains `.option` of a variable
+or attribute with the name of its section (or a name in `READ_AS`). A rate limit counts as read if
+the code uses its member of `Limit`.
 """
 
 import ast
@@ -16,8 +15,8 @@ import pytest
 from homeserver.api.limits import Limit
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
-from homeserver.config.option import description_of
-from homeserver.config.read import each_option
+from homeserver.config.option import get_description
+from homeserver.config.read import iterate_options
 from homeserver.config.yaml_text import Place
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
@@ -35,12 +34,12 @@ READ_AS = {
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }
-"""What the code calls a section, where not by its own name."""
+"""The names of sections in the code, if they differ from the option."""
 
 
 @pytest.fixture(scope="module")
 def read() -> set[tuple[str, str]]:
-    """Every `variable.name` or `….attribute.name` of the code: the last two parts."""
+    """All accesses `variable.name` and `….attribute.name` in the code: the last two parts."""
     found = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -61,12 +60,12 @@ LIMITS = {limit.value: limit.name for limit in Limit}
 
 
 def leaves() -> Iterator[tuple[Place, bool]]:
-    """Every option that is no section, with its group before it, and whether it or what it is in is
+    """All options that are no section, each with its group, and whether it or its section is
     marked."""
     for group, kind in GROUPS.items():
         silent: set[Place] = set()
-        for place, type_, declared in each_option(kind):
-            if description_of(declared).not_yet or place[:-1] in silent:
+        for place, type_, declared in iterate_options(kind):
+            if get_description(declared).not_implemented or place[:-1] in silent:
                 silent.add(place)
             is_limit = RateLimit in (type_, *get_args(type_))
             if is_limit or (
@@ -76,14 +75,14 @@ def leaves() -> Iterator[tuple[Place, bool]]:
 
 
 def _has_options(kind: type, place: Place) -> bool:
-    return any(other[:-1] == place for other, _type, _declared in each_option(kind))
+    return any(other[:-1] == place for other, _type, _declared in iterate_options(kind))
 
 
 OPTIONS = dict(leaves())
 
 
 def readers_of(place: Place) -> set[tuple[str, str]]:
-    """What the code would have to say to read this option."""
+    """The accesses of which one must be in the code if the option is read."""
     group, *names = map(str, place)
     limit = LIMITS.get(".".join(names)) if group == "limits" else None
     if limit is not None:
@@ -93,9 +92,9 @@ def readers_of(place: Place) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("place", OPTIONS, ids=lambda place: ".".join(map(str, place[1:])))
-def test_an_option_acts_or_says_that_it_does_not(place: Place, read: set[tuple[str, str]]) -> None:
+def test_an_option_has_an_effect_or_is_marked(place: Place, read: set[tuple[str, str]]) -> None:
     assert bool(readers_of(place) & read) is not OPTIONS[place], (
-        "it is read: take `not_yet` away"
+        "the option is read: remove `not_implemented`"
         if OPTIONS[place]
-        else "nothing reads it: mark it `not_yet`, or wire it"
+        else "nothing reads the option: mark it `not_implemented` or implement it"
     )

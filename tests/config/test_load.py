@@ -1,5 +1,4 @@
-"""Configuration files as operators write them: what is read, what is refused, and what is said
-about it."""
+"""Reading configuration files: defaults, errors and notices."""
 
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import pytest
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.config.configuration import GROUPS
 from homeserver.config.limits import RateLimit
-from homeserver.config.load import REASONS, ConfigError, Loaded, load_config, synapse_keys
-from homeserver.config.read import each_option, spell_place
+from homeserver.config.load import REASONS, ConfigError, LoadedConfig, load_config, synapse_keys
+from homeserver.config.read import format_place, iterate_options
 
 
 class Folder:
@@ -22,10 +21,10 @@ class Folder:
         (self.path / name).write_text(text, encoding="utf-8")
         return self.path / name
 
-    def load(self, text: str, environment: dict[str, str] | None = None) -> Loaded:
+    def load(self, text: str, environment: dict[str, str] | None = None) -> LoadedConfig:
         return load_config([self.write("homeserver.yaml", text)], environment or {})
 
-    def complaints(self, text: str) -> list[str]:
+    def errors(self, text: str) -> list[str]:
         with pytest.raises(ConfigError) as refused:
             self.load(text)
         return [line.removeprefix(f"{self.path}/") for line in refused.value.lines]
@@ -39,7 +38,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-def test_a_name_is_enough(folder: Folder) -> None:
+def test_only_the_server_name_is_required(folder: Folder) -> None:
     config = folder.load("server_name: example.org").config
     assert config.server_name == "example.org"
     assert config.network.listeners[0].port == 8008
@@ -51,20 +50,20 @@ def test_a_name_is_enough(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("spelt", ["0660", "0o660", "432", '"0660"'])
-def test_permissions_are_in_base_eight(folder: Folder, spelt: str) -> None:
+def test_permissions_are_octal(folder: Folder, spelt: str) -> None:
     listener = "{path: hs.socket, mode: %s, type: http, resources: [{names: [client]}]}"
     config = folder.load(f"server_name: a.b\nlisteners: [{listener % spelt}]").config
     assert config.network.listeners[0].mode == 0o660
-    (wrong,) = folder.complaints(f"server_name: a.b\nlisteners: [{listener % 660}]")
+    (wrong,) = folder.errors(f"server_name: a.b\nlisteners: [{listener % 660}]")
     assert "at most 0o777" in wrong
 
 
-def test_the_old_name_of_presence_says_where_it_went(folder: Folder) -> None:
+def test_use_presence_is_a_notice_that_names_the_new_option(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nuse_presence: false")
     assert "`presence.enabled`" in notice
 
 
-def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> None:
+def test_a_file_for_synapse_takes_effect(folder: Folder) -> None:
     loaded = folder.load(
         """
         server_name: "hs1.example"
@@ -125,10 +124,10 @@ def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> Non
     assert "bcrypt_rounds" not in silent
 
 
-def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_name(
+def test_all_errors_are_reported_with_file_line_key_value_and_nearest_key(
     folder: Folder,
 ) -> None:
-    assert folder.complaints(
+    assert folder.errors(
         "server_name: https://example.org\n"
         "max_upload_size: 50MiBB\n"
         "rc_mesage: {per_second: 1}\n"
@@ -141,29 +140,34 @@ def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_na
         "    resources: [{names: [clients]}]\n"
         "zzz: 1\n"
     ) == [
-        "homeserver.yaml:1: server_name: got 'https://example.org'; must be a host name, with :PORT if need be, as in "
-        "user ids: no https://, no path",
+        "homeserver.yaml:1: server_name: got 'https://example.org'; must be a host name with an "
+        "optional :PORT, as in user IDs: no https://, no path",
         "homeserver.yaml:2: max_upload_size: got '50MiBB'; want a size such as 512K, 50M or 2G",
-        "homeserver.yaml:3: rc_mesage: unknown option (its value is {'per_second': 1}); did you mean rc_message?",
-        "homeserver.yaml:4: session_lifetime: got 'soon'; want a duration such as 30s, 5m, 24h or 7d",
+        "homeserver.yaml:3: rc_mesage: unknown option (its value is {'per_second': 1}); "
+        "did you mean rc_message?",
+        "homeserver.yaml:4: session_lifetime: got 'soon'; want a duration such as 30s, 5m, 24h or "
+        "7d",
         "homeserver.yaml:5: bcrypt_rounds: got 99; must be at most 20",
-        "homeserver.yaml:7: rc_login.adress: unknown option (its value is {'per_second': 1}); did you mean address?",
+        "homeserver.yaml:7: rc_login.adress: unknown option (its value is {'per_second': 1}); "
+        "did you mean address?",
         "homeserver.yaml:9: listeners[0].port: got 'http'; want a whole number",
-        "homeserver.yaml:10: listeners[0].resources[0].names[0]: got 'clients'; want one of client, federation, media, "
-        "keys, health, metrics, consent, openid, static, replication",
+        "homeserver.yaml:10: listeners[0].resources[0].names[0]: got 'clients'; want one of "
+        "client, "
+        "federation, media, keys, health, metrics, consent, openid, static, replication",
         "homeserver.yaml:11: zzz: unknown option (its value is 1)",
     ]
 
 
-def test_what_is_wrong_is_told_once(folder: Folder) -> None:
-    assert folder.complaints("server_name: a.b\nlisteners: [{port: 80080}]") == [
+def test_a_wrong_value_is_reported_once(folder: Folder) -> None:
+    assert folder.errors("server_name: a.b\nlisteners: [{port: 80080}]") == [
         "homeserver.yaml:2: listeners[0].port: got 80080; must be at most 65535",
     ]
 
 
-def test_bounds_are_told_as_they_are_written(folder: Folder) -> None:
-    assert folder.complaints(
-        "server_name: a.b\nmedia_retention: {local_media_lifetime: 5m}\nmedia_scanning: {max_size: 0}"
+def test_bounds_are_reported_in_the_unit_of_the_option(folder: Folder) -> None:
+    assert folder.errors(
+        "server_name: a.b\nmedia_retention: {local_media_lifetime: 5m}\nmedia_scanning: {max_size: "
+        "0}"
     ) == [
         "homeserver.yaml:2: media_retention.local_media_lifetime: got '5m'; must be at least 2h",
         "homeserver.yaml:3: media_scanning.max_size: got 0; must be at least 1",
@@ -171,7 +175,7 @@ def test_bounds_are_told_as_they_are_written(folder: Folder) -> None:
 
 
 def test_the_server_name_is_required(folder: Folder) -> None:
-    assert folder.complaints("bcrypt_rounds: 4") == [
+    assert folder.errors("bcrypt_rounds: 4") == [
         "homeserver.yaml: server_name: is required, as in example.org",
     ]
 
@@ -187,15 +191,15 @@ def test_the_server_name_is_required(folder: Folder) -> None:
         "xn--e1afmkfd.example",
     ],
 )
-def test_server_names_that_are_good(folder: Folder, name: str) -> None:
+def test_valid_server_names(folder: Folder, name: str) -> None:
     assert folder.load(f'server_name: "{name}"').config.server_name == name
 
 
 @pytest.mark.parametrize(
     "name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"]
 )
-def test_server_names_that_are_not(folder: Folder, name: str) -> None:
-    assert "server_name" in folder.complaints(f'server_name: "{name}"')[0]
+def test_invalid_server_names(folder: Folder, name: str) -> None:
+    assert "server_name" in folder.errors(f'server_name: "{name}"')[0]
 
 
 @pytest.mark.parametrize(
@@ -203,30 +207,31 @@ def test_server_names_that_are_not(folder: Folder, name: str) -> None:
     [
         (
             "server_name: a.b\nserver_name: c.d",
-            "homeserver.yaml: line 2: server_name stands here a second time",
+            "homeserver.yaml: line 2: server_name is repeated",
         ),
         ("- a", "homeserver.yaml: line 1: a configuration has the form `key: value`"),
         ("a: [", "homeserver.yaml: line 1: expected the node content, but found '<stream end>'"),
-        ("server_name: !!python/name:os.system x", "has no place in a configuration"),
+        ("server_name: !!python/name:os.system x", "is not allowed in a configuration"),
     ],
 )
-def test_what_is_not_a_configuration(folder: Folder, written: str, complaint: str) -> None:
-    assert complaint in folder.complaints(written)[0]
+def test_invalid_yaml_is_refused(folder: Folder, written: str, complaint: str) -> None:
+    assert complaint in folder.errors(written)[0]
 
 
-def test_a_bomb_of_aliases_is_refused(folder: Folder) -> None:
+def test_exponential_aliases_are_refused(folder: Folder) -> None:
     bomb = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
-    assert "too many values" in folder.complaints(f"a0: &a0 [1]\n{bomb}")[0]
+    assert "too many values" in folder.errors(f"a0: &a0 [1]\n{bomb}")[0]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match="file not found"):
         load_config([tmp_path / "none.yaml"], {})
 
 
-def test_yaml_surprises(folder: Folder) -> None:
+def test_yaml_1_1_surprises_are_text(folder: Folder) -> None:
     config = folder.load(
-        "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nturn_uris: [2024-01-01, 0123, on]\n"
+        "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nturn_uris: [2024-01-01, 0123, "
+        "on]\n"
         "default_room_version: 10"
     ).config
     assert config.name.admin_contact == "no"
@@ -235,7 +240,7 @@ def test_yaml_surprises(folder: Folder) -> None:
     assert config.rooms.default_room_version == "10"
 
 
-def test_rooms_to_join_have_to_be_rooms(folder: Folder) -> None:
+def test_auto_join_rooms_must_be_aliases_or_ids(folder: Folder) -> None:
     rooms = ("#everyone:a.b", "!r:a.b")
     assert (
         folder.load(
@@ -243,7 +248,7 @@ def test_rooms_to_join_have_to_be_rooms(folder: Folder) -> None:
         ).config.registration.auto_join_rooms
         == rooms
     )
-    with pytest.raises(ConfigError, match=r"auto_join_rooms: .*'everyone' is not"):
+    with pytest.raises(ConfigError, match=r"auto_join_rooms: .*not 'everyone'"):
         folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
@@ -256,7 +261,8 @@ def test_address_ranges(folder: Folder) -> None:
 
 def test_merged_mappings(folder: Folder) -> None:
     config = folder.load(
-        "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: *many, burst_count: 7}"
+        "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: "
+        "*many, burst_count: 7}"
     ).config
     assert config.limits.rc_profile == RateLimit(per_second=5, burst_count=7)
 
@@ -264,13 +270,11 @@ def test_merged_mappings(folder: Folder) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[{}]", '[{"endpoints": [{}]}]', '[{"endpoints": [{"url": "tube:x"}]}]']
 )
-def test_files_of_oembed_providers_are_read_at_the_start(
+def test_invalid_oembed_provider_files_are_refused(
     folder: Folder, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "providers.json").write_text(text)
-    (wrong,) = folder.complaints(
-        "server_name: a.b\noembed: {additional_providers: [providers.json]}"
-    )
+    (wrong,) = folder.errors("server_name: a.b\noembed: {additional_providers: [providers.json]}")
     assert "providers.json" in wrong
 
 
@@ -302,17 +306,18 @@ def test_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
         folder.load("server_name: a.b", filed).config.sessions.password_config.pepper
         == "from the file"
     )
-    assert folder.complaints(by_file.replace("secret_path: secret", "secret_file: nowhere")) == [
-        "homeserver.yaml:2: registration_shared_secret_file: cannot read nowhere: No such file or directory"
+    assert folder.errors(by_file.replace("secret_path: secret", "secret_file: nowhere")) == [
+        "homeserver.yaml:2: registration_shared_secret_file: cannot read nowhere: "
+        "No such file or directory"
     ]
-    assert folder.complaints(by_file + "\nregistration_shared_secret: x") == [
-        "homeserver.yaml:2: registration_shared_secret_path: is given, and so is registration_shared_secret; "
-        "one of them is enough"
+    assert folder.errors(by_file + "\nregistration_shared_secret: x") == [
+        "homeserver.yaml:2: registration_shared_secret_path: is given, "
+        "and so is registration_shared_secret; one of them is enough"
     ]
 
 
 def test_a_secret_is_not_shown(folder: Folder) -> None:
-    (line,) = folder.complaints("server_name: a.b\nregistration_shared_secret: [hunter2]")
+    (line,) = folder.errors("server_name: a.b\nregistration_shared_secret: [hunter2]")
     assert "hunter2" not in line
     config = folder.load("server_name: a.b\nregistration_shared_secret: hunter2").config
     assert "hunter2" not in repr(config)
@@ -331,7 +336,7 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ),
         (
             'old_signing_keys: {"ed25519:a": {key: "§", expired_ts: 1}}',
-            "is no key that others can use",
+            "is not a valid key",
         ),
         ("database: {args: {host: db}}", "SQLite takes only `database`, not host"),
         ("ip_range_blacklist: [10.0.0.0/99]", "want an address range such as 10.0.0.0/8"),
@@ -355,21 +360,21 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("recaptcha_siteverify_api: http://captcha.example/", "must be an https:// address"),
         (
             'recaptcha_sources: ["https://a.example; script-src *"]',
-            "must be https:// addresses, which",
+            "must be https:// addresses, not",
         ),
     ],
 )
-def test_what_does_not_fit(folder: Folder, written: str, complaint: str) -> None:
-    (line,) = folder.complaints(f"server_name: a.b\n{written}")
+def test_invalid_values_are_refused(folder: Folder, written: str, complaint: str) -> None:
+    (line,) = folder.errors(f"server_name: a.b\n{written}")
     assert complaint in line
 
 
-def test_options_that_nothing_acts_on_yet_are_told(folder: Folder) -> None:
+def test_unimplemented_options_are_reported(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredis: {host: a}")
     assert notice == "homeserver.yaml:2: redis: has no effect: not implemented here yet"
 
 
-def test_what_has_no_effect_alone_is_told(folder: Folder) -> None:
+def test_an_option_without_its_companion_is_reported(folder: Folder) -> None:
     base = "server_name: a.b\npublic_baseurl: https://a.b/\n"
     (notice,) = folder.notices(base + "email: {enable_notifs: true}")
     assert notice.startswith(
@@ -377,44 +382,45 @@ def test_what_has_no_effect_alone_is_told(folder: Folder) -> None:
     )
     assert folder.notices(base + "email: {enable_notifs: true, smtp_host: mail.a.b}") == []
     (notice,) = folder.notices(base + "enable_metrics: true")
-    assert notice.startswith(
-        "homeserver.yaml:3: enable_metrics: has no effect without a listener that shows figures"
-    )
+    assert notice.startswith("homeserver.yaml:3: enable_metrics: has no effect without a listener")
 
 
 @pytest.mark.parametrize(
     "shown", ["type: metrics", "resources: [{names: [client]}, {names: [metrics]}]"]
 )
-def test_a_listener_for_figures_has_some_where_they_are_counted(folder: Folder, shown: str) -> None:
+def test_a_metrics_listener_without_metrics_is_reported(folder: Folder, shown: str) -> None:
     base = f"server_name: a.b\nlisteners:\n  - {{port: 8008}}\n  - {{port: 9000, {shown}}}\n"
     (notice,) = folder.notices(base)
     assert (
-        notice == "homeserver.yaml:4: listeners[1]: shows no figures without `enable_metrics: true`"
+        notice
+        == "homeserver.yaml:4: listeners[1]: serves no metrics without `enable_metrics: true`"
     )
     assert folder.notices(base + "enable_metrics: true") == []
 
 
-def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
+def test_synapse_keys_contain_none_of_our_options() -> None:
     ours = {
-        spell_place(place)
+        format_place(place)
         for kind in GROUPS.values()
-        for place, _kind, _declared in each_option(kind)
+        for place, _kind, _declared in iterate_options(kind)
     }
     assert not ours & set(synapse_keys())
     assert set(synapse_keys().values()) <= set(REASONS)
 
 
-def test_the_first_pause_is_not_longer_than_the_longest(folder: Folder) -> None:
-    assert folder.complaints(
-        "server_name: a.b\nfederation: {destination_min_retry_interval: 2h}"
-    ) == [
-        "homeserver.yaml:2: federation.destination_min_retry_interval: may not be more than `destination_max_retry_interval`"
+def test_the_first_retry_interval_must_not_exceed_the_longest(folder: Folder) -> None:
+    assert folder.errors("server_name: a.b\nfederation: {destination_min_retry_interval: 2h}") == [
+        "homeserver.yaml:2: federation.destination_min_retry_interval: "
+        "must not be more than `destination_max_retry_interval`"
     ]
-    config = "server_name: a.b\nfederation: {destination_min_retry_interval: 10m, destination_max_retry_interval: 1w}"
+    config = (
+        "server_name: a.b\nfederation: {destination_min_retry_interval: 10m, "
+        "destination_max_retry_interval: 1w}"
+    )
     assert folder.load(config).notices == ()
 
 
-def test_lifetimes_that_contradict_each_other(folder: Folder) -> None:
+def test_contradictory_lifetimes_are_refused(folder: Folder) -> None:
     config = "\n".join(
         (
             "server_name: a.b",
@@ -427,23 +433,28 @@ def test_lifetimes_that_contradict_each_other(folder: Folder) -> None:
             "    - {shortest_max_lifetime: 3d, longest_max_lifetime: 1d, interval: 1d}",
         )
     )
-    assert folder.complaints(config) == [
-        "homeserver.yaml:4: retention.default_policy.min_lifetime: may not be more than `max_lifetime`",
-        "homeserver.yaml:5: retention.allowed_lifetime_min: may not be more than `allowed_lifetime_max`",
-        "homeserver.yaml:8: retention.purge_jobs[0].shortest_max_lifetime: may not be more than `longest_max_lifetime`",
+    assert folder.errors(config) == [
+        "homeserver.yaml:4: retention.default_policy.min_lifetime: "
+        "must not be more than `max_lifetime`",
+        "homeserver.yaml:5: retention.allowed_lifetime_min: "
+        "must not be more than `allowed_lifetime_max`",
+        "homeserver.yaml:8: retention.purge_jobs[0].shortest_max_lifetime: "
+        "must not be more than `longest_max_lifetime`",
     ]
 
 
-def test_rules_of_retention_as_synapse_has_them(folder: Folder) -> None:
+def test_retention_rules_of_synapse_are_read(folder: Folder) -> None:
     config = (
-        "server_name: a.b\nforgotten_room_retention_period: 28d\nretention: {enabled: true, default_policy: null,"
+        "server_name: a.b\nforgotten_room_retention_period: 28d\nretention: {enabled: true, "
+        "default_policy: null,"
         " allowed_lifetime_min: 1d, allowed_lifetime_max: 1y, purge_jobs: null}"
     )
     assert folder.load(config).notices == ()
 
 
-def test_that_redacted_content_is_gone_at_once_is_said(folder: Folder) -> None:
+def test_redaction_retention_period_is_a_notice(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
     assert notice == (
-        "homeserver.yaml:2: redaction_retention_period: has no effect: redacted content is removed at once here"
+        "homeserver.yaml:2: redaction_retention_period: has no effect: "
+        "redacted content is removed at once here"
     )

@@ -1,4 +1,4 @@
-"""The sample file and the page about options say what the code does."""
+"""The sample file and the page of options match the code."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from homeserver.config.configuration import GROUPS
 from homeserver.config.load import load_config
-from homeserver.config.read import each_option
+from homeserver.config.read import iterate_options
 from homeserver.config.sample import write_docs, write_sample
 
 ROOT = Path(__file__).parents[2]
@@ -17,17 +17,17 @@ ROOT = Path(__file__).parents[2]
     ("name", "text"),
     [("homeserver.yaml.sample", write_sample()), ("docs/operators/configuration.md", write_docs())],
 )
-def test_what_is_generated_is_fresh(name: str, text: str) -> None:
+def test_generated_files_are_current(name: str, text: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == text, "run scripts/write_sample_config"
 
 
-def test_the_sample_is_a_configuration(tmp_path: Path) -> None:
+def test_the_sample_is_a_valid_configuration(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(write_sample(), encoding="utf-8")
     assert load_config([path], {}).config.server_name == "example.org"
 
 
-def test_every_line_of_the_sample_may_be_uncommented(tmp_path: Path) -> None:
+def test_every_line_of_the_sample_can_be_uncommented(tmp_path: Path) -> None:
     text = re.sub(r"^#(?! \S|#)", "", write_sample(), flags=re.MULTILINE)
     assert "\nbcrypt_rounds: 12\n" in text
     path = tmp_path / "homeserver.yaml"
@@ -37,10 +37,10 @@ def test_every_line_of_the_sample_may_be_uncommented(tmp_path: Path) -> None:
     assert loaded.config.storage.database.args["cp_max"] == 8
 
 
-def test_every_option_is_in_both() -> None:
+def test_every_option_is_in_the_sample_and_the_page() -> None:
     sample, docs = write_sample(), write_docs()
     for kind in GROUPS.values():
-        for place, _kind, declared in each_option(kind):
+        for place, _kind, declared in iterate_options(kind):
             assert re.search(
                 rf"^# *{place[-1]}:|^{place[-1]}:|{place[-1]}: [0-9.]+", sample, re.MULTILINE
             )

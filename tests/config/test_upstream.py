@@ -1,4 +1,4 @@
-"""Options about identity providers that do not fit together are told, each with its place."""
+"""Contradictory options about identity providers are refused, each with its place."""
 
 from pathlib import Path
 
@@ -12,28 +12,62 @@ OIDC = "oidc_providers: [{idp_id: a, idp_name: A, issuer: 'https://a.example', c
 @pytest.mark.parametrize(
     ("written", "complaint"),
     [
-        (OIDC + ", client_secret: y}]", "public_baseurl: is needed"),
-        (OIDC + "}]", "oidc_providers[0].client_secret: is needed"),
-        (OIDC + ", client_auth_method: none, discover: false}]", "oidc_providers[0].jwks_uri: is needed where"),
-        (OIDC + ", client_auth_method: none}, {idp_id: a, idp_name: B, issuer: 'https://b.example', client_id: x}]",
-         "2 providers have the id 'oidc-a'"),
-        (OIDC + ", client_auth_method: none, id_token_signing_alg_values_supported: [none]}]", "must name an algorithm"),
+        (OIDC + ", client_secret: y}]", "public_baseurl: is required"),
+        (OIDC + "}]", "oidc_providers[0].client_secret: is required"),
+        (
+            OIDC + ", client_auth_method: none, discover: false}]",
+            "oidc_providers[0].jwks_uri: is required if",
+        ),
+        (
+            OIDC + ", client_auth_method: none}, "
+            "{idp_id: a, idp_name: B, issuer: 'https://b.example', client_id: x}]",
+            "2 providers have the id 'oidc-a'",
+        ),
+        (
+            OIDC + ", client_auth_method: none, id_token_signing_alg_values_supported: [none]}]",
+            "must name an algorithm",
+        ),
         (OIDC + ", idp_icon: 'https://a.example/x.png'}]", "must be an mxc:// address"),
         (OIDC.replace("idp_id: a", "idp_id: a/b") + "}]", "must have only letters"),
-        (OIDC + ", user_mapping_provider: {config: {localpart_template: '{{ user'}}}]", "must be a Jinja2 template"),
-        ("cas_config: {enabled: true}", "cas_config.server_url: is needed"),
-        ("saml2_config: {sp_config: {metadata: {remote: [{url: 'http://a.example'}]}}}", "what https vouches for"),
-        ("saml2_config: {sp_config: {metadata: {remote: [https://a.example]}}}", "what https vouches for"),
+        (
+            OIDC + ", user_mapping_provider: {config: {localpart_template: '{{ user'}}}]",
+            "must be a Jinja2 template",
+        ),
+        ("cas_config: {enabled: true}", "cas_config.server_url: is required"),
+        (
+            "saml2_config: {sp_config: {metadata: {remote: [{url: 'http://a.example'}]}}}",
+            "metadata are trusted because of https",
+        ),
+        (
+            "saml2_config: {sp_config: {metadata: {remote: [https://a.example]}}}",
+            "metadata are trusted because of https",
+        ),
         ("saml2_config: {sp_config: {metadata: {mdq: []}}}", "and nothing else"),
         ("saml2_config: {sp_config: {metadata: []}}", "and nothing else"),
-        ("jwt_config: {enabled: true, algorithm: HS256}", "jwt_config: needs `secret` and `algorithm`"),
-        ("ldap_providers: [{uri: ['http://a.example'], base: 'dc=a'}]", "must have addresses that start with ldap://"),
-        ("ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', bind_dn: 'cn=a'}]", "bind_password: is needed"),
-        ("ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', mode: bind, bind_dn: 'cn=a'}]", "has no use in"),
-        ("ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', leavers_at_most: 2}]", "must be at most 1"),
+        (
+            "jwt_config: {enabled: true, algorithm: HS256}",
+            "jwt_config: needs `secret` and `algorithm`",
+        ),
+        (
+            "ldap_providers: [{uri: ['http://a.example'], base: 'dc=a'}]",
+            "must have addresses that start with ldap://",
+        ),
+        (
+            "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', bind_dn: 'cn=a'}]",
+            "bind_password: is required",
+        ),
+        (
+            "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', mode: bind, "
+            "bind_dn: 'cn=a'}]",
+            "has no effect in",
+        ),
+        (
+            "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', leavers_at_most: 2}]",
+            "must be at most 1",
+        ),
     ],
-)  # fmt: skip
-def test_what_does_not_fit(tmp_path: Path, written: str, complaint: str) -> None:
+)
+def test_contradictory_options_are_refused(tmp_path: Path, written: str, complaint: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(f"server_name: example.org\n{written}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as raised:
@@ -41,7 +75,7 @@ def test_what_does_not_fit(tmp_path: Path, written: str, complaint: str) -> None
     assert complaint in str(raised.value)
 
 
-def test_what_fits(tmp_path: Path) -> None:
+def test_consistent_options_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         "server_name: example.org\npublic_baseurl: https://matrix.example.org\n"
@@ -59,7 +93,7 @@ def test_what_fits(tmp_path: Path) -> None:
     "icon",
     ["https://a.example/i.png", "mxc://", "mxc://a.example", "mxc://a.example/b/c", "mxc://a b/c"],
 )
-def test_icons_that_are_none(tmp_path: Path, icon: str) -> None:
+def test_invalid_icons_are_refused(tmp_path: Path, icon: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         "server_name: example.org\npublic_baseurl: https://matrix.example.org\n"

@@ -1,4 +1,5 @@
-"""Makes docs/developers/modules.md: every module of the product with the first line of its header."""
+"""Generates docs/developers/modules.md: every module of the product with the first paragraph of its
+docstring."""
 
 import ast
 import sys
@@ -36,7 +37,7 @@ def _sections() -> Iterator[str]:
 
 
 def _purpose(path: Path) -> str:
-    """The first sentence of the module's docstring, or its first paragraph."""
+    """Return the first paragraph of the module's docstring, without spec references."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
     return paragraph.partition(" spec:")[0].replace("|", "\\|")

@@ -30,20 +30,22 @@ MODULES = sorted(
 )
 MODULE_MAP = ROOT / "docs" / "developers" / "modules.md"
 HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
-"""They speak of files that the reader is to make."""
+"""They name files that the reader creates."""
 COOKIES = frozenset({"mahalla_session", "mahalla_visitor", "mahalla_upstream"})
-"""Names in the sources that look like metrics."""
+"""Names in the sources that only look like metrics."""
 NAMED_FILES = {
-    "irc-registration.yaml": "{id: irc, as_token: 0123456789abcdef, hs_token: b, sender_localpart: irc, namespaces: {}}",
+    "irc-registration.yaml": (
+        "{id: irc, as_token: 0123456789abcdef, hs_token: b, sender_localpart: irc, namespaces: {}}"
+    ),
 }
-"""Files that examples name and that must exist."""
+"""Files that examples name, which must exist."""
 _PATH = re.compile(
     r"(?<!/v1/)(?<!_matrix/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]"
 )
 
 
 def paths_in(text: str) -> set[str]:
-    """The files and folders that a page names; `a/{b,c}.py` names two."""
+    """Return the files and folders that a page names. `a/{b,c}.py` names two."""
     found: set[str] = set()
     for path in _PATH.findall(text):
         before, brace, rest = path.partition("{")
@@ -62,7 +64,7 @@ def page_name(page: Path) -> str:
 
 
 def anchors_in(text: str) -> set[str]:
-    """The anchors of a page's headings, as code hosts make them."""
+    """Return the anchors of a page's headings, as code hosts generate them."""
     without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -102,7 +104,7 @@ def test_every_script_is_documented_and_has_help(script: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", TEXTS[page]):
         if "://" in target:
             continue
@@ -122,15 +124,14 @@ def test_every_operators_page_is_in_the_index() -> None:
     assert [page.name for page in OPERATOR_PAGES if f"]({page.name})" not in index] == ["README.md"]
 
 
-def test_the_map_of_modules_is_up_to_date() -> None:
+def test_the_module_map_is_current() -> None:
     assert TEXTS[MODULE_MAP] == module_map(), "run scripts/write_module_map"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_that_are_named_exist(page: Path) -> None:
-    if (
-        page.name not in HOW_TOS and page.parent.name != "adr"
-    ):  # a decision speaks of the day when it was made
+def test_named_files_exist(page: Path) -> None:
+    # an ADR describes the code of its date
+    if page.name not in HOW_TOS and page.parent.name != "adr":
         assert [path for path in sorted(paths_in(TEXTS[page])) if not (ROOT / path).exists()] == []
 
 
@@ -139,15 +140,15 @@ def test_files_that_are_named_exist(page: Path) -> None:
     [
         pytest.param(dedent(example), id=f"{page.name}-{number}")
         for page in OPERATOR_PAGES
-        if page.name != "configuration.md"  # its examples are parts, and test_sample.py reads them
+        if page.name != "configuration.md"  # parts of files; see test_sample.py
         for number, example in enumerate(
             re.findall(r"^ *```yaml\n(.*?)```", TEXTS[page], re.DOTALL | re.MULTILINE)
         )
-        if not example.startswith("    ")  # a part of an option of the example before
+        if not example.startswith("    ")  # a part of an option in the previous example
     ],
 )
-def test_examples_of_configurations_are_right(tmp_path: Path, example: str) -> None:
-    """A whole example is a configuration without errors, and has no option without effect."""
+def test_configuration_examples_are_valid(tmp_path: Path, example: str) -> None:
+    """A complete example is a valid configuration, and all of its options have an effect."""
     for name in re.findall(r"_path: ([\w.-]+)$", example, re.MULTILINE):
         (tmp_path / name).write_text("a secret of some length", encoding="utf-8")
     for name in NAMED_FILES:
@@ -156,7 +157,7 @@ def test_examples_of_configurations_are_right(tmp_path: Path, example: str) -> N
     base = "" if "public_baseurl" in example else "public_baseurl: https://example.org/\n"
     file.write_text(f"server_name: example.org\n{base}{example}", encoding="utf-8")
     notices = [str(notice) for notice in load_config([file], {}).notices]
-    assert all("acts in part" in notice for notice in notices), notices
+    assert all("is partly implemented" in notice for notice in notices), notices
 
 
 def test_every_metric_is_documented() -> None:
@@ -167,7 +168,7 @@ def test_every_metric_is_documented() -> None:
     assert sorted(metric for metric in metrics - COOKIES if metric not in page) == []
 
 
-def test_proxies_of_the_examples_wait_longer_than_clients() -> None:
+def test_example_proxies_have_longer_timeouts_than_long_polls() -> None:
     nginx = (ROOT / "docs" / "examples" / "nginx.conf").read_text(encoding="utf-8")
     haproxy = (ROOT / "docs" / "examples" / "haproxy.cfg").read_text(encoding="utf-8")
     waits = [

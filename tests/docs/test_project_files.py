@@ -1,4 +1,4 @@
-"""The files around the code agree with each other: changelog, version, hooks, CI."""
+"""Changelog, version, hooks and CI agree with each other."""
 
 import configparser
 import re

@@ -1,5 +1,4 @@
-"""A server that has accounts and nothing else, with a client that speaks to it over the real HTTP
-tree."""
+"""A server with accounts and nothing else, and a client that uses its real HTTP resources."""
 
 from collections.abc import Mapping
 from random import Random
@@ -83,14 +82,14 @@ SHARED_SECRET = "example-shared-secret"
 
 
 class NoProfiles:
-    """Other servers that have none."""
+    """Remote profiles: there are none."""
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         raise NotFound
 
 
 class RememberingRooms:
-    """Remembers who has left all rooms; may be told to fail."""
+    """Records the users who have left all rooms. `failure`: raised instead."""
 
     def __init__(self) -> None:
         self.left: list[UserID] = []
@@ -104,7 +103,7 @@ class RememberingRooms:
 
 
 class RememberingPropagation:
-    """Remembers whom it was woken for."""
+    """Records the users for whom it was woken."""
 
     def __init__(self) -> None:
         self.woken: list[UserID] = []
@@ -114,7 +113,7 @@ class RememberingPropagation:
 
 
 class AccountsServer:
-    """All services that have to do with accounts, on one database."""
+    """The services for accounts, on one database."""
 
     def __init__(
         self,
@@ -346,7 +345,7 @@ class AccountsServer:
         token: str | None = None,
         ip: str = "10.0.0.1",
     ) -> Answer:
-        """One request; a path without a slash is one of the client API, v3."""
+        """Send a request; a path without a leading slash belongs to the client API, v3."""
         if not path.startswith("/"):
             path = "/_matrix/client/v3/" + path
         return self.http.request(method, path, token=token, json=json, ip=ip)
@@ -354,7 +353,7 @@ class AccountsServer:
     def register(
         self, name: str = "alice", password: str = "wonderland", **further: object
     ) -> "User":
-        """Somebody with an account, signed in."""
+        """Register and sign in a user."""
         body = {
             "username": name,
             "password": password,
@@ -373,7 +372,7 @@ class AccountsServer:
         ip: str = "10.0.0.1",
         **further: object,
     ) -> Answer:
-        """An attempt to sign in."""
+        """Try to sign in with a password."""
         identifier = {"type": "m.id.user", "user": name}
         body = {
             "type": "m.login.password",
@@ -385,7 +384,7 @@ class AccountsServer:
 
 
 class User:
-    """Somebody who is signed in."""
+    """A signed-in user."""
 
     def __init__(self, server: AccountsServer, session: Mapping[str, Any], password: str) -> None:
         self.server = server
@@ -395,7 +394,7 @@ class User:
         self.password = password
 
     def request(self, method: str, path: str, json: Any = None) -> Answer:
-        """One request with the token; `{me}` in the path is the user's id."""
+        """Send a request with the access token; `{me}` in the path is the user id."""
         return self.server.request(method, path.replace("{me}", self.id), json, token=self.token)
 
     def get(self, path: str) -> Answer:
@@ -411,7 +410,7 @@ class User:
         return self.request("DELETE", path, json)
 
     def proof(self, session: str | None = None, password: str | None = None) -> dict[str, object]:
-        """What confirms, in user-interactive authentication, that it is them."""
+        """Return the `auth` of the password stage."""
         auth: dict[str, object] = {
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": self.id},

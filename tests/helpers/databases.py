@@ -146,9 +146,9 @@ def silence(streams: Streams) -> None:
 
     streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[1]))
     streams._watchers = tuple(entry for entry in streams._watchers if is_of_a_test(entry[1]))
-    streams._tellers = tuple(filter(is_of_a_test, streams._tellers))
-    streams._explainer = None
-    streams._hearers = {}
+    streams._commit_listeners = tuple(filter(is_of_a_test, streams._commit_listeners))
+    streams._remote_changes = None
+    streams._by_topics = {}
 
 
 class PostgresTemplates:

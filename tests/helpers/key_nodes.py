@@ -1,5 +1,5 @@
-"""Processes that give out keys of devices, run step by step: what they asked of the database, and
-what fails meanwhile."""
+"""Processes that serve key claims, run step by step: their database statements, and failures in
+between."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -39,14 +39,14 @@ STATEMENTS = {
 
 
 class Losing:
-    """A connection that may be lost once it has committed, and of which one statement may fail, or
-    the commit."""
+    """A connection that may be lost after a commit, and of which one statement or the commit may
+    fail."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.loses = False
         self.fails_at = 0
-        """At the call of that number from now on; 0: none fails."""
+        """The number of the call that fails, counted from now; 0: none."""
         self.failure: Exception = ZeroDivisionError()
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class Losing:
 
 
 class Node:
-    """A process, and what it asked of the database."""
+    """A process, and its database statements."""
 
     def __init__(
         self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +87,7 @@ class Node:
         monkeypatch.setattr(engine, "connect_writer", connect_losing)
 
     def restarted(self) -> "Node":
-        """Another process in its place."""
+        """Replace this process by another."""
         self.close()
         return Node(self._config, self._monkeypatch)
 
@@ -95,7 +95,7 @@ class Node:
         run_coroutine(self.database.close(), None)
 
     def run(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
-        """What comes of them, whose writes are one batch."""
+        """Return the results of these calls, whose writes are one batch."""
         waiting = [Deferred.fromCoroutine(each) for each in coroutines]
         self.writer.run()
         found: list[T] = []
@@ -113,7 +113,7 @@ class Node:
         identity: bytes | None = None,
         fail: bool = False,
     ) -> int:
-        """How many keys it is told to have."""
+        """Upload keys; return the count in the response."""
         (left,) = self.run(
             self.do_upload(device_id, names, algorithm, identity=identity, fail=fail)
         )
@@ -140,7 +140,7 @@ class Node:
         return counts.one_time.get(algorithm, 0)
 
     def write(self, times: int) -> None:
-        """Something else."""
+        """Make unrelated writes."""
         for _ in range(times):
             self.run(self.database.write("other", lambda txn: txn.next_position()))
 
@@ -156,17 +156,17 @@ class Node:
         return names_of(given)
 
     def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
-        """How many keys the device has left, as it is told."""
+        """Return the one-time key count that the device gets."""
         ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
         return counts.one_time.get(algorithm, 0)
 
     def claim_together(self, wishes: Sequence[KeyOf]) -> list[list[str | None]]:
-        """Twice, with a write between that fails, all of one batch."""
+        """Claim twice, with a failing write in between, all in one batch."""
         claims = [self.store.do_claim(wishes, 1000) for _ in range(2)]
         return list(map(names_of, self.run(claims[0], self.expect_failure(wishes), claims[1])[::2]))
 
     def fail_to_claim(self, wishes: Sequence[KeyOf]) -> None:
-        """The write is undone."""
+        """Fail a claim, so that its write is rolled back."""
         self.run(self.expect_failure(wishes))
 
     async def expect_failure(self, wishes: Sequence[KeyOf]) -> list[bytes | None]:
@@ -179,7 +179,7 @@ class Node:
         return []
 
     def claim_and_lose(self, wishes: Sequence[KeyOf]) -> None:
-        """It is committed, and nobody knows."""
+        """Claim with a commit that succeeds while the connection is lost."""
         self.run(self.database.write("connect", lambda _: None))
         self.connections[-1].loses = True
         with pytest.raises(DatabaseUnavailable):
@@ -188,7 +188,7 @@ class Node:
     def run_failing(
         self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]
     ) -> list[Any]:
-        """As `run`, while one statement fails; None of what came to nothing by that."""
+        """Run calls like `run` while one statement fails; None for those that failed by it."""
 
         async def attempt(coroutine: Coroutine[Any, Any, T]) -> T | None:
             try:
@@ -214,7 +214,7 @@ def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[Ke
 
 
 def names_of(given: Iterable[bytes | None]) -> list[str | None]:
-    """The ids of keys, which are as they were uploaded."""
+    """Return the IDs of the given keys, which must be as uploaded."""
     keys = [None if key is None else parse_named(key) for key in given]
     assert all(key is None or key[1] == content(key[0]) for key in keys)
     return [None if key is None else key[0] for key in keys]
@@ -225,6 +225,6 @@ def content(text: str) -> bytes:
 
 
 def parse_named(key: bytes) -> tuple[str, bytes]:
-    """The id of a key, and its content as it was stored."""
+    """Return the ID of a key, and its stored content."""
     ((key_id, raw),) = msgspec.json.decode(b"{%b}" % key, type=dict[str, msgspec.Raw]).items()
     return key_id, bytes(raw)

@@ -1,5 +1,4 @@
-"""Keys of devices and of cross-signing as clients make them, and what clients ask of the server
-with them."""
+"""Device keys and cross-signing keys as clients make them, and key requests of clients."""
 
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ V3 = "/_matrix/client/v3"
 
 
 class Owner(Protocol):
-    """Whose keys they are."""
+    """The owner of a key: a user and a device."""
 
     @property
     def user_id(self) -> str: ...
@@ -23,7 +22,7 @@ class Owner(Protocol):
 
 
 class PersonalKey:
-    """A key of a device or of cross-signing, which is named after its device or itself."""
+    """A device key or a cross-signing key, named after its device or itself."""
 
     def __init__(self, seed: int, name: str | None = None) -> None:
         self._key = SigningKey("unnamed", bytes([seed]) * 32)

@@ -1,4 +1,4 @@
-"""Sites that a test makes up, for previews of what is linked there."""
+"""Web sites that a test makes up for URL previews."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ PIECE_BYTES = 8192
 
 @dataclass
 class LinkedPages:
-    """Answers by their address; others cannot be reached."""
+    """Answers requests by URL; other URLs are unreachable."""
 
     pages: dict[str, tuple[int, Mapping[str, str], bytes]] = field(default_factory=dict)
     asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     slow: list[Deferred[None]] | None = None
-    """Where it is a list, each answer waits for what is put there."""
+    """If this is a list, each response waits for a Deferred in it."""
 
     def put(self, url: str, body: bytes | str, type: str = "text/html; charset=utf-8") -> None:
-        """There is this from now on."""
+        """Serve this page from now on."""
         self.pages[url] = (
             200,
             {"content-type": type},
@@ -30,7 +30,7 @@ class LinkedPages:
         )
 
     def redirect(self, url: str, place: str) -> None:
-        """It is there from now on."""
+        """Redirect from now on."""
         self.pages[url] = (302, {"location": place}, b"")
 
     async def request(

@@ -17,7 +17,8 @@ SECONDS_TO_START: Final = 180.0
 
 @contextmanager
 def mail_server(handler: object, **options: Any) -> Iterator[int]:
-    """Start one, and end it; its port. `options`: what else aiosmtpd is told."""
+    """Start a mail server, and stop it at the end; yields its port. `options`: passed to
+    aiosmtpd."""
     port = free_port()
     controller = Controller(
         handler, hostname="127.0.0.1", port=port, ready_timeout=SECONDS_TO_START, **options

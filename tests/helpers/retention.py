@@ -1,4 +1,4 @@
-"""A server on which messages go by age, and what tests do with it."""
+"""A server with retention, and common operations of its tests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,12 +25,12 @@ def keep_for(user: User, room_id: str, seconds: float | None) -> None:
 
 
 def purge(server: TestServer) -> int:
-    """Do what the job does; how many messages it has purged."""
+    """Run the job; return the number of purged messages."""
     return sum(server.run(expiry.do_step(1000)) for expiry in server.app.retention.expiries)
 
 
 def damage(server: TestServer, event_id: str) -> None:
-    """What is stored of an event cannot be read any more."""
+    """Make the stored content of an event unreadable."""
     sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
     server.run(
         server.app.database.write("damage", lambda txn: txn.execute(sql, (b"{bad", event_id)))
@@ -48,7 +48,7 @@ def index(server: TestServer) -> None:
 
 
 def find_tables(txn: Transaction, word: str) -> list[str]:
-    """The tables that have the word in any of their columns."""
+    """Return the tables with the word in any column."""
     if isinstance(txn._connection, SQLiteConnection):
         names = (
             "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"

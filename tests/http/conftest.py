@@ -1,4 +1,4 @@
-"""A client of the example endpoints; servers that scan files."""
+"""A client of the example endpoints, and servers that scan files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,21 +50,21 @@ def client(bell: Bell) -> Client:
 
 @pytest.fixture(scope="module")
 def scanners() -> Iterator[RunningScanners]:
-    """ClamAV's daemon."""
+    """A running ClamAV daemon."""
     with running_scanners() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    """An object store."""
+    """A running object store."""
     with running_object_store(tmp_path_factory.mktemp("moto")) as store:
         yield store
 
 
 @pytest.fixture
 def place(tmp_path: Path, sqlite_database: Database) -> Iterator[Place]:
-    """Where servers are made that scan files."""
+    """A factory of servers that scan files."""
     place = Place(tmp_path, sqlite_database)
     yield place
     for server in place.servers:
@@ -73,7 +73,7 @@ def place(tmp_path: Path, sqlite_database: Database) -> Iterator[Place]:
 
 @pytest.fixture
 def held(place: Place) -> User:
-    """Somebody on a server where a plug-in looks into files, and says what the test lets it say."""
+    """A user on a server with a scanning plug-in that the test controls."""
     return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register(
         "alice"
     )

@@ -1,4 +1,4 @@
-"""A few endpoints to try the router, the guard and the site with."""
+"""Example endpoints for tests of the router, the guard and the site."""
 
 from enum import Enum
 from typing import Annotated, Any, BinaryIO, Literal
@@ -52,7 +52,7 @@ class Colour(Enum):
     BLUE = "blue"
 
 
-class Answered(msgspec.Struct, frozen=True):
+class ColourAnswer(msgspec.Struct, frozen=True):
     colour: Colour
 
 
@@ -69,7 +69,7 @@ async def put_tag(
     user_id: UserID,
     room_id: RoomID,
     tag: str,
-    body: Tag = Tag(),  # noqa: B008 - it is frozen
+    body: Tag = Tag(),  # noqa: B008 - frozen
 ) -> Any:
     assert isinstance(bell, Bell)
     return {
@@ -106,7 +106,7 @@ async def get_search(
     full: bool = False,
     colour: Colour = Colour.RED,
     dir: Literal["b", "f"] = "f",
-    server: list[str] = [],  # noqa: B006 - nobody changes it
+    server: list[str] = [],  # noqa: B006 - never changed
     at: RoomID | None = None,
     from_: str | None = None,
     after: Annotated[bool, Names("use_after", "org.example.use_after")] = False,
@@ -164,17 +164,17 @@ async def get_who(context: RequestContext, caller: Requester | None) -> Any:
 
 
 @endpoint("GET", "/_matrix/client/v3/anybody", auth=Auth.IF_USABLE)
-async def get_anybody(caller: Requester | None) -> Any:
+async def get_if_usable(caller: Requester | None) -> Any:
     return {"user_id": caller.user_id if caller else None}
 
 
 @endpoint("GET", "/_matrix/client/v3/known", auth=Auth.USER)
-async def get_known(_caller: Requester, *, needed: str, limit: int = 10) -> Any:
+async def get_cached_field(_caller: Requester, *, needed: str, limit: int = 10) -> Any:
     return [needed, limit]
 
 
 @endpoint("GET", "/_matrix/client/v3/known_too", auth=Auth.USER)
-async def get_known_too(_caller: Requester, *, needed: str, limit: str = "") -> Any:
+async def get_uncached_field(_caller: Requester, *, needed: str, limit: str = "") -> Any:
     return [needed, limit]
 
 
@@ -196,8 +196,8 @@ async def post_message(_caller: Requester) -> Empty:
 
 
 @endpoint("GET", "/_synapse/admin/v1/thing", auth=Auth.ADMIN, resource="admin")
-async def get_admin(_caller: Requester) -> Answered:
-    return Answered(Colour.BLUE)
+async def get_admin(_caller: Requester) -> ColourAnswer:
+    return ColourAnswer(Colour.BLUE)
 
 
 @endpoint("GET", "/big", auth=Auth.NONE)

@@ -1,4 +1,4 @@
-"""What it costs to know who asks, and how soon a token that has ended is refused."""
+"""The cost of checking an access token, and how soon a revoked token is refused."""
 
 from collections.abc import Coroutine, Sequence
 from math import inf
@@ -34,7 +34,7 @@ def server(database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
     return AccountsServer(open_inline(database_config, counter))
 
 
-def test_a_known_token_costs_no_query(server: AccountsServer, counter: QueryCounter) -> None:
+def test_a_cached_token_costs_no_query(server: AccountsServer, counter: QueryCounter) -> None:
     alice = server.register()
     counter.clear()
     assert alice.is_signed_in()
@@ -45,7 +45,7 @@ def test_a_known_token_costs_no_query(server: AccountsServer, counter: QueryCoun
     assert not counter.queries
 
 
-async def test_a_known_token_costs_microseconds(server: AccountsServer) -> None:
+async def test_a_cached_token_costs_microseconds(server: AccountsServer) -> None:
     alice = server.register()
     check = server.access_tokens.get_requester
     await check(alice.token, CONTEXT)
@@ -53,7 +53,7 @@ async def test_a_known_token_costs_microseconds(server: AccountsServer) -> None:
     before = process_time()
     for _ in range(rounds):
         await check(alice.token, CONTEXT)
-    # It takes some 3 µs; the bound leaves room for a slow and busy machine.
+    # It takes about 3 µs; the bound leaves room for a slow and busy machine.
     assert (process_time() - before) / rounds < 50e-6
 
 
@@ -73,7 +73,9 @@ def test_damaged_tokens_cost_no_query(server: AccountsServer, counter: QueryCoun
     assert not is_damaged("syt_from_elsewhere")
 
 
-def test_what_the_operations_cost(server: AccountsServer, counter: QueryCounter) -> None:
+def test_small_operations_have_fixed_query_counts(
+    server: AccountsServer, counter: QueryCounter
+) -> None:
     alice = server.register()
     assert alice.is_signed_in()
     for path, body, reads, writes in (
@@ -89,7 +91,7 @@ def test_what_the_operations_cost(server: AccountsServer, counter: QueryCounter)
     assert (counter.reads.total(), counter.writes.total()) == (1, 1)
 
 
-def test_tokens_do_not_stand_in_the_database(sqlite: SQLiteConfig) -> None:
+def test_the_database_stores_only_hashes_of_tokens(sqlite: SQLiteConfig) -> None:
     alice = AccountsServer(open_inline(sqlite)).register()
     path = Path(sqlite.path)
     written = b"".join(file.read_bytes() for file in path.parent.glob(path.name + "*"))
@@ -98,7 +100,7 @@ def test_tokens_do_not_stand_in_the_database(sqlite: SQLiteConfig) -> None:
     assert hash_token(alice.token) in written
 
 
-def test_memory_is_bounded(server: AccountsServer, counter: QueryCounter) -> None:
+def test_the_cache_is_bounded(server: AccountsServer, counter: QueryCounter) -> None:
     users = [server.register(name) for name in ("alice", "bob", "carol")]
     bounded = AccessTokens(
         server.clock,
@@ -115,21 +117,21 @@ def test_memory_is_bounded(server: AccountsServer, counter: QueryCounter) -> Non
         assert await bounded.get_requester(user.token, CONTEXT) is not None
 
     for user in (*users, users[2], users[1]):
-        _at_once(ask(user))
+        run_synchronously(ask(user))
     assert counter.queries["get_access_token"] == 3
-    _at_once(ask(users[0]))
+    run_synchronously(ask(users[0]))
     assert counter.queries["get_access_token"] == 4
 
 
-def _at_once(coroutine: Coroutine[None, None, None]) -> None:
+def run_synchronously(coroutine: Coroutine[None, None, None]) -> None:
     try:
         coroutine.send(None)
     except StopIteration:
         return
-    raise AssertionError("it waits")
+    raise AssertionError("the coroutine waits")
 
 
-def test_however_many_tokens_come_each_is_known(
+def test_more_tokens_than_the_raw_token_cache_holds_stay_cached(
     server: AccountsServer, counter: QueryCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access_tokens, "MOST_AT_HAND", 2)
@@ -139,15 +141,15 @@ def test_however_many_tokens_come_each_is_known(
     for user in (*users, *users, users[2], users[0]):
         assert server.request("GET", "account/whoami", token=user.token).json["user_id"] == user.id
     assert not counter.queries
-    _at_once(server.sessions.do_log_out_everywhere(users[1].id))
+    run_synchronously(server.sessions.do_log_out_everywhere(users[1].id))
     assert [user.is_signed_in() for user in users] == [True, False, True]
 
 
 @pytest.mark.parametrize("uses", [1, 2])
-def test_a_token_that_was_read_anew_is_refused_as_soon_as_it_has_ended(
+def test_a_token_that_was_read_again_is_refused_once_revoked(
     server: AccountsServer, counter: QueryCounter, uses: int
 ) -> None:
-    """What was remembered before it was read again is not good either."""
+    """The cache entry from before the second read is invalid too."""
     alice = server.register()
     for _ in range(2):
         assert alice.is_signed_in()
@@ -157,15 +159,15 @@ def test_a_token_that_was_read_anew_is_refused_as_soon_as_it_has_ended(
         assert alice.is_signed_in()
     assert counter.queries == {"get_access_token": uses}
     server.access_tokens.trust_until(inf)
-    _at_once(server.sessions.do_log_out_everywhere(alice.id))
+    run_synchronously(server.sessions.do_log_out_everywhere(alice.id))
     assert not alice.is_signed_in()
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_happened_a_token_is_what_the_database_says(
+def test_the_cache_always_agrees_with_the_database(
     sqlite: SQLiteConfig, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """However little is remembered, and whether it is trusted."""
+    """With any cache size, trusted or not."""
     random = Random(seed)
     monkeypatch.setattr(access_tokens, "MOST_AT_HAND", random.choice([1, 2, 3, 100]))
     server = AccountsServer(
@@ -176,7 +178,7 @@ def test_whatever_happened_a_token_is_what_the_database_says(
         stores = server.token_store, server.account_store, server.database.streams, server.last_seen
         return AccessTokens(server.clock, server.database, *stores, most_remembered=most_remembered)
 
-    def who_asks(tokens: AccessTokens, token: str) -> object:
+    def find_requester(tokens: AccessTokens, token: str) -> object:
         found: list[object] = []
 
         async def ask() -> None:
@@ -185,41 +187,41 @@ def test_whatever_happened_a_token_is_what_the_database_says(
             except MatrixError as error:
                 found.append((error.errcode, error.fields))
 
-        _at_once(ask())
+        run_synchronously(ask())
         return found[0]
 
-    remembering = [server.access_tokens, make(1), make(2), make(100)]
-    known = ["nobody's", *(server.register(name).token for name in ("alice", "bob"))]
-    to_renew: list[str] = []
+    caches = [server.access_tokens, make(1), make(2), make(100)]
+    known = ["unknown", *(server.register(name).token for name in ("alice", "bob"))]
+    refresh_tokens: list[str] = []
     for _ in range(150):
         match random.randrange(12):
             case 0 | 1:
                 session = server.login(refresh_token=True).json
                 known.append(session["access_token"])
-                to_renew.append(session["refresh_token"])
-            case 2 if to_renew:
-                renewed = server.request(
-                    "POST", "refresh", {"refresh_token": random.choice(to_renew)}
+                refresh_tokens.append(session["refresh_token"])
+            case 2 if refresh_tokens:
+                refreshed = server.request(
+                    "POST", "refresh", {"refresh_token": random.choice(refresh_tokens)}
                 )
-                if renewed.status == 200:
-                    known.append(renewed.json["access_token"])
-                    to_renew.append(renewed.json["refresh_token"])
+                if refreshed.status == 200:
+                    known.append(refreshed.json["access_token"])
+                    refresh_tokens.append(refreshed.json["refresh_token"])
             case 3:
                 path = random.choice(["logout", "logout", "logout/all"])
                 server.request("POST", path, {}, token=random.choice(known))
             case 4:
                 server.clock.advance(random.choice([1, 30, 61]))
             case 5:
-                random.choice(remembering).trust_until(random.choice([0.0, inf]))
-        tokens, token = random.choice(remembering), random.choice(known)
-        recalled = tokens.recall(token, CONTEXT.client_ip, CONTEXT.headers)
-        asked = who_asks(tokens, token)
-        assert asked == who_asks(make(100), token)
-        assert recalled in (None, asked)
+                random.choice(caches).trust_until(random.choice([0.0, inf]))
+        tokens, token = random.choice(caches), random.choice(known)
+        cached = tokens.recall(token, CONTEXT.client_ip, CONTEXT.headers)
+        requester = find_requester(tokens, token)
+        assert requester == find_requester(make(100), token)
+        assert cached in (None, requester)
 
 
 class SlowTokenStore(TokenStore):
-    """In its first read, after the database has answered, all sessions of the user end."""
+    """Ends all sessions of the user after the database has answered its first read."""
 
     def __init__(self, server: AccountsServer, user: User) -> None:
         super().__init__(server.database)
@@ -236,7 +238,7 @@ class SlowTokenStore(TokenStore):
         return row
 
 
-async def test_a_token_read_while_it_ends_is_not_remembered(server: AccountsServer) -> None:
+async def test_a_token_read_while_it_is_revoked_is_not_cached(server: AccountsServer) -> None:
     alice = server.register()
     tokens = AccessTokens(
         server.clock,
@@ -250,7 +252,7 @@ async def test_a_token_read_while_it_ends_is_not_remembered(server: AccountsServ
     assert await tokens.get_requester(alice.token, CONTEXT) is None
 
 
-async def test_a_renewed_token_that_ends_at_its_first_use_is_not_remembered(
+async def test_a_refreshed_token_revoked_at_its_first_use_is_not_cached(
     server: AccountsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = server.register()
@@ -260,20 +262,22 @@ async def test_a_renewed_token_that_ends_at_its_first_use_is_not_remembered(
     ]
     write = Database.write
 
-    async def ends_meanwhile(self: Database, name: str, *args: Any) -> Any:
+    async def write_and_revoke(self: Database, name: str, *args: Any) -> Any:
         result = await write(self, name, *args)
         if name == "set_pair_used":
             monkeypatch.undo()
             await server.sessions.do_log_out_everywhere(alice.id)
         return result
 
-    monkeypatch.setattr(Database, "write", ends_meanwhile)
+    monkeypatch.setattr(Database, "write", write_and_revoke)
     server.request("GET", "account/whoami", token=token)
     assert Database.write is write  # it was used
     assert server.request("GET", "account/whoami", token=token).status == 401
 
 
-async def test_another_node_hears_of_it(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_a_revoked_token_is_refused_on_every_node(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     here, there = (AccountsServer(open_inline(database_config)) for _ in range(2))
     alice, bob = here.register("alice"), here.register("bob")
     await there.database.catch_up()
@@ -285,7 +289,7 @@ async def test_another_node_hears_of_it(database_config: SQLiteConfig | Postgres
     assert there.request("GET", "account/whoami", token=bob.token).status == 200
 
 
-async def test_a_renewed_session_is_known_from_its_second_request_on(
+async def test_a_refreshed_session_is_cached_from_its_second_request_on(
     database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
 ) -> None:
     server = AccountsServer(
@@ -314,9 +318,7 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     assert counter.writes == {"set_sightings": 1}
 
 
-def test_that_the_disk_is_full_is_a_line_of_the_log(
-    server: AccountsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_logs_one_line(server: AccountsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: object) -> None:
         raise DatabaseUnavailable("the disk is full\n")
 
@@ -324,12 +326,12 @@ def test_that_the_disk_is_full_is_a_line_of_the_log(
     server.last_seen.start()
     alice = server.register()
     assert alice.is_signed_in()
-    with capturedLogs() as told:
+    with capturedLogs() as events:
         server.clock.advance(30)
-    assert [formatEvent(each) for each in told] == [
+    assert [formatEvent(each) for each in events] == [
         "could not write when devices were last seen: the disk is full"
     ]
-    assert "log_failure" not in told[0]
+    assert "log_failure" not in events[0]
     monkeypatch.undo()
     server.clock.advance(120)
     assert alice.is_signed_in()

@@ -1,4 +1,4 @@
-"""Passwords, the end of an account, devices, and how these are confirmed."""
+"""Password changes, deactivation and devices, and the UIA sessions that confirm them."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ def server(database: Database) -> AccountsServer:
     return AccountsServer(database)
 
 
-def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) -> None:
+def test_a_confirmed_request_changes_the_password(server: AccountsServer) -> None:
     alice = server.register()
     other = User(server, server.login().json, "wonderland")
-    asked = alice.post("account/password", {"new_password": "looking glass"})
-    assert asked.status == 401
-    assert asked.json["flows"] == [{"stages": ["m.login.password"]}]
-    session = asked.json["session"]
+    challenge = alice.post("account/password", {"new_password": "looking glass"})
+    assert challenge.status == 401
+    assert challenge.json["flows"] == [{"stages": ["m.login.password"]}]
+    session = challenge.json["session"]
 
     wrong = alice.post(
         "account/password", {"new_password": "looking glass", "auth": alice.proof(session, "guess")}
@@ -47,7 +47,7 @@ def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) ->
     assert not other.is_signed_in()
     assert server.login().status == 403
     assert server.login(password="looking glass").status == 200
-    # The confirmation was good for once.
+    # The confirmation was valid once.
     alice.password = "looking glass"
     assert (
         alice.post("account/password", {"new_password": "x", "auth": {"session": session}}).status
@@ -55,7 +55,7 @@ def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) ->
     )
 
 
-def test_other_devices_may_stay_signed_in(server: AccountsServer) -> None:
+def test_other_devices_can_stay_signed_in(server: AccountsServer) -> None:
     alice = server.register()
     other = User(server, server.login().json, "")
     body = {"new_password": "looking glass", "logout_devices": False, "auth": alice.proof()}
@@ -63,10 +63,10 @@ def test_other_devices_may_stay_signed_in(server: AccountsServer) -> None:
     assert other.is_signed_in()
 
 
-def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsServer) -> None:
+def test_a_confirmation_is_valid_for_its_operation_and_user_only(server: AccountsServer) -> None:
     alice, bob = server.register("alice"), server.register("bob", "builder")
     session = alice.post("account/password", {"new_password": "x"}).json["session"]
-    # Another's password is no proof, nor is one's own for another's session.
+    # Neither another user's password nor one's own password in another user's session counts.
     assert (
         alice.post("account/password", {"new_password": "x", "auth": bob.proof(session)}).status
         == 401
@@ -80,9 +80,9 @@ def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsS
     session = alice.delete("devices/ONE").json["session"]
     assert alice.delete("devices/TWO", {"auth": {"session": session}}).status == 401
     server.clock.advance(15 * 60 + 1)
-    renewed = alice.delete("devices/ONE", {"auth": {"session": session}})
-    assert renewed.status == 401
-    assert renewed.json["session"] != session
+    new_session = alice.delete("devices/ONE", {"auth": {"session": session}})
+    assert new_session.status == 401
+    assert new_session.json["session"] != session
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsS
         {"type": "x"},
     ],
 )
-def test_malformed_proofs_are_refused(sqlite_database: Database, auth: object) -> None:
+def test_malformed_auth_is_refused(sqlite_database: Database, auth: object) -> None:
     alice = AccountsServer(sqlite_database).register()
     assert alice.post("account/password", {"new_password": "x", "auth": auth}).status in (400, 401)
     assert (
@@ -103,7 +103,7 @@ def test_malformed_proofs_are_refused(sqlite_database: Database, auth: object) -
     )
 
 
-def test_guessing_while_confirming_is_limited(sqlite_database: Database) -> None:
+def test_wrong_passwords_in_confirmations_are_rate_limited(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 2)})
     alice = server.register()
     answers = [
@@ -119,17 +119,17 @@ def test_guessing_while_confirming_is_limited(sqlite_database: Database) -> None
     assert "retry-after" in answers[-1].headers
 
 
-def test_guessing_at_once_is_limited_as_in_a_row(sqlite_database: Database) -> None:
+def test_concurrent_guesses_are_limited_like_sequential_ones(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     alice, bob = server.register(), server.register("bob")
     path = "/_matrix/client/v3/account/deactivate"
     before = server.threads.runs
     server.threads.hold()
     wrong = {"auth": alice.proof(password="guess")}
-    asked = [server.http.start("POST", path, json=wrong, token=alice.token) for _ in range(20)]
+    requests = [server.http.start("POST", path, json=wrong, token=alice.token) for _ in range(20)]
     other = server.http.start("POST", path, json={"auth": bob.proof()}, token=bob.token)
     server.threads.let_go()
-    assert sorted(pending.answer.status for pending in asked) == [401] * 3 + [429] * 17
+    assert sorted(pending.answer.status for pending in requests) == [401] * 3 + [429] * 17
     assert server.threads.runs == before + 4  # the others were not tried
     assert other.answer.status == 200
     assert server.login().status == 429
@@ -137,7 +137,7 @@ def test_guessing_at_once_is_limited_as_in_a_row(sqlite_database: Database) -> N
     assert server.login().status == 200
 
 
-def test_confirming_counts_failures_of_an_address(sqlite_database: Database) -> None:
+def test_failed_confirmations_count_against_the_ip_address(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN: Rate(0.1, 3)})
     alice = server.register()
     for _ in range(5):
@@ -146,7 +146,7 @@ def test_confirming_counts_failures_of_an_address(sqlite_database: Database) -> 
     assert [alice.post("delete_devices", wrong).status for _ in range(4)] == [401, 401, 401, 429]
 
 
-def test_nobody_elses_password_is_tried(sqlite_database: Database) -> None:
+def test_only_the_callers_own_password_is_checked(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     alice, bob = server.register(), server.register("bob", "builder")
     before = server.threads.runs
@@ -166,7 +166,7 @@ def test_nobody_elses_password_is_tried(sqlite_database: Database) -> None:
         assert alice.post("delete_devices", {"devices": ["A"], "auth": auth}).status == 200
 
 
-def test_deactivation(server: AccountsServer) -> None:
+def test_a_deactivated_account_leaves_its_rooms_and_keeps_its_name(server: AccountsServer) -> None:
     alice = server.register()
     alice.put("profile/{me}/displayname", {"displayname": "Alice"})
     assert alice.post("account/deactivate", {}).status == 401
@@ -181,7 +181,7 @@ def test_deactivation(server: AccountsServer) -> None:
     )
 
 
-async def test_an_erased_account_keeps_nothing(server: AccountsServer) -> None:
+async def test_an_erased_account_has_no_profile_or_account_data(server: AccountsServer) -> None:
     alice = server.register()
     alice.put("profile/{me}/displayname", {"displayname": "Alice"})
     alice.put("user/{me}/account_data/m.direct", {"a": 1})
@@ -202,13 +202,13 @@ async def test_rooms_are_left_after_a_restart(database: Database) -> None:
     server.rooms.failure = None
     await server.deactivation.do_resume_departures(1)
     assert server.rooms.left == [alice.id]
-    server.clock.advance(3 * 3600)  # by then nobody lets them into a room any more
+    server.clock.advance(3 * 3600)  # late joins are no longer possible
     for _ in range(2):
         await server.deactivation.do_resume_departures(1)
     assert server.rooms.left == [alice.id] * 2
 
 
-async def test_what_goes_wrong_with_one_account_keeps_no_other_in_its_rooms(
+async def test_a_failure_of_one_account_does_not_keep_others_in_their_rooms(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = AccountsServer(database)
@@ -230,7 +230,7 @@ async def test_what_goes_wrong_with_one_account_keeps_no_other_in_its_rooms(
     assert sorted(server.rooms.left) == [each.id for each in closed[1:]]
 
 
-def test_devices(server: AccountsServer) -> None:
+def test_devices_are_listed_and_renamed(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
     server.login(device_id="LAPTOP", initial_device_display_name="Laptop")
     seen = {"last_seen_ts": 1_700_000_000_000, "last_seen_ip": "10.0.0.1"}
@@ -252,13 +252,13 @@ def test_devices(server: AccountsServer) -> None:
     assert alice.put("devices/PHONE", {"display_name": "a\0b"}).errcode == "M_INVALID_PARAM"
 
 
-def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> None:
+def test_a_confirmed_request_removes_devices(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
     others = [User(server, server.login(device_id=name).json, "") for name in ("A", "B", "C")]
     session = alice.delete("devices/A").json["session"]
     assert alice.delete("devices/A", {"auth": alice.proof(session)}).json == {}
     assert [user.is_signed_in() for user in others] == [False, True, True]
-    # One that is gone already is no error.
+    # Removing an unknown device is no error.
     assert (
         alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
     )
@@ -266,15 +266,14 @@ def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> N
     assert [device["device_id"] for device in alice.get("devices").json["devices"]] == ["PHONE"]
 
 
-def test_devices_are_seen(server: AccountsServer) -> None:
+def test_sightings_of_devices_are_shown_at_once(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
     server.last_seen.start()
     server.clock.advance(7)
     new = User(server, server.login(device_id="NEW").json, "")
     assert "last_seen_ts" not in alice.get("devices/NEW").json
     assert new.is_signed_in()
-    # who is asked at another device whether a new one is theirs need not wait until it is written
-    # in its time
+    # a user who has to recognise a new device sees its sighting before the next batch is written
     seen = {"last_seen_ts": 1_700_000_007_000, "last_seen_ip": "10.0.0.1"}
     assert alice.get("devices/NEW").json == {"device_id": "NEW", **seen}
     server.clock.advance(31)
@@ -283,29 +282,29 @@ def test_devices_are_seen(server: AccountsServer) -> None:
     }
 
 
-@pytest.mark.parametrize("kept", ["", "user_ips_max_age: 60d\n", "user_ips_max_age: null\n"])
-def test_whence_a_device_came_is_kept_for_a_time(
-    tmp_path: Path, sqlite_database: Database, kept: str
+@pytest.mark.parametrize("option", ["", "user_ips_max_age: 60d\n", "user_ips_max_age: null\n"])
+def test_the_address_of_a_device_is_stored_for_user_ips_max_age(
+    tmp_path: Path, sqlite_database: Database, option: str
 ) -> None:
-    whole = TestServer(tmp_path, sqlite_database, kept)
-    alice = whole.register("alice")
+    server = TestServer(tmp_path, sqlite_database, option)
+    alice = server.register("alice")
     body = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
         "password": "wonderland",
     }
-    other = whole.post("/_matrix/client/v3/login", body).json
+    other = server.post("/_matrix/client/v3/login", body).json
     path = f"/_matrix/client/v3/devices/{other['device_id']}"
-    whole.get(path, token=other["access_token"])
-    whole.app.accounts.last_seen.start()
-    whole.clock.advance(31)
+    server.get(path, token=other["access_token"])
+    server.app.accounts.last_seen.start()
+    server.clock.advance(31)
     seen = alice.get(path).json
     assert seen["last_seen_ip"]
-    whole.app.start_jobs()
+    server.app.start_jobs()
     for days in (27, 1):
         assert alice.get(path).json == seen
-        whole.clock.advance(days * 24 * 3600)
-    whole.clock.advance(3600)
+        server.clock.advance(days * 24 * 3600)
+    server.clock.advance(3600)
     known = alice.get(path).json
-    assert known["last_seen_ts"] == seen["last_seen_ts"], "when it was is kept"
-    assert ("last_seen_ip" in known) is bool(kept)
+    assert known["last_seen_ts"] == seen["last_seen_ts"], "the time of the sighting stays"
+    assert ("last_seen_ip" in known) is bool(option)

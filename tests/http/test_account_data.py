@@ -27,7 +27,7 @@ def test_data_is_set_read_and_removed(alice: User, where: str) -> None:
     assert alice.get(path).errcode == "M_NOT_FOUND"
     assert alice.put(path, {"a": [1.5, None, "ў"]}).json == {}
     assert alice.get(path).json == {"a": [1.5, None, "ў"]}
-    assert alice.put(path, {}).json == {}  # the same as a deletion
+    assert alice.put(path, {}).json == {}  # deletes the entry
     assert (alice.get(path).status, alice.get(path).errcode) == (404, "M_NOT_FOUND")
     for prefix in (DELETE, ""):
         assert alice.put(path, {"a": 1}).json == {}
@@ -38,13 +38,13 @@ def test_data_is_set_read_and_removed(alice: User, where: str) -> None:
 
 @pytest.mark.parametrize("where", ["user/{me}", ROOM])
 @pytest.mark.parametrize("type_", ["m.fully_read", "m.push_rules"])
-def test_what_the_server_keeps_cannot_be_set(alice: User, where: str, type_: str) -> None:
+def test_data_managed_by_the_server_cannot_be_set(alice: User, where: str, type_: str) -> None:
     path = f"{where}/account_data/{type_}"
     for answer in (alice.put(path, {}), alice.delete(DELETE + path)):
         assert (answer.status, answer.errcode) == (405, "M_BAD_JSON")
 
 
-def test_requests_that_are_refused(server: AccountsServer, alice: User) -> None:
+def test_invalid_requests_are_refused(server: AccountsServer, alice: User) -> None:
     bob = server.register("bob")
     for path in (
         "account_data/x",
@@ -88,7 +88,7 @@ def test_tags(alice: User) -> None:
     assert alice.get(ROOM + "/tags").json == {"tags": {"m.favourite": {"order": 0.25}}}
     assert alice.put(ROOM + "/tags/x", {"order": "first"}).errcode == "M_BAD_JSON"
     assert alice.put(ROOM + "/tags/" + "x" * 256, {}).errcode == "M_INVALID_PARAM"
-    # What a client wrote as a whole, in another form, is no hindrance.
+    # an entry that a client wrote directly, in another form, is no obstacle
     alice.put(ROOM + "/account_data/m.tag", {"tags": [1]})
     assert alice.get(ROOM + "/tags").json == {"tags": {}}
     assert alice.put(ROOM + "/tags/x", {}).status == 200
@@ -124,7 +124,7 @@ def test_filters(alice: User) -> None:
         {"presence": {"senders": [None]}},
     ],
 )
-def test_filters_that_are_refused(alice: User, bad: object) -> None:
+def test_invalid_filters_are_refused(alice: User, bad: object) -> None:
     answer = alice.post("user/{me}/filter", bad)
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
 

@@ -1,4 +1,4 @@
-"""How much account data a user may keep."""
+"""Limits of a user's account data."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def data_path(user: User, type_: str, room_id: str | None = None) -> str:
     )
 
 
-def test_so_many_entries(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_number_of_entries_is_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_account_data_entries: 100\n")
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice)
@@ -29,15 +29,15 @@ def test_so_many_entries(tmp_path: Path, sqlite_database: Database) -> None:
     assert refused(alice.put(f"{V3}/user/{alice.user_id}/rooms/{room_id}/tags/u.x", {})) == FULL
     ok(alice.put(data_path(alice, "m.x", "!r0:example.org"), {"a": 2}))
     ok(alice.delete(data_path(alice, "m.x", "!r1:example.org")))
-    ok(alice.put(data_path(alice, "m.y"), {"a": 1}))  # there is room again
+    ok(alice.put(data_path(alice, "m.y"), {"a": 1}))  # there is space again
     assert refused(alice.put(data_path(alice, "m.x", "!r1:example.org"), {"a": 1})) == FULL
-    # what the server keeps for them is not refused
+    # entries that the server manages are not refused
     ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": say(alice, room_id, "x")}))
     ok(alice.put(f"{V3}/pushrules/global/override/own", {"actions": [], "conditions": []}))
     ok(bob.put(data_path(bob, "m.y"), {"a": 1}))
 
 
-def test_so_many_bytes(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_number_of_bytes_is_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_account_data_size: 100K\n")
     alice = server.register("alice")
     ok(alice.put(data_path(alice, "m.x"), {"a": "x" * 60_000}))

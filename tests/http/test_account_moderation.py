@@ -1,4 +1,4 @@
-"""Administrators lock and suspend accounts, and see whence they are used."""
+"""Administrators lock and suspend accounts, and see where they are used."""
 
 import pytest
 
@@ -39,7 +39,9 @@ def test_an_account_is_locked_and_unlocked(server: TestServer, alice: User, pref
 
 
 @pytest.mark.parametrize("prefix", [ADMIN, UNSTABLE])
-def test_an_account_is_suspended_and_not(server: TestServer, alice: User, prefix: str) -> None:
+def test_an_account_is_suspended_and_unsuspended(
+    server: TestServer, alice: User, prefix: str
+) -> None:
     bob = server.register("bob")
     path = f"{prefix}/suspend/{bob.user_id}"
     assert alice.put(path, {"suspended": True}).json == {"suspended": True}
@@ -51,7 +53,9 @@ def test_an_account_is_suspended_and_not(server: TestServer, alice: User, prefix
 
 
 @pytest.mark.parametrize("action", ["lock", "suspend"])
-def test_who_may_not_be_moderated(server: TestServer, alice: User, action: str) -> None:
+def test_administrators_and_unknown_users_cannot_be_moderated(
+    server: TestServer, alice: User, action: str
+) -> None:
     body = {"locked": True, "suspended": True}
     carol = server.register("carol")
     _make_admin(server, carol)
@@ -70,7 +74,7 @@ def test_who_may_not_be_moderated(server: TestServer, alice: User, action: str) 
 @pytest.mark.parametrize(
     "user_id", ["@alice:example.org", "@nobody:example.org", "@bob:elsewhere.example"]
 )
-def test_others_learn_nothing(server: TestServer, user_id: str) -> None:
+def test_other_users_learn_nothing(server: TestServer, user_id: str) -> None:
     server.register("alice")
     bob = server.register("bob")
     answers = [
@@ -81,7 +85,7 @@ def test_others_learn_nothing(server: TestServer, user_id: str) -> None:
     assert [(answer.status, answer.errcode) for answer in answers] == [(403, "M_FORBIDDEN")] * 3
 
 
-def test_a_closed_account_is_not_found(server: TestServer, alice: User) -> None:
+def test_a_deactivated_account_is_not_found(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
     proof = {
         "type": "m.login.password",
@@ -92,17 +96,17 @@ def test_a_closed_account_is_not_found(server: TestServer, alice: User) -> None:
     assert alice.get(f"{ADMIN}/lock/{bob.user_id}").errcode == "M_NOT_FOUND"
 
 
-def test_administrators_are_told_that_they_can(server: TestServer, alice: User) -> None:
+def test_only_administrators_see_the_moderation_capability(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
-    told = alice.get("/_matrix/client/v3/capabilities").json["capabilities"]
-    assert told["m.account_moderation"] == {"suspend": True, "lock": True}
+    capabilities = alice.get("/_matrix/client/v3/capabilities").json["capabilities"]
+    assert capabilities["m.account_moderation"] == {"suspend": True, "lock": True}
     assert (
         "m.account_moderation"
         not in bob.get("/_matrix/client/v3/capabilities").json["capabilities"]
     )
 
 
-def test_whence_an_account_is_used(server: TestServer, alice: User) -> None:
+def test_whois_lists_the_addresses_of_an_account(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
     bob.get("/_matrix/client/v3/account/whoami")
     for reader in (bob, alice):

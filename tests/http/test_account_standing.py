@@ -1,5 +1,7 @@
-"""What suspended and locked users may still do. spec: client-server-api#account-suspension,
-#account-locking"""
+"""Operations that suspended and locked users may still do.
+
+spec: client-server-api#account-suspension, client-server-api#account-locking
+"""
 
 from typing import Any
 
@@ -37,7 +39,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-async def set_standing(
+async def set_flags(
     database: Database, user: User, *, locked: bool = False, suspended: bool = False
 ) -> None:
     store = AccountStore(database)
@@ -54,7 +56,7 @@ async def test_a_suspended_user_reads_and_leaves(
     own, foreign = say(bob, room_id, "own"), say(alice, room_id, "foreign")
     levels = {"users": {bob.user_id: 100}}
     ok(put_state(alice, room_id, "m.room.power_levels", levels))
-    await set_standing(sqlite_database, bob, suspended=True)
+    await set_flags(sqlite_database, bob, suspended=True)
 
     for answer in (
         put_event(bob, room_id, "m.room.message", {"body": "x"}),
@@ -88,11 +90,11 @@ async def test_a_suspended_user_reads_and_leaves(
 async def test_a_suspended_user_leaves_by_a_state_event(
     sqlite_database: Database, alice: User, bob: User
 ) -> None:
-    """As some clients do, and declines an invite so; and does nothing else by one."""
+    """Some clients leave and reject invites like this; no other state event is allowed."""
     room_id, invited_to = create(alice, preset="public_chat"), create(alice, invite=[bob.user_id])
     join(bob, room_id)
     ok(put_state(alice, room_id, "m.room.power_levels", {"users": {bob.user_id: 99}}))
-    await set_standing(sqlite_database, bob, suspended=True)
+    await set_flags(sqlite_database, bob, suspended=True)
 
     def change(room_id: str, user: User, content: dict[str, Any]) -> Answer:
         return put_state(bob, room_id, "m.room.member", content, user.user_id)
@@ -112,26 +114,26 @@ async def test_a_suspended_user_leaves_by_a_state_event(
             change(
                 each,
                 bob,
-                {"membership": "leave", "reason": "so", "org.example": "what else they would say"},
+                {"membership": "leave", "reason": "so", "org.example": "dropped by the server"},
             )
         )
         content = ok(alice.get(room_path(each, "state", "m.room.member", bob.user_id)))
         assert content == {"membership": "leave", "reason": "so"}
 
 
-async def test_a_suspended_user_is_let_go_on_when_the_suspension_ends(
+async def test_a_user_can_send_again_after_the_suspension(
     sqlite_database: Database, alice: User
 ) -> None:
     room_id = create(alice)
-    await set_standing(sqlite_database, alice, suspended=True)
+    await set_flags(sqlite_database, alice, suspended=True)
     assert refused(put_event(alice, room_id, "m.room.message", {})) == SUSPENDED
-    await set_standing(sqlite_database, alice, suspended=False)
+    await set_flags(sqlite_database, alice, suspended=False)
     say(alice, room_id, "yana")
 
 
 async def test_a_locked_user_can_only_log_out(sqlite_database: Database, alice: User) -> None:
     room_id = create(alice)
-    await set_standing(sqlite_database, alice, locked=True)
+    await set_flags(sqlite_database, alice, locked=True)
     for answer in (
         alice.get(f"{V3}/sync"),
         put_event(alice, room_id, "m.room.message", {}),
@@ -141,5 +143,5 @@ async def test_a_locked_user_can_only_log_out(sqlite_database: Database, alice: 
         assert refused(answer) == (401, "M_USER_LOCKED")
         assert answer.json["soft_logout"] is True
     ok(alice.post(f"{V3}/logout"))
-    await set_standing(sqlite_database, alice, locked=False)
+    await set_flags(sqlite_database, alice, locked=False)
     assert refused(alice.get(f"{V3}/account/whoami")) == (401, "M_UNKNOWN_TOKEN")

@@ -1,5 +1,4 @@
-"""Accounts that are good for a time: what is refused after it, letters, and how they are
-renewed."""
+"""Expiry of accounts: refused requests, e-mails about the expiry, and renewal."""
 
 import re
 from pathlib import Path
@@ -36,8 +35,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, MAIL + VALIDITY)
 
 
-def person(server: TestServer, name: str = "alice", *, address: bool = True) -> User:
-    """Somebody whose account has an end."""
+def register_expiring(server: TestServer, name: str = "alice", *, address: bool = True) -> User:
+    """Register a user whose account expires."""
     user = server.register(name)
     if address:
         row = ThreepidRow("email", f"{name}@example.org", user.user_id, 1, 1)
@@ -59,36 +58,36 @@ def login(server: TestServer, **further: Any) -> Answer:
     return server.post("/_matrix/client/v3/login", body)
 
 
-def write_letters(server: TestServer) -> int:
+def send_emails(server: TestServer) -> int:
     return server.run(server.app.accounts.renewals.do_write_letters(10))
 
 
-def link_of(server: TestServer) -> str:
-    """The link of the last letter, without the host."""
+def last_link(server: TestServer) -> str:
+    """Return the link in the last e-mail, without the host."""
     text = server.relay.letters[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     return str(link)
 
 
-def test_a_campus_renews_from_one_address(tmp_path: Path, sqlite_database: Database) -> None:
-    # the usual limits; nobody asks for a letter
+def test_many_users_renew_from_one_ip_address(tmp_path: Path, sqlite_database: Database) -> None:
+    # the default rate limits; no user requests an e-mail
     server = TestServer(
         tmp_path,
         sqlite_database,
         MAIL.replace("rc_3pid_validation: *unlimited\n", "rc_login: {}\n") + VALIDITY,
     )
-    person(server)
+    register_expiring(server)
     server.clock.advance(90 * DAY)
-    assert write_letters(server) == 1
+    assert send_emails(server) == 1
     browser = Browser(server)
     for _ in range(60):
-        browser.post(RENEW, {"token": link_of(server).partition("=")[2]})
+        browser.post(RENEW, {"token": last_link(server).partition("=")[2]})
         assert browser.status == 200
 
 
-def test_a_session_is_refused_and_may_end(server: TestServer) -> None:
-    alice = person(server)
+def test_a_session_of_an_expired_account_can_only_log_out(server: TestServer) -> None:
+    alice = register_expiring(server)
     server.clock.advance(100 * DAY - 1)
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(1)
@@ -99,8 +98,8 @@ def test_a_session_is_refused_and_may_end(server: TestServer) -> None:
     assert alice.get(WHOAMI).status == 401
 
 
-def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
-    alice = person(server)
+def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> None:
+    alice = register_expiring(server)
     refreshable = login(server, refresh_token=True).json
     server.clock.advance(100 * DAY - 60)
     token = alice.post("/_matrix/client/v1/login/get_token").json["login_token"]
@@ -117,8 +116,8 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     assert login(server, password=password).errcode == EXPIRED
     assert login(server, type="m.login.token", token=token).errcode == EXPIRED
     assert program.exchange(code).json["error"] == "invalid_grant"
-    # so that the app does not forget the session that the account has again when it is renewed, and
-    # can ask for the letter
+    # a refresh still works: the client keeps its session for the time after the renewal, and can
+    # request the e-mail
     refreshed = server.post(
         "/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]}
     )
@@ -129,50 +128,50 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     browser.open("/_mahalla/account")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert (browser.status, "The account was good until a day that is over" in browser.words) == (
+    assert (browser.status, "The account has expired" in browser.words) == (
         403,
         True,
     )
 
 
-def test_a_wrong_password_does_not_tell(server: TestServer) -> None:
-    person(server)
+def test_a_wrong_password_does_not_reveal_the_expiry(server: TestServer) -> None:
+    register_expiring(server)
     server.clock.advance(100 * DAY)
     assert login(server, password="wrong").errcode == "M_FORBIDDEN"
 
 
-def test_a_letter_renews_the_account(server: TestServer) -> None:
-    alice = person(server)
+def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
+    alice = register_expiring(server)
     server.clock.advance(89 * DAY)
-    assert write_letters(server) == 0
+    assert send_emails(server) == 0
     server.clock.advance(DAY)
-    assert write_letters(server) == 1
-    assert write_letters(server) == 0  # once
-    [(recipient, letter)] = server.relay.letters
+    assert send_emails(server) == 1
+    assert send_emails(server) == 0  # once
+    [(recipient, email)] = server.relay.letters
     assert recipient == "alice@example.org"
-    assert letter["Subject"] == "Renew your account on example.org"
-    assert "2024-02-22" in str(letter.get_body(("plain",)))
+    assert email["Subject"] == "Renew your account on example.org"
+    assert "2024-02-22" in str(email.get_body(("plain",)))
 
     server.clock.advance(10 * DAY)
     assert alice.get(WHOAMI).errcode == EXPIRED
     browser = Browser(server)
-    browser.open(link_of(server))
+    browser.open(last_link(server))
     assert "Do you want to keep this account?" in browser.words
-    assert alice.get(WHOAMI).errcode == EXPIRED  # to open the page renews nothing
+    assert alice.get(WHOAMI).errcode == EXPIRED  # opening the page renews nothing
     browser.send()
-    assert "It is good until 2024-06-01" in browser.words
+    assert "It is valid until 2024-06-01" in browser.words
     assert alice.get(WHOAMI).status == 200
     server.clock.advance(DAY)
-    browser.open(link_of(server))
+    browser.open(last_link(server))
     assert "The account is renewed" in browser.words
-    browser.post(browser.path.partition("?")[0], {"token": link_of(server).partition("=")[2]})
-    assert "It is good until 2024-06-01" in browser.words  # once
+    browser.post(browser.path.partition("?")[0], {"token": last_link(server).partition("=")[2]})
+    assert "It is valid until 2024-06-01" in browser.words  # once
     server.clock.advance(89 * DAY)
-    assert write_letters(server) == 1  # about the next end
+    assert send_emails(server) == 1  # about the next expiry
 
 
-def test_letters_speak_the_language_of_the_app(server: TestServer) -> None:
-    alice = person(server)
+def test_emails_are_in_the_language_of_the_pusher(server: TestServer) -> None:
+    alice = register_expiring(server)
     pusher = {
         "kind": "http",
         "app_id": "im.example",
@@ -184,34 +183,34 @@ def test_letters_speak_the_language_of_the_app(server: TestServer) -> None:
     }
     assert alice.post("/_matrix/client/v3/pushers/set", pusher).status == 200
     server.clock.advance(95 * DAY)
-    assert write_letters(server) == 1
+    assert send_emails(server) == 1
     assert server.relay.letters[0][1]["Content-Language"] == "ru"
 
 
-def test_who_has_no_address_is_left_to_the_administrators(server: TestServer) -> None:
-    alice = person(server, address=False)
+def test_a_user_without_email_gets_the_email_once_they_add_an_address(server: TestServer) -> None:
+    alice = register_expiring(server, address=False)
     server.clock.advance(95 * DAY)
-    assert write_letters(server) == 1
-    assert write_letters(server) == 0
+    assert send_emails(server) == 1
+    assert send_emails(server) == 0
     assert server.relay.letters == []
     assert alice.post(SEND_MAIL).errcode == "M_THREEPID_NOT_FOUND"
     row = ThreepidRow("email", "late@example.org", alice.user_id, 1, 1)
     server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
-    assert write_letters(server) == 1
+    assert send_emails(server) == 1
     assert [recipient for recipient, _ in server.relay.letters] == ["late@example.org"]
 
 
-def test_somebody_asks_for_the_letter(server: TestServer) -> None:
-    alice = person(server)
+def test_a_user_requests_the_email(server: TestServer) -> None:
+    alice = register_expiring(server)
     server.clock.advance(100 * DAY)
     assert alice.post(SEND_MAIL).status == 200
-    first = link_of(server)
+    first = last_link(server)
     assert alice.post(SEND_MAIL).status == 200
-    assert write_letters(server) == 0
+    assert send_emails(server) == 0
     browser = Browser(server)
     browser.open(first)
     assert (browser.status, "This link no longer works" in browser.words) == (400, True)
-    browser.open(link_of(server))
+    browser.open(last_link(server))
     browser.send()
     assert alice.get(WHOAMI).status == 200
 
@@ -219,7 +218,7 @@ def test_somebody_asks_for_the_letter(server: TestServer) -> None:
 @pytest.mark.parametrize(
     "query", ["", "?token=", "?token=%00", "?token=wrong", "?token=" + "x" * 3000]
 )
-def test_made_up_links(server: TestServer, query: str) -> None:
+def test_invented_links_are_refused(server: TestServer, query: str) -> None:
     path = "/_matrix/client/unstable/account_validity/renew"
     browser = Browser(server)
     assert browser.open(path + query).status == 400
@@ -227,8 +226,8 @@ def test_made_up_links(server: TestServer, query: str) -> None:
     assert server.client.request("POST", path, body=b"\xff&&&&&&&&&&&&&").status == 400
 
 
-def test_administrators_set_ends(server: TestServer) -> None:
-    alice, root = person(server), person(server, "root")
+def test_administrators_set_expiry_times(server: TestServer) -> None:
+    alice, root = register_expiring(server), register_expiring(server, "root")
     server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
     now = 1_700_000_000_000
     body: dict[str, Any] = {
@@ -239,7 +238,7 @@ def test_administrators_set_ends(server: TestServer) -> None:
     assert alice.post(ADMIN, body).errcode == "M_FORBIDDEN"
     assert root.post(ADMIN, body).json == {"expiration_ts": now - 1}
     assert alice.get(WHOAMI).errcode == EXPIRED
-    assert write_letters(server) == 0
+    assert send_emails(server) == 0
     assert root.post(ADMIN, {"user_id": alice.user_id}).json == {
         "expiration_ts": now + 100 * DAY * 1000
     }
@@ -257,7 +256,7 @@ def test_administrators_set_ends(server: TestServer) -> None:
         assert root.post(ADMIN, {"user_id": unknown}).errcode == "M_NOT_FOUND"
 
 
-def test_those_who_were_there_before_end_on_different_days(
+def test_existing_accounts_expire_on_different_days(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     before = TestServer(tmp_path, sqlite_database, MAIL)
@@ -275,36 +274,38 @@ def test_those_who_were_there_before_end_on_different_days(
     assert all(90 <= end <= 100 for end in ends)
 
 
-def test_where_accounts_last(tmp_path: Path, sqlite_database: Database) -> None:
-    ending = TestServer(tmp_path, sqlite_database, MAIL + VALIDITY)
-    alice = person(ending)
-    lasting = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
-    assert lasting.get(WHOAMI, token=alice.token).status == 200
-    assert login(lasting).status == 200
-    assert lasting.run(lasting.app.accounts.renewals.do_give_ends(10)) == 0
-    assert write_letters(lasting) == 0
-    assert lasting.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"
+def test_a_server_with_disabled_validity_ignores_stored_expiry_times(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    expiring = TestServer(tmp_path, sqlite_database, MAIL + VALIDITY)
+    alice = register_expiring(expiring)
+    disabled = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
+    assert disabled.get(WHOAMI, token=alice.token).status == 200
+    assert login(disabled).status == 200
+    assert disabled.run(disabled.app.accounts.renewals.do_give_ends(10)) == 0
+    assert send_emails(disabled) == 0
+    assert disabled.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"
 
 
-def test_the_operator_s_own_subject(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_operator_can_set_the_subject(tmp_path: Path, sqlite_database: Database) -> None:
     further = VALIDITY.replace("10d", "10d, renew_email_subject: 'Keep %(app)s 100%'")
     server = TestServer(tmp_path, sqlite_database, MAIL + further)
-    person(server)
+    register_expiring(server)
     server.clock.advance(95 * DAY)
-    assert write_letters(server) == 1
+    assert send_emails(server) == 1
     assert server.relay.letters[0][1]["Subject"] == "Keep Matrix 100%"
 
 
-def test_the_page_says_until_when(server: TestServer) -> None:
-    person(server)
+def test_the_account_page_shows_the_expiry(server: TestServer) -> None:
+    register_expiring(server)
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "Your account is good until 2024-02-22" in browser.words
+    assert "Your account is valid until 2024-02-22" in browser.words
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("account_validity: {enabled: true}", "needs `period`"),
         (
@@ -314,8 +315,8 @@ def test_the_page_says_until_when(server: TestServer) -> None:
         ("account_validity: {enabled: true, period: 10d, renew_at: 1d}", "needs `email.smtp_host`"),
     ],
 )
-def test_what_does_not_fit_together(tmp_path: Path, text: str, said: str) -> None:
+def test_inconsistent_options_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(f"server_name: example.org\n{text}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config([path], {})

@@ -1,5 +1,5 @@
-"""Application services: for whom they act, the accounts and devices that they make, and names that
-are theirs alone."""
+"""Application services: identity assertion, the accounts and devices that they create, and their
+exclusive names."""
 
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def register(
     return ask(server, "POST", "/register", {"type": TYPE, "username": name, **further}, token)
 
 
-def test_it_acts_for_its_own_user_and_for_those_in_its_namespaces(server: TestServer) -> None:
+def test_it_acts_for_its_own_user_and_users_in_its_namespaces(server: TestServer) -> None:
     assert ask(server, "GET", "/account/whoami").json["user_id"] == BOT
     missing = ask(server, "GET", f"/account/whoami?user_id={GHOST}")
     assert (missing.status, missing.errcode) == (403, "M_FORBIDDEN")
@@ -96,7 +96,7 @@ def test_it_acts_for_its_own_user_and_for_those_in_its_namespaces(server: TestSe
         assert ask(server, "GET", f"/account/whoami?user_id={odd}").status in (400, 403)
 
 
-def test_it_writes_as_its_users(server: TestServer) -> None:
+def test_it_sends_events_as_its_users(server: TestServer) -> None:
     register(server, inhibit_login=True)
     room = ask(server, "POST", f"/createRoom?user_id={GHOST}", {"preset": "public_chat"}).json[
         "room_id"
@@ -107,13 +107,14 @@ def test_it_writes_as_its_users(server: TestServer) -> None:
     assert (event["sender"], event["origin_server_ts"]) == (GHOST, 1234)
 
 
-def test_accounts_are_made_without_a_password(server: TestServer) -> None:
+def test_accounts_are_created_without_a_password(server: TestServer) -> None:
     session = register(server, device_id="D").json
     assert (session["user_id"], session["device_id"]) == (GHOST, "D")
     assert User(server, session).get(f"{V3}/account/whoami").status == 200
     assert register(server).errcode == "M_USER_IN_USE"
     assert register(server, "bob").errcode == "M_EXCLUSIVE"
-    assert register(server, "_irc_x", OTHER).errcode == "M_EXCLUSIVE"  # it is another's alone
+    # the name belongs to another service
+    assert register(server, "_irc_x", OTHER).errcode == "M_EXCLUSIVE"
     assert register(server, "_irc_bot", OTHER).errcode == "M_EXCLUSIVE"
     assert ask(server, "POST", "/register", {"type": TYPE}).errcode == "M_MISSING_PARAM"
     body = {"type": TYPE, "username": "_irc_x"}
@@ -122,7 +123,7 @@ def test_accounts_are_made_without_a_password(server: TestServer) -> None:
     assert (unknown.status, unknown.errcode) == (401, "M_UNKNOWN_TOKEN")
 
 
-def test_it_signs_its_users_in(server: TestServer) -> None:
+def test_it_logs_its_users_in(server: TestServer) -> None:
     assert {"type": TYPE} in server.get(f"{V3}/login").json["flows"]
     register(server, inhibit_login=True)
 
@@ -145,7 +146,7 @@ def test_it_signs_its_users_in(server: TestServer) -> None:
     }
     assert (
         ask(server, "POST", "/login", by_number, OTHER).errcode == "M_EXCLUSIVE"
-    )  # its digits are nobody's name
+    )  # there is no user with these digits as name
     assert (
         server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
     )
@@ -154,10 +155,10 @@ def test_it_signs_its_users_in(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_its_token_may_come_in_the_address(
+def test_its_token_may_come_in_the_query_string(
     tmp_path: Path, sqlite_database: Database, taken: bool
 ) -> None:
-    """Where such tokens are taken at all. spec: client-server-api#using-access-tokens"""
+    """If the server accepts such tokens at all. spec: client-server-api#using-access-tokens"""
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     config = f"app_service_config_files: [irc.yaml]\naccept_token_in_query: {str(taken).lower()}\n"
     server = TestServer(tmp_path, sqlite_database, config)
@@ -176,7 +177,7 @@ def test_its_token_may_come_in_the_address(
         assert both.errcode == "M_FORBIDDEN"  # the header counts
 
 
-def test_people_do_not_take_its_names(server: TestServer) -> None:
+def test_users_cannot_register_its_names(server: TestServer) -> None:
     alice = server.register("alice")
     body = {"username": "_irc_eve", "password": "x", "auth": {"type": "m.login.dummy"}}
     assert server.post(f"{V3}/register", body).status == 400
@@ -192,7 +193,7 @@ def test_people_do_not_take_its_names(server: TestServer) -> None:
     assert ask(server, "DELETE", f"/directory/room/{alias}?user_id={GHOST}").status == 200
 
 
-async def test_administrators_do_not_take_them_either(server: TestServer) -> None:
+async def test_administrators_cannot_create_its_names_either(server: TestServer) -> None:
     for name in ("_irc_eve", "_irc_bot"):
         with pytest.raises(Exclusive):
             await server.app.accounts.registration.do_register_privileged(
@@ -200,9 +201,7 @@ async def test_administrators_do_not_take_them_either(server: TestServer) -> Non
             )
 
 
-def test_nor_do_those_who_have_such_a_name_elsewhere(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_nor_can_users_of_identity_providers(tmp_path: Path, sqlite_database: Database) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     further = (
         OPENID + TEMPLATES + "  allow_existing_users: true\napp_service_config_files: [irc.yaml]\n"
@@ -219,9 +218,7 @@ def test_nor_do_those_who_have_such_a_name_elsewhere(
     assert "belongs to somebody else" in browser.words
 
 
-def test_its_users_are_called_what_they_are_called_there(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_its_users_may_have_any_display_name(tmp_path: Path, sqlite_database: Database) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     further = 'app_service_config_files: [irc.yaml]\ndisplay_names: {forbidden: ["support.*"]}\n'
     server = TestServer(tmp_path, sqlite_database, further)
@@ -234,7 +231,7 @@ def test_its_users_are_called_what_they_are_called_there(
     assert ask(server, "PUT", f"/profile/{GHOST}/displayname?user_id={GHOST}", name).status == 200
 
 
-def test_it_makes_and_removes_devices(server: TestServer) -> None:
+def test_it_creates_and_removes_devices(server: TestServer) -> None:
     register(server, inhibit_login=True)
     path = f"/devices/BRIDGE?user_id={GHOST}"
     assert ask(server, "PUT", path, {"display_name": "Bridge"}).status == 201
@@ -251,7 +248,7 @@ def test_it_makes_and_removes_devices(server: TestServer) -> None:
     assert alice.put(f"{V3}/devices/NEW", {"display_name": "x"}).status == 404
 
 
-def test_accounts_that_are_locked_and_closed(server: TestServer) -> None:
+def test_locked_and_deactivated_accounts(server: TestServer) -> None:
     register(server, inhibit_login=True)
     path = f"/account/whoami?user_id={GHOST}"
     server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
@@ -260,7 +257,7 @@ def test_accounts_that_are_locked_and_closed(server: TestServer) -> None:
     assert ask(server, "GET", path).errcode == "M_FORBIDDEN"
 
 
-def test_a_server_without_them(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_server_without_application_services(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     assert {"type": TYPE} not in server.get(f"{V3}/login").json["flows"]
     assert register(server).errcode == "M_UNKNOWN_TOKEN"
@@ -273,14 +270,14 @@ def test_a_server_without_them(tmp_path: Path, sqlite_database: Database) -> Non
         ("[]", "key: value"),
         ("id: a", "missing required field"),
         (IRC.replace(TOKEN, "short"), "at least 16 characters"),
-        (IRC.replace("@_irc_.*", "@_irc_("), "no regular expression"),
+        (IRC.replace("@_irc_.*", "@_irc_("), "not a valid regular expression"),
         (IRC.replace("_irc_bot", "Irc Bot"), "sender_localpart cannot be a user name"),
         (IRC.replace("exclusive: true, ", ""), "exclusive"),
         (XMPP.replace("id: xmpp", "id: irc"), "the same id"),
         (XMPP.replace(OTHER, TOKEN), "the same as_token"),
     ],
 )
-def test_files_that_are_wrong(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_registration_files(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     (tmp_path / "other.yaml").write_text(text, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"
@@ -292,14 +289,14 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, said: str) -> None:
         load_config([path], {})
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_limitations_and_missing_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         "server_name: example.org\napp_service_config_files: [irc.yaml]\n", encoding="utf-8"
     )
     [notice] = load_config([path], {}).notices
-    assert "no transactions are sent to them yet" in notice
+    assert "receive no transactions yet" in notice
     path.write_text(
         "server_name: example.org\napp_service_config_files: [none.yaml]\n", encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""Accounts that wait until an administrator approves them (MSC3866)."""
+"""Approval of new accounts by an administrator (MSC3866): API, page, and e-mails."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from tests.helpers.oauth import Program
 from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
-WAITS = f"""{OAUTH}
+NEEDS_APPROVAL = f"""{OAUTH}
 registration_requires_approval: true
 """
-MAIL = f"""{WAITS}
+WITH_EMAIL = f"""{NEEDS_APPROVAL}
 email: {{smtp_host: mail.example.org, notif_from: "server@example.org"}}
 rc_3pid_validation: *unlimited
 registration_approval_letters: {{admin@example.org: ru}}
@@ -35,16 +35,16 @@ ROOT = UserID("@root:example.org")
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
-    return TestServer(tmp_path, sqlite_database, WAITS)
+    return TestServer(tmp_path, sqlite_database, NEEDS_APPROVAL)
 
 
-def privileged(server: TestServer, name: str, *, is_admin: bool = False) -> None:
+def register_approved(server: TestServer, name: str, *, is_admin: bool = False) -> None:
     wish = Wish(username=name, password="wonderland", inhibit_login=True, is_admin=is_admin)
     server.run(server.app.accounts.registration.do_register_privileged(wish))
 
 
-def wait(server: TestServer, name: str = "alice") -> UserID:
-    """An account that waits."""
+def register_awaiting(server: TestServer, name: str = "alice") -> UserID:
+    """Register an account that awaits approval."""
     answer = server.post(REGISTER, {"username": name, "password": "wonderland", "auth": DUMMY})
     assert (answer.status, answer.errcode) == (403, ERRCODE), answer.body
     return UserID(f"@{name}:example.org")
@@ -62,7 +62,7 @@ def sign_in(server: TestServer, name: str) -> User:
 
 
 def admin_browser(server: TestServer, languages: str = "en") -> Browser:
-    privileged(server, "root", is_admin=True)
+    register_approved(server, "root", is_admin=True)
     browser = Browser(server, languages)
     browser.open(APPROVALS)
     browser.send("/_mahalla/sign_in", name="root", password="wonderland")
@@ -70,10 +70,10 @@ def admin_browser(server: TestServer, languages: str = "en") -> Browser:
     return browser
 
 
-def test_nobody_gets_in_who_waits(server: TestServer) -> None:
+def test_an_account_awaiting_approval_cannot_sign_in(server: TestServer) -> None:
     session = server.post(REGISTER, {"username": "alice", "password": "wonderland"}).json["session"]
     wanted = {"username": "alice", "password": "wonderland", "auth": {**DUMMY, "session": session}}
-    for _ in range(2):  # a repeated request is told the same
+    for _ in range(2):  # a repeated request gets the same response
         answer = server.post(REGISTER, wanted)
         assert (answer.status, answer.errcode) == (403, ERRCODE)
         assert answer.json["approval_notice_medium"] == "m.none"
@@ -91,9 +91,9 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
     browser.open(Program(server).request())
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     assert browser.status == 403
-    assert "looks at your account first" in browser.words
+    assert "has to approve your account" in browser.words
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
-    assert "looks at your account first" not in browser.words
+    assert "has to approve your account" not in browser.words
     assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
     assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
     assert [record for record in told(server) if record[0].startswith("sign_in")] == [
@@ -103,11 +103,13 @@ def test_nobody_gets_in_who_waits(server: TestServer) -> None:
     ]
 
 
-def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Database) -> None:
-    config = f"{WAITS}user_directory: {{search_all_users: true}}\n"
+def test_an_account_awaiting_approval_is_not_in_the_user_directory(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    config = f"{NEEDS_APPROVAL}user_directory: {{search_all_users: true}}\n"
     server = TestServer(tmp_path, sqlite_database, config)
-    alice = wait(server)
-    privileged(server, "bob")
+    alice = register_awaiting(server)
+    register_approved(server, "bob")
     bob = sign_in(server, "bob")
 
     async def update_directory() -> None:
@@ -123,42 +125,42 @@ def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Databa
     ] == [alice]
 
 
-def test_administrators_make_accounts_that_do_not_wait(server: TestServer) -> None:
-    privileged(server, "bob")
+def test_accounts_created_by_administrators_are_approved(server: TestServer) -> None:
+    register_approved(server, "bob")
     assert sign_in(server, "bob").get("/_matrix/client/v3/account/whoami").status == 200
 
 
-def test_the_page_for_administrators(server: TestServer) -> None:
-    alice, mallory = wait(server), wait(server, "mallory")
+def test_an_administrator_approves_and_declines_on_the_page(server: TestServer) -> None:
+    alice, mallory = register_awaiting(server), register_awaiting(server, "mallory")
     browser = admin_browser(server)
     assert alice in browser.text
     assert "2023-11-14" in browser.words
     form = next(form for form in browser.page.forms if form.fields.get("user_id") == alice)
     browser.post(APPROVALS, {**form.fields, "decision": "approve"})
-    assert "The account is approved." in browser.words
+    assert "The account was approved." in browser.words
     assert alice not in browser.text
     assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
     form = next(form for form in browser.page.forms if form.fields.get("user_id") == mallory)
     browser.post(APPROVALS, {**form.fields, "decision": "decline"})
-    assert "The account is closed." in browser.words
-    assert "No account waits." in browser.words
+    assert "The account was closed." in browser.words
+    assert "No account is awaiting approval." in browser.words
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "mallory"},
         "password": "wonderland",
     }
     assert server.post(LOGIN, login).status == 403
-    # accounts that do not wait are not closed here, whatever a form says
+    # a forged form cannot close an account that does not await approval
     browser.post(APPROVALS, {**form.fields, "user_id": alice, "decision": "decline"})
-    assert "does not wait any more" in browser.words
+    assert "no longer awaiting approval" in browser.words
     assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
     browser.post(APPROVALS, {"user_id": alice, "decision": "approve"})
     assert browser.status == 403
 
 
-def test_others_do_not_see_it(server: TestServer) -> None:
-    alice = wait(server)
-    privileged(server, "bob")
+def test_the_page_is_for_administrators_only(server: TestServer) -> None:
+    alice = register_awaiting(server)
+    register_approved(server, "bob")
     browser = Browser(server)
     browser.open(APPROVALS)
     browser.send("/_mahalla/sign_in", name="bob", password="wonderland")
@@ -173,9 +175,9 @@ def test_others_do_not_see_it(server: TestServer) -> None:
 
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.open("/_mahalla/register")
-    browser.send("/_mahalla/register/letter", address=address)
-    letter = next(letter for to, letter in reversed(server.relay.letters) if to == address)
-    text = letter.get_body(("plain",))
+    browser.send("/_mahalla/register/email", address=address)
+    email = next(email for to, email in reversed(server.relay.letters) if to == address)
+    text = email.get_body(("plain",))
     assert text is not None
     link = next(line for line in text.get_content().splitlines() if "confirm_email" in line)
     other = Browser(server)
@@ -184,8 +186,8 @@ def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.send("/_mahalla/register")
 
 
-def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
-    server = TestServer(tmp_path, sqlite_database, MAIL)
+def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, WITH_EMAIL)
     browser = Browser(server, "uz")
     confirm(server, browser, "alice@example.com")
     server.relay.letters.clear()
@@ -194,19 +196,18 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
     )
     assert browser.status == 200
     assert "tasdiqlanganda sizga xat keladi" in browser.words.lower()
-    [(to, told)] = server.relay.letters
+    [(to, email)] = server.relay.letters
     assert to == "admin@example.org"
-    assert "ждёт подтверждения" in told["Subject"]
-    html = told.get_body(("html",))
+    assert "ждёт подтверждения" in email["Subject"]
+    html = email.get_body(("html",))
     assert html is not None
     assert 'href="https://matrix.example.org/_mahalla/approvals"' in html.get_content()
-    wait(server, "bob")
-    assert len(server.relay.letters) == 1  # alice still waits, and the page shows both
+    register_awaiting(server, "bob")
+    assert len(server.relay.letters) == 1  # one e-mail an hour; the page shows both accounts
     server.clock.advance(3601)
-    wait(server, "carol")
-    assert [to for to, _ in server.relay.letters] == [
-        "admin@example.org"
-    ] * 2  # nobody has waited for less than an hour
+    register_awaiting(server, "carol")
+    # an hour later there is another e-mail
+    assert [to for to, _ in server.relay.letters] == ["admin@example.org"] * 2
 
     server.relay.letters.clear()
     refused = server.post(
@@ -221,20 +222,20 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
     assert server.run(
         server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
-    [(to, letter)] = server.relay.letters
+    [(to, email)] = server.relay.letters
     assert to == "alice@example.com"
-    assert "tasdiqlandi" in letter["Subject"]
+    assert "tasdiqlandi" in email["Subject"]
     assert not server.run(
         server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
     assert len(server.relay.letters) == 1
 
 
-def test_an_address_that_no_letter_can_bear_hinders_nobody(
+def test_an_invalid_address_does_not_prevent_approval(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, MAIL)
-    alice = wait(server)
+    server = TestServer(tmp_path, sqlite_database, WITH_EMAIL)
+    alice = register_awaiting(server)
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
     server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
     server.relay.letters.clear()
@@ -243,23 +244,25 @@ def test_an_address_that_no_letter_can_bear_hinders_nobody(
     sign_in(server, "alice")
 
 
-def test_first_rooms_are_joined_once_approved(tmp_path: Path, sqlite_database: Database) -> None:
-    config = f"{WAITS}auto_join_rooms: ['#all:example.org']\n"
+def test_auto_join_rooms_are_joined_after_approval(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    config = f"{NEEDS_APPROVAL}auto_join_rooms: ['#all:example.org']\n"
     server = TestServer(tmp_path, sqlite_database, config)
-    privileged(server, "root", is_admin=True)
+    register_approved(server, "root", is_admin=True)
     root = sign_in(server, "root")
     room = root.post(
         "/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "all"}
     ).json["room_id"]
-    alice = wait(server)
+    alice = register_awaiting(server)
     members = f"/_matrix/client/v3/rooms/{room}/joined_members"
     assert alice not in root.get(members).json["joined"]
     server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
     assert alice in root.get(members).json["joined"]
 
 
-def test_an_approval_is_withdrawn(server: TestServer) -> None:
-    privileged(server, "alice")
+def test_an_approval_is_revoked(server: TestServer) -> None:
+    register_approved(server, "alice")
     alice = sign_in(server, "alice")
     server.run(server.app.accounts.approvals.do_withdraw(alice.user_id, by=ROOT))
     login = {
@@ -277,7 +280,7 @@ def test_an_approval_is_withdrawn(server: TestServer) -> None:
     "address",
     ["admin", "a..b@example.org", "a b@example.org", "@example.org", "a@", "ä@example.org", "a@b>"],
 )
-def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
+def test_invalid_administrator_addresses_are_refused(tmp_path: Path, address: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         "server_name: example.org\npublic_baseurl: https://a.example\nemail: {smtp_host: mail.example.org}\n"
@@ -288,10 +291,10 @@ def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
         load_config([path], {})
 
 
-def test_the_administration_api(server: TestServer) -> None:
-    alice = wait(server)
-    privileged(server, "root", is_admin=True)
-    privileged(server, "bob")
+def test_the_admin_api(server: TestServer) -> None:
+    alice = register_awaiting(server)
+    register_approved(server, "root", is_admin=True)
+    register_approved(server, "bob")
     root, bob = sign_in(server, "root"), sign_in(server, "bob")
     assert root.get("/_mahalla/admin/v1/approvals").json == {
         "waiting": [{"user_id": alice, "since_ts": 1_700_000_000_000, "emails": []}]
@@ -320,11 +323,13 @@ def test_the_administration_api(server: TestServer) -> None:
     )
 
 
-def test_who_comes_with_a_token_of_elsewhere_waits_too(
+def test_an_account_created_by_jwt_awaits_approval(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     secret = "a secret of thirty-two bytes at least"
-    config = f"{WAITS}jwt_config: {{enabled: true, secret: '{secret}', algorithm: HS256}}\n"
+    config = (
+        f"{NEEDS_APPROVAL}jwt_config: {{enabled: true, secret: '{secret}', algorithm: HS256}}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     token = jwt.encode({"alg": "HS256"}, {"sub": "alice"}, OctKey.import_key(secret))
     login = {"type": "org.matrix.login.jwt", "token": token}

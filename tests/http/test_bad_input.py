@@ -1,8 +1,8 @@
-"""Whatever is sent to whichever endpoint, it is answered, at once or in time, and never with a 500.
+"""Any input to any endpoint gets a response within its timeout, and never a 500.
 
-The requests are made from the declarations: for each endpoint its paths, query parameters and the
-fields of its body, of which most are right and some are poison. What is sent follows from the
-endpoint's name alone, so a failure comes again.
+The requests are generated from the declarations: paths, query parameters and body fields of each
+endpoint, mostly valid, some malicious. The random seed is the endpoint's name, so failures are
+reproducible.
 """
 
 # mypy: allow-untyped-calls
@@ -36,12 +36,12 @@ from tests.helpers.http import Answer, Pending
 from tests.helpers.server import TestServer
 
 REQUESTS = 90
-"""To each endpoint, on SQLite."""
+"""Requests to each endpoint on SQLite."""
 REQUESTS_ON_POSTGRESQL = 25
-"""It takes other things ill, such as a NUL or a number that is too large. These are other
+"""PostgreSQL refuses other values, such as NUL or too large numbers. These are different
 requests."""
-LONGEST_WAIT = 3600.0
-"""Seconds after which even a long-poll with a mad timeout has to be answered."""
+MAX_WAIT = 3600.0
+"""The time in seconds within which even a long poll with an absurd timeout must end."""
 
 ENDPOINTS = sorted(
     {
@@ -53,7 +53,7 @@ ENDPOINTS = sorted(
 )
 
 SECRET = "tea"
-FURTHER_CONFIG = f"registration_shared_secret: {SECRET}\n"
+EXTRA_CONFIG = f"registration_shared_secret: {SECRET}\n"
 DEEP = 3000
 POISON = (
     *(
@@ -204,11 +204,11 @@ WORDS = (
 
 @dataclass(frozen=True)
 class World:
-    """A server with a room, and those who ask."""
+    """A server with a room, and the tokens of its users."""
 
     server: TestServer
     tokens: tuple[str | None, ...]
-    right: dict[str, str]
+    valid_values: dict[str, str]
     """Values that exist, by the name of the parameter or field."""
 
 
@@ -216,7 +216,7 @@ class World:
 def first_world(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
 ) -> tuple[World, Path]:
-    """A world, and its database, which nobody has open: each endpoint begins with a copy of it."""
+    """A world and its closed database, of which each endpoint gets a copy."""
     folder = tmp_path_factory.mktemp("world")
     config = copy_sqlite(sqlite_template, folder)
     return make_world(folder, config), Path(config.path)
@@ -252,15 +252,15 @@ def world_on_postgresql(
 def copy_world(
     first: World, folder: Path, config: SQLiteConfig | PostgresConfig
 ) -> Iterator[World]:
-    """The same once more, on a copy of its database."""
+    """Yield the same world on a copy of its database."""
     database = open_inline(config)
-    yield replace(first, server=TestServer(folder, database, FURTHER_CONFIG, seed=2))
+    yield replace(first, server=TestServer(folder, database, EXTRA_CONFIG, seed=2))
     run_coroutine(database.close(), None)
 
 
 def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
     database = open_inline(config)
-    server = TestServer(folder, database, FURTHER_CONFIG)
+    server = TestServer(folder, database, EXTRA_CONFIG)
     alice, bob, root = server.register("alice"), server.register("bob"), register_admin(server)
     guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json
     room = alice.post(
@@ -270,7 +270,7 @@ def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
     assert bob.post(path + "/join").status == 200
     event = alice.put(path + "/send/m.room.message/t0", {"msgtype": "m.text", "body": "tea?"}).json
     since = alice.get("/_matrix/client/v3/sync").json["next_batch"]
-    right = {
+    valid_values = {
         "user_id": alice.user_id,
         "room_id": room["room_id"],
         "room_id_or_alias": room["room_id"],
@@ -291,12 +291,12 @@ def make_world(folder: Path, config: SQLiteConfig | PostgresConfig) -> World:
     return World(
         server,
         (alice.token, alice.token, bob.token, guest["access_token"], root, None, "x", "\xe9"),
-        right,
+        valid_values,
     )
 
 
 def register_admin(server: TestServer) -> str:
-    """The token of an administrator."""
+    """Return the token of an administrator."""
     nonce = server.get("/_synapse/admin/v1/register").json["nonce"]
     mac = hmac.new(
         SECRET.encode(), f"{nonce}\0root\0wonderland\0admin".encode(), "sha1"
@@ -305,8 +305,8 @@ def register_admin(server: TestServer) -> str:
     return str(server.post("/_synapse/admin/v1/register", body).json["access_token"])
 
 
-class Maker:
-    """Makes requests to one endpoint."""
+class RequestMaker:
+    """Generates requests to one endpoint."""
 
     def __init__(self, declaration: Endpoint, world: World, random: Random) -> None:
         self.declaration = declaration
@@ -334,7 +334,7 @@ class Maker:
             elif self.chance(0.12):
                 segments.append(self.random.choice(WORDS))
             else:
-                segments.append(quote(self.world.right.get(segment[1:-1], "x"), safe=""))
+                segments.append(quote(self.world.valid_values.get(segment[1:-1], "x"), safe=""))
         path = "/".join(segments)
         fields = []
         for name, hint in self.query:
@@ -349,10 +349,10 @@ class Maker:
         return path + "?" + "&".join(fields) if fields else path
 
     def word(self, name: str, hint: Any) -> str:
-        """A value of a query parameter."""
+        """Return a value of a query parameter."""
         if self.chance(0.15):
             return self.random.choice((*WORDS, self.random.choice(POISON_IN_PATHS)))
-        known = self.world.right.get(name.rstrip("_"))
+        known = self.world.valid_values.get(name.rstrip("_"))
         if known is not None:
             return quote(known)
         hint = plain(hint)
@@ -374,11 +374,12 @@ class Maker:
         return self.json_of(self.body, 0).encode("utf-8", "surrogatepass")
 
     def json_of(self, hint: Any, depth: int) -> str:
-        """JSON of this type, with some poison in it."""
+        """Return JSON of this type, with some malicious values."""
         hint = plain(hint)
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             fields = [
-                f"{json.dumps(field.encode_name)}: {self.value(field.encode_name, field.type, depth)}"
+                f"{json.dumps(field.encode_name)}: "
+                f"{self.value(field.encode_name, field.type, depth)}"
                 for field in fields_of(hint)
                 if self.chance(0.75) or field.required
             ]
@@ -411,7 +412,7 @@ class Maker:
     def value(self, name: str, hint: Any, depth: int) -> str:
         if self.chance(0.15) or depth > 4:
             return self.random.choice(POISON)
-        known = self.world.right.get(name)
+        known = self.world.valid_values.get(name)
         if known is not None:
             return json.dumps(known)
         hint = plain(hint)
@@ -440,7 +441,7 @@ fields_of = cache(msgspec.structs.fields)
 
 
 def plain(hint: Any) -> Any:
-    """A type without its annotations and without None."""
+    """Return a type without annotations and None."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) in (Union, UnionType):
@@ -450,7 +451,7 @@ def plain(hint: Any) -> Any:
 
 @pytest.fixture
 def bugs() -> Iterator[list[str]]:
-    """The tracebacks of all that is logged as failed."""
+    """The tracebacks of all logged failures."""
     found: list[str] = []
 
     @provider(ILogObserver)
@@ -469,27 +470,30 @@ def ask(world: World, method: str, path: str, token: str | None, body: bytes | N
 
 def wait_for(world: World, pending: Pending) -> Pending:
     waited = 0.0
-    while not pending.done and waited < LONGEST_WAIT:
+    while not pending.done and waited < MAX_WAIT:
         world.server.clock.advance(10)
         waited += 10
     return pending
 
 
-def check(answer: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
-    # 502: the request was good, and another server was not to be had
-    assert answer.status < 500 or answer.status == 502, (request, answer.body, "\n".join(bugs))
-    assert not bugs, (request, answer.body, "\n".join(bugs))
-    if answer.headers.get("content-type", "").startswith("application/json"):
-        told = json.loads(answer.body.decode())
-        if answer.status >= 400 and "flows" not in told:
-            assert told["errcode"].startswith("M_"), request
-            assert isinstance(told["error"], str), request
-    elif answer.headers.get("content-type", "").startswith("text/html"):
-        assert answer.body.startswith(b"<!DOCTYPE html>"), (
-            request
-        )  # a page, which says in words what is wrong
+def check(response: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
+    # 502: the request was valid, but the other server is not reachable
+    assert response.status < 500 or response.status == 502, (
+        request,
+        response.body,
+        "\n".join(bugs),
+    )
+    assert not bugs, (request, response.body, "\n".join(bugs))
+    if response.headers.get("content-type", "").startswith("application/json"):
+        body = json.loads(response.body.decode())
+        if response.status >= 400 and "flows" not in body:
+            assert body["errcode"].startswith("M_"), request
+            assert isinstance(body["error"], str), request
+    elif response.headers.get("content-type", "").startswith("text/html"):
+        # a page that explains the error
+        assert response.body.startswith(b"<!DOCTYPE html>"), request
     else:
-        assert answer.status < 400, request
+        assert response.status < 400, request
 
 
 each_endpoint = pytest.mark.parametrize(
@@ -500,32 +504,30 @@ each_endpoint = pytest.mark.parametrize(
 
 
 @each_endpoint
-def test_bad_input_is_answered(
+def test_bad_input_gets_a_response(
     name: str, declaration: Endpoint, world: World, bugs: list[str]
 ) -> None:
-    maker = Maker(declaration, world, Random(name))
+    maker = RequestMaker(declaration, world, Random(name))
     seen = check_all(maker, bugs, REQUESTS)
     if declaration.auth is Auth.SERVER:
-        assert 401 in seen, "no request is signed"
+        assert 401 in seen, "unsigned requests are refused"
     elif "{" in declaration.paths[0] or maker.body is not None:
-        assert seen - {401, 404, 405, 429}, (
-            "every request was stopped at the door, which proves nothing"
-        )
+        assert seen - {401, 404, 405, 429}, "every request was refused before its input was parsed"
 
 
 @each_endpoint
-def test_bad_input_is_answered_on_postgresql(
+def test_bad_input_gets_a_response_on_postgresql(
     name: str, declaration: Endpoint, world_on_postgresql: World, bugs: list[str]
 ) -> None:
     check_all(
-        Maker(declaration, world_on_postgresql, Random(f"{name} on PostgreSQL")),
+        RequestMaker(declaration, world_on_postgresql, Random(f"{name} on PostgreSQL")),
         bugs,
         REQUESTS_ON_POSTGRESQL,
     )
 
 
-def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
-    """Make so many requests; the statuses of the answers."""
+def check_all(maker: RequestMaker, bugs: list[str], count: int) -> set[int]:
+    """Send this many requests. Return the statuses of the responses."""
     declaration, world, random = maker.declaration, maker.world, maker.random
     seen = set()
     for _ in range(count):
@@ -536,13 +538,13 @@ def check_all(maker: Maker, bugs: list[str], count: int) -> set[int]:
         )
         token = random.choice(world.tokens) if declaration.auth is not Auth.NONE else None
         request = (method, maker.path(), token, maker.payload())
-        answer = ask(world, *request)
-        check(answer, request, bugs)
-        seen.add(answer.status)
+        response = ask(world, *request)
+        check(response, request, bugs)
+        seen.add(response.status)
     return seen
 
 
-ELSEWHERE = (
+UNREACHABLE = (
     *(
         "/_matrix/client/v3/profile/@x:else.where",
         "/_matrix/client/v3/directory/room/%23x:else.where",
@@ -556,18 +558,17 @@ ELSEWHERE = (
         "/_matrix/client/v1/rooms/!x:else.where/hierarchy",
     ),
 )
-"""What another server is asked for, which is not to be had; asked twice, as what is remembered of
-it is answered too."""
+"""Requests to a server that is not reachable, each sent twice to cover cached failures."""
 
 
-def test_nothing_of_a_request_stays_in_memory(world: World) -> None:
+def test_requests_are_released_from_memory(world: World) -> None:
     random = Random("memory")
     alice = world.tokens[0]
     requests: list[tuple[str, str, str | None, bytes | None]] = []
-    requests += [("GET", path, alice, None) for path in (*ELSEWHERE, *ELSEWHERE)]
+    requests += [("GET", path, alice, None) for path in (*UNREACHABLE, *UNREACHABLE)]
     for _, declaration in ENDPOINTS:
         if not any("logout" in path or "deactivate" in path for path in declaration.paths):
-            maker = Maker(declaration, world, random)
+            maker = RequestMaker(declaration, world, random)
             requests += [
                 (declaration.method, maker.path(), alice, maker.payload()) for _ in range(3)
             ]

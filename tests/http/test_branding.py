@@ -1,4 +1,4 @@
-"""Name, logo and colours of the people who run the server, on pages and in letters."""
+"""The operator's name, logo and colours on pages and in e-mails."""
 
 import re
 from base64 import b64encode
@@ -37,10 +37,13 @@ def problems_of(folder: Path, branding: str) -> str:
     return "\n".join(refused.value.lines)
 
 
-def test_a_page_with_everything(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_page_with_complete_branding(tmp_path: Path, sqlite_database: Database) -> None:
     (tmp_path / "logo.png").write_bytes(picture(8, 8))
     (tmp_path / "dark.svg").write_bytes(SVG)
-    config = "branding: {name: Tea <University>, logo: logo.png, logo_dark: dark.svg, colour: '#1d4f91'}\n"
+    config = (
+        "branding: {name: Tea <University>, logo: logo.png, logo_dark: dark.svg,"
+        " colour: '#1d4f91'}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     browser = Browser(server)
     for path in ("/", "/_mahalla/sign_in", "/_mahalla/register"):
@@ -66,7 +69,7 @@ def test_a_page_with_everything(tmp_path: Path, sqlite_database: Database) -> No
     assert dark.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_logo_of_another_server_is_the_only_foreign_thing(
+def test_an_external_logo_is_the_only_external_source(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -86,7 +89,7 @@ def test_a_logo_of_another_server_is_the_only_foreign_thing(
     )
 
 
-def test_without_branding_pages_are_plain(tmp_path: Path, sqlite_database: Database) -> None:
+def test_pages_without_branding(tmp_path: Path, sqlite_database: Database) -> None:
     browser = Browser(TestServer(tmp_path, sqlite_database))
     browser.open("/_mahalla/sign_in")
     assert "<header" not in browser.text
@@ -94,7 +97,7 @@ def test_without_branding_pages_are_plain(tmp_path: Path, sqlite_database: Datab
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_letters(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
+def test_branding_of_emails(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
     (tmp_path / "logo").write_bytes(picture(8, 8, kind))
     config = MAIL + "branding: {name: Choyxona, logo: logo, colour: '#7a1f1f'}\n"
     server = TestServer(tmp_path, sqlite_database, config)
@@ -112,8 +115,8 @@ def test_letters(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
     assert 'src="http' not in text
     pictures = [part for part in letter.walk() if part.get_content_maintype() == "image"]
     if kind == "PNG":
-        assert 'src="cid:logo@letter"' in text
-        assert [part["content-id"] for part in pictures] == ["<logo@letter>"]
+        assert 'src="cid:logo@email"' in text
+        assert [part["content-id"] for part in pictures] == ["<logo@email>"]
         assert pictures[0].get_content() == picture(8, 8)
     else:
         assert "cid:" not in text
@@ -133,15 +136,15 @@ def test_letters(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
         ("{logo_url: 'https://me@example.org/a'}", "must be an https:// address"),
     ],
 )
-def test_what_cannot_be(tmp_path: Path, branding: str, complaint: str) -> None:
+def test_invalid_branding_is_refused(tmp_path: Path, branding: str, complaint: str) -> None:
     assert complaint in problems_of(tmp_path, branding)
 
 
-def test_files_that_are_no_logo(tmp_path: Path) -> None:
+def test_invalid_logo_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html><svg></svg>")
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(LARGEST_LOGO))
     for name, complaint in (
-        ("page.html", "is no picture of a kind"),
+        ("page.html", "is not a picture that browsers show"),
         ("huge.png", "is larger than 256K"),
         ("nowhere.png", "cannot be read: No such file"),
     ):
@@ -153,11 +156,9 @@ def test_files_that_are_no_logo(tmp_path: Path) -> None:
         assert line.startswith(f"branding.logo: {tmp_path / name} {complaint}")
 
 
-def test_contrasts() -> None:
+def test_contrast_ratios() -> None:
     assert contrast("#000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(
-        4.48, abs=0.01
-    )  # WCAG's well-known example
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # the example of WCAG
     css = files("homeserver.web").joinpath("templates/pages.css").read_text()
     light, dark = css.split("prefers-color-scheme: dark")[:2]
     assert f"--paper: {LIGHT.paper}" in light
@@ -169,5 +170,5 @@ def test_contrasts() -> None:
 
 
 @given(COLOURS)
-def test_what_dark_pages_get_can_always_be_read(colour: str) -> None:
+def test_derived_dark_colours_are_readable(colour: str) -> None:
     assert least_contrast(for_dark(colour), DARK)[0] >= ENOUGH

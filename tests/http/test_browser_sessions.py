@@ -1,5 +1,4 @@
-"""Signing in to the server's own pages: the cookie, forms of others, where a page leads on to, what
-ends a session."""
+"""Browser sessions of the server's own pages: cookies, CSRF, redirects, end of a session."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ def context_of(browser: Browser) -> RequestContext:
 
 
 def signed_in(browser: Browser) -> BrowserSession | None:
-    """As a page finds out who looks at it."""
+    """Return the session of the browser, as pages find it."""
     sessions = browser.server.app.pages.sessions
     return browser.server.run(sessions.get(context_of(browser)))
 
@@ -59,7 +58,7 @@ def sign_in(browser: Browser, name: str = "alice", password: str = "wonderland")
     browser.send(name=name, password=password)
 
 
-def test_somebody_signs_in_and_out(server: TestServer) -> None:
+def test_a_user_signs_in_and_out(server: TestServer) -> None:
     alice = server.register("alice")
     browser = Browser(server)
     browser.open(sign_in_link("/?from=page"))
@@ -71,16 +70,16 @@ def test_somebody_signs_in_and_out(server: TestServer) -> None:
     assert (found.user_id, found.proved_ts) == (alice.user_id, int(server.clock.seconds() * 1000))
     assert "mahalla_session" not in before
     browser.open(SIGN_IN_PATH)
-    assert browser.path == "/_mahalla/account"  # led on at once
+    assert browser.path == "/_mahalla/account"  # redirected at once
     old = dict(browser.cookies)
     token = server.app.pages.forms.token(context_of(browser)).text
     browser.post(SIGN_OUT_PATH, {TOKEN_FIELD: token})
     assert signed_in(browser) is None
     browser.cookies = old
-    assert signed_in(browser) is None  # the cookie that somebody kept is worth nothing
+    assert signed_in(browser) is None  # the old cookie is invalid
 
 
-def test_names_as_people_type_them(server: TestServer) -> None:
+def test_names_are_accepted_as_people_type_them(server: TestServer) -> None:
     server.register("alice")
     for name in ("alice", "ALICE", "@alice:example.org", " alice "):
         browser = Browser(server)
@@ -88,7 +87,7 @@ def test_names_as_people_type_them(server: TestServer) -> None:
         assert signed_in(browser) is not None
 
 
-def test_a_wrong_password_is_told_in_the_readers_language(server: TestServer) -> None:
+def test_a_wrong_password_is_reported_in_the_language_of_the_reader(server: TestServer) -> None:
     server.register("alice")
     browser = Browser(server, languages="uz")
     sign_in(browser, password="wrong")
@@ -99,7 +98,9 @@ def test_a_wrong_password_is_told_in_the_readers_language(server: TestServer) ->
     assert signed_in(browser) is None
 
 
-def test_too_many_attempts_are_told(tmp_path: Path, sqlite_database: Database) -> None:
+def test_too_many_attempts_are_refused_with_the_time_to_wait(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     limits = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 2}}\n"
     server = TestServer(tmp_path, sqlite_database, limits)
     server.register("alice")
@@ -108,10 +109,10 @@ def test_too_many_attempts_are_told(tmp_path: Path, sqlite_database: Database) -
         sign_in(browser, password="wrong")
     sign_in(browser)
     assert browser.status == 429
-    assert "Wait 2 min" in browser.words
+    assert "Try again in 2 min" in browser.words
 
 
-def test_a_form_of_another_site_does_nothing(server: TestServer) -> None:
+def test_a_form_of_another_site_is_refused(server: TestServer) -> None:
     server.register("alice")
     browser, other = Browser(server), Browser(server)
     fields = {"name": "alice", "password": "wonderland"}
@@ -135,7 +136,7 @@ def test_broken_forms_are_refused(server: TestServer) -> None:
     assert browser.status == 403
 
 
-def test_cookies_are_for_this_host_alone(tmp_path: Path, sqlite_database: Database) -> None:
+def test_cookies_are_limited_to_this_host(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, HTTPS)
     server.register("alice")
     browser = Browser(server)
@@ -149,29 +150,29 @@ def test_cookies_are_for_this_host_alone(tmp_path: Path, sqlite_database: Databa
         assert "Domain" not in cookie
     page = Browser(server).open(SIGN_IN_PATH)
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    # one that a neighbour of this host has set is not looked at
+    # a cookie set by a sibling host is ignored
     browser.cookies["mahalla_session"] = browser.cookies.pop("__Host-mahalla_session")
     assert signed_in(browser) is None
 
 
-def test_a_session_that_was_there_before_is_not_taken_over(server: TestServer) -> None:
+def test_a_sign_in_replaces_a_planted_session(server: TestServer) -> None:
     server.register("alice")
     server.register("mallory")
     mallory = Browser(server)
     sign_in(mallory, "mallory")
-    laid = dict(mallory.cookies)
+    planted = dict(mallory.cookies)
     alice = Browser(server)
     alice.open(SIGN_IN_PATH)
-    alice.cookies.update(laid)
+    alice.cookies.update(planted)
     cookie = server.run(
         server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice), 0)
     )
-    assert cookie.partition("=")[2].partition(";")[0] != laid["mahalla_session"]
+    assert cookie.partition("=")[2].partition(";")[0] != planted["mahalla_session"]
     assert signed_in(mallory) is None
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-def test_what_ends_a_session(server: TestServer, way: str) -> None:
+def test_these_events_end_a_session(server: TestServer, way: str) -> None:
     alice = server.register("alice")
     browser = Browser(server)
     sign_in(browser)
@@ -208,16 +209,16 @@ def _end(server: TestServer, alice: User, way: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/_mahalla/account?action=a&b=%2f", "/a//b", "/a?next=//b"])
-def test_own_paths(path: str) -> None:
+def test_paths_of_this_server_are_accepted(path: str) -> None:
     assert own_path(path, "/home") == path
 
 
 @pytest.mark.parametrize("path", FOREIGN_PATHS)
-def test_paths_of_others(path: str) -> None:
+def test_paths_of_other_sites_are_replaced(path: str) -> None:
     assert own_path(path, "/home") == "/home"
 
 
-def test_a_page_does_not_lead_to_others(server: TestServer) -> None:
+def test_a_sign_in_does_not_redirect_to_other_sites(server: TestServer) -> None:
     server.register("alice")
     for path in FOREIGN_PATHS:
         browser = Browser(server)
@@ -227,7 +228,7 @@ def test_a_page_does_not_lead_to_others(server: TestServer) -> None:
 
 
 class Ministry:
-    """A service by which people sign in."""
+    """A provider with one sign-in button."""
 
     def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
         return [
@@ -237,7 +238,7 @@ class Ministry:
         ]
 
 
-def test_other_services_have_buttons(server: TestServer) -> None:
+def test_providers_have_buttons(server: TestServer) -> None:
     pages = server.app.pages
     page = SignInPage(
         pages.pages,
@@ -254,62 +255,61 @@ def test_other_services_have_buttons(server: TestServer) -> None:
     assert 'src="/_mahalla/tea.png"' in browser.text
 
 
-def test_requests_say_whether_they_are_secure_where_nothing_else_does() -> None:
+def test_without_public_baseurl_the_request_decides_whether_cookies_are_secure() -> None:
     cookies = Cookies(None, KEY)
     secure, plain = (
         RequestContext("1", "GET", b"/", "::1", {}, is_secure=is_secure)
         for is_secure in (True, False)
     )
     assert cookies.make(secure, "a", "b" * 16).startswith("__Host-a=")
-    assert cookies.find(sends(plain, cookies.make(plain, "b", "c" * 20)), "b") == "c" * 20
-    assert cookies.find(sends(plain, cookies.make(secure, "b", "c" * 20)), "b") is None
-    assert cookies.find(sends(plain, "a=<script>"), "a") is None
+    assert cookies.find(with_cookies(plain, cookies.make(plain, "b", "c" * 20)), "b") == "c" * 20
+    assert cookies.find(with_cookies(plain, cookies.make(secure, "b", "c" * 20)), "b") is None
+    assert cookies.find(with_cookies(plain, "a=<script>"), "a") is None
 
 
-def sends(context: RequestContext, *headers: str) -> RequestContext:
-    """A request of a browser to which these cookies were set."""
+def with_cookies(context: RequestContext, *headers: str) -> RequestContext:
+    """Return the context of a request with the cookies that these headers set."""
     pairs = [header.partition(";")[0].partition("=") for header in headers]
     return replace(context, cookies=tuple((name, value) for name, _, value in pairs))
 
 
-def test_a_cookie_is_one_that_this_server_has_set() -> None:
+def test_only_cookies_signed_by_this_server_are_accepted() -> None:
     cookies = Cookies(None, KEY)
     header = cookies.make(PLAIN, "a", "b" * 20)
     name, _, value = header.partition(";")[0].partition("=")
-    assert cookies.find(sends(PLAIN, header), "a") == "b" * 20
+    assert cookies.find(with_cookies(PLAIN, header), "a") == "b" * 20
     for number, character in enumerate(value):
         changed = value[:number] + ("x" if character != "x" else "y") + value[number + 1 :]
-        # the last character has two bits of nothing in it; they are compared too
-        assert cookies.find(sends(PLAIN, f"{name}={changed}"), "a") is None, number
-    said, _, signature = value.partition(".")
+        # the last character has two unused bits, which are compared too
+        assert cookies.find(with_cookies(PLAIN, f"{name}={changed}"), "a") is None, number
+    content, _, signature = value.partition(".")
     for forged in (
-        said,
-        f"{said}.",
+        content,
+        f"{content}.",
         f".{signature}",
-        f"{said}.{signature}=",
-        f"{said}.{signature}{signature}",
+        f"{content}.{signature}=",
+        f"{content}.{signature}{signature}",
     ):
-        assert cookies.find(sends(PLAIN, f"a={forged}"), "a") is None, forged
-    # of another cookie, and of a server with another key: of this one before its key was replaced,
-    # too
-    assert cookies.find(sends(PLAIN, f"c={value}"), "c") is None
-    assert Cookies(None, SigningKey("a", b"l" * 32)).find(sends(PLAIN, header), "a") is None
-    # what another host of the domain has laid beside it hides nothing
-    assert cookies.find(sends(PLAIN, f"a={'x' * 20}.{signature}", header), "a") == "b" * 20
+        assert cookies.find(with_cookies(PLAIN, f"a={forged}"), "a") is None, forged
+    # the signature of another cookie, and of another key (a replaced one, for example)
+    assert cookies.find(with_cookies(PLAIN, f"c={value}"), "c") is None
+    assert Cookies(None, SigningKey("a", b"l" * 32)).find(with_cookies(PLAIN, header), "a") is None
+    # a forged cookie of the same name, set by another host of the domain, hides nothing
+    assert cookies.find(with_cookies(PLAIN, f"a={'x' * 20}.{signature}", header), "a") == "b" * 20
 
 
-def test_a_session_whose_cookie_is_not_signed_is_signed_in_to_once_more(
+def test_a_session_with_an_unsigned_cookie_has_to_sign_in_again(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of before cookies were signed."""
+    """Such a cookie is refused without a look-up."""
     server.register("alice")
     browser = Browser(server)
     sign_in(browser)
-    whole = browser.cookies["mahalla_session"]
-    browser.cookies["mahalla_session"] = whole.partition(".")[0]
+    signed = browser.cookies["mahalla_session"]
+    browser.cookies["mahalla_session"] = signed.partition(".")[0]
 
     def fail(*_: object) -> None:
-        raise AssertionError("it was looked up")
+        raise AssertionError("the session was looked up")
 
     with monkeypatch.context() as patch:
         patch.setattr(BrowserSessionStore, "get_browser_session_in", fail)
@@ -318,4 +318,4 @@ def test_a_session_whose_cookie_is_not_signed_is_signed_in_to_once_more(
     assert browser.path.startswith(SIGN_IN_PATH)
     browser.send(SIGN_IN_PATH, name="alice", password="wonderland")
     assert (browser.status, browser.path) == (200, "/_mahalla/account")
-    assert browser.cookies["mahalla_session"] != whole
+    assert browser.cookies["mahalla_session"] != signed

@@ -1,9 +1,9 @@
-"""How much is kept in memory, and what metrics tell of it."""
+"""Bounds and metrics of caches."""
 
 import re
 from pathlib import Path
 
-from homeserver.config.memory import Caches, Memory
+from homeserver.config.memory import CacheOptions, Memory
 from homeserver.config.option import Size
 from homeserver.wiring.cache_sizes import CacheSizes
 from storage.engine.database import Database
@@ -16,17 +16,20 @@ listeners: [{port: 8008, type: http, resources: [{names: [client, metrics]}]}]
 """
 
 
-def test_one_factor_counts_for_all() -> None:
-    usual, twice = CacheSizes(Memory()), CacheSizes(Memory(caches=Caches(global_factor=1.0)))
-    assert (usual.events, usual.rooms) == (51_200, 20_000)
-    assert {name: getattr(twice, name) for name in vars(usual)} == {
-        name: size * 2 for name, size in vars(usual).items()
+def test_the_global_factor_scales_all_caches() -> None:
+    default, twice = (
+        CacheSizes(Memory()),
+        CacheSizes(Memory(caches=CacheOptions(global_factor=1.0))),
+    )
+    assert (default.events, default.rooms) == (51_200, 20_000)
+    assert {name: getattr(twice, name) for name in vars(default)} == {
+        name: size * 2 for name, size in vars(default).items()
     }
     assert CacheSizes(Memory(event_cache_size=Size(10 << 10))).events == 5120
-    assert CacheSizes(Memory(caches=Caches(global_factor=0.01))).rooms == 400
+    assert CacheSizes(Memory(caches=CacheOptions(global_factor=0.01))).rooms == 400
 
 
-def test_the_configuration_bounds_the_events_in_memory(
+def test_event_cache_size_bounds_the_cached_events(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "event_cache_size: 100\n")
@@ -38,7 +41,7 @@ def test_the_configuration_bounds_the_events_in_memory(
     assert len(server.app.rooms.events) == 100
 
 
-def test_large_events_take_the_place_of_many(tmp_path: Path, sqlite_database: Database) -> None:
+def test_large_events_count_for_several(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "event_cache_size: 100\n")
     alice = server.register("alice")
     room_id = create(alice)
@@ -54,7 +57,7 @@ def test_large_events_take_the_place_of_many(tmp_path: Path, sqlite_database: Da
     assert everything_said(alice, room_id)[:9] == large
 
 
-def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Database) -> None:
+def test_metrics_count_hits_and_misses(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, LISTENER)
     alice = server.register("alice")
     say(alice, create(alice), "hello")

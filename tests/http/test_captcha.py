@@ -1,4 +1,4 @@
-"""Riddles before somebody registers: in an app, on the fallback page, on the page to register."""
+"""Captchas at registration: in the API, on the fallback page, and on the registration page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.helpers.server import TestServer
 REGISTER = "/_matrix/client/v3/register"
 PAGE = "/_mahalla/register"
 STAGE = "m.login.recaptcha"
-RIDDLES = """
+CAPTCHA = """
 enable_registration_captcha: true
 recaptcha_public_key: site-key
 recaptcha_private_key: our-secret
@@ -27,14 +27,16 @@ FIELD = "g-recaptcha-response"
 WIDGET_SOURCES = "https://www.recaptcha.net/recaptcha/ https://www.gstatic.com/recaptcha/"
 
 
-class Riddler:
-    """Who makes the riddles: takes each right solution once. `answer` is said instead, or
-    raised."""
+class CaptchaService:
+    """A captcha service that accepts each right solution once.
+
+    `answer`: returned or raised instead.
+    """
 
     def __init__(self) -> None:
         self.right = {"solved"}
         self.answer: bytes | int | OutboundError | None = None
-        self.asked: list[dict[str, list[str]]] = []
+        self.requests: list[dict[str, list[str]]] = []
 
     async def request(
         self,
@@ -55,7 +57,7 @@ class Riddler:
             0,
         )
         form = parse_qs(body.decode())
-        self.asked.append(form)
+        self.requests.append(form)
         if isinstance(self.answer, OutboundError):
             raise self.answer
         if isinstance(self.answer, int):
@@ -72,13 +74,13 @@ class Riddler:
 
 
 @pytest.fixture
-def riddler() -> Riddler:
-    return Riddler()
+def service() -> CaptchaService:
+    return CaptchaService()
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, sqlite_database: Database, riddler: Riddler) -> TestServer:
-    return TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES, web=riddler)
+def guarded(tmp_path: Path, sqlite_database: Database, service: CaptchaService) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA, web=service)
 
 
 def solve(server: TestServer, response: object, **auth: str) -> Answer:
@@ -86,34 +88,36 @@ def solve(server: TestServer, response: object, **auth: str) -> Answer:
     return server.post(REGISTER, {**body, "auth": {"type": STAGE, "response": response, **auth}})
 
 
-def test_an_app_shows_that_somebody_has_solved_it(guarded: TestServer, riddler: Riddler) -> None:
-    asked = guarded.post(REGISTER, {"username": "bob", "password": "builder"}).json
-    assert asked["flows"] == [{"stages": [STAGE]}]
-    assert asked["params"] == {STAGE: {"public_key": "site-key"}}
-    wrong = solve(guarded, "guessed", session=asked["session"])
+def test_a_solved_captcha_completes_the_stage(guarded: TestServer, service: CaptchaService) -> None:
+    challenge = guarded.post(REGISTER, {"username": "bob", "password": "builder"}).json
+    assert challenge["flows"] == [{"stages": [STAGE]}]
+    assert challenge["params"] == {STAGE: {"public_key": "site-key"}}
+    wrong = solve(guarded, "guessed", session=challenge["session"])
     assert (wrong.status, wrong.errcode) == (401, "M_CAPTCHA_INVALID")
-    assert solve(guarded, "solved", session=asked["session"]).json["user_id"] == "@bob:example.org"
-    assert riddler.asked[-1] == {"secret": ["our-secret"], "response": ["solved"]}
+    assert (
+        solve(guarded, "solved", session=challenge["session"]).json["user_id"] == "@bob:example.org"
+    )
+    assert service.requests[-1] == {"secret": ["our-secret"], "response": ["solved"]}
 
 
 @pytest.mark.parametrize("response", [None, "", 7, ["solved"]])
-def test_without_a_solution_nobody_is_asked(
-    guarded: TestServer, riddler: Riddler, response: object
+def test_without_a_solution_the_service_is_not_asked(
+    guarded: TestServer, service: CaptchaService, response: object
 ) -> None:
     answer = solve(guarded, response)
-    assert (answer.status, answer.errcode, riddler.asked) == (401, "M_CAPTCHA_NEEDED", [])
+    assert (answer.status, answer.errcode, service.requests) == (401, "M_CAPTCHA_NEEDED", [])
 
 
 @pytest.mark.parametrize("response", ["x" * 12_001, "s\u00f6lved"])
-def test_what_is_no_solution_goes_nowhere(
-    guarded: TestServer, riddler: Riddler, response: str
+def test_malformed_solutions_are_not_sent_to_the_service(
+    guarded: TestServer, service: CaptchaService, response: str
 ) -> None:
     answer = solve(guarded, response)
-    assert (answer.status, answer.errcode, riddler.asked) == (401, "M_CAPTCHA_INVALID", [])
+    assert (answer.status, answer.errcode, service.requests) == (401, "M_CAPTCHA_INVALID", [])
 
 
 @pytest.mark.parametrize(
-    "said",
+    "answer",
     [
         500,
         302,
@@ -126,52 +130,53 @@ def test_what_is_no_solution_goes_nowhere(
         b'{"success": false, "error-codes": ["invalid-input-secret"]}',
     ],
 )
-def test_while_nobody_says_so_nobody_passes(
-    guarded: TestServer, riddler: Riddler, said: Any
+def test_nobody_passes_while_the_service_does_not_confirm(
+    guarded: TestServer, service: CaptchaService, answer: Any
 ) -> None:
-    riddler.answer = said
-    answer = solve(guarded, "solved")
-    assert (answer.status, answer.errcode) == (401, "M_UNKNOWN")
-    assert "cannot be checked at the moment" in answer.json["error"]
-    riddler.answer = None
-    assert solve(guarded, "solved", session=answer.json["session"]).status == 200
+    service.answer = answer
+    refused = solve(guarded, "solved")
+    assert (refused.status, refused.errcode) == (401, "M_UNKNOWN")
+    assert "cannot be checked at the moment" in refused.json["error"]
+    service.answer = None
+    assert solve(guarded, "solved", session=refused.json["session"]).status == 200
 
 
-def test_it_stands_beside_what_else_is_asked_for(
-    tmp_path: Path, sqlite_database: Database, riddler: Riddler
+def test_the_captcha_follows_the_registration_token(
+    tmp_path: Path, sqlite_database: Database, service: CaptchaService
 ) -> None:
     rules = "registration_requires_token: true\n"
-    server = TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + rules, web=riddler)
-    asked = server.post(REGISTER, {"username": "bob", "password": "builder"}).json
-    assert asked["flows"] == [{"stages": ["m.login.registration_token", STAGE]}]
+    server = TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA + rules, web=service)
+    challenge = server.post(REGISTER, {"username": "bob", "password": "builder"}).json
+    assert challenge["flows"] == [{"stages": ["m.login.registration_token", STAGE]}]
     assert (
-        solve(server, "solved", session=asked["session"]).status == 401
-    )  # not yet, and the solution is not used up
-    assert riddler.asked == []
+        solve(server, "solved", session=challenge["session"]).status == 401
+    )  # the token comes first, and the solution stays unused
+    assert service.requests == []
 
 
-def test_the_fallback_page(guarded: TestServer) -> None:
+def test_the_fallback_page_completes_the_stage(guarded: TestServer) -> None:
     session = guarded.post(REGISTER, {"username": "bob", "password": "builder"}).json["session"]
     browser = Browser(guarded)
     browser.open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session={session}")
     assert 'class="g-recaptcha" data-sitekey="site-key"' in browser.text
-    assert "but www.recaptcha.net, from where it comes, does not answer" in browser.words
+    assert "The captcha cannot be loaded from www.recaptcha.net" in browser.words
     policy = browser.answer.headers["content-security-policy"]
     assert f"script-src https://www.recaptcha.net/recaptcha/api.js {WIDGET_SOURCES}" in policy
     assert f"frame-src {WIDGET_SOURCES}" in policy
     assert "default-src 'none'" in policy
     browser.send(**{FIELD: "guessed"})
-    assert (browser.status, "Show first that you are no program" in browser.words) == (400, True)
+    assert (browser.status, "Solve the captcha at the end of the form" in browser.words) == (
+        400,
+        True,
+    )
     browser.send(**{FIELD: "solved"})
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     assert "recaptcha" not in browser.answer.headers["content-security-policy"]
     body = {"username": "bob", "password": "builder", "auth": {"session": session}}
     assert guarded.post(REGISTER, body).status == 200
 
 
-def test_the_fallback_page_is_for_registration_alone(
-    guarded: TestServer, server: TestServer
-) -> None:
+def test_the_fallback_page_refuses_other_sessions(guarded: TestServer, server: TestServer) -> None:
     assert (
         Browser(guarded)
         .open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session=unknown")
@@ -187,7 +192,7 @@ def test_the_fallback_page_is_for_registration_alone(
     )
 
 
-def test_the_page_to_register(guarded: TestServer, riddler: Riddler) -> None:
+def test_the_registration_page_has_a_captcha(guarded: TestServer, service: CaptchaService) -> None:
     browser = Browser(guarded)
     browser.open(PAGE)
     assert (
@@ -195,27 +200,27 @@ def test_the_page_to_register(guarded: TestServer, riddler: Riddler) -> None:
     )
     chosen = {"name": "bob", "password": "builder", "password_again": "builder"}
     browser.send(**{**chosen, "password_again": "other", FIELD: "solved"})
-    assert riddler.asked == []  # what can be seen without it is said first
+    assert service.requests == []  # other errors are reported first
     browser.send(**chosen)
-    assert "Show first that you are no program" in browser.words
-    riddler.answer = 500
+    assert "Solve the captcha at the end of the form" in browser.words
+    service.answer = 500
     browser.send(**chosen, **{FIELD: "solved"})
-    assert (browser.status, "nobody can check" in browser.words) == (503, True)
-    riddler.answer = None
+    assert (browser.status, "captcha cannot be checked" in browser.words) == (503, True)
+    service.answer = None
     browser.send(**chosen, **{FIELD: "solved"})
     assert browser.path == "/_mahalla/account"
     assert "recaptcha" not in browser.answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("later", ["captcha", "name", "limit"])
-def test_a_token_for_one_account_is_good_until_there_is_one(
-    tmp_path: Path, sqlite_database: Database, riddler: Riddler, later: str
+def test_a_failed_registration_keeps_the_use_of_its_token(
+    tmp_path: Path, sqlite_database: Database, service: CaptchaService, later: str
 ) -> None:
     rules = (
         "registration_requires_token: true\nrc_registration: {per_second: 0.01, burst_count: 2}\n"
     )
-    server = TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + rules, web=riddler)
-    riddler.right |= {"solved too"}
+    server = TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA + rules, web=service)
+    service.right |= {"solved too"}
     other, token = (
         server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
         for _ in range(2)
@@ -234,7 +239,7 @@ def test_a_token_for_one_account_is_good_until_there_is_one(
     assert browser.status != 200
     register_on_page(
         browser, token, "bob", "solved" if later == "captcha" else ""
-    )  # what is solved stays so
+    )  # a solved captcha stays completed
     assert browser.path == "/_mahalla/account", browser.words
     last = Browser(server)
     server.clock.advance(600)
@@ -243,7 +248,7 @@ def test_a_token_for_one_account_is_good_until_there_is_one(
 
 
 def register_on_page(browser: Browser, token: str, name: str, solution: str) -> None:
-    """From where the browser is, or else from the beginning."""
+    """Register on the current page, or from the start."""
     if not browser.path.startswith(PAGE):
         browser.open(PAGE)
     fields = {
@@ -255,16 +260,18 @@ def register_on_page(browser: Browser, token: str, name: str, solution: str) -> 
     browser.send(PAGE, **fields, **{FIELD: solution})
 
 
-def test_other_pages_load_nothing_foreign(guarded: TestServer) -> None:
+def test_other_pages_load_no_third_party_scripts(guarded: TestServer) -> None:
     for path in ("/_mahalla/sign_in", "/"):
         assert "recaptcha" not in Browser(guarded).open(path).headers["content-security-policy"]
 
 
-def test_other_makers_of_riddles(tmp_path: Path, sqlite_database: Database) -> None:
+def test_another_captcha_service_can_be_configured(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     other = """recaptcha_script: "https://challenges.example/api.js?compat=recaptcha"
 recaptcha_sources: [https://challenges.example]
 """
-    browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + other))
+    browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA + other))
     browser.open(PAGE)
     policy = browser.answer.headers["content-security-policy"]
     assert "script-src https://challenges.example/api.js https://challenges.example;" in policy

@@ -1,4 +1,4 @@
-"""A device's keys are committed, and the caches have not heard of them yet."""
+"""Device keys that are committed, but not yet announced to the caches."""
 
 from collections import deque
 from collections.abc import Callable
@@ -14,8 +14,7 @@ from tests.helpers.server import TestServer, User
 
 
 class BusyReactor:
-    """A writer that commits at once; what it says to the reactor waits in a queue while that is
-    busy."""
+    """A writer that commits at once; its notifications wait while the reactor is busy."""
 
     def __init__(self) -> None:
         self.is_busy = False
@@ -39,10 +38,11 @@ class BusyReactor:
             self._queue.popleft()()
 
 
-def test_a_list_has_the_changes_that_its_number_stands_for(
+def test_a_device_list_has_the_changes_that_its_stream_id_stands_for(
     tmp_path: Path, sqlite_template: Path
 ) -> None:
-    """Else a server would keep it under that number for good, and never encrypt for the device."""
+    """Otherwise a server would keep the list under that ID for ever, and never encrypt for the
+    device."""
     reactor = BusyReactor()
     server = TestServer(
         tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), writer=reactor)

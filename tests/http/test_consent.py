@@ -1,5 +1,4 @@
-"""Terms of service: in a registration, for a new version, and what people cannot do before they
-agree."""
+"""Policies: consent at registration, new versions, and requests blocked before the consent."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -59,11 +58,11 @@ def register(server: TestServer, name: str = "alice") -> User:
 
 
 def with_new_version(folder: Path, database: Database, text: str) -> TestServer:
-    """The server, after a start with another configuration."""
+    """Restart the server with another configuration."""
     return TestServer(folder, database, text, seed=2)
 
 
-def signed_in_again(server: TestServer, user: User) -> User:
+def with_server(server: TestServer, user: User) -> User:
     return User(
         server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
     )
@@ -80,15 +79,17 @@ def admin(server: TestServer) -> User:
     return user
 
 
-def test_the_stage_of_a_registration(server: TestServer) -> None:
-    asked = server.post(REGISTER, {"username": "alice", "password": "wonderland"})
-    assert asked.json["flows"] == [{"stages": ["m.login.terms"]}]
-    told = asked.json["params"]["m.login.terms"]["policies"]
-    assert told["terms"]["version"] == "1.2"
-    assert told["terms"]["en"] == {"name": "Terms of use", "url": "https://example.org/terms"}
-    assert told["terms"]["uz"]["url"] == "https://matrix.example.org/_mahalla/policies/terms/1.2/uz"
-    assert told["privacy"]["ru"]["name"] == "О данных"
-    auth = {**TERMS, "session": asked.json["session"]}
+def test_registration_has_a_terms_stage(server: TestServer) -> None:
+    challenge = server.post(REGISTER, {"username": "alice", "password": "wonderland"})
+    assert challenge.json["flows"] == [{"stages": ["m.login.terms"]}]
+    offered = challenge.json["params"]["m.login.terms"]["policies"]
+    assert offered["terms"]["version"] == "1.2"
+    assert offered["terms"]["en"] == {"name": "Terms of use", "url": "https://example.org/terms"}
+    assert (
+        offered["terms"]["uz"]["url"] == "https://matrix.example.org/_mahalla/policies/terms/1.2/uz"
+    )
+    assert offered["privacy"]["ru"]["name"] == "О данных"
+    auth = {**TERMS, "session": challenge.json["session"]}
     done = server.post(REGISTER, {"username": "alice", "password": "wonderland", "auth": auth})
     assert done.status == 200
     assert consents(server, "@alice:example.org") == [("privacy", "2"), ("terms", "1.2")]
@@ -97,7 +98,7 @@ def test_the_stage_of_a_registration(server: TestServer) -> None:
     assert again.status == 401
 
 
-def test_a_text_that_the_server_has(server: TestServer) -> None:
+def test_the_server_serves_a_policy_text(server: TestServer) -> None:
     browser = Browser(server, "ru")
     browser.open("/_mahalla/policies/terms/1.2/uz")
     assert browser.status == 200
@@ -110,11 +111,11 @@ def test_a_text_that_the_server_has(server: TestServer) -> None:
         assert server.get(f"/_mahalla/policies/{path}").errcode == "M_NOT_FOUND"
 
 
-def test_a_new_version_is_asked_for_again(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_new_version_needs_a_new_consent(tmp_path: Path, sqlite_database: Database) -> None:
     alice = register(TestServer(tmp_path, sqlite_database, policies()))
     room = alice.post(ROOMS).json["room_id"]
     server = with_new_version(tmp_path, sqlite_database, policies("1.3"))
-    alice = signed_in_again(server, alice)
+    alice = with_server(server, alice)
     message = f"/_matrix/client/v3/rooms/{room}/send/m.room.message"
     refused = alice.put(f"{message}/1", {"msgtype": "m.text", "body": "tea"})
     assert (refused.status, refused.errcode) == (403, "M_CONSENT_NOT_GIVEN")
@@ -126,20 +127,20 @@ def test_a_new_version_is_asked_for_again(tmp_path: Path, sqlite_database: Datab
         alice.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.topic", {"topic": "x"}).status
         == 403
     )
-    # reading, keys of one's own devices, leaving and signing out do not wait for terms
+    # reading, uploading keys, leaving and signing out need no consent
     assert alice.get("/_matrix/client/v3/sync").status == 200
     assert alice.get(f"/_matrix/client/v3/rooms/{room}/messages?dir=b").status == 200
     assert alice.post("/_matrix/client/v3/keys/upload").status == 200
     assert alice.post("/_matrix/client/v3/account/password", {"new_password": "x"}).status == 401
-    away = f"/_matrix/client/v3/rooms/{room}/typing/{alice.user_id}"
-    assert alice.put(away, {"typing": True}).errcode == "M_CONSENT_NOT_GIVEN"
+    typing = f"/_matrix/client/v3/rooms/{room}/typing/{alice.user_id}"
+    assert alice.put(typing, {"typing": True}).errcode == "M_CONSENT_NOT_GIVEN"
 
     browser = Browser(server, "uz")
     browser.open(link.removeprefix("https://matrix.example.org"))
     assert browser.status == 200
     assert "@alice:example.org" in browser.text
     assert "Foydalanish shartlari" in browser.text
-    assert "О данных" not in browser.text  # agreed to already, in the version of now
+    assert "О данных" not in browser.text  # its current version is accepted already
     browser.send("/_mahalla/consent")
     assert browser.status == 400
     assert 'role="alert"' in browser.text
@@ -159,7 +160,7 @@ def _audit(server: TestServer, user_id: str) -> list[dict[str, str]]:
     return found
 
 
-def test_to_learn_of_a_token_takes_one_query(
+def test_a_token_and_its_consents_are_read_in_one_query(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     counter = QueryCounter()
@@ -168,7 +169,7 @@ def test_to_learn_of_a_token_takes_one_query(
     for version, status in (("1.2", 200), ("1.3", 403)):
         server = with_new_version(tmp_path, database, policies(version))
         counter.clear()
-        assert signed_in_again(server, alice).post(
+        assert with_server(server, alice).post(
             "/_matrix/client/v3/rooms/!none:example.org/leave"
         ).status in (
             403,
@@ -176,7 +177,7 @@ def test_to_learn_of_a_token_takes_one_query(
         )
         assert counter.queries["get_access_token"] == 1
         assert not {"get_accounts", "get_policy_consents"} & counter.queries.keys()
-        assert signed_in_again(server, alice).post(ROOMS, {}).status == status
+        assert with_server(server, alice).post(ROOMS, {}).status == status
     run_coroutine(database.close(), None)
 
 
@@ -203,24 +204,24 @@ def test_links_are_for_one_user_and_one_version(tmp_path: Path, sqlite_database:
     old.open(f"{link.path}?{link.query}")
     assert old.path.startswith("/_mahalla/sign_in")
     old.send("/_mahalla/sign_in", name="alice", password="wonderland")
-    # a page that was opened before the versions changed agrees to nothing
+    # a form from before the versions changed is refused
     old.send("/_mahalla/consent", versions="0" * 32, **TICKS)
     assert old.status == 400
     assert "have changed since" in old.words
     assert consents(later, alice.user_id) == []
     old.send("/_mahalla/consent", **TICKS)
     assert old.status == 200
-    assert signed_in_again(later, alice).post(ROOMS).status == 200
+    assert with_server(later, alice).post(ROOMS).status == 200
 
 
-def test_nothing_is_held_back_where_it_is_not_wanted(
+def test_requests_are_not_blocked_without_block_events_error(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, policies(blocked=False, at_registration=False))
     assert server.register("alice").post(ROOMS).status == 200
 
 
-def test_programs_agree_to_nothing(tmp_path: Path, sqlite_database: Database) -> None:
+def test_bots_need_no_consent(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, policies(at_registration=False))
     bot = server.register("bot")
     assert bot.post(ROOMS).status == 403
@@ -236,7 +237,7 @@ def test_programs_agree_to_nothing(tmp_path: Path, sqlite_database: Database) ->
     assert bot.post(ROOMS).status == 200
 
 
-def test_the_page_to_register(server: TestServer) -> None:
+def test_the_registration_page_asks_for_consent(server: TestServer) -> None:
     browser = Browser(server)
     browser.open("/_mahalla/register")
     assert "Terms of use" in browser.words
@@ -251,11 +252,11 @@ def test_the_page_to_register(server: TestServer) -> None:
     assert browser.path == "/_mahalla/account"
     assert "The terms were accepted" in browser.words
     assert consents(server, "@alice:example.org") == [("privacy", "2"), ("terms", "1.2")]
-    browser.follow("What you agree to")
+    browser.follow("Terms of service")
     assert "Thank you" in browser.words
 
 
-def test_an_app_is_let_in_after_the_terms(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_app_is_authorized_after_the_consent(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, policies(at_registration=False))
     server.register("alice")
     browser = Browser(server)
@@ -264,7 +265,7 @@ def test_an_app_is_let_in_after_the_terms(tmp_path: Path, sqlite_database: Datab
     assert browser.path.startswith("/_mahalla/consent?")
     browser.send("/_mahalla/consent", **TICKS)
     assert browser.path.startswith("/_mahalla/oauth/authorize?")
-    assert "Let" in browser.words
+    assert "Allow" in browser.words
     browser.send("/_mahalla/oauth/authorize", button="allow")
     assert "code=" in browser.location
     for path in ("/_mahalla/link", "/_mahalla/account"):
@@ -272,7 +273,7 @@ def test_an_app_is_let_in_after_the_terms(tmp_path: Path, sqlite_database: Datab
         assert browser.path == path
 
 
-def test_apps_that_do_not_know_the_stage(server: TestServer) -> None:
+def test_the_fallback_page_completes_the_stage(server: TestServer) -> None:
     session = server.post(REGISTER, {"username": "alice", "password": "wonderland"}).json["session"]
     browser = Browser(server)
     browser.open(f"/_matrix/client/v3/auth/m.login.terms/fallback/web?session={session}")
@@ -290,7 +291,7 @@ def test_apps_that_do_not_know_the_stage(server: TestServer) -> None:
         assert browser.status == 400
 
 
-def test_administrators_see_who_has_agreed(tmp_path: Path, sqlite_database: Database) -> None:
+def test_administrators_list_consents(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, policies(at_registration=False))
     alice, bob = server.register("alice"), server.register("bob")
     root = server.register("root")
@@ -325,20 +326,20 @@ def test_administrators_see_who_has_agreed(tmp_path: Path, sqlite_database: Data
     [
         (
             "{terms: {version: '1', documents: {}}}",
-            "must name the document in one language at least",
+            "must contain the document in at least one language",
         ),
         (
             "{terms: {version: '1 2', documents: {en: {name: T, url: 'https://a.example'}}}}",
-            "must have 1 to 255 letters",
+            "must have 1 to 255 characters",
         ),
         ("{terms: {version: '1', documents: {en: {name: T}}}}", "either `url` or `path`"),
         (
             "{terms: {version: '1', documents: {en: {name: T, url: 'javascript:1'}}}}",
-            "must be an address of the web",
+            "must start with http:// or https://",
         ),
         (
             "{terms: {version: '1', documents: {'e n': {name: T, url: 'https://a.example'}}}}",
-            "codes of languages",
+            "must have language codes",
         ),
         (
             "{'a b': {version: '1', documents: {en: {name: T, url: 'https://a.example'}}}}",
@@ -350,7 +351,7 @@ def test_administrators_see_who_has_agreed(tmp_path: Path, sqlite_database: Data
         ),
     ],
 )
-def test_what_cannot_be(tmp_path: Path, policies: str, complaint: str) -> None:
+def test_invalid_policies_are_refused(tmp_path: Path, policies: str, complaint: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(f"server_name: example.org\nuser_consent: {{policies: {policies}}}\n")
     with pytest.raises(ConfigError) as refused:
@@ -358,7 +359,7 @@ def test_what_cannot_be(tmp_path: Path, policies: str, complaint: str) -> None:
     assert complaint in "\n".join(refused.value.lines)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreadable_policy_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.yaml"
     documents = "{terms: {version: '1', documents: {en: {name: T, path: a.txt}}}}"
     path.write_text(
@@ -373,7 +374,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert any("is not text in UTF-8" in line for line in find_problems(config))
 
 
-def test_texts() -> None:
+def test_a_text_is_parsed_into_blocks() -> None:
     assert [
         (block.kind, block.lines) for block in parse_text("a\nb\n# c\n- d\ne\n\n- f\n#g\n")
     ] == [

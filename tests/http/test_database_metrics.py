@@ -1,4 +1,4 @@
-"""What the server tells of its database, and what a client hears when the database is away."""
+"""Metrics and slow logs of the database, and responses while it is unavailable."""
 
 from pathlib import Path
 from typing import cast
@@ -53,14 +53,14 @@ def test_slow_transactions_are_logged() -> None:
     ]
 
 
-def test_the_page_is_fresh() -> None:
+def test_the_metrics_page_is_current() -> None:
     written = (ROOT / "docs" / "operators" / "metrics.md").read_text(encoding="utf-8")
     assert written == write_metrics_page(), (
         "run `python -m homeserver metrics > docs/operators/metrics.md`"
     )
 
 
-async def test_a_database_that_is_away_is_no_bug(
+async def test_an_unavailable_database_is_a_503(
     server: TestServer, sqlite_database: Database
 ) -> None:
     alice = server.register("alice")

@@ -1,5 +1,4 @@
-"""Dehydrated devices (MSC3814): one a user, found by others as every device is, and read without
-losing anything."""
+"""Dehydrated devices (MSC3814): one per user, listed as other devices, and read without loss."""
 
 from typing import Any
 from urllib.parse import quote
@@ -77,7 +76,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_it_is_offered(alice: User) -> None:
+def test_the_feature_is_advertised(alice: User) -> None:
     assert (
         alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"]
         is True
@@ -85,19 +84,19 @@ def test_it_is_offered(alice: User) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_put_is_got_and_deleted(alice: User, bob: User, path: str) -> None:
+def test_a_device_can_be_uploaded_read_and_deleted(alice: User, bob: User, path: str) -> None:
     answer = alice.get(path)
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
     put(alice, path=path)
     assert alice.get(path).json == {"device_id": DEVICE, "device_data": DATA}
-    assert bob.get(path).status == 404, "it is the user's own"
+    assert bob.get(path).status == 404, "it belongs to the user"
     assert alice.delete(path, {}).json == {"device_id": DEVICE}
     assert alice.get(path).status == 404
     assert alice.delete(path, {}).errcode == "M_NOT_FOUND"
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
-def test_others_find_it_with_all_its_keys(alice: User, bob: User) -> None:
+def test_other_users_see_it_with_all_its_keys(alice: User, bob: User) -> None:
     put(alice)
     found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
     assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(
@@ -116,7 +115,7 @@ def test_others_find_it_with_all_its_keys(alice: User, bob: User) -> None:
     assert given == [["signed_curve25519:a"], ["signed_curve25519:f"]]
 
 
-def test_those_who_share_an_encrypted_room_are_told(alice: User, bob: User) -> None:
+def test_users_who_share_an_encrypted_room_are_notified(alice: User, bob: User) -> None:
     encryption = {
         "type": "m.room.encryption",
         "state_key": "",
@@ -133,7 +132,7 @@ def test_those_who_share_an_encrypted_room_are_told(alice: User, bob: User) -> N
         since = answer["next_batch"]
 
 
-def test_another_takes_the_place_of_the_one_before(alice: User, bob: User) -> None:
+def test_a_new_device_replaces_the_previous_one(alice: User, bob: User) -> None:
     put(alice)
     send(bob, alice, DEVICE, range(1))
     put(alice, "another")
@@ -143,18 +142,18 @@ def test_another_takes_the_place_of_the_one_before(alice: User, bob: User) -> No
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     put(alice)
     assert alice.get(events(DEVICE)).json == {"events": []}, (
-        "it is a new device, though of the old name"
+        "it is a new device, though with the old ID"
     )
 
 
-def test_the_same_again_loses_nothing(alice: User, bob: User) -> None:
+def test_a_repeated_upload_keeps_the_messages(alice: User, bob: User) -> None:
     put(alice)
     send(bob, alice, DEVICE, range(1))
     put(alice)
     assert numbers(alice.get(events(DEVICE)).json) == [0]
 
 
-def test_another_of_the_same_id_begins_with_nothing(alice: User, bob: User) -> None:
+def test_a_new_device_with_the_same_id_starts_without_messages(alice: User, bob: User) -> None:
     put(alice)
     send(bob, alice, DEVICE, range(1, 3))
     other = {**new_device(alice), "device_keys": keys_of(alice, DEVICE, seed=8)}
@@ -166,14 +165,14 @@ def test_another_of_the_same_id_begins_with_nothing(alice: User, bob: User) -> N
     (given,) = (
         bob.post(f"{V3}/keys/claim", wish).json["one_time_keys"][alice.user_id][DEVICE].values()
     )
-    assert given["key"] == "another", "of the old device's keys none is given out"
+    assert given["key"] == "another", "no key of the old device can be claimed"
     assert (
         query(bob, alice)["device_keys"][alice.user_id][DEVICE]["keys"]
         == other["device_keys"]["keys"]
     )
 
 
-def test_messages_come_in_pages_and_stay(alice: User, bob: User) -> None:
+def test_messages_come_in_pages_and_are_not_deleted(alice: User, bob: User) -> None:
     put(alice)
     send(bob, alice, DEVICE, range(250))
     for _ in range(2):
@@ -188,7 +187,7 @@ def test_messages_come_in_pages_and_stay(alice: User, bob: User) -> None:
         assert got == list(range(250))
 
 
-def test_the_older_form_ends_with_an_empty_page(alice: User, bob: User) -> None:
+def test_the_older_version_ends_with_an_empty_page(alice: User, bob: User) -> None:
     put(alice, path=UNSTABLE)
     send(bob, alice, DEVICE, range(120))
     got: list[int] = []
@@ -202,7 +201,7 @@ def test_the_older_form_ends_with_an_empty_page(alice: User, bob: User) -> None:
     assert got == list(range(120))
 
 
-def test_events_are_for_the_owner_of_the_device(alice: User, bob: User) -> None:
+def test_only_the_owner_reads_the_events(alice: User, bob: User) -> None:
     put(alice)
     for user, device_id in ((bob, DEVICE), (alice, alice.device_id), (alice, "NONE")):
         answer = user.get(events(device_id))
@@ -212,7 +211,7 @@ def test_events_are_for_the_owner_of_the_device(alice: User, bob: User) -> None:
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
 
 
-def test_it_goes_with_all_sessions_and_when_devices_are_removed(
+def test_it_is_deleted_with_all_sessions_and_with_other_devices(
     server: TestServer, alice: User
 ) -> None:
     put(alice)
@@ -231,7 +230,7 @@ def test_it_goes_with_all_sessions_and_when_devices_are_removed(
     assert again.get(PATH).status == 404
 
 
-def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(
+def test_nobody_can_sign_in_on_it_and_it_cannot_replace_a_session(
     server: TestServer, alice: User
 ) -> None:
     answer = alice.put(PATH, new_device(alice, alice.device_id))
@@ -248,7 +247,7 @@ def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     (public,) = master["keys"].values()
     assert alice.put(PATH, new_device(alice, public)).errcode == "M_FORBIDDEN"
-    assert alice.get(PATH).json["device_id"] == DEVICE, "what was refused changed nothing"
+    assert alice.get(PATH).json["device_id"] == DEVICE, "the refused request changed nothing"
 
 
 @pytest.mark.parametrize(
@@ -266,13 +265,13 @@ def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(
         ({"device_data": "text"}, "M_BAD_JSON"),
     ],
 )
-def test_what_is_malformed_is_refused(alice: User, changed: dict[str, Any], errcode: str) -> None:
+def test_malformed_requests_are_refused(alice: User, changed: dict[str, Any], errcode: str) -> None:
     answer = alice.put(PATH, {**new_device(alice), **changed})
     assert (answer.status, answer.errcode) == (400, errcode), answer.body
     assert alice.get(PATH).status == 404
 
 
-def test_a_device_of_the_user_is_signed_in_beside_it(alice: User, bob: User) -> None:
+def test_the_user_can_sign_in_on_another_device(alice: User, bob: User) -> None:
     put(alice)
     upload(
         alice,
@@ -287,8 +286,8 @@ def test_a_device_of_the_user_is_signed_in_beside_it(alice: User, bob: User) -> 
     assert numbers(sync(alice)["to_device"]) == [1]
 
 
-def test_no_device_is_called_as_all_of_them_are(server: TestServer) -> None:
-    """Messages to all devices would go to that one alone."""
+def test_the_device_id_cannot_be_the_wildcard(server: TestServer) -> None:
+    """Messages to all devices would go to this device alone."""
     alice = server.register("alice")
     login = {
         "type": "m.login.password",
@@ -303,4 +302,4 @@ def test_no_device_is_called_as_all_of_them_are(server: TestServer) -> None:
         alice.put(PATH, new_device(alice, "*")),
     ):
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
-    assert server.post(f"{V3}/register", account).status == 200, "nothing was begun"
+    assert server.post(f"{V3}/register", account).status == 200, "nothing was stored"

@@ -1,4 +1,4 @@
-"""Devices of accounts as administrators list, make, name and remove them, by Synapse's paths."""
+"""Administration of devices by Synapse's paths: list, create, rename and remove."""
 
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,14 @@ def outcome(answer: Answer) -> tuple[int, str | None]:
     return answer.status, answer.json.get("errcode")
 
 
-def ends(root: User, user: User) -> list[tuple[str, str | None, str | None]]:
-    """Which devices were signed out, oldest first, by whom and whence."""
+def sign_outs(root: User, user: User) -> list[tuple[str, str | None, str | None]]:
+    """Return the signed-out devices, oldest first, with administrator and address."""
     records = root.get(f"/_mahalla/admin/v1/users/{user.user_id}/audit?limit=1000").json["records"]
     ended = [each for each in reversed(records) if each["event"] == "session_ended"]
     return [(each["device_id"], each["by"], each["address"]) for each in ended]
 
 
-def test_devices_are_listed_with_when_and_whence_they_were_seen(
+def test_devices_are_listed_with_time_and_address_of_the_last_sighting(
     server: TestServer, root: User, alice: User
 ) -> None:
     phone = sign_in(server, alice, "PHONE", initial_device_display_name="Phone")
@@ -130,14 +130,14 @@ def test_the_dehydrated_device_is_marked(root: User, alice: User) -> None:
     }
     assert marked == {alice.device_id: False, DEHYDRATED: True}
     assert outcome(root.post(devices(alice), {"device_id": DEHYDRATED})) == (201, None), (
-        "it is there"
+        "an existing device is no error"
     )
     assert root.delete(devices(alice, DEHYDRATED)).status == 200
     assert alice.get("/_matrix/client/v1/dehydrated_device").status == 404
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_a_device_is_made_without_a_session(server: TestServer, root: User, alice: User) -> None:
+def test_a_created_device_has_no_session(server: TestServer, root: User, alice: User) -> None:
     bob = server.register("bob")
     for _ in range(2):
         made = root.post(devices(alice), {"device_id": "a/b c"})
@@ -151,7 +151,7 @@ def test_a_device_is_made_without_a_session(server: TestServer, root: User, alic
     assert laptop.get(f"{V3}/devices/{quote('a/b c', safe='')}").json["display_name"] == "Laptop"
 
 
-def test_a_device_that_is_there_stays_as_it_is(root: User, alice: User) -> None:
+def test_creating_an_existing_device_changes_nothing(root: User, alice: User) -> None:
     _, keys = identity_keys(alice)
     upload(alice, device_keys=keys)
     assert root.post(devices(alice), {"device_id": alice.device_id}).status == 201
@@ -171,28 +171,28 @@ def test_a_device_that_is_there_stays_as_it_is(root: User, alice: User) -> None:
         ({"device_id": "a" * 256}, "M_INVALID_PARAM"),
     ],
 )
-def test_what_is_no_id_of_a_device_makes_none(
+def test_invalid_device_ids_are_refused(
     root: User, alice: User, body: dict[str, Any], errcode: str
 ) -> None:
     assert outcome(root.post(devices(alice), body)) == (400, errcode)
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_no_device_is_named_like_a_cross_signing_key(root: User, alice: User) -> None:
+def test_the_id_of_a_cross_signing_key_is_refused(root: User, alice: User) -> None:
     key, master = cross_signing_key(alice, "master", 3)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     assert outcome(root.post(devices(alice), {"device_id": key.public})) == (403, "M_FORBIDDEN")
     assert ids(root, alice) == [alice.device_id]
 
 
-def test_a_closed_account_gets_no_device(root: User, alice: User) -> None:
+def test_a_deactivated_account_gets_no_device(root: User, alice: User) -> None:
     assert root.post(f"/_synapse/admin/v1/deactivate/{alice.user_id}", {}).status == 200
     assert outcome(root.post(devices(alice), {"device_id": "NEW"})) == (400, "M_INVALID_PARAM")
     assert root.get(devices(alice)).json == {"devices": [], "total": 0}
     assert root.delete(devices(alice, alice.device_id)).status == 200
 
 
-def test_a_device_is_named(root: User, alice: User) -> None:
+def test_a_device_is_renamed(root: User, alice: User) -> None:
     path = devices(alice, alice.device_id)
     assert root.put(path, {"display_name": "N" * 100}).json == {}
     assert root.get(path).json["display_name"] == "N" * 100
@@ -207,7 +207,7 @@ def test_a_device_is_named(root: User, alice: User) -> None:
         assert outcome(root.put(devices(alice, "NONE"), body)) == (404, "M_NOT_FOUND")
 
 
-def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
+def test_removing_a_device_signs_it_out_and_deletes_its_data(
     server: TestServer, root: User, alice: User
 ) -> None:
     bob = server.register("bob")
@@ -216,7 +216,7 @@ def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
     room = alice.post(f"{V3}/createRoom", wish).json["room_id"]
     assert bob.post(f"{V3}/join/{room}").status == 200
     phone = sign_in(server, alice, "PHONE", refresh_token=True)
-    renewed = server.post(
+    refreshable = server.post(
         f"{V3}/login", {**_password(alice), "device_id": "TABLET", "refresh_token": True}
     ).json
     _, keys = identity_keys(phone)
@@ -238,15 +238,15 @@ def test_a_device_that_is_removed_is_signed_out_with_all_that_is_kept_for_it(
     assert claim(bob, phone) is None
     assert alice.get(f"{V3}/pushers").json == {"pushers": []}
     assert sync(sign_in(server, alice, "PHONE"))["to_device"]["events"] == [], (
-        "what waited has gone with it"
+        "a pending message survived the device"
     )
     assert alice.get(WHOAMI).status == 200
 
     assert root.delete(devices(alice, "TABLET")).status == 200
-    refreshed = server.post(f"{V3}/refresh", {"refresh_token": renewed["refresh_token"]})
+    refreshed = server.post(f"{V3}/refresh", {"refresh_token": refreshable["refresh_token"]})
     assert outcome(refreshed) == ENDED
-    assert ends(root, alice)[0] == ("PHONE", root.user_id, "192.0.2.1")
-    assert [by for _, by, _ in ends(root, alice)] == [root.user_id] * 2
+    assert sign_outs(root, alice)[0] == ("PHONE", root.user_id, "192.0.2.1")
+    assert [by for _, by, _ in sign_outs(root, alice)] == [root.user_id] * 2
 
 
 def _password(user: User) -> dict[str, Any]:
@@ -275,15 +275,15 @@ def test_several_devices_are_removed(server: TestServer, root: User, alice: User
     assert ids(root, alice) == ["KEPT"]
     assert [outcome(each.get(WHOAMI)) for each in (phone, alice)] == [ENDED, ENDED]
     assert kept.get(WHOAMI).status == 200
-    gone = [device_id for device_id, _, _ in ends(root, alice)]
+    gone = [device_id for device_id, _, _ in sign_outs(root, alice)]
     assert sorted(gone) == sorted([*named, "PHONE", alice.device_id]), (
-        "once each, and nothing of what never was"
+        "each device once, and no unknown device"
     )
     assert root.post(delete_devices(alice), {"devices": wanted}).status == 200
-    assert len(ends(root, alice)) == len(gone)
+    assert len(sign_outs(root, alice)) == len(gone)
 
 
-def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> None:
+def test_malformed_device_lists_are_refused(root: User, alice: User) -> None:
     assert (root.post(delete_devices(alice), {"devices": []}).json, alice.get(WHOAMI).status) == (
         {},
         200,
@@ -302,22 +302,20 @@ def test_what_is_no_list_of_devices_removes_none(root: User, alice: User) -> Non
     assert alice.get(WHOAMI).status == 200
 
 
-def test_devices_of_one_user_are_not_those_of_another(
-    server: TestServer, root: User, alice: User
-) -> None:
+def test_devices_of_other_users_stay(server: TestServer, root: User, alice: User) -> None:
     bob = sign_in(server, server.register("bob"), alice.device_id)
     assert root.delete(devices(bob, alice.device_id)).status == 200
     assert root.post(delete_devices(bob), {"devices": [root.device_id]}).status == 200
     assert [outcome(each.get(WHOAMI))[0] for each in (alice, bob, root)] == [200, 401, 200]
 
 
-def test_an_administrators_own_device(server: TestServer, root: User) -> None:
+def test_an_administrator_can_remove_their_own_device(server: TestServer, root: User) -> None:
     other = sign_in(server, root)
     assert root.delete(devices(root, root.device_id)).status == 200
     assert [outcome(each.get(WHOAMI))[0] for each in (root, other)] == [401, 200]
 
 
-def test_owners_are_not_told_whence_an_administrator_came(
+def test_owners_do_not_see_the_address_of_an_administrator(
     server: TestServer, root: User, alice: User
 ) -> None:
     phone = sign_in(server, alice, "PHONE")
@@ -328,7 +326,7 @@ def test_owners_are_not_told_whence_an_administrator_came(
     laptop = sign_in(server, alice, "LAPTOP")
     path = devices(alice, laptop.device_id)
     assert server.client.request("DELETE", path, token=root.token, ip="192.0.2.1").status == 200
-    assert ends(root, alice) == [
+    assert sign_outs(root, alice) == [
         ("PHONE", None, "198.51.100.2"),
         ("LAPTOP", root.user_id, "192.0.2.1"),
     ]
@@ -345,7 +343,9 @@ def test_owners_are_not_told_whence_an_administrator_came(
         ("nobody", (400, "M_INVALID_PARAM")),
     ],
 )
-def test_whose_devices_there_are_not(root: User, user_id: str, expected: tuple[int, str]) -> None:
+def test_unknown_and_remote_users_are_refused(
+    root: User, user_id: str, expected: tuple[int, str]
+) -> None:
     for answer in every_call(root, user_id, "X"):
         assert outcome(answer) == expected
 
@@ -361,9 +361,9 @@ def every_call(caller: User, user_id: str, device_id: str) -> list[Answer]:
     ]
 
 
-def test_who_may_ask(server: TestServer, root: User, alice: User) -> None:
+def test_only_administrators_manage_devices(server: TestServer, root: User, alice: User) -> None:
     for answer in every_call(alice, alice.user_id, alice.device_id):
-        assert outcome(answer) == (403, "M_FORBIDDEN"), "not even about oneself"
+        assert outcome(answer) == (403, "M_FORBIDDEN"), "not even for one's own account"
     assert server.get(devices(alice)).errcode == "M_MISSING_TOKEN"
     assert ids(root, alice) == [alice.device_id]
     assert root.get(devices(alice, alice.device_id)).json["display_name"] is None

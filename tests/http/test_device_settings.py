@@ -1,4 +1,4 @@
-"""Account data of a device goes with it. Proposal: MSC3890"""
+"""Account data of a device is deleted with it. Proposal: MSC3890"""
 
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, sync
@@ -7,7 +7,7 @@ from tests.helpers.talk import V3, ok, refused
 TYPE = "org.matrix.msc3890.local_notification_settings."
 
 
-def test_settings_of_a_device_go_with_it(server: TestServer) -> None:
+def test_settings_of_a_device_are_deleted_with_it(server: TestServer) -> None:
     alice = server.register("alice")
     body = {
         "type": "m.login.password",

@@ -1,5 +1,5 @@
-"""Messages to devices over a long time, as a device meets them: each once and in order, whatever
-memory had to let go meanwhile.
+"""To-device messages over a long time: each arrives once and in order, whatever was evicted from
+memory.
 
 spec: client-server-api#send-to-device-messaging
 """
@@ -20,7 +20,7 @@ assert AN_ANSWER < MESSAGES_PER_RESPONSE
 
 
 class Device:
-    """One that keeps its token, and knows what was sent to it."""
+    """Keeps its token, and knows what was sent to it."""
 
     def __init__(self, server: TestServer, user: User, device_id: str) -> None:
         self.server, self.user, self.device_id = server, user, device_id
@@ -43,7 +43,7 @@ class Device:
         assert self.server.post(f"{V3}/logout", {}, token=self.token).status == 200
 
     def sync(self, *, is_lost: bool = False) -> int:
-        """How many messages came; the answer may be lost on its way."""
+        """Return the number of new messages; the response may be lost."""
         since = f"&since={self.since}" if self.since else ""
         answer = self.server.get(f"{V3}/sync?timeout=0{since}", token=self.token).json
         numbers = [event["content"]["n"] for event in answer["to_device"]["events"]]
@@ -55,11 +55,11 @@ class Device:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_message_comes_once_and_in_order(
+def test_each_message_arrives_once_and_in_order(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """What is kept in memory is little, so that all of it goes again and again: floors, messages,
-    and devices with nothing to remove."""
+    """The caches are small, so that everything is evicted again and again: floors, messages, and
+    devices with nothing to remove."""
     for module, name, number in (
         (to_device_cache, "MAX_FLOORS", 7),
         (to_device_cache, "MAX_MESSAGES", 150),

@@ -1,12 +1,12 @@
-"""Answers go to the system at once, in their order, and again so once a client has taken what did
-not fit."""
+"""Responses are written to the socket at once and in order, again after a slow client has caught
+up."""
 
 from typing import Any, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 
-from homeserver.http.channel import USUAL_READ, MatrixChannel
+from homeserver.http.channel import READ_SIZE, MatrixChannel
 from homeserver.http.site import Site
 from tests.helpers.http import Client
 from tests.helpers.server import TestServer
@@ -15,16 +15,16 @@ GET = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class _Writers:
-    """The reactor, as far as a transport needs it: knows who waits until it can write."""
+    """The part of a reactor that a transport needs: it knows which transports wait to write."""
 
     def __init__(self) -> None:
         self.waiting: set[object] = set()
 
     def addReader(self, _: object) -> None:
-        """Nothing is read."""
+        """Ignore readers."""
 
     def removeReader(self, _: object) -> None:
-        """Nothing is read."""
+        """Ignore readers."""
 
     def addWriter(self, writer: object) -> None:
         self.waiting.add(writer)
@@ -34,7 +34,7 @@ class _Writers:
 
 
 class _Socket(FileDescriptor):
-    """A connection whose system takes `room` bytes more."""
+    """A connection whose send buffer has space for `room` bytes."""
 
     def __init__(self, site: Site, room: int) -> None:
         self.reactor_ = _Writers()
@@ -62,7 +62,7 @@ class _Socket(FileDescriptor):
     writeSomeData = send
 
     def make_room(self, size: int) -> None:
-        """The client takes so many bytes, and the reactor tells the transport."""
+        """Free space in the send buffer, as if the client had read, and let the reactor write."""
         self.room += size
         while self.reactor_.waiting and self.room:
             self.doWrite()
@@ -71,12 +71,14 @@ class _Socket(FileDescriptor):
         return bool(self.reactor_.waiting)
 
 
-def test_answers_are_written_at_once_and_in_order_whatever_the_client_takes(client: Client) -> None:
-    whole = _Socket(client.site, 1 << 20)
-    whole.channel.dataReceived(GET)
-    answer = whole.taken
+def test_responses_are_written_at_once_and_in_order_for_fast_and_slow_clients(
+    client: Client,
+) -> None:
+    fast = _Socket(client.site, 1 << 20)
+    fast.channel.dataReceived(GET)
+    answer = fast.taken
     assert answer.startswith(b"HTTP/1.1 ")
-    assert not whole.waits()
+    assert not fast.waits()
 
     slow = _Socket(client.site, len(answer) - 5)
     for _ in range(3):
@@ -91,15 +93,15 @@ def test_answers_are_written_at_once_and_in_order_whatever_the_client_takes(clie
     assert not slow.waits()
 
     slow.channel.dataReceived(GET)
-    assert slow.taken == answer * 4, "once nothing is queued, an answer goes out at once again"
+    assert slow.taken == answer * 4, "when the queue is empty, a response is written at once again"
     assert not slow.waits()
-    for socket in (whole, slow):
+    for socket in (fast, slow):
         socket.connectionLost(None)
         assert socket.producer is None
 
 
 class _Reading(_Socket):
-    """A connection by which pieces have come."""
+    """A connection that has received pieces of data."""
 
     def __init__(self, site: Site, pieces: list[bytes]) -> None:
         self.pieces = pieces
@@ -112,28 +114,31 @@ class _Reading(_Socket):
             self.channel.dataReceived(self.pieces.pop(0))
 
 
-def test_what_has_come_of_a_long_body_is_read_on_at_once_and_no_more_than_once(
+def test_a_long_body_gets_one_further_read_in_the_same_turn(
     server: TestServer,
 ) -> None:
     body = b"{%b}" % (b" " * 400_000)
-    head = b"PUT /_matrix/client/v3/sendToDevice/m.test/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n"
+    head = (
+        b"PUT /_matrix/client/v3/sendToDevice/m.test/1 HTTP/1.1\r\nHost: x\r\n"
+        b"Authorization: Bearer x\r\n"
+    )
     request = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
-    pieces = [request[at : at + USUAL_READ] for at in range(0, len(request), USUAL_READ)]
+    pieces = [request[at : at + READ_SIZE] for at in range(0, len(request), READ_SIZE)]
     connection = _Reading(server.client.site, pieces)
     connection.doRead()
-    assert connection.reads == 2, "once by the reactor, and once for the rest"
+    assert connection.reads == 2, "one read by the reactor, and one for the rest"
     turns = 0
     while pieces:
         assert not connection.taken
         connection.doRead()
         turns += 1
-    assert connection.reads == 2 + turns, "a body may be long, and others wait"
+    assert connection.reads == 2 + turns, "one read each turn: a body may be long, and others wait"
     assert connection.taken.startswith(b"HTTP/1.1 401 ")
 
     short = _Reading(server.client.site, [GET])
     short.doRead()
     assert short.reads == 1
-    lost = _Reading(server.client.site, [request[:USUAL_READ]])
+    lost = _Reading(server.client.site, [request[:READ_SIZE]])
     lost.doRead()
     assert lost.reads == 2
     assert not lost.taken

@@ -1,4 +1,5 @@
-"""Whose question to a directory is next: nobody keeps others from signing in by asking for much."""
+"""Turns of password checks at a user directory: a client with many requests does not keep others
+from signing in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +24,17 @@ from homeserver.services.upstream.ldap.types import AskedDirectory, Verdict
 from storage.upstream.external_ids import ExternalIdStore
 
 SECONDS = 20
-"""After which a test that hangs is given up. One that succeeds waits for nothing that takes
-time."""
+"""Timeout of a test that hangs. A successful test waits for nothing that takes time."""
 
 
 class SlowDirectory:
-    """Knows nobody, and says so when it is let go, to all but those who are called `quick`."""
+    """Finds no user, and returns only when released, except for users called `quick`."""
 
     def __init__(self) -> None:
         self.goes_on = Event()
         self.asked: list[str] = []
         self.begun = Semaphore(0)
-        """Has one for each who was asked."""
+        """Has an entry for each check."""
 
     def check_password(self, name: str, password: str) -> Verdict:
         self.asked.append(name)
@@ -45,7 +45,7 @@ class SlowDirectory:
 
 
 class PoolKeeper:
-    """A reactor that remembers how to end its threads."""
+    """A reactor that records how to end its threads."""
 
     def __init__(self) -> None:
         self.pools: list[ThreadPool] = []
@@ -69,7 +69,7 @@ def threads_of_the_server() -> Iterator[HashingThreads]:
 
 
 @pytest.mark.reactor(30)
-async def test_one_address_does_not_hold_all_threads() -> None:
+async def test_one_address_does_not_occupy_all_threads() -> None:
     with threads_of_the_server() as threads:
         slow = SlowDirectory()
         directory = Directory(
@@ -86,13 +86,13 @@ async def test_one_address_does_not_hold_all_threads() -> None:
             return Deferred.fromCoroutine(passwords.check(name, None, "guess", address))
 
         try:
-            # of one subscriber of IPv6
+            # of one IPv6 subscriber
             flood = [
                 ask(f"name{number}", f"2001:db8::{number:x}")
                 for number in range(1, 5 * WAITING_THREADS)
             ]
             assert await ask("quick", "10.0.0.2") is None
-            # a thread of the flood may begin after the answer
+            # a thread of the flood may start after the response
             assert all(slow.begun.acquire(timeout=SECONDS) for _ in range(MOST_WAITING_OF_ONE + 1))
             assert len(slow.asked) == MOST_WAITING_OF_ONE + 1
         finally:

@@ -1,5 +1,4 @@
-"""What anybody may ask before there is an account: versions, well-known documents, the landing
-page."""
+"""Endpoints without an account: versions, well-known documents, the landing page."""
 
 import re
 from base64 import b64encode
@@ -39,7 +38,7 @@ def test_versions(server: TestServer) -> None:
         ("all", {"public", "private", "trusted_private"}),
     ],
 )
-def test_rooms_that_are_always_encrypted(
+def test_rooms_that_are_always_encrypted_are_advertised(
     tmp_path: Path, sqlite_database: Database, rooms: str, forced: set[str]
 ) -> None:
     server = configured(
@@ -56,7 +55,7 @@ def test_a_document_that_is_not_configured(server: TestServer, document: str) ->
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
+def test_configured_documents(tmp_path: Path, sqlite_database: Database) -> None:
     server = configured(
         tmp_path,
         sqlite_database,
@@ -79,7 +78,7 @@ def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "short", "é", POLICY_KEY[:-1] + "===A"])
-def test_a_key_of_a_policy_server_that_is_none(
+def test_an_invalid_key_of_a_policy_server(
     tmp_path: Path, sqlite_database: Database, key: str
 ) -> None:
     with pytest.raises(ConfigError, match="policy_server_public_key"):
@@ -96,14 +95,14 @@ def test_a_key_of_a_policy_server_that_is_none(
         ("https://example.org/admins", {"support_page": "https://example.org/admins"}),
     ],
 )
-def test_other_ways_to_reach_administrators(
+def test_other_contacts_of_administrators(
     tmp_path: Path, sqlite_database: Database, contact: str, document: object
 ) -> None:
     server = configured(tmp_path, sqlite_database, f"admin_contact: {contact}")
     assert server.get("/.well-known/matrix/support").json == document
 
 
-def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(
+def test_the_landing_page_explains_how_to_sign_in_and_loads_nothing(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     page = configured(tmp_path, sqlite_database, "public_baseurl: https://matrix.example.org/").get(
@@ -114,7 +113,7 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(
     assert "https://matrix.example.org/" in text
     assert "Create an account" in text
     assert not re.search(r"src|@import|url\(|<(?!a )[^>]*href", text), (
-        "it leads elsewhere by links alone"
+        "it only links to other sites"
     )
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style is not None
@@ -122,7 +121,9 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(
     assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
 
 
-def test_browsers_are_led_to_the_web_client(tmp_path: Path, sqlite_database: Database) -> None:
+def test_browsers_are_redirected_to_the_web_client(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = configured(
         tmp_path, sqlite_database, "web_client_location: https://chat.example.org/\n"
     )
@@ -130,7 +131,7 @@ def test_browsers_are_led_to_the_web_client(tmp_path: Path, sqlite_database: Dat
     assert (answer.status, answer.headers["location"]) == (303, "https://chat.example.org/")
 
 
-def test_clients_are_told_of_an_identity_server(tmp_path: Path, sqlite_database: Database) -> None:
+def test_clients_get_the_identity_server(tmp_path: Path, sqlite_database: Database) -> None:
     config = (
         "public_baseurl: https://m.example.org/\ndefault_identity_server: https://id.example.org\n"
     )
@@ -141,7 +142,7 @@ def test_clients_are_told_of_an_identity_server(tmp_path: Path, sqlite_database:
     }
 
 
-def test_the_landing_page_leads_to_the_account_page(server: TestServer) -> None:
+def test_the_landing_page_links_to_the_account_page(server: TestServer) -> None:
     link = re.search(r'<a href="([^"]+)">Your account</a>', server.get("/").body.decode())
     assert link is not None
     assert server.get(link[1]).headers["location"].startswith("/_mahalla/sign_in")
@@ -153,7 +154,7 @@ def test_the_landing_page_of_a_closed_server() -> None:
         Pages(languages, "example.org"), languages, None, registration_open=False
     ).get("")
     assert isinstance(page.body, bytes)
-    assert b"Accounts are made by the people who run this server" in page.body
+    assert b"The administrators of this server create accounts" in page.body
     assert b"Create an account" not in page.body
 
 
@@ -164,12 +165,12 @@ def test_the_landing_page_of_a_closed_server() -> None:
         ("uz-Cyrl-UZ", "uz-Cyrl", "сервери ишламоқда"),
         ("kaa, ru;q=0.5", "kaa", "serveri islep tur"),
         ("fr;q=0.9, ru;q=0.8, en;q=0.1", "ru", "сервер Matrix работает"),
-        ("en-GB, ru;q=0.5", "en", "This Matrix homeserver works"),
-        ("tlh", "en", "This Matrix homeserver works"),
-        (";;q=,,x=~-" * 50, "en", "This Matrix homeserver works"),
+        ("en-GB, ru;q=0.5", "en", "This Matrix homeserver is running"),
+        ("tlh", "en", "This Matrix homeserver is running"),
+        (";;q=,,x=~-" * 50, "en", "This Matrix homeserver is running"),
     ],
 )
-def test_the_landing_page_speaks_the_reader_s_language(
+def test_the_landing_page_is_in_the_readers_language(
     server: TestServer, wanted: str, lang: str, words: str
 ) -> None:
     page = server.get("/", headers={"Accept-Language": wanted})
@@ -179,7 +180,7 @@ def test_the_landing_page_speaks_the_reader_s_language(
     assert words in text
 
 
-def test_people_register_and_sign_in(server: TestServer) -> None:
+def test_links_to_register_and_sign_in(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.user_id == "@alice:example.org"
     assert alice.post("/_matrix/client/v3/logout").status == 200

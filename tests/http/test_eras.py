@@ -1,5 +1,5 @@
-"""What somebody proves holds only if nothing has ended it by the time of the write: a new password,
-a sign-out everywhere, a lock."""
+"""Credential epochs: a write is refused if a new password, a sign-out everywhere or a lock has
+invalidated its authentication in the meantime."""
 
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -29,22 +29,22 @@ def server(database: Database) -> AccountsServer:
     return AccountsServer(database, login_tokens=True)
 
 
-def now(work: Coroutine[Any, Any, object]) -> None:
+def run_synchronously(work: Coroutine[Any, Any, object]) -> None:
     done: list[object] = []
     Deferred.fromCoroutine(work).addCallback(done.append)
     assert done
 
 
 def change(server: AccountsServer) -> None:
-    now(server.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+    run_synchronously(server.accounts.do_set_password(ALICE, NEW, log_out_all=True))
 
 
 def lock(server: AccountsServer) -> None:
-    now(server.accounts.do_set_flags(ALICE, locked=True))
+    run_synchronously(server.accounts.do_set_flags(ALICE, locked=True))
 
 
-def close(server: AccountsServer) -> None:
-    now(server.deactivation.do_deactivate(ALICE, erase=False))
+def deactivate(server: AccountsServer) -> None:
+    run_synchronously(server.deactivation.do_deactivate(ALICE, erase=False))
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def close(server: AccountsServer) -> None:
     [
         (change, 403, "M_FORBIDDEN"),
         (lock, 401, "M_USER_LOCKED"),
-        (close, 403, "M_USER_DEACTIVATED"),
+        (deactivate, 403, "M_USER_DEACTIVATED"),
     ],
 )
-def test_a_sign_in_under_way(
+def test_a_change_of_the_account_refuses_a_sign_in_in_progress(
     server: AccountsServer, event: Callable[[AccountsServer], None], status: int, errcode: str
 ) -> None:
     server.register()
@@ -66,7 +66,7 @@ def test_a_sign_in_under_way(
         assert User(server, server.login(password=NEW).json, NEW).get("devices/LATE").status == 404
 
 
-def test_a_sign_in_while_others_are_ended_comes_after_them(server: AccountsServer) -> None:
+def test_a_sign_in_during_a_sign_out_everywhere_is_retried(server: AccountsServer) -> None:
     alice = server.register()
     server.threads.meanwhile = lambda: alice.post("logout/all", {})
     answer = server.login()
@@ -75,7 +75,7 @@ def test_a_sign_in_while_others_are_ended_comes_after_them(server: AccountsServe
     assert not alice.is_signed_in()
 
 
-def test_a_hash_made_anew_ends_nothing(server: AccountsServer) -> None:
+def test_a_new_hash_of_the_same_password_invalidates_nothing(server: AccountsServer) -> None:
     server.register()
     weak = server.passwords
     server.sign_in._passwords = type(weak)(server.threads, rounds=5, pepper="pepper")
@@ -92,7 +92,7 @@ def test_a_hash_made_anew_ends_nothing(server: AccountsServer) -> None:
         ("/_matrix/client/v1/login/get_token", {}),
     ],
 )
-async def test_what_is_confirmed_with_the_old_password(
+async def test_a_confirmation_with_the_old_password_is_refused(
     server: AccountsServer, path: str, body: dict[str, object]
 ) -> None:
     thief = server.register()
@@ -102,11 +102,11 @@ async def test_what_is_confirmed_with_the_old_password(
     assert server.login(password=NEW).status == 200
 
 
-def test_a_password_that_is_hashed_while_another_is_set(server: AccountsServer) -> None:
+def test_a_password_change_is_refused_if_another_was_faster(server: AccountsServer) -> None:
     thief = server.register()
     proof = thief.proof()
 
-    def hashing() -> None:  # the old password is checked; now the new one is being hashed
+    def hashing() -> None:  # called when the old password is checked, before the new one is hashed
         server.threads.meanwhile = lambda: change(server)
 
     server.threads.meanwhile = hashing
@@ -125,7 +125,7 @@ def run_lock(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
-def test_a_sign_in_to_the_pages_under_way(
+def test_a_change_of_the_account_refuses_a_browser_sign_in_in_progress(
     tmp_path: Path, database: Database, event: Callable[[TestServer], None]
 ) -> None:
     server = TestServer(tmp_path, database)
@@ -140,7 +140,7 @@ def test_a_sign_in_to_the_pages_under_way(
 
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
-def test_an_app_that_a_browser_session_lets_in(
+def test_an_ended_browser_session_authorizes_no_app(
     tmp_path: Path,
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
@@ -153,7 +153,7 @@ def test_an_app_that_a_browser_session_lets_in(
     program.ask(browser)
     read = BrowserSessionStore.get_browser_session
 
-    async def ends_after(
+    async def read_and_end(
         self: BrowserSessionStore, token_hash: bytes, now: int
     ) -> BrowserSessionRow | None:
         row = await read(self, token_hash, now)
@@ -161,7 +161,7 @@ def test_an_app_that_a_browser_session_lets_in(
         event(server)
         return row
 
-    monkeypatch.setattr(BrowserSessionStore, "get_browser_session", ends_after)
+    monkeypatch.setattr(BrowserSessionStore, "get_browser_session", read_and_end)
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert browser.path.startswith(SIGN_IN_PATH)
 
@@ -174,7 +174,7 @@ def test_an_app_that_a_browser_session_lets_in(
         ("org.matrix.cross_signing_reset", "reset", {}),
     ],
 )
-def test_the_account_page_with_the_old_password(
+def test_the_account_page_refuses_the_old_password(
     tmp_path: Path, sqlite_database: Database, action: str, do: str, fields: dict[str, str]
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -191,7 +191,9 @@ def test_the_account_page_with_the_old_password(
     assert not browser.path.startswith(SIGN_IN_PATH)
 
 
-async def test_what_rests_on_a_browser_session(tmp_path: Path, sqlite_database: Database) -> None:
+async def test_operations_of_an_old_epoch_are_refused(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     server.register("alice")
     context = RequestContext("1", "GET", b"/", "127.0.0.1", {})

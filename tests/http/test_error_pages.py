@@ -1,5 +1,4 @@
-"""Whoever looks with a browser gets errors as pages, in their language; programs get them as
-JSON."""
+"""Errors are pages in the user's language for browsers, and JSON for other clients."""
 
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def says(browser: Browser, text: str) -> bool:
-    """Whether the page says it in the language of its reader."""
+    """Return whether the page has the text, translated to the browser's language."""
     assert browser.answer.headers["content-type"].startswith("text/html"), browser.text
     translated = LANGUAGES.choose(browser.languages).gettext(text)
     assert translated != text
@@ -35,34 +34,36 @@ def says(browser: Browser, text: str) -> bool:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_not_there(server: TestServer, code: str) -> None:
+def test_unknown_paths_are_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for path in ("/_mahalla/nothing", "/_synapse/client/nothing", "/_matrix/static/nothing"):
         browser.open(path)
         assert browser.status == 404
-        assert says(browser, "What you look for is not here (any more).")
+        assert says(browser, "This page does not exist.")
     browser.post("/_mahalla/logo", {})
     assert (browser.status, browser.answer.headers["allow"]) == (405, "GET, OPTIONS")
     browser.open("/_mahalla/sign_in?again=x")
     assert browser.status == 400
-    assert says(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
     browser.post("/_mahalla/sign_in", {"name": "x" * 20000})
     assert browser.status == 413
-    assert says(browser, "Something that was given is not right.")
+    assert says(browser, "The request is not valid.")
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_who_comes_too_often(server: TestServer, code: str) -> None:
+def test_a_rate_limit_is_a_page(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     for _ in range(9):
         browser.open("/_mahalla/sign_in")
         browser.send("/_mahalla/sign_in", name="nobody", password="x")
     assert browser.status == 429
     assert browser.answer.headers["retry-after"]
-    assert says(browser, "Too many attempts. Wait %(minutes)s min, then try again.")
+    assert says(browser, "Too many attempts. Try again in %(minutes)s min.")
 
 
-def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_a_page_with_its_id(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
@@ -72,12 +73,13 @@ def test_an_error_of_ours_is_a_page(server: TestServer, monkeypatch: pytest.Monk
     assert browser.status == 500
     assert says(
         browser,
-        "Something went wrong on this server. The people who run it find out what, if you tell them this number: %(id)s",
+        "Something went wrong on this server. To report the problem to its administrators,"
+        " give them this number: %(id)s",
     )
     assert server.get("/_mahalla/account").json["errcode"] == "M_UNKNOWN"
 
 
-def test_programs_get_json(server: TestServer) -> None:
+def test_other_clients_get_json(server: TestServer) -> None:
     assert server.get("/_mahalla/nothing").errcode == "M_UNRECOGNIZED"
     for path in (
         "/_mahalla/admin/v1/nothing",
@@ -88,28 +90,28 @@ def test_programs_get_json(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_was_filled_in_wrongly(server: TestServer, code: str) -> None:
+def test_invalid_input_is_explained(server: TestServer, code: str) -> None:
     browser = Browser(server, languages=code)
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register", name="alice", password="x" * 600, password_again="x" * 600)
-    assert says(browser, "A password has 1 to %(count)s characters.")
+    assert says(browser, "A password must have 1 to %(count)s characters.")
     program = Program(server)
     for changed, text in (
         (
             {"client_id": "unknown"},
-            "This server does not know the app (any more). Go back to the app, and sign in anew there.",
+            "This server does not know the app. Return to the app and sign in again.",
         ),
         (
             {"redirect_uri": "https://evil.example/"},
-            "The app wants to be answered at an address that it has not registered here.",
+            "The app uses a return address that it did not register here.",
         ),
     ):
         browser.open(program.request(**changed))
         assert says(browser, text)
-        assert says(browser, "For the people who make the app: %(text)s")
+        assert says(browser, "For the developers of the app: %(text)s")
 
 
-def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
+def test_pages_send_no_cors_headers(server: TestServer) -> None:
     """spec: RFC 9700 section 2.6"""
     program = Program(server)
     for path in (
@@ -120,10 +122,10 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
         "/_mahalla/nothing",
     ):
         assert "access-control-allow-origin" not in server.get(path).headers
-        asked = server.client.request("OPTIONS", path)
+        preflight = server.client.request("OPTIONS", path)
         assert (
-            asked.status,
-            [name for name in asked.headers if name.startswith("access-control")],
+            preflight.status,
+            [name for name in preflight.headers if name.startswith("access-control")],
         ) == (204, [])
     for endpoint in (
         "token_endpoint",
@@ -131,8 +133,8 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
         "registration_endpoint",
         "device_authorization_endpoint",
     ):
-        asked = server.client.request("OPTIONS", program.path_of(endpoint))
-        assert asked.headers["access-control-allow-origin"] == "*"
+        preflight = server.client.request("OPTIONS", program.path_of(endpoint))
+        assert preflight.headers["access-control-allow-origin"] == "*"
         assert program.form(endpoint).headers["access-control-allow-origin"] == "*"
     for path in (
         "/_matrix/client/v3/login/sso/redirect",
@@ -143,14 +145,17 @@ def test_no_script_of_another_site_reads_pages(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_addresses_and_tokens_that_are_wrong(
+def test_invalid_addresses_and_tokens_are_explained(
     tmp_path: Path, sqlite_database: Database, code: str
 ) -> None:
-    further = "email: {smtp_host: mail.example.org}\nenable_registration: true\nregistration_requires_token: true\n"
+    further = (
+        "email: {smtp_host: mail.example.org}\nenable_registration: true\n"
+        "registration_requires_token: true\n"
+    )
     browser = Browser(TestServer(tmp_path, sqlite_database, CONFIG + further), languages=code)
     browser.open("/_mahalla/reset_password")
     browser.send("/_mahalla/reset_password", address="\u00e9@b.org")
-    assert says(browser, "This is no e-mail address. Look at it again.")
+    assert says(browser, "This is not a valid e-mail address.")
     browser.open("/_mahalla/register?without_address=true")
     given = {
         "name": "alice",
@@ -159,4 +164,4 @@ def test_addresses_and_tokens_that_are_wrong(
         "registration_token": "bogus",
     }
     browser.send("/_mahalla/register", **given)
-    assert says(browser, "This registration token is not valid (any more).")
+    assert says(browser, "This registration token is not valid.")

@@ -1,4 +1,4 @@
-"""How many filters a user keeps with the server, and how large they are."""
+"""Limits of stored filters: number and size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ def post(user: User, filter: Mapping[str, object]) -> Answer:
     return user.post(f"{V3}/user/{user.user_id}/filter", filter)
 
 
-def test_filters_in_use_stay_and_others_go(
+def test_filters_in_use_stay_and_others_are_deleted(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client is not refused for ever when it has uploaded many."""
+    """A client that uploaded many filters is not refused for ever."""
     monkeypatch.setattr(filters, "MOST_FILTERS", 2)
     monkeypatch.setattr(filters, "MOST_FRESH", 1)
     server = TestServer(tmp_path, database)
@@ -50,7 +50,7 @@ def test_filters_in_use_stay_and_others_go(
 def test_a_filter_in_use_stays_whatever_is_uploaded(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All in one day; also for a server that remembers nothing."""
+    """All within one day, and also for a server without a cache."""
     monkeypatch.setattr(filters, "MOST_FILTERS", 10)
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
@@ -73,7 +73,7 @@ def test_a_filter_in_use_stays_whatever_is_uploaded(
     assert refused(alice.get(sync_path(filter=others[-1]))) == (400, "M_INVALID_PARAM")
 
 
-def test_large_filters_are_counted_by_their_size(server: TestServer) -> None:
+def test_large_filters_count_by_their_size(server: TestServer) -> None:
     alice = server.register("alice")
 
     def large(number: int, size: int = 60_000) -> dict[str, object]:
@@ -87,7 +87,7 @@ def test_large_filters_are_counted_by_their_size(server: TestServer) -> None:
     ] == [404] + [200] * 17
 
 
-def test_what_of_filters_is_in_memory_is_bounded(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_filter_cache_is_bounded(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     alice = server.register("alice")
     ids = [

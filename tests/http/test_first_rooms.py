@@ -1,4 +1,4 @@
-"""Rooms that every new account joins."""
+"""Auto-join rooms of new accounts, and retries after a restart."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def rooms_of(user: User) -> set[str]:
     return set(ok(user.get(f"{V3}/joined_rooms"))["joined_rooms"])
 
 
-def test_new_accounts_join_the_rooms(server: TestServer) -> None:
+def test_new_accounts_join_the_rooms_at_registration(server: TestServer) -> None:
     alice = server.register("alice")
     assert rooms_of(alice) == set()
     everyone, news = [
@@ -38,7 +38,7 @@ def test_new_accounts_join_the_rooms(server: TestServer) -> None:
     assert set(sync(bob)["rooms"]["join"]) == {everyone, news}
 
 
-def test_guests_do_not_join_the_rooms(server: TestServer) -> None:
+def test_guests_join_no_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     open_to_guests = [{"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}]
     create(alice, preset="public_chat", room_alias_name="everyone", initial_state=open_to_guests)
@@ -46,8 +46,8 @@ def test_guests_do_not_join_the_rooms(server: TestServer) -> None:
     assert rooms_of(guest) == set()
 
 
-async def left_over(server: TestServer) -> tuple[User, str]:
-    """A user whom a node was joining to a room when it crashed, and the room."""
+async def make_pending_join(server: TestServer) -> tuple[User, str]:
+    """Return a user with a pending join, leased by a node that has just stopped, and the room."""
     alice = server.register("alice")
     everyone = create(alice, preset="public_chat", room_alias_name="everyone")
     carol = server.register("carol")
@@ -60,62 +60,62 @@ async def left_over(server: TestServer) -> tuple[User, str]:
     return carol, everyone
 
 
-async def test_interrupted_joins_continue_after_a_restart(
+async def test_pending_joins_are_retried_at_the_start(
     server: TestServer,
 ) -> None:
-    carol, everyone = await left_over(server)
+    carol, everyone = await make_pending_join(server)
     server.app.people.first_rooms.start()
     assert rooms_of(carol) == {everyone}
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
 
 
 @pytest.mark.parametrize("name", ["sqlite3", "psycopg2"])
-async def test_a_starting_node_respects_leases_of_other_nodes(
+async def test_only_a_single_node_retries_leased_joins_at_the_start(
     tmp_path: Path, sqlite_database: Database, name: str
 ) -> None:
     args = "{database: x}" if name == "sqlite3" else "{}"
     server = TestServer(
         tmp_path, sqlite_database, f"database: {{name: {name}, args: {args}}}\n{CONFIG}"
     )
-    carol, everyone = await left_over(server)
+    carol, everyone = await make_pending_join(server)
     server.app.people.resume()
     assert rooms_of(carol) == ({everyone} if name == "sqlite3" else set())
 
 
-async def test_another_node_continues_after_the_lease(
+async def test_joins_of_a_stopped_node_are_retried_after_the_lease(
     server: TestServer,
 ) -> None:
-    carol, everyone = await left_over(server)
+    carol, everyone = await make_pending_join(server)
     server.app.start_jobs()
     for _ in range(LEASE_MS // 60_000 - 2):
         server.clock.advance(60)
-        assert rooms_of(carol) == set(), "the other node may hold the lease"
+        assert rooms_of(carol) == set(), "the lease has not expired"
     for _ in range(3):
         server.clock.advance(60)
     assert rooms_of(carol) == {everyone}
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 0
 
 
-async def test_a_node_stops_when_its_lease_ends(
+async def test_a_node_stops_when_its_lease_expires(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carol, everyone = await left_over(server)
+    carol, everyone = await make_pending_join(server)
     database, accounts = server.app.database, AccountStore(server.app.database)
     await database.write("stopped", accounts.add_arriving_account, "@a:example.org", 0)
     remove = AccountStore.remove_arriving_account
 
-    def slowly(self: AccountStore, txn: WriteTransaction, user_id: str) -> None:
+    def remove_slowly(self: AccountStore, txn: WriteTransaction, user_id: str) -> None:
         server.clock.advance(LEASE_MS / 1000)
         remove(self, txn, user_id)
 
-    monkeypatch.setattr(AccountStore, "remove_arriving_account", slowly)
+    monkeypatch.setattr(AccountStore, "remove_arriving_account", remove_slowly)
     assert await server.app.people.first_rooms.do_resume(50, at_start=True) == 1
     assert rooms_of(carol) == set()
     assert await server.app.people.first_rooms.do_resume(50) == 1
     assert rooms_of(carol) == {everyone}
 
 
-def test_unresponsive_servers_do_not_delay_registration(network: Network) -> None:
+def test_unresponsive_servers_delay_a_registration_only_briefly(network: Network) -> None:
     alice = network.add(NORTH).register("alice")
     square = create(alice, preset="public_chat", room_alias_name="square")
     south = network.add(
@@ -128,10 +128,10 @@ def test_unresponsive_servers_do_not_delay_registration(network: Network) -> Non
     )
     body = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
 
-    making = south.client.start("POST", f"{V3}/register", json=body)
+    registration = south.client.start("POST", f"{V3}/register", json=body)
     network.clock.advance(15)
 
-    bob = User(south, ok(making.answer))
+    bob = User(south, ok(registration.answer))
     assert rooms_of(bob) == set()
     network.clock.advance(30)
     assert rooms_of(bob) == {square}

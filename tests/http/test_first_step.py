@@ -1,4 +1,5 @@
-"""A coroutine that is begun: to its end at once, or whenever what it waits for is there."""
+"""Coroutines that are started with `start_coroutine`: they end at once, or resume when an awaited
+Deferred fires."""
 
 from collections.abc import Awaitable
 from typing import cast
@@ -7,34 +8,34 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from homeserver.http.first_step import begin
-from homeserver.observe.context import CURRENT, RequestInfo
+from homeserver.http.first_step import start_coroutine
+from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
 
 
 class _Seen(list[object]):
-    """What a coroutine came to know."""
+    """The values that a coroutine recorded."""
 
-    async def note(self, *awaited: Awaitable[object]) -> None:
-        CURRENT.set(RequestInfo("r1", "test"))
+    async def record(self, *awaited: Awaitable[object]) -> None:
+        CURRENT_REQUEST.set(RequestInfo("r1", "test"))
         for each in awaited:
             try:
                 self.append(await each)
             except ValueError as error:
                 self.append(str(error))
-        info = CURRENT.get()
+        info = CURRENT_REQUEST.get()
         self.append(info and info.request_id)
 
 
-def test_what_need_not_wait_has_ended_and_leaves_the_context_as_it_was() -> None:
+def test_a_coroutine_that_never_waits_ends_at_once_in_its_own_context() -> None:
     seen = _Seen()
-    assert begin(seen.note(succeed(1), succeed(2))) is None
+    assert start_coroutine(seen.record(succeed(1), succeed(2))) is None
     assert seen == [1, 2, "r1"]
-    assert CURRENT.get() is None
+    assert CURRENT_REQUEST.get() is None
 
 
-def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context() -> None:
+def test_a_waiting_coroutine_resumes_with_results_and_failures_in_its_own_context() -> None:
     seen, first, second, third = _Seen(), Deferred[int](), Deferred[int](), Deferred[int]()
-    task = begin(seen.note(first, second, third))
+    task = start_coroutine(seen.record(first, second, third))
     assert task is not None
     second.callback(2)
     assert seen == []
@@ -43,14 +44,14 @@ def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context
     third.callback(3)
     assert seen == ["no", 2, 3, "r1"]
     assert task.has_ended
-    assert CURRENT.get() is None
+    assert CURRENT_REQUEST.get() is None
 
 
-def test_a_deferred_that_waits_for_another_is_waited_for() -> None:
+def test_a_chained_deferred_is_awaited() -> None:
     seen, outer, inner = _Seen(), Deferred[int](), Deferred[int]()
     outer.addCallback(lambda _: inner)
     outer.callback(0)
-    task = begin(seen.note(outer))
+    task = start_coroutine(seen.record(outer))
     assert task is not None
     assert seen == []
     inner.callback(1)
@@ -58,7 +59,7 @@ def test_a_deferred_that_waits_for_another_is_waited_for() -> None:
     assert task.has_ended
 
 
-def test_cancelling_ends_what_is_awaited() -> None:
+def test_cancel_cancels_the_awaited_deferred() -> None:
     cancelled: list[Deferred[int]] = []
     seen: list[object] = []
 
@@ -68,7 +69,7 @@ def test_cancelling_ends_what_is_awaited() -> None:
         except CancelledError as error:
             seen.append(type(error))
 
-    task = begin(wait(Deferred[int](cancelled.append)))
+    task = start_coroutine(wait(Deferred[int](cancelled.append)))
     assert task is not None
     task.cancel()
     assert len(cancelled) == 1
@@ -88,7 +89,7 @@ def test_a_failure_is_logged(waits: bool) -> None:
         gate.callback(1)
     globalLogPublisher.addObserver(cast(ILogObserver, events.append))
     try:
-        task = begin(fail(gate))
+        task = start_coroutine(fail(gate))
         assert (task is not None) is waits
         if waits:
             gate.callback(1)

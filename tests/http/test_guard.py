@@ -1,4 +1,4 @@
-"""Who is let in, and as whom."""
+"""Authentication and authorisation of requests."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ LOGOUT = "/_matrix/client/v3/logout"
 ADMIN = "/_synapse/admin/v1/thing"
 
 
-def test_no_token_is_missing_and_a_wrong_one_unknown(client: Client) -> None:
+def test_missing_and_unknown_tokens_are_refused(client: Client) -> None:
     missing, unknown = (
         client.request("POST", OBJECT),
         client.request("POST", OBJECT, token="stolen"),
@@ -38,13 +38,13 @@ def test_an_expired_token_is_a_soft_logout(client: Client) -> None:
     assert client.request("POST", OBJECT, token="old").json["soft_logout"] is True
 
 
-def test_a_token_may_come_in_the_query_unless_switched_off(client: Client) -> None:
+def test_a_token_in_the_query_is_accepted_unless_switched_off(client: Client) -> None:
     assert client.request("POST", OBJECT + "?access_token=alice").status == 200
     strict = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS, token_in_query=False)
     assert strict.request("POST", OBJECT + "?access_token=alice").errcode == "M_MISSING_TOKEN"
 
 
-def test_tokens_in_addresses_are_switched_off_by_the_configuration(
+def test_accept_token_in_query_switches_tokens_in_queries_off(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "accept_token_in_query: false\n")
@@ -57,36 +57,34 @@ def test_tokens_in_addresses_are_switched_off_by_the_configuration(
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Basic YTpi", "alice", ""])
-def test_a_header_without_a_token_is_missing(client: Client, header: str) -> None:
-    answer = client.request("POST", OBJECT, headers={"Authorization": header})
-    assert (answer.status, answer.errcode) == (401, "M_MISSING_TOKEN")
+def test_a_header_without_a_token_is_a_missing_token(client: Client, header: str) -> None:
+    response = client.request("POST", OBJECT, headers={"Authorization": header})
+    assert (response.status, response.errcode) == (401, "M_MISSING_TOKEN")
 
 
-def test_the_scheme_is_read_in_any_case(client: Client) -> None:
+def test_the_scheme_is_case_insensitive(client: Client) -> None:
     assert client.request("POST", OBJECT, headers={"Authorization": "bearer alice"}).status == 200
 
 
-def test_optional_is_somebody_or_nobody_but_not_anybody(client: Client) -> None:
+def test_optional_authentication_accepts_no_token_but_no_invalid_one(client: Client) -> None:
     assert client.request("GET", WHO).json["user_id"] is None
     assert client.request("GET", WHO, token="alice").json["user_id"] == "@alice:example.org"
     assert client.request("GET", WHO, token="stolen").errcode == "M_UNKNOWN_TOKEN"
 
 
 @pytest.mark.parametrize("token", ["stolen", "old", "locked"])
-def test_where_nobody_need_be_somebody_a_token_that_is_of_no_use_is_none(
-    client: Client, token: str
-) -> None:
+def test_an_invalid_token_counts_as_none_with_auth_if_usable(client: Client, token: str) -> None:
     path = "/_matrix/client/v3/anybody"
     assert client.request("GET", path, token="alice").json["user_id"] == "@alice:example.org"
     assert client.request("GET", WHO, token=token).status == 401
-    answer = client.request("GET", path, token=token)
-    assert (answer.status, answer.json) == (200, {"user_id": None})
+    response = client.request("GET", path, token=token)
+    assert (response.status, response.json) == (200, {"user_id": None})
     assert client.request("GET", path, headers={"Authorization": "Basic YTpi"}).json == {
         "user_id": None
     }
 
 
-def test_guests_are_let_in_only_where_declared(client: Client) -> None:
+def test_guests_are_admitted_only_where_declared(client: Client) -> None:
     refused = client.request("POST", OBJECT, token="guest")
     assert (refused.status, refused.errcode) == (403, "M_GUEST_ACCESS_FORBIDDEN")
     assert not client.start("GET", "/_matrix/client/v3/sync", token="guest").done
@@ -109,13 +107,13 @@ def test_a_suspended_user_may_read_and_log_out(client: Client) -> None:
     assert client.request("POST", LOGOUT, token="suspended").status == 200
 
 
-def test_administrators_only(client: Client) -> None:
+def test_admin_endpoints_require_an_administrator(client: Client) -> None:
     assert client.request("GET", ADMIN, token="alice").errcode == "M_FORBIDDEN"
     assert client.request("GET", ADMIN, token="admin").json == {"colour": "blue"}
 
 
 class _Bridge:
-    """One application service, `irc`, for users called `@irc_…`."""
+    """One application service, `irc`, for users `@irc_…`."""
 
     async def get_requester(
         self, token: str, user_id: str | None, device_id: str | None, _context: RequestContext
@@ -130,7 +128,7 @@ class _Bridge:
 
 
 class _Signatures:
-    """Believes whoever says that it is good."""
+    """Accepts the header `X-Matrix good`."""
 
     def check_head(self, authorization: list[str], uri: str) -> None:
         if authorization != ["X-Matrix good"]:
@@ -165,17 +163,17 @@ def test_an_application_service_acts_for_its_users() -> None:
     assert client.request("POST", "/ping", token="alice").errcode == "M_FORBIDDEN"
 
 
-def test_a_server_is_known_by_its_signature() -> None:
+def test_a_server_is_authenticated_by_its_signature() -> None:
     client = client_for([put_send], {}, signatures=_Signatures())
-    answer = client.request(
+    response = client.request(
         "PUT", "/send/a%2Fb?x=1", json={}, headers={"Authorization": "X-Matrix good"}
     )
-    assert answer.json == ["PUT /send/a%2Fb?x=1 {}", "a/b", {}]
+    assert response.json == ["PUT /send/a%2Fb?x=1 {}", "a/b", {}]
     assert client.request("PUT", "/send/1", json={}, token="alice").errcode == "M_UNAUTHORIZED"
 
 
-def test_what_is_asked_wrongly_counts_and_is_said_to_who_may_ask() -> None:
-    """A query that cannot be read is no way around a limit, nor around a signature."""
+def test_malformed_requests_count_and_are_reported_only_to_authenticated_callers() -> None:
+    """A malformed query does not bypass a rate limit or a signature check."""
     rates = {Limit.LOGIN: Rate(1, 2), Limit.MESSAGE: Rate(1, 2)}
     client = client_for(
         [put_send, endpoints.post_login, endpoints.post_message],
@@ -190,8 +188,8 @@ def test_what_is_asked_wrongly_counts_and_is_said_to_who_may_ask() -> None:
         client.request("PUT", "/send/1?x=%FF", json={}, headers=good).errcode == "M_INVALID_PARAM"
     )
     for path, token in (("login", None), ("message", "alice")):
-        told = [
+        errcodes = [
             client.request("POST", f"/_matrix/client/v3/{path}?x=%FF", token=token).errcode
             for _ in range(3)
         ]
-        assert told == ["M_INVALID_PARAM", "M_INVALID_PARAM", "M_LIMIT_EXCEEDED"]
+        assert errcodes == ["M_INVALID_PARAM", "M_INVALID_PARAM", "M_LIMIT_EXCEEDED"]

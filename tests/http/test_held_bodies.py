@@ -1,4 +1,4 @@
-"""Long bodies of requests from whom nobody knows yet: there is an end to what is kept of them."""
+"""Long bodies of unauthenticated requests are limited."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from federation.api.request import Peer
 from federation.protocol.errors import Unauthorized
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.http.body_budget import FREE_BYTES, MOST_SECONDS, HeldBodies
+from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS, HeldBodies
 from tests.helpers.http import Answer, Client, Connection, FakeTokens, client_for
 
 PIECE = 1 << 15
@@ -18,7 +18,7 @@ LONG = 4 * FREE_BYTES
 
 
 class Signatures:
-    """Knows who signed a request once the test says so, if it looks signed."""
+    """Accepts signatures when the test says so, if the header is valid."""
 
     def __init__(self) -> None:
         self.waiting: list[Deferred[None]] = []
@@ -46,7 +46,7 @@ async def put_write(*, body: dict[str, Any]) -> Any:
 
 
 class World:
-    """A site, and requests on their way to it."""
+    """A site, and requests in progress."""
 
     def __init__(self, *, most_of_one: int = 100 * LONG, most: int = 100 * LONG) -> None:
         self.clock = Clock()
@@ -70,7 +70,7 @@ class World:
         signed: str = "X-Matrix good",
         more: int = 2,
     ) -> Connection:
-        """Send so much of the body of a request, which has `more`."""
+        """Send `size` bytes of a body that is `more` bytes longer."""
         connection = self.client.connect(ip)
         head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size + more}\r\n"
         head += f"Authorization: {signed}\r\n\r\n" if signed else "\r\n"
@@ -87,7 +87,7 @@ def refusal(connection: Connection) -> tuple[int, str]:
     return answer.status, answer.errcode
 
 
-def test_it_is_counted_until_it_is_known_who_sends_it() -> None:
+def test_a_long_body_is_counted_until_its_sender_is_authenticated() -> None:
     world = World()
     connection = world.begin(LONG)
     assert world.bodies.size == LONG - FREE_BYTES
@@ -98,7 +98,7 @@ def test_it_is_counted_until_it_is_known_who_sends_it() -> None:
     assert world.bodies.size == 0
 
 
-def test_a_short_one_is_not_counted() -> None:
+def test_a_short_body_is_not_counted() -> None:
     world = World()
     world.begin(FREE_BYTES)
     assert world.bodies.size == 0
@@ -108,7 +108,7 @@ def test_a_short_one_is_not_counted() -> None:
     ("path", "signed", "errcode"),
     [("/send", "", "M_UNAUTHORIZED"), ("/write", "", "M_MISSING_TOKEN")],
 )
-def test_a_long_one_that_shows_nothing_is_refused_at_once(
+def test_a_long_body_without_credentials_is_refused_at_once(
     path: str, signed: str, errcode: str
 ) -> None:
     world = World()
@@ -119,7 +119,7 @@ def test_a_long_one_that_shows_nothing_is_refused_at_once(
     assert world.bodies.size == 0
 
 
-def test_one_address_has_a_part() -> None:
+def test_bodies_of_one_address_are_limited() -> None:
     world = World(most_of_one=2 * LONG)
     first, second = world.begin(LONG), world.begin(LONG)
     third = world.begin(LONG)
@@ -127,41 +127,40 @@ def test_one_address_has_a_part() -> None:
     assert third.answers()[0].headers["retry-after"] == "5"
     assert not first.received()
     assert not second.received()
-    assert not world.begin(LONG, ip="10.0.0.2").received(), "others do not notice"
+    assert not world.begin(LONG, ip="10.0.0.2").received(), "other addresses are not affected"
     first.close()
     assert not world.begin(LONG).received()
 
 
-def test_all_together_have_an_end() -> None:
+def test_bodies_of_all_addresses_are_limited() -> None:
     world = World(most=2 * LONG)
-    kept = [world.begin(LONG, ip=f"10.0.0.{number}") for number in range(2)]
+    connections = [world.begin(LONG, ip=f"10.0.0.{number}") for number in range(2)]
     assert refusal(world.begin(LONG, ip="10.0.0.4")) == (429, "M_LIMIT_EXCEEDED")
-    assert not world.begin(FREE_BYTES, ip="10.0.0.4").received(), (
-        "short ones are taken all the same"
-    )
-    for connection in kept:
+    assert not world.begin(FREE_BYTES, ip="10.0.0.4").received(), "short bodies are accepted"
+    for connection in connections:
         connection.close()
     assert not world.begin(LONG, ip="10.0.0.4").received()
 
 
-def test_one_that_trickles_in_is_given_up() -> None:
+def test_a_slow_long_body_is_refused() -> None:
     world = World()
     connection = world.begin(LONG, more=1000)
     waited = 0.0
-    while not connection.received() and waited < 2 * MOST_SECONDS:
+    while not connection.received() and waited < 2 * MAX_SECONDS:
         world.clock.advance(50)
         waited += 50
         connection.send(b"x")
     assert refusal(connection) == (408, "M_UNKNOWN")
-    assert MOST_SECONDS < waited <= MOST_SECONDS + 50
+    assert MAX_SECONDS < waited <= MAX_SECONDS + 50
     assert world.bodies.size == 0
 
 
-def test_one_that_is_refused_for_its_length_is_not_counted() -> None:
+def test_a_body_refused_for_its_length_is_not_counted() -> None:
     world = World()
     connection = world.client.connect("10.0.0.1")
     connection.send(
-        b"PUT /send HTTP/1.1\r\nHost: x\r\nAuthorization: X-Matrix good\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"PUT /send HTTP/1.1\r\nHost: x\r\nAuthorization: X-Matrix good\r\nTransfer-Encoding: "
+        b"chunked\r\n\r\n"
     )
     for _ in range(2 * LONG // PIECE):
         connection.send(b"8000\r\n" + b"x" * PIECE + b"\r\n")

@@ -1,5 +1,4 @@
-"""Addresses by which people are found at an identity server: bound, unbound, and gone with the
-account."""
+"""Bindings of addresses at an identity server: bind, unbind, retry, and the end of the account."""
 
 import json
 from collections.abc import Sequence
@@ -30,11 +29,11 @@ ADDRESS = {"medium": "email", "address": "alice@example.com"}
 
 
 class IdentityServer:
-    """Knows of one session. `answer`: what it says instead."""
+    """An identity server with one validated session. `answer`: returned or raised instead."""
 
     def __init__(self) -> None:
         self.bound: list[dict[str, Any]] = []
-        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.answer: tuple[int, bytes] | OutboundError | None = None
 
     async def request(
@@ -49,19 +48,19 @@ class IdentityServer:
         redirects: int = 0,
         only_https: bool = False,
     ) -> WebAnswer:
-        asked = json.loads(body)
-        self.asked.append((url, dict(headers)["Authorization"], asked))
+        content = json.loads(body)
+        self.requests.append((url, dict(headers)["Authorization"], content))
         if isinstance(self.answer, OutboundError):
             raise self.answer
         if self.answer is not None:
             return WebAnswer(url, self.answer[0], {}, self.answer[1])
         if url == f"{URL}/_matrix/identity/v2/3pid/bind":
-            self.bound.append(asked)
+            self.bound.append(content)
             return WebAnswer(
-                url, 200, {}, json.dumps({**ADDRESS, "mxid": asked["mxid"], "ts": 1}).encode()
+                url, 200, {}, json.dumps({**ADDRESS, "mxid": content["mxid"], "ts": 1}).encode()
             )
         assert url == f"{URL}/_matrix/identity/v2/3pid/unbind"
-        self.bound = [each for each in self.bound if each["mxid"] != asked["mxid"]]
+        self.bound = [each for each in self.bound if each["mxid"] != content["mxid"]]
         return WebAnswer(url, 200, {}, b"{}")
 
 
@@ -91,30 +90,30 @@ def test_an_address_is_bound_and_unbound(
 ) -> None:
     assert unbind(alice) == "no-support"
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
-    _, authorization, body = identity.asked[-1]
+    _, authorization, body = identity.requests[-1]
     assert (authorization, body["mxid"]) == ("Bearer theirs", alice.user_id)
     assert unbind(server.register("bob")) == "no-support"
     assert unbind(alice, id_server="elsewhere.example.org") == "no-support"
     assert unbind(alice, address="Alice@Example.com") == "success"
-    _, authorization, body = identity.asked[-1]
+    _, authorization, body = identity.requests[-1]
     assert body == {"mxid": alice.user_id, "threepid": ADDRESS}
     signed = parse_authorization(authorization)
     assert (signed.origin, signed.destination) == ("example.org", HOST)
-    said = encode_request(
+    signed_bytes = encode_request(
         method="POST",
         uri="/_matrix/identity/v2/3pid/unbind",
         origin="example.org",
         destination=HOST,
         content=body,
     )
-    assert signed.signature == SigningKey("a_test", bytes(32)).sign(said)
+    assert signed.signature == SigningKey("a_test", bytes(32)).sign(signed_bytes)
     assert unbind(alice) == "no-support"
-    assert len(identity.asked) == 2
+    assert len(identity.requests) == 2
     bound = [record for record in told(server) if record[0].endswith("bound")]
     assert bound == [("address_bound", ADDRESS["address"]), ("address_unbound", ADDRESS["address"])]
 
 
-def test_a_number_is_bound_and_goes_when_it_is_deleted(
+def test_a_bound_number_is_unbound_when_it_is_deleted(
     alice: User, identity: IdentityServer
 ) -> None:
     number = {"medium": "msisdn", "address": "998901234567"}
@@ -122,10 +121,10 @@ def test_a_number_is_bound_and_goes_when_it_is_deleted(
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = None
     assert alice.post(f"{V3}/3pid/delete", number).json == {"id_server_unbind_result": "success"}
-    assert identity.asked[-1][2] == {"mxid": alice.user_id, "threepid": number}
+    assert identity.requests[-1][2] == {"mxid": alice.user_id, "threepid": number}
 
 
-def test_no_other_identity_server_is_asked(
+def test_only_the_configured_identity_server_is_asked(
     tmp_path: Path, sqlite_database: Database, alice: User, identity: IdentityServer
 ) -> None:
     assert (
@@ -139,7 +138,7 @@ def test_no_other_identity_server_is_asked(
     assert alice.post(f"{V3}/3pid", {"three_pid_creds": BIND}).errcode == "M_SERVER_NOT_TRUSTED"
     none = TestServer(tmp_path, sqlite_database, web=identity, seed=2)
     assert none.register("carol").post(f"{V3}/3pid/bind", BIND).errcode == "M_SERVER_NOT_TRUSTED"
-    assert identity.asked == []
+    assert identity.requests == []
 
 
 @pytest.mark.parametrize(
@@ -151,8 +150,8 @@ def test_no_other_identity_server_is_asked(
             "M_SESSION_NOT_VALIDATED",
         ),
         ((403, b'{"errcode": "M_TERMS_NOT_SIGNED"}'), 400, "M_TERMS_NOT_SIGNED"),
-        # of the token for the identity server: clients would take it for the end of their session
-        # here
+        # about the token of the identity server: clients would take it for the end of their session
+        # on this server
         (
             (401, b'{"errcode": "M_UNKNOWN_TOKEN", "error": "Unrecognised access token"}'),
             502,
@@ -168,7 +167,7 @@ def test_no_other_identity_server_is_asked(
         (OutboundError("it is down"), 502, "M_UNKNOWN"),
     ],
 )
-def test_what_the_identity_server_says_is_passed_on(
+def test_errors_about_the_address_are_passed_on(
     alice: User, identity: IdentityServer, answer: Any, status: int, errcode: str
 ) -> None:
     identity.answer = answer
@@ -178,7 +177,7 @@ def test_what_the_identity_server_says_is_passed_on(
     assert unbind(alice) == "no-support"
 
 
-def test_what_cannot_be_unbound_stays_known(alice: User, identity: IdentityServer) -> None:
+def test_a_failed_unbind_keeps_the_binding(alice: User, identity: IdentityServer) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     for answer, result in (
         ((404, b"<html>"), "no-support"),
@@ -196,7 +195,7 @@ def test_what_cannot_be_unbound_stays_known(alice: User, identity: IdentityServe
     assert identity.bound == []
 
 
-def close(user: User) -> Any:
+def deactivate(user: User) -> Any:
     identifier = {"type": "m.id.user", "user": user.user_id}
     proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
     ended = user.post(f"{V3}/deactivate", {"auth": proof})
@@ -205,58 +204,58 @@ def close(user: User) -> Any:
 
 
 def unbind_due(server: TestServer, minutes: int) -> int:
-    """Let so much time go by, then do the job."""
+    """Advance the clock, then run the job."""
     server.clock.advance(60 * minutes)
     return server.run(server.app.people.bindings.do_unbind_due(10))
 
 
-def test_nobody_is_found_whose_account_ended(
+def test_a_deactivated_account_is_unbound(
     server: TestServer, alice: User, identity: IdentityServer
 ) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
-    assert close(alice) == "success"
+    assert deactivate(alice) == "success"
     assert identity.bound == []
     assert unbind_due(server, 60) == 0
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "failure",
     [
         OutboundError("it is down"),
         (404, b"<html>"),
         (403, b'{"errcode": "M_FORBIDDEN", "error": "No"}'),
     ],
 )
-def test_what_could_not_be_unbound_at_the_end_is_later(
-    server: TestServer, alice: User, identity: IdentityServer, trouble: Any
+def test_a_failed_unbind_of_a_deactivated_account_is_retried(
+    server: TestServer, alice: User, identity: IdentityServer, failure: Any
 ) -> None:
     bob = server.register("bob")
     for each in (alice, bob):
         assert each.post(f"{V3}/3pid/bind", BIND).status == 200
-    identity.answer = trouble
-    assert close(alice) == "no-support"
-    tries = [unbind_due(server, minutes) for minutes in (4, 1, 4, 1, 9, 1, 19, 1)]
-    assert tries == [0, 1, 0, 1, 0, 1, 0, 1]  # after 5, 5, 10, 20 minutes
+    identity.answer = failure
+    assert deactivate(alice) == "no-support"
+    attempts = [unbind_due(server, minutes) for minutes in (4, 1, 4, 1, 9, 1, 19, 1)]
+    assert attempts == [0, 1, 0, 1, 0, 1, 0, 1]  # after 5, 5, 10, 20 minutes
     identity.answer = None
     assert unbind_due(server, 40) == 1
-    assert [each["mxid"] for each in identity.bound] == [bob.user_id]  # whose account is open
+    assert [each["mxid"] for each in identity.bound] == [bob.user_id]  # his account is active
     assert unbind_due(server, 24 * 60) == 0
 
 
-def test_trying_to_unbind_has_an_end(
+def test_retries_to_unbind_end_after_a_month(
     server: TestServer, alice: User, identity: IdentityServer
 ) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = OutboundError("it is down")
-    close(alice)
-    tried = 0
+    deactivate(alice)
+    attempts = 0
     while unbind_due(server, 24 * 60):
-        tried += 1
-        assert tried < 50
-    assert tried > 30
+        attempts += 1
+        assert attempts < 50
+    assert attempts > 30
 
 
-def test_an_identity_server_that_is_away_is_not_asked_for_each(
+def test_an_unreachable_identity_server_is_asked_once_per_run(
     server: TestServer, identity: IdentityServer
 ) -> None:
     people = [server.register(f"p{number}") for number in range(3)]
@@ -264,10 +263,10 @@ def test_an_identity_server_that_is_away_is_not_asked_for_each(
         assert each.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = OutboundError("it is down")
     for each in people:
-        close(each)
-    identity.asked.clear()
+        deactivate(each)
+    identity.requests.clear()
     assert unbind_due(server, 5) == 1
-    assert len(identity.asked) == 1
+    assert len(identity.requests) == 1
     identity.answer = None
     assert unbind_due(server, 5) == 3
     assert identity.bound == []
@@ -277,7 +276,7 @@ AWAY = OutboundError("it is down")
 
 
 @pytest.mark.parametrize("way", ["deleted", "account page", "administrator", "unbound"])
-def test_an_address_that_goes_is_unbound_once_the_identity_server_is_back(
+def test_a_removed_address_is_unbound_once_the_identity_server_is_back(
     server: TestServer, database: Database, alice: User, identity: IdentityServer, way: str
 ) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
@@ -316,7 +315,7 @@ def test_an_address_that_goes_is_unbound_once_the_identity_server_is_back(
     assert unbind_due(server, 24 * 60) == 0
 
 
-def test_an_address_that_is_bound_again_stays_so(
+def test_an_address_bound_again_is_not_unbound(
     server: TestServer, alice: User, identity: IdentityServer
 ) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
@@ -329,22 +328,22 @@ def test_an_address_that_is_bound_again_stays_so(
     assert unbind(alice) == "success"
 
 
-def test_what_is_given_up_can_be_asked_for_again(
+def test_an_unbind_after_the_last_retry_can_be_requested_again(
     server: TestServer, alice: User, identity: IdentityServer
 ) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
     identity.answer = AWAY
     alice.post(f"{V3}/3pid/delete", ADDRESS)
-    tried = 0
+    attempts = 0
     while unbind_due(server, 24 * 60):
-        tried += 1
-        assert tried < 50
+        attempts += 1
+        assert attempts < 50
     identity.answer = None
     assert unbind(alice) == "success"
     assert identity.bound == []
 
 
-async def test_what_is_bound_while_the_account_ends_is_unbound(database: Database) -> None:
+async def test_a_binding_added_after_the_deactivation_is_due_at_once(database: Database) -> None:
     store, accounts = IdentityBindingStore(database), AccountStore(database)
     await database.write("t", accounts.add_account, AccountRow("@a:example.org", None, 1))
     await database.write(
@@ -355,7 +354,7 @@ async def test_what_is_bound_while_the_account_ends_is_unbound(database: Databas
     assert await store.take_due(3, lambda _: 1) == row
 
 
-def test_bindings_are_counted_by_user(
+def test_bindings_are_rate_limited_by_user(
     tmp_path: Path, sqlite_database: Database, identity: IdentityServer
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, IDENTITY, web=identity)

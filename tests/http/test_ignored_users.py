@@ -1,5 +1,5 @@
-"""Whoever is ignored is not heard, whichever way one listens; their state is shown, since it is the
-room's.
+"""Messages of ignored users are hidden in every endpoint; their state events are shown, since they
+belong to the room.
 
 spec: client-server-api#ignoring-users
 """
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("compared")
 
 
 class Room:
-    """Alice does not want to hear of troll, who says and does everything in a room of theirs."""
+    """Alice ignores troll, who sends everything in a room of theirs."""
 
     def __init__(self, server: TestServer) -> None:
         begin_jobs(server)
@@ -134,7 +134,7 @@ WAYS = [*WITH_STATE, by_relations, by_threads, by_search]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.__name__))
-def test_what_they_say_is_not_shown(room: Room, way: Callable[[Room], object]) -> None:
+def test_their_messages_are_hidden(room: Room, way: Callable[[Room], object]) -> None:
     events = list(events_in(way(room)))
     shown = {event["content"]["body"] for event in events if event["type"] == "m.room.message"}
     assert shown
@@ -143,7 +143,7 @@ def test_what_they_say_is_not_shown(room: Room, way: Callable[[Room], object]) -
         assert room.topic in {event["event_id"] for event in events}
 
 
-def test_what_they_refer_to_is_not_told(room: Room) -> None:
+def test_relations_by_them_are_hidden(room: Room) -> None:
     event = ok(room.alice.get(room.path("event", room.root)))
     relations = event["unsigned"]["m.relations"]
     assert relations["m.thread"]["count"] == 1
@@ -151,7 +151,7 @@ def test_what_they_refer_to_is_not_told(room: Room) -> None:
     assert len(relations["m.reference"]["chunk"]) == 1
 
 
-def test_their_receipts_typing_and_invites_are_not_told(room: Room) -> None:
+def test_their_receipts_typing_and_invites_are_hidden(room: Room) -> None:
     rooms = Rooms()
     rooms.read(room.troll, room.room_id, room.root)
     rooms.type(room.troll, room.room_id)
@@ -179,7 +179,7 @@ def test_their_receipts_typing_and_invites_are_not_told(room: Room) -> None:
     ] == []
 
 
-def test_what_they_say_neither_wakes_nor_counts(room: Room) -> None:
+def test_their_messages_neither_wake_nor_count(room: Room) -> None:
     Rooms().read(room.alice, room.room_id, say(room.bob, room.room_id, "up to here"))
     since = str(sync(room.alice)["next_batch"])
     pending = room.alice.start("GET", sync_path(since, timeout=5000))
@@ -196,7 +196,7 @@ def test_what_they_say_neither_wakes_nor_counts(room: Room) -> None:
     )
 
 
-def test_they_are_heard_again(room: Room) -> None:
+def test_they_are_shown_again_after_the_list_changes(room: Room) -> None:
     Rooms().keep(room.alice, "m.ignored_user_list", {"ignored_users": {}})
     since = str(sync(room.alice)["next_batch"])
     say(room.troll, room.room_id, "once more")
@@ -204,6 +204,6 @@ def test_they_are_heard_again(room: Room) -> None:
     assert event["content"]["body"] == "once more"
 
 
-def test_one_who_asks_for_the_very_event_gets_it(room: Room) -> None:
+def test_a_request_for_one_event_returns_it(room: Room) -> None:
     event_id = say(room.troll, room.room_id, "as you like")
     assert room.alice.get(room.path("event", event_id)).status == 200

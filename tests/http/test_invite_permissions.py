@@ -1,4 +1,4 @@
-"""Whose invites one takes. spec: client-server-api#invite-permission; MSC4155, MSC4380"""
+"""Invite permissions. spec: client-server-api#invite-permission; MSC4155, MSC4380"""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def invite(by: User, whom: User, room_id: str | None = None) -> Any:
 
 
 def invites(user: User) -> set[str]:
-    """The rooms to which somebody is invited, as all kinds of sync tell."""
+    """The rooms to which a user is invited, by all kinds of sync."""
     by_sync = set(sync(user).get("rooms", {}).get("invite", {}))
     client = SlidingClient(user, lists={"all": a_list([0, 99])}, room_subscriptions={})
     old = {
@@ -47,7 +47,7 @@ def invites(user: User) -> set[str]:
 
 
 @pytest.mark.parametrize("type_", [STABLE, MSC4380])
-def test_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: str) -> None:
+def test_a_user_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: str) -> None:
     before = create(alice)
     ok(invite(alice, bob, before))
     assert invites(bob) == {before}
@@ -58,12 +58,12 @@ def test_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: st
     assert refused(alice.put(state_path, {"membership": "invite"})) == BLOCKED
     assert refused(alice.post(f"{V3}/createRoom", {"invite": [bob.user_id]})) == BLOCKED
     assert bob.user_id not in str(ok(alice.get(room_path(room_id, "members"))))
-    assert invites(bob) == set()  # of those from before nothing is told either
+    assert invites(bob) == set()  # earlier invites are hidden too
     client = SlidingClient(
         bob, room_subscriptions={before: {"timeline_limit": 1, "required_state": []}}
     )
     assert client.sync()["rooms"] == {}
-    ok(membership(bob, before, "join"))  # who knows of it may still come
+    ok(membership(bob, before, "join"))  # the user may still join
     rooms.keep(bob, type_, {})
     ok(invite(alice, bob, room_id))
     assert invites(bob) == {room_id}
@@ -72,7 +72,7 @@ def test_who_blocks_all_invites_is_not_invited(alice: User, bob: User, type_: st
 @pytest.mark.parametrize(
     "content", [{"default_action": "allow"}, {"default_action": 5}, {"block": True}, {}]
 )
-def test_what_is_no_block_blocks_nothing(alice: User, bob: User, content: Json) -> None:
+def test_settings_that_do_not_block_have_no_effect(alice: User, bob: User, content: Json) -> None:
     rooms.keep(bob, STABLE, content)
     ok(invite(alice, bob))
 
@@ -122,7 +122,7 @@ def test_an_ignored_users_invite_is_hidden_not_refused(alice: User, bob: User) -
     assert invites(bob) == set()
 
 
-def test_a_mark_of_unread_is_told_by_both_syncs(alice: User) -> None:
+def test_an_unread_marker_is_in_both_syncs(alice: User) -> None:
     room_id = create(alice)
     client = SlidingClient(
         alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}}
@@ -135,7 +135,7 @@ def test_a_mark_of_unread_is_told_by_both_syncs(alice: User) -> None:
     assert client.sync()["extensions"]["account_data"]["rooms"][room_id] == told
 
 
-def test_deleted_account_data_is_told_once(alice: User) -> None:
+def test_deleted_account_data_is_sent_once(alice: User) -> None:
     room_id = create(alice)
     client = SlidingClient(
         alice, lists={"all": a_list([0, 9])}, extensions={"account_data": {"enabled": True}}
@@ -151,7 +151,7 @@ def test_deleted_account_data_is_told_once(alice: User) -> None:
     ok(alice.delete(f"{unstable}/rooms/{room_id}/account_data/org.example.a"))
     for where in (None, room_id):
         rooms.keep(alice, "org.example.b", {}, where)
-        rooms.keep(alice, "org.example.never", {}, where)  # clients wait until they are told of it
+        rooms.keep(alice, "org.example.never", {}, where)  # clients wait until they receive it
     gone = [{"type": f"org.example.{name}", "content": {}} for name in ("a", "b", "never")]
     answer = sync(alice, since)
     told = client.sync()["extensions"]["account_data"]
@@ -164,7 +164,7 @@ def test_deleted_account_data_is_told_once(alice: User) -> None:
     assert "org.example" not in str(anew["rooms"]["join"][room_id])
 
 
-def test_features_are_told(server: TestServer) -> None:
+def test_features_are_advertised(server: TestServer) -> None:
     features = ok(server.get("/_matrix/client/versions"))["unstable_features"]
     for name in ("msc3391", "msc4155", "msc4380", "msc4380.stable"):
         assert features[f"org.matrix.{name}"] is True

@@ -1,4 +1,4 @@
-"""What the server does unasked: in small steps, again and again, whatever fails."""
+"""Background jobs: small steps, repeated at intervals, whatever fails."""
 
 from collections.abc import Iterator
 
@@ -18,8 +18,7 @@ from tests.helpers.server import TestServer
 
 
 class Pile:
-    """Something to be worked off; `seconds` for each thing. The clock is moved as the work
-    would."""
+    """Items to process, each in `seconds`. A step advances the clock by its work."""
 
     def __init__(self, clock: Clock, things: int, seconds: float = 0.0) -> None:
         self.clock = clock
@@ -32,7 +31,7 @@ class Pile:
         self.batches.append(batch)
         if self.failures:
             self.failures -= 1
-            raise RuntimeError("no luck")
+            raise RuntimeError("a failure")
         done = min(batch, self.things)
         self.things -= done
         self.clock.rightNow += done * self.seconds
@@ -55,7 +54,7 @@ def failures() -> Iterator[list[str]]:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """Of the log, about jobs."""
+    """The log lines about jobs."""
     found: list[str] = []
 
     @provider(ILogObserver)
@@ -80,11 +79,11 @@ def turn(clock: Clock, seconds: float) -> None:
         clock.advance(0.1)
 
 
-def test_a_job_works_off_what_there_is_and_rests() -> None:
+def test_a_job_processes_pending_items_and_sleeps() -> None:
     clock = Clock()
     pile = Pile(clock, 1000)
     _, registry = run(clock, Job("pile", pile.step, 600.0))
-    assert pile.batches == [], "the start of the server is not slowed down"
+    assert pile.batches == [], "jobs do not run while the server starts"
     turn(clock, 60)
     assert pile.things == 0
     assert sum(pile.batches[:-1]) <= 1000
@@ -101,7 +100,7 @@ def test_a_job_works_off_what_there_is_and_rests() -> None:
     ) > 600
 
 
-def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
+def test_batches_adapt_to_a_tenth_of_a_second() -> None:
     clock = Clock()
     quick, slow = Pile(clock, 10**6, 0.0001), Pile(clock, 10**6, 0.05)
     run(clock, Job("quick", quick.step, 60.0))
@@ -114,7 +113,7 @@ def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
     assert set(slow.batches[1:]) == {2}
 
 
-def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(
+def test_a_job_without_database_is_retried_without_a_traceback(
     failures: list[str],
 ) -> None:
     clock = Clock()
@@ -133,7 +132,7 @@ def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(
     assert registry.get_sample_value("mahalla_job_failures_total", {"job": "away"}) == 1
 
 
-def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) -> None:
+def test_a_failed_job_is_retried_and_affects_no_other(failures: list[str]) -> None:
     clock = Clock()
     unlucky, lucky = Pile(clock, 10), Pile(clock, 10)
     unlucky.failures = 2
@@ -146,8 +145,8 @@ def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) 
     assert registry.get_sample_value("mahalla_job_failures_total", {"job": "unlucky"}) == 2
 
 
-def test_a_job_that_goes_on_failing_says_so_less_and_less(lines: list[str]) -> None:
-    """With a full disk all jobs fail, and what they write into the log is on the same disk."""
+def test_a_job_that_keeps_failing_is_logged_at_growing_intervals(lines: list[str]) -> None:
+    """With a full disk all jobs fail, and the log is on the same disk."""
     clock = Clock()
     errors: list[Exception | None] = [DatabaseUnavailable("the disk is full")]
 
@@ -158,30 +157,32 @@ def test_a_job_that_goes_on_failing_says_so_less_and_less(lines: list[str]) -> N
 
     _, registry = run(clock, Job("full", step, 10.0))
 
-    def passing(seconds: float) -> list[str]:
+    def log_lines_within(seconds: float) -> list[str]:
         lines.clear()
         turn(clock, seconds)
         return list(lines)
 
-    assert len(passing(45)) == 1
-    assert len(passing(4 * 3600)) <= 9
-    assert len(passing(3600)) <= 1
-    assert len(passing(10 * 3600)) >= 1
+    assert len(log_lines_within(45)) == 1
+    assert len(log_lines_within(4 * 3600)) <= 9
+    assert len(log_lines_within(3600)) <= 1
+    assert len(log_lines_within(10 * 3600)) >= 1
     errors[0] = DatabaseUnavailable("the server is gone")
-    assert passing(20) == []
+    assert log_lines_within(20) == []
     errors[0] = RuntimeError("a bug")
-    assert passing(20) == ["the job full failed; it goes on later"], "what is new is told at once"
+    assert log_lines_within(20) == ["the job full failed; it will be retried later"], (
+        "a new kind of failure is logged at once"
+    )
     errors[0] = None
-    (line,) = passing(100)
+    (line,) = log_lines_within(100)
     tries = registry.get_sample_value("mahalla_job_failures_total", {"job": "full"})
     assert tries is not None
     assert f"works again: it failed {int(tries)} times" in line
-    assert passing(600) == []
+    assert log_lines_within(600) == []
     errors[0] = DatabaseUnavailable("the disk is full")
-    assert len(passing(20)) == 1
+    assert len(log_lines_within(20)) == 1
 
 
-def test_a_job_that_fails_in_two_ways_by_turns_is_silent_about_both(lines: list[str]) -> None:
+def test_alternating_failures_are_both_logged_at_growing_intervals(lines: list[str]) -> None:
     clock = Clock()
     steps: list[int] = []
 
@@ -197,25 +198,27 @@ def test_a_job_that_fails_in_two_ways_by_turns_is_silent_about_both(lines: list[
     assert 2 <= len(lines) <= 14
 
 
-def test_what_fails_elsewhere_in_a_job_is_told_at_once(lines: list[str]) -> None:
-    """Though it is an error of the same class, as those of a database all are."""
+def test_a_failure_at_another_line_is_logged_at_once(lines: list[str]) -> None:
+    """Also if its class is the same, as that of all database errors."""
     clock = Clock()
-    is_mended = False
+    is_fixed = False
 
     async def step(_: int) -> int:
-        if not is_mended:
+        if not is_fixed:
             raise RuntimeError("a bug")
         raise RuntimeError("another")
 
     run(clock, Job("buggy", step, 10.0))
     turn(clock, 3600)
     lines.clear()
-    is_mended = True
+    is_fixed = True
     turn(clock, 20)
-    assert lines == ["the job buggy failed; it goes on later"]
+    assert lines == ["the job buggy failed; it will be retried later"]
 
 
-def test_a_job_that_fails_whenever_there_is_something_to_write(lines: list[str]) -> None:
+def test_a_job_that_fails_only_when_items_are_pending_is_not_logged_as_working(
+    lines: list[str],
+) -> None:
     clock = Clock()
     steps: list[int] = []
 
@@ -231,7 +234,7 @@ def test_a_job_that_fails_whenever_there_is_something_to_write(lines: list[str])
     assert 1 <= len(lines) <= 7
 
 
-def test_a_stop_waits_for_the_step_that_runs() -> None:
+def test_a_stop_waits_for_the_running_step() -> None:
     clock = Clock()
     work: Deferred[int] = Deferred()
     begun: list[int] = []
@@ -251,7 +254,7 @@ def test_a_stop_waits_for_the_step_that_runs() -> None:
     assert len(begun) == 1
 
 
-async def test_a_server_forgets_old_transaction_ids(
+async def test_old_transaction_ids_are_deleted(
     server: TestServer, sqlite_database: Database
 ) -> None:
     def remembered(txn: Transaction) -> list[str]:

@@ -1,4 +1,4 @@
-"""Signing in with a token that another program of the institution has signed."""
+"""Sign-in with a JSON Web Token that another program of the institution signed."""
 
 import hmac
 from base64 import urlsafe_b64encode
@@ -43,7 +43,7 @@ def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
 
 
 def signed_by_hand(header: dict[str, str]) -> str:
-    """A token with a right signature and a header that no library would make."""
+    """Return a token with a valid signature and a header that no library would make."""
     parts = [header, {"sub": "alice", "iss": "portal", "aud": "chat", "exp": START + 60}]
     signed = b".".join(urlsafe_b64encode(msgspec.json.encode(part)).rstrip(b"=") for part in parts)
     signature = urlsafe_b64encode(hmac.digest(SECRET.encode(), signed, "sha256")).rstrip(b"=")
@@ -56,7 +56,7 @@ def login(server: TestServer, text: str, **further: object) -> Answer:
     )
 
 
-def test_people_sign_in(server: TestServer) -> None:
+def test_a_valid_token_signs_in(server: TestServer) -> None:
     assert {"type": "org.matrix.login.jwt"} in server.get("/_matrix/client/v3/login").json["flows"]
     for device in ("PHONE", "DESK"):
         session = login(server, token(name="Alice"), device_id=device).json
@@ -94,13 +94,13 @@ REFUSED = [
 ]
 
 
-def test_tokens_that_are_refused(server: TestServer) -> None:
+def test_invalid_tokens_are_refused(server: TestServer) -> None:
     for text in REFUSED:
         answer = login(server, text)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), text[:100]
 
 
-def test_names_and_accounts_that_are_refused(server: TestServer) -> None:
+def test_invalid_names_and_unusable_accounts_are_refused(server: TestServer) -> None:
     assert login(server, token(sub="not a name")).errcode == "M_INVALID_USERNAME"
     assert login(server, token(sub="_bridge")).errcode == "M_INVALID_USERNAME"
     alice = server.register("alice")
@@ -110,13 +110,16 @@ def test_names_and_accounts_that_are_refused(server: TestServer) -> None:
     assert login(server, token()).errcode == "M_USER_DEACTIVATED"
 
 
-def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
-    few = "rc_login: {address: {per_second: 100, burst_count: 100}, failed_attempts: {per_second: 0.01, burst_count: 2}}"
+def test_failures_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
+    few = (
+        "rc_login: {address: {per_second: 100, burst_count: 100},"
+        " failed_attempts: {per_second: 0.01, burst_count: 2}}"
+    )
     server = TestServer(tmp_path, sqlite_database, CONFIG + few)
     assert [login(server, "nothing").status for _ in range(3)] == [403, 403, 429]
 
 
-def test_a_public_key(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_token_is_verified_with_a_public_key(tmp_path: Path, sqlite_database: Database) -> None:
     key = RSAKey.generate_key(2048)
     (tmp_path / "portal.pem").write_bytes(key.as_pem(private=False))
     config = (
@@ -133,7 +136,7 @@ def test_a_public_key(tmp_path: Path, sqlite_database: Database) -> None:
     )
 
 
-def test_it_is_off_unless_it_is_wanted(tmp_path: Path, sqlite_database: Database) -> None:
+def test_jwt_login_is_disabled_by_default(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     assert {"type": "org.matrix.login.jwt"} not in server.get("/_matrix/client/v3/login").json[
         "flows"
@@ -141,7 +144,7 @@ def test_it_is_off_unless_it_is_wanted(tmp_path: Path, sqlite_database: Database
     assert login(server, token()).status == 400
 
 
-def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_expired_account_is_refused(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 1d}\n"
     )

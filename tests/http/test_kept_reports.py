@@ -1,4 +1,4 @@
-"""Administrators read what was reported, and are done with it."""
+"""Administrators read and delete reports."""
 
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def test_a_reported_event(admin: User, alice: User, bob: User) -> None:
     assert refused(admin.delete(f"{EVENTS}/{number}")) == (404, "M_NOT_FOUND")
 
 
-def test_pages_of_reports(admin: User, alice: User, bob: User) -> None:
+def test_reports_are_paged(admin: User, alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     event_id = say(alice, room_id, "rude")
@@ -114,7 +114,7 @@ def test_pages_of_reports(admin: User, alice: User, bob: User) -> None:
     assert ask(admin, EVENTS, limit=0)["event_reports"] == []
 
 
-def test_some_of_the_reports(admin: User, alice: User, bob: User) -> None:
+def test_reports_are_filtered(admin: User, alice: User, bob: User) -> None:
     one, other = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (one, other):
         join(bob, room_id)
@@ -163,7 +163,7 @@ def test_reported_rooms(admin: User, alice: User, bob: User) -> None:
     assert ask(admin, ROOMS)["total"] == 1
 
 
-def test_reports_are_for_administrators(server: TestServer, alice: User) -> None:
+def test_only_administrators_may_read_reports(server: TestServer, alice: User) -> None:
     for path in (EVENTS, USERS, ROOMS):
         assert refused(alice.get(path)) == (403, "M_FORBIDDEN")
         assert refused(alice.get(f"{path}/1")) == (403, "M_FORBIDDEN")
@@ -174,13 +174,13 @@ def test_reports_are_for_administrators(server: TestServer, alice: User) -> None
 @pytest.mark.parametrize(
     "query", ["from=-1", "limit=-1", "limit=1001", "from=x", "dir=x", f"from={10**30}"]
 )
-def test_what_is_no_page(admin: User, query: str) -> None:
+def test_invalid_pages_are_refused(admin: User, query: str) -> None:
     for path in (EVENTS, USERS, ROOMS):
         assert refused(admin.get(f"{path}?{query}")) == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "12345", str(2**80)])
-def test_what_is_no_report(admin: User, number: str) -> None:
+def test_unknown_reports_are_not_found(admin: User, number: str) -> None:
     for path in (EVENTS, USERS, ROOMS):
         for answer in (admin.get(f"{path}/{number}"), admin.delete(f"{path}/{number}")):
             assert answer.status in (400, 404)

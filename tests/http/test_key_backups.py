@@ -52,12 +52,12 @@ def test_versions(alice: User, version: str) -> None:
     assert second != version
     assert alice.get(f"{KEYS}/version").json["version"] == second
     assert alice.delete(f"{KEYS}/version/{second}").status == 200
-    assert alice.delete(f"{KEYS}/version/{second}").status == 200, "the answer may have been lost"
+    assert alice.delete(f"{KEYS}/version/{second}").status == 200, "the response may have been lost"
     assert alice.delete(f"{KEYS}/version/77").errcode == "M_NOT_FOUND"
     assert alice.get(f"{KEYS}/version").json["version"] == version
     assert alice.get(f"{KEYS}/version/{second}").errcode == "M_NOT_FOUND"
     third = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
-    assert third not in (version, second), "a number is never used again"
+    assert third not in (version, second), "a number is never reused"
 
 
 def test_a_user_has_a_bounded_number_of_backups(alice: User, version: str) -> None:
@@ -102,7 +102,9 @@ def test_keys_in_all_forms(alice: User, version: str) -> None:
 
 
 @pytest.mark.parametrize("number", [1, KEYS_AT_ONCE, KEYS_AT_ONCE + 1, 2 * KEYS_AT_ONCE + 50])
-def test_a_long_backup_comes_in_pieces_and_whole(alice: User, version: str, number: int) -> None:
+def test_a_long_backup_is_streamed_in_pieces_and_complete(
+    alice: User, version: str, number: int
+) -> None:
     rooms: dict[str, Any] = {}
     for at in range(number):
         room_id = f"!r{at % 3}:example.org" if at % 2 else ROOM
@@ -141,7 +143,7 @@ def test_the_data_of_a_session_is_bounded(alice: User, version: str) -> None:
         (key(3), key(3, data="y"), False),
     ],
 )
-def test_a_worse_key_never_replaces_a_better(
+def test_a_worse_key_never_replaces_a_better_one(
     alice: User, version: str, kept: dict[str, Any], offered: dict[str, Any], replaces: bool
 ) -> None:
     path = f"{KEYS}/keys/{ROOM}/s?version={version}"
@@ -158,7 +160,7 @@ def test_keys_go_into_the_newest_version_only(alice: User, version: str) -> None
     assert answer.json["current_version"] == newest
 
 
-def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> None:
+def test_bytes_of_uploaded_keys_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     """Half a million keys of 64 KiB each would fill a disk."""
     server = TestServer(
         tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n"
@@ -173,7 +175,7 @@ def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> No
         return user.put(f"{KEYS}/keys/{ROOM}?version={version or versions[user]}", body).status
 
     assert [put(alice, "none", "77") for _ in range(5)] == [404] * 5, (
-        "what is not kept does not count"
+        "keys that are not stored do not count"
     )
     assert [put(alice, f"s{number}") for number in range(3)] == [200, 200, 429]
     assert put(bob, "s") == 200
@@ -182,10 +184,10 @@ def test_so_much_is_put_in_time(tmp_path: Path, sqlite_database: Database) -> No
     assert [put(alice, f"s{number}") for number in (2, 3)] == [200, 429]
 
 
-def test_what_is_kept_of_a_request_that_is_refused_counts(
+def test_the_stored_part_of_a_refused_request_counts(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of very many keys some are written before it turns out that there is no room for all."""
+    """Of very many keys, some are written before the backup turns out to be full."""
     monkeypatch.setattr("storage.encryption.key_backups.PUT_AT_ONCE", 2)
     monkeypatch.setattr("homeserver.services.encryption.key_backups.PUT_AT_ONCE", 2)
     monkeypatch.setattr(KeyBackupStore.__init__, "__kwdefaults__", {"most_keys": 2})
@@ -203,7 +205,7 @@ def test_what_is_kept_of_a_request_that_is_refused_counts(
     assert alice.get(f"{KEYS}/version").json["count"] == 2
     assert put("d") == 429
     server.clock.advance(30)
-    assert [put("e"), put("f"), put("g")] == [413] * 3, "of these nothing was kept"
+    assert [put("e"), put("f"), put("g")] == [413] * 3, "none of these was stored"
 
 
 def test_changing_a_version(alice: User, version: str) -> None:
@@ -214,15 +216,13 @@ def test_changing_a_version(alice: User, version: str) -> None:
         assert alice.put(f"{KEYS}/version/{version}", wrong).errcode == "M_INVALID_PARAM"
 
 
-def test_backups_of_others_are_out_of_reach(server: TestServer, version: str) -> None:
+def test_backups_of_other_users_are_inaccessible(server: TestServer, version: str) -> None:
     bob = server.register("bob")
     assert bob.get(f"{KEYS}/version/{version}").errcode == "M_NOT_FOUND"
     assert bob.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key()).errcode == "M_NOT_FOUND"
 
 
-def test_the_account_ends_and_takes_its_backup_with_it(
-    server: TestServer, alice: User, version: str
-) -> None:
+def test_deactivation_deletes_the_backup(server: TestServer, alice: User, version: str) -> None:
     alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
     proof = {
         "type": "m.login.password",

@@ -1,5 +1,4 @@
-"""What questions for keys, and claims, ask of the database: the same however many people and
-devices are meant."""
+"""Database statements of key queries and claims: the same for any number of users and devices."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Itera
 
 
 def people(server: TestServer, number: int) -> list[User]:
-    """Each with a device and its keys, and with cross-signing."""
+    """Users, each with a device, its keys and cross-signing keys."""
     users = [server.register(f"person{each}") for each in range(number)]
     for seed, user in enumerate(users, 1):
         upload(
@@ -49,7 +48,7 @@ def people(server: TestServer, number: int) -> list[User]:
 
 
 @pytest.mark.parametrize("number", [1, 40])
-def test_a_question_for_keys_is_one_read_the_first_time_and_then_none(
+def test_a_key_query_costs_one_read_the_first_time_and_none_later(
     server: TestServer, counter: QueryCounter, number: int
 ) -> None:
     asking = server.register("asking")
@@ -66,11 +65,11 @@ def test_a_question_for_keys_is_one_read_the_first_time_and_then_none(
 
 
 @pytest.mark.parametrize("number", [1, 25])
-def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
+def test_a_device_change_costs_the_same_in_any_number_of_rooms(
     server: TestServer, counter: QueryCounter, number: int
 ) -> None:
-    """One write of a question and five statements, of which signatures on the former go by one;
-    whoever shares the rooms is told without a query."""
+    """It costs one write with one query and five statements, of which one deletes signatures of the
+    old keys. Members of the shared rooms are notified without a query."""
     alice, bob = people(server, 2)
     for _ in range(number):
         encryption = {
@@ -93,11 +92,11 @@ def test_a_change_of_a_device_costs_the_same_in_however_many_rooms(
     assert not counter.queries
 
 
-def test_a_name_that_a_device_has_already_is_told_to_nobody(
+def test_an_unchanged_device_name_is_not_announced(
     server: TestServer, counter: QueryCounter
 ) -> None:
-    """Some clients say at each start what their device is called: else all who share rooms would
-    ask for its keys."""
+    """Some clients set the device name at each start. Otherwise all who share rooms would query the
+    keys."""
     alice, bob = people(server, 2)
     encryption = {
         "type": "m.room.encryption",
@@ -132,7 +131,7 @@ def test_a_claim_is_one_statement(server: TestServer, counter: QueryCounter, num
 
 
 @pytest.mark.parametrize("number", [1, 40])
-def test_fallback_keys_cost_two_statements_more_the_first_time(
+def test_fallback_keys_cost_two_more_statements_the_first_time(
     server: TestServer, counter: QueryCounter, number: int
 ) -> None:
     asking = server.register("asking")
@@ -140,7 +139,7 @@ def test_fallback_keys_cost_two_statements_more_the_first_time(
     wish = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
     for user in users:
         upload(user, fallback_keys={"other_algorithm:f": {"key": "f", "fallback": True}})
-    claim(asking, users[0])  # its token is known
+    claim(asking, users[0])  # its token is cached
     counts = []
     for _ in range(2):
         counter.clear()

@@ -1,6 +1,6 @@
-"""What is known in memory of the keys that devices have left, against a model: what is committed,
-heard of and read comes in any order that there can be, and a device is told what it had left at a
-moment no earlier than what was heard of when it asked."""
+"""The cache of one-time key counts against a model. Commits, notifications and reads come in any
+possible order, and a device gets a count no older than the last change that was seen when it asked.
+"""
 
 import tracemalloc
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ def bob(server: TestServer) -> User:
 
 
 class Disk:
-    """What is committed; stands for the store of keys."""
+    """The committed counts; stands in for the key store."""
 
     def __init__(self) -> None:
         self.streams = Streams()
         self.head = 0
         self.left: dict[KeyOf, list[int]] = {owner: [2] for owner in OWNERS}
-        """How many at each position."""
+        """The count at each position."""
         self.unheard: list[tuple[int, Change | None]] = []
-        """Commits by position; None where another process made it."""
+        """Commits by position; None if another process made it."""
         self.reading: list[tuple[Deferred[Answer], Answer]] = []
 
     async def get_counts(self, user_id: str, device_id: str) -> Answer:
@@ -82,8 +82,8 @@ class Disk:
         self.commit(after, Topic.KEY_COUNT, KeysLeft(device_id, KeyCounts(counts, ())), (user_id,))
 
     def hear(self) -> None:
-        """Of the next commit of this process, and those of others before it; or of what others
-        did."""
+        """Deliver the next commit of this process, and those of other processes before it; or a
+        commit of another process."""
         position, change = self.unheard.pop(0)
         while change is None and self.unheard:
             position, change = self.unheard.pop(0)
@@ -95,7 +95,7 @@ class Disk:
 
 
 class Asking:
-    """A device that asks how many keys it has left."""
+    """A device that requests its counts."""
 
     def __init__(self, disk: Disk, counts: KeyCountsInMemory, device: tuple[str, str]) -> None:
         self._disk = disk
@@ -137,7 +137,7 @@ steps = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(steps)
-def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
+def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
     steps: list[tuple[str, list[KeyOf]]],
 ) -> None:
     disk = Disk()
@@ -179,7 +179,7 @@ def test_a_device_is_told_what_it_had_left_no_earlier_than_it_asked(
         assert last.answered
 
 
-def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
+def test_counts_that_nobody_reads_are_evicted() -> None:
     streams = Streams()
     counts = KeyCountsInMemory(streams, cast("DeviceKeyStore", None), capacity=2)
     tracemalloc.start()
@@ -193,11 +193,11 @@ def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
     assert counts.find("@u1-1:example.org", "DEVICE") is None
 
 
-def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
+def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     server: TestServer, sqlite: SQLiteConfig, bob: User
 ) -> None:
-    """A commit is on the disk before the stream tells of it: whoever reads in between has seen more
-    than they were told."""
+    """A commit is on the disk before the stream announces it: a reader in between has seen more
+    than was announced."""
     upload(bob, one_time_keys=one_time_keys("a", "b", "c"))
     database = server.app.database
     store = DeviceKeyStore(database)
@@ -210,7 +210,7 @@ def test_a_claim_that_was_read_before_it_was_heard_of_is_counted_once(
         server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
         readers.append(KeyCountsInMemory(database.streams, store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
-        assert counts.one_time == {wish[2]: left}, "it has read, and not heard"
+        assert counts.one_time == {wish[2]: left}, "it was read but not announced yet"
         database.streams.publish(told, told[-1].position)
         told.clear()
         for reader in readers:

@@ -1,4 +1,4 @@
-"""What clients may send as keys, and how many are left when many were given out."""
+"""Valid and invalid forms of uploaded keys, and counts after many claims."""
 
 from secrets import token_hex
 
@@ -39,7 +39,7 @@ def bob(server: TestServer) -> User:
         ),
     ],
 )
-def test_what_are_no_keys_is_refused(
+def test_malformed_keys_are_refused(
     server: TestServer, alice: User, field: str, keys: bytes, errcode: str
 ) -> None:
     answer = server.client.request(
@@ -51,20 +51,18 @@ def test_what_are_no_keys_is_refused(
 @pytest.mark.parametrize(
     "field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"]
 )
-def test_it_is_said_where_something_of_another_form_is(alice: User, field: str) -> None:
+def test_an_error_names_the_malformed_field(alice: User, field: str) -> None:
     answer = alice.post(f"{V3}/keys/upload", {field: {"a:b": 1}})
     assert answer.json["error"].startswith(f"{field}: ")
 
 
-def test_a_key_may_have_what_is_unusual_in_it(alice: User, bob: User) -> None:
+def test_a_key_may_contain_unusual_values(alice: User, bob: User) -> None:
     key = {"key": "k", "b": [1, {"z": 2, "a": None}], "a": 3}
     upload(alice, one_time_keys={"signed_curve25519:a": key})
     assert claim(bob, alice) == {"signed_curve25519:a": key}
 
 
-def test_claims_are_counted_down_however_many_there_were_since_somebody_asked(
-    alice: User, bob: User
-) -> None:
+def test_any_number_of_claims_since_the_last_read_is_counted_down(alice: User, bob: User) -> None:
     upload(alice, one_time_keys=one_time_keys(*(f"a{number}" for number in range(90))))
     since = sync(alice)["next_batch"]
     for claimed in (35, 2):
@@ -94,7 +92,7 @@ claimed_or_asked = st.lists(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(claimed_or_asked)
-def test_each_device_is_told_what_it_has_left_whoever_claimed_and_asked_meanwhile(
+def test_each_device_gets_its_own_count_after_claims_and_reads_of_others(
     server: TestServer, steps: list[tuple[str, list[int]]]
 ) -> None:
     users = [server.register(f"u{token_hex(8)}") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of
+"""Keys for end-to-end encryption over HTTP: uploaded, queried, claimed once, signed, and announced
 in /sync."""
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_published_keys_are_given_back_as_they_were_signed(alice: User, bob: User) -> None:
+def test_uploaded_keys_are_returned_as_they_were_signed(alice: User, bob: User) -> None:
     _, keys = identity_keys(alice)
     upload(alice, device_keys=keys)
     found = query(bob, alice)["device_keys"][alice.user_id][alice.device_id]
@@ -65,13 +65,13 @@ def test_published_keys_are_given_back_as_they_were_signed(alice: User, bob: Use
 
 
 @pytest.mark.parametrize("field", ["user_id", "device_id"])
-def test_keys_are_for_ones_own_device_only(alice: User, field: str) -> None:
+def test_a_user_can_upload_keys_only_for_their_own_device(alice: User, field: str) -> None:
     _, keys = identity_keys(alice)
     answer = alice.post(f"{V3}/keys/upload", {"device_keys": {**keys, field: "other"}})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
 
 
-def test_a_one_time_key_is_given_out_once_then_the_fallback_key(alice: User, bob: User) -> None:
+def test_a_one_time_key_is_claimed_once_then_the_fallback_key(alice: User, bob: User) -> None:
     assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 2}
     fallback = {"signed_curve25519:f": {"key": "f", "fallback": True, "signatures": {}}}
     upload(alice, fallback_keys=fallback)
@@ -82,7 +82,7 @@ def test_a_one_time_key_is_given_out_once_then_the_fallback_key(alice: User, bob
     assert claimed == ["signed_curve25519:" + name for name in ("a", "b", "f", "f")]
     answer = sync(alice, answer["next_batch"])
     assert answer["device_one_time_keys_count"] == {"signed_curve25519": 0}, (
-        "clients take what is missing for unchanged"
+        "clients take a missing algorithm as unchanged"
     )
     assert answer["device_unused_fallback_key_types"] == []
 
@@ -91,16 +91,14 @@ def test_claiming_from_a_device_without_keys(alice: User, bob: User) -> None:
     assert claim(bob, alice) is None
 
 
-def test_the_same_keys_again_are_no_error_and_others_of_the_same_name_are(alice: User) -> None:
+def test_a_repeated_upload_is_no_error_but_other_keys_with_the_same_id_are(alice: User) -> None:
     upload(alice, one_time_keys=one_time_keys("a"))
     assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}
     other = {"signed_curve25519:a": {"key": "another", "signatures": {}}}
     assert alice.post(f"{V3}/keys/upload", {"one_time_keys": other}).status == 400
 
 
-def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answer_was_lost(
-    alice: User, bob: User
-) -> None:
+def test_a_claimed_key_is_not_published_again_by_a_repeated_upload(alice: User, bob: User) -> None:
     upload(alice, one_time_keys=one_time_keys("a", "b"))
     assert list(claim(bob, alice)) == ["signed_curve25519:a"]
     assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 1}
@@ -113,12 +111,12 @@ def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answ
     ]
     anew = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
     assert upload(alice, one_time_keys=anew) == {"signed_curve25519": 1}, (
-        "a client that began anew counts from the start"
+        "a client with new identity keys counts from the start"
     )
     assert claim(bob, alice) == anew
 
 
-def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(
+def test_a_repeated_upload_restores_no_claimed_key_even_after_later_uploads(
     alice: User, bob: User
 ) -> None:
     upload(alice, one_time_keys=one_time_keys("a", "b"))
@@ -134,7 +132,7 @@ def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(
     ]
 
 
-def test_keys_are_given_out_in_the_order_of_their_uploads(alice: User, bob: User) -> None:
+def test_keys_are_claimed_in_upload_order(alice: User, bob: User) -> None:
     for name in ("z", "m", "a"):
         upload(alice, one_time_keys=one_time_keys(name))
     assert [list(claim(bob, alice)) for _ in range(3)] == [
@@ -173,7 +171,7 @@ def test_a_device_has_one_time_keys_of_few_algorithms(alice: User) -> None:
     upload(alice, one_time_keys={"algorithm9:b": "key"})
 
 
-async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(
+async def test_an_upload_that_a_logout_overtakes_stores_no_keys(
     server: TestServer, alice: User, bob: User
 ) -> None:
     caller = Requester(UserID(alice.user_id), DeviceID(alice.device_id), 0)
@@ -184,12 +182,12 @@ async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
-def test_a_device_that_has_no_keys_is_told_so(alice: User) -> None:
+def test_a_device_without_keys_gets_a_zero_count(alice: User) -> None:
     assert upload(alice) == {"signed_curve25519": 0}
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: User) -> None:
+def test_device_lists_of_users_who_share_an_encrypted_room(alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
     upload(bob, device_keys=identity_keys(bob)[1])
@@ -198,7 +196,7 @@ def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: Use
     assert sync(alice, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
-def test_device_lists_of_those_who_share_no_encrypted_room(alice: User, bob: User) -> None:
+def test_device_lists_of_users_who_share_no_encrypted_room(alice: User, bob: User) -> None:
     room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
     bob.post(f"{V3}/join/{room_id}", {})
     since = sync(alice)["next_batch"]
@@ -222,12 +220,10 @@ def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
     left = sync(alice, joined["next_batch"])
     assert left["device_lists"] == {"changed": [], "left": [bob.user_id]}
     changes = alice.get(f"{V3}/keys/changes?from={start}&to={left['next_batch']}").json
-    assert changes == {"changed": [], "left": []}, "who came and went is as before"
+    assert changes == {"changed": [], "left": []}, "a user who joined and left is as before"
 
 
-def test_a_change_of_devices_wakes_those_who_wait(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_a_device_change_wakes_waiting_syncs(server: TestServer, alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
     pending = alice.start("GET", f"{V3}/sync?since={since}&timeout=30000")
@@ -250,7 +246,7 @@ def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User
         "the first keys need no confirmation"
     )
     assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, (
-        "nor do the same again"
+        "nor do unchanged keys"
     )
     found = query(alice, alice)
     assert found["master_keys"][alice.user_id] == master_json
@@ -275,11 +271,11 @@ def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User
     }
     assert alice.user_id in query(alice, bob)["master_keys"][bob.user_id]["signatures"]
     assert "signatures" not in query(bob, bob)["master_keys"][bob.user_id], (
-        "what others sign of one is theirs"
+        "a signature of another user belongs to that user"
     )
 
 
-def test_who_has_no_user_id_has_no_keys(alice: User) -> None:
+def test_a_malformed_user_id_has_no_keys(alice: User) -> None:
     answer = alice.post(f"{V3}/keys/query", {"device_keys": {"nobody": [], alice.user_id: []}})
     assert answer.json == {"device_keys": {alice.user_id: {}}, "failures": {}}
     answer = alice.post(
@@ -288,7 +284,7 @@ def test_who_has_no_user_id_has_no_keys(alice: User) -> None:
     assert answer.json == {"one_time_keys": {}, "failures": {}}
 
 
-def test_no_device_is_named_like_a_cross_signing_key(server: TestServer, alice: User) -> None:
+def test_no_device_has_the_name_of_a_cross_signing_key(server: TestServer, alice: User) -> None:
     _, master = cross_signing_key(alice, "master", 2)
     assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
     (public,) = master["keys"].values()
@@ -302,7 +298,7 @@ def test_no_device_is_named_like_a_cross_signing_key(server: TestServer, alice: 
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
-def test_what_one_signs_of_others_changes_nothing_for_anyone_else(
+def test_signatures_of_other_users_keys_are_visible_only_to_the_signer(
     server: TestServer, alice: User, bob: User
 ) -> None:
     carol = server.register("carol")
@@ -339,7 +335,7 @@ def test_what_one_signs_of_others_changes_nothing_for_anyone_else(
     assert alice.post(f"{V3}/keys/signatures/upload", vouched).json == {"failures": {}}
     for _ in range(3):
         server.clock.advance(0)
-    assert waiting.done, "all devices of who signed are told at once"
+    assert waiting.done, "all devices of the signer are notified at once"
     answers = [sync(user, token) for user, token in zip(people, since, strict=True)]
     assert [answer["device_lists"]["changed"] for answer in answers] == [
         [bob.user_id],
@@ -352,7 +348,7 @@ def test_what_one_signs_of_others_changes_nothing_for_anyone_else(
     signed = self_signing.sign(
         {key: value for key, value in device.items() if key != "signatures"}, alice
     )
-    for expected in ([alice.user_id], []):  # the same signature again is nothing new
+    for expected in ([alice.user_id], []):  # a repeated signature is no change
         answer = alice.post(
             f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}}
         )
@@ -362,7 +358,7 @@ def test_what_one_signs_of_others_changes_nothing_for_anyone_else(
         since = [answer["next_batch"] for answer in answers]
 
 
-def test_who_was_away_for_long_hears_of_their_own_signatures(
+def test_a_client_that_was_away_for_long_gets_its_own_users_signatures(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
     master, master_json = cross_signing_key(alice, "master", 2)
@@ -382,7 +378,7 @@ def test_who_was_away_for_long_hears_of_their_own_signatures(
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirmed(
+def test_adding_or_changing_cross_signing_keys_needs_confirmation(
     alice: User,
 ) -> None:
     master, master_json = cross_signing_key(alice, "master", 2)
@@ -390,7 +386,7 @@ def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirm
     path = f"{V3}/keys/device_signing/upload"
     assert alice.post(path, {"master_key": master_json}).status == 200
     assert alice.post(path, {"master_key": master_json}).status == 200
-    assert alice.post(path, {"self_signing_key": self_json}).status == 401, "a key more"
+    assert alice.post(path, {"self_signing_key": self_json}).status == 401, "an additional key"
     assert (
         alice.post(path, {"master_key": master_json, "self_signing_key": self_json}).status == 401
     )
@@ -401,13 +397,13 @@ def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirm
     device, _ = identity_keys(alice)
     signed = device.sign(master_json, alice)
     assert alice.post(path, {"master_key": signed}).status == 200, (
-        "it is the same key, with a signature more"
+        "the same key with another signature"
     )
     assert query(alice, alice)["master_keys"][alice.user_id] == signed
     assert "self_signing_keys" not in query(alice, alice)
 
 
-def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:
+def test_replacing_cross_signing_keys_needs_confirmation(alice: User) -> None:
     for seed in (2, 3):
         _, master = cross_signing_key(alice, "master", seed)
         answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master})
@@ -424,7 +420,7 @@ def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:
     )
 
 
-def test_keys_that_the_master_key_did_not_sign_are_refused(alice: User) -> None:
+def test_keys_without_a_signature_by_the_master_key_are_refused(alice: User) -> None:
     _, master = cross_signing_key(alice, "master", 2)
     stranger, _ = cross_signing_key(alice, "master", 9)
     _, unsigned = cross_signing_key(alice, "self_signing", 3)
@@ -438,7 +434,7 @@ def test_keys_that_the_master_key_did_not_sign_are_refused(alice: User) -> None:
     assert (answer.status, answer.errcode) == (400, "M_MISSING_PARAM")
 
 
-def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None:
+def test_invalid_signatures_are_reported_and_not_stored(alice: User, bob: User) -> None:
     _, device = identity_keys(alice)
     upload(alice, device_keys=device)
     stranger, _ = cross_signing_key(bob, "self_signing", 7)
@@ -479,11 +475,10 @@ def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None
         max_size=20,
     )
 )
-def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
+def test_cached_key_counts_match_the_database(
     server: TestServer, steps: list[tuple[str, int]]
 ) -> None:
-    """The counts of two devices of one user, after uploads and claims, also those that another node
-    did."""
+    """Counts of two devices of one user, after uploads and claims, some of them on another node."""
     names = iter(f"k{number}" for number in count())
     alice, bob = server.register(f"alice{uuid4().hex}"), server.register(f"bob{uuid4().hex}")
     login = {
@@ -535,8 +530,7 @@ def test_what_a_device_has_left_is_known_from_memory_as_it_is_in_the_database(
 
 
 class ClaimedMeanwhile(DeviceKeyStore):
-    """While it reads what a device has left, a key of it is given out, and that is heard of before
-    the answer."""
+    """While it reads the counts, a key is claimed, and the cache sees that before the result."""
 
     def __init__(self, database: Database, claim: Callable[[], None]) -> None:
         super().__init__(database)
@@ -545,18 +539,17 @@ class ClaimedMeanwhile(DeviceKeyStore):
 
     async def get_counts(self, user_id: str, device_id: str) -> tuple[KeyCounts, int]:
         self.reads += 1
-        assert self.reads < 10, "it asks again and again"
+        assert self.reads < 10, "it reads again and again"
         answer = await super().get_counts(user_id, device_id)
         self._claim()
         return answer
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_what_is_heard_while_counts_are_read_is_counted_and_ends_no_answer(
+def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     server: TestServer, sqlite: SQLiteConfig, bob: User, elsewhere: bool
 ) -> None:
-    """A server of which all the time somebody's key is given out answers all the same, and keeps
-    nothing that is out of date."""
+    """A server with constant claims still answers, and caches nothing out of date."""
     upload(bob, one_time_keys=one_time_keys("a", "b", "c", "d"))
     database = server.app.database
     other = open_inline(sqlite)

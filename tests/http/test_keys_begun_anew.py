@@ -1,4 +1,4 @@
-"""A device whose client has lost its keys, and begins anew with others under the same session.
+"""A device whose client lost its keys and uploads new ones in the same session.
 
 spec: client-server-api#one-time-and-fallback-keys
 """
@@ -24,8 +24,8 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_with_its_identity_keys_go_those_that_were_signed_with_them(alice: User, bob: User) -> None:
-    """Whoever claimed one of these could begin no conversation with it."""
+def test_new_identity_keys_delete_the_keys_signed_with_the_old_ones(alice: User, bob: User) -> None:
+    """A user who claimed one of these could not start an Olm session."""
     identity = identity_keys(alice, 1)[1]
     upload(
         alice,
@@ -44,8 +44,8 @@ def test_with_its_identity_keys_go_those_that_were_signed_with_them(alice: User,
     assert query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["keys"] == new["keys"]
 
 
-def test_new_keys_may_come_under_names_of_the_old_ones(alice: User, bob: User) -> None:
-    """Clients number them, and begin to count anew."""
+def test_new_keys_may_reuse_ids_of_the_old_ones(alice: User, bob: User) -> None:
+    """Clients number their keys, and start to count again."""
     old = {"signed_curve25519:AAAAAQ": {"key": "old"}, "signed_curve25519:AAAAAg": {"key": "older"}}
     upload(alice, device_keys=identity_keys(alice, 1)[1], one_time_keys=old, fallback_keys=FALLBACK)
     assert claim(bob, alice) == {"signed_curve25519:AAAAAQ": {"key": "old"}}
@@ -60,7 +60,9 @@ def test_new_keys_may_come_under_names_of_the_old_ones(alice: User, bob: User) -
     assert sync(alice)["device_one_time_keys_count"] == {USUAL_ALGORITHM: 0}
 
 
-def test_other_words_or_signatures_about_the_same_keys_take_nothing(alice: User, bob: User) -> None:
+def test_other_metadata_or_signatures_of_the_same_keys_delete_nothing(
+    alice: User, bob: User
+) -> None:
     _, identity = identity_keys(alice)
     upload(
         alice, device_keys=identity, one_time_keys=one_time_keys("a", "b"), fallback_keys=FALLBACK
@@ -72,8 +74,8 @@ def test_other_words_or_signatures_about_the_same_keys_take_nothing(alice: User,
     ]
 
 
-def test_a_client_is_told_so_that_it_notices_which_key_it_has_lost(alice: User) -> None:
-    """In words that matrix-rust-sdk reads, from the beginning to both keys."""
+def test_an_error_tells_the_client_which_key_it_has_lost(alice: User) -> None:
+    """matrix-rust-sdk parses this text from the start to both keys."""
     upload(alice, one_time_keys=one_time_keys("a", "b"))
     answer = alice.post(
         f"{V3}/keys/upload", {"one_time_keys": {"signed_curve25519:b": {"key": "other"}}}

@@ -1,5 +1,5 @@
-"""Keys of very many users and devices in one request, as clients ask that want to encrypt for a
-large room."""
+"""Keys of very many users and devices in one request, as clients send it to encrypt for a large
+room."""
 
 import time
 from pathlib import Path
@@ -19,10 +19,11 @@ from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, u
 from tests.helpers.server import TestServer, User
 
 
-def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_once(
+def test_keys_of_all_members_of_a_very_large_room_can_be_queried_and_claimed_at_once(
     server: TestServer,
 ) -> None:
-    """Clients ask for all members in one request: in pieces, between which others are served."""
+    """Clients query all members in one request. The server works in pieces and serves other
+    requests in between."""
     alice, bob = server.register("alice"), server.register("bob")
     upload(bob, device_keys=identity_keys(bob)[1], one_time_keys=one_time_keys("a"))
     members = [*(f"@person.number.{n}:example.org" for n in range(12_000)), bob.user_id]
@@ -30,7 +31,7 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
         "POST", f"{V3}/keys/query", {"device_keys": {member: [] for member in members}}
     )
     assert claim(alice, bob) is not None
-    assert not pending.done, "others are served in between"
+    assert not pending.done, "other requests are served in between"
     server.clock.advance(0)
     assert pending.answer.status == 200
     assert pending.answer.json["device_keys"].keys() == set(members)
@@ -48,10 +49,10 @@ def test_keys_of_all_members_of_a_very_large_room_are_asked_for_and_claimed_at_o
     assert pending.answer.json["one_time_keys"].keys() == {bob.user_id}
 
 
-def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(
+def test_ids_that_the_database_cannot_distinguish_do_not_get_the_same_key(
     tmp_path: Path, database: Database
 ) -> None:
-    """PostgreSQL has no U+0000: another character stands for it, that an id may have."""
+    """PostgreSQL has no U+0000: another character, which an ID may contain, stands for it."""
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     who = {"type": "m.id.user", "user": "alice"}
@@ -69,10 +70,10 @@ def test_ids_that_the_database_cannot_tell_apart_are_not_given_the_same_key(
     assert upload(phone) == {"signed_curve25519": 1}
 
 
-def test_somebody_with_very_many_devices_keeps_no_room_from_being_encrypted_for(
+def test_a_user_with_very_many_devices_does_not_break_encryption_for_a_room(
     tmp_path: Path, database: Database
 ) -> None:
-    """What their devices publish, all who share a room with them fetch."""
+    """All who share a room with the user fetch the keys of these devices."""
     server = TestServer(
         tmp_path, database, "rc_login: {account: {per_second: 100, burst_count: 100}}\n"
     )
@@ -98,10 +99,10 @@ def test_somebody_with_very_many_devices_keeps_no_room_from_being_encrypted_for(
 
 MANY_DEVICES = [DeviceKeysRow("@bob:example.org", f"D{n}", b"{}", None) for n in range(2000)]
 NAMED = [f"E{n}" for n in range(200_000)]
-"""As many as fit into one question."""
+"""The maximum that fits into one query."""
 
 
-def test_to_name_very_many_devices_of_somebody_with_many_holds_nobody_up() -> None:
+def test_a_query_that_names_very_many_devices_delays_nobody() -> None:
     began = time.process_time()
     shown = present_keys(
         PublishedKeys({"@bob:example.org": MANY_DEVICES}),
@@ -112,7 +113,7 @@ def test_to_name_very_many_devices_of_somebody_with_many_holds_nobody_up() -> No
     assert time.process_time() - began < 1
 
 
-async def test_nor_does_another_server_that_does_so(
+async def test_nor_does_such_a_query_of_another_server(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = server.app.federation_out.own_devices
@@ -128,7 +129,7 @@ async def test_nor_does_another_server_that_does_so(
     assert time.process_time() - began < 1
 
 
-def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
+def test_queries_and_claims_are_bounded(server: TestServer) -> None:
     alice = server.register("alice")
     many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(MOST_USERS + 1)}
     question = alice.post(f"{V3}/keys/query", {"device_keys": many})
@@ -138,7 +139,7 @@ def test_a_question_or_claim_has_a_bound(server: TestServer) -> None:
     assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
 
 
-def test_a_question_for_many_counts_as_several(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_large_query_counts_as_several(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
         tmp_path, sqlite_database, "rc_key_requests: {per_second: 1, burst_count: 4}\n"
     )
@@ -154,7 +155,7 @@ def test_a_question_for_many_counts_as_several(tmp_path: Path, sqlite_database: 
     assert answers == [200, 429, 200], "three and one make four"
 
 
-def test_claimed_keys_are_counted_however_many_a_request_claims(
+def test_claimed_keys_are_counted_for_requests_of_any_size(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -173,7 +174,9 @@ def test_claimed_keys_are_counted_however_many_a_request_claims(
     assert claim(alice, bob) is not None
 
 
-def test_others_are_served_while_another_server_asks_for_very_many(server: TestServer) -> None:
+def test_other_requests_are_served_while_another_server_queries_very_many(
+    server: TestServer,
+) -> None:
     alice = server.register("alice")
     upload(alice, device_keys=identity_keys(alice)[1])
     wanted: dict[str, list[str]] = {

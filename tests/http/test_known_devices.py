@@ -1,4 +1,4 @@
-"""Which devices users have, as it is known from memory: bounded, and never more than was told."""
+"""The cache of users' devices: it is bounded, and holds no state that was not announced."""
 
 from homeserver.services.devices.device_cache import DevicesOfUsers
 from storage.engine.streams import Change, Streams, Topic
@@ -6,22 +6,22 @@ from storage.engine.streams import Change, Streams, Topic
 DEVICES = {"D": ("@a:example.org", "D", 1)}
 
 
-def test_names_that_somebody_makes_up_do_not_fill_the_memory() -> None:
+def test_made_up_user_ids_do_not_fill_the_memory() -> None:
     known = DevicesOfUsers(Streams(), capacity=100)
     for number in range(50):
         known.keep({f"@{number}{'x' * 4000}:example.org": {}}, known.changes)
     kept = sum(
         known.find({f"@{number}{'x' * 4000}:example.org"}) is not None for number in range(50)
     )
-    assert 1 <= kept <= 5, "some 20,000 bytes, as of 100 devices"
+    assert 1 <= kept <= 5, "about 20,000 bytes, as for 100 devices"
     for number in range(200):
         known.keep({f"@{number}:example.org": DEVICES}, known.changes)
     kept = sum(known.find({f"@{number}:example.org"}) is not None for number in range(200))
     assert kept == 50
-    assert known.find({"@199:example.org"}) is not None, "the oldest go"
+    assert known.find({"@199:example.org"}) is not None, "the oldest are evicted"
 
 
-def test_what_a_change_overtakes_is_not_kept() -> None:
+def test_a_result_that_a_change_overtakes_is_not_cached() -> None:
     streams = Streams()
     known = DevicesOfUsers(streams)
     changes = known.changes

@@ -1,4 +1,4 @@
-"""Listening on TCP, TLS and Unix sockets: what is asked of the reactor, and which TLS is spoken."""
+"""Listening on TCP, TLS and Unix sockets, and the TLS versions and protocols offered."""
 
 # mypy: allow-untyped-calls
 
@@ -47,15 +47,15 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def _handshake(server: SSL.Context, maximum: int) -> str:
-    """Shake hands in memory with a client that speaks `maximum` at most; the version that they
-    speak."""
+    """Shake hands in memory with a client that supports TLS up to `maximum`. Return the chosen
+    version."""
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_max_proto_version(maximum)
     return _shake_hands(server, context).get_protocol_version_name()
 
 
 def _shake_hands(server: SSL.Context, context: SSL.Context) -> SSL.Connection:
-    """The server's end, in memory."""
+    """Return the server's side of a handshake in memory."""
     ours, theirs = SSL.Connection(server, None), SSL.Connection(context, None)
     ours.set_accept_state()
     theirs.set_connect_state()
@@ -107,10 +107,8 @@ def test_tls_is_1_2_or_newer(tmp_path: Path) -> None:
     ("offered", "chosen"),
     [([b"h2", b"http/1.1"], b"http/1.1"), ([b"http/1.1"], b"http/1.1"), ([b"h2"], b"")],
 )
-def test_a_client_that_says_what_it_can_speak_is_answered(
-    tmp_path: Path, offered: list[bytes], chosen: bytes
-) -> None:
-    """As browsers and most programs do (ALPN)."""
+def test_alpn_chooses_http_1_1(tmp_path: Path, offered: list[bytes], chosen: bytes) -> None:
+    """ALPN, as browsers and most programs use it."""
     client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     client.set_alpn_protos(offered)
 
@@ -120,7 +118,7 @@ def test_a_client_that_says_what_it_can_speak_is_answered(
     assert connection.get_alpn_proto_negotiated() == chosen
 
 
-def test_a_renewed_certificate_is_read_and_a_broken_one_is_not_used(tmp_path: Path) -> None:
+def test_reload_reads_a_renewed_certificate_and_keeps_the_old_one_on_errors(tmp_path: Path) -> None:
     certificate, key = _certificate(tmp_path)
     tls = TlsContext(certificate, key)
     reactor = MemoryReactorClock()

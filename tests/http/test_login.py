@@ -1,4 +1,4 @@
-"""Signing in, and how long that lasts."""
+"""Sign-in with a password, rate limits, and the lifetime of sessions."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def server(database: Database) -> AccountsServer:
     return AccountsServer(database)
 
 
-def test_ways_to_sign_in(sqlite_database: Database) -> None:
+def test_login_flows_depend_on_the_configuration(sqlite_database: Database) -> None:
     assert AccountsServer(sqlite_database).request("GET", "login").json == {
         "flows": [{"type": "m.login.password"}]
     }
@@ -39,7 +39,7 @@ def test_ways_to_sign_in(sqlite_database: Database) -> None:
 
 
 @pytest.mark.parametrize("name", ["alice", "Alice", "@alice:example.org", "@Alice:example.org"])
-def test_a_name_may_be_typed_in_several_ways(server: AccountsServer, name: str) -> None:
+def test_a_user_name_is_accepted_in_several_forms(server: AccountsServer, name: str) -> None:
     server.register("alice")
     answer = server.login(name, device_id="LAPTOP", initial_device_display_name="Laptop")
     assert answer.status == 200
@@ -54,7 +54,7 @@ def test_a_name_may_be_typed_in_several_ways(server: AccountsServer, name: str) 
     )
 
 
-def test_wrong_passwords_and_unknown_users_look_alike(server: AccountsServer) -> None:
+def test_wrong_passwords_and_unknown_users_get_the_same_response(server: AccountsServer) -> None:
     server.register("alice")
     server.threads.runs = 0
     wrong, unknown = server.login(password="guess"), server.login("nobody")
@@ -134,14 +134,14 @@ def test_wrong_passwords_and_unknown_users_look_alike(server: AccountsServer) ->
         ),
     ],
 )
-def test_requests_that_are_refused(
+def test_malformed_requests_are_refused(
     sqlite_database: Database, body: object, status: int, errcode: str
 ) -> None:
     answer = AccountsServer(sqlite_database).request("POST", "login", body)
     assert (answer.status, answer.errcode) == (status, errcode)
 
 
-def test_failures_are_limited_by_account_and_by_address(sqlite_database: Database) -> None:
+def test_failures_are_limited_by_account_and_by_ip_address(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.register("alice")
     for _ in range(3):
@@ -152,7 +152,7 @@ def test_failures_are_limited_by_account_and_by_address(sqlite_database: Databas
     assert "retry-after" in limited.headers
     server.clock.advance(10.1)
     assert server.login().status == 200
-    # From one address, whatever the names.
+    # From one IP address, with any names.
     server.clock.advance(60)
     statuses = [server.login(f"nobody{number}").status for number in range(40)]
     assert statuses == [403] * statuses.index(429) + [429] * (40 - statuses.index(429))
@@ -160,9 +160,8 @@ def test_failures_are_limited_by_account_and_by_address(sqlite_database: Databas
     assert server.login("nobody", ip="10.0.0.2").status == 403
 
 
-def test_sign_ins_to_an_account_are_limited_where_they_succeed(sqlite_database: Database) -> None:
-    """Wrong passwords, which anybody can try, keep nobody out who knows the right one for so
-    long."""
+def test_successful_sign_ins_to_an_account_are_limited(sqlite_database: Database) -> None:
+    """Wrong passwords, which anybody can send, do not count against this limit."""
     limits = LoginLimits()
     server = AccountsServer(
         sqlite_database,
@@ -177,7 +176,7 @@ def test_sign_ins_to_an_account_are_limited_where_they_succeed(sqlite_database: 
     assert [server.login().status for _ in range(2)] == [200, 429]
 
 
-def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) -> None:
+def test_many_users_sign_in_concurrently_from_one_address(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     names = [f"pupil{number}" for number in range(40)]
     for name in names:
@@ -191,15 +190,15 @@ def test_a_class_signs_in_at_once_from_one_address(sqlite_database: Database) ->
         }
         for name in names
     ]
-    asked = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
+    requests = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
     server.threads.let_go()
-    assert {pending.answer.status for pending in asked} == {200}
+    assert {pending.answer.status for pending in requests} == {200}
 
 
-def ask_at_once(
+def start_sign_ins(
     server: AccountsServer, passwords: Sequence[str], name: str = "alice"
 ) -> list[Pending]:
-    """Sign-ins to one account, each from an address of its own."""
+    """Start concurrent sign-ins to one account, each from its own IP address."""
     return [
         server.http.start(
             "POST",
@@ -216,54 +215,54 @@ def ask_at_once(
     ]
 
 
-def test_devices_of_one_account_sign_in_at_once(sqlite_database: Database) -> None:
+def test_devices_of_one_account_sign_in_concurrently(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.register("alice")
     server.threads.hold()
-    asked = ask_at_once(server, ["wonderland"] * 12)
+    requests = start_sign_ins(server, ["wonderland"] * 12)
     server.threads.let_go()
-    assert [pending.answer.status for pending in asked] == [200] * 12
+    assert [pending.answer.status for pending in requests] == [200] * 12
     assert [server.login(password="guess").status for _ in range(4)] == [403, 403, 403, 429]
 
 
-def test_guesses_at_once_are_no_more_than_in_a_row(sqlite_database: Database) -> None:
+def test_concurrent_guesses_are_no_more_than_sequential_ones(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.register("alice")
     before = server.threads.runs
     server.threads.hold()
-    asked = ask_at_once(server, ["guess"] * 30)
-    assert [pending.answer.status for pending in asked if pending.done] == [
+    requests = start_sign_ins(server, ["guess"] * 30)
+    assert [pending.answer.status for pending in requests if pending.done] == [
         429
-    ] * 7  # so many wait, and no more
+    ] * 7  # above the maximum of waiting attempts
     server.threads.let_go()
-    assert sorted(pending.answer.status for pending in asked) == [403] * 3 + [429] * 27
+    assert sorted(pending.answer.status for pending in requests) == [403] * 3 + [429] * 27
     assert server.threads.runs == before + 3
 
 
-def test_a_right_password_forgets_no_guess_that_is_under_way(sqlite_database: Database) -> None:
+def test_a_right_password_does_not_reset_concurrent_guesses(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.register("alice")
     server.threads.hold()
-    asked = ask_at_once(server, ["wonderland", "guess", "guess", "guess", "guess", "guess"])
+    requests = start_sign_ins(server, ["wonderland", "guess", "guess", "guess", "guess", "guess"])
     server.threads.let_go()
-    assert sorted(pending.answer.status for pending in asked) == [200, 403, 403, 403, 429, 429]
+    assert sorted(pending.answer.status for pending in requests) == [200, 403, 403, 403, 429, 429]
     assert server.login().status == 429
 
 
-def test_nobody_waits_for_long(sqlite_database: Database) -> None:
+def test_the_wait_of_an_attempt_is_bounded(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.001, 3)})
     server.register("alice")
     server.threads.hold()
-    asked = ask_at_once(server, ["wonderland"] * 5)
+    requests = start_sign_ins(server, ["wonderland"] * 5)
     server.clock.advance(21)
-    assert [pending.done for pending in asked] == [False] * 3 + [True] * 2
-    assert [pending.answer.status for pending in asked[3:]] == [429, 429]
+    assert [pending.done for pending in requests] == [False] * 3 + [True] * 2
+    assert [pending.answer.status for pending in requests[3:]] == [429, 429]
     server.threads.let_go()
-    assert [pending.answer.status for pending in asked[:3]] == [200] * 3
+    assert [pending.answer.status for pending in requests[:3]] == [200] * 3
     assert server.login().status == 200
 
 
-def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database) -> None:
+def test_concurrent_guesses_count_against_the_ip_address(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
     server.threads.hold()
     bodies = [
@@ -274,12 +273,12 @@ def test_guesses_at_once_from_one_address_are_paid_for(sqlite_database: Database
         }
         for n in range(100)
     ]
-    asked = [
+    requests = [
         server.http.start("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1")
         for body in bodies
     ]
     server.threads.let_go()
-    assert {pending.answer.status for pending in asked} == {403}
+    assert {pending.answer.status for pending in requests} == {403}
     server.clock.advance(60)
     assert server.login("somebody").status == 429
     server.clock.advance(30)
@@ -290,14 +289,14 @@ def test_a_sign_in_on_a_known_device_ends_its_session_and_keeps_its_name(
     server: AccountsServer,
 ) -> None:
     alice = server.register("alice", device_id="PHONE", initial_device_display_name="Phone")
-    again = User(
+    second = User(
         server, server.login(device_id="PHONE", initial_device_display_name="Other").json, ""
     )
     assert alice.get("account/whoami").errcode == "M_UNKNOWN_TOKEN"
-    assert again.get("devices").json["devices"][0]["display_name"] == "Phone"
+    assert second.get("devices").json["devices"][0]["display_name"] == "Phone"
 
 
-async def test_locked_suspended_and_deactivated_accounts(server: AccountsServer) -> None:
+async def test_locked_and_deactivated_accounts_cannot_sign_in(server: AccountsServer) -> None:
     alice = server.register("alice")
     await server.accounts.do_set_flags(alice.id, suspended=True)
     assert alice.get("account/whoami").status == 200
@@ -338,12 +337,12 @@ async def test_imported_bcrypt_hashes_are_replaced_at_the_first_sign_in(database
     assert server.login().status == 200
 
 
-def test_the_same_password_typed_on_another_keyboard(server: AccountsServer) -> None:
+def test_a_password_in_another_unicode_form_is_accepted(server: AccountsServer) -> None:
     server.register("alice", "caf\u00e9")
     assert server.login(password="cafe\u0301").status == 200
 
 
-def test_where_the_server_is_found_is_told_when_it_is_known(sqlite_database: Database) -> None:
+def test_the_login_response_has_the_well_known_base_url(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, public_baseurl="https://chat.example.org/")
     server.register()
     assert server.login().json["well_known"] == {
@@ -355,11 +354,11 @@ def _refresh(server: AccountsServer, token: str) -> Answer:
     return server.request("POST", "refresh", {"refresh_token": token})
 
 
-def _works(server: AccountsServer, token: str) -> bool:
+def _is_valid(server: AccountsServer, token: str) -> bool:
     return server.request("GET", "account/whoami", token=token).status == 200
 
 
-def test_tokens_are_renewed(database: Database) -> None:
+def test_an_expired_access_token_is_refreshed(database: Database) -> None:
     server = AccountsServer(database, lifetimes=BRIEF)
     server.register("alice")
     first = server.login(refresh_token=True, device_id="PHONE").json
@@ -381,13 +380,13 @@ def test_tokens_are_renewed(database: Database) -> None:
     assert _refresh(server, first["refresh_token"]).errcode == "M_UNKNOWN_TOKEN"
 
 
-def test_only_sign_ins_count_as_sign_ins(sqlite_database: Database) -> None:
+def test_refreshes_do_not_count_as_sign_ins(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN: Rate(0.003, 2)})
     server.register("alice")
     for _ in range(5):
         assert server.request("GET", "login").status == 200
     session = server.login(refresh_token=True).json
-    for _ in range(5):  # an office of people whose clients renew their tokens
+    for _ in range(5):  # an office of people whose clients refresh their tokens
         renewed = _refresh(server, session["refresh_token"])
         assert renewed.status == 200
         session = renewed.json
@@ -395,7 +394,7 @@ def test_only_sign_ins_count_as_sign_ins(sqlite_database: Database) -> None:
     assert [server.login().status, server.login().status] == [200, 429]
 
 
-def test_a_session_ends_however_often_it_is_renewed(sqlite_database: Database) -> None:
+def test_refreshes_do_not_extend_the_session_lifetime(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, lifetimes=BRIEF)
     server.register("alice")
     session = server.login(refresh_token=True).json
@@ -413,7 +412,7 @@ def test_a_session_ends_however_often_it_is_renewed(sqlite_database: Database) -
     )
 
 
-def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> None:
+def test_tokens_without_refresh_expire_with_soft_logout(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, lifetimes=BRIEF)
     alice = server.register("alice")
     server.clock.advance(599)
@@ -425,7 +424,7 @@ def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> 
     assert not unknown.json.get("soft_logout", False)
 
 
-async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) -> None:
+async def test_a_locked_account_cannot_refresh(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     alice = server.register()
     session = server.login(refresh_token=True).json
@@ -443,7 +442,7 @@ async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) ->
     assert _refresh(server, session["refresh_token"]).status == 200
 
 
-def test_signing_out(server: AccountsServer) -> None:
+def test_logout_ends_one_session_and_logout_all_the_others(server: AccountsServer) -> None:
     phone = server.register("alice", device_id="PHONE")
     session = server.login(device_id="LAPTOP", refresh_token=True).json
     laptop, desktop = (

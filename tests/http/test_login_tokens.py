@@ -1,4 +1,4 @@
-"""Signing in on a second client with a token that the first one asked for."""
+"""Login tokens: a first client requests a token, a second client signs in with it."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def server(database: Database) -> AccountsServer:
     return AccountsServer(database, login_tokens=True)
 
 
-def token_of(user: User) -> str:
+def request_token(user: User) -> str:
     answer = user.post(GET_TOKEN, {"auth": user.proof()})
     assert answer.status == 200, answer.body
     assert answer.json["expires_in_ms"] == 120_000
@@ -29,48 +29,48 @@ def login(server: AccountsServer, token: str, **further: object) -> Answer:
     return server.request("POST", "login", {"type": "m.login.token", "token": token, **further})
 
 
-def test_a_second_client_signs_in_once(server: AccountsServer) -> None:
+def test_a_second_client_signs_in_once_with_a_token(server: AccountsServer) -> None:
     alice = server.register()
     assert server.request("GET", "login").json["flows"] == [
         {"type": "m.login.password"},
         {"type": "m.login.token", "get_login_token": True},
     ]
     assert alice.get("capabilities").json["capabilities"]["m.get_login_token"] == {"enabled": True}
-    token = token_of(alice)
+    token = request_token(alice)
 
     second = login(server, token, device_id="SECOND", refresh_token=True)
     assert second.status == 200
     assert (second.json["user_id"], second.json["device_id"]) == (alice.id, "SECOND")
     assert "refresh_token" in second.json
     assert User(server, second.json, "").is_signed_in()
-    again = login(server, token)
-    assert (again.status, again.errcode) == (403, "M_FORBIDDEN")
+    second_use = login(server, token)
+    assert (second_use.status, second_use.errcode) == (403, "M_FORBIDDEN")
 
 
-def test_the_password_is_asked_for_each_time(server: AccountsServer) -> None:
+def test_each_token_needs_a_confirmation(server: AccountsServer) -> None:
     alice = server.register()
-    token_of(alice)
-    asked = alice.post(GET_TOKEN, {})
-    assert asked.status == 401
-    assert asked.json["flows"] == [{"stages": ["m.login.password"]}]
+    request_token(alice)
+    challenge = alice.post(GET_TOKEN, {})
+    assert challenge.status == 401
+    assert challenge.json["flows"] == [{"stages": ["m.login.password"]}]
 
 
-async def test_a_token_grows_old_and_is_swept(server: AccountsServer) -> None:
+async def test_expired_tokens_are_refused_and_removed(server: AccountsServer) -> None:
     alice = server.register()
-    token = token_of(alice)
+    token = request_token(alice)
     server.clock.advance(121)
     assert login(server, token).status == 403
 
-    token_of(alice)
+    request_token(alice)
     server.clock.advance(121)
     assert await server.login_tokens.do_sweep(10) == 1
     assert await server.login_tokens.do_sweep(10) == 0
 
 
 @pytest.mark.parametrize("ending", ["logout/all", "password", "deactivate"])
-def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str) -> None:
+def test_the_end_of_all_sessions_revokes_tokens(server: AccountsServer, ending: str) -> None:
     alice = server.register()
-    token = token_of(alice)
+    token = request_token(alice)
     if ending == "logout/all":
         assert alice.post("logout/all", {}).status == 200
     elif ending == "password":
@@ -85,29 +85,29 @@ def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str)
 
 @pytest.mark.parametrize("confirmed", [True, False])
 @pytest.mark.parametrize("log_out", [True, False])
-def test_a_token_of_before_a_new_password(
+def test_a_new_password_revokes_earlier_tokens(
     database: Database, confirmed: bool, log_out: bool
 ) -> None:
     server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=confirmed)
     alice = server.register()
-    token = token_of(alice)
+    token = request_token(alice)
     change = {"new_password": "glass", "logout_devices": log_out, "auth": alice.proof()}
     assert alice.post("account/password", change).status == 200
     answer = login(server, token)
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     alice.password = "glass"
-    assert login(server, token_of(alice)).status == 200
+    assert login(server, request_token(alice)).status == 200
 
 
 @pytest.mark.parametrize("ending", ["password", "logout", "lock", "deactivate"])
-def test_a_token_that_is_given_while_the_session_ends(
+def test_no_token_is_issued_while_the_session_ends(
     database: Database, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=False)
     alice = server.register()
     is_program = type(server.application_passwords).is_program
 
-    async def ends_first(self: ApplicationPasswords, caller: Requester) -> bool:
+    async def end_session_first(self: ApplicationPasswords, caller: Requester) -> bool:
         monkeypatch.undo()
         if ending == "password":
             await server.accounts.do_set_password(alice.id, "glass", log_out_all=True)
@@ -119,41 +119,41 @@ def test_a_token_that_is_given_while_the_session_ends(
             await server.deactivation.do_deactivate(alice.id, erase=False)
         return await is_program(self, caller)
 
-    monkeypatch.setattr(ApplicationPasswords, "is_program", ends_first)
+    monkeypatch.setattr(ApplicationPasswords, "is_program", end_session_first)
     answer = alice.post(GET_TOKEN, {})
     assert (answer.status, "login_token" in answer.json) == (401, False)
 
 
-async def test_a_locked_account_does_not_sign_in(server: AccountsServer) -> None:
+async def test_a_locked_account_cannot_sign_in_with_a_token(server: AccountsServer) -> None:
     alice = server.register()
-    token = token_of(alice)
+    token = request_token(alice)
     await server.database.write("lock", server.account_store.set_flags, alice.id, locked=True)
     answer = login(server, token)
     assert (answer.status, answer.errcode) == (401, "M_USER_LOCKED")
 
 
-async def test_a_lock_ends_tokens(server: AccountsServer) -> None:
+async def test_a_lock_revokes_tokens(server: AccountsServer) -> None:
     alice = server.register()
-    token = token_of(alice)
+    token = request_token(alice)
     await server.accounts.do_set_flags(alice.id, locked=True)
     await server.accounts.do_set_flags(alice.id, locked=False)
     assert login(server, token).errcode == "M_FORBIDDEN"
 
 
-def test_tokens_cannot_be_guessed_for_long(database: Database) -> None:
+def test_guesses_of_tokens_are_rate_limited(database: Database) -> None:
     server = AccountsServer(database, login_tokens=True, rates={Limit.LOGIN_FAILED: Rate(0.01, 3)})
     answers = [login(server, f"guess{number}").status for number in range(5)]
     assert answers == [403, 403, 403, 429, 429]
 
 
-def test_bad_tokens_are_refused(server: AccountsServer) -> None:
+def test_malformed_tokens_are_refused(server: AccountsServer) -> None:
     assert server.request("POST", "login", {"type": "m.login.token"}).errcode == "M_MISSING_PARAM"
     for token in ("", "\0", "x" * 60_000):
         assert login(server, token).status == 403
     assert login(server, 7).errcode == "M_BAD_JSON"  # type: ignore[arg-type]
 
 
-def test_a_server_that_does_not_want_them_gives_none(database: Database) -> None:
+def test_tokens_can_be_disabled(database: Database) -> None:
     server = AccountsServer(database)
     alice = server.register()
     assert alice.post(GET_TOKEN, {"auth": alice.proof()}).errcode == "M_FORBIDDEN"

@@ -1,5 +1,7 @@
-"""Logout tokens of OpenID providers count once, on whichever node. spec:
-openid-connect-backchannel-1_0#Validation"""
+"""Logout tokens of OpenID providers are accepted once, on any node.
+
+spec: openid-connect-backchannel-1_0#Validation
+"""
 
 from base64 import urlsafe_b64decode
 from pathlib import Path
@@ -32,42 +34,49 @@ def linked(tmp_path: Path, database: Database, provider: OpenIDProvider) -> Test
     )
 
 
-def tell(server: TestServer, token: str) -> int:
+def post_logout_token(server: TestServer, token: str) -> int:
     return server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status
 
 
-def is_in(user: User) -> bool:
+def is_signed_in(user: User) -> bool:
     return user.get("/_matrix/client/v3/account/whoami").status == 200
 
 
 @pytest.mark.parametrize("names", ["by jti", "not at all"])
-def test_a_logout_token_counts_once(
+def test_a_logout_token_is_accepted_once(
     linked: TestServer, provider: OpenIDProvider, names: str
 ) -> None:
-    """Who has got hold of one (in a log, say) does not end what somebody began after that."""
+    """A replayed token (from a log, for example) does not end sessions begun after its use."""
     sign_in(linked, provider, Browser(linked), sid="p")
 
     def token(**claims: Any) -> str:
-        said = provider.claims(sub="1", events={LOGOUT_EVENT: {}}, **claims)
+        claims_of_token = provider.claims(sub="1", events={LOGOUT_EVENT: {}}, **claims)
         return provider.sign(
-            {name: value for name, value in said.items() if name != "jti" or names == "by jti"}
+            {
+                name: value
+                for name, value in claims_of_token.items()
+                if name != "jti" or names == "by jti"
+            }
         )
 
-    told = token()
-    assert [tell(linked, told), tell(linked, told)] == [200, 400]
+    logout_token = token()
+    assert [post_logout_token(linked, logout_token), post_logout_token(linked, logout_token)] == [
+        200,
+        400,
+    ]
     linked.clock.advance(200)
     provider.now += 200
-    again = sign_in(linked, provider, Browser(linked), sid="q")
-    assert tell(linked, told) == 400
-    if names == "by jti":  # whatever else is signed with it
-        jti = msgspec.json.decode(urlsafe_b64decode(told.split(".")[1] + "=="))["jti"]
-        assert tell(linked, token(jti=jti, sid="q")) == 400
-    assert is_in(again)
-    assert tell(linked, token(sid="q")) == 200
-    assert not is_in(again)
+    second_session = sign_in(linked, provider, Browser(linked), sid="q")
+    assert post_logout_token(linked, logout_token) == 400
+    if names == "by jti":  # another token with the same jti is refused too
+        jti = msgspec.json.decode(urlsafe_b64decode(logout_token.split(".")[1] + "=="))["jti"]
+        assert post_logout_token(linked, token(jti=jti, sid="q")) == 400
+    assert is_signed_in(second_session)
+    assert post_logout_token(linked, token(sid="q")) == 200
+    assert not is_signed_in(second_session)
 
 
-def test_logout_tokens_are_remembered_while_they_would_be_good(
+def test_used_logout_tokens_are_stored_until_they_expire(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     def count() -> int:
@@ -77,7 +86,7 @@ def test_logout_tokens_are_remembered_while_they_would_be_good(
 
     for number in range(3):
         assert (
-            tell(
+            post_logout_token(
                 linked, provider.sign(provider.claims(sid=f"s{number}", events={LOGOUT_EVENT: {}}))
             )
             == 200
@@ -90,6 +99,9 @@ def test_logout_tokens_are_remembered_while_they_would_be_good(
         linked.clock.advance(seconds)
         provider.now += seconds
         assert (
-            tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+            post_logout_token(
+                linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))
+            )
+            == 200
         )
         assert count() == left

@@ -1,4 +1,4 @@
-"""What the log shows of a request, and what it never shows."""
+"""The log of requests, and secrets that it must not contain."""
 
 import json
 from io import StringIO
@@ -13,9 +13,9 @@ from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site
-from homeserver.observe.access import AccessLines, without_secrets
-from homeserver.observe.context import CURRENT, RequestInfo
-from homeserver.observe.logs import LINES_WAITING, JsonObserver, LogFile, TextObserver
+from homeserver.observe.access import AccessLines, mask_secrets
+from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
+from homeserver.observe.logs import MAX_BUFFERED_LINES, JsonObserver, LogFile, TextObserver
 from homeserver.observe.metrics import HttpMetrics
 from tests.helpers.http import Client, RememberingAccessLog
 from tests.http import endpoints
@@ -47,7 +47,7 @@ def _logged(
     return Client(site, clock=clock, access_log=RememberingAccessLog())
 
 
-def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
+def test_an_access_line_is_structured_and_contains_no_token(bell: Bell) -> None:
     lines: list[str] = []
     client = _logged(lines, bell, as_json=True)
     client.start("GET", SYNC, ip="192.0.2.1")
@@ -66,21 +66,19 @@ def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
     assert "=alice" not in lines[0]
 
 
-def test_lines_that_wait_are_written_in_their_order_before_a_loud_one_and_not_without_bound() -> (
-    None
-):
-    kept = StringIO()
-    file = LogFile(kept)
+def test_buffered_lines_are_written_in_order_and_their_number_is_bounded() -> None:
+    output = StringIO()
+    file = LogFile(output)
     file.write_soon(lambda: "one\n")
     file.write_soon(lambda: "two\n")
-    assert kept.getvalue() == ""
+    assert output.getvalue() == ""
     file.write("loud\n")
     file.write_soon(lambda: "three\n")
     file.flush()
-    assert kept.getvalue() == "one\ntwo\nloud\nthree\n"
-    for _ in range(LINES_WAITING + 1):
+    assert output.getvalue() == "one\ntwo\nloud\nthree\n"
+    for _ in range(MAX_BUFFERED_LINES + 1):
         file.write_soon(lambda: "more\n")
-    assert kept.getvalue().count("more") == LINES_WAITING + 1
+    assert output.getvalue().count("more") == MAX_BUFFERED_LINES + 1
 
 
 def test_a_slow_request_is_a_warning(bell: Bell) -> None:
@@ -106,7 +104,7 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
         ("/cas/ticket?flow=a&ticket=ST-1", "/cas/ticket?flow=a&ticket=…"),
         ("/consent?user=%40a&signature=x", "/consent?user=%40a&signature=…"),
         ("/web?session=abc", "/web?session=…"),
-        # what the sign-in page leads on to
+        # the target that the sign-in page redirects to
         ("/sign_in?a=1&next=%2Faccount%3Fclient_secret%3Dx&b=2", "/sign_in?a=1&next=…&b=2"),
         ("/sign_in?next=/account?sid=1&b=2", "/sign_in?next=…&b=2"),
         ("/a?=token&b=1", "/a?=…&b=1"),
@@ -142,35 +140,35 @@ def test_a_slow_request_is_a_warning(bell: Bell) -> None:
         ),
     ],
 )
-def test_secrets_of_a_query_are_hidden(uri: str, logged: str) -> None:
-    assert without_secrets(uri) == logged
+def test_secrets_in_uris_are_masked(uri: str, logged: str) -> None:
+    assert mask_secrets(uri) == logged
 
 
 @pytest.mark.parametrize(
     "query", ["x?" + "token" * 400_000, "token&" * 400_000, "a=token?" * 400_000]
 )
-def test_however_long_a_query_is_each_field_is_read_once(query: str) -> None:
-    """Megabytes of it: what looks at the rest again for each word would not end in an hour."""
-    assert without_secrets("/a?" + query).count("token") == (
+def test_masking_takes_linear_time(query: str) -> None:
+    """The queries have megabytes: quadratic parsing would take hours."""
+    assert mask_secrets("/a?" + query).count("token") == (
         1 if "=" not in query else 0
     ) * query.count("token")
 
 
-def test_every_event_knows_its_request() -> None:
+def test_every_event_has_its_request() -> None:
     lines: list[str] = []
     log = Logger("part", observer=JsonObserver(lines.append))
-    token = CURRENT.set(RequestInfo("r7", "put_tag", "@a:b"))
+    token = CURRENT_REQUEST.set(RequestInfo("r7", "put_tag", "@a:b"))
     try:
         log.info("event {event_id} rejected", event_id="$x")
     finally:
-        CURRENT.reset(token)
+        CURRENT_REQUEST.reset(token)
     line = json.loads(lines[0])
     assert (line["text"], line["event_id"]) == ("event $x rejected", "$x")
     assert (line["request_id"], line["endpoint"], line["caller"]) == ("r7", "put_tag", "@a:b")
     assert line["time"].endswith("Z")
 
 
-def test_a_failure_brings_its_traceback_and_text_stays_on_one_line() -> None:
+def test_a_failure_has_a_traceback_and_its_text_is_one_line() -> None:
     lines: list[str] = []
     texts: list[str] = []
     both = (JsonObserver(lines.append), TextObserver(texts.append))
@@ -185,14 +183,14 @@ def test_a_failure_brings_its_traceback_and_text_stays_on_one_line() -> None:
     assert "RuntimeError: oh" in texts[1]
 
 
-def test_what_cannot_be_encoded_is_logged_all_the_same() -> None:
+def test_unencodable_values_are_logged() -> None:
     lines: list[str] = []
     log = Logger("part", observer=JsonObserver(lines.append))
     log.info("bad", value="\ud800", keys={(1, 2): 3})
     assert json.loads(lines[0])["text"]
 
 
-def test_levels_and_twisteds_own_chatter() -> None:
+def test_low_levels_and_messages_of_twisted_are_dropped() -> None:
     lines: list[str] = []
     observer = JsonObserver(lines.append, LogLevel.info)
     Logger("part", observer=observer).debug("quiet")

@@ -61,7 +61,7 @@ def test_what_is_said_meanwhile(
     assert [line for line in lines if "sweep_media_folder" in line]
     for line in lines:
         assert str(folder) in line
-        assert "the folder of files is gone: mount its disk" in line
+        assert "the media folder is missing: mount its disk" in line
         assert "\n" not in line
     assert len(lines) < 12, "not one each minute"
 

@@ -1,5 +1,5 @@
-"""What clients send to devices is kept as it came where every client can read it, and read and
-written anew, or refused, where not."""
+"""Contents of to-device messages are stored as they came if every client can read them; otherwise
+they are encoded again or refused."""
 
 import json
 from random import Random
@@ -72,7 +72,7 @@ _read_body = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def strictly(content: bytes) -> dict[str, Any]:
-    """As every client reads it. Raises ValueError."""
+    """Decode as every client does. Raises ValueError."""
 
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is no number")
@@ -85,12 +85,12 @@ def strictly(content: bytes) -> dict[str, Any]:
 
     value = json.loads(content.decode(), parse_constant=refuse, parse_float=keep)
     assert isinstance(value, dict)
-    json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
+    json.dumps(value, ensure_ascii=False).encode()  # no lone surrogate
     return value
 
 
 @given(st.integers(0, 2**64))
-def test_what_is_let_through_can_be_read(seed: int) -> None:
+def test_accepted_contents_can_be_decoded(seed: int) -> None:
     random = Random(seed)
     body = bytearray(random.choice(BODIES).encode())
     for _ in range(random.randint(1, 3)):
@@ -114,7 +114,7 @@ def test_what_is_let_through_can_be_read(seed: int) -> None:
         strictly(content)
 
 
-def test_what_is_plain_is_kept_as_it_came() -> None:
+def test_plain_contents_are_stored_unchanged() -> None:
     plain = json.dumps(OLM).encode()
     assert check_contents([msgspec.Raw(plain)] * 3) == [plain] * 3
     other = '{"methods": ["m.sas.v1"], "é": 1.5e3}'.encode()
@@ -144,11 +144,9 @@ def test_what_is_plain_is_kept_as_it_came() -> None:
         (b'{"x":' + b"[" * MAX_SENT_DEPTH + b"]" * MAX_SENT_DEPTH + b"}", "M_BAD_JSON"),
     ],
 )
-def test_a_message_that_nobody_can_read_is_refused(
-    server: TestServer, content: bytes, errcode: str
-) -> None:
-    """Whether it is for us or for others, for a device that there is or for none; with it goes the
-    whole request."""
+def test_unreadable_messages_are_refused(server: TestServer, content: bytes, errcode: str) -> None:
+    """The complete request is refused, for local and remote users, and for existing and missing
+    devices."""
     alice, bob = server.register("alice"), server.register("bob")
     good = json.dumps(OLM).encode()
     for user, device in (
@@ -165,7 +163,7 @@ def test_a_message_that_nobody_can_read_is_refused(
     assert sync(alice)["to_device"]["events"] == sync(bob)["to_device"]["events"] == []
 
 
-def test_a_message_comes_as_it_was_sent(server: TestServer) -> None:
+def test_a_message_arrives_as_it_was_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     contents: list[dict[str, Any]] = [
         OLM,

@@ -1,5 +1,5 @@
-"""Messages to a device arrive once and in order, whatever else happens, however often its client
-asks again, over restarts too."""
+"""Messages to a device arrive once and in order, whatever else happens, however often the client
+repeats requests, and over restarts."""
 
 from pathlib import Path
 from random import Random
@@ -76,7 +76,7 @@ def test_messages_arrive_once_in_order(
             got = numbers(answer)
             begin = got[0] if got else told
             assert begin in (had, told), (
-                "those before are gone only if the device came back with the token of after them"
+                "earlier messages are removed only if the device used the token after them"
             )
             assert got == list(range(begin, min(sent, begin + 3)))
         else:

@@ -1,4 +1,4 @@
-"""Rooms shared with another user. spec: client-server-api#mutual-rooms"""
+"""Mutual rooms. spec: client-server-api#mutual-rooms"""
 
 from urllib.parse import urlencode
 
@@ -27,7 +27,7 @@ def ask(user: User, path: str = STABLE, **query: str) -> Answer:
     return user.get(f"{path}?{urlencode(query)}")
 
 
-def test_rooms_that_both_users_are_joined_to(alice: User, bob: User) -> None:
+def test_rooms_that_both_users_are_in(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(4)]
     invited = create(alice, preset="private_chat")
     invite(alice, invited, bob)
@@ -40,7 +40,7 @@ def test_rooms_that_both_users_are_joined_to(alice: User, bob: User) -> None:
         assert ok(ask(bob, path, user_id=alice.user_id)) == expected
 
 
-def test_unknown_users_share_no_rooms(alice: User) -> None:
+def test_an_unknown_user(alice: User) -> None:
     create(alice)
     assert ok(ask(alice, user_id="@nobody:other.org")) == {"joined": [], "count": 0}
 
@@ -64,11 +64,11 @@ def test_pages(alice: User, bob: User) -> None:
 @pytest.mark.parametrize(
     "user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"]
 )
-def test_invalid_users_are_refused(alice: User, user_id: str) -> None:
+def test_invalid_users(alice: User, user_id: str) -> None:
     assert refused(ask(alice, user_id=user_id)) == (400, "M_INVALID_PARAM")
 
 
-def test_invalid_tokens_are_refused(server: TestServer, alice: User, bob: User) -> None:
+def test_invalid_requests(server: TestServer, alice: User, bob: User) -> None:
     assert refused(ask(alice)) == (400, "M_MISSING_PARAM")
     for token in ("x", "-1", "9" * 30, "²"):
         path = f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': token})}"
@@ -76,7 +76,7 @@ def test_invalid_tokens_are_refused(server: TestServer, alice: User, bob: User) 
     assert refused(server.get(f"{STABLE}?user_id=@bob:example.org")) == (401, "M_MISSING_TOKEN")
 
 
-def test_versions_announce_the_feature(server: TestServer) -> None:
+def test_the_feature_is_advertised(server: TestServer) -> None:
     features = ok(server.get("/_matrix/client/versions"))["unstable_features"]
     assert features["uk.half-shot.msc2666.query_mutual_rooms"] is True
     assert features["uk.half-shot.msc2666.query_mutual_rooms.stable"] is True

@@ -1,4 +1,4 @@
-"""Names that people cannot take, and what they may call themselves."""
+"""Reserved user names, and rules for display names."""
 
 from pathlib import Path
 
@@ -38,14 +38,14 @@ def test_reserved_names(tmp_path: Path, sqlite_database: Database, name: str) ->
     assert made.user_id == UserID(f"@{name.lower()}:example.org")
 
 
-def test_names_beside_the_reserved_ones(tmp_path: Path, sqlite_database: Database) -> None:
+def test_names_that_only_resemble_reserved_ones(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, RESERVED)
     for name in ("supporter", "dean", "the_admin"):
         assert server.get(f"{REGISTER}/available?username={name}").json == {"available": True}
         server.register(name)
 
 
-def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) -> None:
+def test_display_name_rules(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, NAMES)
     alice = server.register("alice")
     assert alice.put(NAME, {"displayname": "Alisa"}).status == 200
@@ -53,9 +53,9 @@ def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) 
         refused = alice.put(NAME, {"displayname": wrong})
         assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN"), wrong
     assert alice.put(NAME, {"displayname": 5}).errcode == "M_BAD_JSON"
-    assert alice.put(NAME, {"displayname": ""}).status == 200  # to have none is no name
+    assert alice.put(NAME, {"displayname": ""}).status == 200  # an empty name is no name
     assert alice.put(NAME, {"displayname": "Alisa"}).status == 200
-    # nor in a room alone
+    # the rules apply in a single room too
     room = alice.post("/_matrix/client/v3/createRoom").json["room_id"]
     member = f"/_matrix/client/v3/rooms/{room}/state/m.room.member/{alice.user_id}"
     refused = alice.put(member, {"membership": "join", "displayname": "The ADMIN"})
@@ -70,7 +70,7 @@ def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) 
     form = next(form for form in browser.page.forms if form.fields.get("do") == "name")
     browser.post(form.action, {**form.fields, "name": "Admin"})
     assert browser.status == 403
-    assert "does not let people be called so" in browser.words
+    assert "This name is not allowed" in browser.words
     assert alice.get(NAME).json == {"displayname": "Alisa"}
     browser.post(form.action, {**form.fields, "name": "Alice"})
     assert alice.get(NAME).json == {"displayname": "Alice"}
@@ -86,7 +86,7 @@ def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) 
         "display_names: {forbidden: ['[']}",
     ],
 )
-def test_what_cannot_be(tmp_path: Path, config: str) -> None:
+def test_invalid_rules_are_refused(tmp_path: Path, config: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(f"server_name: example.org\n{config}\n")
     with pytest.raises(ConfigError, match="must be"):

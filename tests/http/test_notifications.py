@@ -1,4 +1,4 @@
-"""What users were notified of, as they list it. spec: client-server-api#listing-notifications"""
+"""The list of notifications. spec: client-server-api#listing-notifications"""
 
 import pytest
 
@@ -31,7 +31,7 @@ def listed(user: User, query: str = "") -> list[Json]:
     return list(answer.json["notifications"])
 
 
-def test_a_notification_is_whole(alice: User, bob: User, room: str) -> None:
+def test_a_notification_has_all_fields(alice: User, bob: User, room: str) -> None:
     assert listed(bob) == []
     first = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     rooms.read(bob, room, first)
@@ -45,7 +45,7 @@ def test_a_notification_is_whole(alice: User, bob: User, room: str) -> None:
         {"set_tweak": "highlight"},
     ]
     assert newest["actions"] == ["notify", {"set_tweak": "sound", "value": "default"}], (
-        "they are two in the room"
+        "the room has two members"
     )
     assert newest["room_id"] == newest["event"]["room_id"] == room
     assert newest["event"]["content"]["body"] == "news"
@@ -54,7 +54,7 @@ def test_a_notification_is_whole(alice: User, bob: User, room: str) -> None:
     assert listed(alice) == []
 
 
-def test_pages_go_back_over_all_rooms(alice: User, bob: User) -> None:
+def test_pages_cover_all_rooms(alice: User, bob: User) -> None:
     places = [rooms.create(alice, bob) for _ in range(4)]
     sent = [rooms.say(alice, places[number % 4 if number < 8 else 3]) for number in range(13)]
     found, query = [], "?limit=5"
@@ -77,7 +77,7 @@ def test_only_highlights(alice: User, bob: User, room: str) -> None:
     ]
 
 
-def test_what_is_not_theirs_to_see_is_not_in_it(alice: User, bob: User, room: str) -> None:
+def test_events_that_the_user_may_not_see_are_left_out(alice: User, bob: User, room: str) -> None:
     redacted = rooms.say(alice, room)
     rooms.redact(alice, room, redacted)
     left = rooms.create(alice, bob)
@@ -86,7 +86,7 @@ def test_what_is_not_theirs_to_see_is_not_in_it(alice: User, bob: User, room: st
     assert listed(bob) == []
     rooms.say(alice, left)
     rooms.join(bob, left)
-    assert listed(bob) == [], "it came before they joined again"
+    assert listed(bob) == [], "it was sent before the user rejoined"
     kept = rooms.say(alice, left)
     assert [each["event"]["event_id"] for each in listed(bob)] == [kept]
     ignored: Json = {"ignored_users": {alice.user_id: {}}}
@@ -94,7 +94,7 @@ def test_what_is_not_theirs_to_see_is_not_in_it(alice: User, bob: User, room: st
     assert listed(bob) == []
 
 
-def test_an_invite_is_in_it_while_it_is_open(alice: User, bob: User) -> None:
+def test_an_invite_is_listed_while_it_is_pending(alice: User, bob: User) -> None:
     room = rooms.create(alice, preset="private_chat")
     rooms.act(alice, room, "invite", bob)
     (invite,) = listed(bob)
@@ -105,8 +105,8 @@ def test_an_invite_is_in_it_while_it_is_open(alice: User, bob: User) -> None:
     assert listed(bob) == []
 
 
-def test_an_invite_shows_nothing_of_what_comes_after_it(alice: User, bob: User) -> None:
-    """The server is in the room, and has all of it."""
+def test_an_invite_reveals_no_later_events(alice: User, bob: User) -> None:
+    """The server is in the room, and has all of its events."""
     room = rooms.create(alice, preset="private_chat")
     rooms.say(alice, room, "before")
     rooms.act(alice, room, "invite", bob)
@@ -115,10 +115,10 @@ def test_an_invite_shows_nothing_of_what_comes_after_it(alice: User, bob: User) 
     assert invite["event"]["type"] == "m.room.member"
 
 
-def test_what_is_newest_in_a_room_need_not_be_what_tells(
+def test_the_newest_event_of_a_room_need_not_notify(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However few rooms are looked at with one query."""
+    """For any number of rooms per query."""
     monkeypatch.setattr("homeserver.services.notifications.notifications.ROOMS_AT_ONCE", 1)
     places = [rooms.create(alice, bob) for _ in range(3)]
     sent = [rooms.say(alice, place) for place in places]
@@ -128,7 +128,7 @@ def test_what_is_newest_in_a_room_need_not_be_what_tells(
     assert [each["event"]["event_id"] for each in listed(bob, "?limit=2")] == sent[:0:-1]
 
 
-def test_it_says_what_was_decided_then(alice: User, bob: User, room: str) -> None:
+def test_the_original_decision_counts(alice: User, bob: User, room: str) -> None:
     """Later rules do not change it."""
     called = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     bob.put(
@@ -141,6 +141,6 @@ def test_it_says_what_was_decided_then(alice: User, bob: User, room: str) -> Non
 
 
 @pytest.mark.parametrize("query", ["?from=x", "?from=s1_2", "?only=loud", "?limit=x"])
-def test_bad_questions(alice: User, query: str) -> None:
+def test_invalid_requests(alice: User, query: str) -> None:
     answer: Answer = alice.get(PATH + query)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")

@@ -1,4 +1,4 @@
-"""Previews out of the documents that sites named by the operator have of pages."""
+"""Previews from oEmbed documents of the providers that the operator configured."""
 
 import json
 import time
@@ -86,7 +86,7 @@ def ask(user: User, url: str) -> Any:
         ("https://xml.example/a", None),
     ],
 )
-def test_a_provider_that_is_named_is_asked_in_place_of_the_page(
+def test_a_configured_provider_is_asked_instead_of_the_page(
     alice: User, pages: LinkedPages, url: str, asked: str | None
 ) -> None:
     pages.put(url, "<title>Consent to cookies</title>")
@@ -103,7 +103,7 @@ def test_a_provider_that_is_named_is_asked_in_place_of_the_page(
 
 
 @pytest.mark.parametrize("document", [None, "{}", "[", '{"title": 5}'])
-def test_a_provider_that_says_nothing_is_as_none(
+def test_an_empty_document_of_a_provider_is_ignored(
     alice: User, pages: LinkedPages, document: str | None
 ) -> None:
     url = "https://tube.example/v?d=1"
@@ -117,7 +117,7 @@ def test_a_provider_that_says_nothing_is_as_none(
     assert ask(alice, url) == {"og:title": "Plov"}
 
 
-def test_patterns_of_providers_take_no_longer_for_long_addresses() -> None:
+def test_patterns_of_providers_match_long_urls_in_linear_time() -> None:
     fits = matcher("https://a.example/" + "*a" * 50 + "*b")
     began = time.process_time()
     assert not fits("https://a.example/" + "a" * 2000)

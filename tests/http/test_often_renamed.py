@@ -1,5 +1,4 @@
-"""Who changes their name again and again has been in the room all the while: what is unread there
-is still unread."""
+"""A user who changes their name again and again stays in the room: unread messages stay unread."""
 
 from typing import Any
 

@@ -1,5 +1,4 @@
-"""What is believed of an OpenID provider, and what is not: tokens, addresses, keys, claims, and who
-signs out."""
+"""Checks of an OpenID provider's tokens, metadata, keys, claims and logout tokens."""
 
 import hmac
 from base64 import urlsafe_b64encode
@@ -25,7 +24,7 @@ from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
-FAILED = "does not answer as it should"
+FAILED = "sign-in service is not working"
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
 
 
 def come_back(provider: OpenIDProvider, server: TestServer, **claims: Any) -> Browser:
-    """A browser that has left and come back."""
+    """Return a browser that went to the provider and returned."""
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **(claims or ALICE)))
     return browser
@@ -81,14 +80,14 @@ WRONG: dict[str, dict[str, Any]] = {
 }
 
 
-def test_tokens_that_are_wrong(server: TestServer, provider: OpenIDProvider) -> None:
+def test_invalid_id_tokens_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     for name, change in WRONG.items():
         provider.change = lambda claims, change=change: claims.update(change)  # type: ignore[misc]
         browser = come_back(provider, server)
         assert (browser.status, FAILED in browser.words) == (403, True), name
 
 
-def test_signatures_that_are_none(server: TestServer, provider: OpenIDProvider) -> None:
+def test_invalid_signatures_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     other = RSAKey.generate_key(2048, parameters={"kid": "one"})
     forgeries: tuple[Callable[[dict[str, Any]], str], ...] = (
         without_signature,
@@ -102,42 +101,42 @@ def test_signatures_that_are_none(server: TestServer, provider: OpenIDProvider) 
         provider.make_token = forgery
         assert FAILED in come_back(provider, server).words
     provider.make_token = provider.sign
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
 
 
-def test_an_algorithm_that_was_not_agreed_on(server: TestServer, provider: OpenIDProvider) -> None:
+def test_another_algorithm_is_refused(server: TestServer, provider: OpenIDProvider) -> None:
     provider.algorithm = "PS256"
     assert FAILED in come_back(provider, server).words
 
 
-def test_an_algorithm_of_the_configuration(
+def test_the_configured_algorithm_is_accepted(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = CONFIG + "  id_token_signing_alg_values_supported: [Ed25519]\n" + TEMPLATES
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
-    assert FAILED in come_back(provider, server).words  # it signs with RSA
+    assert FAILED in come_back(provider, server).words  # the provider signs with RSA
     provider.key, provider.algorithm = (
         OKPKey.generate_key("Ed25519", parameters={"kid": "two"}),
         "Ed25519",
     )
     server.clock.advance(61)
     provider.now += 61
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
 
 
-def test_keys_that_are_new_are_fetched_once_a_minute(
+def test_unknown_keys_are_fetched_at_most_once_a_minute(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
     provider.key = RSAKey.generate_key(2048, parameters={"kid": "two"})
     assert FAILED in come_back(provider, server).words
     server.clock.advance(61)
     provider.now += 61
-    assert "Go on to" in come_back(provider, server).words
+    assert "Continue to" in come_back(provider, server).words
     assert provider.asked.count("/keys") == 2
 
 
-def test_state_and_codes(server: TestServer, provider: OpenIDProvider) -> None:
+def test_invalid_callbacks_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)
     state = parse_qs(urlsplit(back).query)["state"][0]
@@ -146,25 +145,27 @@ def test_state_and_codes(server: TestServer, provider: OpenIDProvider) -> None:
         assert browser.status == 400
     for query, text in (
         ({"state": state, "code": "wrong"}, FAILED),
-        ({"code": "code0", "state": state}, "was used before"),
+        ({"code": "code0", "state": state}, "was already used"),
     ):
         browser.open(f"{CALLBACK}?{urlencode(query)}")
         assert text in browser.words
 
 
-def test_who_does_not_want_to(server: TestServer) -> None:
+def test_a_cancelled_sign_in_shows_a_page(server: TestServer) -> None:
     browser = Browser(server)
     state = parse_qs(urlsplit(leave(browser)).query)["state"][0]
     browser.open(f"{CALLBACK}?{urlencode({'error': 'access_denied', 'state': state})}")
     assert "You did not sign in there" in browser.words
 
 
-def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_callback_from_another_issuer_is_refused(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     provider.document["authorization_response_iss_parameter_supported"] = True
     for iss, text in (
         ("", FAILED),
         ("&iss=https://evil.example", FAILED),
-        (f"&iss={ISSUER}", "Go on to"),
+        (f"&iss={ISSUER}", "Continue to"),
     ):
         browser = Browser(server)
         browser.open(provider.sign_in(leave(browser), **ALICE) + iss)
@@ -179,7 +180,7 @@ def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvide
         {"jwks_uri": 5},
     ],
 )
-def test_documents_that_are_not_believed(
+def test_untrusted_discovery_documents_are_refused(
     server: TestServer, provider: OpenIDProvider, change: dict[str, object]
 ) -> None:
     provider.document |= change
@@ -189,7 +190,9 @@ def test_documents_that_are_not_believed(
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"issuer": "\xff"}', b'{"more": ' + b"[" * 20_000])
-def test_documents_that_are_none(server: TestServer, provider: OpenIDProvider, body: bytes) -> None:
+def test_malformed_discovery_documents_are_refused(
+    server: TestServer, provider: OpenIDProvider, body: bytes
+) -> None:
     address = f"{ISSUER}/.well-known/openid-configuration"
     provider.pictures[address] = WebAnswer(address, 200, {"content-type": "application/json"}, body)
     browser = Browser(server)
@@ -197,7 +200,7 @@ def test_documents_that_are_none(server: TestServer, provider: OpenIDProvider, b
     assert (browser.status, FAILED in browser.words) == (403, True)
 
 
-def test_a_provider_that_is_down(server: TestServer, provider: OpenIDProvider) -> None:
+def test_an_unavailable_provider_shows_a_page(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)
     provider.is_down = True
@@ -205,7 +208,7 @@ def test_a_provider_that_is_down(server: TestServer, provider: OpenIDProvider) -
     assert FAILED in browser.words
 
 
-def test_the_secret_and_pkce(server: TestServer, provider: OpenIDProvider) -> None:
+def test_client_authentication_and_pkce(server: TestServer, provider: OpenIDProvider) -> None:
     where = parse_qs(urlsplit(leave(Browser(server))).query)
     assert where["code_challenge_method"] == ["S256"]
     assert len(where["code_challenge"][0]) == 43
@@ -219,7 +222,7 @@ def test_the_secret_and_pkce(server: TestServer, provider: OpenIDProvider) -> No
     assert "code_challenge" not in leave(Browser(server))
 
 
-def test_claims_may_come_from_userinfo(
+def test_claims_from_the_userinfo_endpoint(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = CONFIG + "  user_profile_method: userinfo_endpoint\n" + TEMPLATES
@@ -230,7 +233,7 @@ def test_claims_may_come_from_userinfo(
     assert FAILED in come_back(provider, server).words
 
 
-def test_groups_are_required(
+def test_required_groups(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = (
@@ -240,18 +243,21 @@ def test_groups_are_required(
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     for groups, text in (
-        (None, "not among those"),
-        (["pupils"], "not among those"),
-        (["x", "staff"], "Go on to"),
+        (None, "not allowed to use this server"),
+        (["pupils"], "not allowed to use this server"),
+        (["x", "staff"], "Continue to"),
     ):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
     assert told(server)[0] == ("registered", None)
     assert ("linked", "oidc-town") in told(server)
-    assert "not among those" in come_back(provider, server, **ALICE, groups=["pupils"]).words
+    assert (
+        "not allowed to use this server"
+        in come_back(provider, server, **ALICE, groups=["pupils"]).words
+    )
     assert told(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
-def test_groups_are_made_by_a_template(
+def test_groups_from_a_template(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     template = "{{ user.realm_access.roles | map(attribute='name') | join('\\n') }}"
@@ -263,18 +269,18 @@ def test_groups_are_made_by_a_template(
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     for roles, text in (
-        (None, "not among those"),
-        ([], "not among those"),
-        ([{"name": "not staff"}, {"name": "pupils"}], "not among those"),
+        (None, "not allowed to use this server"),
+        ([], "not allowed to use this server"),
+        ([{"name": "not staff"}, {"name": "pupils"}], "not allowed to use this server"),
         (7, FAILED),
-        ([{"name": "pupils"}, {"name": "staff"}], "Go on to"),
+        ([{"name": "pupils"}, {"name": "staff"}], "Continue to"),
     ):
         realm = {} if roles is None else {"realm_access": {"roles": roles}}
-        # the claim of that name does not count
+        # the claim of the same name is ignored
         assert text in come_back(provider, server, **ALICE, groups=["staff"], **realm).words, roles
 
 
-def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -> None:
+def test_malformed_claims_cause_no_500(server: TestServer, provider: OpenIDProvider) -> None:
     name = "Ünal \u202e& <b>co</b>"
     browser = come_back(
         provider, server, sub="9", preferred_username=name, name=["a"], email=7, picture={}
@@ -283,7 +289,7 @@ def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -
     assert FAILED in come_back(provider, server, sub="x" * 600).words
 
 
-def test_what_is_strange_about_a_sign_in(
+def test_unusual_claims_are_accepted(
     tmp_path: Path, postgres_database: Database, provider: OpenIDProvider
 ) -> None:
     server = TestServer(tmp_path, postgres_database, CONFIG + TEMPLATES, web=provider)
@@ -298,15 +304,13 @@ def test_what_is_strange_about_a_sign_in(
         assert sign_in(server, provider, Browser(server), **strange).user_id == "@alice:example.org"
 
 
-def test_an_address_that_the_provider_does_not_vouch_for(
-    server: TestServer, provider: OpenIDProvider
-) -> None:
+def test_an_unverified_email_is_not_imported(server: TestServer, provider: OpenIDProvider) -> None:
     provider.change = lambda claims: claims.update(email_verified=False)
     alice = sign_in(server, provider, Browser(server))
     assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"] == []
 
 
-def test_a_picture_is_taken_over_once(server: TestServer, provider: OpenIDProvider) -> None:
+def test_an_avatar_is_imported_once(server: TestServer, provider: OpenIDProvider) -> None:
     url = "https://pictures.example/alice.png"
     provider.pictures[url] = WebAnswer(url, 200, {"content-type": "image/png"}, picture(8, 8))
     alice = sign_in(server, provider, Browser(server), picture=url)
@@ -321,7 +325,7 @@ def test_a_picture_is_taken_over_once(server: TestServer, provider: OpenIDProvid
     assert "avatar_url" not in server.get(f"/_matrix/client/v3/profile/{bob.user_id}").json
 
 
-# Signing out there.
+# Back-channel logout.
 
 
 @pytest.fixture
@@ -342,7 +346,7 @@ def is_in(user: User) -> bool:
     return user.get("/_matrix/client/v3/account/whoami").status == 200
 
 
-def test_a_session_ends_with_the_one_at_the_provider(
+def test_a_backchannel_logout_ends_the_session(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     phone = sign_in(linked, provider, Browser(linked), sid="p")
@@ -370,7 +374,7 @@ def test_a_session_ends_with_the_one_at_the_provider(
     assert (is_in(desk), is_in(other)) == (False, True)
 
 
-def test_a_session_that_began_anew_by_other_means_stays(
+def test_a_session_of_a_later_password_login_stays(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
@@ -387,10 +391,12 @@ def test_a_session_that_began_anew_by_other_means_stays(
     assert is_in(again)
 
 
-def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+def test_a_backchannel_logout_ends_oauth_sessions(
+    linked: TestServer, provider: OpenIDProvider
+) -> None:
     desk, tv = Program(linked), Program(linked, device_id="TV00000001")
     browser = Browser(linked)
-    browser.open(desk.request())  # an app sends the browser, which signs in with the provider
+    browser.open(desk.request())  # a client starts the flow; the user signs in with the provider
     browser.follow("Town hall")
     browser.open(provider.sign_in(browser.location, **ALICE, sid="s"))
     browser.send(desk.path_of("authorization_endpoint"), button="allow")
@@ -408,7 +414,7 @@ def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: Open
     assert (is_in(alice), is_in(on_tv)) == (False, False)
     assert desk.refresh().status == 400
     browser.open(desk.request())
-    assert browser.path.startswith("/_mahalla/sign_in")  # the browser is signed out as well
+    assert browser.path.startswith("/_mahalla/sign_in")  # the browser session ends too
     assert [event for event, _ in told(linked)][-3:] == [
         "session_ended",
         "session_ended",
@@ -417,7 +423,7 @@ def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: Open
 
 
 def in_browser(linked: TestServer, provider: OpenIDProvider, **claims: str) -> Browser:
-    """Somebody signs in to the account page by the provider."""
+    """Sign in to the account page with the provider."""
     browser = Browser(linked)
     browser.open("/_mahalla/account")
     browser.follow("Town hall")
@@ -432,7 +438,7 @@ def is_in_there(browser: Browser) -> bool:
 
 
 @pytest.mark.parametrize("who", [{}, {"sub": "1"}])
-def test_the_browser_of_a_session_ends_and_no_other(
+def test_a_backchannel_logout_ends_only_the_browser_of_its_session(
     linked: TestServer, provider: OpenIDProvider, who: dict[str, str]
 ) -> None:
     one, two = in_browser(linked, provider, sid="s1"), in_browser(linked, provider, sid="s2")
@@ -452,7 +458,7 @@ def test_the_browser_of_a_session_ends_and_no_other(
 
 
 def let_in(linked: TestServer, provider: OpenIDProvider, sid: str) -> tuple[Program, str]:
-    """The same device is let in by a browser of this session; the code for it."""
+    """Allow the same device in a browser of this session; return the code."""
     desk, browser = Program(linked, device_id="DESK000001"), Browser(linked)
     browser.open(desk.request())
     browser.follow("Town hall")
@@ -461,17 +467,17 @@ def let_in(linked: TestServer, provider: OpenIDProvider, sid: str) -> tuple[Prog
     return desk, returned(browser)["code"]
 
 
-def test_what_runs_ends_although_something_else_was_let_in(
+def test_a_running_session_ends_despite_a_later_unused_code(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     desk, code = let_in(linked, provider, "p")
     alice = desk.take(desk.exchange(code))
-    let_in(linked, provider, "q")  # and never begun
+    let_in(linked, provider, "q")  # the code is never used
     assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
     assert not is_in(alice)
 
 
-def test_a_token_that_no_app_has_taken_yet_ends_too(
+def test_a_backchannel_logout_ends_unused_login_tokens(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     tokens = []
@@ -485,7 +491,7 @@ def test_a_token_that_no_app_has_taken_yet_ends_too(
     assert [linked.post("/_matrix/client/v3/login", body).status for body in bodies] == [403, 200]
 
 
-def test_a_device_by_a_short_code_that_is_not_begun_ends_too(
+def test_a_backchannel_logout_ends_decided_device_grants(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     browser, answers = in_browser(linked, provider, sid="p"), []
@@ -507,7 +513,7 @@ def test_a_device_by_a_short_code_that_is_not_begun_ends_too(
     assert answers == [400, 200]
 
 
-def test_what_was_let_in_and_not_begun_ends_too(
+def test_a_backchannel_logout_ends_unused_codes(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     desk, code = let_in(linked, provider, "p")
@@ -516,7 +522,7 @@ def test_what_was_let_in_and_not_begun_ends_too(
     assert tell(linked, provider.sign(provider.claims(sid="q", events={LOGOUT_EVENT: {}}))) == 200
     assert (is_in(alice), desk.exchange(code).status) == (True, 400)
     _, code = let_in(linked, provider, "r")
-    alice = desk.take(desk.exchange(code))  # takes the place of what ran
+    alice = desk.take(desk.exchange(code))  # replaces the running session
     assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
     assert is_in(alice)
     assert tell(linked, provider.sign(provider.claims(sid="r", events={LOGOUT_EVENT: {}}))) == 200
@@ -535,21 +541,19 @@ def test_what_was_let_in_and_not_begun_ends_too(
         {"sub": None, "sid": None},
     ],
 )
-def test_a_logout_token_that_says_it_with_something_else(
+def test_an_invalid_logout_token_is_refused(
     linked: TestServer, provider: OpenIDProvider, said: dict[str, object]
 ) -> None:
     assert tell(linked, provider.sign(provider.claims(**said, events={LOGOUT_EVENT: {}}))) == 400
 
 
-def test_nobody_is_signed_out_where_that_is_not_wanted(
-    server: TestServer, provider: OpenIDProvider
-) -> None:
+def test_backchannel_logout_can_be_disabled(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server), sid="p")
     assert tell(server, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 404
     assert is_in(alice)
 
 
-def test_an_account_past_its_day(
+def test_an_expired_account_is_refused(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     ending = "account_validity: {enabled: true, period: 1d}\n"
@@ -564,5 +568,5 @@ def test_an_account_past_its_day(
         == 1
     )
     browser = come_back(provider, server)
-    assert (browser.status, "good until a day that is over" in browser.words) == (403, True)
+    assert (browser.status, "account has expired" in browser.words) == (403, True)
     assert alice.get("/_matrix/client/v3/account/whoami").errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

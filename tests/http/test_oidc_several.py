@@ -1,5 +1,5 @@
-"""Several OpenID providers, one of which is hostile: it sees its own codes, and those of no other
-(RFC 9700 section 4.4)."""
+"""Several OpenID providers, one of them hostile: it never receives the codes of another (RFC 9700
+section 4.4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ OTHER = f"""
   client_secret: s2
 """
 SHARED = f"  redirect_uri: https://matrix.example.org{CALLBACK}\n"
-FAILED = "does not answer as it should"
+FAILED = "sign-in service is not working"
 
 
-class HostileBeside(OpenIDProvider):
-    """The good provider, and a hostile one, which keeps the codes that it is sent."""
+class HostileAndHonest(OpenIDProvider):
+    """Serves an honest provider and a hostile one, which records the codes that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ def _answer(url: str, body: bytes, status: int = 200) -> WebAnswer:
 
 
 def leave(browser: Browser, idp_id: str) -> dict[str, str]:
-    """The parameters with which the server sends a browser to a provider."""
+    """Return the parameters of the redirect to a provider."""
     browser.open(f"{REDIRECT}/oidc-{idp_id}?redirectUrl={CLIENT}")
     return {name: values[0] for name, values in parse_qs(urlsplit(browser.location).query).items()}
 
 
-def mix_up(server: TestServer, provider: HostileBeside, further: str = "") -> Browser:
-    """Somebody wants to sign in with the hostile provider, which sends them to the good one, with
-    what an attacker was given there."""
+def mix_up(server: TestServer, provider: HostileAndHonest, further: str = "") -> Browser:
+    """Start a sign-in with the hostile provider, which redirects the user to the honest one with
+    the state of an attacker (mix-up attack)."""
     attacker, victim = Browser(server), Browser(server)
     given, state = leave(attacker, "town"), leave(victim, "other")["state"]
     victim.open(
@@ -78,10 +78,10 @@ def mix_up(server: TestServer, provider: HostileBeside, further: str = "") -> Br
 @pytest.mark.parametrize(
     ("town", "other"), [("", ""), (SHARED, ""), ("", SHARED), (SHARED, SHARED)]
 )
-def test_no_provider_gets_the_codes_of_another(
+def test_no_provider_receives_the_codes_of_another(
     tmp_path: Path, sqlite_database: Database, town: str, other: str
 ) -> None:
-    provider = HostileBeside()
+    provider = HostileAndHonest()
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + town + TEMPLATES + OTHER + other, web=provider
     )
@@ -90,8 +90,8 @@ def test_no_provider_gets_the_codes_of_another(
     assert provider.stolen == []
 
 
-def test_each_has_an_address_of_its_own(tmp_path: Path, sqlite_database: Database) -> None:
-    provider = HostileBeside()
+def test_each_provider_has_its_own_redirect_uri(tmp_path: Path, sqlite_database: Database) -> None:
+    provider = HostileAndHonest()
     server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + OTHER, web=provider)
     browser = Browser(server)
     for idp_id in ("town", "other"):
@@ -101,30 +101,32 @@ def test_each_has_an_address_of_its_own(tmp_path: Path, sqlite_database: Databas
         )
     leave(browser, "town")
     back = provider.sign_in(browser.location, **ALICE)
-    browser.open(back.replace("/oidc-town", ""))  # the address that all had before
+    browser.open(back.replace("/oidc-town", ""))  # the shared redirect URI
     assert FAILED in browser.words
     leave(browser, "town")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
 
 
-def test_one_keeps_the_address_that_it_knows(tmp_path: Path, sqlite_database: Database) -> None:
-    provider = HostileBeside()
+def test_a_configured_redirect_uri_stays(tmp_path: Path, sqlite_database: Database) -> None:
+    provider = HostileAndHonest()
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER, web=provider
     )
     browser = Browser(server)
     assert leave(browser, "town")["redirect_uri"] == f"https://matrix.example.org{CALLBACK}"
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
 
 
-def test_who_shares_an_address_says_who_it_is(tmp_path: Path, sqlite_database: Database) -> None:
-    provider = HostileBeside()
+def test_providers_with_a_shared_redirect_uri_must_send_iss(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    provider = HostileAndHonest()
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + SHARED + TEMPLATES + OTHER + SHARED, web=provider
     )
-    for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Go on to")):
+    for iss, text in (("", FAILED), (f"&iss={EVIL}", FAILED), (f"&iss={ISSUER}", "Continue to")):
         browser = Browser(server)
         leave(browser, "town")
         browser.open(provider.sign_in(browser.location, **ALICE) + iss)

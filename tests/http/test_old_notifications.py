@@ -1,5 +1,4 @@
-"""What somebody read long ago is forgotten: the list of notifications ends there, and counts stay
-what they are."""
+"""Old read notifications are deleted: the list ends there, and counts do not change."""
 
 from pathlib import Path
 
@@ -39,13 +38,13 @@ def kept(server: TestServer, user: User) -> int:
 
 
 def forget(server: TestServer, limit: int = 10) -> None:
-    """As the job does, to the end of a walk."""
+    """Run the job until it has visited everything."""
     while server.run(server.app.pushers.old_outcomes.do_forget(limit)) == limit:
         pass
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-def test_only_what_is_both_old_and_read_is_forgotten(server: TestServer, limit: int) -> None:
+def test_only_old_and_read_notifications_are_deleted(server: TestServer, limit: int) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     read, unread, muted = (rooms.create(alice, bob) for _ in range(3))
     assert (

@@ -1,4 +1,4 @@
-"""Proofs of who somebody is, and TURN servers. spec: client-server-api#openid, #voice-over-ip"""
+"""OpenID tokens and TURN servers. spec: client-server-api#openid, #voice-over-ip"""
 
 import hmac
 from base64 import b64encode
@@ -38,7 +38,7 @@ def user_info(server: TestServer, token: str | None) -> Answer:
 
 
 @pytest.mark.parametrize("listener", [OPENID_LISTENER, FEDERATION_LISTENER])
-def test_a_token_proves_for_an_hour_who_one_is(
+def test_a_token_proves_the_identity_for_an_hour(
     tmp_path: Path, database: Database, listener: str
 ) -> None:
     server = TestServer(tmp_path, database, listener)
@@ -50,7 +50,7 @@ def test_a_token_proves_for_an_hour_who_one_is(
     assert ok(user_info(server, request_token(bob))) == {"sub": bob.user_id}
     assert (
         refused(server.get(f"{V3}/account/whoami", token=token)) == UNKNOWN
-    )  # it opens nothing here
+    )  # it is no access token
     server.clock.advance(3599)
     ok(user_info(server, token))
     server.clock.advance(1)
@@ -60,7 +60,9 @@ def test_a_token_proves_for_an_hour_who_one_is(
     ok(user_info(server, late))
 
 
-def test_what_proves_nothing(tmp_path: Path, sqlite_database: Database) -> None:
+def test_unknown_tokens_and_closed_accounts_are_refused(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, OPENID_LISTENER)
     alice, bob = server.register("alice"), server.register("bob")
     for token in (None, "", "x", "a" * 3000, alice.token):
@@ -79,7 +81,9 @@ def test_what_proves_nothing(tmp_path: Path, sqlite_database: Database) -> None:
     assert refused(user_info(server, token)) == UNKNOWN
 
 
-def test_a_user_has_so_many_tokens(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_number_of_tokens_of_a_user_is_bounded(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, OPENID_LISTENER)
     alice = server.register("alice")
     first = request_token(alice)
@@ -119,7 +123,7 @@ def test_turn_servers_with_a_shared_secret(tmp_path: Path, sqlite_database: Data
     assert refused(server.get(f"{V3}/voip/turnServer")) == (401, "M_MISSING_TOKEN")
 
 
-def test_turn_servers_with_one_password_for_all(tmp_path: Path, sqlite_database: Database) -> None:
+def test_turn_servers_with_a_static_password(tmp_path: Path, sqlite_database: Database) -> None:
     config = 'turn_uris: ["turn:t.example"]\nturn_username: u\nturn_password: p\nturn_allow_guests: true\n'
     server = TestServer(tmp_path, sqlite_database, config)
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
@@ -131,7 +135,7 @@ def test_turn_servers_with_one_password_for_all(tmp_path: Path, sqlite_database:
 @pytest.mark.parametrize(
     "config", ["", 'turn_uris: ["turn:t.example"]\n', "turn_shared_secret: x\n"]
 )
-def test_without_a_turn_server_there_is_nothing_to_tell(
+def test_without_a_turn_server_the_response_is_empty(
     tmp_path: Path, sqlite_database: Database, config: str
 ) -> None:
     alice = TestServer(tmp_path, sqlite_database, config).register("alice")

@@ -1,5 +1,4 @@
-"""What a new password must have, where the operator has said nothing of it: eight characters,
-wherever people choose one."""
+"""The default password policy: at least eight characters, wherever a password is set."""
 
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 DEFAULT = "public_baseurl: https://matrix.example.org/\npassword_config: {enabled: true}\n"
-"""The second takes the place of what tests have otherwise."""
+"""The second option replaces the one that tests have by default."""
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def proof(user: User, password: str) -> dict[str, object]:
     return {"type": "m.login.password", "identifier": identifier, "password": password}
 
 
-def test_apps_may_not_choose_a_short_one(server: TestServer) -> None:
+def test_the_api_refuses_a_short_password(server: TestServer) -> None:
     body = {"username": "alice", "password": "queen17", "auth": {"type": "m.login.dummy"}}
     refused = server.post(f"{V3}/register", body)
     assert (refused.status, refused.errcode) == (400, "M_WEAK_PASSWORD")
@@ -39,7 +38,7 @@ def test_apps_may_not_choose_a_short_one(server: TestServer) -> None:
     assert alice.post(f"{V3}/account/password", change).status == 200
 
 
-def test_pages_say_it_before_and_after(server: TestServer) -> None:
+def test_pages_show_and_enforce_the_minimum_length(server: TestServer) -> None:
     browser = Browser(server)
     browser.open("/_mahalla/register")
     assert "At least 8 characters." in browser.words
@@ -57,7 +56,7 @@ def test_pages_say_it_before_and_after(server: TestServer) -> None:
     assert "The password must have at least 8 characters." in browser.words
 
 
-def test_administrators_give_no_short_one_either(server: TestServer) -> None:
+def test_the_admin_api_refuses_a_short_password(server: TestServer) -> None:
     boss = server.register("boss")
     database = server.app.database
     server.run(
@@ -68,10 +67,10 @@ def test_administrators_give_no_short_one_either(server: TestServer) -> None:
     assert boss.put(path, {"password": "tea and cake"}).status == 201
 
 
-def test_who_has_a_short_one_already_signs_in(server: TestServer) -> None:
+def test_an_existing_short_password_still_signs_in(server: TestServer) -> None:
     wish = Wish(username="alice", password="tea", inhibit_login=True)
-    made = server.run(server.app.accounts.registration.do_register_privileged(wish))
-    assert made.user_id == UserID("@alice:example.org")
+    registered = server.run(server.app.accounts.registration.do_register_privileged(wish))
+    assert registered.user_id == UserID("@alice:example.org")
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
@@ -80,6 +79,6 @@ def test_who_has_a_short_one_already_signs_in(server: TestServer) -> None:
     assert server.post(f"{V3}/login", login).status == 200
 
 
-def test_the_operator_may_want_none(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_operator_can_disable_the_policy(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "password_config: {policy: {enabled: false}}\n")
     assert server.register("alice", "x").user_id == "@alice:example.org"

@@ -1,4 +1,4 @@
-"""What becomes of a password."""
+"""Hashing of passwords: cost, pepper, and the queue of the hashing threads."""
 
 from threading import Event
 
@@ -12,17 +12,19 @@ from homeserver.services.login.passwords import HashingThreads, Passwords
 from tests.helpers.threads import InlineThreads
 
 
-async def test_cost_and_pepper() -> None:
+async def test_a_hash_depends_on_the_pepper_and_is_renewed_at_a_higher_cost() -> None:
     cheap, usual = (Passwords(InlineThreads(), rounds=rounds, pepper="p") for rounds in (4, 12))
-    kept = await cheap.hash("wonderland")
-    assert kept.startswith("$argon2id$v=19$m=76,t=1,p=1$")
-    assert (await cheap.verify("wonderland", kept)).correct
+    password_hash = await cheap.hash("wonderland")
+    assert password_hash.startswith("$argon2id$v=19$m=76,t=1,p=1$")
+    assert (await cheap.verify("wonderland", password_hash)).correct
     assert not (await cheap.verify("wonderland", None)).correct
     assert not (await cheap.verify("wonderland", "not a hash")).correct
     assert not (await cheap.verify("wonderland", "$2b$not a hash")).correct
-    assert not (await Passwords(InlineThreads(), rounds=4).verify("wonderland", kept)).correct
+    assert not (
+        await Passwords(InlineThreads(), rounds=4).verify("wonderland", password_hash)
+    ).correct
 
-    verdict = await usual.verify("wonderland", kept)
+    verdict = await usual.verify("wonderland", password_hash)
     assert verdict.correct
     assert verdict.new_hash is not None
     assert verdict.new_hash.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
@@ -30,7 +32,7 @@ async def test_cost_and_pepper() -> None:
 
 
 @pytest.mark.reactor(60)
-async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> None:
+async def test_hashing_threads_have_a_bounded_queue() -> None:
     pool = ThreadPool(minthreads=1, maxthreads=2)
     pool.start()
     try:
@@ -44,7 +46,7 @@ async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> 
 
 
 @pytest.mark.reactor(60)
-async def test_one_address_holds_up_no_other() -> None:
+async def test_a_flood_from_one_address_does_not_delay_another() -> None:
     pool = ThreadPool(minthreads=1, maxthreads=1)
     pool.start()
     try:

@@ -1,5 +1,4 @@
-"""Telephone numbers: confirmed by a code, for registration, for the account, for a forgotten
-password, to sign in with."""
+"""Telephone numbers: validation by a code, registration, password reset, and sign-in."""
 
 import re
 from html import unescape
@@ -49,21 +48,21 @@ def request_code(server: TestServer, kind: str, number: str = NUMBER, **further:
     return server.post(f"{V3}/{kind}/msisdn/requestToken", body)
 
 
-def submit(server: TestServer, asked: Answer, code: str) -> Answer:
-    url = asked.json["submit_url"]
+def submit(server: TestServer, requested: Answer, code: str) -> Answer:
+    url = requested.json["submit_url"]
     assert url.startswith("https://matrix.example.org/")
-    body = {"sid": asked.json["sid"], "client_secret": SECRET, "token": code}
+    body = {"sid": requested.json["sid"], "client_secret": SECRET, "token": code}
     return server.post(url.removeprefix("https://matrix.example.org"), body)
 
 
-def confirm(
+def validate(
     server: TestServer, gateway: SMSGateway, kind: str, number: str = NUMBER, **further: Any
 ) -> dict[str, str]:
-    """Credentials of a number that was confirmed."""
-    asked = request_code(server, kind, number, **further)
-    assert asked.status == 200, asked.body
-    assert submit(server, asked, gateway.code).json == {"success": True}
-    return {"sid": asked.json["sid"], "client_secret": SECRET}
+    """Validate a number; return its `threepid_creds`."""
+    requested = request_code(server, kind, number, **further)
+    assert requested.status == 200, requested.body
+    assert submit(server, requested, gateway.code).json == {"success": True}
+    return {"sid": requested.json["sid"], "client_secret": SECRET}
 
 
 def by_phone(creds: dict[str, str]) -> dict[str, object]:
@@ -80,7 +79,7 @@ def proof(name: str, password: str = "wonderland") -> dict[str, object]:
 
 def add(server: TestServer, gateway: SMSGateway, user: User, number: str = NUMBER) -> None:
     name = user.user_id[1:].partition(":")[0]
-    creds = confirm(server, gateway, "account/3pid", number)
+    creds = validate(server, gateway, "account/3pid", number)
     answer = user.post(f"{V3}/account/3pid/add", {**creds, "auth": proof(name)})
     assert answer.status == 200, answer.body
 
@@ -91,9 +90,11 @@ def login(server: TestServer, identifier: dict[str, str], password: str = "wonde
     )
 
 
-def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGateway) -> None:
-    asked = request_code(server, "register", country="UZ", phone_number=" (90) 123-45-67")
-    assert asked.json["msisdn"] == NUMBER
+def test_a_validated_number_is_added_at_registration(
+    server: TestServer, gateway: SMSGateway
+) -> None:
+    requested = request_code(server, "register", country="UZ", phone_number=" (90) 123-45-67")
+    assert requested.json["msisdn"] == NUMBER
     url, headers, _ = gateway.requests[0]
     assert url == URL
     assert (headers["Authorization"], headers["Content-Type"]) == (
@@ -103,18 +104,18 @@ def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGate
     assert gateway.last == {
         "to": f"+{NUMBER}",
         "from": "Example",
-        "text": f"{gateway.code} is your code for example.org. Give it to nobody.",
+        "text": f"{gateway.code} is your code for example.org. Do not share it.",
     }
-    creds = {"sid": asked.json["sid"], "client_secret": SECRET}
-    wish = {"username": "alice", "password": "wonderland"}
-    flows = server.post(f"{V3}/register", wish).json["flows"]
+    creds = {"sid": requested.json["sid"], "client_secret": SECRET}
+    body = {"username": "alice", "password": "wonderland"}
+    flows = server.post(f"{V3}/register", body).json["flows"]
     assert flows == [{"stages": ["m.login.dummy"]}, {"stages": ["m.login.msisdn"]}]
-    early = server.post(f"{V3}/register", {**wish, "auth": by_phone(creds)})
+    early = server.post(f"{V3}/register", {**body, "auth": by_phone(creds)})
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
-    assert submit(server, asked, gateway.code).json == {"success": True}
+    assert submit(server, requested, gateway.code).json == {"success": True}
     as_email = {"type": "m.login.email.identity", "threepid_creds": creds}
-    assert server.post(f"{V3}/register", {**wish, "auth": as_email}).status == 401
-    made = server.post(f"{V3}/register", {**wish, "auth": by_phone(creds)})
+    assert server.post(f"{V3}/register", {**body, "auth": as_email}).status == 401
+    made = server.post(f"{V3}/register", {**body, "auth": by_phone(creds)})
     assert made.status == 200, made.body
     [number] = User(server, made.json).get(f"{V3}/account/3pid").json["threepids"]
     assert (number["medium"], number["address"]) == ("msisdn", NUMBER)
@@ -124,16 +125,14 @@ def test_an_account_with_a_confirmed_number(server: TestServer, gateway: SMSGate
     assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
-def test_a_number_is_added_and_signs_in_and_is_removed(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_a_number_is_added_signs_in_and_is_removed(server: TestServer, gateway: SMSGateway) -> None:
     alice = server.register("alice")
     assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {
         "enabled": True
     }
-    creds = confirm(server, gateway, "account/3pid")
-    asked = alice.post(f"{V3}/account/3pid/add", creds)
-    assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
+    creds = validate(server, gateway, "account/3pid")
+    challenge = alice.post(f"{V3}/account/3pid/add", creds)
+    assert (challenge.status, challenge.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
     assert (
         alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
@@ -160,22 +159,22 @@ def test_a_number_is_added_and_signs_in_and_is_removed(
     assert login(server, typed).errcode == "M_FORBIDDEN"
 
 
-def test_a_forgotten_password(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_validated_number_resets_the_password(server: TestServer, gateway: SMSGateway) -> None:
     alice = server.register("alice")
     add(server, gateway, alice)
-    wish = {"new_password": "looking glass"}
-    asked = server.post(f"{V3}/account/password", wish)
-    assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.msisdn"]}])
-    creds = confirm(server, gateway, "account/password")
+    body = {"new_password": "looking glass"}
+    challenge = server.post(f"{V3}/account/password", body)
+    assert (challenge.status, challenge.json["flows"]) == (401, [{"stages": ["m.login.msisdn"]}])
+    creds = validate(server, gateway, "account/password")
     assert "new password" in gateway.last["text"]
-    assert server.post(f"{V3}/account/password", {**wish, "auth": by_phone(creds)}).status == 200
+    assert server.post(f"{V3}/account/password", {**body, "auth": by_phone(creds)}).status == 200
     assert alice.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
     identifier = {"type": "m.id.user", "user": "alice"}
     assert login(server, identifier).status == 403
     assert login(server, identifier, "looking glass").status == 200
 
 
-def test_a_number_is_one_account_s_and_a_code_serves_its_own_purpose(
+def test_a_number_belongs_to_one_account_and_a_code_to_one_purpose(
     server: TestServer, gateway: SMSGateway
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -184,37 +183,37 @@ def test_a_number_is_one_account_s_and_a_code_serves_its_own_purpose(
     assert request_code(server, "register").errcode == "M_THREEPID_IN_USE"
     assert request_code(server, "account/password", OTHER).errcode == "M_THREEPID_NOT_FOUND"
     assert len(gateway.requests) == 1
-    creds = confirm(server, gateway, "register", OTHER)
+    creds = validate(server, gateway, "register", OTHER)
     assert (
         bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")}).errcode
         == "M_THREEPID_AUTH_FAILED"
     )
 
 
-def test_a_code_bears_few_tries_and_minutes(server: TestServer, gateway: SMSGateway) -> None:
-    asked = request_code(server, "register")
+def test_a_code_is_limited_in_attempts_and_time(server: TestServer, gateway: SMSGateway) -> None:
+    requested = request_code(server, "register")
     right = gateway.code
     wrong = f"{(int(right) + 1) % 1000000:06}"
-    assert [submit(server, asked, wrong).errcode for _ in range(4)] == ["M_TOKEN_INCORRECT"] * 3 + [
-        GONE
-    ]
-    assert submit(server, asked, right).errcode == GONE
-    # Another code begins anew; the one before it is void.
+    assert [submit(server, requested, wrong).errcode for _ in range(4)] == [
+        "M_TOKEN_INCORRECT"
+    ] * 3 + [GONE]
+    assert submit(server, requested, right).errcode == GONE
+    # A new code resets the attempts and invalidates the previous code.
     again = request_code(server, "register", send_attempt=2)
-    assert again.json["sid"] == asked.json["sid"]
+    assert again.json["sid"] == requested.json["sid"]
     assert submit(server, again, right).errcode == "M_TOKEN_INCORRECT"
     assert submit(server, again, f" {gateway.code[:3]} {gateway.code[3:]} ").status == 200
     server.clock.advance(601)
-    auth = by_phone({"sid": asked.json["sid"], "client_secret": SECRET})
+    auth = by_phone({"sid": requested.json["sid"], "client_secret": SECRET})
     late = server.post(f"{V3}/register", {"username": "alice", "password": "a", "auth": auth})
     assert late.errcode == "M_THREEPID_AUTH_FAILED"
     assert submit(server, again, gateway.code).errcode == GONE
 
 
-def test_codes_that_were_made_up(server: TestServer, gateway: SMSGateway) -> None:
-    asked = request_code(server, "register")
-    path = asked.json["submit_url"].removeprefix("https://matrix.example.org")
-    given = {"sid": asked.json["sid"], "client_secret": SECRET, "token": gateway.code}
+def test_invented_codes_are_refused(server: TestServer, gateway: SMSGateway) -> None:
+    requested = request_code(server, "register")
+    path = requested.json["submit_url"].removeprefix("https://matrix.example.org")
+    given = {"sid": requested.json["sid"], "client_secret": SECRET, "token": gateway.code}
     for further, errcode in (
         ({"sid": "x"}, GONE),
         ({"client_secret": "another"}, GONE),
@@ -236,17 +235,21 @@ def test_a_repeated_request_sends_no_second_message(
     assert len(gateway.requests) == 1
 
 
-def test_a_gateway_that_does_not_take_the_message(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_message_that_the_gateway_refuses_can_be_requested_again(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     gateway.status = 401
     assert request_code(server, "register").status == 503
     gateway.is_away = True
     assert request_code(server, "register").status == 503
     gateway.status, gateway.is_away = 200, False
-    # The same request, repeated, gets its message now.
-    assert confirm(server, gateway, "register")
+    # The repeated request now sends its message.
+    assert validate(server, gateway, "register")
 
 
-def test_a_message_in_the_reader_s_language(server: TestServer, gateway: SMSGateway) -> None:
+def test_the_message_is_in_the_language_of_the_request(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     body = {
         "client_secret": SECRET,
         "country": "UZ",
@@ -277,7 +280,7 @@ def test_a_message_in_the_reader_s_language(server: TestServer, gateway: SMSGate
         {"next_link": "javascript:alert(1)"},
     ],
 )
-def test_requests_that_are_refused(
+def test_malformed_requests_are_refused(
     server: TestServer, gateway: SMSGateway, further: dict[str, str]
 ) -> None:
     answer = request_code(server, "register", **further)
@@ -285,7 +288,7 @@ def test_requests_that_are_refused(
     assert not gateway.requests
 
 
-def test_a_server_that_does_not_tell_which_numbers_it_knows(
+def test_a_server_can_hide_which_numbers_it_knows(
     tmp_path: Path, database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -304,7 +307,9 @@ def test_a_server_that_does_not_tell_which_numbers_it_knows(
     assert not re.search(r"\d{6}", gateway.last["text"])
 
 
-def test_messages_are_limited(tmp_path: Path, database: Database, gateway: SMSGateway) -> None:
+def test_messages_to_a_number_are_rate_limited(
+    tmp_path: Path, database: Database, gateway: SMSGateway
+) -> None:
     limits = "rc_text_messages: {per_number: {per_second: 0.001, burst_count: 2}, per_address: *unlimited}\n"
     lines = [line for line in CONFIG.splitlines() if not line.startswith("rc_text_messages")]
     server = TestServer(tmp_path, database, "\n".join(lines) + "\n" + limits, web=gateway)
@@ -315,14 +320,14 @@ def test_messages_are_limited(tmp_path: Path, database: Database, gateway: SMSGa
     assert request_code(server, "register", OTHER).status == 200
 
 
-def test_so_many_messages_go_out_on_a_day(
+def test_the_daily_number_of_messages_is_limited(
     tmp_path: Path, database: Database, gateway: SMSGateway
 ) -> None:
     config = CONFIG.replace("sender: Example", "sender: Example, most_per_day: 2")
     server = TestServer(tmp_path, database, config, web=gateway)
     assert request_code(server, "register").status == 200
     assert request_code(server, "register", OTHER).status == 200
-    # Counted over a restart, and by all nodes.
+    # The count survives restarts and includes all nodes.
     second = TestServer(tmp_path, database, config, seed=2, now=server.clock.seconds(), web=gateway)
     refused = request_code(second, "register", OTHER, send_attempt=2)
     assert refused.errcode == "M_LIMIT_EXCEEDED"
@@ -334,32 +339,32 @@ def test_so_many_messages_go_out_on_a_day(
     assert request_code(second, "register", OTHER, send_attempt=2).status == 200
 
 
-def test_a_server_that_wants_numbers_of_a_country(
+def test_registration_can_require_a_number_of_a_country(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     rules = "registrations_require_3pid: [msisdn]\nallowed_local_3pids: [{medium: msisdn, pattern: '998[0-9]+'}]\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + rules, web=gateway)
-    wish = {"username": "alice", "password": "wonderland"}
-    assert server.post(f"{V3}/register", wish).json["flows"] == [{"stages": ["m.login.msisdn"]}]
-    assert server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}}).status == 401
+    body = {"username": "alice", "password": "wonderland"}
+    assert server.post(f"{V3}/register", body).json["flows"] == [{"stages": ["m.login.msisdn"]}]
+    assert server.post(f"{V3}/register", {**body, "auth": {"type": "m.login.dummy"}}).status == 401
     assert request_code(server, "register", "447400123456").errcode == "M_THREEPID_DENIED"
-    creds = confirm(server, gateway, "register")
-    assert server.post(f"{V3}/register", {**wish, "auth": by_phone(creds)}).status == 200
+    creds = validate(server, gateway, "register")
+    assert server.post(f"{V3}/register", {**body, "auth": by_phone(creds)}).status == 200
 
 
-def test_a_server_that_asks_nobody_who_registers(
+def test_numbers_can_be_disabled_for_registration(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + "disable_msisdn_registration: true\n", web=gateway
     )
-    wish = {"username": "alice", "password": "wonderland"}
-    assert server.post(f"{V3}/register", wish).json["flows"] == [{"stages": ["m.login.dummy"]}]
+    body = {"username": "alice", "password": "wonderland"}
+    assert server.post(f"{V3}/register", body).json["flows"] == [{"stages": ["m.login.dummy"]}]
     assert request_code(server, "register").errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
     assert request_code(server, "account/3pid").status == 200
 
 
-def test_no_message_is_sent_for_what_is_not_possible(
+def test_no_message_is_sent_for_disabled_purposes(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     closed = "enable_registration: false\nenable_3pid_changes: false\npassword_config: {enabled: false}\n"
@@ -369,7 +374,7 @@ def test_no_message_is_sent_for_what_is_not_possible(
     assert not gateway.requests
 
 
-def test_a_gateway_with_a_form(
+def test_a_gateway_can_take_a_form(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     section = f"sms_gateway: {{url: '{URL}', format: form, headers: {{X-Key: abc}}, "
@@ -389,30 +394,31 @@ def test_a_gateway_with_a_form(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("{url: 'http://sms.example.org/'}", "https://"),
         ("{url: 'https://sms.example.org/', body: {text: '{text}'}}", "{number}"),
         (
-            "{url: 'https://sms.example.org/', format: form, body: {to: ['{number}'], text: '{text}'}}",
+            "{url: 'https://sms.example.org/', format: form, body: {to: ['{number}'], text:"
+            " '{text}'}}",
             "plain values",
         ),
         ("{url: 'https://sms.example.org/', headers: {Content-Length: '1'}}", "Content-Length"),
         ("{url: 'https://sms.example.org/', token: a, headers: {authorization: b}}", "headers"),
     ],
 )
-def test_gateways_that_cannot_be_asked(tmp_path: Path, wrong: str, said: str) -> None:
+def test_invalid_gateways_are_refused(tmp_path: Path, wrong: str, message: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         f"server_name: example.org\npublic_baseurl: https://example.org\nsms_gateway: {wrong}\n"
     )
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_config([path], {})
 
 
-def test_the_fallback_page(server: TestServer, gateway: SMSGateway) -> None:
-    wish = {"username": "alice", "password": "wonderland"}
-    session = server.post(f"{V3}/register", wish).json["session"]
+def test_the_fallback_page_validates_a_number(server: TestServer, gateway: SMSGateway) -> None:
+    body = {"username": "alice", "password": "wonderland"}
+    session = server.post(f"{V3}/register", body).json["session"]
     path = f"{V3}/auth/m.login.msisdn/fallback/web"
     page = server.get(f"{path}?{urlencode({'session': session})}")
     cookie = page.headers["set-cookie"].partition(";")[0]
@@ -432,4 +438,4 @@ def test_the_fallback_page(server: TestServer, gateway: SMSGateway) -> None:
     wrong = send(asks, code="12")
     assert (wrong.status, "The code is wrong" in wrong.body.decode()) == (400, True)
     assert send(wrong, code=gateway.code).status == 200
-    assert server.post(f"{V3}/register", {**wish, "auth": {"session": session}}).status == 200
+    assert server.post(f"{V3}/register", {**body, "auth": {"session": session}}).status == 200

@@ -1,5 +1,4 @@
-"""Plug-ins of an institution: the examples of the documentation, and what happens when a plug-in is
-at fault."""
+"""Plug-ins of an institution: the examples in the documentation, and failing plug-ins."""
 
 import hashlib
 import hmac
@@ -23,7 +22,7 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class AtFault:
-    """Refuses to be made, or to answer."""
+    """Fails when it is created or called."""
 
     def __init__(self, config: dict[str, object]) -> None:
         if config.get("at_start"):
@@ -35,7 +34,7 @@ class AtFault:
 
 
 class Misspelt:
-    """Has a method with a parameter that there is not."""
+    """Has a method with an unknown parameter."""
 
     @hookimpl
     def check_sign_in(self, user: str) -> str | None:
@@ -62,7 +61,7 @@ def register(server: TestServer, name: str) -> Answer:
     return server.post("/_matrix/client/v3/register", body)
 
 
-def test_a_plugin_knows_passwords(
+def test_a_plugin_checks_passwords(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed = hashlib.scrypt(b"wonderland", salt=b"salt", n=2**14, r=8, p=1).hex()
@@ -96,11 +95,11 @@ def test_a_plugin_knows_passwords(
     assert alice.delete(path, {"auth": auth}).status == 200
     people.write_text(
         people.read_text(encoding="utf-8").replace("17:", "18:"), encoding="utf-8"
-    )  # somebody else
+    )  # another user
     assert login(server, "alice").errcode == "M_FORBIDDEN"
 
 
-def test_a_plugin_refuses_accounts(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_plugin_refuses_registrations(tmp_path: Path, sqlite_database: Database) -> None:
     config = "plugins: [{module: staff_names.StaffNames, config: {offices: [rector]}}]"
     server = TestServer(tmp_path, sqlite_database, config)
     for name, text in (("alice", "first.last"), ("the.rector", "belongs to an office")):
@@ -110,10 +109,13 @@ def test_a_plugin_refuses_accounts(tmp_path: Path, sqlite_database: Database) ->
     assert register(server, "alice.liddell").status == 200
 
 
-def test_a_plugin_refuses_sign_ins(
+def test_a_plugin_refuses_logins(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = "plugins: [{module: office_hours.OfficeHours, config: {from: 7, until: 19, network: 10.0.0.0/8}}]"
+    config = (
+        "plugins: [{module: office_hours.OfficeHours, "
+        "config: {from: 7, until: 19, network: 10.0.0.0/8}}]"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     server.register("alice")
     for hour, ip, status in (
@@ -131,7 +133,7 @@ def test_a_plugin_refuses_sign_ins(
     assert told(server).count(("sign_in_refused", "not_allowed")) == 2
 
 
-def test_a_plugin_knows_riddles(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_plugin_checks_captchas(tmp_path: Path, sqlite_database: Database) -> None:
     config = """enable_registration_captcha: true
 recaptcha_public_key: ours
 plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
@@ -179,20 +181,18 @@ plugins: [{{module: spooled_messages.SpooledMessages, config: {{folder: '{folder
     assert server.post("/_mahalla/confirm_number", typed).json == {"success": True}
 
 
-def test_messages_that_nobody_sends_stop_the_start(
+def test_text_messages_without_a_sender_stop_the_start(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     config = """public_baseurl: https://matrix.example.org/
 registrations_require_3pid: [msisdn]
 plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
 """
-    with pytest.raises(ValueError, match="nobody sends text messages"):
+    with pytest.raises(ValueError, match="this server sends no text messages"):
         TestServer(tmp_path, sqlite_database, config)
 
 
-def test_riddles_that_nobody_checks_stop_the_start(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_captchas_without_a_check_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
     config = """enable_registration_captcha: true
 recaptcha_public_key: ours
 plugins: [{module: staff_names.StaffNames}]
@@ -201,7 +201,7 @@ plugins: [{module: staff_names.StaffNames}]
         TestServer(tmp_path, sqlite_database, config)
 
 
-def test_nobody_gets_in_by_a_fault(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_failing_plugin_lets_nobody_in(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, f"plugins: [{{module: {__name__}.AtFault}}]")
     server.register("alice")
     assert login(server, "alice").status == 500
@@ -217,13 +217,13 @@ def test_nobody_gets_in_by_a_fault(tmp_path: Path, sqlite_database: Database) ->
         f"{{module: {__name__}.make_misspelt}}",
     ],
 )
-def test_a_plugin_that_is_none_stops_the_start(
+def test_an_invalid_plugin_stops_the_start(
     tmp_path: Path, sqlite_database: Database, entry: str
 ) -> None:
     with pytest.raises(ValueError, match="plug-in"):
         TestServer(tmp_path, sqlite_database, f"plugins: [{entry}]")
 
 
-def test_a_plugin_is_made_with_its_settings() -> None:
+def test_a_plugin_is_created_with_its_settings() -> None:
     made = load_plugin("office_hours.OfficeHours", {"from": 1, "until": 2, "network": "10.0.0.0/8"})
     assert type(made).__name__ == "OfficeHours"

@@ -1,4 +1,4 @@
-"""Who is there. spec: client-server-api#presence"""
+"""Presence. spec: client-server-api#presence"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,13 +42,13 @@ def bob(server: TestServer) -> User:
 
 
 def turn(server: TestServer) -> None:
-    """Let happen what is due."""
+    """Run what is due."""
     for _ in range(5):
         server.clock.advance(0)
 
 
 def wait(server: TestServer, seconds: float) -> None:
-    """Time passes, and what is due in it happens."""
+    """Let time pass, and run what is due in it."""
     whole = int(seconds)
     for _ in range(whole):
         server.clock.advance(1)
@@ -68,7 +68,7 @@ def status(user: User, of: User | str) -> Any:
 
 
 def told(answer: Any) -> dict[str, Any]:
-    """Who is how, in the presence section of an answer."""
+    """Presence by user in the presence section of a response."""
     events = answer["presence"]["events"]
     assert all(
         set(event) == {"type", "sender", "content"} and event["type"] == "m.presence"
@@ -82,7 +82,7 @@ def states(answer: Any) -> dict[str, str]:
 
 
 def again(user: User, name: str = "another") -> User:
-    """The same person with another device."""
+    """The same user with another device."""
     body = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": user.user_id},
@@ -93,7 +93,7 @@ def again(user: User, name: str = "another") -> User:
     )
 
 
-def test_who_syncs_is_online_for_those_with_whom_they_share_a_room(
+def test_a_syncing_user_is_online_for_users_who_share_a_room(
     server: TestServer, alice: User, bob: User
 ) -> None:
     carol = server.register("carol")
@@ -110,7 +110,7 @@ def test_who_syncs_is_online_for_those_with_whom_they_share_a_room(
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
 
 
-def test_a_change_wakes_those_who_wait_and_share_a_room(
+def test_a_change_wakes_waiting_users_who_share_a_room(
     server: TestServer, alice: User, bob: User
 ) -> None:
     carol, dave = server.register("carol"), server.register("dave")
@@ -139,23 +139,27 @@ def test_a_change_wakes_those_who_wait_and_share_a_room(
     assert states(sync(alice, waiting[alice].answer.json["next_batch"])) == {}
 
 
-def test_offline_a_while_after_the_last_sync(server: TestServer, alice: User, bob: User) -> None:
+def test_a_user_goes_offline_some_time_after_the_last_sync(
+    server: TestServer, alice: User, bob: User
+) -> None:
     rooms.create(alice, bob)
     sync(bob)
     turn(server)
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 29)
-    sync(bob, set_presence="online")  # it is still there
+    sync(bob, set_presence="online")  # the device is still present
     wait(server, 29)
     assert status(alice, bob)["presence"] == "online"
     wait(server, 2)
     assert status(alice, bob) == {"presence": "offline", "last_active_ago": 60_000}
     answer = sync(alice, since, set_presence="offline")
     assert states(answer) == {bob.user_id: "offline"}
-    assert told(sync(alice, set_presence="offline")) == {}  # of who is not there nothing is said
+    assert (
+        told(sync(alice, set_presence="offline")) == {}
+    )  # a first sync does not list offline users
 
 
-def test_a_long_poll_keeps_one_there(server: TestServer, alice: User, bob: User) -> None:
+def test_a_long_poll_keeps_a_user_online(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     since = sync(bob, filter={"presence": {"types": []}})["next_batch"]
     waiting = poll(bob, since, filter={"presence": {"types": []}}, timeout=200_000)
@@ -166,12 +170,12 @@ def test_a_long_poll_keeps_one_there(server: TestServer, alice: User, bob: User)
         "last_active_ago": 150_000,
         "currently_active": False,
     }
-    waiting.connection.close()  # the client goes away without a word
+    waiting.connection.close()  # the client disconnects
     wait(server, 31)
     assert status(alice, bob)["presence"] == "offline"
 
 
-def test_who_does_nothing_is_unavailable_until_they_do_something(
+def test_an_inactive_user_is_unavailable_until_they_are_active(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id = rooms.create(alice, bob)
@@ -211,9 +215,7 @@ def test_who_does_nothing_is_unavailable_until_they_do_something(
         assert status(alice, bob)["presence"] == "unavailable"
 
 
-def test_of_several_devices_the_most_present_counts(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_the_most_present_device_counts(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     phone = again(bob, "PHONE")
     sync(phone, set_presence="unavailable")
@@ -229,7 +231,7 @@ def test_of_several_devices_the_most_present_counts(
     assert status(alice, bob)["presence"] == "offline"
 
 
-def test_what_was_set_holds_until_another_choice(alice: User, bob: User) -> None:
+def test_a_state_holds_until_the_next_one_is_set(alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     sync(bob)
     put(bob, "unavailable", status_msg="at lunch")
@@ -249,7 +251,7 @@ def test_what_was_set_holds_until_another_choice(alice: User, bob: User) -> None
     assert "status_msg" not in status(alice, bob)
 
 
-def test_sliding_sync_makes_one_present_too(server: TestServer, alice: User, bob: User) -> None:
+def test_sliding_sync_makes_a_user_present_too(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
     ok(bob.post(path))
@@ -262,10 +264,10 @@ def test_sliding_sync_makes_one_present_too(server: TestServer, alice: User, bob
     waiting = bob.start("POST", f"{path}?pos={pos}&timeout=30000&set_presence=offline", {})
     put(alice, "online", status_msg="here")
     turn(server)
-    assert not waiting.done  # it tells of no presence, and so is not woken by it
+    assert not waiting.done  # sliding sync has no presence section, so presence does not wake it
 
 
-def test_a_shared_room_makes_people_known(server: TestServer, alice: User, bob: User) -> None:
+def test_a_new_shared_room_sends_presence(server: TestServer, alice: User, bob: User) -> None:
     room_id = rooms.create(alice)
     sync(bob)
     turn(server)
@@ -277,7 +279,7 @@ def test_a_shared_room_makes_people_known(server: TestServer, alice: User, bob: 
     assert states(sync(bob, bobs))[alice.user_id] == "online"
 
 
-def test_of_whom_one_ignores_nothing_is_told(server: TestServer, alice: User, bob: User) -> None:
+def test_presence_of_ignored_users_is_not_sent(server: TestServer, alice: User, bob: User) -> None:
     rooms.create(alice, bob)
     rooms.keep(alice, "m.ignored_user_list", {"ignored_users": {bob.user_id: {}}})
     since = sync(alice, set_presence="offline")["next_batch"]
@@ -287,7 +289,7 @@ def test_of_whom_one_ignores_nothing_is_told(server: TestServer, alice: User, bo
     assert told(sync(alice, set_presence="offline")) == {}
 
 
-def test_only_who_shares_a_room_may_ask(alice: User, bob: User) -> None:
+def test_only_users_who_share_a_room_may_read_presence(alice: User, bob: User) -> None:
     assert refused(alice.get(f"{V3}/presence/{bob.user_id}/status")) == FORBIDDEN
     assert refused(alice.get(f"{V3}/presence/@nobody:example.org/status")) == FORBIDDEN
     assert status(alice, alice) == {"presence": "offline"}
@@ -318,20 +320,20 @@ def test_bad_input_is_refused(alice: User, bob: User) -> None:
     assert status(alice, alice) == {"presence": "offline"}
 
 
-def test_changes_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
+def test_changes_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, LIMITED)
     alice = server.register("alice")
     put(alice, "online")
     own = f"{V3}/presence/{alice.user_id}/status"
     assert refused(alice.put(own, {"presence": "unavailable"})) == (429, "M_LIMIT_EXCEEDED")
-    sync(alice, set_presence="unavailable")  # one too many in a sync is passed over
+    sync(alice, set_presence="unavailable")  # in a sync, a change beyond the limit is ignored
     assert status(alice, alice)["presence"] == "online"
     wait(server, 10)
     sync(alice, set_presence="unavailable")
     assert status(alice, alice)["presence"] == "unavailable"
 
 
-def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
+def test_presence_survives_a_restart(tmp_path: Path, database: Database) -> None:
     before = TestServer(tmp_path, database, ON)
     alice, bob, carol = (before.register(name) for name in ("alice", "bob", "carol"))
     room_id = rooms.create(alice, bob, carol)
@@ -343,7 +345,7 @@ def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
     before.app.rooms.start()
     wait(
         before, 30
-    )  # long enough to be written, too short for bob to be gone when the server stops
+    )  # long enough to be stored, too short for bob to be offline when the server stops
     later = before.clock.seconds() + 1
     after = TestServer(tmp_path, database, ON, seed=2, now=later)
     after.app.rooms.start()
@@ -365,7 +367,7 @@ def test_a_restart_forgets_nobody(tmp_path: Path, database: Database) -> None:
     assert status(alice, bob)["status_msg"] == "reading"
 
 
-def test_that_the_disk_is_full_is_a_line_of_the_log(server: TestServer, alice: User) -> None:
+def test_a_full_disk_is_logged_in_one_line(server: TestServer, alice: User) -> None:
     write = server.app.database.write
 
     async def refuse(name: str, *work: Any) -> Any:
@@ -382,12 +384,12 @@ def test_that_the_disk_is_full_is_a_line_of_the_log(server: TestServer, alice: U
         each for each in told if each["log_namespace"].startswith("homeserver.services.presence")
     ]
     assert [formatEvent(each) for each in lines] == [
-        "could not write who is there: the disk is full"
+        "presence could not be stored: the disk is full"
     ]
     assert "log_failure" not in lines[0]
 
 
-def test_who_was_there_before_a_restart_is_told_to_be_gone(
+def test_users_who_do_not_return_after_a_restart_go_offline(
     tmp_path: Path, database: Database
 ) -> None:
     before = TestServer(tmp_path, database, ON)
@@ -404,7 +406,7 @@ def test_who_was_there_before_a_restart_is_told_to_be_gone(
     after.app.rooms.start()
     alice.server = bob.server = after
     answer = sync(alice, since, set_presence="offline")
-    assert states(answer) == {}  # that is known
+    assert states(answer) == {}  # the client has that already
     late = sync(alice, set_presence="offline")
     assert states(late) == {bob.user_id: "online"}
     wait(after, 31)
@@ -413,12 +415,12 @@ def test_who_was_there_before_a_restart_is_told_to_be_gone(
     }
     assert states(sync(alice, since, set_presence="offline")) == {
         bob.user_id: "offline"
-    }  # who comes even later
+    }  # a client that comes even later
     assert states(sync(alice, set_presence="offline")) == {}
 
 
 @pytest.mark.parametrize("mode", ["false", "untracked"])
-def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
+def test_presence_can_be_disabled(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n{UNLIMITED}")
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
@@ -434,9 +436,7 @@ def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database, mode:
     )
 
 
-def test_offline_people_are_named_where_that_is_wanted(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_offline_users_are_listed_if_configured(tmp_path: Path, sqlite_database: Database) -> None:
     config = "presence: {enabled: true, include_offline_users_on_sync: true}\n"
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
@@ -453,7 +453,9 @@ def test_offline_people_are_named_where_that_is_wanted(
     assert states(sync(alice, answer["next_batch"])) == {}
 
 
-def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, alice: User) -> None:
+def test_many_changes_are_broadcast_together_and_not_too_often(
+    server: TestServer, alice: User
+) -> None:
     people = [server.register(f"person{number}") for number in range(30)]
     rooms.create(alice, *people)
     sync(alice)
@@ -461,7 +463,7 @@ def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, ali
     since = sync(alice)["next_batch"]
     polls = [
         poll(alice, since) for _ in range(100)
-    ]  # whoever is woken costs something: half a second for a hundred
+    ]  # each woken reader costs something: half a second for a hundred
     put(people[0], "online")
     turn(server)
     assert all(each.done for each in polls)
@@ -474,14 +476,14 @@ def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, ali
     assert not waiting.done
     assert (
         status(alice, people[3])["presence"] == "unavailable"
-    )  # who asks by name is not told old news
+    )  # a request for one user gets the current value
     server.clock.advance(0.1)
     turn(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
     assert len(told(waiting.answer.json)) == 30
 
 
-def test_of_an_account_that_ends_nothing_is_kept(tmp_path: Path, database: Database) -> None:
+def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, ON)
     alice, bob = server.register("alice"), server.register("bob")
     rooms.create(alice, bob)
@@ -509,12 +511,13 @@ def remote(user_id: str, state: State, **more: Any) -> PresenceUpdate:
 
 
 def put_in_room(server: TestServer, user_id: str, like: User) -> None:
-    """Somebody of another server, in the rooms of the other one."""
+    """A remote user, in the rooms of the other one."""
 
     def write(txn: WriteTransaction) -> None:
         columns = "room_nid, membership, event_nid, position, sender"
         txn.execute(
-            f"INSERT INTO memberships (user_id, is_local, {columns}) SELECT ?, 0, {columns} FROM memberships"
+            f"INSERT INTO memberships (user_id, is_local, {columns}) "
+            f"SELECT ?, 0, {columns} FROM memberships"
             " WHERE user_id = ?",
             (user_id, like.user_id),
         )
@@ -522,7 +525,7 @@ def put_in_room(server: TestServer, user_id: str, like: User) -> None:
     Deferred.fromCoroutine(server.app.database.write("test", write))
 
 
-def test_other_servers_hear_of_this_ones_people(server: TestServer, alice: User) -> None:
+def test_other_servers_receive_presence_of_local_users(server: TestServer, alice: User) -> None:
     heard: list[Sequence[PresenceUpdate]] = []
     server.app.rooms.presence.subscribe(heard.append)
     put(alice, "online", status_msg="here")
@@ -531,7 +534,7 @@ def test_other_servers_hear_of_this_ones_people(server: TestServer, alice: User)
 
 
 @pytest.mark.parametrize("mode", ["true", "untracked"])
-def test_other_servers_users(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
+def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
     presence = server.app.rooms.presence
@@ -574,7 +577,7 @@ def test_other_servers_users(tmp_path: Path, sqlite_database: Database, mode: st
     assert status(alice, zoe)["presence"] == "offline"
 
 
-def test_the_words_of_a_shadow_banned_user_go_nowhere(server: TestServer, alice: User) -> None:
+def test_the_status_of_a_shadow_banned_user_is_not_sent(server: TestServer, alice: User) -> None:
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))
     put(alice, "unavailable", status_msg="buy this")
     shown = alice.get(f"/_matrix/client/v3/presence/{alice.user_id}/status").json

@@ -1,5 +1,5 @@
-"""The law of presence: who was told of every change knows who is there as somebody does who comes
-anew."""
+"""The law of presence: a client that received every change knows the same as a client that starts
+now."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ actions = st.lists(
 
 
 class Town:
-    """The server, its people, two rooms, and two clients that only ever hear of changes."""
+    """The server, its users, two rooms, and two clients that only receive changes."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
@@ -105,7 +105,7 @@ class Town:
 
 
 def told(answer: Any) -> dict[str, Any]:
-    """How people are, without what time changes."""
+    """Presence by user, without values that change with time."""
     return {
         event["sender"]: "offline"
         if event["content"]["presence"] == "offline"
@@ -123,8 +123,8 @@ def shares_room(one: User, other: User) -> bool:
 @given(todo=actions)
 @example(
     [("sync", 0, 0), ("put", 0, 0), ("look", 0, 0), ("restart", 0, 0)]
-)  # written, but not told before the restart
-def test_who_was_told_of_all_changes_knows_who_is_there(
+)  # stored, but not broadcast before the restart
+def test_a_client_that_received_all_changes_knows_the_presence(
     tmp_path_factory: pytest.TempPathFactory,
     sqlite_template: Path,
     todo: list[tuple[str, int, int]],

@@ -1,4 +1,4 @@
-"""Who may see profiles, as the operator says."""
+"""Access to profiles by the operator's settings."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from tests.helpers.talk import V3, create, join, leave, ok, refused
 MISSING_TOKEN = (401, "M_MISSING_TOKEN")
 
 
-def test_by_default_all_may_look(server: TestServer) -> None:
+def test_by_default_everybody_may_read_profiles(server: TestServer) -> None:
     server.register("alice")
     ok(server.get(f"{V3}/profile/@alice:example.org"))
 
 
-def test_an_account_may_be_needed(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_account_may_be_required(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "require_auth_for_profile_requests: true\n")
     alice, bob = server.register("alice"), server.register("bob")
     ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alisa"}))
@@ -23,7 +23,7 @@ def test_an_account_may_be_needed(tmp_path: Path, sqlite_database: Database) -> 
         assert ok(bob.get(path)) == {"displayname": "Alisa"}
 
 
-def test_a_room_in_common_may_be_needed(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_common_room_may_be_required(tmp_path: Path, sqlite_database: Database) -> None:
     config = "limit_profile_requests_to_users_who_share_rooms: true\n"
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob = server.register("alice"), server.register("bob")
@@ -38,7 +38,7 @@ def test_a_room_in_common_may_be_needed(tmp_path: Path, sqlite_database: Databas
     assert refused(bob.get(path)) == (403, "M_FORBIDDEN")
 
 
-def test_a_guest_changes_nothing_of_the_profile_but_the_name(server: TestServer) -> None:
+def test_a_guest_may_change_only_the_display_name(server: TestServer) -> None:
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
     ok(guest.put(f"{V3}/profile/{guest.user_id}/displayname", {"displayname": "G"}))
     for field in ("avatar_url", "m.tz"):

@@ -1,5 +1,7 @@
-"""A changed name reaches every room, also if the server stops in between. spec:
-client-server-api#events-on-change-of-profile-information"""
+"""A changed name reaches every room, even if the server stops in between.
+
+spec: client-server-api#events-on-change-of-profile-information
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,7 @@ ROOMS = 5
 
 
 class Crash(Exception):
-    """Simulates the end of the process."""
+    """Stands for the end of the process."""
 
 
 def rename(user: User, name: str) -> None:
@@ -31,7 +33,7 @@ def names_of(user: User, rooms: list[str]) -> list[str]:
 
 
 def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) -> list[RoomID]:
-    """Make sending fail after this many events; return where it was tried."""
+    """Let sending fail after a number of events; return the attempts."""
     tried: list[RoomID] = []
     send = RoomEngine.send
 
@@ -45,14 +47,14 @@ def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) 
     return tried
 
 
-def test_a_changed_name_is_sent_to_all_rooms(server: TestServer) -> None:
+def test_a_name_reaches_all_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(ROOMS)]
     rename(alice, "Alice of the hills")
     assert names_of(alice, rooms) == ["Alice of the hills"] * ROOMS
 
 
-def test_a_concurrent_leave_is_not_undone(server: TestServer) -> None:
+def test_a_user_who_is_leaving_does_not_rejoin(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     join(alice, room_id)
@@ -86,11 +88,11 @@ def test_a_restart_continues_with_the_remaining_rooms(
     before = restarted.app.database.streams.current()
     restarted.app.rooms.start()
     assert names_of(alice, rooms) == ["later"] * ROOMS
-    # rooms that had the name were left alone: one event, and the removal of the task, no more
+    # rooms with the new name were skipped: one event, and the end of the queue entry
     assert restarted.app.database.streams.current() - before <= 3 * 2
 
 
-def test_a_failure_of_one_user_does_not_block_others(
+def test_a_user_whose_propagation_fails_does_not_block_others(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_jobs(server)
@@ -101,10 +103,12 @@ def test_a_failure_of_one_user_does_not_block_others(
         rename(alice, "new alice")
     rename(bob, "new bob")
     assert names_of(bob, of_bob) == ["new bob"]
-    assert names_of(alice, of_alice) == ["new alice"]  # the failed room was tried as well
+    assert names_of(alice, of_alice) == ["new alice"]  # and the failed one was retried with it
 
 
-def test_failed_rooms_are_retried(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_propagation_is_retried(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin_jobs(server)
     alice = server.register("alice")
     rooms = [create(alice)]

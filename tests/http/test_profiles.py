@@ -1,4 +1,4 @@
-"""Profiles: who may read and change what."""
+"""Profiles: read and change them."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def alice(server: AccountsServer) -> User:
 
 def test_fields_are_set_read_and_removed(server: AccountsServer, alice: User) -> None:
     assert server.request("GET", ALICE).json == {"displayname": "alice"}, (
-        "the local part, until it is changed"
+        "the localpart, until it is changed"
     )
     assert alice.put(f"{ALICE}/displayname", {"displayname": "Alice"}).json == {}
     assert alice.put(f"{ALICE}/avatar_url", {"avatar_url": "mxc://example.org/a"}).json == {}
@@ -85,14 +85,14 @@ def test_unknown_users_have_no_profile(server: AccountsServer) -> None:
         ("org.example.big", {"org.example.big": "x" * 65536}, 400, "M_PROFILE_TOO_LARGE"),
     ],
 )
-def test_values_that_are_refused(
+def test_invalid_values_are_refused(
     alice: User, field: str, body: object, status: int, errcode: str
 ) -> None:
     answer = alice.put(f"{ALICE}/{field}", body)
     assert (answer.status, answer.errcode) == (status, errcode)
 
 
-def test_the_whole_profile_is_bounded(server: AccountsServer, alice: User) -> None:
+def test_the_size_of_a_profile_is_bounded(server: AccountsServer, alice: User) -> None:
     for number in range(6):
         assert (
             alice.put(
@@ -104,7 +104,7 @@ def test_the_whole_profile_is_bounded(server: AccountsServer, alice: User) -> No
         alice.put(f"{ALICE}/org.example.last", {"org.example.last": "x" * 10_000}).errcode
         == "M_PROFILE_TOO_LARGE"
     )
-    # A field that takes the place of a bigger one fits.
+    # a field that replaces a larger one fits
     assert alice.put(f"{ALICE}/org.example.f0", {"org.example.f0": "y" * 10_000}).status == 200
     assert len(server.request("GET", ALICE).body) < 65536
 
@@ -124,7 +124,7 @@ def test_broken_json_is_refused(server: AccountsServer, alice: User) -> None:
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
 
 
-def test_others_may_not_change_it(server: AccountsServer, alice: User) -> None:
+def test_other_users_may_not_change_it(server: AccountsServer, alice: User) -> None:
     bob = server.register("bob")
     assert bob.put(f"{ALICE}/displayname", {"displayname": "Malice"}).errcode == "M_FORBIDDEN"
     assert bob.delete(f"{ALICE}/displayname").errcode == "M_FORBIDDEN"
@@ -135,7 +135,7 @@ def test_others_may_not_change_it(server: AccountsServer, alice: User) -> None:
     assert alice.is_signed_in()
 
 
-def test_fields_that_the_institution_sets(sqlite_database: Database) -> None:
+def test_fields_that_users_cannot_change(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, fixed_profile_fields=frozenset({"displayname"}))
     alice = server.register()
     assert alice.put(f"{ALICE}/displayname", {"displayname": "x"}).errcode == "M_FORBIDDEN"
@@ -145,7 +145,7 @@ def test_fields_that_the_institution_sets(sqlite_database: Database) -> None:
     assert told["m.set_avatar_url"] == {"enabled": True}
 
 
-async def test_rooms_are_told_of_what_they_show(server: AccountsServer, alice: User) -> None:
+async def test_rooms_get_changed_names_and_avatars(server: AccountsServer, alice: User) -> None:
     alice.put(f"{ALICE}/m.tz", {"m.tz": "UTC"})
     assert server.propagation.woken == []
     alice.put(f"{ALICE}/displayname", {"displayname": "Alice"})
@@ -155,7 +155,7 @@ async def test_rooms_are_told_of_what_they_show(server: AccountsServer, alice: U
     alice.delete(f"{ALICE}/displayname")
     assert server.propagation.woken == [alice.id] * 2
 
-    # The note of the first change does not count as done for the second.
+    # the first change being done does not complete the second one
     remove = server.profile_store.remove_propagation
     assert not await server.database.write("t", remove, alice.id, first[alice.id])
     second = await server.profile_store.get_propagations(10)

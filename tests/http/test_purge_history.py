@@ -1,4 +1,4 @@
-"""Administrators purge the history of rooms; rooms that nobody remembers lose theirs."""
+"""Administrators purge the history of rooms; forgotten rooms are purged automatically."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def begin(root: User, room_id: str, **body: Any) -> str:
     return str(ok(root.post(f"{PURGE}/{room_id}", body))["purge_id"])
 
 
-def test_what_was_said_before_a_time(server: TestServer, alice: User, root: User) -> None:
+def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     old = say(alice, room_id, "one")
     server.clock.advance(60)
@@ -90,7 +90,7 @@ def test_what_was_said_before_a_time(server: TestServer, alice: User, root: User
     assert ok(root.get(RECORD)) == {"purged": [day]}
 
 
-def test_what_stands_above_an_event(server: TestServer, alice: User, root: User) -> None:
+def test_messages_above_an_event(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     for text in ("one", "two"):
         say(alice, room_id, text)
@@ -104,7 +104,7 @@ def test_what_stands_above_an_event(server: TestServer, alice: User, root: User)
     assert len(ok(alice.get(room_path(room_id, "state")))) == 6
 
 
-def test_the_newest_message_stays_and_so_does_what_our_users_said(
+def test_the_newest_message_and_messages_of_local_users_stay(
     server: TestServer, alice: User, root: User
 ) -> None:
     room_id = create(alice)
@@ -121,7 +121,7 @@ def test_the_newest_message_stays_and_so_does_what_our_users_said(
     assert everything_said(alice, room_id) == ["two", "three"]
 
 
-def test_refusals(server: TestServer, alice: User, root: User) -> None:
+def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
     room_id, other = create(alice), create(alice)
     event_id = say(alice, other, "elsewhere")
     assert refused(root.post(f"{PURGE}/{room_id}", {})) == (400, "M_BAD_JSON")
@@ -151,7 +151,7 @@ def test_refusals(server: TestServer, alice: User, root: User) -> None:
     begin(root, room_id, purge_up_to_ts=1)
 
 
-def test_what_stands_above_an_event_needs_no_body(
+def test_messages_above_an_event_in_the_path_need_no_body(
     server: TestServer, alice: User, root: User
 ) -> None:
     room_id = create(alice)
@@ -161,7 +161,7 @@ def test_what_stands_above_an_event_needs_no_body(
     assert status(root, ok(answer)["purge_id"]) == {"status": "active", "messages": 0}
 
 
-def test_the_record_is_told_page_by_page(server: TestServer, alice: User, root: User) -> None:
+def test_the_record_is_paged(server: TestServer, alice: User, root: User) -> None:
     rooms = [create(alice) for _ in range(3)]
     for room_id in rooms:
         for text in ("one", "two"):
@@ -177,7 +177,7 @@ def test_the_record_is_told_page_by_page(server: TestServer, alice: User, root: 
     assert ok(root.get(f"{RECORD}?limit=1{token}")) == {"purged": []}
 
 
-def test_a_restart_goes_on_with_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
     alice, root = server.register("alice"), make_root(server)
     room_id = create(alice)
@@ -200,7 +200,7 @@ def vars_of(user: User) -> dict[str, str]:
     return {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
 
 
-def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: User) -> None:
+def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User) -> None:
     room_id, kept = create(alice), create(alice)
     bob = server.register("bob")
     for each in (room_id, kept):
@@ -224,7 +224,7 @@ def test_a_room_that_nobody_remembers(server: TestServer, alice: User, root: Use
 
 
 def begin_forgotten(server: TestServer) -> None:
-    """Look at rooms, and again when those that nobody remembers are to be purged."""
+    """Check rooms, and again when forgotten ones are due."""
     forgotten = server.app.retention.forgotten
     assert forgotten is not None
     for seconds in (0, 28 * DAY):
@@ -237,7 +237,7 @@ def leave_for_good(user: User, room_id: str) -> None:
     ok(membership(user, room_id, "forget"))
 
 
-def test_what_is_said_in_a_room_that_is_remembered_again_stays(
+def test_messages_in_a_room_that_a_user_rejoins_stay(
     server: TestServer, alice: User, root: User
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -254,7 +254,7 @@ def test_what_is_said_in_a_room_that_is_remembered_again_stays(
     work(server)
     assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 10
     assert everything_said(alice, room_id)[-2:] == ["new", "newer"]
-    # forgotten once more, it is purged once more
+    # forgotten again, it is purged again
     leave_for_good(alice, room_id)
     begin_forgotten(server)
     work(server)
@@ -262,7 +262,7 @@ def test_what_is_said_in_a_room_that_is_remembered_again_stays(
 
 
 @pytest.mark.parametrize("by_event", [False, True])
-def test_what_is_said_while_a_purge_goes_on_stays(
+def test_messages_sent_during_a_purge_stay(
     server: TestServer, alice: User, root: User, by_event: bool
 ) -> None:
     room_id, other = create(alice), create(alice)
@@ -283,7 +283,7 @@ def test_what_is_said_while_a_purge_goes_on_stays(
     assert everything_said(alice, room_id) == ["limit", *said]
 
 
-def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
     alice, root = server.register("alice"), make_root(server)
     rooms = [create(alice) for _ in range(3)]
@@ -304,7 +304,7 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConf
     failed, damaged, whole = (status(root, purge_id) for purge_id in purges)
     assert failed == {
         "status": "failed",
-        "error": "The server failed; its log says more",
+        "error": "An internal error: see the server's log",
         "messages": 0,
     }
     assert damaged == {"status": "complete", "messages": 1}
@@ -312,7 +312,7 @@ def test_what_cannot_be_read_holds_up_nothing(tmp_path: Path, sqlite: SQLiteConf
 
 
 @pytest.mark.parametrize("last", ["redaction", "reaction", "edit", "topic", "purged"])
-def test_the_newest_message_is_one_that_people_see(
+def test_the_newest_message_is_a_visible_one(
     server: TestServer, alice: User, root: User, last: str
 ) -> None:
     room_id = create(alice)
@@ -346,7 +346,7 @@ def test_the_newest_message_is_one_that_people_see(
     assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])
 
 
-def test_what_belongs_to_the_newest_message_stays(
+def test_events_related_to_the_newest_message_stay(
     server: TestServer, alice: User, root: User
 ) -> None:
     room_id = create(alice)
@@ -369,7 +369,7 @@ def test_what_belongs_to_the_newest_message_stays(
 
 
 @pytest.mark.parametrize("with_own", [True, False])
-def test_redactions_of_what_stays_stay(
+def test_redactions_of_remaining_events_stay(
     server: TestServer, alice: User, root: User, with_own: bool
 ) -> None:
     room_id = create(alice)

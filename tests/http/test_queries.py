@@ -1,5 +1,4 @@
-"""A query is read in one go where nothing in it is unusual, else field by field: what comes of it
-is the same."""
+"""Fast and slow parsing of query strings give the same arguments."""
 
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.parameters import MAX_REMEMBERED, REMEMBERED, bind, find_fields
+from homeserver.http.parameters import CACHED_FIELDS, MAX_CACHED_FIELD, bind, find_fields
 
 
 @endpoint("GET", "/read", auth=Auth.USER)
@@ -23,7 +22,7 @@ async def get_read(
     mode: Literal["a", "b"] | None = None,
     user: UserID | None = None,
 ) -> Any:
-    """Reads what usual queries have in them."""
+    """Declare the parameters of typical queries."""
 
 
 READER = bind(get_read.__dict__["__endpoint__"]).query
@@ -73,13 +72,13 @@ def outcome(read: Any) -> dict[str, object] | str:
 @example(b"sin%63e=1&since=2")
 @example(b"since=a%26timeout%3Dmany+b&%74imeout=%31")
 @example(b"since=1" + b"&" * 200)
-def test_a_query_that_is_read_in_one_go_is_what_its_fields_are(query: bytes) -> None:
-    for _ in range(2):  # what was read before is not read otherwise
-        in_one_go = outcome(lambda arguments: READER.read(query, arguments))
-    assert in_one_go == outcome(lambda arguments: READER.read_fields(find_fields(query), arguments))
+def test_fast_and_slow_parsing_agree(query: bytes) -> None:
+    for _ in range(2):  # the second time from the cache
+        fast = outcome(lambda arguments: READER.read(query, arguments))
+    assert fast == outcome(lambda arguments: READER.read_fields(find_fields(query), arguments))
 
 
-def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over() -> None:
+def test_the_first_value_counts_and_unknown_fields_are_ignored() -> None:
     query = b"other=1&timeout=30000&since=a=b&timeout=many&user=@a:b&full=true"
     assert outcome(lambda arguments: READER.read(query, arguments)) == {
         "timeout": 30000,
@@ -89,15 +88,15 @@ def test_the_first_of_each_name_counts_and_what_nobody_asks_for_is_passed_over()
     }
 
 
-def test_what_comes_again_is_remembered_and_what_differs_each_time_is_not() -> None:
+def test_repeated_fields_are_cached_and_changing_ones_are_not() -> None:
     reader = bind(get_read.__dict__["__endpoint__"]).query
-    for number in range(3 * REMEMBERED):
+    for number in range(3 * CACHED_FIELDS):
         reader.read(
             f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {}
         )
-    assert set(reader._known) == {"timeout=30000", "full=true", "mode=a"}
-    for number in range(3 * REMEMBERED):
+    assert set(reader._cached) == {"timeout=30000", "full=true", "mode=a"}
+    for number in range(3 * CACHED_FIELDS):
         reader.read(f"since=%20{number}".encode(), {})
-        assert len(reader._known) <= REMEMBERED
-    reader.read(b"since=%20" + b"a" * MAX_REMEMBERED, {})
-    assert not any(len(each) > MAX_REMEMBERED for each in reader._known)
+        assert len(reader._cached) <= CACHED_FIELDS
+    reader.read(b"since=%20" + b"a" * MAX_CACHED_FIELD, {})
+    assert not any(len(each) > MAX_CACHED_FIELD for each in reader._cached)

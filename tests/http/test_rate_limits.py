@@ -1,4 +1,4 @@
-"""Who is slowed down, when, and for how long."""
+"""Rate limits: which requests are refused, and for how long."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def _limited() -> Client:
     return client_for([endpoints], {Bell: Bell()}, tokens=TOKENS, rates=rates)
 
 
-def test_a_burst_is_let_through_and_then_a_steady_rate() -> None:
+def test_a_burst_is_allowed_and_then_a_steady_rate() -> None:
     client = _limited()
     assert [client.request("POST", LOGIN).status for _ in range(3)] == [200, 200, 429]
     refused = client.request("POST", LOGIN)
@@ -45,8 +45,8 @@ def test_a_burst_is_let_through_and_then_a_steady_rate() -> None:
 
 @pytest.mark.parametrize("began", [0, 1_789_012_345.678901])
 @pytest.mark.parametrize("per_second", [0.003, 0.7, 1000, 65_536])
-def test_whoever_waits_as_told_is_let_in(began: float, per_second: float) -> None:
-    """Times since 1970 are known to a fourth of a microsecond."""
+def test_a_client_that_waits_for_retry_after_is_admitted(began: float, per_second: float) -> None:
+    """Times since 1970 are exact to a quarter of a microsecond."""
     clock = Clock()
     clock.advance(began)
     limiter = RateLimiter(clock, {Limit.LOGIN: Rate(per_second, 5)})
@@ -61,7 +61,7 @@ def test_whoever_waits_as_told_is_let_in(began: float, per_second: float) -> Non
     assert refused > 50
 
 
-def test_addresses_and_users_count_apart() -> None:
+def test_addresses_and_users_count_separately() -> None:
     client = _limited()
     assert [client.request("POST", LOGIN, ip="10.0.0.1").status for _ in range(3)] == [
         200,
@@ -78,7 +78,7 @@ def test_addresses_and_users_count_apart() -> None:
     assert client.request("POST", MESSAGE, token="bob").status == 200
 
 
-def test_one_subscriber_of_ipv6_is_one() -> None:
+def test_ipv6_addresses_count_by_their_64() -> None:
     client = _limited()
     assert [client.request("POST", LOGIN, ip=f"2001:db8::{n}").status for n in (1, 2, 3)] == [
         200,
@@ -89,12 +89,12 @@ def test_one_subscriber_of_ipv6_is_one() -> None:
     assert address_key("192.0.2.1") == "192.0.2.1"
 
 
-def test_some_are_exempt() -> None:
+def test_exempt_users_are_not_limited() -> None:
     client = _limited()
     assert {client.request("POST", MESSAGE, token="free").status for _ in range(10)} == {200}
 
 
-def test_what_may_always_be_made_once_makes_the_next_wait_for_all_of_it() -> None:
+def test_a_large_action_is_allowed_and_delays_the_next() -> None:
     clock = Clock()
     limiter = RateLimiter(clock, {Limit.CLAIMED_BY_USER: Rate(2, 10)})
     limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 3)
@@ -108,7 +108,7 @@ def test_what_may_always_be_made_once_makes_the_next_wait_for_all_of_it() -> Non
     limiter.check_then_count(Limit.CLAIMED_BY_USER, "b", 1)
 
 
-def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
+def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:
     limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 1)})
     for _ in range(5):
         limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
@@ -124,7 +124,7 @@ def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
     [Forbidden(), RemoteError("south.example", "away", retryable=True), CancelledError()],
     ids=repr,
 )
-def test_what_fails_in_the_end_does_not_count(failure: Exception) -> None:
+def test_failed_actions_are_refunded(failure: Exception) -> None:
     limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
     for _ in range(5):
         with pytest.raises(type(failure)), limiter.counting(Limit.JOIN_ROOM, "!r"):
@@ -136,7 +136,7 @@ def test_what_fails_in_the_end_does_not_count(failure: Exception) -> None:
         limiter.check(Limit.JOIN_ROOM, "!r")
 
 
-def test_where_failures_count_so_does_what_is_under_way() -> None:
+def test_concurrent_attempts_count_where_failures_count() -> None:
     limiter = RateLimiter(Clock(), {Limit.FALSE_PROMISE: Rate(0.1, 2)})
     for _ in range(5):
         with limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
@@ -151,7 +151,7 @@ def test_where_failures_count_so_does_what_is_under_way() -> None:
         limiter.check(Limit.FALSE_PROMISE, "a")
 
 
-def test_an_attempt_counts_until_it_is_known_not_to_have_failed() -> None:
+def test_an_attempt_counts_until_it_ends_without_failure() -> None:
     limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 2), Limit.LOGIN: Rate(0.1, 10)})
     both = [Counted(Limit.LOGIN_FAILED, "a", 2.0), Counted(Limit.LOGIN, "b", 10.0)]
     for _ in range(5):
@@ -162,21 +162,21 @@ def test_an_attempt_counts_until_it_is_known_not_to_have_failed() -> None:
     limiter.check(Limit.LOGIN, "b", cost=1.0)
     with pytest.raises(LimitExceeded), limiter.attempting(both):
         pass
-    limiter.check_only(Limit.LOGIN_FAILED, "a")  # nothing was counted where not all could be
+    limiter.check_only(Limit.LOGIN_FAILED, "a")  # nothing was counted if one bucket refused
     with limiter.attempting(both[:1]) as attempt:
         attempt.fail()
     with pytest.raises(LimitExceeded):
         limiter.check_only(Limit.LOGIN_FAILED, "a")
 
 
-def test_a_rate_of_ones_own_replaces_the_usual_one() -> None:
+def test_a_given_rate_replaces_the_configured_one() -> None:
     limiter = RateLimiter(Clock(), {})
     limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
     with pytest.raises(LimitExceeded):
         limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
 
 
-def test_memory_is_bounded_and_the_emptiest_buckets_are_kept() -> None:
+def test_the_number_of_buckets_is_bounded_and_the_emptiest_are_kept() -> None:
     clock = Clock()
     limiter = RateLimiter(clock, {Limit.LOGIN: Rate(0.1, 2)}, max_buckets=100)
     limiter.check(Limit.LOGIN, "attacker")
@@ -188,7 +188,7 @@ def test_memory_is_bounded_and_the_emptiest_buckets_are_kept() -> None:
         limiter.check(Limit.LOGIN, "attacker")
 
 
-def test_full_buckets_are_forgotten() -> None:
+def test_full_buckets_are_evicted() -> None:
     clock = Clock()
     limiter = RateLimiter(clock, {Limit.LOGIN: Rate(1, 2)}, max_buckets=10)
     for number in range(10):
@@ -199,7 +199,7 @@ def test_full_buckets_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("per_second", "burst_count"), [(0, 1), (-1, 1), (1, 0)])
-def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> None:
+def test_a_rate_of_zero_is_refused(per_second: float, burst_count: float) -> None:
     with pytest.raises(ValueError, match="rate limit needs"):
         Rate(per_second, burst_count)
 
@@ -228,7 +228,7 @@ def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> 
         ("rc_forget", "POST", "/_matrix/client/v3/rooms/{left}/forget"),
     ],
 )
-def test_what_a_user_may_do_so_often(
+def test_endpoints_are_limited(
     tmp_path: Path, sqlite_database: Database, name: str, method: str, path: str
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, f"{name}: {{per_second: 0.1, burst_count: 2}}\n")
@@ -243,7 +243,7 @@ def test_what_a_user_may_do_so_often(
     assert statuses == [200, 200, 429]
 
 
-def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Database) -> None:
+def test_changes_of_push_rules_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
         tmp_path, sqlite_database, "rc_account_data: {per_second: 0.1, burst_count: 4}\n"
     )
@@ -260,7 +260,7 @@ def test_so_often_a_user_changes_push_rules(tmp_path: Path, sqlite_database: Dat
     ] * 4 + [429]
 
 
-def test_so_often_a_user_changes_what_all_are_told_of_their_devices(
+def test_device_changes_that_are_broadcast_are_limited(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -287,14 +287,17 @@ def test_so_often_a_user_changes_what_all_are_told_of_their_devices(
     assert [alice.start(*change).answer.status for change in changes] == [200] * 6
     assert [alice.start(*change).answer.status for change in changes] == [429] * 6
     assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}, (
-        "nobody is told of these"
+        "one-time keys are not broadcast"
     )
 
 
-def test_who_kicks_bans_and_leaves_is_not_held_up_by_what_they_say(
+def test_membership_changes_and_messages_count_separately(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    limits = "rc_memberships: {per_second: 0.1, burst_count: 1}\nrc_message: {per_second: 0.1, burst_count: 1}\n"
+    limits = (
+        "rc_memberships: {per_second: 0.1, burst_count: 1}\n"
+        "rc_message: {per_second: 0.1, burst_count: 1}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, limits)
     alice, bob = server.register("alice"), server.register("bob")
     room = create(alice)

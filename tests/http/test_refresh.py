@@ -1,5 +1,4 @@
-"""Renewing the tokens of a session with `/refresh`: what answers that got lost, tabs that ask at
-once, and thieves get.
+"""Refresh of tokens: lost responses, concurrent tabs, and stolen refresh tokens.
 
 spec: client-server-api#refreshing-access-tokens, client-server-api#soft-logout
 """
@@ -27,9 +26,9 @@ BRIEF = Lifetimes(refreshable_access_token=600_000, refresh_token=3600 * 1000)
 
 @pytest.fixture
 def server(database: Database) -> AccountsServer:
-    made = AccountsServer(database, lifetimes=BRIEF)
-    made.register("alice", device_id="DESK")
-    return made
+    server = AccountsServer(database, lifetimes=BRIEF)
+    server.register("alice", device_id="DESK")
+    return server
 
 
 def begin(server: AccountsServer) -> Any:
@@ -48,7 +47,7 @@ def works(server: AccountsServer, tokens: Any) -> bool:
     return use(server, tokens).status == 200
 
 
-def is_softly_refused(answer: Answer) -> bool:
+def is_refused_with_soft_logout(answer: Answer) -> bool:
     return (answer.status, answer.errcode, answer.json.get("soft_logout")) == (
         401,
         "M_UNKNOWN_TOKEN",
@@ -67,37 +66,39 @@ def has_device(server: AccountsServer) -> bool:
 
 
 @pytest.mark.parametrize("uses", ["access_token", "refresh_token"])
-def test_the_old_token_is_good_until_a_new_one_is_used(server: AccountsServer, uses: str) -> None:
+def test_the_old_pair_is_valid_until_a_new_token_is_used(server: AccountsServer, uses: str) -> None:
     first = begin(server)
-    for _ in range(3):  # the answers get lost
+    for _ in range(3):  # the responses are lost
         second = refresh(server, first).json
         assert works(server, first)
     if uses == "access_token":
         assert works(server, second)
     else:
         assert refresh(server, second).status == 200
-    assert is_softly_refused(use(server, first))
-    assert is_softly_refused(refresh(server, first))
+    assert is_refused_with_soft_logout(use(server, first))
+    assert is_refused_with_soft_logout(refresh(server, first))
     assert has_device(server)
 
 
-async def test_two_tabs_that_refresh_at_once_both_go_on(server: AccountsServer) -> None:
+async def test_two_tabs_that_refresh_concurrently_both_continue(server: AccountsServer) -> None:
     first = begin(server)
     one, two = refresh(server, first).json, refresh(server, first).json
     assert works(server, one)
     assert works(server, two)
     for _ in range(3):
         server.clock.advance(601)
-        assert is_softly_refused(use(server, one))
+        assert is_refused_with_soft_logout(use(server, one))
         one, two = refresh(server, one).json, refresh(server, two).json
         assert (works(server, two), works(server, one)) == (True, True)
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
-async def test_tabs_at_two_nodes(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_tabs_can_refresh_on_different_nodes(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     here, there = (AccountsServer(open_inline(database_config), lifetimes=BRIEF) for _ in range(2))
     for _ in range(100):
-        there.secret_text.access_token()  # nodes of tests make the same texts one after the other
+        there.secret_text.access_token()  # test nodes generate the same sequence of tokens
     here.register("alice", device_id="DESK")
     first = begin(here)
     await there.database.catch_up()
@@ -110,56 +111,56 @@ async def test_tabs_at_two_nodes(database_config: SQLiteConfig | PostgresConfig)
         await node.database.catch_up()
         assert works(node, one)
         assert works(node, two)
-        assert is_softly_refused(use(node, first))
-        assert is_softly_refused(refresh(node, first))
+        assert is_refused_with_soft_logout(use(node, first))
+        assert is_refused_with_soft_logout(refresh(node, first))
     for node in (here, there):
         node.clock.advance(GRACE_MS / 1000 + 1)
-    assert is_softly_refused(refresh(there, first))
+    assert is_refused_with_soft_logout(refresh(there, first))
     for node in (here, there):
         await node.database.catch_up()
-        assert is_softly_refused(use(node, one))
-        assert is_softly_refused(refresh(node, two))
+        assert is_refused_with_soft_logout(use(node, one))
+        assert is_refused_with_soft_logout(refresh(node, two))
 
 
-async def test_a_tab_that_comes_a_moment_too_late_ends_nothing(server: AccountsServer) -> None:
+async def test_a_late_refresh_within_the_grace_period_ends_nothing(server: AccountsServer) -> None:
     first = begin(server)
     second = refresh(server, first).json
     assert works(server, second)
     server.clock.advance(GRACE_MS / 1000 - 1)
-    assert is_softly_refused(refresh(server, first))
+    assert is_refused_with_soft_logout(refresh(server, first))
     assert works(server, second)
     assert refresh(server, second).status == 200
     assert has_device(server)
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
-async def test_a_pair_instead_of_which_another_was_used_is_no_theft(server: AccountsServer) -> None:
+async def test_an_unused_competing_pair_is_not_a_theft(server: AccountsServer) -> None:
     first = begin(server)
-    asleep, second = refresh(server, first).json, refresh(server, first).json
+    unused, second = refresh(server, first).json, refresh(server, first).json
     assert works(server, second)
     server.clock.advance(GRACE_MS / 1000 + 1)
     for _ in range(3):
-        assert is_softly_refused(use(server, asleep))
-        assert is_softly_refused(refresh(server, asleep))
+        assert is_refused_with_soft_logout(use(server, unused))
+        assert is_refused_with_soft_logout(refresh(server, unused))
         second = refresh(server, second).json
         assert works(server, second)
         server.clock.advance(301)
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
-def test_a_pair_that_was_put_by_is_good_no_more(server: AccountsServer) -> None:
+def test_a_retired_pair_is_refused(server: AccountsServer) -> None:
     first = begin(server)
-    put_by = refresh(server, first).json
+    retired = refresh(server, first).json
     server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
     second = refresh(server, first).json
     assert works(server, second)
-    assert is_softly_refused(use(server, put_by))
-    assert is_softly_refused(refresh(server, put_by))
+    assert is_refused_with_soft_logout(use(server, retired))
+    assert is_refused_with_soft_logout(refresh(server, retired))
     assert works(server, second)
 
 
 @pytest.mark.parametrize("uses", ["access_token", "refresh_token"])
-async def test_a_token_that_was_stolen_ends_the_session_and_not_the_device(
+async def test_a_reused_refresh_token_ends_the_session_but_keeps_the_device(
     server: AccountsServer, uses: str
 ) -> None:
     first = begin(server)
@@ -168,72 +169,74 @@ async def test_a_token_that_was_stolen_ends_the_session_and_not_the_device(
         second = refresh(server, second).json
     assert works(server, second)
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert is_softly_refused(refresh(server, first, ip="10.0.0.66"))
-    assert is_softly_refused(use(server, second))
-    assert is_softly_refused(refresh(server, second))
-    assert is_softly_refused(refresh(server, first, ip="10.0.0.66"))
+    assert is_refused_with_soft_logout(refresh(server, first, ip="10.0.0.66"))
+    assert is_refused_with_soft_logout(use(server, second))
+    assert is_refused_with_soft_logout(refresh(server, second))
+    assert is_refused_with_soft_logout(refresh(server, first, ip="10.0.0.66"))
     found = await events(server)
     assert found[0] == ("token_reused", "10.0.0.66", "PHONE")
     assert [event for event, _, _ in found].count("token_reused") == 1
     assert has_device(server)
-    assert works(server, begin(server))  # whoever has the password goes on with the device
+    assert works(server, begin(server))  # the owner of the password continues with the device
     assert [event for event, _, _ in await events(server)].count("session_ended") == 0
 
 
-async def test_a_thief_hides_behind_no_exchange_of_his(server: AccountsServer) -> None:
-    """He has renewed before the owner, and at once renewed what he was given."""
+async def test_a_thief_cannot_hide_by_refreshing_twice(server: AccountsServer) -> None:
+    """The thief refreshes before the owner, and refreshes the new token at once."""
     first = begin(server)
     stolen = refresh(server, first, ip="10.0.0.66").json
     assert works(server, stolen)
-    hidden = refresh(server, stolen, ip="10.0.0.66").json
+    refreshed_again = refresh(server, stolen, ip="10.0.0.66").json
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert is_softly_refused(refresh(server, first))
+    assert is_refused_with_soft_logout(refresh(server, first))
     assert (await events(server))[0] == ("token_reused", "10.0.0.1", "PHONE")
-    for tokens in (stolen, hidden):
-        assert is_softly_refused(use(server, tokens))
-        assert is_softly_refused(refresh(server, tokens))
+    for tokens in (stolen, refreshed_again):
+        assert is_refused_with_soft_logout(use(server, tokens))
+        assert is_refused_with_soft_logout(refresh(server, tokens))
     assert has_device(server)
 
 
-async def test_more_tabs_than_are_remembered(server: AccountsServer) -> None:
+async def test_only_the_newest_unused_pairs_stay_valid(server: AccountsServer) -> None:
     first = begin(server)
     tabs = [refresh(server, first).json for _ in range(MOST_EXCHANGES + 3)]
-    assert all(is_softly_refused(use(server, tokens)) for tokens in tabs[:3])
+    assert all(is_refused_with_soft_logout(use(server, tokens)) for tokens in tabs[:3])
     assert all(works(server, tokens) for tokens in tabs[3:])
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert all(is_softly_refused(refresh(server, tokens)) for tokens in tabs[:3])
+    assert all(is_refused_with_soft_logout(refresh(server, tokens)) for tokens in tabs[:3])
     assert all(refresh(server, tokens).status == 200 for tokens in tabs[-MOST_BRANCHES:])
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
-async def test_a_pair_that_a_tab_left_lying_is_not_good_for_ever(server: AccountsServer) -> None:
+async def test_the_number_of_parallel_pairs_is_bounded(server: AccountsServer) -> None:
     tokens = begin(server)
-    left = []
+    abandoned = []
     for _ in range(2 * MOST_BRANCHES):
         one, two = refresh(server, tokens).json, refresh(server, tokens).json
         assert works(server, two)
         assert works(server, one)
-        left.append(two)
+        abandoned.append(two)
         tokens = one
         server.clock.advance(301)
-    good = [refresh(server, each).status == 200 for each in left]
-    assert good == [False] * (MOST_BRANCHES + 1) + [True] * (MOST_BRANCHES - 1)
+    refreshed = [refresh(server, each).status == 200 for each in abandoned]
+    assert refreshed == [False] * (MOST_BRANCHES + 1) + [True] * (MOST_BRANCHES - 1)
     assert refresh(server, tokens).status == 200
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
-def test_a_refresh_token_of_another_session_ends_nothing(server: AccountsServer) -> None:
+def test_a_refresh_token_of_a_replaced_session_ends_nothing(server: AccountsServer) -> None:
     first = begin(server)
     assert works(server, refresh(server, first).json)
-    anew = begin(server)
+    second_session = begin(server)
     server.clock.advance(GRACE_MS / 1000 + 1)
     unknown = refresh(server, first)
     assert (unknown.status, "soft_logout" in unknown.json) == (401, False)
     assert refresh(server, {"refresh_token": "mhr_" + "a" * 54}).status == 401
-    assert works(server, anew)
+    assert works(server, second_session)
 
 
-async def test_a_refresh_token_of_before_there_were_families(server: AccountsServer) -> None:
+async def test_an_imported_refresh_token_without_family_can_be_refreshed(
+    server: AccountsServer,
+) -> None:
     alice = server.register("bob", device_id="OLD")
 
     def write(txn: WriteTransaction) -> None:
@@ -249,19 +252,19 @@ async def test_a_refresh_token_of_before_there_were_families(server: AccountsSer
 
     await server.database.write("import", write)
     imported = {"refresh_token": "syr_imported"}
-    renewed = refresh(server, imported).json
-    assert works(server, renewed)
+    refreshed = refresh(server, imported).json
+    assert works(server, refreshed)
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert refresh(server, imported).status == 401  # whose it was is not known any more
-    assert works(server, renewed)
-    again = refresh(server, renewed).json
-    assert works(server, again)
+    assert refresh(server, imported).status == 401  # without a family its session is unknown
+    assert works(server, refreshed)
+    latest = refresh(server, refreshed).json
+    assert works(server, latest)
     server.clock.advance(GRACE_MS / 1000 + 1)
-    assert is_softly_refused(refresh(server, renewed))
-    assert is_softly_refused(use(server, again))
+    assert is_refused_with_soft_logout(refresh(server, refreshed))
+    assert is_refused_with_soft_logout(use(server, latest))
 
 
-async def test_what_is_kept_of_a_session_is_bounded(server: AccountsServer) -> None:
+async def test_stored_tokens_of_a_session_are_bounded(server: AccountsServer) -> None:
     tokens = begin(server)
     for _ in range(8):
         pairs = [refresh(server, tokens).json for _ in range(2 * MOST_EXCHANGES)]
@@ -283,7 +286,7 @@ async def test_what_is_kept_of_a_session_is_bounded(server: AccountsServer) -> N
     assert works(server, tokens)
 
 
-def test_renewals_are_counted(sqlite_database: Database) -> None:
+def test_refreshes_are_rate_limited(sqlite_database: Database) -> None:
     rates = {Limit.REFRESH: Rate(0.01, 8), Limit.REFRESH_ACCOUNT: Rate(0.01, 3)}
     server = AccountsServer(sqlite_database, rates=rates)
     server.register("alice")
@@ -293,9 +296,9 @@ def test_renewals_are_counted(sqlite_database: Database) -> None:
     assert works(server, tokens)
     refused = refresh(server, tokens)
     assert (refused.status, refused.errcode) == (429, "M_LIMIT_EXCEEDED")
-    assert refresh(server, first).status == 401  # a token that is spent has another bucket
+    assert refresh(server, first).status == 401  # a spent token counts against another limit
     server.clock.advance(100)
-    assert refresh(server, tokens).status == 200  # what was refused has changed nothing
+    assert refresh(server, tokens).status == 200  # the refused refresh changed nothing
     statuses = [
         refresh(server, {"refresh_token": f"guess{number}"}, ip="10.0.0.66").status
         for number in range(9)
@@ -303,7 +306,7 @@ def test_renewals_are_counted(sqlite_database: Database) -> None:
     assert statuses == [401] * 8 + [429]
 
 
-def test_a_thief_is_told_of_no_messages_any_more(tmp_path: Path, sqlite_database: Database) -> None:
+def test_pushers_of_a_stolen_session_are_deleted(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     server.register("alice")
     body = {
@@ -314,10 +317,10 @@ def test_a_thief_is_told_of_no_messages_any_more(tmp_path: Path, sqlite_database
         "refresh_token": True,
     }
     tokens = server.post("/_matrix/client/v3/login", body).json
-    renewed = server.post(
+    refreshed = server.post(
         "/_matrix/client/v3/refresh", {"refresh_token": tokens["refresh_token"]}
     ).json
-    thief = User(server, {**tokens, **renewed})
+    thief = User(server, {**tokens, **refreshed})
     pusher = {
         "kind": "http",
         "app_id": "org.example",

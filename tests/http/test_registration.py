@@ -1,4 +1,4 @@
-"""Making accounts."""
+"""Registration: UIA stages, user names, guests, registration tokens, shared secret."""
 
 from typing import Any
 
@@ -35,21 +35,21 @@ def server(database: Database) -> AccountsServer:
     return AccountsServer(database)
 
 
-def test_registering_takes_a_stage_and_signs_in(server: AccountsServer) -> None:
-    wanted = {
+def test_registration_needs_a_stage_and_signs_in(server: AccountsServer) -> None:
+    body = {
         "username": "Alice",
         "password": "wonderland",
         "device_id": "PHONE",
         "initial_device_display_name": "Phone",
     }
-    asked = server.request("POST", "register", wanted)
-    assert asked.status == 401
-    assert asked.json["flows"] == [{"stages": ["m.login.dummy"]}]
-    assert "errcode" not in asked.json
-    assert asked.json["params"] == {}
+    challenge = server.request("POST", "register", body)
+    assert challenge.status == 401
+    assert challenge.json["flows"] == [{"stages": ["m.login.dummy"]}]
+    assert "errcode" not in challenge.json
+    assert challenge.json["params"] == {}
 
     done = server.request(
-        "POST", "register", {**wanted, "auth": {**DUMMY, "session": asked.json["session"]}}
+        "POST", "register", {**body, "auth": {**DUMMY, "session": challenge.json["session"]}}
     )
     assert done.status == 200
     assert done.json["user_id"] == "@alice:example.org"
@@ -60,23 +60,23 @@ def test_registering_takes_a_stage_and_signs_in(server: AccountsServer) -> None:
     assert whoami == {"user_id": "@alice:example.org", "device_id": "PHONE", "is_guest": False}
 
 
-def test_what_leads_up_to_an_account_hardly_counts(sqlite_database: Database) -> None:
+def test_only_created_accounts_count_against_the_rate_limit(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rates={Limit.REGISTRATION: Rate(0.01, 3)})
     for name in ("alice", "bob"):
         assert server.request("POST", "register", {}).status == 401
-        for typed in (name[:2], name):
-            assert server.request("GET", f"register/available?username={typed}").status == 200
+        for typed_name in (name[:2], name):
+            assert server.request("GET", f"register/available?username={typed_name}").status == 200
         session = server.request("POST", "register", {"username": name}).json["session"]
-        wanted = {"username": name, "password": "wonderland", "auth": {**DUMMY, "session": session}}
-        assert server.request("POST", "register", wanted).status == 200
-    wanted = {"username": "carol", "auth": DUMMY}
+        body = {"username": name, "password": "wonderland", "auth": {**DUMMY, "session": session}}
+        assert server.request("POST", "register", body).status == 200
+    body = {"username": "carol", "auth": DUMMY}
     statuses = [
-        server.request("POST", "register", {**wanted, "username": f"carol{n}"}).status
+        server.request("POST", "register", {**body, "username": f"carol{n}"}).status
         for n in range(3)
     ]
     assert statuses == [200, 429, 429]
     server.clock.advance(101)
-    assert server.request("POST", "register", wanted).status == 200
+    assert server.request("POST", "register", body).status == 200
 
 
 def test_the_dummy_stage_needs_no_session(server: AccountsServer) -> None:
@@ -85,43 +85,41 @@ def test_the_dummy_stage_needs_no_session(server: AccountsServer) -> None:
 
 def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> None:
     session = server.request("POST", "register", {}).json["session"]
-    wanted = {"password": "wonderland", "auth": {**DUMMY, "session": session}}
-    first, again = (server.request("POST", "register", wanted) for _ in range(2))
-    assert first.status == again.status == 200
-    assert first.json["user_id"] == again.json["user_id"]
+    body = {"password": "wonderland", "auth": {**DUMMY, "session": session}}
+    first, repeated = (server.request("POST", "register", body) for _ in range(2))
+    assert first.status == repeated.status == 200
+    assert first.json["user_id"] == repeated.json["user_id"]
 
     named = {"username": "carol", "password": "wonderland"}
     session = server.request("POST", "register", named).json["session"]
     named["auth"] = {**DUMMY, "session": session}  # type: ignore[assignment]
     assert server.request("POST", "register", named).status == 200
     assert server.request("POST", "register", named).json["user_id"] == "@carol:example.org"
-    # Who learns of the session, but not of the password, gets nothing.
+    # The session without the password is not enough.
     stranger = server.request("POST", "register", {**named, "password": "guess"})
     assert (stranger.status, stranger.errcode) == (403, "M_FORBIDDEN")
     other_name = server.request("POST", "register", {**named, "username": "dave"})
     assert other_name.status == 403
 
 
-async def test_a_repeated_request_lets_in_nobody_who_may_not_sign_in(
-    server: AccountsServer,
-) -> None:
+async def test_a_repeat_for_a_locked_account_is_refused(server: AccountsServer) -> None:
     session = server.request("POST", "register", {}).json["session"]
-    wanted = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
-    assert server.request("POST", "register", wanted).status == 200
+    body = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    assert server.request("POST", "register", body).status == 200
     await server.accounts.do_set_flags(UserID("@bob:example.org"), locked=True)
-    answer = server.request("POST", "register", wanted)
+    answer = server.request("POST", "register", body)
     assert (answer.status, answer.errcode) == (401, "M_USER_LOCKED")
 
 
-def test_a_session_serves_only_registration(server: AccountsServer) -> None:
+def test_a_uia_session_of_another_operation_does_not_register(server: AccountsServer) -> None:
     alice = server.register()
     session = alice.post("account/deactivate", {}).json["session"]
-    wanted = {"username": "bob", "auth": {"session": session}}
-    assert server.request("POST", "register", wanted).status == 401
+    body = {"username": "bob", "auth": {"session": session}}
+    assert server.request("POST", "register", body).status == 401
 
 
 @pytest.mark.parametrize("name", ["has space", "ünï", "a!b", "a" * 250, "_bridged", ""])
-def test_names_that_the_grammar_refuses(server: AccountsServer, name: str) -> None:
+def test_invalid_user_names_are_refused(server: AccountsServer, name: str) -> None:
     answer = server.request("POST", "register", {"username": name, "password": "x"})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_USERNAME")
     available = server.request(
@@ -131,7 +129,7 @@ def test_names_that_the_grammar_refuses(server: AccountsServer, name: str) -> No
     assert available.errcode == "M_INVALID_USERNAME"
 
 
-def test_taken_names_are_told_before_anything_is_asked(server: AccountsServer) -> None:
+def test_taken_names_are_refused_before_the_stages(server: AccountsServer) -> None:
     server.register("alice")
     taken = server.request("POST", "register", {"username": "ALICE", "password": "x"})
     assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
@@ -139,7 +137,7 @@ def test_taken_names_are_told_before_anything_is_asked(server: AccountsServer) -
     assert server.request("GET", "register/available?username=bob").json == {"available": True}
 
 
-def test_a_name_taken_while_another_confirms_is_refused(server: AccountsServer) -> None:
+def test_a_name_taken_during_the_stages_is_refused(server: AccountsServer) -> None:
     session = server.request("POST", "register", {"username": "alice", "password": "x"}).json[
         "session"
     ]
@@ -152,19 +150,19 @@ def test_a_name_taken_while_another_confirms_is_refused(server: AccountsServer) 
     assert answer.errcode == "M_USER_IN_USE"
 
 
-def test_inhibit_login(server: AccountsServer) -> None:
+def test_inhibit_login_begins_no_session(server: AccountsServer) -> None:
     answer = server.request(
         "POST", "register", {"auth": DUMMY, "username": "alice", "inhibit_login": True}
     )
     assert answer.json == {"user_id": "@alice:example.org", "home_server": "example.org"}
 
 
-def test_names_are_made_where_none_is_wanted(server: AccountsServer) -> None:
+def test_user_names_are_generated_where_none_is_given(server: AccountsServer) -> None:
     names = {server.request("POST", "register", {"auth": DUMMY}).json["user_id"] for _ in range(3)}
     assert len(names) == 3
 
 
-def test_a_guest_becomes_a_user(database: Database) -> None:
+def test_a_guest_is_upgraded_to_a_full_account(database: Database) -> None:
     rules = RegistrationRules(enabled=True, without_verification=True, guests=True)
     server = AccountsServer(database, rules=rules)
     guest, other = (
@@ -172,7 +170,7 @@ def test_a_guest_becomes_a_user(database: Database) -> None:
     )
     assert guest.put(f"profile/{guest.id}/displayname", {"displayname": "Visitor"}).status == 200
     name = guest.id[1:].partition(":")[0]
-    wanted: dict[str, Any] = {
+    body: dict[str, Any] = {
         "username": name,
         "password": "wonderland",
         "guest_access_token": guest.token,
@@ -183,16 +181,16 @@ def test_a_guest_becomes_a_user(database: Database) -> None:
         {"username": "bob"},
         {"username": None},
     ):
-        refused = server.request("POST", "register", {**wanted, **wrong, "auth": DUMMY})
+        refused = server.request("POST", "register", {**body, **wrong, "auth": DUMMY})
         assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN"), wrong
-    session = server.request("POST", "register", wanted).json["session"]
-    wanted["auth"] = {**DUMMY, "session": session}
-    made, again = (server.request("POST", "register", wanted) for _ in range(2))
-    assert made.status == again.status == 200, made.body
-    assert made.json["user_id"] == again.json["user_id"] == guest.id
+    session = server.request("POST", "register", body).json["session"]
+    body["auth"] = {**DUMMY, "session": session}
+    created, repeated = (server.request("POST", "register", body) for _ in range(2))
+    assert created.status == repeated.status == 200, created.body
+    assert created.json["user_id"] == repeated.json["user_id"] == guest.id
     assert (
         guest.get("account/whoami").json["is_guest"] is False
-    )  # the session of before is theirs still
+    )  # the earlier session is still valid
     assert guest.get(f"profile/{guest.id}/displayname").json == {"displayname": "Visitor"}
     login = {
         "type": "m.login.password",
@@ -200,47 +198,45 @@ def test_a_guest_becomes_a_user(database: Database) -> None:
         "password": "wonderland",
     }
     assert server.request("POST", "login", login).status == 200
-    taken = server.request("POST", "register", {**wanted, "auth": DUMMY})
+    taken = server.request("POST", "register", {**body, "auth": DUMMY})
     assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
     assert other.get("account/whoami").json["is_guest"] is True
 
 
-async def test_a_locked_guest_does_not_become_a_user(sqlite_database: Database) -> None:
+async def test_a_locked_guest_is_not_upgraded(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
     await server.accounts.do_set_flags(UserID(guest.id), locked=True)
-    wanted = {
+    body = {
         "username": guest.id[1:].partition(":")[0],
         "password": "wonderland",
         "guest_access_token": guest.token,
     }
-    refused = server.request("POST", "register", {**wanted, "auth": DUMMY})
+    refused = server.request("POST", "register", {**body, "auth": DUMMY})
     assert (refused.status, refused.errcode) == (401, "M_USER_LOCKED")
 
 
-async def test_a_suspended_guest_does_not_become_a_user(sqlite_database: Database) -> None:
+async def test_a_suspended_guest_is_not_upgraded(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
-    wanted: dict[str, Any] = {
+    body: dict[str, Any] = {
         "username": guest.id[1:].partition(":")[0],
         "password": "wonderland",
         "guest_access_token": guest.token,
     }
-    session = server.request("POST", "register", wanted).json["session"]
-    wanted["auth"] = {**DUMMY, "session": session}
+    session = server.request("POST", "register", body).json["session"]
+    body["auth"] = {**DUMMY, "session": session}
     await server.accounts.do_set_flags(UserID(guest.id), suspended=True)
     for _ in range(2):
-        refused = server.request("POST", "register", wanted)
+        refused = server.request("POST", "register", body)
         assert (refused.status, refused.errcode) == (403, "M_USER_SUSPENDED")
     assert guest.get("account/whoami").json["is_guest"] is True
     await server.accounts.do_set_flags(UserID(guest.id), suspended=False)
-    assert server.request("POST", "register", wanted).json["user_id"] == guest.id
+    assert server.request("POST", "register", body).json["user_id"] == guest.id
 
 
-async def test_who_is_suspended_while_a_guest_becomes_a_user_stays_a_guest(
-    database: Database,
-) -> None:
-    """The write sees it, too."""
+async def test_a_guest_suspended_during_the_upgrade_stays_a_guest(database: Database) -> None:
+    """The write checks it too."""
     store = AccountStore(database)
     await database.write(
         "t", store.add_account, AccountRow("@1:example.org", None, 1, is_guest=True, suspended=True)
@@ -251,7 +247,7 @@ async def test_who_is_suspended_while_a_guest_becomes_a_user_stays_a_guest(
     )
 
 
-def test_guests(sqlite_database: Database) -> None:
+def test_a_guest_has_a_generated_name_and_limited_rights(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     answer = server.request("POST", "register?kind=guest", {"username": "alice", "device_id": "X"})
     assert answer.status == 200
@@ -273,7 +269,9 @@ def test_guests(sqlite_database: Database) -> None:
         RegistrationRules(enabled=True),
     ],
 )
-def test_closed_registration(sqlite_database: Database, rules: RegistrationRules) -> None:
+def test_closed_registration_refuses_requests(
+    sqlite_database: Database, rules: RegistrationRules
+) -> None:
     server = AccountsServer(sqlite_database, rules=rules)
     for answer in (
         server.request("POST", "register", {"auth": DUMMY, "username": "alice"}),
@@ -284,7 +282,7 @@ def test_closed_registration(sqlite_database: Database, rules: RegistrationRules
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
-def test_reserved_names(sqlite_database: Database) -> None:
+def test_names_of_application_services_are_refused(sqlite_database: Database) -> None:
     class Bridged:
         def is_reserved(self, user_id: UserID) -> bool:
             return user_id.startswith("@irc")
@@ -296,7 +294,7 @@ def test_reserved_names(sqlite_database: Database) -> None:
     )
 
 
-def test_weak_passwords(sqlite_database: Database) -> None:
+def test_weak_passwords_are_refused(sqlite_database: Database) -> None:
     policy = PasswordPolicy(
         minimum_length=8,
         require_digit=True,
@@ -315,7 +313,7 @@ def test_weak_passwords(sqlite_database: Database) -> None:
     assert server.request("POST", "register", {"password": "x" * 513}).errcode == "M_INVALID_PARAM"
 
 
-def test_whether_a_name_is_free_can_be_kept_secret(sqlite_database: Database) -> None:
+def test_taken_names_can_be_hidden(sqlite_database: Database) -> None:
     server = AccountsServer(
         sqlite_database,
         rules=RegistrationRules(enabled=True, without_verification=True, names_can_be_asked=False),
@@ -331,7 +329,7 @@ def test_whether_a_name_is_free_can_be_kept_secret(sqlite_database: Database) ->
     )
 
 
-async def test_registration_tokens(database: Database) -> None:
+async def test_registration_tokens_are_limited_in_uses_and_time(database: Database) -> None:
     server = AccountsServer(database, rules=WITH_TOKEN)
     tokens = server.registration_tokens
 
@@ -373,7 +371,7 @@ async def test_registration_tokens(database: Database) -> None:
     server.clock.advance(61)
     assert not valid("brief")
     assert attempt("brief")[0] == 401
-    # Without a session, and the dummy stage in its place.
+    # Without a session, and with the dummy stage instead.
     assert (
         server.request(
             "POST", "register", {"auth": {"type": TOKEN_STAGE, "token": "unknown"}}
@@ -383,7 +381,7 @@ async def test_registration_tokens(database: Database) -> None:
     assert server.request("POST", "register", {"auth": DUMMY}).status == 401
 
 
-async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> None:
+async def test_the_use_of_a_failed_registration_is_released(database: Database) -> None:
     server = AccountsServer(database, rules=WITH_TOKEN)
     tokens = server.registration_tokens
     await database.write(
@@ -392,7 +390,7 @@ async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> N
     await database.write(
         "t", server.account_store.add_account, AccountRow("@alice:example.org", None, 0)
     )
-    # The name is found to be taken only when the token has been taken.
+    # The write finds the taken name after the token is reserved.
     session = server.request("POST", "register", {}).json["session"]
     auth = {"type": TOKEN_STAGE, "token": "once", "session": session}
     assert (
@@ -408,10 +406,10 @@ async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> N
 
 
 @pytest.mark.parametrize("claimed_first", [False, True])
-async def test_a_use_that_was_held_beside_another_way_is_given_back(
+async def test_a_use_reserved_in_a_concurrent_flow_is_released(
     database: Database, monkeypatch: pytest.MonkeyPatch, claimed_first: bool
 ) -> None:
-    """Two requests of one session at the same time, each of which completes another flow."""
+    """Two concurrent requests of one session, each completing another flow."""
     server = AccountsServer(database)
     uia, tokens = server.uia, server.registration_tokens
     await database.write(
@@ -419,13 +417,15 @@ async def test_a_use_that_was_held_beside_another_way_is_given_back(
     )
     operation = Operation("POST register", None, "10.0.0.1")
     flows = [["m.login.dummy"], [TOKEN_STAGE]]
-    with pytest.raises(AuthenticationRequired) as asked:
+    with pytest.raises(AuthenticationRequired) as challenge:
         await uia.check(operation, flows, None)
-    session = {"session": asked.value.session_id}
+    session = {"session": challenge.value.session_id}
     confirmed: list[Confirmation] = []
     check = RegistrationTokenStage.check
 
-    async def beside(self: RegistrationTokenStage, auth: AuthData, operation: Operation) -> str:
+    async def check_with_concurrent_request(
+        self: RegistrationTokenStage, auth: AuthData, operation: Operation
+    ) -> str:
         monkeypatch.undo()
         confirmed.append(
             await uia.check(operation, flows, {"type": "m.login.dummy", **session}, keep=True)
@@ -434,7 +434,7 @@ async def test_a_use_that_was_held_beside_another_way_is_given_back(
             await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
         return await check(self, auth, operation)
 
-    monkeypatch.setattr(RegistrationTokenStage, "check", beside)
+    monkeypatch.setattr(RegistrationTokenStage, "check", check_with_concurrent_request)
     await uia.check(operation, flows, {"type": TOKEN_STAGE, "token": "once", **session}, keep=True)
     if not claimed_first:
         await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
@@ -456,7 +456,7 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("username", "password", "admin", "user_type", "mac"), VECTORS)
-def test_the_mac_of_shared_secret_registration(
+def test_the_mac_of_shared_secret_registration_matches_known_values(
     username: str, password: str, admin: bool, user_type: str | None, mac: str
 ) -> None:
     wish = Wish(username=username, password=password, is_admin=admin, user_type=user_type)
@@ -478,7 +478,7 @@ def _shared(
     return server.request("POST", ADMIN_PATH, signed)
 
 
-def test_shared_secret_registration(database: Database) -> None:
+def test_shared_secret_registration_uses_each_nonce_once(database: Database) -> None:
     server = AccountsServer(database, rules=RegistrationRules())
 
     def nonce() -> str:
@@ -513,13 +513,13 @@ def test_shared_secret_registration(database: Database) -> None:
     }
 
 
-def test_shared_secret_registration_is_off_without_a_secret(sqlite_database: Database) -> None:
+def test_shared_secret_registration_needs_a_secret(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, shared_secret=None)
     assert server.request("GET", ADMIN_PATH).status == 400
     assert _shared(server, "x", username="bob", password="x").status == 400
 
 
-async def test_a_token_that_was_made_is_good_for_its_time(sqlite_database: Database) -> None:
+async def test_a_created_token_expires(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rules=WITH_TOKEN)
     token = await server.registration.do_make_token(uses_allowed=None, seconds=60)
     path = f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}"
@@ -529,7 +529,7 @@ async def test_a_token_that_was_made_is_good_for_its_time(sqlite_database: Datab
 
 
 @pytest.mark.parametrize("rules", [OPEN, WITH_TOKEN])
-async def test_a_session_makes_one_account_however_many_are_asked_for_at_once(
+async def test_concurrent_requests_of_one_session_create_one_account(
     database: Database, rules: RegistrationRules
 ) -> None:
     server = AccountsServer(database, rules=rules)
@@ -542,41 +542,43 @@ async def test_a_session_makes_one_account_however_many_are_asked_for_at_once(
         )
         auth = {"type": TOKEN_STAGE, "token": "key"}
     auth["session"] = server.request("POST", "register", {}).json["session"]
-    wanted = [
+    bodies = [
         {"username": name, "password": "wonderland", "auth": auth, "device_id": f"D{number}"}
         for number, name in enumerate(["alice", "alice", "bob", "carol", "dave"])
     ]
     server.threads.hold()
-    asked = [server.http.start("POST", "/_matrix/client/v3/register", json=body) for body in wanted]
-    assert len(server.threads.held) == len(asked)
+    requests = [
+        server.http.start("POST", "/_matrix/client/v3/register", json=body) for body in bodies
+    ]
+    assert len(server.threads.held) == len(requests)
     server.threads.let_go()
-    answers = [pending.answer for pending in asked]
-    made = {answer.json["user_id"] for answer in answers if answer.status == 200}
-    assert len(made) == 1
+    answers = [pending.answer for pending in requests]
+    created = {answer.json["user_id"] for answer in answers if answer.status == 200}
+    assert len(created) == 1
     assert {answer.errcode for answer in answers if answer.status != 200} == {"M_FORBIDDEN"}
     users = await server.account_store.get_accounts(
         [f"@{name}:example.org" for name in ("alice", "bob", "carol")]
     )
-    assert set(users) <= made
-    if "@alice:example.org" in made:  # who asked for the same has the same
+    assert set(users) <= created
+    if "@alice:example.org" in created:  # the equal request gets the same account
         assert [answer.status for answer in answers[:2]] == [200, 200]
     row = await server.registration_tokens.get_registration_token("key")
     assert row is None or (row.pending, row.completed) == (0, 1)
 
 
-async def test_a_name_that_is_taken_leaves_the_session_good(server: AccountsServer) -> None:
+async def test_a_taken_name_leaves_the_uia_session_valid(server: AccountsServer) -> None:
     session = server.request("POST", "register", {}).json["session"]
-    wanted = {"username": "alice", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    body = {"username": "alice", "password": "wonderland", "auth": {**DUMMY, "session": session}}
     server.threads.hold()
-    pending = server.http.start("POST", "/_matrix/client/v3/register", json=wanted)
+    pending = server.http.start("POST", "/_matrix/client/v3/register", json=body)
     assert len(server.threads.held) == 1
     await server.registration.do_register_vouched(Wish(username="alice"), lambda *_: None)
     server.threads.let_go()
     assert pending.answer.errcode == "M_USER_IN_USE"
-    assert server.request("POST", "register", {**wanted, "username": "bob"}).status == 200
+    assert server.request("POST", "register", {**body, "username": "bob"}).status == 200
 
 
-async def test_a_session_that_has_ended_does_not_come_back(server: AccountsServer) -> None:
+async def test_an_ended_uia_session_is_not_restored(server: AccountsServer) -> None:
     alice = server.register()
     session = alice.post("delete_devices", {"devices": ["A"]}).json["session"]
     proof = {
@@ -587,7 +589,7 @@ async def test_a_session_that_has_ended_does_not_come_back(server: AccountsServe
     body = {"devices": ["A"], "auth": {**proof, "session": session}}
     server.threads.hold()
     path = "/_matrix/client/v3/delete_devices"
-    asked = [server.http.start("POST", path, json=body, token=alice.token) for _ in range(4)]
-    assert len(server.threads.held) == len(asked)
+    requests = [server.http.start("POST", path, json=body, token=alice.token) for _ in range(4)]
+    assert len(server.threads.held) == len(requests)
     server.threads.let_go()
-    assert sorted(pending.answer.status for pending in asked) == [200, 401, 401, 401]
+    assert sorted(pending.answer.status for pending in requests) == [200, 401, 401, 401]

@@ -1,4 +1,4 @@
-"""Registration tokens, as administrators handle them."""
+"""Registration tokens: the admin API."""
 
 from pathlib import Path
 
@@ -34,8 +34,10 @@ def register(server: TestServer, name: str, token: str) -> Answer:
     )
 
 
-def test_the_life_of_a_token(server: TestServer, root: User) -> None:
-    made = root.post(f"{PATH}/new", {"token": "Zx-9", "uses_allowed": 2, "expiry_time": NOW + 1000})
+def test_a_token_is_created_used_changed_and_deleted(server: TestServer, root: User) -> None:
+    created = root.post(
+        f"{PATH}/new", {"token": "Zx-9", "uses_allowed": 2, "expiry_time": NOW + 1000}
+    )
     expected = {
         "token": "Zx-9",
         "uses_allowed": 2,
@@ -43,7 +45,7 @@ def test_the_life_of_a_token(server: TestServer, root: User) -> None:
         "completed": 0,
         "expiry_time": NOW + 1000,
     }
-    assert (made.status, made.json) == (200, expected)
+    assert (created.status, created.json) == (200, expected)
     assert register(server, "alice", "Zx-9").status == 200
     assert root.get(f"{PATH}/Zx-9").json == {**expected, "completed": 1}
     assert root.put(f"{PATH}/Zx-9", {}).json == {**expected, "completed": 1}
@@ -64,7 +66,7 @@ def test_the_life_of_a_token(server: TestServer, root: User) -> None:
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_what_administrators_do_to_tokens_is_recorded(root: User) -> None:
+def test_changes_to_tokens_are_in_the_audit_log(root: User) -> None:
     assert root.post(f"{PATH}/new", {"token": "Zx-9"}).status == 200
     assert root.post(f"{PATH}/new", {"token": "Zx-9"}).status == 400
     assert root.put(f"{PATH}/Zx-9", {"uses_allowed": 1}).status == 200
@@ -78,17 +80,17 @@ def test_what_administrators_do_to_tokens_is_recorded(root: User) -> None:
     assert "Zx-9" not in str(records)
 
 
-def test_lists(server: TestServer, root: User) -> None:
-    made_up = root.post(f"{PATH}/new", {"length": 30}).json["token"]
-    assert len(made_up) == 30
+def test_the_list_can_be_filtered_by_validity(server: TestServer, root: User) -> None:
+    generated = root.post(f"{PATH}/new", {"length": 30}).json["token"]
+    assert len(generated) == 30
     root.post(f"{PATH}/new", {"token": "Never", "uses_allowed": 0})
     root.post(f"{PATH}/new", {"token": "Soon", "expiry_time": NOW + 1000})
 
     def listed(query: str = "") -> list[str]:
         return [token["token"] for token in root.get(f"{PATH}{query}").json["registration_tokens"]]
 
-    assert listed() == ["Never", "Soon", made_up]
-    assert (listed("?valid=true"), listed("?valid=false")) == (["Soon", made_up], ["Never"])
+    assert listed() == ["Never", "Soon", generated]
+    assert (listed("?valid=true"), listed("?valid=false")) == (["Soon", generated], ["Never"])
     server.clock.advance(1)
     assert listed("?valid=false") == ["Never", "Soon"]
 
@@ -109,7 +111,7 @@ def test_lists(server: TestServer, root: User) -> None:
         {"expiry_time": 2**60},
     ],
 )
-def test_what_cannot_be(root: User, body: dict[str, object]) -> None:
+def test_invalid_tokens_and_limits_are_refused(root: User, body: dict[str, object]) -> None:
     assert root.post(f"{PATH}/new", {"token": "taken"}).status == 200
     assert root.post(f"{PATH}/new", body).status == 400
     if not {"token", "length"} & body.keys():
@@ -117,7 +119,7 @@ def test_what_cannot_be(root: User, body: dict[str, object]) -> None:
     assert [token["token"] for token in root.get(PATH).json["registration_tokens"]] == ["taken"]
 
 
-def test_who_may(server: TestServer, root: User) -> None:
+def test_other_users_cannot_manage_tokens(server: TestServer, root: User) -> None:
     root.post(f"{PATH}/new", {"token": "t"})
     alice = User(server, register(server, "alice", "t").json)
     for answer in (

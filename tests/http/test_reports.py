@@ -30,7 +30,7 @@ def bob(server: TestServer) -> User:
 
 
 async def kept(server: TestServer, kind: ReportKind) -> list[NewReport]:
-    """What administrators find, the newest first."""
+    """The stored reports, the newest first."""
     store = ReportStore(server.app.database)
     rows, _ = await store.get_page(kind, ReportFilter(), 0, 10, newest_first=True)
     return [each.report for each in rows]
@@ -57,7 +57,9 @@ async def test_an_event(server: TestServer, alice: User, bob: User) -> None:
     assert await kept(server, ReportKind.ROOM) == []
 
 
-async def test_an_event_that_one_may_not_see(server: TestServer, alice: User, bob: User) -> None:
+async def test_an_event_that_the_user_may_not_see(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room = create(alice, preset="public_chat")
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
     event_id = say(alice, room, "before")
@@ -93,13 +95,13 @@ async def test_a_user(server: TestServer, alice: User, bob: User) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"reason": None}, {"reason": 5}, {"reason": "x" * 4097}])
-def test_a_reason_is_needed_of_rooms_and_users(alice: User, body: dict[str, Any]) -> None:
+def test_reports_of_rooms_and_users_need_a_reason(alice: User, body: dict[str, Any]) -> None:
     room = create(alice)
     assert refused(alice.post(room_path(room, "report"), body)) == (400, "M_BAD_JSON")
     assert refused(alice.post(user_path("@bob:example.org"), body)) == (400, "M_BAD_JSON")
 
 
-def test_what_is_no_room_or_user(alice: User) -> None:
+def test_malformed_room_and_user_ids(alice: User) -> None:
     assert refused(alice.post(user_path("nobody"), {"reason": ""})) == (400, "M_INVALID_PARAM")
     assert refused(alice.post(room_path("nothing", "report"), {"reason": ""})) == (
         400,
@@ -107,7 +109,7 @@ def test_what_is_no_room_or_user(alice: User) -> None:
     )
 
 
-def test_reports_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
+def test_reports_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
         tmp_path, sqlite_database, "rc_reports: {per_second: 0.1, burst_count: 2}\n"
     )
@@ -122,7 +124,7 @@ def test_reports_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
     ok(alice.post(user_path("@bob:other.org"), {"reason": ""}))
 
 
-def test_without_an_account(server: TestServer, alice: User) -> None:
+def test_reports_need_an_account(server: TestServer, alice: User) -> None:
     room = create(alice, preset="public_chat")
     assert refused(server.post(room_path(room, "report"), {"reason": ""})) == (
         401,

@@ -1,4 +1,4 @@
-"""Where one request ends and the next begins: neither packets nor earlier requests matter."""
+"""Request framing: packet boundaries and earlier requests do not change how a request is parsed."""
 
 from itertools import pairwise
 from random import Random
@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.head import Head
+from homeserver.http.head import RequestHead
 
 BLOCKS = (
     b"Host: x\r\nAuthorization: Bearer one\r\n\r\n",
@@ -79,11 +79,11 @@ class Recorder:
         self.channel = channel
         self.seen = seen
         self.late = late
-        self.head: Head | None = None
+        self.head: RequestHead | None = None
         self.length: int | None = None
         self.body = b""
 
-    def begin(self, head: Head, length: int | None) -> None:
+    def begin(self, head: RequestHead, length: int | None) -> None:
         self.head, self.length = head, length
 
     def take(self, data: bytes) -> None:
@@ -140,9 +140,9 @@ def send(packets: list[bytes], *, answer_late: bool = False) -> tuple[list[Reque
     return seen, transport.value().count(b"HTTP/1.1 4") > 0
 
 
-def cut(whole: bytes, places: list[int]) -> list[bytes]:
-    bounds = [0, *sorted(places), len(whole)]
-    return [whole[a:b] for a, b in pairwise(bounds) if a < b]
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    bounds = [0, *sorted(places), len(data)]
+    return [data[a:b] for a, b in pairwise(bounds) if a < b]
 
 
 @settings(max_examples=300, deadline=None)
@@ -163,14 +163,14 @@ def test_packet_boundaries_and_slow_answers_do_not_change_the_requests(seed: int
                 block,
             )
         messages += [line + block] * chance.choice([1, 1, 2, 3])
-    whole = b"".join(messages)
-    ends = [at + 2 for at in range(len(whole)) if whole.startswith(b"\r\n", at)]
-    inside = [at for end in ends for line in LINES[:4] if (at := whole.find(line, end)) >= 0]
-    choices = [range(len(whole) + 1), ends, inside or ends]
+    data = b"".join(messages)
+    ends = [at + 2 for at in range(len(data)) if data.startswith(b"\r\n", at)]
+    inside = [at for end in ends for line in LINES[:4] if (at := data.find(line, end)) >= 0]
+    choices = [range(len(data) + 1), ends, inside or ends]
     places = [chance.choice(chance.choice(choices)) for _ in range(1 + len(messages))]
     expected, refused = send(messages)
-    assert send(cut(whole, places)) == (expected, refused)
-    seen, refused_late = send(cut(whole, places), answer_late=True)
+    assert send(cut(data, places)) == (expected, refused)
+    seen, refused_late = send(cut(data, places), answer_late=True)
     # a refusal ends the connection, also for requests that still wait for their turn
     assert seen == (expected[: len(seen)] if refused_late else expected)
     has_last = any(not each[KEEP_ALIVE] for each in expected)  # what follows may be refused

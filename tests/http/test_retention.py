@@ -1,5 +1,5 @@
-"""Messages go by age: what is older than its room keeps it is shown nowhere, and then it is gone.
-proposal: MSC1763"""
+"""Messages expire: a message older than the retention of its room is hidden everywhere, and then
+purged. Proposal: MSC1763"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +73,7 @@ def sliding(user: User, room_id: str) -> Sequence[Any]:
         ("90d", None, 30 * DAY, 30 * DAY),
     ],
 )
-def test_how_long_messages_are_kept(
+def test_lifetimes_of_messages(
     tmp_path: Path,
     sqlite_database: Database,
     default: str | None,
@@ -101,9 +101,7 @@ def test_how_long_messages_are_kept(
     assert purge(server) == 0
 
 
-def test_what_the_room_says_now_counts_for_all_that_was_said(
-    server: TestServer, alice: User
-) -> None:
+def test_the_present_policy_counts_for_all_messages(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     event_id = say(alice, room_id, "old")
     server.clock.advance(2 * DAY)
@@ -125,14 +123,13 @@ def test_what_the_room_says_now_counts_for_all_that_was_said(
     assert alice.get(path).status == 200
 
 
-# Nobody is shown what is too old, before and after it is deleted.
+# Expired messages are hidden, before and after they are purged.
 
 
 def shown_anywhere(
     server: TestServer, user: User, room_id: str, said: Sequence[str], since: str
 ) -> dict[str, bool]:
-    """On which ways of reading something of what was said, all with SECRET in it, comes to the
-    user."""
+    """Return the endpoints that show the user a part of the messages with SECRET in them."""
     index(server)
     root = said[0]
     state = next(
@@ -169,8 +166,8 @@ def shown_anywhere(
 
 
 def talk(user: User, room_id: str) -> list[str]:
-    """Something said, an answer in a thread, and something that refers to it; all with SECRET in
-    it."""
+    """Send a message, a reply in a thread, and an event that refers to it, all with SECRET in
+    them."""
     root = say(user, room_id, f"{SECRET} bob")
     events = [root]
     for kind in ("m.thread", "m.reference"):
@@ -180,7 +177,9 @@ def talk(user: User, room_id: str) -> list[str]:
     return events
 
 
-def test_on_no_way_of_reading(server: TestServer, alice: User, bob: User) -> None:
+def test_expired_messages_are_hidden_in_all_endpoints(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     keep_for(alice, room_id, DAY)
@@ -193,14 +192,14 @@ def test_on_no_way_of_reading(server: TestServer, alice: User, bob: User) -> Non
     assert shown_anywhere(server, bob, room_id, said, since) == nowhere
     assert purge(server) == 3
     assert shown_anywhere(server, bob, room_id, said, since) == nowhere
-    keep_for(alice, room_id, 20 * DAY)  # what is gone does not come back
+    keep_for(alice, room_id, 20 * DAY)  # a longer lifetime does not bring purged messages back
     assert shown_anywhere(server, bob, room_id, said, since) == nowhere
 
 
-# What is deleted is gone.
+# Purged messages are gone.
 
 
-def test_nothing_is_left_of_it_in_the_database(tmp_path: Path, database: Database) -> None:
+def test_nothing_is_left_in_the_database(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, RULES)
     alice, bob = server.register("alice"), server.register("bob")
     server.app.calls.delayed_events.start()
@@ -232,7 +231,7 @@ def test_nothing_is_left_of_it_in_the_database(tmp_path: Path, database: Databas
     assert alice.get(room_path(room_id, "event", kept)).status == 200
 
 
-def test_nothing_is_left_of_it_in_the_file(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_nothing_is_left_in_the_database_file(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     database = open_inline(sqlite)
     server = TestServer(tmp_path, database, RULES)
     alice = server.register("alice")
@@ -251,7 +250,7 @@ def test_nothing_is_left_of_it_in_the_file(tmp_path: Path, sqlite: SQLiteConfig)
     assert SECRET.encode() not in files[0].read_bytes()
 
 
-def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> None:
+def test_clients_can_page_across_purged_messages(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     for number in range(5):
         say(alice, room_id, f"before {number}")
@@ -293,7 +292,7 @@ def test_clients_page_across_what_is_gone(server: TestServer, alice: User) -> No
     assert everything[-1] == last
 
 
-def test_who_was_there_is_told_however_old_the_messages_are(
+def test_members_are_returned_for_old_messages_too(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -308,7 +307,7 @@ def test_who_was_there_is_told_however_old_the_messages_are(
         purge(server)
 
 
-def test_what_is_unread_is_counted_without_what_is_gone(
+def test_unread_counts_leave_out_purged_messages(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -328,7 +327,9 @@ def test_what_is_unread_is_counted_without_what_is_gone(
     assert unread() == {"notification_count": 1, "highlight_count": 0}
 
 
-def test_a_file_goes_with_the_last_message_that_shows_it(server: TestServer, alice: User) -> None:
+def test_media_is_deleted_with_the_last_message_that_shows_it(
+    server: TestServer, alice: User
+) -> None:
     room_id, other = create(alice), create(alice)
     keep_for(alice, room_id, DAY)
     for name in ("gone", "kept"):
@@ -384,7 +385,7 @@ def follow(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("is_purged", [False, True])
-def test_sticky_messages_are_not_told_any_more(
+def test_expired_sticky_events_are_not_sent(
     tmp_path: Path, sqlite_database: Database, is_purged: bool
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "retention: {enabled: true}\n")
@@ -419,7 +420,7 @@ def test_sticky_messages_are_not_told_any_more(
 
 @pytest.mark.parametrize("is_purged", [True, False])
 @pytest.mark.parametrize("asked_before", [True, False])
-def test_the_reason_why_state_was_redacted_grows_old_too(
+def test_redactions_of_state_expire_too(
     server: TestServer, alice: User, bob: User, asked_before: bool, is_purged: bool
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -445,10 +446,10 @@ def test_the_reason_why_state_was_redacted_grows_old_too(
 
 
 @pytest.mark.usefixtures("compared")
-def test_who_is_up_to_date_is_told_what_is_kept_still(
+def test_a_client_that_is_up_to_date_gets_unexpired_messages_only(
     server: TestServer, alice: User, bob: User
 ) -> None:
-    """The short way goes by age as the full way does."""
+    """The short way of /sync respects retention as the full way does."""
     room_id = create(alice, preset="public_chat")
     keep_for(alice, room_id, DAY)
     join(bob, room_id)

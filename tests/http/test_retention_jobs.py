@@ -1,5 +1,5 @@
-"""How often messages are looked through that go by age, what clients are told of the rules,
-restarts, other nodes. proposal: MSC1763"""
+"""Jobs that purge expired messages, the policy that clients read, restarts, and other nodes.
+Proposal: MSC1763"""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def alice(server: TestServer) -> User:
     return server.register("alice")
 
 
-def test_each_room_is_looked_through_by_the_job_that_is_for_it(
+def test_each_room_is_handled_by_the_job_of_its_lifetime(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     jobs = "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d, interval: 1d}]"
@@ -42,7 +42,7 @@ def test_each_room_is_looked_through_by_the_job_that_is_for_it(
     assert [job.interval for job in server.app.retention.jobs[-3:]] == [300.0, 86_400.0, 3600.0]
 
 
-def test_a_step_has_its_bound(server: TestServer, alice: User) -> None:
+def test_a_step_is_bounded(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     keep_for(alice, room_id, DAY)
     for _ in range(7):
@@ -55,7 +55,7 @@ def test_a_step_has_its_bound(server: TestServer, alice: User) -> None:
 CONFIGURATION = "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration"
 
 
-def test_clients_can_ask_for_the_rules(tmp_path: Path, sqlite_database: Database) -> None:
+def test_clients_can_read_the_policy(tmp_path: Path, sqlite_database: Database) -> None:
     policy = "default_policy: {min_lifetime: 1d, max_lifetime: 90d}"
     server = TestServer(tmp_path, sqlite_database, RULES.replace("true,", f"true, {policy},", 1))
     alice = server.register("alice")
@@ -70,7 +70,7 @@ def test_clients_can_ask_for_the_rules(tmp_path: Path, sqlite_database: Database
     assert refused(server.get(CONFIGURATION)) == (401, "M_MISSING_TOKEN")
 
 
-def test_without_rules_messages_stay_and_clients_are_told_so(
+def test_without_a_policy_messages_stay_and_clients_see_that(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -87,7 +87,7 @@ def test_without_rules_messages_stay_and_clients_are_told_so(
     )
 
 
-def test_what_a_room_said_before_counts_after_a_restart(
+def test_a_rooms_earlier_policy_counts_after_a_restart(
     tmp_path: Path, sqlite: SQLiteConfig
 ) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
@@ -102,7 +102,7 @@ def test_what_a_room_said_before_counts_after_a_restart(
     assert answer.status == 404
 
 
-def test_another_node_hears_of_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_another_node_follows_a_policy_change(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     one = TestServer(tmp_path, open_inline(sqlite), RULES)
     two = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2)
     alice = one.register("alice")
@@ -126,7 +126,9 @@ def test_another_node_hears_of_it(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     assert stored.event.content == {}
 
 
-def test_a_restart_goes_on_with_what_is_left(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_restart_continues_with_the_remaining_messages(
+    tmp_path: Path, sqlite: SQLiteConfig
+) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     room_id = create(alice)
@@ -142,7 +144,7 @@ def test_a_restart_goes_on_with_what_is_left(tmp_path: Path, sqlite: SQLiteConfi
     assert again.run(again.app.database.read("find", find_tables, SECRET)) == []
 
 
-def test_rules_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
+def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
     counts: list[dict[str, int]] = []
     for rules in ("", RULES):
         folder = tmp_path / str(len(counts))
@@ -176,7 +178,7 @@ def is_paused(server: TestServer) -> bool:
     return server.registry.get_sample_value("mahalla_retention_paused") == 1
 
 
-def test_a_date_that_is_wrong_for_a_while_deletes_nothing(server: TestServer, alice: User) -> None:
+def test_a_date_that_is_temporarily_wrong_purges_nothing(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     keep_for(alice, room_id, 2 * DAY)
     event_id = say(alice, room_id, SECRET)
@@ -198,7 +200,7 @@ def test_a_date_that_is_wrong_for_a_while_deletes_nothing(server: TestServer, al
     assert purge(server) == 1
 
 
-def test_a_date_that_stays_is_believed_after_a_day(server: TestServer, alice: User) -> None:
+def test_a_new_date_is_trusted_after_a_day(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     keep_for(alice, room_id, 2 * DAY)
     say(alice, room_id, SECRET)
@@ -210,7 +212,7 @@ def test_a_date_that_stays_is_believed_after_a_day(server: TestServer, alice: Us
     assert purge(server) == 1
 
 
-def test_a_clock_that_is_moved_a_little_is_believed(server: TestServer, alice: User) -> None:
+def test_a_small_clock_change_is_trusted(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     keep_for(alice, room_id, DAY)
     say(alice, room_id, SECRET)
@@ -220,7 +222,7 @@ def test_a_clock_that_is_moved_a_little_is_believed(server: TestServer, alice: U
 
 
 @pytest.mark.parametrize("has_looked", [True, False])
-def test_a_server_that_was_away_for_long_waits_too(
+def test_a_server_that_was_down_for_long_waits_too(
     tmp_path: Path, sqlite: SQLiteConfig, has_looked: bool
 ) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
@@ -240,7 +242,7 @@ def test_a_server_that_was_away_for_long_waits_too(
         again.run(again.app.stop())
 
 
-def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_server_that_was_down_for_a_day_continues(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     room_id = create(alice)
@@ -253,7 +255,7 @@ def test_a_server_that_was_away_for_a_day_goes_on(tmp_path: Path, sqlite: SQLite
     assert purge(again) == 1
 
 
-def test_an_event_that_cannot_be_read_holds_up_no_other(server: TestServer, alice: User) -> None:
+def test_an_unreadable_event_does_not_block_others(server: TestServer, alice: User) -> None:
     rooms = [create(alice) for _ in range(2)]
     for room_id in rooms:
         keep_for(alice, room_id, DAY)
@@ -269,9 +271,7 @@ def test_an_event_that_cannot_be_read_holds_up_no_other(server: TestServer, alic
     assert server.run(server.app.database.read("find", find_tables, SECRET)) == []
 
 
-def test_a_room_that_cannot_be_purged_holds_up_no_other(
-    tmp_path: Path, sqlite: SQLiteConfig
-) -> None:
+def test_a_failing_room_does_not_block_others(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite), RULES)
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(2)]

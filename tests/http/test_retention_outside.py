@@ -1,5 +1,5 @@
-"""What is older than its room keeps it is not told to push gateways, nor whole to servers that were
-away. proposal: MSC1763"""
+"""Expired messages are not sent to push gateways, and only without content to servers that were
+away. Proposal: MSC1763"""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def pass_time(server: TestServer, seconds: int, step: int = 60) -> None:
         settle(server)
 
 
-def test_a_push_that_waits_too_long_is_not_sent(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_expired_push_is_not_sent(tmp_path: Path, sqlite_database: Database) -> None:
     gateway = Gateway()
     server = TestServer(tmp_path, sqlite_database, RULES, web=gateway)
     server.app.pushers.start()
@@ -42,7 +42,7 @@ def test_a_push_that_waits_too_long_is_not_sent(tmp_path: Path, sqlite_database:
     assert "secret" not in repr(gateway.taken)
 
 
-async def test_a_server_that_was_away_is_told_without_the_content(
+async def test_a_server_that_was_away_gets_expired_events_without_content(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     peer, wire = "peer.example", RecordingWire()
@@ -65,7 +65,7 @@ async def test_a_server_that_was_away_is_told_without_the_content(
     assert "secret" not in repr(told)
 
 
-async def test_another_server_finds_the_next_event_that_is_still_shown(network: Network) -> None:
+async def test_another_server_finds_the_next_visible_event(network: Network) -> None:
     room = await shared(network, "12", {NORTH: RULES})
     set_state(room.alice, room.room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
     network.clock.advance(10)

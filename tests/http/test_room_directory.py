@@ -24,7 +24,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_an_alias_is_created_resolved_and_deleted(server: TestServer, alice: User) -> None:
+def test_an_alias_is_added_found_and_removed(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     assert refused(server.get(ALIAS)) == (404, "M_NOT_FOUND")
     assert ok(alice.put(ALIAS, {"room_id": room_id})) == {}
@@ -36,8 +36,8 @@ def test_an_alias_is_created_resolved_and_deleted(server: TestServer, alice: Use
     assert refused(alice.delete(ALIAS)) == (404, "M_NOT_FOUND")
 
 
-def test_an_invalid_token_does_not_prevent_alias_lookup(alice: User, bob: User) -> None:
-    """Alias lookup needs no authentication."""
+def test_an_expired_token_does_not_block_public_endpoints(alice: User, bob: User) -> None:
+    """They need no authentication."""
     room_id = create(alice)
     ok(alice.put(ALIAS, {"room_id": room_id}))
     ok(bob.post(f"{V3}/logout"))
@@ -49,13 +49,13 @@ def test_an_invalid_token_does_not_prevent_alias_lookup(alice: User, bob: User) 
     "alias",
     ["hovli:example.org", "%23hovli", "%23", "%23" + "x" * 260 + ":example.org", "%23a%00:b"],
 )
-def test_invalid_aliases_are_refused(server: TestServer, alice: User, alias: str) -> None:
+def test_invalid_aliases(server: TestServer, alice: User, alias: str) -> None:
     path = f"{V3}/directory/room/{alias}"
     assert refused(server.get(path)) == (400, "M_INVALID_PARAM")
     assert refused(alice.put(path, {"room_id": create(alice)})) == (400, "M_INVALID_PARAM")
 
 
-def test_remote_aliases_and_unknown_rooms_are_refused(alice: User) -> None:
+def test_aliases_of_other_servers_and_of_unknown_rooms(alice: User) -> None:
     room_id = create(alice)
     elsewhere = f"{V3}/directory/room/%23hovli:elsewhere.org"
     assert refused(alice.put(elsewhere, {"room_id": room_id})) == (400, "M_INVALID_PARAM")
@@ -64,7 +64,7 @@ def test_remote_aliases_and_unknown_rooms_are_refused(alice: User) -> None:
     assert refused(alice.put(ALIAS, {"room_id": "!nowhere:example.org"})) == FORBIDDEN
 
 
-def test_only_members_create_aliases_unless_configured_otherwise(
+def test_only_members_add_aliases_unless_configured(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -82,19 +82,21 @@ def test_only_members_create_aliases_unless_configured_otherwise(
     )
 
 
-def test_deletion_of_an_alias_needs_permission(alice: User, bob: User) -> None:
+def test_users_who_may_remove_an_alias(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     ok(bob.put(ALIAS, {"room_id": room_id}))
-    ok(alice.delete(ALIAS))  # users who may change the room's aliases
+    ok(alice.delete(ALIAS))  # a user who may change the room's aliases
     ok(alice.put(ALIAS, {"room_id": room_id}))
     assert refused(bob.delete(ALIAS)) == FORBIDDEN
     ok(bob.put(f"{V3}/directory/room/%23bob:example.org", {"room_id": room_id}))
     leave(bob, room_id)
-    ok(bob.delete(f"{V3}/directory/room/%23bob:example.org"))  # the creator of the alias
+    ok(bob.delete(f"{V3}/directory/room/%23bob:example.org"))  # its creator
 
 
-def test_aliases_are_listed_for_members_and_where_all_may_read(alice: User, bob: User) -> None:
+def test_aliases_are_listed_for_members_and_for_world_readable_rooms(
+    alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat", room_alias_name="hovli")
     assert refused(bob.get(room_path(room_id, "aliases"))) == FORBIDDEN
     join(bob, room_id)
@@ -113,7 +115,7 @@ def test_listing_a_room(server: TestServer, alice: User, bob: User) -> None:
     join(bob, room_id)
     assert refused(bob.put(path, {"visibility": "public"})) == FORBIDDEN
     assert ok(server.get(path)) == {"visibility": "private"}
-    assert ok(alice.put(path, {})) == {}  # "public" is the default
+    assert ok(alice.put(path, {})) == {}  # without a value, public is the default
     assert ok(server.get(path)) == {"visibility": "public"}
     ok(alice.put(path, {"visibility": "private"}))
     assert ok(server.get(path)) == {"visibility": "private"}
@@ -123,7 +125,7 @@ def test_listing_a_room(server: TestServer, alice: User, bob: User) -> None:
     assert refused(alice.put(nowhere, {})) == (404, "M_NOT_FOUND")
 
 
-def test_what_the_directory_shows(alice: User, bob: User) -> None:
+def test_fields_of_the_directory(alice: User, bob: User) -> None:
     create(alice, visibility="private", name="Hidden")
     room_id = create(
         alice,
@@ -231,9 +233,7 @@ def test_searching_the_directory(tmp_path: Path, database: Database) -> None:
         ),
     ],
 )
-def test_invalid_requests_are_refused(
-    alice: User, body: dict[str, Any], expected: tuple[int, str]
-) -> None:
+def test_invalid_requests(alice: User, body: dict[str, Any], expected: tuple[int, str]) -> None:
     assert refused(alice.post(f"{V3}/publicRooms", body)) == expected
 
 
@@ -257,12 +257,12 @@ def test_other_servers_and_networks(alice: User) -> None:
     assert ok(alice.post(f"{V3}/publicRooms", {"third_party_instance_id": "irc"}))["chunk"] == []
 
 
-def test_an_empty_room_is_not_shown(alice: User) -> None:
+def test_an_empty_room_is_not_listed(alice: User) -> None:
     leave(alice, create(alice, visibility="public"))
     assert ok(alice.get(f"{V3}/publicRooms"))["chunk"] == []
 
 
-def test_access_to_the_directory_is_configurable(tmp_path: Path, sqlite_database: Database) -> None:
+def test_access_to_the_directory(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database)
     create(server.register("alice"), visibility="public")
     assert refused(server.get(f"{V3}/publicRooms")) == (401, "M_MISSING_TOKEN")

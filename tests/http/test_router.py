@@ -1,4 +1,4 @@
-"""How a request finds its handler, and what the handler is given."""
+"""Routing requests to handlers, and the arguments that handlers receive."""
 
 import json
 from typing import Any
@@ -28,17 +28,17 @@ STATE = "/_matrix/client/v3/rooms/!r:example.org/state"
 
 
 def test_path_body_and_caller_reach_the_handler(client: Client) -> None:
-    answer = client.request("PUT", TAG + "m.favourite", token="alice", json={"order": 0.5})
-    assert answer.status == 200
-    assert answer.json == {
+    response = client.request("PUT", TAG + "m.favourite", token="alice", json={"order": 0.5})
+    assert response.status == 200
+    assert response.json == {
         "caller": "@alice:example.org",
         "user": "@alice:example.org",
         "room": "!r:example.org",
         "tag": "m.favourite",
         "order": 0.5,
     }
-    assert answer.headers["content-type"] == "application/json"
-    assert int(answer.headers["content-length"]) == len(answer.body)
+    assert response.headers["content-type"] == "application/json"
+    assert int(response.headers["content-length"]) == len(response.body)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,15 @@ def test_path_body_and_caller_reach_the_handler(client: Client) -> None:
         ("a;b", "a;b"),
     ],
 )
-def test_a_segment_is_decoded_once_and_stays_one(client: Client, segment: str, value: str) -> None:
+def test_a_segment_is_decoded_once_and_stays_one_segment(
+    client: Client, segment: str, value: str
+) -> None:
     assert client.request("PUT", TAG + segment, token="alice").json["tag"] == value
 
 
-def test_what_comes_last_is_read_anew_each_time(client: Client) -> None:
-    """Though all before it is known: also what is not text as it stands, and what is missing."""
+def test_the_last_segment_is_parsed_each_time(client: Client) -> None:
+    """Matches are cached by the path before the last segment, which may be any text, also escaped
+    or missing."""
     for segment in ("a", "b", "a%2Fb", "%F0%9F%92%A9", "c.d-e_f~", "b"):
         assert client.request("PUT", TAG + segment, token="alice").json["tag"] == unquote(segment)
     for path, status in ((TAG, 404), (TAG + "%FF", 400), (TAG + "a%00b", 400), (TAG + "a/b", 404)):
@@ -69,15 +72,15 @@ def test_what_comes_last_is_read_anew_each_time(client: Client) -> None:
     )
 
 
-def test_encoded_literals_and_sigils_are_the_same_path(client: Client) -> None:
+def test_encoded_literals_and_sigils_match_the_same_path(client: Client) -> None:
     path = "/%5Fmatrix/client/v3/rooms/%21r%3Aexample.org/state"
     assert client.request("GET", path).json == ["!r:example.org"]
 
 
 @pytest.mark.parametrize("path", [TAG + "%FF", TAG + "a%00b"])
-def test_a_path_that_is_no_text_is_refused(client: Client, path: str) -> None:
-    answer = client.request("PUT", path, token="alice")
-    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+def test_a_path_that_is_not_text_is_refused(client: Client, path: str) -> None:
+    response = client.request("PUT", path, token="alice")
+    assert (response.status, response.errcode) == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize(
@@ -109,20 +112,20 @@ def test_a_state_key_may_be_empty_or_left_out(
     ],
 )
 def test_unknown_paths_are_unrecognized(client: Client, path: str) -> None:
-    answer = client.request("GET", path)
-    assert (answer.status, answer.errcode) == (404, "M_UNRECOGNIZED")
+    response = client.request("GET", path)
+    assert (response.status, response.errcode) == (404, "M_UNRECOGNIZED")
 
 
-def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
-    answer = client.request("DELETE", TAG + "x")
-    assert (answer.status, answer.errcode, answer.headers["allow"]) == (
+def test_a_wrong_method_gets_the_allowed_ones(client: Client) -> None:
+    response = client.request("DELETE", TAG + "x")
+    assert (response.status, response.errcode, response.headers["allow"]) == (
         405,
         "M_UNRECOGNIZED",
         "PUT, OPTIONS",
     )
 
 
-def test_an_older_spelling_of_a_path_is_the_same_endpoint(client: Client) -> None:
+def test_an_unstable_path_reaches_the_same_endpoint(client: Client) -> None:
     assert (
         client.request("GET", "/_matrix/client/unstable/org.example/search?needed=1").json["needed"]
         == "1"
@@ -136,7 +139,10 @@ def test_head_is_get_without_a_body(client: Client) -> None:
 
 
 def test_query_parameters_have_their_types(client: Client) -> None:
-    query = "&limit=-3&full=true&colour=blue&dir=b&server=a&server=b%20c&at=!r:x.org&from=t1&org.example.use_after=true"
+    query = (
+        "&limit=-3&full=true&colour=blue&dir=b&server=a&server=b%20c&at=!r:x.org&from=t1"
+        "&org.example.use_after=true"
+    )
     assert client.request("GET", SEARCH + query).json == {
         "needed": "x",
         "limit": -3,
@@ -150,11 +156,11 @@ def test_query_parameters_have_their_types(client: Client) -> None:
     }
 
 
-def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
-    """What was read of it is kept: for one endpoint alone, and no mistake is."""
+def test_a_repeated_query_gives_the_same_arguments(client: Client) -> None:
+    """Parsed fields are cached for one endpoint only, and errors are not cached."""
     for _ in range(3):
-        answer = client.request("GET", SEARCH + "&limit=5&server=a")
-        assert (answer.json["needed"], answer.json["limit"], answer.json["server"]) == (
+        response = client.request("GET", SEARCH + "&limit=5&server=a")
+        assert (response.json["needed"], response.json["limit"], response.json["server"]) == (
             "x",
             5,
             ["a"],
@@ -168,7 +174,7 @@ def test_a_query_that_comes_again_is_read_as_before(client: Client) -> None:
         )
 
 
-def test_what_is_kept_of_a_query_is_of_one_endpoint_and_no_mistake_is(client: Client) -> None:
+def test_cached_fields_belong_to_one_endpoint_and_errors_are_not_cached(client: Client) -> None:
     known = "/_matrix/client/v3/known"
     for _ in range(3):
         assert client.request("GET", known + "?needed=%78&limit=5", token="alice").json == ["x", 5]
@@ -183,10 +189,10 @@ def test_what_is_kept_of_a_query_is_of_one_endpoint_and_no_mistake_is(client: Cl
         )
 
 
-def kept(client: Client) -> set[str]:
-    """What of queries is in memory."""
+def cached_fields(client: Client) -> set[str]:
+    """Return the query fields that are cached."""
     routes = [route for leaf in client.site.router._table.leaves() for route in leaf.values()]
-    return {part for route in routes for part in route.binding.query._known}
+    return {part for route in routes for part in route.binding.query._cached}
 
 
 @pytest.mark.parametrize(
@@ -200,21 +206,21 @@ def kept(client: Client) -> set[str]:
     ],
 )
 @pytest.mark.parametrize("secret", ["secret", "secret%3D", "4%2F0AfJ"])
-def test_no_secret_of_a_query_stays_in_memory(
+def test_secrets_in_queries_are_not_cached(
     client: Client, path: str, token: str | None, secret: str
 ) -> None:
-    """Who asks as nobody brings codes and sessions, with escapes too."""
+    """Unauthenticated requests carry codes and sessions, also escaped."""
     client.request("GET", path.format("x"), token=token)
-    before = kept(client)
+    before = cached_fields(client)
     assert client.request("GET", path.format(secret), token=token).status == 200
-    assert kept(client) == before
+    assert cached_fields(client) == before
     client.request("GET", f"/_matrix/client/v3/known?needed=%31{secret}{hash(path)}", token="alice")
-    assert kept(client) != before, "others do"
+    assert cached_fields(client) != before, "a harmless field is cached"
 
 
 def test_query_parameters_have_their_defaults(client: Client) -> None:
-    answer = client.request("GET", SEARCH).json
-    assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (
+    response = client.request("GET", SEARCH).json
+    assert (response["limit"], response["full"], response["server"], response["at"]) == (
         10,
         False,
         [],
@@ -239,24 +245,24 @@ def test_query_parameters_have_their_defaults(client: Client) -> None:
     ],
 )
 def test_a_bad_query_parameter_is_named(client: Client, query: str, named: str) -> None:
-    answer = client.request("GET", SEARCH + query)
-    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
-    assert named in answer.json["error"]
+    response = client.request("GET", SEARCH + query)
+    assert (response.status, response.errcode) == (400, "M_INVALID_PARAM")
+    assert named in response.json["error"]
 
 
 def test_a_missing_query_parameter_is_named(client: Client) -> None:
-    answer = client.request("GET", "/_matrix/client/v3/search")
-    assert (answer.status, answer.errcode) == (400, "M_MISSING_PARAM")
-    assert "needed" in answer.json["error"]
+    response = client.request("GET", "/_matrix/client/v3/search")
+    assert (response.status, response.errcode) == (400, "M_MISSING_PARAM")
+    assert "needed" in response.json["error"]
 
 
 def test_an_identifier_in_the_path_is_checked(client: Client) -> None:
-    answer = client.request("GET", "/_matrix/client/v3/rooms/nonsense/state")
-    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
-    assert "room_id" in answer.json["error"]
+    response = client.request("GET", "/_matrix/client/v3/rooms/nonsense/state")
+    assert (response.status, response.errcode) == (400, "M_INVALID_PARAM")
+    assert "room_id" in response.json["error"]
 
 
-def test_no_body_is_an_empty_object_where_the_handler_says_so(client: Client) -> None:
+def test_an_empty_body_is_an_empty_object_if_the_body_is_optional(client: Client) -> None:
     assert client.request("PUT", TAG + "x", token="alice").json["order"] is None
     assert client.request("POST", "/_matrix/client/v3/object").errcode == "M_NOT_JSON"
 
@@ -277,33 +283,35 @@ def test_no_body_is_an_empty_object_where_the_handler_says_so(client: Client) ->
     ],
 )
 @pytest.mark.parametrize("path", ["/_matrix/client/v3/object", "/_matrix/client/v3/raw"])
-def test_a_body_that_is_no_object_is_refused(
+def test_a_body_that_is_not_an_object_is_refused(
     client: Client, path: str, body: bytes, errcode: str
 ) -> None:
-    answer = client.request("POST", path, body=body)
-    assert (answer.status, answer.errcode) == (400, errcode)
+    response = client.request("POST", path, body=body)
+    assert (response.status, response.errcode) == (400, errcode)
 
 
-def test_huge_numbers_do_no_harm(client: Client) -> None:
+def test_huge_numbers_are_accepted_or_refused(client: Client) -> None:
     for number in (b"1e999", b"-1e999", b"9" * 5000, b"-" + b"9" * 30, b"0." + b"1" * 5000):
         for path in ("object", "raw"):
-            answer = client.request("POST", "/_matrix/client/v3/" + path, body=b'{"a":%s}' % number)
-            assert answer.status in (200, 400), (path, number[:10], answer.body[:200])
+            response = client.request(
+                "POST", "/_matrix/client/v3/" + path, body=b'{"a":%s}' % number
+            )
+            assert response.status in (200, 400), (path, number[:10], response.body[:200])
 
 
-def test_deep_nesting_does_no_harm(client: Client) -> None:
+def test_deep_nesting_is_refused(client: Client) -> None:
     for body in (
         b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
         b'{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}",
     ):
         for path in ("object", "raw"):
-            answer = client.request("POST", "/_matrix/client/v3/" + path, body=body)
-            assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+            response = client.request("POST", "/_matrix/client/v3/" + path, body=body)
+            assert (response.status, response.errcode) == (400, "M_BAD_JSON")
 
 
 @pytest.mark.parametrize("path", ["object", "raw"])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"}]\\"":', b"}")])
-def test_how_deep_a_body_may_nest_is_the_same_with_each_python(
+def test_the_nesting_limit_does_not_depend_on_the_python_version(
     client: Client, path: str, opening: bytes, closing: bytes
 ) -> None:
     for depth, status in ((MAX_SENT_DEPTH, 200), (MAX_SENT_DEPTH + 1, 400), (900, 400)):
@@ -319,10 +327,10 @@ def test_a_body_may_be_wide(client: Client) -> None:
         assert client.request("POST", "/_matrix/client/v3/" + path, body=body).status == 200
 
 
-def test_a_wrong_shape_is_told_where(client: Client) -> None:
-    answer = client.request("PUT", TAG + "x", token="alice", json={"words": ["a", 3]})
-    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
-    assert "$.words[1]" in answer.json["error"]
+def test_a_schema_error_names_its_place(client: Client) -> None:
+    response = client.request("PUT", TAG + "x", token="alice", json={"words": ["a", 3]})
+    assert (response.status, response.errcode) == (400, "M_BAD_JSON")
+    assert "$.words[1]" in response.json["error"]
 
 
 def test_raw_bytes_pass_unchanged(client: Client) -> None:
@@ -338,11 +346,13 @@ def test_the_content_type_does_not_matter(client: Client) -> None:
 
 
 def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
-    answer = client.request("POST", "/_matrix/media/v3/upload?filename=x", body=b"\xff" * (2 << 20))
-    assert answer.json == {"bytes": 2 << 20, "filename": "x"}
+    response = client.request(
+        "POST", "/_matrix/media/v3/upload?filename=x", body=b"\xff" * (2 << 20)
+    )
+    assert response.json == {"bytes": 2 << 20, "filename": "x"}
 
 
-def test_routes_are_listed_with_their_aliases() -> None:
+def test_routes_are_listed_with_all_their_paths() -> None:
     router = Router([endpoints], {Bell: Bell()}, guard=Guard(_limiter(), tokens=TOKENS))
     assert ("GET", "/_matrix/client/unstable/org.example/search") in router.routes()
     assert (
@@ -355,8 +365,8 @@ def test_routes_are_listed_with_their_aliases() -> None:
 
 
 def _limiter() -> RateLimiter:
-    from_nothing: Any = None
-    return RateLimiter(from_nothing, {})
+    no_clock: Any = None
+    return RateLimiter(no_clock, {})
 
 
 def _build(handler: Any) -> None:
@@ -390,7 +400,7 @@ def _untyped() -> Any:
     return endpoint("GET", "/a", auth=Auth.NONE)(get_a)
 
 
-def _nobody_to_ask() -> Any:
+def _requester_without_auth() -> Any:
     @endpoint("GET", "/a", auth=Auth.NONE)
     async def get_a(caller: Requester) -> None: ...
 
@@ -440,27 +450,27 @@ def _unknown_limit() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("declare", "words"),
+    ("declare", "message"),
     [
         (_missing_parameter, "no parameter b"),
-        (_missing_service, "nobody provides the service Bell"),
+        (_missing_service, "no such service is provided: Bell"),
         (_unreadable_type, "cannot be read from text"),
         (_untyped, "has no type"),
-        (_nobody_to_ask, "auth is none"),
+        (_requester_without_auth, "auth is none"),
         (_not_optional, "must be `Requester | None`"),
-        (_no_checker, "no checker is wired"),
+        (_no_checker, "there is no checker for it"),
         (_alias_leaves_out_too_much, "leaves out event_id"),
         (_relative, "does not begin with a slash"),
         (_body_of_text, "cannot be read"),
-        (_unknown_limit, "nobody says how large max_upload_size is"),
+        (_unknown_limit, "the size of max_upload_size is not given"),
     ],
 )
-def test_a_wrong_declaration_is_a_sentence(declare: Any, words: str) -> None:
-    with pytest.raises(DeclarationError, match=words):
+def test_a_wrong_declaration_is_a_clear_error(declare: Any, message: str) -> None:
+    with pytest.raises(DeclarationError, match=message):
         _build(declare())
 
 
-def test_two_handlers_of_one_path_stop_start_up() -> None:
+def test_two_handlers_for_one_path_are_refused() -> None:
     with pytest.raises(DeclarationError, match="is already"):
         Router([_same(), _same()], {}, guard=Guard(_limiter()))
 
@@ -472,7 +482,7 @@ def _same() -> Handler:
     return get_a
 
 
-# Whatever comes, the answer is a Matrix one.
+# Any request gets a Matrix response.
 
 _ANY = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
 _PATHS = [
@@ -495,7 +505,7 @@ _TARGETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=
     body=st.one_of(st.none(), st.binary(max_size=100)),
     token=st.sampled_from([None, "alice", "nobody"]),
 )
-def test_any_path_and_body_get_a_matrix_answer(
+def test_any_path_and_body_get_a_matrix_response(
     method: str, path: str, body: bytes | None, token: str | None
 ) -> None:
     _check(method, path, body, token)
@@ -512,7 +522,7 @@ _JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(path=st.sampled_from(_PATHS), value=_JSON)
-def test_any_json_gets_a_matrix_answer(path: str, value: object) -> None:
+def test_any_json_gets_a_matrix_response(path: str, value: object) -> None:
     _check(
         "PUT" if "tags" in path else "POST",
         path,
@@ -522,8 +532,8 @@ def test_any_json_gets_a_matrix_answer(path: str, value: object) -> None:
 
 
 def _check(method: str, path: str, body: bytes | None, token: str | None) -> None:
-    answer = _ANY.request(method, path, body=body, token=token)
-    assert answer.status < 500
-    if answer.status >= 400 and method != "HEAD":
-        assert answer.errcode.startswith("M_")
-        assert isinstance(answer.json["error"], str)
+    response = _ANY.request(method, path, body=body, token=token)
+    assert response.status < 500
+    if response.status >= 400 and method != "HEAD":
+        assert response.errcode.startswith("M_")
+        assert isinstance(response.json["error"], str)

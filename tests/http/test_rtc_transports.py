@@ -1,4 +1,4 @@
-"""What calls of several people go through. Proposal: MSC4143"""
+"""RTC transports for group calls. Proposal: MSC4143"""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_none(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("transport", ["{livekit_service_url: x}", "{type: livekit}", "{type: 1}"])
-def test_transports_that_are_none(
+def test_invalid_transports_are_refused(
     tmp_path: Path, sqlite_database: Database, transport: str
 ) -> None:
     with pytest.raises(ConfigError, match=r"matrix_rtc\.transports"):

@@ -1,5 +1,5 @@
-"""Metadata of a SAML provider that are fetched: at the first need, at intervals, and kept for when
-the provider is down."""
+"""Fetching the metadata of a SAML provider: when first needed, at intervals, and stored for
+outages."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,21 +32,23 @@ REDIRECT = "/_matrix/client/v3/login/sso/redirect/saml?redirectUrl=https://eleme
 
 def metadata(place: str, valid_until: str = "2100-01-01T00:00:00Z") -> bytes:
     return f"""<?xml version="1.0"?>
-<EntityDescriptor xmlns="urn:oasis:names:tc:SAML:2.0:metadata" entityID="https://idp.example.com/" validUntil="{valid_until}">
+<EntityDescriptor xmlns="urn:oasis:names:tc:SAML:2.0:metadata"
+  entityID="https://idp.example.com/" validUntil="{valid_until}">
 <IDPSSODescriptor protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">
-<SingleSignOnService Binding="urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect" Location="{place}"/>
+<SingleSignOnService Binding="urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect"
+  Location="{place}"/>
 </IDPSSODescriptor>
 </EntityDescriptor>""".encode()
 
 
 class University:
-    """Where its metadata are; None: it is down."""
+    """Serves the provider's metadata; None: the provider is down."""
 
     def __init__(self) -> None:
         self.document: bytes | None = metadata("https://idp.example.com/first")
         self.asked: list[str] = []
         self.gate: Deferred[None] | None = None
-        """Until when its answers are held back."""
+        """Responses are held until this fires."""
 
     async def request(
         self,
@@ -84,18 +86,18 @@ def leave(server: TestServer) -> Answer:
 
 
 def place(server: TestServer) -> str:
-    """Where people are sent to."""
+    """Return the URL that users are redirected to."""
     answer = leave(server)
     assert answer.status == 302, answer.body
     return answer.headers["location"].partition("?")[0]
 
 
 def an_hour_later(server: TestServer) -> None:
-    """Its job is done."""
+    """Let the refresh job run."""
     server.clock.advance(3601)
 
 
-def test_they_are_fetched_at_the_first_need_and_then_at_intervals(
+def test_metadata_are_fetched_when_first_needed_and_at_intervals(
     server: TestServer, university: University
 ) -> None:
     assert university.asked == []
@@ -120,7 +122,7 @@ def test_they_are_fetched_at_the_first_need_and_then_at_intervals(
         b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>',
     ],
 )
-def test_what_cannot_be_used_changes_nothing(
+def test_unusable_metadata_change_nothing(
     tmp_path: Path, sqlite_database: Database, university: University, document: bytes | None
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
@@ -133,25 +135,20 @@ def test_what_cannot_be_used_changes_nothing(
     assert place(again) == "https://idp.example.com/first"
 
 
-def test_a_provider_that_never_answered(server: TestServer, university: University) -> None:
+def test_a_provider_without_metadata_is_refused(server: TestServer, university: University) -> None:
     university.document = None
     answer = leave(server)
-    assert (answer.status, b"does not answer as it should" in answer.body) == (403, True)
-    assert (
-        server.get("/_synapse/client/saml2/metadata.xml").status == 200
-    )  # ours need none of theirs
+    assert (answer.status, b"sign-in service is not working" in answer.body) == (403, True)
+    # our own metadata do not depend on the provider's
+    assert server.get("/_synapse/client/saml2/metadata.xml").status == 200
     university.document = metadata("https://idp.example.com/late")
-    assert (leave(server).status, len(university.asked)) == (
-        403,
-        1,
-    )  # people do not wait for it again and again
+    # further sign-ins fail at once
+    assert (leave(server).status, len(university.asked)) == (403, 1)
     server.clock.advance(30)
     assert place(server) == "https://idp.example.com/late"
 
 
-def test_however_many_come_at_once_it_is_asked_once(
-    server: TestServer, university: University
-) -> None:
+def test_concurrent_sign_ins_share_one_fetch(server: TestServer, university: University) -> None:
     university.gate = Deferred()
     waiting = [server.client.start("GET", REDIRECT) for _ in range(5)]
     assert not any(pending.done for pending in waiting)
@@ -160,7 +157,7 @@ def test_however_many_come_at_once_it_is_asked_once(
     assert university.asked == [f"GET {URL}"]
 
 
-def test_metadata_that_grew_too_old_are_used_no_more(
+def test_expired_metadata_are_not_used(
     tmp_path: Path,
     sqlite_database: Database,
     university: University,
@@ -168,7 +165,7 @@ def test_metadata_that_grew_too_old_are_used_no_more(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
     assert place(server) == "https://idp.example.com/first"
-    # the library goes by the clock of the machine
+    # the library uses the system clock
     monkeypatch.setattr("saml2.mdstore.valid", lambda *_: False)
     university.document = None
     server.app.start_jobs()
@@ -177,7 +174,7 @@ def test_metadata_that_grew_too_old_are_used_no_more(
     assert server.clock.seconds() > START
 
 
-def test_who_asks_for_ours_all_the_time_keeps_nobody_from_signing_in(
+def test_requests_for_our_metadata_do_not_block_sign_ins(
     tmp_path: Path, sqlite_database: Database, university: University
 ) -> None:
     further = "rc_login: {address: {per_second: 0.01, burst_count: 2}}\n"

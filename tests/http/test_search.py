@@ -1,4 +1,4 @@
-"""Search in messages: what is found, by whom, in which order, and how it is told.
+"""Message search: results, access, order and response.
 
 spec: client-server-api#server-side-search
 """
@@ -43,7 +43,7 @@ def bob(server: TestServer) -> User:
 
 
 def later(server: TestServer, user: User, room: str, text: str) -> str:
-    """A message at a time of its own."""
+    """Send a message with a timestamp of its own."""
     server.clock.advance(1)
     return say(user, room, text)
 
@@ -59,7 +59,7 @@ def edit(user: User, room: str, target: str, text: str) -> str:
     return str(ok(put_event(user, room, "m.room.message", content))["event_id"])
 
 
-def test_the_answer_has_the_event_and_its_rank(server: TestServer, alice: User) -> None:
+def test_a_result_has_the_event_and_its_rank(server: TestServer, alice: User) -> None:
     room = create(alice)
     event = say(alice, room, "Yangi kitoblar keldi")
     settle(server)
@@ -101,7 +101,7 @@ def test_all_keys_are_searched_or_those_that_are_named(server: TestServer, alice
     assert found(alice, "rasm") == []
 
 
-def test_only_what_these_events_say_is_searched(server: TestServer, alice: User) -> None:
+def test_only_searchable_event_types_are_searched(server: TestServer, alice: User) -> None:
     room = create(alice)
     put_event(alice, room, "org.example.note", {"body": "salom"})
     set_state(alice, room, "m.room.topic", {"topic": "salom"}, "other")
@@ -111,7 +111,7 @@ def test_only_what_these_events_say_is_searched(server: TestServer, alice: User)
     assert found(alice, "salom") == []
 
 
-def test_the_newest_come_first_or_the_best(server: TestServer, alice: User) -> None:
+def test_results_are_ordered_by_time_or_rank(server: TestServer, alice: User) -> None:
     room = create(alice)
     best = later(server, alice, room, "kitob kitob")
     worst = later(server, alice, room, "kitoblarimiz va boshqa narsalar haqida uzun gap")
@@ -129,7 +129,7 @@ def test_the_newest_come_first_or_the_best(server: TestServer, alice: User) -> N
 
 
 @pytest.mark.parametrize("order", ["rank", "recent"])
-def test_pages_are_all_results_once(
+def test_pages_have_all_results_once(
     server: TestServer, alice: User, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "WINDOW", 5)
@@ -145,7 +145,7 @@ def test_pages_are_all_results_once(
         assert [event for page in pages for event in page] == said[::-1]
 
 
-def test_pages_are_not_disturbed_by_what_is_said_meanwhile(server: TestServer, alice: User) -> None:
+def test_new_messages_do_not_disturb_pages(server: TestServer, alice: User) -> None:
     room = create(alice)
     said = [later(server, alice, room, "gap") for _ in range(4)]
     settle(server)
@@ -187,7 +187,7 @@ def test_filters(server: TestServer, alice: User, bob: User) -> None:
     assert len(found(alice, "gap", filter={"limit": 1})) == 1
 
 
-def test_the_surroundings_of_a_result(server: TestServer, alice: User) -> None:
+def test_the_context_of_a_result(server: TestServer, alice: User) -> None:
     room = create(alice)
     said = [say(alice, room, text) for text in ("one", "two", "needle", "four", "five")]
     ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alisa"}))
@@ -208,7 +208,7 @@ def test_the_surroundings_of_a_result(server: TestServer, alice: User) -> None:
     assert len(plain["context"]["events_before"]) == 5
 
 
-def test_state_is_told_if_wanted(server: TestServer, alice: User) -> None:
+def test_state_is_included_on_request(server: TestServer, alice: User) -> None:
     room = create(alice, name="Xona")
     say(alice, room, "gap")
     settle(server)
@@ -254,7 +254,7 @@ def test_groups(server: TestServer, alice: User, bob: User) -> None:
     assert "next_batch" in answer
 
 
-def test_whole_groups_have_no_next_batch(server: TestServer, alice: User) -> None:
+def test_complete_groups_have_no_next_batch(server: TestServer, alice: User) -> None:
     room, other = create(alice), create(alice)
     later(server, alice, room, "gap")
     later(server, alice, room, "gap")
@@ -268,7 +268,7 @@ def test_whole_groups_have_no_next_batch(server: TestServer, alice: User) -> Non
     assert "next_batch" in groups[room]
 
 
-def test_others_find_nothing(server: TestServer, alice: User, bob: User) -> None:
+def test_users_outside_the_room_find_nothing(server: TestServer, alice: User, bob: User) -> None:
     room = create(alice)
     say(alice, room, "sir")
     invite(alice, room, bob)
@@ -281,7 +281,7 @@ def test_others_find_nothing(server: TestServer, alice: User, bob: User) -> None
     ("visibility", "finds"),
     [("joined", [2]), ("invited", [1, 2]), ("shared", [0, 1, 2]), ("world_readable", [0, 1, 2])],
 )
-def test_history_is_found_as_far_as_it_is_shown(
+def test_history_is_found_as_far_as_it_is_visible(
     server: TestServer, alice: User, bob: User, visibility: str, finds: list[int]
 ) -> None:
     room = create(alice)
@@ -300,7 +300,9 @@ def test_history_is_found_as_far_as_it_is_shown(
     assert "next_batch" not in answer
 
 
-def test_who_forgot_a_room_finds_nothing_in_it(server: TestServer, alice: User, bob: User) -> None:
+def test_a_user_who_forgot_a_room_finds_nothing_in_it(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     said = say(alice, room, "gap")
@@ -311,7 +313,7 @@ def test_who_forgot_a_room_finds_nothing_in_it(server: TestServer, alice: User, 
     assert found(bob, "gap") == []
 
 
-def test_who_was_only_invited_finds_nothing(server: TestServer, alice: User, bob: User) -> None:
+def test_an_invited_user_finds_nothing(server: TestServer, alice: User, bob: User) -> None:
     room = create(alice)
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
     say(alice, room, "gap")
@@ -321,7 +323,9 @@ def test_who_was_only_invited_finds_nothing(server: TestServer, alice: User, bob
     assert found(bob, "gap") == []
 
 
-def test_ignored_people_are_not_found(server: TestServer, alice: User, bob: User) -> None:
+def test_messages_of_ignored_users_are_not_found(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     say(bob, room, "gap")
@@ -331,7 +335,7 @@ def test_ignored_people_are_not_found(server: TestServer, alice: User, bob: User
     assert found(alice, "gap") == []
 
 
-def test_redacted_events_are_gone_at_once(server: TestServer, alice: User) -> None:
+def test_redacted_events_disappear_at_once(server: TestServer, alice: User) -> None:
     room = create(alice)
     said, other = later(server, alice, room, "sir"), later(server, alice, room, "sir")
     settle(server)
@@ -352,7 +356,7 @@ def test_edits(server: TestServer, alice: User, bob: User) -> None:
     result = search(alice, "ikkinchi")["results"][0]["result"]
     assert result["unsigned"]["m.relations"]["m.replace"]["event_id"] == first
     second = edit(alice, room, said, "uchinchi")
-    edit(bob, room, said, "begona")  # not bob's to edit
+    edit(bob, room, said, "begona")  # bob may not edit it
     settle(server)
     assert [found(alice, word) for word in ("birinchi", "ikkinchi", "uchinchi", "begona")] == [
         [],
@@ -368,7 +372,7 @@ def test_edits(server: TestServer, alice: User, bob: User) -> None:
     assert [found(alice, word) for word in ("birinchi", "ikkinchi")] == [[said], []]
 
 
-def test_an_edit_of_after_the_leaving_is_not_found(
+def test_an_edit_made_after_leaving_is_not_found(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room = create(alice, preset="public_chat")
@@ -381,7 +385,7 @@ def test_an_edit_of_after_the_leaving_is_not_found(
     assert (answer["results"], answer["count"]) == ([], 0)
 
 
-def test_an_edit_of_a_redacted_event_is_gone(server: TestServer, alice: User) -> None:
+def test_an_edit_of_a_redacted_event_is_not_found(server: TestServer, alice: User) -> None:
     room = create(alice)
     said = later(server, alice, room, "birinchi")
     edit(alice, room, said, "ikkinchi")
@@ -392,7 +396,7 @@ def test_an_edit_of_a_redacted_event_is_gone(server: TestServer, alice: User) ->
     assert found(alice, "ikkinchi") == []
 
 
-def test_rooms_that_became_encrypted_are_not_searched(server: TestServer, alice: User) -> None:
+def test_messages_of_encrypted_rooms_are_not_searched(server: TestServer, alice: User) -> None:
     room = create(alice)
     say(alice, room, "gap")
     settle(server)
@@ -404,7 +408,7 @@ def test_rooms_that_became_encrypted_are_not_searched(server: TestServer, alice:
     assert found(alice, "gap") == []
 
 
-def test_a_room_is_searched_with_those_whose_place_it_took(
+def test_a_room_is_searched_with_its_predecessors(
     server: TestServer, alice: User, bob: User
 ) -> None:
     oldest = create(alice)
@@ -426,8 +430,8 @@ def test_a_room_is_searched_with_those_whose_place_it_took(
     assert found(bob, "gap", filter={"rooms": [own]}) == []
 
 
-def test_someone_in_many_rooms(server: TestServer, alice: User, bob: User) -> None:
-    """More than the index is told of by their keys."""
+def test_a_user_in_many_rooms(server: TestServer, alice: User, bob: User) -> None:
+    """In more rooms than an index query names."""
     rooms = [create(alice) for _ in range(66)]
     said = [later(server, alice, room, "gap") for room in rooms[::20]]
     later(server, bob, create(bob), "gap")
@@ -472,7 +476,7 @@ def test_someone_in_many_rooms(server: TestServer, alice: User, bob: User) -> No
         ),
     ],
 )
-def test_bad_questions(alice: User, body: object, error: tuple[int, str]) -> None:
+def test_invalid_requests(alice: User, body: object, error: tuple[int, str]) -> None:
     answer = alice.post(f"{V3}/search", body)
     assert (answer.status, answer.json.get("errcode", "")) == error
 
@@ -480,7 +484,7 @@ def test_bad_questions(alice: User, body: object, error: tuple[int, str]) -> Non
 @pytest.mark.parametrize(
     "token", ["", "x", "'", "ä", "kA", "lQEBAQHAoA", "A" * 3000, "lf_____________________w"]
 )
-def test_tokens_that_nobody_gave_out(alice: User, token: str) -> None:
+def test_made_up_tokens_are_refused(alice: User, token: str) -> None:
     assert refused(ask(alice, "gap", token)) == (400, "M_INVALID_PARAM")
 
 
@@ -509,7 +513,7 @@ def test_odd_terms_are_harmless(server: TestServer, alice: User, term: str) -> N
     assert (answer["results"], answer["count"], answer.get("next_batch")) == ([], 0, None)
 
 
-def test_a_category_that_is_not_asked_for(alice: User) -> None:
+def test_an_empty_request(alice: User) -> None:
     assert ok(alice.post(f"{V3}/search", {"search_categories": {}})) == {"search_categories": {}}
     assert ok(alice.post("/_matrix/client/r0/search", {"search_categories": {}})) == {
         "search_categories": {}
@@ -528,7 +532,7 @@ def test_search_needs_an_account(server: TestServer) -> None:
     assert refused(answer) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
-def test_searches_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
+def test_searches_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "rc_search: {per_second: 1, burst_count: 2}\n")
     alice = server.register("alice")
     assert [ask(alice, "gap").status for _ in range(3)] == [200, 200, 429]

@@ -1,5 +1,5 @@
-"""The index of messages follows what happens: also what was there before it, after a stop, and
-beside another node."""
+"""The message index follows all changes: also existing messages, after a stop, and next to another
+node."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, ok, put_event, redact, refused, room_path, say
 
 
-def test_what_was_there_before_is_indexed(server: TestServer) -> None:
+def test_existing_messages_are_indexed(server: TestServer) -> None:
     alice = server.register("alice")
     room = create(alice)
     said = [say(alice, room, f"gap {number}") for number in range(450)]
@@ -37,7 +37,7 @@ def test_what_was_there_before_is_indexed(server: TestServer) -> None:
     assert sum(map(len, all_pages(alice, "gap", filter={"limit": 100}))) == len(said)
 
 
-def test_it_goes_on_where_it_was(
+def test_indexing_continues_where_it_stopped(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "AT_ONCE", 3)
@@ -63,9 +63,7 @@ async def _some(step: Callable[[int], Awaitable[int]], limit: int) -> None:
     await step(limit)
 
 
-def test_a_write_that_fails_is_done_later(
-    server: TestServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_is_retried(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_jobs(server)
     alice = server.register("alice")
     said = say(alice, create(alice), "gap")
@@ -83,7 +81,7 @@ def test_a_write_that_fails_is_done_later(
     assert found(alice, "gap") == [said]
 
 
-def test_another_choice_of_languages_indexes_anew(
+def test_a_change_of_languages_rebuilds_the_index(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     def start(languages: str, seed: int) -> TestServer:
@@ -106,7 +104,7 @@ def test_another_choice_of_languages_indexes_anew(
     assert (found(again, "китоб"), found(again, "kitob")) == ([said], [said])
 
 
-def test_search_that_is_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+def test_disabling_search_deletes_the_index(tmp_path: Path, sqlite_database: Database) -> None:
     def start(enabled: str, seed: int, alice: User | None = None) -> User:
         server = TestServer(tmp_path, sqlite_database, f"enable_search: {enabled}\n", seed=seed)
         begin_jobs(server)
@@ -140,7 +138,7 @@ def test_search_that_is_switched_off(tmp_path: Path, sqlite_database: Database) 
     assert len(found(start("true", 3, alice), "gap")) == 2
 
 
-def test_an_idle_server_asks_nothing(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_an_idle_server_makes_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
     server = TestServer(tmp_path, database)
@@ -154,8 +152,8 @@ def test_an_idle_server_asks_nothing(tmp_path: Path, sqlite: SQLiteConfig) -> No
     run_coroutine(database.close(), None)
 
 
-async def test_events_that_find_their_place_late(database: Database) -> None:
-    """They were passed by as outliers; a note brings the job back to them."""
+async def test_outliers_that_get_a_position_later_are_indexed(database: Database) -> None:
+    """They were skipped as outliers; a queued row brings the job back to them."""
     types = {"m.room.message"}
     home = RoomParts(database)
     room_id = await home.create()
@@ -215,11 +213,11 @@ ACTIONS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )
-def test_what_is_found_is_what_a_look_at_everything_finds(
+def test_search_results_match_a_scan_of_all_messages(
     tmp_path: Path, sqlite_template: Path, actions: list[tuple[str, int, int, int]]
 ) -> None:
-    """The law of search: of all messages those that the user is shown when they ask for them by
-    their ids, whose latest text has the terms, and that came before the user left."""
+    """The law of search: it finds all messages that the user sees when requesting them by ID, whose
+    latest text contains the terms, and that came before the user left."""
     database = open_inline(copy_sqlite(sqlite_template, tmp_path))
     server = TestServer(
         tmp_path, database, "rc_search: {per_second: 100000, burst_count: 100000}\n"
@@ -231,8 +229,8 @@ def test_what_is_found_is_what_a_look_at_everything_finds(
     said: list[str] = []
     texts: dict[
         str, list[tuple[str, str]]
-    ] = {}  # by message: the events that say it, and what they say
-    last_stay: dict[str, int] = {}  # up to which of the messages a user who has left was there
+    ] = {}  # by message: the events with its text, and the text
+    last_stay: dict[str, int] = {}  # the last message before a user left
     gone: set[str] = set()
     for action, who, one, two in actions:
         user = people[who]

@@ -1,5 +1,7 @@
-"""Whose session ends while their long poll waits is told nothing of what comes after. spec:
-client-server-api#using-access-tokens"""
+"""Long polls of sessions that end while they wait: they return no later data.
+
+spec: client-server-api#using-access-tokens
+"""
 
 from typing import Any
 
@@ -24,7 +26,7 @@ def sign_in(server: TestServer, user: User, **more: Any) -> dict[str, Any]:
 
 
 def wait(user: User, form: str) -> Pending:
-    """A long poll in which there is nothing yet."""
+    """Start a long poll without new data."""
     match form:
         case "sync":
             return poll(user, token(user))
@@ -39,8 +41,8 @@ def wait(user: User, form: str) -> Pending:
     return user.start("POST", STABLE, {**body, "pos": pos, "timeout": 30_000})
 
 
-def turn(server: TestServer) -> None:
-    """Let the reactor turn."""
+def run_reactor(server: TestServer) -> None:
+    """Run the pending calls of the reactor."""
     for _ in range(4):
         server.clock.advance(0)
 
@@ -72,7 +74,7 @@ def test_a_long_poll_ends_with_its_session(server: TestServer, form: str, how: s
     assert not waiting.done
     end(server, alice, phone, how)
     rooms.say(bob, room, "after the end")
-    turn(server)
+    run_reactor(server)
     assert (waiting.answer.status, waiting.answer.errcode) == (401, "M_UNKNOWN_TOKEN")
     assert b"after the end" not in waiting.answer.body
 
@@ -84,39 +86,39 @@ def test_a_long_poll_ends_when_the_account_is_locked(server: TestServer, form: s
     waiting = wait(alice, form)
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
     rooms.say(bob, room, "after the lock")
-    turn(server)
+    run_reactor(server)
     assert (waiting.answer.status, waiting.answer.errcode) == (401, "M_USER_LOCKED")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_other_sessions_wait_on(server: TestServer, form: str) -> None:
+def test_long_polls_of_other_sessions_go_on(server: TestServer, form: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
     phone, tablet = User(server, sign_in(server, alice)), User(server, sign_in(server, alice))
     waiting = wait(tablet, form)
     assert phone.post(f"{V3}/logout").status == 200
-    turn(server)
-    if waiting.done:  # a device of hers is gone, which is news in /sync
+    run_reactor(server)
+    if waiting.done:  # /sync reports the removed device
         assert waiting.answer.status == 200
         waiting = wait(tablet, form)
     rooms.say(bob, room, "still here")
-    turn(server)
+    run_reactor(server)
     assert waiting.answer.status == 200
     assert b"still here" in waiting.answer.body
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_session_that_is_renewed_waits_on(server: TestServer, form: str) -> None:
-    """A client renews its session beside its long poll."""
+def test_a_long_poll_survives_a_refresh_of_the_session(server: TestServer, form: str) -> None:
+    """A client refreshes its session during its long poll."""
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
     session = sign_in(server, alice, refresh_token=True)
     waiting = wait(User(server, session), form)
-    renewed = server.post(f"{V3}/refresh", {"refresh_token": session["refresh_token"]}).json
-    assert User(server, {**session, **renewed}).get(f"{V3}/account/whoami").status == 200
-    turn(server)
+    refreshed = server.post(f"{V3}/refresh", {"refresh_token": session["refresh_token"]}).json
+    assert User(server, {**session, **refreshed}).get(f"{V3}/account/whoami").status == 200
+    run_reactor(server)
     assert not waiting.done
     rooms.say(bob, room, "still here")
-    turn(server)
+    run_reactor(server)
     assert waiting.answer.status == 200
     assert b"still here" in waiting.answer.body

@@ -1,4 +1,4 @@
-"""Accounts whose words go nowhere, without their being told."""
+"""Shadow-banned accounts: nothing that they send reaches anybody, and they do not notice."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def alice(server: TestServer) -> User:
 
 @pytest.fixture
 def mallory(server: TestServer, root: User) -> User:
-    """Shadow-banned."""
+    """A shadow-banned user."""
     mallory = server.register("mallory")
     assert root.post(path_of(mallory)).status == 200
     return mallory
@@ -52,7 +52,7 @@ def members(user: User, room_id: str) -> dict[str, str]:
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
-def test_what_is_sent_goes_nowhere(
+def test_sent_events_reach_nobody(
     server: TestServer, alice: User, mallory: User, root: User
 ) -> None:
     bob = server.register("bob")
@@ -92,9 +92,11 @@ def test_what_is_sent_goes_nowhere(
     assert everything_said(alice, room_id) == ["hello", "sorry"]
 
 
-def test_what_others_may_not_is_refused(alice: User, mallory: User, root: User) -> None:
-    """Else one request tells of the ban."""
-    nobody = root  # is in none of these rooms either
+def test_requests_that_other_users_may_not_make_are_refused(
+    alice: User, mallory: User, root: User
+) -> None:
+    """Otherwise one request would reveal the ban."""
+    nobody = root  # mallory is in none of these rooms either
     private, public = create(alice), create(alice, preset="public_chat")
     ours = say(alice, public, "hello")
     join(mallory, public)
@@ -122,7 +124,7 @@ def test_what_others_may_not_is_refused(alice: User, mallory: User, root: User) 
         assert put_event(user, public, "m.room.message", {"body": "x"}).status == 200
 
 
-def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User) -> None:
+def test_invites_and_names_in_rooms_reach_nobody(alice: User, mallory: User) -> None:
     assert ok(mallory.post(f"{V3}/createRoom", {"invite": [alice.user_id]}))["room_id"]
     room_id = create(alice, preset="public_chat")
     ok(mallory.post(f"{V3}/join/{room_id}", {"reason": "buy this"}))
@@ -148,7 +150,9 @@ def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User
     assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
 
 
-def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, root: User) -> None:
+def test_profile_changes_are_visible_only_to_their_owner(
+    alice: User, mallory: User, root: User
+) -> None:
     profile = f"{V3}/profile/{mallory.user_id}"
     room_id, another = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     join(mallory, room_id)
@@ -190,7 +194,7 @@ def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, ro
     assert ok(mallory.get(profile)) == ok(alice.get(profile)) == {"displayname": "mallory"}
 
 
-def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(
+def test_a_name_set_on_the_account_page_is_visible_only_to_its_owner(
     server: TestServer, alice: User, mallory: User
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -209,7 +213,7 @@ def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(
 
 
 def listed(user: User) -> list[str]:
-    """The directory, as both requests for it tell it."""
+    """The directory, by both endpoints."""
     asked, queried = ok(user.get(f"{V3}/publicRooms")), ok(user.post(f"{V3}/publicRooms", {}))
     assert asked == queried
     assert asked["total_room_count_estimate"] == len(asked["chunk"])
@@ -233,9 +237,7 @@ def aliases_of(user: User, room_id: str) -> list[str]:
     return told
 
 
-def test_a_directory_is_as_they_have_made_it_in_their_eyes(
-    alice: User, mallory: User, root: User
-) -> None:
+def test_directory_changes_are_visible_only_to_them(alice: User, mallory: User, root: User) -> None:
     wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
     made = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
     later = create(mallory)
@@ -265,7 +267,7 @@ def test_a_directory_is_as_they_have_made_it_in_their_eyes(
     assert listed(mallory) == listed(alice) == [theirs]
 
 
-def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User) -> None:
+def test_an_upgrade_affects_nobody_else(alice: User, mallory: User, root: User) -> None:
     levels = {"users": {mallory.user_id: 150}}
     room_id = create(alice, room_alias_name="den", power_level_content_override=levels, **PUBLIC)
     join(mallory, room_id)
@@ -277,9 +279,9 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
         mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"]
         == room_id
     )
-    # what it asks for once more it has, as others
+    # a repeated request gets the same answer, as for other users
     assert ok(mallory.post(upgrade, {"new_version": "11"}))["replacement_room"] == new
-    # aliases and the listing have moved in its eyes
+    # aliases and the listing have moved for mallory
     assert (room_of(mallory, "den"), aliases_of(mallory, new), aliases_of(mallory, room_id)) == (
         new,
         ["#den:example.org"],
@@ -294,7 +296,7 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
     )
     another = ok(mallory.post(upgrade, {"new_version": "10"}))["replacement_room"]
     assert another not in (new, room_id)
-    # and in nobody else's
+    # and for nobody else
     assert "rooms" not in ok(alice.get(f"{V3}/sync?since={before}"))
     assert alice.get(f"{room_path(room_id)}/state/m.room.tombstone").status == 404
     assert (room_of(alice, "den"), aliases_of(alice, room_id), listed(alice)) == (
@@ -309,7 +311,7 @@ def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User, root: User)
     assert (room_of(mallory, "den"), listed(mallory)) == (room_id, [room_id])
 
 
-def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory: User) -> None:
+def test_an_alias_of_another_user_is_removed_only_for_them(alice: User, mallory: User) -> None:
     levels = {"users": {mallory.user_id: 100}}
     room_id = create(
         alice, room_alias_name="den", power_level_content_override=levels, preset="public_chat"
@@ -330,7 +332,7 @@ def test_an_alias_of_others_is_removed_in_their_eyes_alone(alice: User, mallory:
     assert room_of(mallory, "den") == room_of(alice, "den") == room_id
 
 
-def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) -> None:
+def test_their_own_alias_is_removed_for_all(alice: User, mallory: User) -> None:
     own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))[
         "room_id"
     ]
@@ -342,7 +344,7 @@ def test_an_alias_of_their_own_is_removed_for_all(alice: User, mallory: User) ->
     assert room_of(mallory, "den") == theirs
 
 
-def test_what_is_set_already_is_the_event_that_there_is(alice: User, mallory: User) -> None:
+def test_unchanged_state_returns_the_existing_event(alice: User, mallory: User) -> None:
     room_id = create(
         alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}}
     )
@@ -351,7 +353,7 @@ def test_what_is_set_already_is_the_event_that_there_is(alice: User, mallory: Us
     assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "tea"}))["event_id"] == theirs
 
 
-def test_nothing_of_it_is_left_of_an_account_that_ends(
+def test_deactivation_deletes_all_hidden_changes(
     server: TestServer, sqlite_database: Database, mallory: User
 ) -> None:
     room_id = ok(mallory.post(f"{V3}/createRoom", {"visibility": "public"}))["room_id"]
@@ -362,16 +364,16 @@ def test_nothing_of_it_is_left_of_an_account_that_ends(
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {}
 
 
-def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
+def test_to_device_messages_to_others_are_dropped(alice: User, mallory: User) -> None:
     messages = {user.user_id: {"*": {"body": "x"}} for user in (alice, mallory)}
     ok(mallory.put(f"{SENT}/1", {"messages": messages}))
     assert alice.get(f"{V3}/sync").json.get("to_device", {}).get("events", []) == []
     assert (
         len(mallory.get(f"{V3}/sync").json["to_device"]["events"]) == 1
-    )  # own devices, to verify them
+    )  # messages to own devices arrive, for verification
 
 
-def test_administrators_see_it_and_its_owner_does_not(
+def test_administrators_see_the_ban_and_its_user_does_not(
     server: TestServer, root: User, mallory: User
 ) -> None:
     assert root.get(f"/_synapse/admin/v2/users/{mallory.user_id}").json["shadow_banned"] is True
@@ -386,11 +388,11 @@ def test_administrators_see_it_and_its_owner_does_not(
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
-    assert "The account was made" in browser.words
+    assert "The account was created" in browser.words
     assert "shadow_ban" not in browser.text
 
 
-def test_who_may(root: User, alice: User, mallory: User) -> None:
+def test_only_administrators_may_set_it(root: User, alice: User, mallory: User) -> None:
     assert alice.post(path_of(mallory)).errcode == "M_FORBIDDEN"
     assert root.post(path_of(root)).status == 400
     assert (

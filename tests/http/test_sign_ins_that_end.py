@@ -1,5 +1,5 @@
-"""A sign-in at a provider that waits, or is under way, ends with what ends sessions, and with the
-one at the provider."""
+"""Pending upstream sign-ins end when the account's sessions end, and when the session at the
+provider ends."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ EVENTS = [change, log_out_everywhere, lock]
 
 
 def tell(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
-    """The provider says that somebody has signed out there."""
+    """Send the provider's logout token."""
     token = provider.sign(provider.claims(**claims, events={LOGOUT_EVENT: {}}))
     assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 200
 
@@ -68,10 +68,10 @@ def tell(server: TestServer, provider: OpenIDProvider, **claims: str) -> None:
 def at_the_question(
     server: TestServer, provider: OpenIDProvider, browser: Browser | None = None
 ) -> Browser:
-    """Somebody who is asked whether to go on to their client."""
+    """Return a browser at the page that asks whether to continue to the client."""
     browser = browser or Browser(server)
     browser.open(provider.sign_in(leave(browser), **ALICE, sid="p"))
-    assert "Go on to" in browser.words
+    assert "Continue to" in browser.words
     return browser
 
 
@@ -91,7 +91,7 @@ def is_in(browser: Browser) -> bool:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_the_question_waits_no_longer_than_the_session(
+def test_the_client_page_ends_with_the_account_s_sessions(
     server: TestServer, provider: OpenIDProvider, event: Callable[[TestServer], None]
 ) -> None:
     sign_in(server, provider, Browser(server))
@@ -104,9 +104,7 @@ def test_the_question_waits_no_longer_than_the_session(
     assert redeem(server, browser).user_id == USER
 
 
-def test_who_signs_out_leaves_nothing_that_waits(
-    server: TestServer, provider: OpenIDProvider
-) -> None:
+def test_signing_out_ends_pending_flows(server: TestServer, provider: OpenIDProvider) -> None:
     browser = on_own_pages(server, provider)
     form = next(form for form in browser.page.forms if form.action == SIGN_OUT_PATH)
     at_the_question(server, provider, browser)
@@ -117,10 +115,10 @@ def test_who_signs_out_leaves_nothing_that_waits(
     assert (browser.status, "location" in browser.answer.headers) == (400, False)
 
 
-def test_the_question_ends_with_the_session_there(
+def test_the_client_page_ends_with_the_session_at_the_provider(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
-    tell(server, provider, sid="p", sub="2")  # of somebody else
+    tell(server, provider, sid="p", sub="2")  # of another person
     browser = at_the_question(server, provider)
     tell(server, provider, sid="other")
     browser.send(GO_ON)
@@ -131,7 +129,7 @@ def test_the_question_ends_with_the_session_there(
     assert browser.status == 400
 
 
-def test_a_sign_in_that_begins_after_another_of_its_name_has_ended(
+def test_a_later_sign_in_with_the_same_session_name_stays(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = on_own_pages(server, provider)
@@ -151,7 +149,7 @@ def test_a_sign_in_that_begins_after_another_of_its_name_has_ended(
 
 
 @pytest.mark.parametrize("claims", [{"sub": "1"}, {"sub": "1", "sid": "p"}])
-def test_who_is_away_at_the_provider_while_it_ends(
+def test_a_browser_at_the_provider_is_refused_after_its_session_ended(
     server: TestServer, provider: OpenIDProvider, claims: dict[str, str]
 ) -> None:
     sign_in(server, provider, Browser(server))
@@ -170,7 +168,7 @@ def test_who_is_away_at_the_provider_while_it_ends(
     at_the_question(server, provider)
 
 
-def test_strangers_do_not_make_the_server_ask_for_keys_all_the_time(
+def test_invalid_logout_tokens_do_not_refetch_the_keys(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign_in(server, provider, Browser(server))
@@ -193,11 +191,11 @@ def test_strangers_do_not_make_the_server_ask_for_keys_all_the_time(
     for _ in range(5):
         assert server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status == 400
     assert len(asked) == 1
-    tell(server, provider, sub="1")  # what is known is good meanwhile
+    tell(server, provider, sub="1")  # cached keys stay valid meanwhile
 
 
 @pytest.mark.parametrize("ended", [{"sid": "p"}, {"sub": "1"}])
-def test_a_name_that_is_chosen_too_late(
+def test_a_name_chosen_after_the_logout_is_refused(
     tmp_path: Path, database: Database, provider: OpenIDProvider, ended: dict[str, str]
 ) -> None:
     further = CONFIG + "  backchannel_logout_enabled: true\n"
@@ -210,7 +208,7 @@ def test_a_name_that_is_chosen_too_late(
     assert server.run(server.app.accounts.store.get_accounts([USER])) == {}
 
 
-def test_a_token_that_is_being_taken(
+def test_a_login_token_that_is_being_redeemed_is_refused(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = at_the_question(server, provider)
@@ -231,7 +229,9 @@ def test_a_token_that_is_being_taken(
     )
 
 
-def test_an_answer_that_is_being_read(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_callback_that_is_being_handled_is_refused(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     browser = on_own_pages(server, provider)
     assert is_in(browser)
     provider.change = lambda _: tell(server, provider, sid="p")
@@ -248,7 +248,7 @@ def test_an_answer_that_is_being_read(server: TestServer, provider: OpenIDProvid
 
 
 def ending_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
-    """What happens after the next time that it was read who is signed in in a browser."""
+    """Run a change right after the browser session is read the next time."""
     read = BrowserSessionStore.get_browser_session
 
     async def ends_after(self: BrowserSessionStore, token_hash: bytes, now: int) -> Any:
@@ -260,7 +260,7 @@ def ending_meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object
     monkeypatch.setattr(BrowserSessionStore, "get_browser_session", ends_after)
 
 
-def test_an_app_that_is_being_let_in(
+def test_an_authorization_in_progress_is_refused(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Program(server)
@@ -270,7 +270,7 @@ def test_an_app_that_is_being_let_in(
     assert browser.path.startswith(SIGN_IN_PATH)
 
 
-def test_another_node_is_told(
+def test_a_logout_on_another_node_is_seen(
     tmp_path: Path,
     database: Database,
     server: TestServer,
@@ -296,7 +296,7 @@ def test_another_node_is_told(
     assert browser.path.startswith(SIGN_IN_PATH)
 
 
-def test_an_app_of_the_older_api_that_is_being_let_in(
+def test_an_sso_in_progress_is_refused(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = on_own_pages(server, provider, f"/_mahalla/sso?redirectUrl={CLIENT}")
@@ -305,7 +305,7 @@ def test_an_app_of_the_older_api_that_is_being_let_in(
     assert (browser.status, "location" in browser.answer.headers) == (403, False)
 
 
-def test_a_device_that_is_being_let_in(
+def test_a_device_decision_in_progress_is_refused(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tv = Program(server, device_id="TV00000001")
@@ -321,7 +321,7 @@ def test_a_device_that_is_being_let_in(
     )
 
 
-def test_a_browser_that_is_signed_out_meanwhile_lets_nobody_in(
+def test_a_browser_that_signed_out_meanwhile_allows_no_client(
     server: TestServer, provider: OpenIDProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Program(server)
@@ -334,7 +334,9 @@ def test_a_browser_that_is_signed_out_meanwhile_lets_nobody_in(
     assert browser.path.startswith(SIGN_IN_PATH)
 
 
-def test_who_stays_signed_in_lets_apps_in(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_browser_that_stays_signed_in_allows_clients(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     desk = Program(server)
     browser = on_own_pages(server, provider, desk.request())
     tell(server, provider, sid="q")

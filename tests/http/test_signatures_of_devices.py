@@ -1,4 +1,4 @@
-"""Signatures that devices have made, and what becomes of them."""
+"""Signatures made by devices, and when they are deleted."""
 
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ ENCRYPTED: Final = {
 }
 
 
-def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
-    """A client signs the master key with the key of its device. Each device that ever was would
-    leave a signature that nobody can check."""
+def test_removing_a_device_removes_its_signatures(server: TestServer) -> None:
+    """A client signs the master key with its device key. Each former device would leave a signature
+    that nobody can check."""
     alice, bob = server.register("alice"), server.register("bob")
     body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]
@@ -48,7 +48,7 @@ def test_with_a_device_goes_what_it_has_signed(server: TestServer) -> None:
 
 
 def signatures(shown: dict[str, Any]) -> dict[str, str]:
-    """Those of its owner."""
+    """Return the signatures of the owner."""
     ((_, made),) = shown["signatures"].items()
     return dict(made)
 
@@ -56,9 +56,9 @@ def signatures(shown: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     "change", ["other keys", "other words", "a number for true", "other signatures"]
 )
-def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, change: str) -> None:
-    """They go with it: one that comes with the new keys is not hidden by a former one, which nobody
-    could check."""
+def test_signatures_by_replaced_device_keys_are_removed(server: TestServer, change: str) -> None:
+    """A signature that comes with the new keys is not hidden by an old one, which nobody could
+    check."""
     alice, bob = server.register("alice"), server.register("bob")
     old_key, old = identity_keys(alice, 1)
     bare = {
@@ -101,11 +101,10 @@ def test_signatures_of_what_a_device_no_longer_publishes(server: TestServer, cha
 
 
 @pytest.mark.parametrize("replaced", ["the device that is signed", "the key that signs"])
-def test_keys_that_are_replaced_while_they_are_signed(
+def test_keys_replaced_during_signing_get_no_signature(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, replaced: str
 ) -> None:
-    """What was checked with the former keys is not kept as if it were of those that took their
-    place."""
+    """Signatures that were checked against the old keys are not stored for the new ones."""
     alice = server.register("alice")
     _, device = identity_keys(alice, 1)
     upload(alice, device_keys=device)
@@ -135,14 +134,14 @@ def test_keys_that_are_replaced_while_they_are_signed(
 
     monkeypatch.setattr(Database, "write", meanwhile)
     answer = alice.post(f"{V3}/keys/signatures/upload", signed)
-    assert Database.write is write, "it came to writing"
+    assert Database.write is write, "the write was reached"
     assert answer.json["failures"].keys() == {alice.user_id}, answer.body
     shown = query(alice, alice)["device_keys"][alice.user_id][alice.device_id]
     assert self_signing.key_id not in shown["signatures"][alice.user_id]
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_no_key_is_named_like_a_device_that_signs_in_meanwhile(
+def test_no_key_has_the_name_of_a_device_that_signs_in_meanwhile(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
     """spec: client-server-api#key-and-signature-security"""
@@ -165,15 +164,15 @@ def test_no_key_is_named_like_a_device_that_signs_in_meanwhile(
     answer = alice.post(
         f"{V3}/keys/device_signing/upload", {"master_key": master_json, "auth": proof}
     )
-    assert Database.write is write, "it came to writing"
+    assert Database.write is write, "the write was reached"
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     shown = query(alice, alice).get("master_keys", {})
     assert master_json not in shown.values()
     assert bool(shown) != is_first
 
 
-def test_an_account_that_ends_takes_its_keys_and_signatures_with_it(server: TestServer) -> None:
-    """Whom somebody has verified says whom they know."""
+def test_deactivation_deletes_keys_and_signatures(server: TestServer) -> None:
+    """The users that somebody has verified reveal whom they know."""
     alice, bob = server.register("alice"), server.register("bob")
     body = {"preset": "public_chat", "initial_state": [ENCRYPTED]}
     room_id = alice.post(f"{V3}/createRoom", body).json["room_id"]

@@ -1,10 +1,10 @@
-"""A new device that waits in sliding sync hears at once that it was signed, and is then given the
-signature: in whatever order the threads of the database work and bring their answers, whatever
-others did and whichever answers got lost before, also after a restore.
+"""A new device that waits in sliding sync is notified at once when it is signed, and then gets the
+signature. This holds for every order in which database threads work and return, whatever others do,
+with lost responses, and after a restore.
 
-Else it would stand there as unverified until its wait is over, half a minute later; here no time
-passes. It does what clients do, but for asking for its own keys without being told that they are
-others. `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
+Otherwise it would appear as unverified until its request ends, half a minute later; here no time
+passes. It acts as clients do, but queries its own keys only when a response lists them as changed.
+`MAHALLA_SYNC_RUNS=1000` runs a thousand such histories.
 """
 
 import os
@@ -30,7 +30,7 @@ from tests.http.sliding import SlidingClient, a_list, create
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 MOVES = 60
 LOST = 0.1
-"""Of the answers of /sync."""
+"""In responses of /sync."""
 ENCRYPTED = {
     "type": "m.room.encryption",
     "state_key": "",
@@ -40,17 +40,17 @@ ENCRYPTION = {"e2ee": {"enabled": True}, "to_device": {"enabled": True}}
 
 
 class NewDevice:
-    """Publishes its keys, signs itself with a key of the account, and always waits for news on its
-    connections. Its own keys it asks for after the first answer, and whenever it is told that they
-    are others."""
+    """Publishes its keys, signs itself with a key of the account, and always waits for changes on
+    its connections. It queries its own keys after the first response, and whenever they are listed
+    as changed."""
 
     def __init__(self, user: User, signing: PersonalKey, *, has_two: bool) -> None:
-        """`has_two`: one connection for encryption beside that of the rooms, as Element X has; else
-        one for all, as Element Web has."""
+        """`has_two`: one connection for encryption next to that for rooms, as in Element X; else
+        one for both, as in Element Web."""
         self.user = user
         self.may_sign = False
         self.known: dict[str, Any] = {}
-        """Its keys as it was given them last."""
+        """Its keys as it last received them."""
         self._signing = signing
         self._keys = identity_keys(user, 9)[1]
         beside = {name: {"enabled": True} for name in ("account_data", "receipts", "typing")}
@@ -75,7 +75,7 @@ class NewDevice:
         return self._signing.key_id in keys.get("signatures", {}).get(self.user.user_id, {})
 
     def moves(self, chance: Random, lost: float) -> list[Callable[[], object]]:
-        """What it may do next. `lost`: how likely an answer of /sync does not reach it."""
+        """Return its possible next moves. `lost`: the probability that a /sync response is lost."""
         moves: list[Callable[[], object]] = []
         for client in self._connections:
             waiting = self._waiting.get(client.body["conn_id"])
@@ -96,7 +96,7 @@ class NewDevice:
         return moves
 
     def check_done(self) -> None:
-        """It has done all that it had to."""
+        """Check that it did everything."""
         assert self._uploading is not None
         assert self._uploading.answer.status == 200
         assert self._signed is not None
@@ -145,7 +145,7 @@ class NewDevice:
 
 
 class Town:
-    """The new device, and another person who is busy in an encrypted room that both are in."""
+    """The new device, and another user who is busy in an encrypted room with it."""
 
     def __init__(
         self,
@@ -165,8 +165,8 @@ class Town:
         self._deeds: list[Pending] = []
 
     def run(self) -> None:
-        """Some history, then the signature, with what is still under way. Nothing comes after it
-        that would make the device look."""
+        """Run some history, then the signature with all requests that are still open. Nothing later
+        would make the device query its keys."""
         self._turns.begin(self._chance)
         for _ in range(MOVES):
             what = self._chance.random()
@@ -190,7 +190,7 @@ class Town:
         assert [deed.answer.status for deed in self._deeds if deed.answer.status != 200] == []
 
     def _pass_turn(self) -> bool:
-        """One turn of the reactor; whether there was anything to do in it."""
+        """Run one turn of the reactor. Return whether there was work."""
         is_due = any(
             call.getTime() <= self._server.clock.seconds()
             for call in self._server.clock.getDelayedCalls()
@@ -217,7 +217,7 @@ class Town:
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_new_device_hears_at_once_that_it_is_signed(
+def test_a_new_device_learns_at_once_that_it_is_signed(
     tmp_path: Path,
     database_config: SQLiteConfig | PostgresConfig,
     monkeypatch: pytest.MonkeyPatch,

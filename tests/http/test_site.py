@@ -1,4 +1,4 @@
-"""Answers, errors, bodies, connections, and clients that go away."""
+"""Responses, errors, bodies, connections, and clients that disconnect."""
 
 import gzip
 import re
@@ -13,10 +13,10 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from zope.interface import implementer
 
 from homeserver.http import probes
-from homeserver.http.addresses import forwarded_address, normalise
+from homeserver.http.addresses import find_forwarded_address, normalise_address
 from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
 from homeserver.http.site import DISCONNECTED, SiteOptions
-from homeserver.http.wire import TimedLines
+from homeserver.http.wire import DatedHeads
 from tests.helpers.http import Client, Connection, client_for
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
@@ -36,67 +36,76 @@ def _with(options: SiteOptions, bell: Bell | None = None) -> Client:
 # Errors.
 
 
-def test_a_matrix_error_is_its_answer(client: Client) -> None:
-    answer = client.request("GET", "/fails/forbidden")
-    assert (answer.status, answer.json) == (403, {"errcode": "M_FORBIDDEN", "error": "No, not you"})
+def test_a_matrix_error_sets_status_and_body(client: Client) -> None:
+    response = client.request("GET", "/fails/forbidden")
+    assert (response.status, response.json) == (
+        403,
+        {"errcode": "M_FORBIDDEN", "error": "No, not you"},
+    )
 
 
-def test_a_limit_says_when_to_come_back(client: Client) -> None:
+def test_a_rate_limit_sets_retry_after(client: Client) -> None:
     assert client.request("GET", "/fails/limit").headers["retry-after"] == "2"
 
 
-def test_a_remotes_fault_is_not_the_clients(client: Client) -> None:
-    answer = client.request("GET", "/fails/remote")
-    assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
-    assert b"secret" not in answer.body
+def test_a_failed_remote_server_is_a_502(client: Client) -> None:
+    response = client.request("GET", "/fails/remote")
+    assert (response.status, response.errcode) == (502, "M_UNKNOWN")
+    assert b"secret" not in response.body
 
 
 @pytest.mark.parametrize("how", ["bug", "header", "unencodable"])
-def test_a_bug_is_a_500_whose_traceback_is_in_the_log(client: Client, how: str) -> None:
+def test_a_bug_is_a_500_with_a_logged_traceback(client: Client, how: str) -> None:
     events: list[LogEvent] = []
 
     @implementer(ILogObserver)
-    def remember(event: LogEvent) -> None:
+    def observe(event: LogEvent) -> None:
         events.append(event)
 
-    globalLogPublisher.addObserver(remember)
+    globalLogPublisher.addObserver(observe)
     try:
-        answer = client.request("GET", "/fails/" + how)
+        response = client.request("GET", "/fails/" + how)
     finally:
-        globalLogPublisher.removeObserver(remember)
-    assert (answer.status, answer.errcode) == (500, "M_UNKNOWN")
-    (logged,) = [event for event in events if event.get("request_id") == answer.json["request_id"]]
+        globalLogPublisher.removeObserver(observe)
+    assert (response.status, response.errcode) == (500, "M_UNKNOWN")
+    (logged,) = [
+        event for event in events if event.get("request_id") == response.json["request_id"]
+    ]
     assert "Error" in logged["log_failure"].getTraceback()
-    assert b"Traceback" not in answer.body
+    assert b"Traceback" not in response.body
 
 
-def test_a_database_that_is_away_is_a_503_with_a_line_in_the_log(client: Client) -> None:
+def test_an_unavailable_database_is_a_503_and_one_log_line(client: Client) -> None:
     lines: list[str] = []
 
     @implementer(ILogObserver)
-    def remember(event: LogEvent) -> None:
+    def observe(event: LogEvent) -> None:
         lines.append(formatEvent(event))
 
-    globalLogPublisher.addObserver(remember)
+    globalLogPublisher.addObserver(observe)
     try:
-        answer = client.request("GET", "/fails/database")
+        response = client.request("GET", "/fails/database")
     finally:
-        globalLogPublisher.removeObserver(remember)
-    assert (answer.status, answer.errcode, answer.headers["retry-after"]) == (503, "M_UNKNOWN", "1")
-    assert b"refused" not in answer.body
+        globalLogPublisher.removeObserver(observe)
+    assert (response.status, response.errcode, response.headers["retry-after"]) == (
+        503,
+        "M_UNKNOWN",
+        "1",
+    )
+    assert b"refused" not in response.body
     (line,) = [line for line in lines if "database" in line]
     assert re.fullmatch("the database failed request [0-9a-z]+: connection refused", line), line
 
 
-def test_a_wait_given_up_is_worth_another_try(client: Client) -> None:
+def test_a_cancelled_wait_is_a_503(client: Client) -> None:
     assert client.request("GET", "/fails/cancelled").status == 503
 
 
 # Headers.
 
 
-def test_cross_origin_headers_are_on_every_answer(client: Client) -> None:
-    for answer in (
+def test_every_response_has_cross_origin_headers(client: Client) -> None:
+    for response in (
         client.request("GET", WHO),
         client.request("GET", "/nowhere"),
         client.request("GET", "/fails/forbidden"),
@@ -104,28 +113,28 @@ def test_cross_origin_headers_are_on_every_answer(client: Client) -> None:
         client.request("POST", OBJECT, body=b"x" * 70_000),
         client.request("OPTIONS", "/nowhere"),
     ):
-        assert answer.headers["access-control-allow-origin"] == "*"
-        assert "PUT" in answer.headers["access-control-allow-methods"]
-        assert "Authorization" in answer.headers["access-control-allow-headers"]
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert "PUT" in response.headers["access-control-allow-methods"]
+        assert "Authorization" in response.headers["access-control-allow-headers"]
 
 
-def test_a_preflight_runs_nothing(client: Client, bell: Bell) -> None:
-    answer = client.request("OPTIONS", SLOW)
-    assert (answer.status, answer.body) == (204, b"")
+def test_a_preflight_runs_no_handler(client: Client, bell: Bell) -> None:
+    response = client.request("OPTIONS", SLOW)
+    assert (response.status, response.body) == (204, b"")
     assert not bell.waiting
 
 
-def test_a_handler_may_answer_with_headers_of_its_own(client: Client) -> None:
-    answer = client.request("GET", "/page")
-    assert (answer.status, answer.body) == (202, b"<p>")
-    assert (answer.headers["content-type"], answer.headers["cache-control"]) == (
+def test_a_handler_may_set_status_and_headers(client: Client) -> None:
+    response = client.request("GET", "/page")
+    assert (response.status, response.body) == (202, b"<p>")
+    assert (response.headers["content-type"], response.headers["cache-control"]) == (
         "text/html",
         "max-age=5",
     )
-    assert answer.headers["x-own"] == "1"
+    assert response.headers["x-own"] == "1"
 
 
-def test_large_text_is_compressed_for_who_can_read_it() -> None:
+def test_large_text_is_compressed_if_the_client_accepts_it() -> None:
     client = _with(SiteOptions(compress=True))
     plain = client.request("GET", "/big")
     packed = client.request("GET", "/big", headers={"Accept-Encoding": "br, gzip;q=1.0"})
@@ -139,7 +148,7 @@ def test_large_text_is_compressed_for_who_can_read_it() -> None:
     )
 
 
-def test_nothing_is_compressed_unless_switched_on(client: Client) -> None:
+def test_compression_is_off_by_default(client: Client) -> None:
     assert (
         "content-encoding"
         not in client.request("GET", "/big", headers={"Accept-Encoding": "gzip"}).headers
@@ -149,17 +158,17 @@ def test_nothing_is_compressed_unless_switched_on(client: Client) -> None:
 # Bodies.
 
 
-def test_a_body_too_long_is_refused_before_it_is_read(client: Client) -> None:
+def test_a_long_body_is_refused_before_it_is_read(client: Client) -> None:
     connection = client.connect()
     connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 65537\r\n" % OBJECT.encode())
     connection.send(b"Expect: 100-continue\r\n\r\n")
-    (answer,) = connection.answers()
-    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
-    assert answer.headers["connection"] == "close"
+    (response,) = connection.answers()
+    assert (response.status, response.errcode) == (413, "M_TOO_LARGE")
+    assert response.headers["connection"] == "close"
     assert b"100 Continue" not in connection.received()
 
 
-def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> None:
+def test_a_chunked_body_is_refused_when_it_becomes_too_long(client: Client) -> None:
     connection = client.connect()
     connection.send(
         b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode()
@@ -168,11 +177,11 @@ def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> Non
         connection.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
     assert not connection.received()
     connection.send(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
-    (answer,) = connection.answers()
-    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    (response,) = connection.answers()
+    assert (response.status, response.errcode) == (413, "M_TOO_LARGE")
 
 
-def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) -> None:
+def test_input_after_a_refusal_is_discarded_for_a_moment(client: Client) -> None:
     def refused() -> Connection:
         connection = client.connect()
         connection.send(
@@ -191,7 +200,7 @@ def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) 
     assert connection.transport.disconnecting
 
 
-def test_a_chunked_body_is_read_whole(client: Client) -> None:
+def test_a_chunked_body_is_read_completely(client: Client) -> None:
     connection = client.connect()
     connection.send(
         b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode()
@@ -200,7 +209,7 @@ def test_a_chunked_body_is_read_whole(client: Client) -> None:
     assert connection.answers()[0].json == {"a": 1}
 
 
-def test_an_unknown_path_reads_no_large_body(client: Client) -> None:
+def test_a_large_body_for_an_unknown_path_is_not_read(client: Client) -> None:
     connection = client.connect()
     connection.send(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
     assert connection.answers()[0].errcode == "M_UNRECOGNIZED"
@@ -218,16 +227,14 @@ def test_a_connection_is_kept_and_requests_are_answered_in_order(
     connection.send(slow + who + who)
     assert not connection.received()
     bell.ring()
-    assert [answer.status for answer in connection.answers()] == [200, 200, 200]
+    assert [response.status for response in connection.answers()] == [200, 200, 200]
     connection.send(who)
     assert len(connection.answers()) == 4
     assert not connection.transport.disconnecting
 
 
-def test_requests_that_come_in_pieces_before_their_turn_are_answered(
-    client: Client, bell: Bell
-) -> None:
-    """Wherever what is sent was cut, and whichever piece the answer ahead comes after."""
+def test_pipelined_requests_in_pieces_are_answered(client: Client, bell: Bell) -> None:
+    """However the data is split, and whichever piece arrives after the previous response."""
     slow = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % SLOW.encode()
     body = b'{"text": "a message"}'
     long = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
@@ -248,21 +255,21 @@ def test_requests_that_come_in_pieces_before_their_turn_are_answered(
             for _ in range(3):
                 bell.ring()
                 client.clock.advance(0)
-            assert [answer.status for answer in connection.answers()] == [200] * 4, (cut, later)
+            assert [response.status for response in connection.answers()] == [200] * 4, (cut, later)
             connection.close()
 
 
 @pytest.mark.parametrize(
     "head", [b"GET %s HTTP/1.0\r\n\r\n", b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"]
 )
-def test_a_connection_ends_when_the_client_wants_it(client: Client, head: bytes) -> None:
+def test_a_connection_is_closed_on_request(client: Client, head: bytes) -> None:
     connection = client.connect()
     connection.send(head % WHO.encode())
     assert connection.answers()[0].headers["connection"] == "close"
     assert connection.transport.disconnecting
 
 
-def test_an_idle_connection_ends_but_a_long_poll_does_not(client: Client, bell: Bell) -> None:
+def test_an_idle_connection_is_closed_but_a_long_poll_is_not(client: Client, bell: Bell) -> None:
     idle, poll = client.connect(), client.start("GET", SYNC, token="alice")
     client.clock.advance(61)
     assert idle.transport.disconnecting
@@ -275,7 +282,7 @@ HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nX-Slow: "
 
 
 @pytest.mark.parametrize(
-    ("begin", "least", "most"),
+    ("start", "earliest", "latest"),
     [
         (HALF_A_HEAD, 60, 120),
         (
@@ -285,22 +292,22 @@ HALF_A_HEAD = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\nX-Slow: "
         ),
     ],
 )
-def test_a_request_that_comes_in_drops_ends(
-    client: Client, begin: bytes, least: int, most: int
+def test_a_request_that_arrives_too_slowly_is_refused(
+    client: Client, start: bytes, earliest: int, latest: int
 ) -> None:
     connection = client.connect()
-    begun = client.clock.seconds()
-    connection.send(begin)
-    while not connection.received() and client.clock.seconds() < begun + most:
+    started = client.clock.seconds()
+    connection.send(start)
+    while not connection.received() and client.clock.seconds() < started + latest:
         connection.send(b"x")
         client.clock.advance(15)
-    (answer,) = connection.answers()
-    assert (answer.status, answer.errcode) == (408, "M_UNKNOWN")
-    assert least <= client.clock.seconds() - begun < most
+    (response,) = connection.answers()
+    assert (response.status, response.errcode) == (408, "M_UNKNOWN")
+    assert earliest <= client.clock.seconds() - started < latest
 
 
-def test_a_long_body_may_take_its_time(client: Client) -> None:
-    """As `held_bodies` allows it to."""
+def test_a_long_body_may_take_longer_than_the_idle_timeout(client: Client) -> None:
+    """Within the limits of the body budget."""
     connection = client.connect()
     connection.send(
         b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n" % UPLOAD.encode()
@@ -311,7 +318,7 @@ def test_a_long_body_may_take_its_time(client: Client) -> None:
     assert connection.answers()[0].status == 200
 
 
-def test_a_client_that_goes_away_ends_its_long_poll(client: Client, bell: Bell) -> None:
+def test_a_disconnect_cancels_the_long_poll(client: Client, bell: Bell) -> None:
     pending = client.start("GET", SYNC, token="alice")
     assert len(bell.waiting) == 1
     pending.disconnect()
@@ -319,9 +326,7 @@ def test_a_client_that_goes_away_ends_its_long_poll(client: Client, bell: Bell) 
     assert client.access_log.records[-1].status == DISCONNECTED
 
 
-def test_what_changes_something_is_finished_though_its_client_went_away(
-    client: Client, bell: Bell
-) -> None:
+def test_a_disconnect_does_not_cancel_a_write(client: Client, bell: Bell) -> None:
     client.start("POST", SLOW).disconnect()
     assert (bell.cancelled, len(bell.waiting)) == (0, 1)
     bell.ring()
@@ -341,7 +346,8 @@ MALFORMED = [
     b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\nHost: x\r\n\r\nabc",
-    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: "
+    b"chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"GET / HTTP/1.1\r\n\r\n",
@@ -361,21 +367,21 @@ MALFORMED = [
         ("http://[::1]", f"{WHO}?a=http://b/c"),
     ],
 )
-def test_a_whole_address_is_taken_for_its_path(client: Client, address: str, path: str) -> None:
+def test_an_absolute_uri_is_reduced_to_its_path(client: Client, address: str, path: str) -> None:
     """RFC 9112 section 3.2.2"""
     connection = client.connect()
     connection.send(f"GET {address}{path} HTTP/1.1\r\nHost: chat.example\r\n\r\n".encode())
     connection.send(f"GET {address} HTTP/1.1\r\nHost: chat.example\r\n\r\n".encode())
-    assert [answer.status for answer in connection.answers()] == [200, 404]
+    assert [response.status for response in connection.answers()] == [200, 404]
 
 
 @pytest.mark.parametrize("data", MALFORMED)
-def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: bytes) -> None:
+def test_malformed_input_is_a_400_and_closes_the_connection(client: Client, data: bytes) -> None:
     connection = client.connect()
     connection.send(data + b"GET /_matrix/client/v3/who HTTP/1.1\r\nHost: x\r\n\r\n")
-    (answer,) = connection.answers()
-    assert (answer.status, answer.errcode) == (400, "M_UNKNOWN")
-    assert answer.headers["connection"] == "close"
+    (response,) = connection.answers()
+    assert (response.status, response.errcode) == (400, "M_UNKNOWN")
+    assert response.headers["connection"] == "close"
     client.clock.advance(LINGER_SECONDS)
     assert connection.transport.disconnecting
     connection.close()
@@ -390,18 +396,18 @@ def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: b
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 1000 + b"\r\n", 431),
     ],
 )
-def test_a_head_that_is_too_long_is_told_so(client: Client, data: bytes, status: int) -> None:
+def test_a_head_that_is_too_long_is_refused(client: Client, data: bytes, status: int) -> None:
     connection = client.connect()
     connection.send(data)
-    (answer,) = connection.answers()
-    assert (answer.status, answer.errcode) == (status, "M_TOO_LARGE")
-    assert "16384" in answer.json["error"]
+    (response,) = connection.answers()
+    assert (response.status, response.errcode) == (status, "M_TOO_LARGE")
+    assert "16384" in response.json["error"]
     connection.close()
 
 
-def test_a_method_that_http_does_not_have(client: Client) -> None:
-    answer = client.request("BREW", "/pot")
-    assert (answer.status, answer.errcode, answer.headers["connection"]) == (
+def test_an_unknown_method_is_refused(client: Client) -> None:
+    response = client.request("BREW", "/pot")
+    assert (response.status, response.errcode, response.headers["connection"]) == (
         405,
         "M_UNRECOGNIZED",
         "close",
@@ -446,16 +452,16 @@ def test_no_bytes_break_a_connection(writes: list[bytes]) -> None:
     connection = _BYTES_CLIENT.connect()
     for data in writes:
         connection.send(data)
-    for answer in connection.answers():
-        assert answer.status < 500
-        assert answer.status < 400 or answer.errcode.startswith("M_")
+    for response in connection.answers():
+        assert response.status < 500
+        assert response.status < 400 or response.errcode.startswith("M_")
     connection.close()
 
 
-# Where a request comes from.
+# Client addresses.
 
 
-def test_forwarded_headers_are_believed_only_behind_a_proxy(client: Client) -> None:
+def test_forwarded_headers_are_trusted_only_behind_a_proxy(client: Client) -> None:
     headers = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9", "X-Forwarded-Proto": "https"}
     direct = client.request("GET", WHO, headers=headers, ip="127.0.0.1").json
     assert (direct["ip"], direct["secure"]) == ("127.0.0.1", False)
@@ -478,32 +484,32 @@ def test_forwarded_headers_are_believed_only_behind_a_proxy(client: Client) -> N
         ("", None),
     ],
 )
-def test_an_address_has_one_spelling(written: str, address: str | None) -> None:
-    assert normalise(written) == address
+def test_addresses_are_normalised(written: str, address: str | None) -> None:
+    assert normalise_address(written) == address
 
 
-def test_an_address_behind_nonsense_is_not_believed() -> None:
+def test_addresses_left_of_an_invalid_one_are_not_trusted() -> None:
     trusted = (ip_network("10.0.0.0/8"),)
-    assert forwarded_address(["1.1.1.1, bogus, 10.0.0.1"], trusted) == "10.0.0.1"
-    assert forwarded_address(["1.1.1.1", "2.2.2.2"], trusted) == "2.2.2.2"
-    assert forwarded_address(["10.0.0.1"], trusted) == "10.0.0.1"
+    assert find_forwarded_address(["1.1.1.1, bogus, 10.0.0.1"], trusted) == "10.0.0.1"
+    assert find_forwarded_address(["1.1.1.1", "2.2.2.2"], trusted) == "2.2.2.2"
+    assert find_forwarded_address(["10.0.0.1"], trusted) == "10.0.0.1"
 
 
 def test_a_handler_sees_agent_and_cookies(client: Client) -> None:
-    answer = client.request(
+    response = client.request(
         "GET", WHO, headers={"User-Agent": "nheko/1", "Cookie": "a=1; b=2"}
     ).json
-    assert (answer["agent"], answer["cookies"]) == ("nheko/1", {"a": "1", "b": "2"})
+    assert (response["agent"], response["cookies"]) == ("nheko/1", {"a": "1", "b": "2"})
 
 
-def test_a_proxys_request_id_is_used_if_it_is_one() -> None:
+def test_a_valid_request_id_of_the_proxy_is_used() -> None:
     client = _with(SiteOptions(request_id_header="X-Request-Id"))
     assert client.request("GET", WHO, headers={"X-Request-Id": "abc-123"}).json["id"] == "abc-123"
     assert client.request("GET", WHO, headers={"X-Request-Id": "a\tb"}).json["id"] != "a\tb"
     assert client.request("GET", WHO).json["id"]
 
 
-# Resources, probes.
+# Resources and probes.
 
 
 def test_a_listener_serves_only_its_resources() -> None:
@@ -532,8 +538,8 @@ def test_health_and_metrics() -> None:
 
 
 @given(st.lists(st.integers(0, 3 * 86400), min_size=1, max_size=5))
-def test_the_date_is_that_of_the_clock(steps: list[int]) -> None:
-    lines, now = TimedLines(), 1_700_000_000
+def test_the_date_header_follows_the_clock(steps: list[int]) -> None:
+    lines, now = DatedHeads(), 1_700_000_000
     for step in steps:
         now += step
         line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()

@@ -1,6 +1,5 @@
-"""Sliding sync tells of devices what /sync tells: the same town and model as in
-`test_device_lists_law.py`, and a client with a connection for encryption, some of whose answers are
-lost."""
+"""Sliding sync returns the same device lists as /sync. The town and model are those of
+`test_device_lists_law.py`; the client has a connection for encryption, and loses some responses."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,14 @@ actions = st.lists(
 
 
 class SlidingTown(Town):
-    """Where people use sliding sync."""
+    """A town whose users use sliding sync."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.clients: list[SlidingClient] = []
         super().__init__(folder, template)
 
     def check(self, who: int) -> None:
-        """What a sync tells somebody: all of it in one answer, as messages to their device have a
+        """Check the changes that a sync returns: all in one response, as to-device messages have a
         token of their own."""
         before, lists = set(self.known[who]), self._sync(who)["device_lists"]
         changed, left = set(lists["changed"]), set(lists["left"])
@@ -52,8 +51,7 @@ class SlidingTown(Town):
         assert left == before - now, (told, now)
 
     def _sync(self, who: int, since: str | None = None) -> Any:
-        """One answer. `since` is what the client itself remembers; the first answer tells nothing
-        of devices."""
+        """Do one sync. `since` is the client's token; the first response has no lists."""
         if who == len(self.clients):
             self.clients.append(
                 SlidingClient(self.people[who], "encryption", extensions=EXTENSIONS)
@@ -62,8 +60,7 @@ class SlidingTown(Town):
         return self.clients[who].sync()["extensions"]["e2ee"]
 
     def _do_lose(self, who: int, _where: int) -> None:
-        """The client does not get the answer, and asks with the same `pos` again, perhaps after
-        other things have happened."""
+        """Lose a response: the client sends the same `pos` again, perhaps after other changes."""
         client = self.clients[who]
         pos = client.pos
         client.sync()
@@ -77,7 +74,7 @@ class SlidingTown(Town):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(actions, st.sampled_from([recent_changes.KEPT, 20]))
-def test_clients_of_sliding_sync_know_whose_devices_to_ask_for(
+def test_clients_of_sliding_sync_know_which_devices_to_query(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action], kept: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

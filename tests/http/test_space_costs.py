@@ -42,7 +42,7 @@ def test_a_page_costs_three_queries_a_level(
     assert dict(counter.reads) == {
         "get_summaries_by_id": 3,
         "get_space_children": 2,
-        "get_rooms_of_ours": 3,
+        "get_rooms_with_local_members": 3,
     }
     assert sum(counter.queries.values()) == 8
     while "next_batch" in page:

@@ -1,5 +1,7 @@
-"""What a suspended user may do: for each endpoint that is no mere reading it stands here. spec:
-client-server-api#account-suspension"""
+"""The access of suspended users to each endpoint that does more than read.
+
+spec: client-server-api#account-suspension
+"""
 
 import re
 from itertools import count
@@ -14,7 +16,7 @@ from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import create, say
 
-MAY = """
+ALLOWED = """
 POST /_matrix/client/unstable/account_validity/send_mail
 POST /_matrix/client/unstable/io.element.msc4388/rendezvous
 POST /_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{device_id}/events
@@ -73,14 +75,15 @@ POST /_matrix/client/v4/sync
 POST /_matrix/media_proxy/unstable/download_encrypted
 POST /_matrix/media_proxy/unstable/scan_encrypted
 """
-MAY_SOME = """
+PARTLY_ALLOWED = """
 PUT /_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{txn_id}
 PUT /_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}
 PUT /_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}
 PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
 """
-"""What is their own: shown in test_account_standing and test_suspended_encryption."""
-MAY_NOT = """
+"""Allowed for their own content: see `tests/http/test_account_standing.py` and
+`tests/http/test_suspended_encryption.py`."""
+REFUSED = """
 DELETE /_mahalla/client/v1/media/{media_id}
 POST /_matrix/client/v3/account/3pid
 POST /_matrix/client/v3/account/3pid/bind
@@ -116,7 +119,7 @@ def rows(table: str) -> list[str]:
 
 
 def declared() -> set[str]:
-    """What users do but read."""
+    """Return the endpoints of users that do more than read."""
     found = [
         declaration
         for source in SOURCES
@@ -131,8 +134,8 @@ def declared() -> set[str]:
     }
 
 
-def test_the_tables_are_whole() -> None:
-    listed = [*rows(MAY), *rows(MAY_SOME), *rows(MAY_NOT)]
+def test_the_tables_list_every_endpoint() -> None:
+    listed = [*rows(ALLOWED), *rows(PARTLY_ALLOWED), *rows(REFUSED)]
     assert sorted(declared()) == sorted(listed)
 
 
@@ -142,7 +145,7 @@ async def suspend(database: Database, user: User) -> None:
 
 
 def ask(user: User, room_id: str, event_id: str, row: str) -> str | None:
-    """The errcode of the answer to such a request."""
+    """Send a request to an endpoint; return the errcode of the response."""
     values = {
         "user_id": user.user_id,
         "room_id": room_id,
@@ -163,23 +166,23 @@ def ask(user: User, room_id: str, event_id: str, row: str) -> str | None:
     return None if errcode is None else str(errcode)
 
 
-@pytest.mark.parametrize("row", rows(MAY))
-async def test_what_the_suspended_may(
+@pytest.mark.parametrize("row", rows(ALLOWED))
+async def test_suspended_users_can_use_these_endpoints(
     server: TestServer, sqlite_database: Database, row: str
 ) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     event_id = say(alice, room_id, "here I am")
     await suspend(sqlite_database, alice)
-    is_served = "media_proxy" not in row  # which needs scanners
+    is_served = "media_proxy" not in row  # it needs a scanner
     assert ask(alice, room_id, event_id, row) not in (
         "M_USER_SUSPENDED",
         "M_UNRECOGNIZED" if is_served else None,
     )
 
 
-@pytest.mark.parametrize("row", rows(MAY_NOT))
-async def test_what_the_suspended_may_not(
+@pytest.mark.parametrize("row", rows(REFUSED))
+async def test_suspended_users_cannot_use_these_endpoints(
     server: TestServer, sqlite_database: Database, row: str
 ) -> None:
     alice = server.register("alice")
@@ -190,8 +193,10 @@ async def test_what_the_suspended_may_not(
     assert ask(alice, room_id, event_id, row) == "M_USER_SUSPENDED"
 
 
-def test_the_suspended_sign_in_further_devices(tmp_path: Path, sqlite_database: Database) -> None:
-    """By the token that a device of theirs has for another."""
+def test_suspended_users_can_sign_in_further_devices(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
+    """With a login token of an existing device."""
     server = TestServer(
         tmp_path,
         sqlite_database,

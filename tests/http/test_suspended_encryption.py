@@ -1,4 +1,4 @@
-"""What suspended users may still do with keys. spec: client-server-api#account-suspension"""
+"""Encryption for suspended users. spec: client-server-api#account-suspension"""
 
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
@@ -7,7 +7,7 @@ from tests.helpers.server import TestServer
 V3 = "/_matrix/client/v3"
 
 
-async def test_a_suspended_user_verifies_devices_and_saves_keys(
+async def test_a_suspended_user_can_verify_devices_and_back_up_keys(
     sqlite_database: Database, server: TestServer
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")

@@ -29,6 +29,6 @@ def test_there_are_none(server: TestServer) -> None:
         ("user?userid=x", "M_INVALID_PARAM"),
     ],
 )
-def test_bad_questions(server: TestServer, path: str, errcode: str) -> None:
+def test_invalid_requests(server: TestServer, path: str, errcode: str) -> None:
     assert refused(server.register("alice").get(f"{V3}/thirdparty/{path}")) == (400, errcode)
     assert refused(server.get(f"{V3}/thirdparty/{path}")) == (401, "M_MISSING_TOKEN")

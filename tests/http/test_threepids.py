@@ -1,5 +1,4 @@
-"""E-mail addresses: confirmed by a letter, for registration, for the account, for a forgotten
-password, to sign in with."""
+"""E-mail addresses: validation, registration, password reset, and sign-in."""
 
 import re
 from html import unescape
@@ -32,7 +31,7 @@ MISLEADING = (
     "https:evil.example",
     "https://good.example\t.evil.example/",
 )
-"""Addresses of which one program reads another host than the next."""
+"""URLs whose host depends on the program that parses them."""
 
 
 @pytest.fixture
@@ -48,9 +47,9 @@ def request_token(
 
 
 def link_in(server: TestServer, number: int = -1) -> str:
-    """The path and query of the link in a letter."""
-    _, letter = server.relay.letters[number]
-    text = letter.get_body(("plain",))
+    """Return the path and query of the link in an e-mail."""
+    _, email_message = server.relay.letters[number]
+    text = email_message.get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", text.get_content())
     return str(link)
@@ -68,10 +67,10 @@ def press(server: TestServer, link: str) -> Answer:
     return server.client.request("POST", action[1], body=body)
 
 
-def confirm(
+def validate(
     server: TestServer, kind: str, email: str = "alice@example.com", **further: Any
 ) -> dict[str, str]:
-    """Credentials of an address that was confirmed."""
+    """Validate an address; return its `threepid_creds`."""
     answer = request_token(server, kind, email, **further)
     assert answer.status == 200, answer.body
     assert press(server, link_in(server)).status == 200
@@ -93,44 +92,44 @@ def proof(name: str, password: str = "wonderland") -> dict[str, object]:
 def add(server: TestServer, user: User, email: str = "alice@example.com") -> None:
     name = user.user_id[1:].partition(":")[0]
     answer = user.post(
-        f"{V3}/account/3pid/add", {**confirm(server, "account/3pid", email), "auth": proof(name)}
+        f"{V3}/account/3pid/add", {**validate(server, "account/3pid", email), "auth": proof(name)}
     )
     assert answer.status == 200, answer.body
 
 
-def test_an_account_with_a_confirmed_address(server: TestServer) -> None:
-    creds = confirm(server, "register")
-    recipient, letter = server.relay.letters[0]
+def test_a_validated_address_is_added_at_registration(server: TestServer) -> None:
+    creds = validate(server, "register")
+    recipient, email_message = server.relay.letters[0]
     assert recipient == "alice@example.com"
-    assert letter["From"] == "Example <noreply@example.org>"
-    assert letter["Subject"] == "Confirm your e-mail address for example.org"
-    html = letter.get_body(("html",))
+    assert email_message["From"] == "Example <noreply@example.org>"
+    assert email_message["Subject"] == "Confirm your e-mail address for example.org"
+    html = email_message.get_body(("html",))
     assert html is not None
     assert link_in(server) in unescape(html.get_content())
 
-    wish = {"username": "alice", "password": "wonderland"}
-    asked = server.post(f"{V3}/register", wish)
-    assert {"stages": ["m.login.email.identity"]} in asked.json["flows"]
-    made = server.post(f"{V3}/register", {**wish, "auth": by_email(creds)})
+    body = {"username": "alice", "password": "wonderland"}
+    challenge = server.post(f"{V3}/register", body)
+    assert {"stages": ["m.login.email.identity"]} in challenge.json["flows"]
+    made = server.post(f"{V3}/register", {**body, "auth": by_email(creds)})
     assert made.status == 200, made.body
     alice = User(server, made.json)
     [address] = alice.get(f"{V3}/account/3pid").json["threepids"]
     assert (address["medium"], address["address"]) == ("email", "alice@example.com")
     assert address["validated_at"] <= address["added_at"]
-    again = server.post(
+    second_use = server.post(
         f"{V3}/register", {"username": "bob", "password": "b", "auth": by_email(creds)}
     )
-    assert (again.status, again.errcode) == (401, "M_THREEPID_AUTH_FAILED")
+    assert (second_use.status, second_use.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
-def test_an_address_is_added_and_signs_in_and_is_removed(server: TestServer) -> None:
+def test_an_address_is_added_signs_in_and_is_removed(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {
         "enabled": True
     }
-    creds = confirm(server, "account/3pid", " Alice@Example.COM ")
-    asked = alice.post(f"{V3}/account/3pid/add", creds)
-    assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
+    creds = validate(server, "account/3pid", " Alice@Example.COM ")
+    challenge = alice.post(f"{V3}/account/3pid/add", creds)
+    assert (challenge.status, challenge.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
     assert (
         alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
@@ -163,16 +162,19 @@ def test_an_address_is_added_and_signs_in_and_is_removed(server: TestServer) -> 
     assert login("alice@example.com").errcode == "M_FORBIDDEN"
 
 
-def test_a_forgotten_password(server: TestServer) -> None:
+def test_a_validated_address_resets_the_password(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
-    wish = {"new_password": "looking glass"}
-    asked = server.post(f"{V3}/account/password", wish)
-    assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.email.identity"]}])
+    body = {"new_password": "looking glass"}
+    challenge = server.post(f"{V3}/account/password", body)
+    assert (challenge.status, challenge.json["flows"]) == (
+        401,
+        [{"stages": ["m.login.email.identity"]}],
+    )
     answer = request_token(server, "account/password")
     creds = {"sid": answer.json["sid"], "client_secret": SECRET}
-    auth = {**by_email(creds), "session": asked.json["session"]}
-    early = server.post(f"{V3}/account/password", {**wish, "auth": auth})
+    auth = {**by_email(creds), "session": challenge.json["session"]}
+    early = server.post(f"{V3}/account/password", {**body, "auth": auth})
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
     assert "new password" in server.relay.letters[-1][1]["Subject"]
     assert request_token(server, "account/password", send_attempt=2).status == 200
@@ -182,14 +184,14 @@ def test_a_forgotten_password(server: TestServer) -> None:
     ]
 
     assert press(server, link_in(server)).status == 200
-    assert server.post(f"{V3}/account/password", {**wish, "auth": auth}).status == 200
+    assert server.post(f"{V3}/account/password", {**body, "auth": auth}).status == 200
     assert alice.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
     assert server.post(f"{V3}/login", {**login, "password": "wonderland"}).status == 403
     assert server.post(f"{V3}/login", {**login, "password": "looking glass"}).status == 200
 
 
-def test_who_is_suspended_adds_addresses_and_removes_none(server: TestServer) -> None:
+def test_a_suspended_user_can_add_but_not_remove_addresses(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, suspended=True))
@@ -203,14 +205,14 @@ def test_who_is_suspended_adds_addresses_and_removes_none(server: TestServer) ->
         assert alice.post(f"{V3}/account/3pid/unbind", body).errcode == "M_USER_SUSPENDED"
 
 
-def test_a_letter_serves_its_own_purpose(server: TestServer) -> None:
+def test_a_validation_is_valid_for_its_purpose_only(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
-    creds = confirm(server, "register", "bob@example.com")
+    creds = validate(server, "register", "bob@example.com")
     bob = server.register("bob")
     refused = bob.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("bob")})
     assert refused.errcode == "M_THREEPID_AUTH_FAILED"
-    reset = confirm(server, "account/password")
+    reset = validate(server, "account/password")
     assert (
         bob.post(f"{V3}/account/3pid/add", {**reset, "auth": proof("bob")}).errcode
         == "M_THREEPID_AUTH_FAILED"
@@ -220,9 +222,9 @@ def test_a_letter_serves_its_own_purpose(server: TestServer) -> None:
     assert (answer.status, answer.errcode) == (401, "M_THREEPID_AUTH_FAILED")
 
 
-def test_an_address_is_one_account_s(server: TestServer) -> None:
+def test_an_address_belongs_to_one_account(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    creds = confirm(server, "account/3pid", client_secret=SECRET)
+    creds = validate(server, "account/3pid", client_secret=SECRET)
     add(server, alice, "other@example.com")
     assert request_token(server, "account/3pid", "other@example.com").errcode == "M_THREEPID_IN_USE"
     assert request_token(server, "register", "other@example.com").errcode == "M_THREEPID_IN_USE"
@@ -230,44 +232,44 @@ def test_an_address_is_one_account_s(server: TestServer) -> None:
         request_token(server, "account/password", "nobody@example.com").errcode
         == "M_THREEPID_NOT_FOUND"
     )
-    # Two confirm the same address; who comes first has it.
-    second = confirm(server, "register", "alice@example.com")
+    # Two users validate the same address; the first to add it gets it.
+    second = validate(server, "register", "alice@example.com")
     assert alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).status == 200
-    wish = {"username": "carol", "password": "c", "auth": by_email(second)}
-    assert server.post(f"{V3}/register", wish).errcode == "M_THREEPID_IN_USE"
+    body = {"username": "carol", "password": "c", "auth": by_email(second)}
+    assert server.post(f"{V3}/register", body).errcode == "M_THREEPID_IN_USE"
     assert server.get(f"{V3}/register/available?username=carol").json == {"available": True}
     assert bob.get(f"{V3}/account/3pid").json == {"threepids": []}
 
 
-def test_a_repeated_request_sends_no_second_letter(server: TestServer) -> None:
+def test_a_repeated_request_sends_no_second_email(server: TestServer) -> None:
     first = request_token(server, "register").json["sid"]
     assert request_token(server, "register").json["sid"] == first
     assert len(server.relay.letters) == 1
     old = link_in(server)
     assert request_token(server, "register", send_attempt=2).json["sid"] == first
     assert len(server.relay.letters) == 2
-    # The later letter takes the place of the earlier one.
+    # The second e-mail replaces the first one.
     assert server.get(old).status == 400
     assert press(server, link_in(server)).status == 200
 
 
-def test_looking_at_the_page_confirms_nothing(server: TestServer) -> None:
+def test_opening_the_page_validates_nothing(server: TestServer) -> None:
     sid = request_token(server, "register", next_link="https://app.example/go?on=1").json["sid"]
     page = server.get(link_in(server), headers={"Accept-Language": "uz"})
     assert "Bu sizning manzilingizmi?" in page.body.decode()
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    wish = {
+    body = {
         "username": "alice",
         "password": "a",
         "auth": by_email({"sid": sid, "client_secret": SECRET}),
     }
-    assert server.post(f"{V3}/register", wish).errcode == "M_THREEPID_AUTH_FAILED"
+    assert server.post(f"{V3}/register", body).errcode == "M_THREEPID_AUTH_FAILED"
     done = press(server, link_in(server))
     assert 'href="https://app.example/go?on=1"' in done.body.decode()
-    assert server.post(f"{V3}/register", wish).status == 200
+    assert server.post(f"{V3}/register", body).status == 200
 
 
-def test_hosts_that_people_may_be_led_on_to(tmp_path: Path, sqlite_database: Database) -> None:
+def test_next_link_is_limited_to_allowed_hosts(tmp_path: Path, sqlite_database: Database) -> None:
     further = "next_link_domain_whitelist: [app.example]\n"
     server = TestServer(tmp_path, sqlite_database, MAIL + further)
     body = {"client_secret": SECRET, "email": "alice@example.com", "send_attempt": 1}
@@ -279,11 +281,13 @@ def test_hosts_that_people_may_be_led_on_to(tmp_path: Path, sqlite_database: Dat
         answer = server.post(f"{V3}/register/email/requestToken", {**body, "next_link": link})
         assert answer.errcode == "M_INVALID_PARAM"
     request_token(server, "register", next_link="https://App.Example:8443/go")
-    assert "Go on to App.Example:8443" in press(server, link_in(server)).body.decode()
+    assert "Continue to App.Example:8443" in press(server, link_in(server)).body.decode()
 
 
-def test_where_a_letter_of_before_leads(server: TestServer, database: Database) -> None:
-    """It was asked for when the address was taken."""
+def test_a_next_link_that_is_no_longer_allowed_is_not_shown(
+    server: TestServer, database: Database
+) -> None:
+    """It was allowed when the e-mail was requested."""
     sid = request_token(server, "register", next_link="https://app.example/").json["sid"]
     store = ThreepidStore(database)
     row = server.run(store.get_validation(sid))
@@ -294,28 +298,28 @@ def test_where_a_letter_of_before_leads(server: TestServer, database: Database) 
     assert "evil.example" not in done.body.decode()
 
 
-def test_a_letter_in_the_reader_s_language(server: TestServer) -> None:
+def test_the_email_is_in_the_language_of_the_request(server: TestServer) -> None:
     body = {"client_secret": SECRET, "email": "a@example.com", "send_attempt": 1}
     server.post(
         f"{V3}/register/email/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"}
     )
-    letter = server.relay.letters[0][1]
-    assert letter["Subject"] == "Подтвердите адрес электронной почты для example.org"
-    assert letter["Content-Language"] == "ru"
+    email_message = server.relay.letters[0][1]
+    assert email_message["Subject"] == "Подтвердите адрес электронной почты для example.org"
+    assert email_message["Content-Language"] == "ru"
 
 
-def test_links_grow_old(server: TestServer) -> None:
-    creds = confirm(server, "register")
+def test_links_expire(server: TestServer) -> None:
+    creds = validate(server, "register")
     request_token(server, "register", "bob@example.com")
     server.clock.advance(3601)
     assert server.get(link_in(server)).status == 400
-    wish = {"username": "alice", "password": "a", "auth": by_email(creds)}
-    assert server.post(f"{V3}/register", wish).errcode == "M_THREEPID_AUTH_FAILED"
+    body = {"username": "alice", "password": "a", "auth": by_email(creds)}
+    assert server.post(f"{V3}/register", body).errcode == "M_THREEPID_AUTH_FAILED"
     server.clock.advance(3600)
     assert server.run(server.app.mail.validations.do_sweep(10)) == 2
 
 
-def test_links_that_were_made_up(server: TestServer) -> None:
+def test_invented_links_are_refused(server: TestServer) -> None:
     request_token(server, "register")
     path, query = urlsplit(link_in(server)).path, parse_qs(urlsplit(link_in(server)).query)
     for sid, token in (
@@ -346,14 +350,14 @@ def test_links_that_were_made_up(server: TestServer) -> None:
         *({"next_link": link} for link in MISLEADING),
     ],
 )
-def test_requests_that_are_refused(server: TestServer, further: dict[str, str]) -> None:
+def test_malformed_requests_are_refused(server: TestServer, further: dict[str, str]) -> None:
     body = {"client_secret": SECRET, "email": "a@example.com", "send_attempt": 1, **further}
     answer = server.post(f"{V3}/register/email/requestToken", body)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     assert not server.relay.letters
 
 
-def test_a_mail_server_that_is_away(server: TestServer) -> None:
+def test_an_email_is_retried_while_the_mail_server_is_away(server: TestServer) -> None:
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     assert request_token(server, "register").status == 200
     server.clock.advance(100)
@@ -363,7 +367,7 @@ def test_a_mail_server_that_is_away(server: TestServer) -> None:
     assert len(server.relay.letters) == 1
 
 
-def test_a_recipient_that_is_refused_is_given_up(server: TestServer) -> None:
+def test_an_email_to_a_refused_recipient_is_not_retried(server: TestServer) -> None:
     server.relay.failure = CannotDeliver("550 no such user", for_good=True)
     request_token(server, "register")
     server.relay.failure = None
@@ -371,7 +375,7 @@ def test_a_recipient_that_is_refused_is_given_up(server: TestServer) -> None:
     assert not server.relay.letters
 
 
-def test_letters_survive_a_restart(tmp_path: Path, database: Database) -> None:
+def test_queued_emails_survive_a_restart(tmp_path: Path, database: Database) -> None:
     first = TestServer(tmp_path, database, MAIL)
     first.relay.failure = CannotDeliver("no connection", for_good=False)
     request_token(first, "register")
@@ -380,41 +384,41 @@ def test_letters_survive_a_restart(tmp_path: Path, database: Database) -> None:
     assert len(second.relay.letters) == 1
 
 
-def test_a_closed_account_gives_its_address_back(server: TestServer) -> None:
+def test_a_deactivated_account_frees_its_address(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
     assert alice.post(f"{V3}/account/deactivate", {"auth": proof("alice")}).status == 200
     assert request_token(server, "register").status == 200
 
 
-def test_a_server_that_wants_addresses_of_the_institution(
+def test_registration_can_require_an_address_of_the_institution(
     tmp_path: Path, database: Database
 ) -> None:
     rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
     server = TestServer(tmp_path, database, MAIL + rules)
-    wish = {"username": "alice", "password": "wonderland"}
-    assert server.post(f"{V3}/register", wish).json["flows"] == [
+    body = {"username": "alice", "password": "wonderland"}
+    assert server.post(f"{V3}/register", body).json["flows"] == [
         {"stages": ["m.login.email.identity"]}
     ]
-    assert server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}}).status == 401
+    assert server.post(f"{V3}/register", {**body, "auth": {"type": "m.login.dummy"}}).status == 401
     assert request_token(server, "register", "a@uni.example.org").errcode == "M_THREEPID_DENIED"
-    creds = confirm(server, "register", "a@uni.example")
-    assert server.post(f"{V3}/register", {**wish, "auth": by_email(creds)}).status == 200
+    creds = validate(server, "register", "a@uni.example")
+    assert server.post(f"{V3}/register", {**body, "auth": by_email(creds)}).status == 200
 
 
-def test_the_rules_of_now_count(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_current_rules_apply_to_earlier_validations(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL)
-    creds = confirm(server, "register", "a@elsewhere.example")
+    creds = validate(server, "register", "a@elsewhere.example")
     rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
     stricter = TestServer(tmp_path, sqlite_database, MAIL + rules, seed=2)
-    wish = {"username": "alice", "password": "wonderland", "auth": by_email(creds)}
-    refused = stricter.post(f"{V3}/register", wish)
+    body = {"username": "alice", "password": "wonderland", "auth": by_email(creds)}
+    refused = stricter.post(f"{V3}/register", body)
     assert (refused.status, refused.errcode) == (401, "M_THREEPID_DENIED")
 
 
-def test_a_server_that_does_not_tell_which_addresses_it_knows(
-    tmp_path: Path, database: Database
-) -> None:
+def test_a_server_can_hide_which_addresses_it_knows(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, MAIL + "request_token_inhibit_3pid_errors: true\n")
     add(server, server.register("alice"))
     before = len(server.relay.letters)
@@ -424,10 +428,10 @@ def test_a_server_that_does_not_tell_which_addresses_it_knows(
     assert server.relay.letters[-1][1]["Subject"] == "You already have an account on example.org"
 
 
-def test_people_who_may_not_change_their_addresses(tmp_path: Path, database: Database) -> None:
+def test_changes_of_addresses_can_be_disabled(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, MAIL + "enable_3pid_changes: false\n")
     alice = server.register("alice")
-    creds = confirm(server, "account/3pid")
+    creds = validate(server, "account/3pid")
     assert (
         alice.post(f"{V3}/account/3pid/add", {**creds, "auth": proof("alice")}).errcode
         == "M_FORBIDDEN"
@@ -438,7 +442,7 @@ def test_people_who_may_not_change_their_addresses(tmp_path: Path, database: Dat
     assert removal.errcode == "M_FORBIDDEN"
 
 
-def test_letters_are_limited(tmp_path: Path, database: Database) -> None:
+def test_emails_are_rate_limited(tmp_path: Path, database: Database) -> None:
     limit = "rc_3pid_validation: {per_second: 0.001, burst_count: 3}\n"
     server = TestServer(tmp_path, database, MAIL.replace("rc_3pid_validation: *unlimited\n", limit))
     answers = [
@@ -447,7 +451,7 @@ def test_letters_are_limited(tmp_path: Path, database: Database) -> None:
     assert answers == [200, 200, 200, 429, 429]
 
 
-def test_a_server_without_mail(tmp_path: Path, database: Database) -> None:
+def test_a_server_without_email_refuses_validations(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     for kind in ("register", "account/3pid", "account/password"):
@@ -479,15 +483,21 @@ def test_a_server_without_mail(tmp_path: Path, database: Database) -> None:
     }
 
 
-def test_what_confirms_is_kept_as_a_hash(tmp_path: Path, sqlite_database: Database) -> None:
+def test_client_secrets_and_sessions_are_stored_as_hashes(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL)
     add(server, server.register("alice"))
-    asked = server.post(f"{V3}/account/password", {"new_password": "looking glass"})
-    secret, session = "of-this-client-alone", asked.json["session"]
+    challenge = server.post(f"{V3}/account/password", {"new_password": "looking glass"})
+    secret, session = "of-this-client-alone", challenge.json["session"]
     answer = request_token(server, "account/password", client_secret=secret)
     assert press(server, link_in(server)).status == 200
-    kept = server.run(read_everything(sqlite_database))
-    assert (answer.json["sid"] in kept, secret in kept, session in kept) == (True, False, False)
+    stored = server.run(read_everything(sqlite_database))
+    assert (answer.json["sid"] in stored, secret in stored, session in stored) == (
+        True,
+        False,
+        False,
+    )
     auth = {**by_email({"sid": answer.json["sid"], "client_secret": secret}), "session": session}
     assert (
         server.post(

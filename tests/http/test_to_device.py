@@ -1,4 +1,4 @@
-"""Messages from device to device: in order, once, kept until they have arrived, and bounded.
+"""To-device messages: in order, once, kept until they have arrived, and bounded.
 
 spec: client-server-api#send-to-device-messaging
 """
@@ -36,9 +36,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_messages_to_devices_come_once_in_order_and_until_acknowledged(
-    alice: User, bob: User
-) -> None:
+def test_messages_arrive_once_in_order_and_until_acknowledged(alice: User, bob: User) -> None:
     since = sync(bob)["next_batch"]
     for number in range(3):
         body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
@@ -50,12 +48,12 @@ def test_messages_to_devices_come_once_in_order_and_until_acknowledged(
     first = sync(bob, since)
     assert first["to_device"]["events"] == expected
     again = sync(bob, since)
-    assert again["to_device"]["events"] == expected, "the answer may have been lost"
+    assert again["to_device"]["events"] == expected, "the response may have been lost"
     assert sync(bob, again["next_batch"])["to_device"]["events"] == []
     assert sync(bob, again["next_batch"])["to_device"]["events"] == []
 
 
-def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
+def test_messages_survive_a_restart_in_between(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
     since = sync(bob)["next_batch"]
@@ -73,7 +71,7 @@ def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
     send(range(2, 6))
     again = sync(bob, since)["to_device"]["events"]
     assert [event["content"]["n"] for event in again] == list(range(6)), (
-        "the answer may have been lost"
+        "the response may have been lost"
     )
     rest = sync(bob, heard["next_batch"])
     assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
@@ -82,7 +80,7 @@ def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
     assert sync(bob, rest["next_batch"])["to_device"]["events"] == []
 
 
-def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
+def test_many_messages_come_in_several_responses(alice: User, bob: User) -> None:
     since = sync(bob)["next_batch"]
     for number in range(250):
         body = {"messages": {bob.user_id: {"*": {"n": number}}}}
@@ -96,7 +94,7 @@ def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
     assert numbers == list(range(250))
 
 
-def test_many_messages_come_in_several_answers_from_the_first_sync_on(
+def test_many_messages_come_in_several_responses_from_the_first_sync(
     alice: User, bob: User
 ) -> None:
     send_numbers(alice, bob, range(250))
@@ -112,7 +110,9 @@ def test_many_messages_come_in_several_answers_from_the_first_sync_on(
     assert numbers == [*range(250), 1000, 1100]
 
 
-def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: User) -> None:
+def test_a_first_sync_whose_response_was_lost_is_repeated_completely(
+    alice: User, bob: User
+) -> None:
     send_numbers(alice, bob, range(250))
     for _ in range(2):
         first = sync(bob)
@@ -123,9 +123,7 @@ def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: 
     )
 
 
-def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(
-    alice: User, bob: User
-) -> None:
+def test_all_endpoints_accept_a_token_from_within_a_long_backlog(alice: User, bob: User) -> None:
     room_id = bob.post(f"{V3}/createRoom").json["room_id"]
     send_numbers(alice, bob, range(150))
     token = sync(bob)["next_batch"]
@@ -143,7 +141,9 @@ def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(
     assert sync(bob, second["next_batch"])["to_device"]["events"] == []
 
 
-def test_what_arrives_amid_a_long_backlog_comes_after_it_and_once(alice: User, bob: User) -> None:
+def test_messages_that_arrive_during_a_long_backlog_come_after_it_and_once(
+    alice: User, bob: User
+) -> None:
     send_numbers(alice, bob, range(350))
     since, numbers, next_number = sync(bob)["next_batch"], list(range(100)), 350
     while events := sync(bob, since)["to_device"]["events"]:
@@ -157,7 +157,7 @@ def test_what_arrives_amid_a_long_backlog_comes_after_it_and_once(alice: User, b
     assert numbers == list(range(next_number))
 
 
-def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob: User) -> None:
+def test_a_message_may_be_as_large_as_an_event(alice: User, bob: User) -> None:
     for to in (bob.user_id, "@far:elsewhere.example"):
         body = {
             "messages": {
@@ -167,10 +167,10 @@ def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob:
         }
         answer = alice.put(f"{V3}/sendToDevice/m.test/large-{to[1:4]}", body)
         assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
-    assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
+    assert sync(alice)["to_device"]["events"] == [], "no message of a refused request is sent"
 
 
-def test_one_request_reaches_so_many_devices_at_most(
+def test_one_request_reaches_a_bounded_number_of_devices(
     server: TestServer, alice: User, bob: User
 ) -> None:
     devices = DeviceStore(server.app.database)
@@ -184,10 +184,10 @@ def test_one_request_reaches_so_many_devices_at_most(
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     server.run(server.app.database.write("add", add, range(MOST_MESSAGES, MOST_MESSAGES + 1)))
     assert alice.put(f"{V3}/sendToDevice/m.test/2", body).errcode == "M_INVALID_PARAM"
-    assert len(sync(bob)["to_device"]["events"]) == 1, "nothing of what was refused"
+    assert len(sync(bob)["to_device"]["events"]) == 1, "no message of the refused request"
 
 
-def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User, bob: User) -> None:
+def test_a_wildcard_means_the_existing_devices(server: TestServer, alice: User, bob: User) -> None:
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": bob.user_id},
@@ -210,7 +210,7 @@ def send_numbers(sender: User, to: User, numbers: range) -> None:
         assert sender.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
 
 
-def test_messages_for_a_device_that_is_gone_are_gone(
+def test_messages_for_a_deleted_device_are_deleted(
     server: TestServer, alice: User, bob: User
 ) -> None:
     login = {
@@ -223,14 +223,14 @@ def test_messages_for_a_device_that_is_gone_are_gone(
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
     assert bob.post(f"{V3}/logout", {}).status == 200
     again = User(server, server.post(f"{V3}/login", login).json)
-    assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"
+    assert sync(again)["to_device"]["events"] == [], "a new device with the old ID is a new device"
 
 
 SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 
 
 def to_device_of(user: User, since: str | None) -> list[int]:
-    """By sliding sync."""
+    """Return the messages of a sliding sync response."""
     wanted = {"enabled": True} | ({} if since is None else {"since": since})
     answer = user.post(SLIDING_SYNC, {"lists": {}, "extensions": {"to_device": wanted}})
     assert answer.status == 200, answer.body
@@ -239,11 +239,10 @@ def to_device_of(user: User, since: str | None) -> list[int]:
 
 @pytest.mark.parametrize("ends", ["logout", "logout/all"])
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
+def test_a_new_session_gets_no_message_of_its_devices_old_session(
     nodes: list[TestServer], elsewhere: bool, ends: str
 ) -> None:
-    """It is not there to be found in memory either, on the node that it was sent by, wherever the
-    old session ended."""
+    """Not from the cache either, on the node that sent it, wherever the old session ended."""
     here, there = nodes[0], nodes[elsewhere]
     alice, bob = here.register("alice"), here.register("bob")
     since = sync(bob)["next_batch"]
@@ -267,11 +266,11 @@ def test_a_new_session_gets_nothing_that_was_sent_to_the_old_one_of_its_device(
     assert numbers_of(sync(new, since)) == [5, 6]
 
 
-def test_a_session_that_began_on_a_node_unheard_gets_nothing_that_was_sent_to_the_old_one(
+def test_a_session_started_on_a_node_without_notice_gets_no_message_of_the_old_one(
     nodes: list[TestServer],
 ) -> None:
-    """The first answer to it is from the database, as is right before the other node is heard
-    of."""
+    """Its first response is read from the database, which is right before the change of the other
+    node arrives."""
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     assert to_device_of(bob, None) == []
@@ -293,9 +292,7 @@ def numbers_of(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["to_device"]["events"]]
 
 
-def test_a_device_that_keeps_up_asks_nothing_of_the_database(
-    tmp_path: Path, sqlite: SQLiteConfig
-) -> None:
+def test_a_device_that_keeps_up_needs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
     server = TestServer(tmp_path, database)
@@ -307,7 +304,7 @@ def test_a_device_that_keeps_up_asks_nothing_of_the_database(
         answer = sync(bob, since)
         assert numbers_of(answer) == [number * 2, number * 2 + 1]
         assert dict(counter.queries) == ({"remove_to_device": 2} if number else {}), (
-            "but to remove what has arrived"
+            "except to remove acknowledged messages"
         )
         since = answer["next_batch"]
     counter.clear()
@@ -330,12 +327,12 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
     server.clock.advance(0)
     woken = pending.answer.json
     assert numbers_of(woken) == [0]
-    assert numbers_of(sync(bob, since)) == [0], "the answer may have been lost"
+    assert numbers_of(sync(bob, since)) == [0], "the response may have been lost"
     assert numbers_of(sync(bob, woken["next_batch"])) == []
     assert numbers_of(sync(bob)) == [], "it has arrived"
 
 
-def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
+def test_equal_contents_count_once_in_memory() -> None:
     streams = Streams()
     recent = ToDeviceCache(streams, max_bytes=1000)
 
@@ -358,15 +355,15 @@ def test_what_many_are_sent_alike_counts_once_in_memory() -> None:
         82,
     ]
     send(83, b"d")
-    assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest went"
+    assert recent.since(("@bob:example.org", "D1"), 0) is None, "the oldest was evicted"
     assert [position for position, _, _ in recent.since(("@bob:example.org", "D1"), 80) or ()] == [
         82
     ]
 
 
-def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None:
-    """The messages of half a megabyte more than is kept: read and from memory they come once, in
-    order."""
+def test_messages_beyond_the_cache_are_read_from_the_database(alice: User, bob: User) -> None:
+    """Half a megabyte more than the cache holds: read from the database and from memory, they come
+    once, in order."""
     since = sync(bob)["next_batch"]
     filler = "x" * 60_000
     sent = (MAX_BYTES + (1 << 19)) // len(filler)
@@ -380,7 +377,7 @@ def test_what_no_longer_fits_into_memory_is_read(alice: User, bob: User) -> None
     assert heard == list(range(sent))
 
 
-def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are_removed(
+def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_removed(
     server: TestServer, alice: User, bob: User
 ) -> None:
     database = server.app.database
@@ -407,7 +404,7 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
     answer = sync(bob, since)
     assert numbers_of(answer) == [1, 2]
     assert numbers_of(sync(bob, answer["next_batch"])) == []
-    assert stored() == waiting, "the two are gone, and nothing else in the same statement"
+    assert stored() == waiting, "the two were removed, and nothing else in the same statement"
     while server.run(to_device.sweep(200, 0)):
         pass
     assert stored() == 0
@@ -415,7 +412,7 @@ def test_a_backlog_that_has_arrived_is_left_to_the_job_though_later_messages_are
 
 
 def log_in(server: TestServer, user: User, device_id: str | None = None) -> User:
-    """Another session; of that device, which may have had one before."""
+    """Start another session of a device, which may have had one before."""
     login: dict[str, Any] = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": user.user_id},
@@ -438,10 +435,10 @@ def logged_rows(server: TestServer) -> int:
     return int(rows[0][0])
 
 
-def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_acknowledged(
+def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
-    """With messages to one device before and after, over a restart, and with the job at work."""
+    """With messages to one device before and after, over a restart, and with the cleanup job."""
     others = [log_in(server, bob) for _ in range(FEWEST_LOGGED)]
     since = sync(bob)["next_batch"]
     send_numbers(alice, bob, range(1))
@@ -461,7 +458,7 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
     bob.server = alice.server = anew
     again = sync(bob, since)
     assert again["to_device"]["events"] == first["to_device"]["events"], (
-        "the answer may have been lost"
+        "the response may have been lost"
     )
     assert again["to_device"]["events"][1] == {
         "type": "m.test",
@@ -481,9 +478,9 @@ def test_what_is_sent_to_many_devices_at_once_comes_once_in_order_and_until_ackn
     assert numbers_of(sync(others[0], token)) == []
 
 
-def test_a_session_that_was_unheard_of_gets_what_is_sent_to_it(nodes: list[TestServer]) -> None:
-    """Who sends knows a device from elsewhere: it may be on a node that has sent to the user before
-    and has heard of nothing."""
+def test_a_session_unknown_to_a_node_gets_messages_sent_there(nodes: list[TestServer]) -> None:
+    """The sending node may have cached the user's devices before the session started on another
+    node."""
     here, there = nodes
     alice, bob = here.register("alice"), here.register("bob")
     send_numbers(alice, bob, range(2))
@@ -522,11 +519,10 @@ def nodes(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[list[TestServer]]:
 @given(
     st.lists(st.sampled_from(["send", "many", "sync", "again", "first", "elsewhere"]), max_size=16)
 )
-def test_messages_come_in_order_and_once_whichever_node_answers(
+def test_messages_arrive_in_order_and_once_from_either_node(
     nodes: list[TestServer], steps: list[str]
 ) -> None:
-    """Either node takes a request; a token that was used serves again, as where the answer was
-    lost."""
+    """Either node serves a request. A used token works again, as after a lost response."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
     others = [log_in(nodes[0], bob).device_id for _ in range(FEWEST_LOGGED)]
@@ -558,7 +554,7 @@ def test_messages_come_in_order_and_once_whichever_node_answers(
                 arrived = len(heard)
             case "first":
                 assert numbers_of(sync(bob)) == list(range(arrived, sent)), (
-                    "what has not been acknowledged"
+                    "the messages that were not acknowledged"
                 )
             case _:
                 here = 1 - here

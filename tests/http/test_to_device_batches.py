@@ -1,5 +1,5 @@
-"""Messages to devices where many writes are one transaction: the same request twice, a device that
-goes, a write that is undone."""
+"""To-device messages when many writes share one transaction: a repeated request, a deleted device,
+a failed write."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.helpers.server import TestServer, User
 
 
 class World:
-    """A server whose writes wait until they are told to be done."""
+    """A server whose writes wait until the test runs them."""
 
     def __init__(self, folder: Path, config: SQLiteConfig | PostgresConfig) -> None:
         self.writer = SteppedExecutor()
@@ -59,8 +59,8 @@ def world(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> Ite
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_each_write_of_a_batch_sees_those_before_it(world: World, is_known: bool) -> None:
-    """`is_known`: who sends has Bob's devices in memory."""
+def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: bool) -> None:
+    """`is_known`: whether Bob's devices are cached."""
     alice, bob = world.person("alice"), world.person("bob")
     others = [world.another(bob) for _ in range(FEWEST_LOGGED)]
     everybody = {bob.user_id: {"*": {"n": 1}}}
@@ -103,7 +103,7 @@ def test_each_write_of_a_batch_sees_those_before_it(world: World, is_known: bool
         left.append
     )
     world.writer.run()
-    assert left == [0], "the write that was undone is not counted for ever"
+    assert left == [0], "the failed write does not count for ever"
     anew = TestServer(
         Path(world.server.config.folder),
         world.database,

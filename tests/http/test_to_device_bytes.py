@@ -1,5 +1,4 @@
-"""How much one user may have kept for devices that may never come: bytes in time, whoever they are
-for."""
+"""The rate limit in bytes of to-device messages, which their devices may never fetch."""
 
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,13 @@ def to(user: User, size: int, device: str | None = None) -> dict[str, dict[str, 
     return {user.user_id: {device or str(user.device_id): {"x": "y" * size}}}
 
 
-def test_who_sends_too_much_waits_and_others_do_not(server: TestServer, alice: User) -> None:
+def test_a_user_who_sends_too_much_is_limited_and_others_are_not(
+    server: TestServer, alice: User
+) -> None:
     bob = server.register("bob")
     since = sync(bob)["next_batch"]
     assert send(alice, 1, to(bob, 9_000)).status == 200
-    assert send(alice, 2, to(bob, 15_000)).status == 200, "what is asked for once may be sent"
+    assert send(alice, 2, to(bob, 15_000)).status == 200, "a single request may be sent"
     refused = send(alice, 3, to(bob, 10))
     assert (refused.status, refused.errcode) == LIMITED
     wait = refused.json["retry_after_ms"]
@@ -50,18 +51,18 @@ def test_who_sends_too_much_waits_and_others_do_not(server: TestServer, alice: U
     assert len(sync(bob, since)["to_device"]["events"]) == 3
 
 
-def test_a_request_that_was_sent_may_be_repeated_and_counts_once(alice: User) -> None:
+def test_a_repeated_request_is_accepted_and_counts_once(alice: User) -> None:
     for _ in range(5):
         assert send(alice, 1, to(alice, 9_000)).status == 200
     assert send(alice, 2, to(alice, 15_000)).status == 200
     assert send(alice, 3, to(alice, 10)).errcode == "M_LIMIT_EXCEEDED"
     for txn_id in (1, 2):
         assert send(alice, txn_id, to(alice, 9_000)).status == 200, (
-            "it was sent before there was no room"
+            "it was sent before the limit was reached"
         )
 
 
-def test_what_is_refused_does_not_count(alice: User) -> None:
+def test_refused_messages_do_not_count(alice: User) -> None:
     for number in range(5):
         assert send(alice, number, to(alice, 70_000)).errcode == "M_TOO_LARGE"
     assert send(alice, 5, to(alice, 10)).status == 200
@@ -95,11 +96,12 @@ def test_each_device_of_a_wildcard_counts(
     assert sync(bob, since).get("to_device", {}).get("events", []) == []
 
 
-def test_keys_of_large_rooms_are_far_from_the_usual_limit() -> None:
-    """A room of 1,000 devices whose key is made anew every minute, and a hundred such rooms at
-    once."""
+def test_room_keys_of_large_rooms_stay_far_below_the_default_limit() -> None:
+    """A room of 1,000 devices with a new key each minute, and a hundred such rooms at once."""
     usual = Limits().rc_to_device_bytes
     keys_of_a_room = 1_000 * (1_100 + to_device.MESSAGE_BYTES) + to_device.REQUEST_BYTES
     assert usual.per_second >= 2 * keys_of_a_room / 60
     assert usual.burst_count >= 100 * keys_of_a_room
-    assert usual.per_second * 3600 + usual.burst_count < 400e6, "in an hour nobody fills the disk"
+    assert usual.per_second * 3600 + usual.burst_count < 400e6, (
+        "nobody can fill the disk within an hour"
+    )

@@ -1,4 +1,4 @@
-"""Messages to devices in memory: contents are kept once, and are bounded."""
+"""The to-device cache: equal contents are stored once, and the size is bounded."""
 
 import tracemalloc
 
@@ -10,7 +10,7 @@ from storage.encryption.to_device import NewMessages
 from storage.engine.streams import Change, Streams, Topic
 
 
-def test_contents_are_kept_once_and_no_more_than_fit() -> None:
+def test_contents_are_stored_once_and_bounded() -> None:
     streams = Streams()
     recent = ToDeviceCache(streams)
     contents = [b'"%b"' % (b"%d" % number * 50_000) for number in range(10, 400)]
@@ -25,7 +25,7 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
         grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert grown < 1 << 20, "beside the contents themselves, which were there before"
+    assert grown < 1 << 20, "in addition to the contents, which existed before"
     assert recent.since(("@a:example.org", "D"), 0) is None
     found = recent.since(("@a:example.org", "D"), len(contents) - 100)
     assert found is not None
@@ -40,9 +40,9 @@ def test_contents_are_kept_once_and_no_more_than_fit() -> None:
     assert sum(len(message.content) for message in read(last[0][1])) <= MAX_BYTES + 100_000
 
 
-def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device never finds what it has, however many others have theirs; what is not remembered is
-    asked of the database."""
+def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device never gets a message again that it acknowledged, however many others did; evicted
+    positions are read from the database."""
     monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 10)
     streams = Streams()
     recent = ToDeviceCache(streams)
@@ -63,13 +63,13 @@ def test_what_devices_have_is_remembered_within_bounds(monkeypatch: pytest.Monke
     news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
     streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
     assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], (
-        "no token of later hides it"
+        "no token of a later time hides it"
     )
 
 
-def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When floors are too many, nothing that goes with them is taken for something that was never
-    sent."""
+def test_a_message_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there are too many floors, no message that goes with them is taken for one that was
+    never sent."""
     monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 4)
     streams = Streams()
     recent = ToDeviceCache(streams)
@@ -82,9 +82,9 @@ def test_a_message_of_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyP
         assert found is None or [position for position, _, _ in found] == [11]
 
 
-def test_what_is_not_sorted_yet_is_found_and_goes_in_its_turn() -> None:
-    """A few at once, by many requests, while nobody reads: found in order, and the oldest gone
-    first, as if each had been read at once."""
+def test_unsorted_messages_are_found_and_evicted_in_order() -> None:
+    """A few at once, by many requests, while nobody reads: they are found in order, and the oldest
+    are evicted first, as if each had been read at once."""
     streams, others = Streams(), Streams()
     lazy, eager = ToDeviceCache(streams, max_bytes=2500), ToDeviceCache(others, max_bytes=2500)
     devices = [("@a:example.org", "D"), ("@a:example.org", "E"), ("@b:example.org", "D")]

@@ -1,6 +1,6 @@
-"""Messages to devices in random histories, beside a list of what each device has to get: whoever
-sends, by whatever name, to one device or to many; whichever node answers, with whatever token;
-while messages move, devices go and come again, and nodes begin anew."""
+"""To-device messages in random histories against a list of what each device has to get: any sender,
+one or many devices, either node, any token, while messages are moved, devices are deleted and
+created, and nodes restart."""
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
 
 PAGE = 5
-"""Messages an answer, for this test."""
+"""Messages in a response, for this test."""
 NAMES = ["ONE", "TWO", "THREE", "FOUR"]
 BOUNDS = [
     (device_sections, "MESSAGES_PER_RESPONSE", PAGE),
@@ -33,29 +33,29 @@ BOUNDS = [
     (to_device, "FEWEST_LOGGED", 3),
     (to_device_cache, "MANY", 4),
 ]
-"""So small that short histories reach them."""
+"""Small enough for short histories to reach them."""
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 
 
 @dataclass
 class Device:
-    """A session of Bob's, and what it has to get."""
+    """A session of Bob's, and the messages that it has to get."""
 
     user: User
     sent: list[tuple[int, int]] = field(default_factory=list)
     """Position and number."""
     tokens: list[tuple[str, int]] = field(default_factory=list)
-    """Of /sync, and up to where who has one has all."""
+    """Tokens of /sync, and up to which message a client with each has received."""
     own_tokens: list[tuple[str, int]] = field(default_factory=list)
-    """Of the extension of sliding sync."""
+    """The same for the extension of sliding sync."""
     acknowledged: int = 0
 
     def check(self, numbers: list[int], has: int, limit: int, *, up_to_date: bool) -> int:
-        """That these are the next for a device that has come with such a token; the position of the
-        last, or 0."""
+        """Check that these are the next messages for a client with this token. Return the position
+        of the last, or 0."""
         after = max(has, self.acknowledged)
-        # a node that has them in memory may not know that the device has acknowledged them to the
-        # other; who has no token asks the database
+        # a node with the messages in memory may not know that the device acknowledged them at the
+        # other; a client without a token is served from the database
         most = [each for each in self.sent if each[0] > (has or after)]
         least = [each for each in self.sent if each[0] > after]
         for known in range(len(most) - len(least) + 1):
@@ -69,12 +69,12 @@ class Device:
 
 
 async def only(content: dict[str, Any]) -> AsyncIterator[object]:
-    """The EDUs of a transaction."""
+    """Return the EDUs of a transaction."""
     yield {"edu_type": "m.direct_to_device", "content": content}
 
 
 class World:
-    """Two nodes, Alice who sends, Bob who has devices, and somebody elsewhere."""
+    """Two nodes, Alice who sends, Bob who has devices, and a remote user."""
 
     def __init__(self, folder: Path, databases: list[Database]) -> None:
         self.folder, self.databases = folder, databases
@@ -103,7 +103,7 @@ class World:
                     )
 
     def begin(self) -> None:
-        """New people."""
+        """Create new users."""
         self.alice = self.nodes[0].register(f"alice{uuid4().hex}")
         self.bob = self.nodes[0].register(f"bob{uuid4().hex}")
         self.carol = self.nodes[0].register(f"carol{uuid4().hex}")
@@ -134,7 +134,7 @@ class World:
                 self.positions[name, number] = positions
 
     def _messages(self, names: list[str]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
-        """By device, and who is to get which number."""
+        """Messages by device, and the expected numbers by device."""
         messages: dict[str, Any] = {}
         expected: list[tuple[str, int]] = []
         for name in dict.fromkeys(names):
@@ -181,7 +181,7 @@ class World:
             assert self.alice.put(*self.last).status == 200
 
     def sync(self, name: str, which: int, up_to_date: bool) -> None:
-        """With one of the tokens that it was given, counted from the last, or with none."""
+        """Sync with one of the last tokens, or with none."""
         if name not in self.devices:
             return
         device = self.devices[name]
@@ -193,8 +193,8 @@ class World:
         assert answer.status == 200, answer.body
         numbers = [event["content"]["n"] for event in answer.json["to_device"]["events"]]
         reached = device.check(numbers, has, PAGE, up_to_date=up_to_date)
-        # a node that is behind may not know the position of the token: then it is as if there was
-        # none
+        # a node that is behind may not know the token's position: then it answers as without a
+        # token
         next_batch = answer.json["next_batch"]
         position = int(next_batch.partition("~")[2] or next_batch[1:].partition("_")[0])
         missed = [
@@ -202,7 +202,7 @@ class World:
             for each in device.sent
             if max(has, reached, device.acknowledged) < each[0] <= position
         ]
-        assert not missed, "the token is of after a message that was not given"
+        assert not missed, "the token is from after a message that was not sent"
         device.acknowledged = max(device.acknowledged, has)
         device.tokens.append((next_batch, position))
 
@@ -228,12 +228,12 @@ class World:
             for each in device.sent
             if max(has, reached, device.acknowledged) < each[0] <= position
         ]
-        assert not missed, "the token is of after a message that was not given"
+        assert not missed, "the token is from after a message that was not sent"
         device.acknowledged = max(device.acknowledged, has)
         device.own_tokens.append((found["next_batch"], position))
 
     def go(self, name: str, comes_again: bool, there: bool) -> None:
-        """`there`: at the other node, of which this one has not heard yet."""
+        """`there`: on the other node, without notice to this one yet."""
         here, self.here = self.here, 1 - self.here if there else self.here
         device = self.devices.pop(name, None)
         if device is not None:
@@ -252,8 +252,11 @@ class World:
         node.run(node.app.accounts.to_device_store.sweep(limit, int(self.now * 1000)))
 
     def lost(self) -> int:
-        """Messages that are kept for no device, and were not acknowledged."""
-        sql = "SELECT count(*) FROM to_device_messages AS m WHERE NOT EXISTS (SELECT 1 FROM devices AS d WHERE d.device_nid = m.device_nid)"
+        """Return stored messages that no device waits for and that were not acknowledged."""
+        sql = (
+            "SELECT count(*) FROM to_device_messages AS m WHERE NOT EXISTS "
+            "(SELECT 1 FROM devices AS d WHERE d.device_nid = m.device_nid)"
+        )
         (row,) = self.nodes[0].run(self.databases[0].read("count", lambda txn: txn.query(sql)))
         return int(row[0])
 
@@ -296,10 +299,10 @@ STEPS = st.one_of(
 @pytest.mark.parametrize("kept", [3, 40])
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEPS, min_size=20, max_size=60))
-def test_every_device_gets_each_of_its_messages_once_in_order(
+def test_every_device_gets_each_message_once_in_order(
     world: World, monkeypatch: pytest.MonkeyPatch, kept: int, steps: list[tuple[Any, ...]]
 ) -> None:
-    """`kept`: messages that a node has in memory."""
+    """`kept`: messages in a node's memory."""
     for module, name, value in (*BOUNDS, (to_device_cache, "MAX_MESSAGES", kept)):
         monkeypatch.setattr(module, name, value)
     world.begin()
@@ -316,4 +319,4 @@ def test_every_device_gets_each_of_its_messages_once_in_order(
         world.sync(name, 1000, True)
     for _ in range(2):
         world.sweep(1000, True)
-    assert world.lost() == 0, "what is kept is kept for somebody"
+    assert world.lost() == 0, "every stored message has a device"

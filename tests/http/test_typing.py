@@ -1,5 +1,5 @@
-"""Who types where, and whom one does not want to hear of. spec:
-client-server-api#typing-notifications, #ignoring-users"""
+"""Typing notifications and ignored users. spec: client-server-api#typing-notifications,
+#ignoring-users"""
 
 from typing import Any
 
@@ -38,7 +38,9 @@ def typing(answer: Any, room_id: str) -> Any:
 
 
 @pytest.mark.parametrize("verb", ["leave", "kick", "ban"])
-def test_who_goes_types_no_more(server: TestServer, alice: User, bob: User, verb: str) -> None:
+def test_a_user_who_leaves_stops_typing(
+    server: TestServer, alice: User, bob: User, verb: str
+) -> None:
     carol = server.register("carol")
     room_id = rooms.create(alice, bob, carol)
     rooms.type(bob, room_id)
@@ -54,10 +56,10 @@ def test_who_goes_types_no_more(server: TestServer, alice: User, bob: User, verb
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_who_comes_back_is_told_who_types_and_who_does_no_more(
+def test_a_returning_user_gets_who_types_and_who_stopped(
     alice: User, bob: User, *, goes_on: bool
 ) -> None:
-    """The leaving was never told: a client may hold what it knew before, or begin anew with the
+    """The client got no update while it was away: it may have old state, or start again with the
     room."""
     room_id = rooms.create(bob, alice)
     extensions = {"typing": {"enabled": True}}
@@ -76,7 +78,7 @@ def test_who_comes_back_is_told_who_types_and_who_does_no_more(
     assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == told
 
 
-def test_a_changed_name_does_not_end_it(alice: User, bob: User) -> None:
+def test_a_changed_name_does_not_end_typing(alice: User, bob: User) -> None:
     room_id = rooms.create(alice, bob)
     rooms.type(bob, room_id)
     rooms.state(
@@ -85,7 +87,7 @@ def test_a_changed_name_does_not_end_it(alice: User, bob: User) -> None:
     assert typing(sync(alice), room_id) == [bob.user_id]
 
 
-def test_nothing_is_heard_of_whom_one_ignores(alice: User, bob: User, server: TestServer) -> None:
+def test_typing_of_ignored_users_is_not_sent(alice: User, bob: User, server: TestServer) -> None:
     carol = server.register("carol")
     room_id = rooms.create(alice, bob, carol)
     extensions = {"typing": {"enabled": True}, "receipts": {"enabled": True}}
@@ -128,7 +130,7 @@ def test_a_read_receipt_of_an_ignored_user_does_not_wake(
     assert not waiting.done
 
 
-def test_other_servers(server: TestServer, alice: User, bob: User) -> None:
+def test_typing_of_remote_users(server: TestServer, alice: User, bob: User) -> None:
     service = server.app.rooms.typing
     heard: list[tuple[int, str, bool]] = []
     service.subscribe(lambda *what: heard.append(what))
@@ -146,8 +148,8 @@ def test_other_servers(server: TestServer, alice: User, bob: User) -> None:
             service.receive(ServerName(origin), nids[0], UserID(user_id), is_typing=True)
         )
 
-    receive("other.example", "@zoe:other.example")  # who is not in the room
-    receive("other.example", alice.user_id)  # another server's
+    receive("other.example", "@zoe:other.example")  # a user who is not in the room
+    receive("other.example", alice.user_id)  # a user of another server
     receive("example.org", bob.user_id)
     assert typing(sync(alice), room_id) is None
     receive("example.org", alice.user_id)

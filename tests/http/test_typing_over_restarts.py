@@ -1,5 +1,5 @@
-"""Who was told before a restart that somebody types is told after it that nobody does, in both
-kinds of sync: what a client was told stands in its token, and nowhere else."""
+"""A client that got a typing user before a restart gets the end after it, in both kinds of sync.
+What the client got is only in its token."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ NO_TYPING = quote('{"room":{"ephemeral":{"not_types":["m.typing"]}}}')
 
 
 class Town:
-    """Alice and Bob on a server that may begin anew."""
+    """Alice and Bob on a server that can restart."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self._folder, self._database, self._begun = folder, database, 1
@@ -35,7 +35,7 @@ class Town:
         return room_id
 
     def begin_anew(self) -> None:
-        """The server remembers nothing but what is in the database."""
+        """Restart: the server keeps only the database."""
         seconds = self.server.clock.seconds()
         self._begun += 1
         self.server = TestServer(self._folder, self._database, seed=self._begun, now=seconds + 1)
@@ -64,7 +64,7 @@ def sync(user: User, since: str = "", **query: str) -> Any:
 
 
 def typing(answer: Any) -> dict[str, list[str]]:
-    """By room, as /sync tells it."""
+    """Typing users by room in a /sync response."""
     return {
         room_id: event["content"]["user_ids"]
         for room_id, room in answer.get("rooms", {}).get("join", {}).items()
@@ -94,7 +94,7 @@ def test_sync(town: Town) -> None:
     assert typing(sync(town.alice, again["next_batch"])) == {typed: [town.bob.user_id]}
 
 
-def test_a_first_sync_and_one_that_waits(town: Town) -> None:
+def test_a_first_sync_and_a_waiting_one(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     first = sync(town.alice)
@@ -113,7 +113,7 @@ def test_a_first_sync_and_one_that_waits(town: Town) -> None:
     assert not waiting.done
 
 
-def test_who_goes_on_typing(town: Town) -> None:
+def test_a_user_who_continues_typing(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     since = sync(town.alice)["next_batch"]
@@ -122,7 +122,7 @@ def test_who_goes_on_typing(town: Town) -> None:
     assert typing(sync(town.alice, since)) == {room_id: [town.bob.user_id]}
 
 
-def test_what_is_over_before_the_restart_is_not_told_again(town: Town) -> None:
+def test_an_end_before_the_restart_is_not_repeated(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     since = sync(town.alice)["next_batch"]
@@ -133,7 +133,7 @@ def test_what_is_over_before_the_restart_is_not_told_again(town: Town) -> None:
     assert typing(sync(town.alice, answer["next_batch"])) == {}
 
 
-def test_who_does_not_want_to_know(town: Town) -> None:
+def test_a_filter_without_typing(town: Town) -> None:
     room_id = town.room()
     since = sync(town.alice, filter=NO_TYPING)["next_batch"]
     town.type(room_id)
@@ -193,7 +193,7 @@ def test_a_token_stays_short(town: Town) -> None:
     assert len(typing(sync(town.alice, since))) == MOST_TYPED
 
 
-def test_what_a_client_makes_up_tells_it_nothing(town: Town) -> None:
+def test_a_made_up_token_reveals_nothing(town: Town) -> None:
     room_id = create(town.bob, preset="public_chat")
     since = sync(town.alice)["next_batch"]
     town.begin_anew()
@@ -207,13 +207,11 @@ def test_what_a_client_makes_up_tells_it_nothing(town: Town) -> None:
 
 
 MANY_ROOMS = "-" + ".".join(map(str, range(1, MOST_TYPED + 1)))
-"""The end of a token that is made up by who need not know which rooms there are."""
+"""The end of a token that a client made up without knowing which rooms exist."""
 
 
 @pytest.mark.parametrize("was_in_it", [False, True])
-def test_a_token_does_not_tell_whether_somebody_types_elsewhere(
-    town: Town, was_in_it: bool
-) -> None:
+def test_a_token_does_not_reveal_typing_in_other_rooms(town: Town, was_in_it: bool) -> None:
     own = town.room()
     elsewhere = create(town.bob, preset="public_chat")
     if was_in_it:
@@ -230,7 +228,7 @@ def test_a_token_does_not_tell_whether_somebody_types_elsewhere(
     assert [parse_sync_token(answer["next_batch"]).typed for answer in answers] == [(), ()]
 
 
-def test_a_pos_does_not_tell_whether_somebody_types_elsewhere(town: Town) -> None:
+def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
     own = town.room()
     elsewhere = create(town.bob, preset="public_chat")
     client = SlidingClient(
@@ -252,7 +250,7 @@ def test_a_pos_does_not_tell_whether_somebody_types_elsewhere(town: Town) -> Non
     assert named == [(), ()]
 
 
-def test_whoever_reads_tokens_reads_those(town: Town) -> None:
+def test_all_endpoints_accept_such_tokens(town: Town) -> None:
     room_id = town.room()
     said = say(town.bob, room_id, "salom")
     town.type(room_id)

@@ -1,5 +1,5 @@
-"""Signing in with an identity provider: from a client there and back, the first time and later, and
-all that goes wrong."""
+"""Sign-in with an identity provider from a client: new and existing accounts, redirects, and
+failures."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
 
 
-def test_clients_are_told(server: TestServer) -> None:
+def test_the_login_flows_list_the_providers(server: TestServer) -> None:
     flows = server.get("/_matrix/client/v3/login").json["flows"]
     [sso] = [flow for flow in flows if flow["type"] == "m.login.sso"]
     assert sso == {
@@ -40,12 +40,12 @@ def test_clients_are_told(server: TestServer) -> None:
     assert {"type": "m.login.token"} in flows
 
 
-def test_who_comes_first_gets_an_account(server: TestServer, provider: OpenIDProvider) -> None:
+def test_the_first_sign_in_creates_an_account(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     where = leave(browser, CLIENT + "?a=b%26c%26loginToken%3Dold")
     assert where.startswith("https://login.example.com/authorize?")
     browser.open(provider.sign_in(where, **ALICE))
-    assert "Go on to client.example?" in browser.words
+    assert "Continue to client.example?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "form-action 'self' https:" in browser.answer.headers["content-security-policy"]
     browser.send()
@@ -62,9 +62,7 @@ def test_who_comes_first_gets_an_account(server: TestServer, provider: OpenIDPro
     )
 
 
-def test_who_comes_again_is_the_same_whatever_the_name(
-    server: TestServer, provider: OpenIDProvider
-) -> None:
+def test_a_link_survives_a_change_of_the_name(server: TestServer, provider: OpenIDProvider) -> None:
     first = sign_in(server, provider, Browser(server))
     again = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
     assert again.user_id == first.user_id
@@ -74,7 +72,7 @@ def test_who_comes_again_is_the_same_whatever_the_name(
     )
 
 
-def test_a_name_may_be_taken_over_each_time(
+def test_profiles_are_imported_at_each_sign_in_if_configured(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = (
@@ -93,15 +91,17 @@ def test_a_name_may_be_taken_over_each_time(
         ("Alice", "a@example.com", ["a@example.com"]),
         ("Alice the Great", "A2@example.com", ["own@example.com", "a2@example.com"]),
         ("Alice the Great", None, ["own@example.com", "a2@example.com"]),
-        ("Alice the Great", "bob@example.com", ["own@example.com"]),  # it is Bob's
+        ("Alice the Great", "bob@example.com", ["own@example.com"]),  # the address is Bob's
         ("Alice the Great", "own@example.com", ["own@example.com"]),
         ("Alice the Great", "a3@example.com", ["own@example.com", "a3@example.com"]),
     ):
         browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name, "email": email}))
-        alice = redeem(server, browser)  # a client of the white list, so no question
+        alice = redeem(
+            server, browser
+        )  # the client is in `client_whitelist`, so there is no question
         threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
         assert [each["address"] for each in threepids] == has
-        # what she has confirmed herself is not the provider's to take away
+        # the provider cannot remove an address that she confirmed herself
         server.run(sqlite_database.write("t", ThreepidStore(sqlite_database).add_threepid, own))
     profile = f"/_matrix/client/v3/profile/{alice.user_id}"
     assert server.get(profile).json["displayname"] == "Alice the Great"
@@ -114,7 +114,7 @@ def test_a_name_may_be_taken_over_each_time(
     )
 
 
-def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_taken_name_asks_for_another(server: TestServer, provider: OpenIDProvider) -> None:
     server.register("alice")
     server.register("bob")
     browser = Browser(server)
@@ -126,14 +126,14 @@ def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenI
     browser.send(username="bob")
     assert "This name is taken" in browser.words
     browser.send(username="not a name")
-    assert "A name may only have" in browser.words
+    assert "A user name may contain only" in browser.words
     browser.send(username="Alice2")
     assert "@alice2:example.org" in browser.words
     browser.send()
     assert redeem(server, browser).user_id == "@alice2:example.org"
 
 
-def test_without_a_template_people_choose(
+def test_without_a_template_the_user_chooses_a_name(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=provider)
@@ -144,7 +144,7 @@ def test_without_a_template_people_choose(
     assert "@white.rabbit:example.org" in browser.words
 
 
-def test_a_page_is_good_once_and_in_one_browser(
+def test_a_step_is_used_once_and_in_one_browser(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser, other = Browser(server), Browser(server)
@@ -159,7 +159,7 @@ def test_a_page_is_good_once_and_in_one_browser(
     assert browser.status == 303
     browser.post(form.action, form.fields)
     assert browser.status == 400
-    assert "was used before" in _words(browser, back)
+    assert "was already used" in _words(browser, back)
 
 
 def _words(browser: Browser, path: str) -> str:
@@ -168,14 +168,14 @@ def _words(browser: Browser, path: str) -> str:
     return browser.words
 
 
-def test_what_waits_too_long_is_over(server: TestServer, provider: OpenIDProvider) -> None:
+def test_steps_expire(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     back = provider.sign_in(leave(browser), **ALICE)
     server.clock.advance(15 * 60)
-    assert "has grown old" in _words(browser, back)
+    assert "This page has expired" in _words(browser, back)
 
 
-def test_a_token_is_good_for_a_minute_and_once(
+def test_a_login_token_is_used_once_within_a_minute(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = Browser(server)
@@ -205,17 +205,17 @@ NO_CLIENTS = [
 ]
 
 
-def test_a_token_goes_to_no_such_address(server: TestServer) -> None:
+def test_invalid_redirect_urls_get_no_token(server: TestServer) -> None:
     browser = Browser(server)
     for address in NO_CLIENTS:
         browser.open(f"{REDIRECT}/oidc-town?redirectUrl={address}")
         assert (browser.status, "location" in browser.answer.headers) == (400, False), address
 
 
-def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_client_may_have_its_own_scheme(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser, "io.element.app:/done"), **ALICE))
-    assert "Go on to io.element.app:?" in browser.words
+    assert "Continue to io.element.app:?" in browser.words
     assert (
         "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
     )
@@ -223,7 +223,7 @@ def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) ->
     assert browser.location.startswith("io.element.app:/done?loginToken=")
 
 
-def test_an_app_goes_over_the_own_page_to_a_provider(
+def test_a_client_reaches_a_provider_through_the_own_sign_in_page(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = Browser(server)
@@ -232,18 +232,21 @@ def test_an_app_goes_over_the_own_page_to_a_provider(
     assert browser.path.startswith("/_mahalla/sign_in")
     browser.follow("Town hall")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "Go on to client.example?" in browser.words
+    assert "Continue to client.example?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@alice:example.org"
 
 
 @pytest.mark.parametrize("known", ["[]", "['https://client.example/']"])
-def test_a_button_of_an_app_leads_over_the_terms(
+def test_terms_come_before_the_token(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, known: str
 ) -> None:
     terms = """
 user_consent:
-  policies: {terms: {version: "1", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}
+  policies:
+    terms:
+      version: "1"
+      documents: {en: {name: Terms of use, url: "https://example.org/terms"}}
 """
     server = TestServer(
         tmp_path,
@@ -257,28 +260,28 @@ user_consent:
     assert "loginToken" not in browser.text
     browser.send(agree_terms="true")
     if known == "[]":
-        assert "Go on to client.example?" in browser.words
+        assert "Continue to client.example?" in browser.words
         browser.send("/_mahalla/sso")
     else:
-        browser.answer = Answer(303, {"location": browser.page.links["Go on"]}, b"")
+        browser.answer = Answer(303, {"location": browser.page.links["Continue"]}, b"")
     assert redeem(server, browser).user_id == "@alice:example.org"
-    browser.open(provider.sign_in(leave(browser), **ALICE))  # who has agreed is asked no more
+    browser.open(provider.sign_in(leave(browser), **ALICE))  # a user who agreed is not asked again
     assert not browser.path.startswith("/_mahalla/consent")
 
 
-def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
+def test_an_unknown_provider_shows_a_page(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(f"{REDIRECT}/nobody?redirectUrl={CLIENT}")
     assert browser.status == 404
-    assert "no such way to sign in" in browser.words
+    assert "no such sign-in service" in browser.words
 
 
-def test_one_of_several_is_chosen(
+def test_the_user_chooses_one_of_several_providers(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = (
-        CONFIG
-        + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas', idp_name: The <other>}"
+        CONFIG + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas',"
+        " idp_name: The <other>}"
     )
     further += "\noauth: {enabled: false}\n"
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
@@ -295,7 +298,7 @@ def test_one_of_several_is_chosen(
     )
 
 
-def test_existing_accounts_are_linked_only_where_that_is_wanted(
+def test_existing_accounts_are_linked_only_if_configured(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = CONFIG + TEMPLATES + "  allow_existing_users: true\n"
@@ -308,7 +311,7 @@ def test_existing_accounts_are_linked_only_where_that_is_wanted(
     assert "belongs to somebody else" in browser.words
 
 
-def test_no_accounts_are_made_where_that_is_not_wanted(
+def test_no_account_is_created_if_registration_is_disabled(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     server = TestServer(
@@ -320,7 +323,7 @@ def test_no_accounts_are_made_where_that_is_not_wanted(
     assert "You have no account on this server" in browser.words
 
 
-def test_accounts_that_nobody_may_use(server: TestServer, provider: OpenIDProvider) -> None:
+def test_unusable_accounts_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
     browser = Browser(server)
@@ -333,7 +336,7 @@ def test_accounts_that_nobody_may_use(server: TestServer, provider: OpenIDProvid
     assert refused == ["locked", "deactivated"]
 
 
-def test_an_account_that_is_locked_while_the_page_waits(
+def test_an_account_that_is_locked_during_a_step_is_refused(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(server, provider, Browser(server))
@@ -344,7 +347,7 @@ def test_an_account_that_is_locked_while_the_page_waits(
     assert browser.status == 403
 
 
-def test_pages_speak_the_language_of_the_reader(server: TestServer) -> None:
+def test_pages_are_in_the_language_of_the_user(server: TestServer) -> None:
     browser = Browser(server, languages="ru")
     browser.open(CALLBACK)
     assert "Войти не удалось" in browser.words
@@ -364,14 +367,14 @@ def test_the_sign_in_page_has_a_button(server: TestServer, provider: OpenIDProvi
 
 
 def again(browser: Browser, provider: OpenIDProvider, **claims: Any) -> None:
-    """Somebody signs in by the button, whether the provider knows them already or not."""
+    """Sign in with the provider's button, with or without a session there."""
     browser.open("/_mahalla/sign_in?next=/%3Fhello&again=true")
     browser.follow("Town hall")
     assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
     browser.open(provider.sign_in(browser.location, **ALICE, **claims))
 
 
-def test_who_is_to_sign_in_again_is_asked_there(
+def test_reauthentication_is_required_and_checked(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = Browser(server)
@@ -383,10 +386,10 @@ def test_who_is_to_sign_in_again_is_asked_there(
     again(browser, provider, auth_time=START)
     assert browser.path == "/?hello"
     again(browser, provider, auth_time=START - 3600)
-    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert (browser.status, "did not ask you to" in browser.words) == (403, True)
 
 
-def test_a_wrong_password_does_not_forget_that_it_is_to_be_again(server: TestServer) -> None:
+def test_a_wrong_password_keeps_the_reauthentication(server: TestServer) -> None:
     server.register("bob")
     browser = Browser(server)
     browser.open("/_mahalla/sign_in?next=/%3Fhello&again=true")
@@ -398,7 +401,7 @@ def test_a_wrong_password_does_not_forget_that_it_is_to_be_again(server: TestSer
 @pytest.mark.parametrize(
     ("auth_time", "counts"), [(None, False), (START - 3600, False), (START - 60, True)]
 )
-def test_what_cannot_be_undone_wants_a_sign_in_of_now(
+def test_irreversible_operations_require_a_recent_sign_in(
     server: TestServer, provider: OpenIDProvider, auth_time: float | None, counts: bool
 ) -> None:
     browser = Browser(server)

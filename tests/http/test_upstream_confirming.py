@@ -1,5 +1,5 @@
-"""What a client does is confirmed with an identity provider: by the owner of the account, who has
-read what it is, and by nobody else."""
+"""Confirmation of a client's operation with an identity provider, only by the account's owner and
+after they read the operation."""
 
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -31,7 +31,7 @@ def _delete(alice: User, device: str, auth: object = None) -> tuple[int, dict[st
     return answer.status, answer.json
 
 
-def test_something_is_confirmed_with_the_provider(
+def test_an_operation_is_confirmed_with_the_provider(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = Browser(server)
@@ -47,13 +47,13 @@ def test_something_is_confirmed_with_the_provider(
     assert "@alice:example.org" in browser.words
     browser.send(button="oidc-town")
     browser.open(provider.sign_in(browser.location, **ALICE))
-    assert "it is confirmed" in browser.words
+    assert "operation is confirmed" in browser.words
     assert "window.onAuthDone" in browser.text
     assert "script-src 'sha256-" in browser.answer.headers["content-security-policy"]
     assert _delete(alice, other.device_id, {"session": session})[0] == 200
 
 
-def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenIDProvider) -> None:
+def test_confirming_requires_reauthentication(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     session = _delete(alice, alice.device_id)[1]["session"]
     browser = Browser(server)
@@ -61,12 +61,12 @@ def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenID
     browser.send(button="oidc-town")
     assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
     browser.open(provider.sign_in(browser.location, **ALICE, auth_time=START - 3600))
-    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert (browser.status, "did not ask you to" in browser.words) == (403, True)
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
 
 
 def without_asking(address: str) -> str:
-    """The address of the provider, when somebody has taken out that it is to ask them."""
+    """Return the provider's URL without the parameters that require reauthentication."""
     where = urlsplit(address)
     query = {
         name: values[0]
@@ -77,7 +77,7 @@ def without_asking(address: str) -> str:
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_that_the_provider_asks_does_not_hang_on_the_browser(
+def test_removing_the_parameters_does_not_avoid_reauthentication(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, required: bool
 ) -> None:
     config = CONFIG if required else CONFIG + "  auth_time_required: false\n"
@@ -89,11 +89,11 @@ def test_that_the_provider_asks_does_not_hang_on_the_browser(
     browser.send(button="oidc-town")
     assert parse_qs(urlsplit(browser.location).query)["max_age"] == ["0"]
     browser.open(provider.sign_in(without_asking(browser.location), **ALICE))
-    assert ("were not asked there" in browser.words) is required
+    assert ("did not ask you to" in browser.words) is required
     assert _delete(alice, alice.device_id, {"session": session})[0] == (401 if required else 200)
 
 
-def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
+def test_another_user_cannot_confirm(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")
     session = _delete(alice, alice.device_id)[1]["session"]
@@ -102,11 +102,11 @@ def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> N
     browser.send(button="oidc-town")
     browser.open(provider.sign_in(browser.location, sub="2"))
     assert browser.status == 403
-    assert f"owner of this account was to confirm something: {alice.user_id}" in browser.words
-    assert "signed in with Town hall is somebody else: @mallory:example.org" in browser.words
-    assert "sign out of Town hall, begin again in your app" in browser.words
+    assert f"owner of this account has to confirm an operation: {alice.user_id}" in browser.words
+    assert "Another account is signed in at Town hall: @mallory:example.org" in browser.words
+    assert "sign out of Town hall, start again in your app" in browser.words
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
-    # nobody has proved to be alice, and mallory was refused nothing of theirs
+    # nobody authenticated as alice, and mallory's own account was not refused
     happened = [
         record
         for record in told(server, alice.user_id)
@@ -121,7 +121,7 @@ def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> N
     ]
 
 
-def test_somebody_without_an_account_confirms_nothing(
+def test_a_person_without_an_account_cannot_confirm(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(server, provider, Browser(server))
@@ -138,7 +138,7 @@ def test_somebody_without_an_account_confirms_nothing(
     )
 
 
-def test_nothing_is_confirmed_without_being_read(
+def test_the_description_is_shown_before_the_redirect(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(server, provider, Browser(server))

@@ -1,5 +1,5 @@
-"""Links between people of identity providers and accounts, as administrators see and set them;
-icons of providers."""
+"""Links between subjects of identity providers and accounts, in the admin API; icons of
+providers."""
 
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def root(server: TestServer) -> User:
     return root
 
 
-def test_administrators_see_links(server: TestServer, provider: OpenIDProvider, root: User) -> None:
+def test_administrators_list_links(
+    server: TestServer, provider: OpenIDProvider, root: User
+) -> None:
     alice = sign_in(server, provider, Browser(server))
     assert root.get(FIND + "1").json == {"user_id": alice.user_id}
     assert root.get(FIND + "2").errcode == "M_NOT_FOUND"
@@ -51,7 +53,7 @@ def test_administrators_see_links(server: TestServer, provider: OpenIDProvider, 
     )
 
 
-def test_administrators_link_an_account_that_is_there(
+def test_administrators_link_an_existing_account(
     server: TestServer, provider: OpenIDProvider, root: User
 ) -> None:
     bob = server.register("bob")
@@ -62,7 +64,7 @@ def test_administrators_link_an_account_that_is_there(
         sign_in(server, provider, Browser(server), sub="b", preferred_username="robert").user_id
         == bob.user_id
     )
-    assert root.put(f"{links}/oidc-town", {"external_id": "c"}).status == 200  # instead
+    assert root.put(f"{links}/oidc-town", {"external_id": "c"}).status == 200  # replaces the link
     assert root.get(FIND + "b").errcode == "M_NOT_FOUND"
     assert root.get(FIND + "c").json == {"user_id": bob.user_id}
     taken = root.put(USERS.format(root.user_id) + "/oidc-town", {"external_id": "c"})
@@ -77,7 +79,7 @@ def test_administrators_link_an_account_that_is_there(
 @pytest.mark.parametrize(
     "body", [{}, {"external_id": ""}, {"external_id": "a\0"}, {"external_id": "x" * 513}]
 )
-def test_links_that_cannot_be(root: User, body: dict[str, str]) -> None:
+def test_invalid_links_are_refused(root: User, body: dict[str, str]) -> None:
     assert root.put(USERS.format(root.user_id) + "/oidc-town", body).status == 400
     assert (
         root.put(USERS.format(root.user_id) + "/oidc-twon", {"external_id": "1"}).errcode
@@ -85,7 +87,7 @@ def test_links_that_cannot_be(root: User, body: dict[str, str]) -> None:
     )
 
 
-def test_administrators_find_who_has_an_address(server: TestServer, root: User) -> None:
+def test_administrators_find_the_user_of_an_address(server: TestServer, root: User) -> None:
     row = ThreepidRow("email", "root@example.org", root.user_id, 1, 1)
     server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
     find = "/_synapse/admin/v1/threepid/{}/users/{}"
@@ -95,7 +97,7 @@ def test_administrators_find_who_has_an_address(server: TestServer, root: User) 
     assert root.get(find.format("pigeon", "1")).errcode == "M_INVALID_PARAM"
 
 
-def test_icons_of_providers(
+def test_icons_of_providers_are_served(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     before = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
@@ -121,7 +123,9 @@ def test_icons_of_providers(
     assert ICON not in Browser(before).open("/_mahalla/sign_in").body.decode()
 
 
-def test_a_link_outlives_a_change_of_the_name(server: TestServer, provider: OpenIDProvider) -> None:
+def test_a_link_survives_a_change_of_the_display_name(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     alice = sign_in(server, provider, Browser(server))
     browser = Browser(server)
     browser.open(provider.sign_in(leave(browser), **{**ALICE, "preferred_username": "other"}))

@@ -1,4 +1,4 @@
-"""Previews of linked pages, through the whole server and real processes that read them."""
+"""URL previews, through the complete server and real worker processes."""
 
 import errno
 import json
@@ -58,7 +58,7 @@ def _kept(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "path", [NEW, "/_matrix/media/v3/preview_url", "/_matrix/media/r0/preview_url"]
 )
-def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: str) -> None:
+def test_open_graph_metadata(alice: User, pages: LinkedPages, path: str) -> None:
     pages.put(
         PAGE,
         '<title>Not this</title><meta property="og:title" content="Plov &amp; tea"><meta name="og:site_name" content="Site">'
@@ -88,7 +88,7 @@ def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: s
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_a_preview_goes_without_a_picture_that_cannot_be_kept(
+def test_a_preview_without_an_image_that_cannot_be_stored(
     alice: User, pages: LinkedPages, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     pages.put(PAGE, '<title>Plov</title><meta property="og:image" content="/plov.png">')
@@ -107,7 +107,7 @@ def test_a_preview_goes_without_a_picture_that_cannot_be_kept(
         assert _ask(alice, url).json["og:image:width"] == 300
 
 
-def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(
+def test_a_quarantined_image_does_not_come_back_with_a_preview(
     alice: User, pages: LinkedPages
 ) -> None:
     root = alice.server.register("root")
@@ -121,7 +121,7 @@ def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(
     assert _ask(alice).json == {"og:title": "A"}
 
 
-def test_the_agent_says_what_it_is_and_which_languages_are_read(
+def test_requests_name_the_user_agent_and_languages(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     alice = _server(
@@ -135,7 +135,7 @@ def test_the_agent_says_what_it_is_and_which_languages_are_read(
     assert not {"Cookie", "Referer", "Authorization"} & set(headers)
 
 
-def test_without_open_graph_the_title_and_the_first_words(alice: User, pages: LinkedPages) -> None:
+def test_title_and_first_words_without_open_graph(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
         "<html><head><title>A\u00a0title</title><style>x</style></head><body><nav>Menu</nav><script>evil()</script>"
@@ -148,7 +148,7 @@ def test_without_open_graph_the_title_and_the_first_words(alice: User, pages: Li
     assert len(said["og:description"]) <= TEXT_CHARS + 1
 
 
-def test_what_else_a_page_says_of_itself(alice: User, pages: LinkedPages) -> None:
+def test_other_metadata_of_a_page(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
         '<base href="https://other.example/dir/"><meta name="twitter:title" content="T"><meta name="description" content="D">'
@@ -159,7 +159,7 @@ def test_what_else_a_page_says_of_itself(alice: User, pages: LinkedPages) -> Non
     assert (said["og:title"], said["og:description"], said["og:image:width"]) == ("T", "D", 64)
 
 
-def test_an_oembed_document_fills_what_is_missing(alice: User, pages: LinkedPages) -> None:
+def test_an_oembed_document_completes_the_metadata(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
         '<meta property="og:title" content="Mine"><link rel="alternate" type="application/json+oembed" href="/oembed?x=1">',
@@ -187,7 +187,7 @@ def test_an_oembed_document_fills_what_is_missing(alice: User, pages: LinkedPage
 @pytest.mark.parametrize(
     "document", ["", "[]", "null", '{"title": 5, "thumbnail_url": {}}', "[" * 100_000]
 )
-def test_a_broken_oembed_document_does_no_harm(
+def test_a_broken_oembed_document_is_ignored(
     alice: User, pages: LinkedPages, document: str
 ) -> None:
     pages.put(PAGE, '<title>Mine</title><link type="application/json+oembed" href="/oembed">')
@@ -195,7 +195,7 @@ def test_a_broken_oembed_document_does_no_harm(
     assert _ask(alice).json == {"og:title": "Mine"}
 
 
-def test_a_linked_picture_and_another_file(alice: User, pages: LinkedPages) -> None:
+def test_a_linked_image_and_another_file(alice: User, pages: LinkedPages) -> None:
     pages.put("https://site.example/a.png", picture(40, 30), "image/png")
     said = _ask(alice, "https://site.example/a.png").json
     assert (said["og:image:width"], said["og:title"]) == (40, "a.png")
@@ -207,7 +207,7 @@ def test_a_linked_picture_and_another_file(alice: User, pages: LinkedPages) -> N
     "body",
     [b"no picture", claimed_png(60_000, 60_000), b"<svg xmlns='http://www.w3.org/2000/svg'/>", b""],
 )
-def test_what_is_no_picture_is_not_kept(
+def test_an_invalid_image_is_not_stored(
     alice: User, pages: LinkedPages, tmp_path: Path, body: bytes
 ) -> None:
     pages.put(PAGE, '<title>x</title><meta property="og:image" content="https://cdn.example/i">')
@@ -216,7 +216,7 @@ def test_what_is_no_picture_is_not_kept(
     assert _kept(tmp_path) == []
 
 
-def test_a_picture_that_is_too_long_is_left_out(
+def test_a_large_image_is_left_out(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     alice = _server(tmp_path, sqlite_database, pages, "max_spider_size: 10000\n")
@@ -227,7 +227,9 @@ def test_a_picture_that_is_too_long_is_left_out(
     alice.server.app.media.close_workers()
 
 
-def test_a_page_is_asked_once_for_a_while(alice: User, pages: LinkedPages) -> None:
+def test_a_page_is_fetched_once_while_its_preview_is_cached(
+    alice: User, pages: LinkedPages
+) -> None:
     bob = alice.server.register("bob")
     pages.put(PAGE, "<title>One</title>")
     assert _ask(alice).json == _ask(bob, PAGE + "#part").json == {"og:title": "One"}
@@ -237,7 +239,7 @@ def test_a_page_is_asked_once_for_a_while(alice: User, pages: LinkedPages) -> No
     assert _ask(bob).json == {"og:title": "Two"}
 
 
-def test_a_page_that_cannot_be_had_is_not_asked_again_at_once(
+def test_a_page_that_cannot_be_fetched_is_not_retried_at_once(
     alice: User, pages: LinkedPages
 ) -> None:
     for _ in range(2):
@@ -255,7 +257,7 @@ def test_a_page_that_cannot_be_had_is_not_asked_again_at_once(
     assert _ask(alice, "https://site.example/gone").status == 502
 
 
-def test_pictures_go_a_while_after_their_previews(
+def test_images_are_deleted_some_time_after_their_previews(
     alice: User, pages: LinkedPages, tmp_path: Path
 ) -> None:
     previews = alice.server.app.media.previews.previews
@@ -263,7 +265,7 @@ def test_pictures_go_a_while_after_their_previews(
     pages.put("https://site.example/i.png", picture(40, 30), "image/png")
     first = _ask(alice).json["og:image"]
     alice.server.clock.advance(3601)
-    assert _ask(alice).json["og:image"] == first  # the same picture is the same file
+    assert _ask(alice).json["og:image"] == first  # the same image is the same file
     pages.put("https://site.example/i.png", picture(50, 30), "image/png")
     alice.server.clock.advance(3601)
     second = _ask(alice).json["og:image"]
@@ -281,7 +283,7 @@ def test_pictures_go_a_while_after_their_previews(
     assert _kept(tmp_path) == []
 
 
-def test_lists_are_asked_of_every_address_on_the_way(
+def test_lists_apply_to_every_url_of_a_redirect(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     denied = '[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}, {path: "/secret/*"}]'
@@ -318,7 +320,7 @@ def test_lists_are_asked_of_every_address_on_the_way(
         ("http://evil.example:80/", "evil.example:80"),
     ],
 )
-def test_another_spelling_of_a_host_is_no_way_round(
+def test_other_spellings_of_a_host_do_not_bypass_the_lists(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages, url: str, netloc: str
 ) -> None:
     denied = f"url_preview_url_blacklist: [{{netloc: '{netloc}'}}]\n"
@@ -327,7 +329,7 @@ def test_another_spelling_of_a_host_is_no_way_round(
     assert pages.asked == []
 
 
-def test_only_what_is_allowed(
+def test_only_allowed_urls_are_fetched(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     alice = _server(
@@ -359,34 +361,34 @@ def test_only_what_is_allowed(
         "https://exa mple/\r\nHost: evil",
     ],
 )
-def test_what_is_no_address_is_refused(alice: User, pages: LinkedPages, url: str) -> None:
+def test_invalid_urls_are_refused(alice: User, pages: LinkedPages, url: str) -> None:
     answer = _ask(alice, url)
     assert answer.status in (400, 502)
     assert answer.status == 400 or pages.asked == [] or "\r" not in pages.asked[0][0]
 
 
-def test_addresses_in_other_scripts_are_asked_in_ascii(alice: User, pages: LinkedPages) -> None:
+def test_international_domain_names_are_requested_in_ascii(alice: User, pages: LinkedPages) -> None:
     pages.put("https://xn--e1afmkfd.example/%D1%87%D0%BE%D0%B9?q=%20a", "<title>Чой</title>")
     assert _ask(alice, "https://пример.example/чой?q= a").json == {"og:title": "Чой"}
 
 
-def test_no_port_of_anything_else(alice: User, pages: LinkedPages) -> None:
+def test_ports_of_other_services_are_refused(alice: User, pages: LinkedPages) -> None:
     assert _ask(alice, "http://site.example:25/").status == 403
     assert pages.asked == []
 
 
-def test_a_long_page_is_read_to_a_length(alice: User, pages: LinkedPages) -> None:
+def test_a_long_page_is_read_up_to_a_limit(alice: User, pages: LinkedPages) -> None:
     pages.put(PAGE, b"<title>Long</title>" + b"<p>word</p>" * (2 * MAX_PAGE_BYTES // 11))
     assert _ask(alice).json["og:title"] == "Long"
 
 
-def test_redirects_without_end(alice: User, pages: LinkedPages) -> None:
+def test_endless_redirects(alice: User, pages: LinkedPages) -> None:
     pages.redirect(PAGE, PAGE)
     assert _ask(alice).status == 502
     assert len(pages.asked) == 6
 
 
-def test_they_are_off_by_default_and_only_for_people(server: TestServer) -> None:
+def test_previews_are_off_by_default_and_need_an_account(server: TestServer) -> None:
     alice = server.register("alice")
     assert _ask(alice).errcode == "M_FORBIDDEN"
     capability = "io.element.msc4452.preview_url"
@@ -396,7 +398,7 @@ def test_they_are_off_by_default_and_only_for_people(server: TestServer) -> None
     assert server.get(f"{NEW}?url=https%3A%2F%2Fa.example").errcode == "M_MISSING_TOKEN"
 
 
-def test_who_asks_for_many_slow_ones_keeps_nobody_else_waiting(
+def test_a_user_with_many_slow_previews_does_not_delay_others(
     alice: User, pages: LinkedPages
 ) -> None:
     bob = alice.server.register("bob")
@@ -415,7 +417,7 @@ def test_who_asks_for_many_slow_ones_keeps_nobody_else_waiting(
     assert {each.answer.status for each in asked} == {200}
 
 
-def test_pictures_that_take_long_keep_no_previews_of_others_waiting(
+def test_slow_images_do_not_delay_previews_of_other_users(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     images = LaterExecutor()
@@ -438,7 +440,7 @@ def test_pictures_that_take_long_keep_no_previews_of_others_waiting(
     alice.server.app.media.close_workers()
 
 
-def test_so_many_for_one_user(
+def test_concurrent_previews_of_one_user_are_limited(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
     alice = _server(
@@ -449,7 +451,7 @@ def test_so_many_for_one_user(
     alice.server.app.media.close_workers()
 
 
-# Reading pages, without a process.
+# Parsing pages, without a process.
 
 
 @pytest.mark.parametrize(
@@ -498,6 +500,6 @@ def test_hostile_pages(page: bytes) -> None:
     assert "root:" not in json.dumps(found)
 
 
-def test_nothing_turns_the_text_around(alice: User, pages: LinkedPages) -> None:
+def test_bidirectional_control_characters_are_removed(alice: User, pages: LinkedPages) -> None:
     pages.put(PAGE, "<meta property='og:title' content='a\u202eb\u0007c&#8238;d'>")
     assert _ask(alice).json["og:title"] == "a b c d"

@@ -1,4 +1,4 @@
-"""Accounts as administrators list, make and change them, by Synapse's paths."""
+"""Administration of accounts by Synapse's paths: list, create and change."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def names(root: User, query: str = "", path: str = V2) -> list[str]:
 
 
 def records(root: User, name: str) -> list[tuple[str, str | None]]:
-    """Newest first."""
+    """Return events and administrators of the audit log, newest first."""
     answer = root.get(f"/_mahalla/admin/v1/users/@{name}:example.org/audit").json
     return [(record["event"], record["by"]) for record in answer["records"]]
 
@@ -61,7 +61,7 @@ def threepids(root: User, name: str) -> list[tuple[str, str]]:
     )
 
 
-def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> None:
+def test_telephone_numbers_are_set_like_addresses(server: TestServer, root: User) -> None:
     mail, number = (
         {"medium": "email", "address": "a@x.org"},
         {"medium": "msisdn", "address": "+998 90 123-45-67"},
@@ -73,7 +73,7 @@ def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> Non
     kept = {"medium": "msisdn", "address": "998901234567"}
     assert (
         root.put(of("alice"), {"threepids": [kept]}).status == 200
-    )  # the whole set: the address goes
+    )  # the list is complete: the address is removed
     assert threepids(root, "alice") == [("msisdn", "998901234567")]
     assert records(root, "alice")[0] == ("address_removed", root.user_id)
     identifier = {"type": "m.id.thirdparty", "medium": "msisdn", "address": "998901234567"}
@@ -85,21 +85,19 @@ def test_numbers_are_set_as_addresses_are(server: TestServer, root: User) -> Non
     assert root.put(of("bob"), {"threepids": [kept]}).status == 201
 
 
-def test_what_somebody_has_agreed_to_is_told(
-    server: TestServer, database: Database, root: User
-) -> None:
+def test_consents_are_shown(server: TestServer, database: Database, root: User) -> None:
     alice = server.register("alice")
-    told = root.get(of("alice")).json
-    assert (told["consent_version"], told["consent_ts"]) == (None, None)
+    details = root.get(of("alice")).json
+    assert (details["consent_version"], details["consent_ts"]) == (None, None)
     now = int(server.clock.seconds() * 1000)
     consents = PolicyConsentStore(database)
     for versions, ts in (({"terms": "1.0"}, now - 1), ({"terms": "1.1", "privacy": "2.0"}, now)):
         server.run(database.write("t", consents.add_consents, alice.user_id, versions, ts))
-    told = root.get(of("alice")).json
-    assert (told["consent_version"], told["consent_ts"]) == ("2.0, 1.1", now)
+    details = root.get(of("alice")).json
+    assert (details["consent_version"], details["consent_ts"]) == ("2.0, 1.1", now)
 
 
-def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User) -> None:
+def test_an_account_is_created_with_all_fields(server: TestServer, root: User) -> None:
     wanted = {
         "password": "wonderland",
         "displayname": "Alice Liddell",
@@ -142,7 +140,7 @@ def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User
     }
     assert made.json == expected
     assert root.get(of("alice")).json == expected
-    again = root.put(of("alice"), expected)  # some tools send back the whole
+    again = root.put(of("alice"), expected)  # some tools send back the complete account
     assert (again.status, again.json) == (200, expected)
     assert login(server, "alice", "wonderland").status == 200
     assert root.get(of("alice")).json["last_seen_ts"] is None
@@ -150,14 +148,14 @@ def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User
     assert found == {"user_id": "@alice:example.org"}
 
 
-def test_an_account_without_a_password(server: TestServer, root: User) -> None:
+def test_an_account_can_be_created_without_a_password(server: TestServer, root: User) -> None:
     assert root.put(of("alice"), {}).status == 201
     assert login(server, "alice", "").status == 403
     assert root.get(of("alice")).json["displayname"] == "alice"
     assert records(root, "alice")[-1] == ("registered", root.user_id)
 
 
-def test_a_name_that_no_new_account_has_makes_none(server: TestServer, root: User) -> None:
+def test_invalid_and_taken_names_are_refused(server: TestServer, root: User) -> None:
     server.register("upper")
     address = [{"medium": "email", "address": "q@x.org"}]
     for name, errcode in (("Caps", "M_INVALID_USERNAME"), ("Upper", "M_USER_IN_USE")):
@@ -210,7 +208,7 @@ def test_an_account_is_changed(server: TestServer, root: User) -> None:
     ]
 
 
-def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
+def test_a_deactivated_account_stays_deactivated(server: TestServer, root: User) -> None:
     alice = server.register("alice")
     links = [{"auth_provider": "oidc-town", "external_id": "4"}]
     assert root.put(of("alice"), {"external_ids": links}).status == 200
@@ -269,7 +267,7 @@ def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
         ),
     ],
 )
-def test_what_cannot_be_changes_nothing(
+def test_an_invalid_change_changes_nothing(
     server: TestServer, root: User, body: dict[str, Any], status: int
 ) -> None:
     other = {
@@ -286,7 +284,7 @@ def test_what_cannot_be_changes_nothing(
     assert root.get(of("bob")).json == before
 
 
-def test_administrators_keep_their_own_rights(root: User) -> None:
+def test_administrators_cannot_remove_their_own_rights(root: User) -> None:
     for body in ({"admin": False}, {"locked": True}, {"deactivated": True}):
         assert root.put(of("root"), body).status == 400
     assert (
@@ -294,7 +292,7 @@ def test_administrators_keep_their_own_rights(root: User) -> None:
     )
 
 
-def test_who_may_ask(server: TestServer, root: User) -> None:
+def test_only_administrators_manage_accounts(server: TestServer, root: User) -> None:
     bob = server.register("bob")
     for answer in (
         bob.get(V2),
@@ -310,7 +308,7 @@ def test_who_may_ask(server: TestServer, root: User) -> None:
     assert root.put(of("no name"), {}).status == 400
 
 
-def test_lists(server: TestServer, root: User) -> None:
+def test_lists_can_be_filtered(server: TestServer, root: User) -> None:
     for name in ("anna", "bruno", "clara"):
         server.register(name)
     server.post("/_matrix/client/v3/register?kind=guest")
@@ -336,7 +334,7 @@ def test_lists(server: TestServer, root: User) -> None:
     assert names(root, "user_id=%25") == []
 
 
-def test_pages_and_orders(server: TestServer, root: User) -> None:
+def test_lists_are_ordered_and_paginated(server: TestServer, root: User) -> None:
     for name in ("anna", "bruno", "clara"):
         server.clock.advance(1)
         server.register(name)
@@ -374,7 +372,7 @@ def test_pages_and_orders(server: TestServer, root: User) -> None:
         "anna",
         "bruno",
         "clara",
-    ]  # equals by their ids
+    ]  # equal keys are ordered by id
     for order in (
         "displayname",
         "is_guest",
@@ -393,7 +391,9 @@ def test_pages_and_orders(server: TestServer, root: User) -> None:
         )
 
 
-def test_accounts_that_wait(tmp_path: Path, sqlite_database: Database) -> None:
+def test_accounts_awaiting_approval_are_listed_and_approved(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     root = administrator(server)
     server = TestServer(tmp_path, sqlite_database, "registration_requires_approval: true\n", seed=2)
@@ -414,7 +414,7 @@ def test_accounts_that_wait(tmp_path: Path, sqlite_database: Database) -> None:
 V1 = "/_synapse/admin/v1"
 
 
-def test_single_actions(server: TestServer, root: User) -> None:
+def test_single_actions_have_their_own_paths(server: TestServer, root: User) -> None:
     alice = server.register("alice")
     flag = f"{V1}/users/{alice.user_id}/admin"
     assert (root.get(flag).json, root.put(flag, {"admin": True}).json, root.get(flag).json) == (
@@ -443,7 +443,7 @@ def test_single_actions(server: TestServer, root: User) -> None:
     assert ("deactivated", root.user_id) in records(root, "alice")
 
 
-def test_single_actions_are_for_others_and_for_who_is_there(server: TestServer, root: User) -> None:
+def test_single_actions_refuse_oneself_and_unknown_users(server: TestServer, root: User) -> None:
     bob = server.register("bob")
     assert (
         server.client.request("POST", f"{V1}/deactivate/{bob.user_id}", token=root.token).status

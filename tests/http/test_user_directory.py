@@ -1,4 +1,4 @@
-"""The directory of people: who finds whom, by what, in which order; and that it keeps up.
+"""The user directory: results, access and order, and updates.
 
 spec: client-server-api#user-directory
 """
@@ -56,7 +56,7 @@ def ask(user: User, term: str, **more: Any) -> Any:
 
 
 def finds(user: User, term: str, **more: Any) -> list[str]:
-    """The localparts of who is found, of people of this server, or else their ids."""
+    """Return the localparts of found local users, and the IDs of remote users."""
     ids = [str(found["user_id"]) for found in ask(user, term, **more)["results"]]
     return [
         found[1:].removesuffix(":example.org") if found.endswith(":example.org") else found
@@ -65,12 +65,12 @@ def finds(user: User, term: str, **more: Any) -> list[str]:
 
 
 def call(user: User, name: str) -> None:
-    """Change what somebody is called."""
+    """Change a user's display name."""
     ok(user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": name}))
 
 
 def people(server: TestServer, *names: str) -> list[User]:
-    """Some people, all of whom are in a room; the first made it."""
+    """Some users in one room, which the first one created."""
     users = [server.register(name) for name in names]
     room = create(users[0], preset="private_chat")
     for user in users[1:]:
@@ -82,7 +82,7 @@ def people(server: TestServer, *names: str) -> list[User]:
 def come_from_afar(
     server: TestServer, room: str, user_id: str, name: str | None, membership: str = "join"
 ) -> None:
-    """Somebody of another server is in a room, under some name."""
+    """Let a remote user join a room with a name."""
 
     async def write() -> None:
         row = await server.app.rooms.store.get_room(room)
@@ -135,7 +135,7 @@ def test_by_name_and_by_id(start: Start) -> None:
         assert "bob.karimov" not in finds(alice, term) or term == "@", term
 
 
-def test_diacritics_scripts_and_apostrophes(start: Start) -> None:
+def test_diacritics_scripts_and_apostrophes_are_ignored(start: Start) -> None:
     server = start()
     alice, *others = people(server, "alice", "u1", "u2", "u3", "u4")
     for user, name in zip(
@@ -156,7 +156,7 @@ def test_diacritics_scripts_and_apostrophes(start: Start) -> None:
         assert finds(alice, term) == [name], term
 
 
-def test_only_people_who_share_a_room_or_are_in_a_public_one(start: Start) -> None:
+def test_only_users_who_share_a_room_or_are_in_a_public_one(start: Start) -> None:
     server = start()
     alice, _near = people(server, "alice", "user.near")
     far, public, readable, gone, invited = (
@@ -183,7 +183,7 @@ def test_only_people_who_share_a_room_or_are_in_a_public_one(start: Start) -> No
     assert set(finds(alice, "user")) == {"user.near", "user.public", "user.invited"}
 
 
-def test_everyone_here_if_configured(start: Start) -> None:
+def test_all_local_users_if_configured(start: Start) -> None:
     server = start(search_all_users="true")
     alice, _far = server.register("alice"), server.register("farida")
     ok(server.post(f"{V3}/register?kind=guest", {}))
@@ -193,7 +193,7 @@ def test_everyone_here_if_configured(start: Start) -> None:
     assert guests == []
 
 
-def test_the_best_come_first(start: Start) -> None:
+def test_the_best_matches_come_first(start: Start) -> None:
     server = start(search_all_users="true")
     alice, shares, whole, exact = people(server, "alice", "sharer", "wholly", "exactly")
     names = {"far.exact": "Ali", "stranger": "Alisher"}
@@ -213,7 +213,7 @@ def test_the_best_come_first(start: Start) -> None:
     assert len(finds(alice, "ali", limit=0)) == 1
 
 
-def test_who_asks_is_not_found(start: Start) -> None:
+def test_the_caller_is_not_found(start: Start) -> None:
     server = start(search_all_users="true")
     alice, bob = people(server, "alice", "bob")
     settle(server)
@@ -221,7 +221,7 @@ def test_who_asks_is_not_found(start: Start) -> None:
     assert finds(bob, "alice") == ["alice"]
 
 
-def test_the_directory_keeps_up(start: Start) -> None:
+def test_the_directory_follows_changes(start: Start) -> None:
     server = start()
     alice, bob = people(server, "alice", "bob")
     settle(server)
@@ -238,7 +238,7 @@ def test_the_directory_keeps_up(start: Start) -> None:
     assert ask(alice, "bob")["results"] == [{"user_id": bob.user_id}]
 
 
-def test_names_in_rooms_stay_there(start: Start) -> None:
+def test_names_in_rooms_are_not_revealed(start: Start) -> None:
     server = start()
     alice, bob = people(server, "alice", "bob")
     room = create(bob, preset="public_chat")
@@ -249,7 +249,7 @@ def test_names_in_rooms_stay_there(start: Start) -> None:
     assert ask(alice, "bob")["results"][0]["display_name"] == "bob"
 
 
-def test_accounts_that_ended_or_are_locked(start: Start) -> None:
+def test_deactivated_and_locked_accounts(start: Start) -> None:
     server = start()
     alice, bob, carol = people(server, "alice", "bob", "bobir")
     settle(server)
@@ -280,7 +280,7 @@ def test_accounts_that_ended_or_are_locked(start: Start) -> None:
     assert finds(again, "bob") == ["bobir"]
 
 
-def test_people_of_other_servers(start: Start) -> None:
+def test_remote_users(start: Start) -> None:
     server = start()
     alice = server.register("alice")
     private, other, public = create(alice), create(alice), create(alice, preset="public_chat")
@@ -333,7 +333,7 @@ def test_options(start: Start, options: dict[str, str], found: list[str]) -> Non
         ({"search_term": "a" * 301}, (400, "M_INVALID_PARAM")),
     ],
 )
-def test_bad_questions(start: Start, body: object, error: tuple[int, str]) -> None:
+def test_invalid_requests(start: Start, body: object, error: tuple[int, str]) -> None:
     assert refused(start().register("alice").post(f"{V3}/user_directory/search", body)) == error
 
 
@@ -361,7 +361,7 @@ def test_odd_terms_are_harmless(start: Start, term: str) -> None:
     assert finds(alice, term) == ([] if term != "@" else ["zafar"])
 
 
-def test_searches_are_limited(tmp_path: Path, sqlite_database: Database) -> None:
+def test_searches_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(
         tmp_path, sqlite_database, "rc_user_directory: {per_second: 1, burst_count: 2}\n"
     )
@@ -393,7 +393,7 @@ def test_a_search_makes_a_fixed_number_of_queries(tmp_path: Path, sqlite: SQLite
     run_coroutine(database.close(), None)
 
 
-def test_a_write_that_fails_is_done_later(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_retried(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start()
     alice, _ = people(server, "alice", "bob")
     put_users = server.app.finding.people.put_users
@@ -411,7 +411,7 @@ def test_a_write_that_fails_is_done_later(start: Start, monkeypatch: pytest.Monk
     assert finds(alice, "bob") == ["bob"]
 
 
-def test_a_room_id_is_no_user(start: Start) -> None:
+def test_a_room_id_is_not_a_user(start: Start) -> None:
     server = start()
     alice = server.register("alice")
     assert finds(alice, str(RoomID(create(alice)))) == []
@@ -437,11 +437,11 @@ TERMS = ("ali", "валиев", "o'tkir ali", "person", "valiyev ali", "@person1
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_who_is_found_is_who_a_look_at_everyone_finds(
+def test_results_match_a_scan_of_all_users(
     tmp_path: Path, sqlite_template: Path, actions: list[tuple[str, int, int, int]]
 ) -> None:
-    """The law of the directory: of all people those whose words begin so and who are in a room with
-    who asks, or in one that all may read."""
+    """The law of the directory: it finds all users with such words in their names who share a room
+    with the caller, or are in a public room."""
     database = open_inline(copy_sqlite(sqlite_template, tmp_path))
     server = TestServer(
         tmp_path, database, "rc_user_directory: {per_second: 100000, burst_count: 100000}\n"
@@ -507,8 +507,7 @@ def test_who_is_found_is_who_a_look_at_everyone_finds(
 
 
 def _begins(folding: Folding, term: str, name: str, user_id: str) -> bool:
-    """Whether each word of the term is the beginning of a word of the name or the id, in any of the
-    spellings."""
+    """Whether each word of the term is the prefix of a word of the name or ID, in any spelling."""
     if term.startswith("@"):
         return user_id.startswith(term)
     has = folding.keys(name) + folding.keys(user_id[1:].partition(":")[0])

@@ -1,4 +1,4 @@
-"""E-mail addresses that identity providers say are somebody's."""
+"""E-mail addresses that identity providers assert for their users."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def alice(server: TestServer) -> User:
     return server.register("alice")
 
 
-def vouch(user: User, provider: str, *addresses: str) -> list[str]:
-    """A provider says so, as at a sign-in; the user's addresses then."""
+def assert_addresses(user: User, provider: str, *addresses: str) -> list[str]:
+    """Let a provider assert addresses, as at a sign-in; return the user's addresses afterwards."""
     threepids = user.server.app.people.threepids
     user.server.run(threepids.do_set_vouched({UserID(user.user_id): addresses}, provider))
     return sorted(
@@ -33,33 +33,33 @@ def vouch(user: User, provider: str, *addresses: str) -> list[str]:
     )
 
 
-def test_an_address_stays_as_long_as_anybody_vouches_for_it(alice: User) -> None:
-    assert vouch(alice, OFFICE, WORK) == [WORK]
-    assert vouch(alice, CLUB, WORK, HOME) == [HOME, WORK]
-    assert vouch(alice, OFFICE, HOME) == [HOME, WORK], "the club says so still"
-    assert vouch(alice, CLUB, HOME) == [HOME], "nobody does any more"
-    assert vouch(alice, CLUB, WORK) == [HOME, WORK], "the office says so of the other"
-    assert vouch(alice, OFFICE, WORK) == [WORK]
+def test_an_address_stays_while_a_provider_asserts_it(alice: User) -> None:
+    assert assert_addresses(alice, OFFICE, WORK) == [WORK]
+    assert assert_addresses(alice, CLUB, WORK, HOME) == [HOME, WORK]
+    assert assert_addresses(alice, OFFICE, HOME) == [HOME, WORK], "the club still asserts it"
+    assert assert_addresses(alice, CLUB, HOME) == [HOME], "no provider asserts it any more"
+    assert assert_addresses(alice, CLUB, WORK) == [HOME, WORK], "the office asserts the other one"
+    assert assert_addresses(alice, OFFICE, WORK) == [WORK]
 
 
-def test_what_somebody_has_confirmed_is_no_providers_to_take_away(
+def test_providers_do_not_remove_an_address_that_the_user_has_validated(
     alice: User, database: Database
 ) -> None:
-    vouch(alice, OFFICE, WORK)
+    assert_addresses(alice, OFFICE, WORK)
     store = ThreepidStore(database)
     alice.server.run(
         database.write("t", store.add_threepid, ThreepidRow("email", WORK, alice.user_id, 1, 1))
     )
-    assert vouch(alice, CLUB, WORK) == [WORK]
-    assert vouch(alice, OFFICE, HOME) == [HOME, WORK]
-    assert vouch(alice, CLUB, HOME) == [HOME, WORK]
+    assert assert_addresses(alice, CLUB, WORK) == [WORK]
+    assert assert_addresses(alice, OFFICE, HOME) == [HOME, WORK]
+    assert assert_addresses(alice, CLUB, HOME) == [HOME, WORK]
 
 
 @pytest.mark.parametrize("ends_by", ["removal", "deactivation"])
-def test_nothing_of_it_is_left_for_who_has_the_address_next(
+def test_assertions_end_with_the_ownership_of_the_address(
     server: TestServer, alice: User, ends_by: str
 ) -> None:
-    vouch(alice, OFFICE, WORK)
+    assert_addresses(alice, OFFICE, WORK)
     if ends_by == "removal":
         assert (
             alice.post(
@@ -70,43 +70,42 @@ def test_nothing_of_it_is_left_for_who_has_the_address_next(
     else:
         server.run(server.app.people.deactivation.do_deactivate(UserID(alice.user_id), erase=False))
     bob = server.register("bob")
-    assert vouch(bob, CLUB, WORK) == [WORK]
-    assert vouch(bob, CLUB, HOME) == [HOME]
+    assert assert_addresses(bob, CLUB, WORK) == [WORK]
+    assert assert_addresses(bob, CLUB, HOME) == [HOME]
 
 
 def test_a_sign_in_that_changes_nothing_writes_nothing(
     server: TestServer, alice: User, database: Database
 ) -> None:
-    """Also where an address is another's, or one too many."""
-    vouch(alice, OFFICE, WORK)
+    """Also if an address belongs to another account, or exceeds the maximum."""
+    assert_addresses(alice, OFFICE, WORK)
     bob = server.register("bob")
     many = [f"bob{number}@home.example" for number in range(30)]
-    before = vouch(bob, OFFICE, WORK, *many)
+    before = assert_addresses(bob, OFFICE, WORK, *many)
     assert WORK not in before
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "write", None)
-        assert vouch(bob, OFFICE, WORK, *many) == before
-        assert vouch(alice, OFFICE, WORK) == [WORK]
+        assert assert_addresses(bob, OFFICE, WORK, *many) == before
+        assert assert_addresses(alice, OFFICE, WORK) == [WORK]
 
 
-def test_people_make_room_for_one_another(server: TestServer, alice: User) -> None:
-    """Whose addresses a provider says at once: two who swap, and a ring, but nobody is left
-    without."""
+def test_addresses_can_be_swapped_and_rotated(server: TestServer, alice: User) -> None:
+    """A provider asserts addresses of several users together; nobody loses their only address."""
     threepids = server.app.people.threepids
     people = [
         alice,
         *(server.register(name) for name in ("bob", "carol", "dora", "ernest", "outsider")),
     ]
 
-    def say(*addresses: str) -> list[str]:
-        said = {
+    def set_addresses(*addresses: str) -> list[str]:
+        asserted = {
             UserID(user.user_id): (f"{each}@x.example",)
             for user, each in zip(people, addresses, strict=False)
         }
-        refused = server.run(threepids.do_set_vouched(said, OFFICE))
+        refused = server.run(threepids.do_set_vouched(asserted, OFFICE))
         return sorted(user_id[1] for user_id in refused)
 
-    def have() -> list[str]:
+    def get_initials() -> list[str]:
         return [
             "".join(
                 each["address"][0]
@@ -115,28 +114,29 @@ def test_people_make_room_for_one_another(server: TestServer, alice: User) -> No
             for user in people
         ]
 
-    vouch(people[5], CLUB, "f@x.example")
-    assert say(*"abcde") == []
-    assert say(*"badec") == []
-    assert have() == [*"badecf"]
-    # in a row behind somebody who cannot have what is another's: nobody moves, and nobody is
-    # without
-    assert say(*"fbade") == [*"abcde"]
-    assert have() == [*"badecf"]
-    # and where it goes on to one that is free, all do
-    assert say(*"zbade") == []
-    assert have() == [*"zbadef"]
-    # two want one: who gives something up gets it, before who only wants more
-    threes = {
+    assert_addresses(people[5], CLUB, "f@x.example")
+    assert set_addresses(*"abcde") == []
+    assert set_addresses(*"badec") == []
+    assert get_initials() == [*"badecf"]
+    # a chain that ends at another account's address: nothing changes
+    assert set_addresses(*"fbade") == [*"abcde"]
+    assert get_initials() == [*"badecf"]
+    # a chain that ends at a free address: all move
+    assert set_addresses(*"zbade") == []
+    assert get_initials() == [*"zbadef"]
+    # two users want one address: the one who frees an address gets it
+    moving = {
         UserID(user.user_id): each
         for user, each in zip(people[:2], (("b@x.example",), ("z@x.example",)), strict=True)
     }
-    wants = {UserID(people[5].user_id): ("f@x.example", "z@x.example")}
-    assert server.run(threepids.do_set_vouched({**wants, **threes}, OFFICE)) == {people[5].user_id}
-    assert have() == [*"bzadef"]
+    wanting_more = {UserID(people[5].user_id): ("f@x.example", "z@x.example")}
+    assert server.run(threepids.do_set_vouched({**wanting_more, **moving}, OFFICE)) == {
+        people[5].user_id
+    }
+    assert get_initials() == [*"bzadef"]
 
 
-def test_a_long_row_is_planned_in_no_time() -> None:
+def test_long_chains_and_rings_are_planned_fast() -> None:
     many = 3000
     users = [UserID(f"@u{number}:example.org") for number in range(many)]
     rows: dict[str, list[ThreepidRow]] = {
@@ -146,8 +146,8 @@ def test_a_long_row_is_planned_in_no_time() -> None:
     owners = {f"{number}@x": user for number, user in enumerate(users)} | {
         f"{many}@x": "@outsider:example.org"
     }
-    row = {user: [f"{number + 1}@x"] for number, user in enumerate(users)}
-    plans = compute_plans(rows, owners, row, OFFICE, 20)
+    chain = {user: [f"{number + 1}@x"] for number, user in enumerate(users)}
+    plans = compute_plans(rows, owners, chain, OFFICE, 20)
     assert not any(plan.has_changes for plan in plans.values())
     ring = {user: [f"{(number + 1) % many}@x"] for number, user in enumerate(users)}
     plans = compute_plans(rows, owners, ring, OFFICE, 20)

@@ -1,5 +1,5 @@
-"""Processes that do what strangers may have made dear: each job has so much time on the processor,
-and a machine that is busy is no fault of a file."""
+"""Worker processes for untrusted input: each job has a limit of CPU time, and a busy machine does
+not count against a file."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ for line in sys.stdin.buffer:
 
 
 class Job(msgspec.Struct):
-    """Seconds by the clock, and on the processor."""
+    """Seconds of elapsed time and of CPU time."""
 
     waits: float = 0.0
     works: float = 0.0
@@ -48,31 +48,31 @@ def processes(tmp_path: Path, clock: Callable[[], float]) -> WorkerProcesses:
 
 @pytest.fixture
 def clock() -> Callable[[], float]:
-    """One that stands still, as other work on this machine is nothing to these tests."""
+    """A clock that stands still: other load of this machine must not affect these tests."""
     return lambda: 0.0
 
 
-async def test_a_job_that_has_to_wait_is_done(processes: WorkerProcesses) -> None:
-    """As on a machine where others work: much time goes by, and it is not the job that takes it."""
+async def test_a_job_that_waits_for_the_cpu_is_completed(processes: WorkerProcesses) -> None:
+    """As on a busy machine: much time passes, but the job does not use it."""
     for _ in range(2):
         assert (await processes.run(Job(waits=2 * SECONDS)))[1] == b"ok"
     assert (await processes.run(Job(works=SECONDS / 4)))[1] == b"ok"
-    assert (await processes.run(Job(works=SECONDS / 4)))[1] == b"ok", "each has as much"
+    assert (await processes.run(Job(works=SECONDS / 4)))[1] == b"ok", "each job has the same limit"
     processes.close()
 
 
-async def test_a_job_that_takes_too_much_is_ended(processes: WorkerProcesses) -> None:
+async def test_a_job_that_uses_too_much_cpu_time_is_killed(processes: WorkerProcesses) -> None:
     began = time.monotonic()
     with pytest.raises(WorkerDied) as raised:
         await processes.run(Job(works=100.0))
     assert not isinstance(raised.value, WorkerWasBusy)
     assert time.monotonic() - began >= SECONDS
-    assert (await processes.run(Job()))[1] == b"ok", "others go on"
+    assert (await processes.run(Job()))[1] == b"ok", "other jobs continue"
     processes.close()
 
 
 @pytest.mark.parametrize("clock", [partial(next, count(0, PATIENCE * SECONDS))])
-async def test_a_job_that_is_not_done_in_a_long_time_says_nothing_of_what_it_was(
+async def test_a_job_without_progress_for_long_is_not_blamed_on_its_input(
     processes: WorkerProcesses,
 ) -> None:
     with pytest.raises(WorkerWasBusy):

@@ -1,5 +1,5 @@
-"""The laws of the house that a machine can see: a function each, from a file to complaints about
-it."""
+"""Rules of the code base that a machine can check: each is a function from a file to its
+violations."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ VERSION_RECORD = re.compile(r"V\d+")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the project: where it is from the project's folder, and what is in it."""
+    """A file of the project: its path from the project's folder, and its content."""
 
     path: PurePosixPath
     text: str
@@ -53,12 +53,12 @@ class SourceFile:
 
     @cached_property
     def nodes(self) -> Sequence[ast.AST]:
-        """All of the tree."""
+        """All nodes of the syntax tree."""
         return list(ast.walk(self.tree))
 
     def nodes_with(self, *words: str) -> Sequence[ast.AST]:
-        """All of the tree, if one of the words stands in the file at all: most files need not be
-        parsed then."""
+        """Return all nodes if one of the words is in the file; most files need not be parsed
+        then."""
         return self.nodes if any(word in self.text for word in words) else ()
 
     def at(self, node: ast.AST, text: str) -> str:
@@ -75,7 +75,9 @@ def no_import_in_a_function(file: SourceFile) -> Iterator[str]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
-                    yield file.at(node, "an import inside a function hides what a module needs")
+                    yield file.at(
+                        node, "an import inside a function hides a dependency of the module"
+                    )
 
 
 def no_hidden_import(file: SourceFile) -> Iterator[str]:
@@ -84,7 +86,8 @@ def no_hidden_import(file: SourceFile) -> Iterator[str]:
         or file.path.parts[:2] == ("homeserver", "wiring")
         or str(file.path) == "homeserver/services/plugins/hooks.py"
     ):
-        # what few servers need is loaded at assembly; plug-ins are named by the configuration
+        # optional libraries are loaded while parts are wired; plug-ins are named by the
+        # configuration
         return
     for node in file.nodes_with("import_module", "__import__"):
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
@@ -93,11 +96,11 @@ def no_hidden_import(file: SourceFile) -> Iterator[str]:
         ):
             yield file.at(
                 node,
-                "an import by name hides what a module needs: see docs/adr/0020-loaded-where-configured.md",
+                "an import by name hides a dependency: see docs/adr/0020-loaded-where-configured.md",
             )
 
 
-def no_import_for_types_alone(file: SourceFile) -> Iterator[str]:
+def no_type_checking_import(file: SourceFile) -> Iterator[str]:
     for node in file.nodes_with("TYPE_CHECKING"):
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith(
             "TYPE_CHECKING"
@@ -133,7 +136,7 @@ def no_comparison_of_room_versions(file: SourceFile) -> Iterator[str]:
         if any(
             _is_version_record(side) or (about_versions and _has_version(side)) for side in sides
         ):
-            yield file.at(node, "a room version is a record: ask it, never compare it")
+            yield file.at(node, "a room version is a record: read its fields, never compare it")
 
 
 def _matched_values(node: ast.Match) -> Iterator[ast.expr]:
@@ -144,8 +147,8 @@ def _matched_values(node: ast.Match) -> Iterator[ast.expr]:
 
 
 def _is_version_record(node: ast.expr) -> bool:
-    """`V12` or `room_versions.V12`; a member of an enum, such as `EventFormat.V1`, is what a record
-    says of itself."""
+    """Return whether the expression is `V12` or `room_versions.V12`. Members of enums, such as
+    `EventFormat.V1`, are values that a record holds."""
     return VERSION_RECORD.fullmatch(ast.unparse(node).removeprefix("room_versions.")) is not None
 
 
@@ -162,18 +165,18 @@ def no_vague_name(file: SourceFile) -> Iterator[str]:
     if file.path.parts[:2] == ("tests", "helpers"):
         names.discard("helpers")
     for name in sorted(names & VAGUE_NAMES):
-        yield f"{file.path}: `{name}` says nothing about what is inside"
+        yield f"{file.path}: `{name}` does not describe the content"
 
 
-def says_what_it_is_for(file: SourceFile) -> Iterator[str]:
+def has_docstring(file: SourceFile) -> Iterator[str]:
     if file.text.strip() and not DOCSTRING.match(file.text):
-        yield f"{file.path}: a module opens with what it is for"
+        yield f"{file.path}: a module starts with a docstring"
 
 
-def fits_the_eye(file: SourceFile) -> Iterator[str]:
+def is_not_too_long(file: SourceFile) -> Iterator[str]:
     lines = file.text.count("\n")
     if lines > MAX_LINES:
-        yield f"{file.path}: {lines} lines; look for the second room in it"
+        yield f"{file.path}: {lines} lines; split it by topic"
 
 
 def no_mock(file: SourceFile) -> Iterator[str]:
@@ -190,14 +193,12 @@ def tests_are_functions(file: SourceFile) -> Iterator[str]:
             "unittest" in name for name in _imported(node)
         )
         if imports or (isinstance(node, ast.Attribute) and node.attr == "TestCase"):
-            yield file.at(
-                node, "nobody would run it: pytest looks for no test of unittest (setup.cfg)"
-            )
+            yield file.at(node, "pytest does not collect unittest classes here (setup.cfg)")
 
 
-def one_kind_of_waiting(file: SourceFile) -> Iterator[str]:
+def no_asyncio(file: SourceFile) -> Iterator[str]:
     if str(file.path).startswith("tests/clients/"):
-        # other people's clients, in a process of their own kind; the server is another process
+        # other projects' clients run in processes of their own
         return
     for node in file.nodes_with("asyncio", "inlineCallbacks"):
         if isinstance(node, ast.ImportFrom | ast.Import):
@@ -216,7 +217,7 @@ def _imported(node: ast.ImportFrom | ast.Import) -> list[str]:
 def no_global_state(file: SourceFile) -> Iterator[str]:
     for node in file.nodes_with("global"):
         if isinstance(node, ast.Global):
-            yield file.at(node, "no module state: pass it to whoever needs it")
+            yield file.at(node, "no module state: pass it as an argument")
 
 
 def no_stub(file: SourceFile) -> Iterator[str]:
@@ -228,7 +229,7 @@ def no_stub(file: SourceFile) -> Iterator[str]:
             and node.exc is not None
             and "NotImplementedError" in ast.unparse(node.exc)
         ):
-            yield file.at(node, "a stub: write it, or leave it out")
+            yield file.at(node, "a stub: implement it or remove it")
 
 
 def values_are_structs(file: SourceFile) -> Iterator[str]:
@@ -243,54 +244,52 @@ def values_are_structs(file: SourceFile) -> Iterator[str]:
             )
 
 
-def what_is_called_is_collected(file: SourceFile) -> Iterator[str]:
+def no_untracked_callable(file: SourceFile) -> Iterator[str]:
     for node in file.nodes_with("gc=False"):
         if isinstance(node, ast.ClassDef) and any(each.arg == "gc" for each in node.keywords):
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and "Callable" in ast.unparse(field.annotation):
-                    yield file.at(
-                        field, "something to call leads anywhere, also back here: not with gc=False"
-                    )
+                    yield file.at(field, "a callable may form a reference cycle: not with gc=False")
 
 
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
-    no_import_for_types_alone,
+    no_type_checking_import,
     no_sql_outside_storage,
     no_comparison_of_room_versions,
     no_vague_name,
-    says_what_it_is_for,
-    fits_the_eye,
+    has_docstring,
+    is_not_too_long,
     no_mock,
     tests_are_functions,
-    one_kind_of_waiting,
+    no_asyncio,
     no_global_state,
     no_stub,
     values_are_structs,
-    what_is_called_is_collected,
+    no_untracked_callable,
 )
 
 
 def no_machine_path(file: SourceFile) -> Iterator[str]:
     for at, line in enumerate(file.text.splitlines(), 1):
         if MACHINE_PATH.search(line):
-            yield f"{file.path}:{at}: a path of one machine"
+            yield f"{file.path}:{at}: a path of a particular machine"
 
 
 def no_registry_host(file: SourceFile) -> Iterator[str]:
     for at, line in enumerate(file.text.splitlines(), 1):
         if REGISTRY_HOST.search(line):
-            yield f"{file.path}:{at}: a package registry is the machine's choice, not the project's"
+            yield f"{file.path}:{at}: the machine chooses the package registry, not the project"
 
 
-def careful_script(file: SourceFile) -> Iterator[str]:
+def is_strict_script(file: SourceFile) -> Iterator[str]:
     if not file.text.startswith("#!") or "bash" not in file.text.splitlines()[0]:
         return
     if "\nset -euo pipefail\n" not in file.text:
-        yield f"{file.path}: a script begins with `set -euo pipefail`"
+        yield f"{file.path}: a script starts with `set -euo pipefail`"
     if "--help" not in file.text:
-        yield f"{file.path}: a script knows --help"
+        yield f"{file.path}: a script has --help"
 
 
-TEXT_RULES: tuple[Rule, ...] = (no_machine_path, no_registry_host, careful_script)
+TEXT_RULES: tuple[Rule, ...] = (no_machine_path, no_registry_host, is_strict_script)

@@ -1,4 +1,4 @@
-"""Every file of the project keeps every law of the house."""
+"""Every file of the project follows the rules in `rules.py`."""
 
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +22,7 @@ TEXT_SUFFIXES = {
     ".html",
     "",
 }
-LEFT_OUT = {"node_modules", "__pycache__", "rules.py", "test_rules.py"}
+IGNORED = {"node_modules", "__pycache__", "rules.py", "test_rules.py"}
 
 
 def files_below(*folders: str) -> list[SourceFile]:
@@ -33,7 +33,7 @@ def files_below(*folders: str) -> list[SourceFile]:
             PurePosixPath(path.relative_to(ROOT).as_posix()), path.read_text(encoding="utf-8")
         )
         for path in paths
-        if path.is_file() and path.suffix in TEXT_SUFFIXES and not LEFT_OUT & set(path.parts)
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and not IGNORED & set(path.parts)
     ]
 
 
@@ -44,11 +44,11 @@ def files() -> list[SourceFile]:
 
 @pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: str(rule.__name__))
 def test_python_files(files: list[SourceFile], rule: Rule) -> None:
-    looked_at = [file for file in files if file.is_python]
-    assert len(looked_at) > 20
-    assert [complaint for file in looked_at for complaint in rule(file)] == []
+    python_files = [file for file in files if file.is_python]
+    assert len(python_files) > 20
+    assert [violation for file in python_files for violation in rule(file)] == []
 
 
 @pytest.mark.parametrize("rule", TEXT_RULES, ids=lambda rule: str(rule.__name__))
 def test_all_files(files: list[SourceFile], rule: Rule) -> None:
-    assert [complaint for file in files for complaint in rule(file)] == []
+    assert [violation for file in files for violation in rule(file)] == []

@@ -1,4 +1,4 @@
-"""Every error that a page can show is said in the language of who reads it."""
+"""Every error that a page can show is translated."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,17 +20,17 @@ def below(kind: type[MatrixError]) -> Iterator[type[MatrixError]]:
         yield from below(each)
 
 
-def kinds() -> list[type[MatrixError]]:
-    """All that pages may come upon: of the protocol and of what is imported by services and
-    pages."""
+def error_classes() -> list[type[MatrixError]]:
+    """Return all error classes that pages may meet: those of the protocol, and those that services
+    and pages import."""
     for folder in ("homeserver/services", "homeserver/web", "homeserver/http"):
-        for path in sorted(ROOT.joinpath(folder).glob("*.py")):
+        for path in sorted(ROOT.joinpath(folder).rglob("*.py")):
             import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return sorted({*below(MatrixError)}, key=lambda kind: kind.__qualname__)
 
 
-def made(kind: type[MatrixError]) -> MatrixError:
-    """One of a kind, whatever its parameters are."""
+def make_error(kind: type[MatrixError]) -> MatrixError:
+    """Make an error of the class, whatever its parameters are."""
     error = kind.__new__(kind)
     MatrixError.__init__(error, "A text of the error itself", retry_after_ms=1, request_id="1f")
     error.__dict__.update(shortest=8, error="invalid_request")
@@ -38,12 +38,12 @@ def made(kind: type[MatrixError]) -> MatrixError:
 
 
 @pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
-def test_every_error_is_said_in_every_language(code: str) -> None:
+def test_every_error_is_translated(code: str) -> None:
     language, english = LANGUAGES.get(code), LANGUAGES.get(ENGLISH)
-    found = kinds()
+    found = error_classes()
     assert len(found) > 60
     for kind in found:
-        said = explain(made(kind), language)
-        assert said
-        assert "A text of the error itself" not in said, kind
-        assert said != explain(made(kind), english), kind
+        text = explain(make_error(kind), language)
+        assert text
+        assert "A text of the error itself" not in text, kind
+        assert text != explain(make_error(kind), english), kind

@@ -1,4 +1,4 @@
-"""Each law of the house sees what it forbids, and leaves alone what looks like it."""
+"""Each rule finds what it forbids, and accepts similar code."""
 
 from pathlib import PurePosixPath
 
@@ -10,7 +10,7 @@ from tests.layout.rules import PYTHON_RULES, TEXT_RULES, Rule, SourceFile
 DOC = '"""What it is for."""\n'
 
 
-def complaints(rule: Rule, text: str, path: str = "homeserver/services/rooms.py") -> list[str]:
+def violations(rule: Rule, text: str, path: str = "homeserver/services/rooms.py") -> list[str]:
     return list(rule(SourceFile(PurePosixPath(path), text)))
 
 
@@ -29,12 +29,12 @@ BAD: list[tuple[Rule, str, str]] = [
     (rules.no_hidden_import, 'import importlib\nimportlib.import_module("os")\n', "storage/a.py"),
     (rules.no_hidden_import, '__import__("os")\n', "federation/rooms/a.py"),
     (
-        rules.no_import_for_types_alone,
+        rules.no_type_checking_import,
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import os\n",
         "storage/a.py",
     ),
     (
-        rules.no_import_for_types_alone,
+        rules.no_type_checking_import,
         "import typing\nif typing.TYPE_CHECKING:\n    import os\n",
         "storage/a.py",
     ),
@@ -77,8 +77,8 @@ BAD: list[tuple[Rule, str, str]] = [
     (rules.no_vague_name, DOC, "homeserver/utils.py"),
     (rules.no_vague_name, DOC, "federation/common/ids.py"),
     (rules.no_vague_name, DOC, "homeserver/helpers/ids.py"),
-    (rules.says_what_it_is_for, "import os\n", "storage/a.py"),
-    (rules.fits_the_eye, "x = 1\n" * 601, "storage/a.py"),
+    (rules.has_docstring, "import os\n", "storage/a.py"),
+    (rules.is_not_too_long, "x = 1\n" * 601, "storage/a.py"),
     (rules.no_mock, "from unittest.mock import Mock\n", "tests/a.py"),
     (rules.no_mock, "import unittest.mock\n", "tests/a.py"),
     (rules.no_mock, "from unittest import mock\n", "tests/a.py"),
@@ -89,16 +89,16 @@ BAD: list[tuple[Rule, str, str]] = [
         "tests/a.py",
     ),
     (rules.tests_are_functions, "TestTowns = Towns.TestCase\n", "tests/a.py"),
-    (rules.one_kind_of_waiting, "import asyncio\n", "homeserver/a.py"),
+    (rules.no_asyncio, "import asyncio\n", "homeserver/a.py"),
     (
-        rules.one_kind_of_waiting,
+        rules.no_asyncio,
         "from twisted.internet.defer import inlineCallbacks\n",
         "homeserver/a.py",
     ),
     (rules.no_global_state, "x = 1\ndef f():\n    global x\n    x = 2\n", "homeserver/a.py"),
     (rules.values_are_structs, "from dataclasses import dataclass\n", "storage/a.py"),
     (
-        rules.what_is_called_is_collected,
+        rules.no_untracked_callable,
         "class A(msgspec.Struct, gc=False):\n    call: Callable[[], None]\n",
         "homeserver/a.py",
     ),
@@ -107,8 +107,8 @@ BAD: list[tuple[Rule, str, str]] = [
     (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
     (rules.no_machine_path, "see /" + "home/me/notes\n", "docs/a.md"),
     (rules.no_registry_host, "pip install -i https://pypi" + ".org/simple x\n", "scripts/run"),
-    (rules.careful_script, "#!/usr/bin/env bash\necho --help\n", "scripts/run"),
-    (rules.careful_script, "#!/usr/bin/env bash\nset -euo pipefail\n", "scripts/run"),
+    (rules.is_strict_script, "#!/usr/bin/env bash\necho --help\n", "scripts/run"),
+    (rules.is_strict_script, "#!/usr/bin/env bash\nset -euo pipefail\n", "scripts/run"),
 ]
 
 GOOD: list[tuple[Rule, str, str]] = [
@@ -123,7 +123,7 @@ GOOD: list[tuple[Rule, str, str]] = [
         'from importlib import import_module\nimport_module("os")\n',
         "homeserver/services/plugins/hooks.py",
     ),
-    (rules.no_import_for_types_alone, "from typing import Any\n", "homeserver/app.py"),
+    (rules.no_type_checking_import, "from typing import Any\n", "homeserver/app.py"),
     (rules.no_sql_outside_storage, 'q = "SELECT a FROM b"\n', "storage/rooms/rooms.py"),
     (
         rules.no_sql_outside_storage,
@@ -146,33 +146,33 @@ GOOD: list[tuple[Rule, str, str]] = [
         "federation/rooms/a.py",
     ),
     (rules.no_vague_name, DOC, "tests/helpers/clock.py"),
-    (rules.says_what_it_is_for, "", "homeserver/__init__.py"),
-    (rules.says_what_it_is_for, DOC, "homeserver/a.py"),
-    (rules.fits_the_eye, "x = 1\n" * 600, "storage/a.py"),
+    (rules.has_docstring, "", "homeserver/__init__.py"),
+    (rules.has_docstring, DOC, "homeserver/a.py"),
+    (rules.is_not_too_long, "x = 1\n" * 600, "storage/a.py"),
     (rules.no_mock, "from tests.helpers import server\n", "tests/a.py"),
-    (rules.one_kind_of_waiting, "from twisted.internet.defer import Deferred\n", "homeserver/a.py"),
-    (rules.one_kind_of_waiting, "import asyncio\n", "tests/clients/test_a.py"),
+    (rules.no_asyncio, "from twisted.internet.defer import Deferred\n", "homeserver/a.py"),
+    (rules.no_asyncio, "import asyncio\n", "tests/clients/test_a.py"),
     (rules.values_are_structs, "from dataclasses import dataclass\n", "homeserver/config/a.py"),
     (
-        rules.what_is_called_is_collected,
+        rules.no_untracked_callable,
         "class A(msgspec.Struct):\n    call: Callable[[], None]\n",
         "homeserver/a.py",
     ),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
-    (rules.careful_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),
+    (rules.is_strict_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),
 ]
 
 
 @pytest.mark.parametrize(("rule", "text", "path"), BAD)
-def test_a_law_sees_what_it_forbids(rule: Rule, text: str, path: str) -> None:
-    assert complaints(rule, text, path)
+def test_a_rule_finds_violations(rule: Rule, text: str, path: str) -> None:
+    assert violations(rule, text, path)
 
 
 @pytest.mark.parametrize(("rule", "text", "path"), GOOD)
-def test_a_law_leaves_the_rest_alone(rule: Rule, text: str, path: str) -> None:
-    assert complaints(rule, text, path) == []
+def test_a_rule_accepts_similar_code(rule: Rule, text: str, path: str) -> None:
+    assert violations(rule, text, path) == []
 
 
-def test_every_law_has_a_bad_example() -> None:
+def test_every_rule_has_a_bad_example() -> None:
     assert {rule for rule, _text, _path in BAD} == {*PYTHON_RULES, *TEXT_RULES}

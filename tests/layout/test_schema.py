@@ -1,4 +1,4 @@
-"""The schema files describe every table and column that they make."""
+"""The schema files describe every table and column that they create."""
 
 import re
 import sqlite3
@@ -57,24 +57,26 @@ def test_every_table_and_column_has_a_comment(path: Path) -> None:
 
 
 def test_the_comments_are_of_all_tables_and_columns() -> None:
-    """What `describe` finds in the text is what SQLite makes of it."""
+    """`describe` finds exactly the tables and columns that SQLite creates."""
     database = sqlite3.connect(":memory:")
     names: set[str] = set()
     for step in find_migrations("sqlite", "BLOB"):
         database.executescript(step.sql)
         names |= {name for name, _, _ in describe(step.sql)}
-    made: set[str] = set()
+    created: set[str] = set()
     for (table,) in database.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table'"
     ).fetchall():
         if table.startswith("searchable_text_"):
             continue  # SQLite makes these for the full-text index
-        made.add(table)
+        created.add(table)
         if table != "searchable_text":
-            made |= {f"{table}.{row[1]}" for row in database.execute(f"PRAGMA table_info({table})")}
+            created |= {
+                f"{table}.{row[1]}" for row in database.execute(f"PRAGMA table_info({table})")
+            }
     database.close()
-    assert len(made) > 800
-    assert made == names
+    assert len(created) > 800
+    assert created == names
 
 
 def test_files_that_the_comments_name_exist() -> None:

@@ -1,5 +1,5 @@
-"""Every text that people read on pages and in letters is said in every language, with the same
-places to fill in."""
+"""Every text on pages and in e-mails is translated into every language, with the same
+placeholders."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from homeserver.services.pages.languages import ENGLISH, Languages
 PACKAGE = Path(__file__).parents[2] / "homeserver"
 IN_TEMPLATE = re.compile(r"\b_\(\"((?:[^\"\\]|\\.)*)\"\)")
 CALL = re.compile(r"\b_\(")
-PLACE = re.compile(r"%\(\w+\)s|%%")
+PLACEHOLDER = re.compile(r"%\(\w+\)s|%%")
 LANGUAGES = Languages()
 
 
@@ -31,30 +31,32 @@ def _texts() -> Iterator[str]:
             ):
                 [text] = node.args
                 assert isinstance(text, ast.Constant), (
-                    f"{path}: a text for translation must stand there as it is"
+                    f"{path}: a text for translation must be a literal"
                 )
                 yield str(text.value)
 
 
 @cache
 def texts() -> frozenset[str]:
-    """What is given to `_` anywhere."""
+    """Return all texts that are passed to `_`."""
     return frozenset(_texts())
 
 
-def test_the_languages_of_the_country_and_english() -> None:
+def test_there_are_the_languages_of_the_country_and_english() -> None:
     assert {"uz", "uz_Cyrl", "kaa", "ru", ENGLISH} <= set(LANGUAGES.codes)
     assert len(texts()) > 20
 
 
 @pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
-def test_a_language_says_everything(code: str) -> None:
+def test_every_text_is_translated(code: str) -> None:
     language = LANGUAGES.get(code)
     assert [text for text in sorted(texts()) if language.gettext(text) == text] == []
     for text in sorted(texts()):
-        assert sorted(PLACE.findall(language.gettext(text))) == sorted(PLACE.findall(text))
+        assert sorted(PLACEHOLDER.findall(language.gettext(text))) == sorted(
+            PLACEHOLDER.findall(text)
+        )
 
 
 @pytest.mark.parametrize("code", sorted({*LANGUAGES.codes} - {ENGLISH}))
-def test_a_language_says_nothing_that_nobody_asks_for(code: str) -> None:
+def test_no_translation_is_unused(code: str) -> None:
     assert LANGUAGES.get(code).texts <= texts()

@@ -1,9 +1,9 @@
-"""kill -9 in the midst of claims and of messages to devices: a key that somebody was given is given
-to nobody else, and what was acknowledged arrives once, each sender's in their order.
+"""kill -9 during claims and to-device messages: a key is never claimed twice, and acknowledged
+messages arrive once, in each sender's order.
 
-Some people claim Bob's keys and write to his device, one request after the other. What got no
-answer is asked again: a message under the same transaction id, so it comes once whether it was
-written or not; a claim anew, so the key of a lost answer is lost, and no other.
+Some users claim Bob's keys and write to his device, one request after another. A request without a
+response is repeated: a message with the same transaction ID, so it arrives once whether it was
+written or not; a claim as a new one, so the key of the lost response is lost, and no other.
 """
 
 import threading
@@ -20,19 +20,18 @@ from tests.helpers.running import RunningServer, ServerFiles
 SEED: Final = 20240309
 KILLS: Final = 4
 MOST_KILLS: Final = 40
-"""Where the machine is so busy that the process is often killed before anybody has asked it for
-something."""
+"""The machine may be so busy that the process is often killed before its first request."""
 PEOPLE: Final = 3
 KEYS: Final = 1000
-"""As many as a device may have."""
+"""The maximum of a device."""
 EACH: Final = KEYS // PEOPLE // 2
-"""So many claims one person makes at most: there are keys left for those whose answers got lost."""
+"""The maximum number of claims of one user: keys are left for those whose responses were lost."""
 V3: Final = "/_matrix/client/v3"
 ALGORITHM: Final = "signed_curve25519"
 
 
 class Person(threading.Thread):
-    """Who claims a key and sends a message in turn, each until it is answered."""
+    """Claims a key and sends a message in turn, each until there is a response."""
 
     def __init__(self, where: Where, token: str, bob: str, device: str, others: list[str]) -> None:
         super().__init__(daemon=True)
@@ -40,14 +39,14 @@ class Person(threading.Thread):
         self.given: list[str] = []
         self.sent = 0
         self.lost = 0
-        """Claims that were made again: each may have cost a key."""
+        """Repeated claims: each may have cost a key."""
         self.trouble: BaseException | None = None
         self._where = where
         self._bob = bob
         self._device = device
         self._others = others
-        """Further devices of Bob, so many that what goes to all is kept otherwise than what goes to
-        one."""
+        """More devices of Bob: so many that a message to all is stored in another way than one to a
+        single device."""
 
     def run(self) -> None:
         try:
@@ -66,7 +65,7 @@ class Person(threading.Thread):
         self.lost += self.caller.repeated - before
 
     def _send(self) -> None:
-        # in turn to one device alone, and to many at once
+        # alternate between a single device and many
         devices = [self._device, *self._others] if self.sent % 2 else [self._device]
         messages = {self._bob: {device_id: {"number": self.sent} for device_id in devices}}
         self.caller.until_answered(
@@ -76,7 +75,7 @@ class Person(threading.Thread):
 
 
 def received(server: RunningServer, token: str) -> dict[str, list[int]]:
-    """All messages that have come to Bob's device, by sender."""
+    """Return all messages that arrived at Bob's device, by sender."""
     found: dict[str, list[int]] = {}
     since = ""
     events: list[Any] = [{}]
@@ -90,7 +89,7 @@ def received(server: RunningServer, token: str) -> dict[str, list[int]]:
     return found
 
 
-def test_no_key_is_given_twice_and_no_message_is_lost(
+def test_no_key_is_claimed_twice_and_no_message_is_lost(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     unlimited = {"per_second": 100_000, "burst_count": 100_000}
@@ -148,7 +147,7 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
             person.join(120)
             assert person.trouble is None, person.trouble
         given = [key for person in people.values() for key in person.given]
-        assert len(given) == len(set(given)), "a key was given twice"
+        assert len(given) == len(set(given)), "a key was claimed twice"
         said = server.request("POST", f"{V3}/keys/upload", {}, token=bobs).json
         left = said["one_time_key_counts"][ALGORITHM]
         assert KEYS - sum(person.lost for person in people.values()) <= len(given) + left <= KEYS
@@ -157,7 +156,7 @@ def test_no_key_is_given_twice_and_no_message_is_lost(
         }
         assert found == {name: list(range(person.sent)) for name, person in people.items()}
         assert sum(person.caller.repeated for person in people.values()) >= KILLS, (
-            "the process was never killed at work"
+            "the process was never killed during a request"
         )
         assert server.stop() == 0
     finally:

@@ -1,11 +1,10 @@
-"""Whatever is done with keys, devices and messages to them, through either of two nodes on one
-PostgreSQL database: a law against a model.
+"""Keys, devices and to-device messages through either of two nodes on one PostgreSQL database: a
+law against a model.
 
-- A one-time key is given out once, in the order of upload, and a fallback key where there is none
-  left.
-- A question for keys is answered with the devices that there are, at whichever node.
-- Whoever asks anew for those whose devices are told to have changed, knows them.
-- Messages to a device come once, in order, and to no later device of its id.
+- A one-time key is claimed once, in upload order, and a fallback key if none is left.
+- A key query returns the present devices on both nodes.
+- A client that queries all users in `changed` knows their devices.
+- To-device messages arrive once, in order, and never at a later device with the same ID.
 """
 
 from collections.abc import Callable
@@ -26,18 +25,18 @@ __all__ = ["nodes"]
 ALGORITHM: Final = "signed_curve25519"
 FALLBACK: Final = {f"{ALGORITHM}:fallback": {"key": "fallback", "fallback": True}}
 NAMES: Final = ("ONE", "TWO")
-"""Ids of devices: few, so that they come again."""
+"""Few device IDs, so that they are reused."""
 
 
 class Device:
-    """A session of Bob's, as it ought to be."""
+    """The expected state of a session of Bob's."""
 
     def __init__(self, user: User, identity: dict[str, Any], has_fallback: bool) -> None:
         self.user = user
         self.identity = identity
         self.has_fallback = has_fallback
         self.keys: list[str] = []
-        """Those that can be claimed, the oldest first."""
+        """The keys that can be claimed, the oldest first."""
         self.uploads: list[list[str]] = []
         self.since: str | None = None
         self.sent: list[int] = []
@@ -45,7 +44,7 @@ class Device:
 
 
 class Story:
-    """Bob has devices, Alice writes to them; each step at one of the nodes."""
+    """Bob has devices, Alice writes to them; each step runs on one of the nodes."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
@@ -60,7 +59,7 @@ class Story:
         self._given: set[str] = set()
         self._since = sync(self._alice)["next_batch"]
         self._known: dict[str, Any] = {}
-        """The keys of Bob's devices, as Alice's client knows them."""
+        """The keys of Bob's devices that Alice's client knows."""
         self.steps: dict[str, Callable[[TestServer, str], None]] = {
             "begin": self._begin,
             "end": self._end,
@@ -75,7 +74,7 @@ class Story:
         }
 
     def check_end(self) -> None:
-        """A second later everybody has all of it."""
+        """A second later everything has arrived."""
         self._nodes.wait()
         for node in self._servers:
             self._look(node, "")
@@ -119,8 +118,8 @@ class Story:
             self._publish(node, device)
 
     def _repeat(self, node: TestServer, name: str) -> None:
-        """The answer was lost: the same comes once more, though some of it may have been claimed
-        meanwhile."""
+        """The response was lost: the same upload is repeated, though some of its keys may be
+        claimed."""
         if (device := self._devices.get(name)) is not None and device.uploads:
             self._publish(node, device)
 
@@ -152,7 +151,7 @@ class Story:
         number = next(self._numbers)
         messages = {self._bob.user_id: {name: {"n": number}}}
         path = f"{V3}/sendToDevice/m.test/{number}"
-        for _ in range(2):  # the second time the answer to the first was lost
+        for _ in range(2):  # the second time, the response to the first was lost
             assert self._alice.put(path, {"messages": messages}).status == 200
         if (device := self._devices.get(name)) is not None:
             device.sent.append(number)
@@ -176,7 +175,7 @@ class Story:
         self._known = published
 
     def _look(self, node: TestServer, name: str) -> None:
-        """Alice's client hears whose devices have changed, and asks the other node."""
+        """Alice's client reads `changed` from one node, and queries the other."""
         self._alice.server = node
         answer = sync(self._alice, self._since)
         self._since = answer["next_batch"]
@@ -188,9 +187,7 @@ class Story:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
-def test_keys_devices_and_messages_are_the_same_at_both_nodes(
-    nodes: Nodes, data: st.DataObject
-) -> None:
+def test_keys_devices_and_messages_agree_on_both_nodes(nodes: Nodes, data: st.DataObject) -> None:
     story = Story(nodes)
     steps = st.tuples(st.sampled_from(sorted(story.steps)), st.booleans(), st.sampled_from(NAMES))
     for step, is_second, name in data.draw(st.lists(steps, min_size=15, max_size=40)):

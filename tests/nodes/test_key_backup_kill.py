@@ -1,11 +1,11 @@
-"""kill -9 in the midst of uploads to key backups: every key whose upload was answered is there,
-with the right count and etag.
+"""kill -9 during uploads to key backups: every key whose upload was acknowledged is there, with the
+right count and etag.
 
-Some people back keys up as clients do: a few at a time, some in several rooms, some better ones in
-the place of those that are there, and worse ones, which change nothing. What got no answer is sent
-again, with the same keys. A client trusts `etag` and `count` to know whether its backup holds all
-it has: so each answer is compared with what it must be, whether the upload before the end of the
-process was written or not; and after each start so is what the server says unasked.
+Some users back keys up as clients do: a few at a time, some in several rooms, some better ones that
+replace stored ones, and worse ones that change nothing. An upload without a response is repeated. A
+client trusts `etag` and `count` to know whether its backup is complete. So each response is
+compared with the expected value, whether the upload before the kill was written or not, and so is
+the state after each start.
 """
 
 import threading
@@ -22,8 +22,7 @@ from tests.helpers.running import RunningServer, ServerFiles
 SEED = 20240307
 KILLS = 4
 MOST_KILLS = 40
-"""Where the machine is so busy that the process is often killed before anybody has asked it for
-something."""
+"""The machine may be so busy that the process is often killed before its first request."""
 PEOPLE = 3
 KEYS = "/_matrix/client/v3/room_keys"
 DEFINITION = {
@@ -37,17 +36,17 @@ Session = tuple[str, str]
 
 
 class Uploader(threading.Thread):
-    """One person, with one upload after the other, each until it is answered."""
+    """A user who sends one upload after another, each until there is a response."""
 
     def __init__(self, number: int, where: Where, token: str) -> None:
         super().__init__(daemon=True)
         self.caller = Caller(where, token)
         self.kept: dict[Session, int] = {}
-        """What was answered: the first message that a session's key opens."""
+        """Acknowledged: the first message index of a session's key."""
         self.etag = 0
         self.answered = 0
         self.under_way: dict[Session, int] = {}
-        """What is asked now; it may be written or not, as long as it is not answered."""
+        """The current upload; it may be written or not until there is a response."""
         self.trouble: BaseException | None = None
         self._where = where
         self._random = Random(f"{SEED} {number}")
@@ -82,7 +81,7 @@ class Uploader(threading.Thread):
         return f"!room{self._made % 3}:localhost", f"session{self._made}"
 
     def merged(self) -> dict[Session, int]:
-        """What is kept once that which is under way is written too."""
+        """Return the backup after the current upload is written too."""
         better = {
             session: first
             for session, first in self.under_way.items()
@@ -101,8 +100,8 @@ def key(first: int) -> dict[str, Any]:
 
 
 def check_backup(server: RunningServer, person: Uploader) -> None:
-    """While the person waits for a server: what it has is what was answered, or that with what was
-    under way."""
+    """Check, while the server is down, that the backup is as acknowledged, with or without the
+    current upload."""
     said = server.request("GET", f"{KEYS}/version", token=person.caller.token).json
     found = server.request("GET", f"{KEYS}/keys?version=1", token=person.caller.token).json["rooms"]
     sessions = {
@@ -115,12 +114,12 @@ def check_backup(server: RunningServer, person: Uploader) -> None:
         str(person.etag): person.kept,
         str(person.etag + (person.merged() != person.kept)): person.merged(),
     }
-    assert possible[said["etag"]] == firsts, "a key is missing that the server said it had"
+    assert possible[said["etag"]] == firsts, "a key is missing that the server acknowledged"
     assert said["count"] == len(firsts)
     assert {session: key(first) for session, first in firsts.items()} == sessions
 
 
-def test_no_answered_key_is_lost(
+def test_no_acknowledged_key_is_lost(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     files = ServerFiles(tmp_path / "server", database_config)
@@ -158,7 +157,7 @@ def test_no_answered_key_is_lost(
             check_backup(server, person)
             assert person.answered > KILLS
         assert sum(person.caller.repeated for person in people) >= KILLS, (
-            "the process was never killed at work"
+            "the process was never killed during a request"
         )
         assert server.stop() == 0
     finally:

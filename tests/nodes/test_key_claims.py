@@ -1,5 +1,5 @@
-"""One-time keys when fifty ask at once: from clients and from another server, and from two
-processes on one database."""
+"""One-time keys claimed by fifty at once: by clients and another server, and on two processes with
+one database."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +17,13 @@ V3 = "/_matrix/client/v3"
 CLAIMERS = 50
 EACH = 2
 KEYS = 80
-"""Fewer than are asked for: who comes last gets the fallback key."""
+"""Fewer than are claimed: the last ones get the fallback key."""
 ALGORITHM = "signed_curve25519"
 UNLIMITED = {"rc_key_requests": {"per_second": 100000, "burst_count": 100000}}
 
 
 class Bob:
-    """Who has the keys, in two uploads."""
+    """Has the keys, in two uploads."""
 
     def __init__(self, server: RunningServer) -> None:
         self._server = server
@@ -35,7 +35,7 @@ class Bob:
         self.upload(0)
 
     def upload(self, *halves: int) -> None:
-        """A half of the keys each; the same may be done again."""
+        """Upload half of the keys each; may be repeated."""
         for half in halves:
             names = range(half * KEYS // 2, (half + 1) * KEYS // 2)
             self._upload(
@@ -56,7 +56,7 @@ class Bob:
 
 
 def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
-    """The names of the keys that one claimer is given."""
+    """Return the IDs of the keys that one claimer gets."""
     given = []
     for _ in range(EACH):
         reply = server.request(
@@ -70,7 +70,7 @@ def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
 
 
 def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
-    """Fifty claimers through both, while further keys come and an upload is repeated."""
+    """Fifty claimers use both, while more keys are uploaded and an upload is repeated."""
     bob = Bob(servers[0])
     tokens = [
         (server, server.register(f"claimer{number}")) for number, server in enumerate(servers)
@@ -88,13 +88,13 @@ def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
         given = [name for each in claims for name in each.result()]
     assert len(given) == CLAIMERS * EACH
     once = [name for name in given if not name.endswith(":fallback")]
-    assert len(once) == len(set(once)), "a key was given twice"
+    assert len(once) == len(set(once)), "a key was claimed twice"
     assert len(once) + bob.left() == KEYS, "a key was lost"
     while bob.left():
         (name, *_) = claim(*claimers[0], bob)
         assert name not in once
     bob.upload(0, 1)
-    assert bob.left() == 0, "what was given out does not come back"
+    assert bob.left() == 0, "a claimed key does not come back"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -107,12 +107,16 @@ def config(
         yield request.getfixturevalue("postgresql")
 
 
-def test_clients_and_another_server(tmp_path: Path, config: SQLiteConfig | PostgresConfig) -> None:
+def test_claims_of_clients_and_another_server(
+    tmp_path: Path, config: SQLiteConfig | PostgresConfig
+) -> None:
     with two_neighbours(tmp_path, config) as (first, second):
         check_claims((first.server, second.server))
 
 
-def test_two_processes_on_one_database(tmp_path: Path, postgresql: PostgresConfig) -> None:
+def test_claims_on_two_processes_with_one_database(
+    tmp_path: Path, postgresql: PostgresConfig
+) -> None:
     files = ServerFiles(tmp_path / "node", postgresql, UNLIMITED)
     try:
         check_claims((files.start(), files.start()))

@@ -1,5 +1,5 @@
-"""Keys that were published through one node, at the other: what it answers is no older than what
-anybody has been told."""
+"""Keys uploaded through one node, read from the other: a response is never older than what any
+client has received."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def get_list(server: TestServer, user: User) -> dict[str, Any]:
     return answer
 
 
-def test_a_list_has_the_changes_that_its_number_stands_for(nodes: Nodes) -> None:
+def test_a_device_list_has_the_changes_that_its_stream_id_stands_for(nodes: Nodes) -> None:
     bob = nodes.first.register("bob")
     upload(bob, device_keys=identity_keys(bob, 1)[1])
     nodes.wait()
@@ -52,7 +52,7 @@ def test_a_list_has_the_changes_that_its_number_stands_for(nodes: Nodes) -> None
     assert {device["device_id"] for device in after["devices"]} == {bob.device_id, second.device_id}
 
 
-def test_who_was_told_of_a_device_through_one_node_finds_it_through_the_other(nodes: Nodes) -> None:
+def test_a_device_announced_by_one_node_is_found_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob = nodes.first.register("bob")
     room_id = here.post(
@@ -69,7 +69,7 @@ def test_who_was_told_of_a_device_through_one_node_finds_it_through_the_other(no
     assert query(there, bob)["device_keys"][bob.user_id].keys() == {bob.device_id, second.device_id}
 
 
-def test_the_node_that_sends_does_not_tell_that_a_new_device_is_gone(nodes: Nodes) -> None:
+def test_the_sending_node_does_not_announce_a_new_device_as_deleted(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("bob")
     upload(here, device_keys=identity_keys(here, 1)[1])
     nodes.wait()
@@ -82,7 +82,7 @@ def test_the_node_that_sends_does_not_tell_that_a_new_device_is_gone(nodes: Node
     assert not any(content.get("deleted") for content in told)
 
 
-def test_a_device_of_one_node_is_signed_through_the_other(nodes: Nodes) -> None:
+def test_a_device_of_one_node_can_be_signed_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     master, master_key = cross_signing_key(here, "master", 5)
     signing, signing_key = cross_signing_key(here, "self_signing", 6, by=master)
@@ -100,7 +100,7 @@ def test_a_device_of_one_node_is_signed_through_the_other(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 30])
-def test_that_keys_are_the_newest_is_one_read_for_however_many(
+def test_checking_that_keys_are_current_is_one_read_for_any_number(
     tmp_path: Path, postgresql: PostgresConfig, number: int
 ) -> None:
     counter = QueryCounter()
@@ -130,7 +130,7 @@ def test_that_keys_are_the_newest_is_one_read_for_however_many(
     run_coroutine(server.app.database.close(), None)
 
 
-def test_what_one_signs_of_others_is_seen_through_the_other_node(nodes: Nodes) -> None:
+def test_signatures_of_other_users_are_seen_through_the_other_node(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob = nodes.first.register("bob")
     master, master_key = cross_signing_key(here, "master", 5)

@@ -1,4 +1,4 @@
-"""Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a
+"""E-mails reach a real mail server: in plain text, with STARTTLS, with implicit TLS, with a
 password."""
 
 import hmac
@@ -28,7 +28,7 @@ SENDER, RECIPIENT = "noreply@example.org", "alice@example.com"
 
 
 class Mailbox:
-    """Takes letters, but for some recipients."""
+    """Accepts e-mails, except for some recipients."""
 
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
@@ -64,7 +64,7 @@ def mailbox() -> Mailbox:
 
 @pytest.fixture
 def start(mailbox: Mailbox) -> Iterator[Start]:
-    """Starts a mail server on a free port of the loopback, and stops it in the end."""
+    """Starts a mail server on a free port of the loopback, and stops it at the end."""
     with ExitStack() as started:
 
         def start_one(handler: Mailbox = mailbox, **options: Any) -> int:
@@ -75,7 +75,7 @@ def start(mailbox: Mailbox) -> Iterator[Start]:
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """A mail server's certificate, for localhost, that the relay trusts."""
+    """A certificate of a mail server for localhost that the relay trusts."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
@@ -88,7 +88,7 @@ def deliver(relay: SMTPRelay, recipient: str = RECIPIENT) -> None:
     relay.deliver(SENDER, recipient, LETTER.as_bytes())
 
 
-def test_a_letter_arrives_whole(start: Start, mailbox: Mailbox) -> None:
+def test_an_e_mail_arrives_unchanged(start: Start, mailbox: Mailbox) -> None:
     deliver(SMTPRelay("127.0.0.1", start()))
     [envelope] = mailbox.envelopes
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [RECIPIENT])
@@ -96,7 +96,7 @@ def test_a_letter_arrives_whole(start: Start, mailbox: Mailbox) -> None:
     assert envelope.content.rstrip() == LETTER.as_bytes().rstrip()
 
 
-def test_starttls_is_used_where_it_is_offered(
+def test_starttls_is_used_if_it_is_offered(
     start: Start, mailbox: Mailbox, context: ssl.SSLContext
 ) -> None:
     port = start(tls_context=context, require_starttls=True)
@@ -117,15 +117,13 @@ def test_a_certificate_for_another_name_is_not_trusted(
     assert not mailbox.envelopes
 
 
-def test_nothing_is_sent_in_the_clear_where_that_is_not_wanted(
-    start: Start, mailbox: Mailbox
-) -> None:
+def test_nothing_is_sent_in_plain_text_if_tls_is_required(start: Start, mailbox: Mailbox) -> None:
     with pytest.raises(CannotDeliver, match="require_transport_security"):
         deliver(SMTPRelay("127.0.0.1", start(), tls_required=True))
     assert not mailbox.envelopes
 
 
-def test_tls_from_the_first_byte(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+def test_implicit_tls(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
     port = start(ssl_context=context)
     deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
@@ -133,7 +131,7 @@ def test_tls_from_the_first_byte(start: Start, mailbox: Mailbox, context: ssl.SS
         deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="mail.example.org"))
 
 
-def test_signing_in_at_the_mail_server(
+def test_authentication_at_the_mail_server(
     start: Start, mailbox: Mailbox, context: ssl.SSLContext
 ) -> None:
     port = start(tls_context=context, authenticator=authenticate, auth_required=True)
@@ -148,7 +146,7 @@ def test_signing_in_at_the_mail_server(
 
 
 class Challenging(Mailbox):
-    """Signs people in by a challenge, as it does for its one user."""
+    """Authenticates its one user by challenge and response."""
 
     async def auth_CRAM__MD5(self, server: Any, _arguments: Any) -> AuthResult:
         answer = await server.challenge_auth(b"<1@mail.example.org>")
@@ -158,7 +156,7 @@ class Challenging(Mailbox):
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 @pytest.mark.parametrize("tls_at_once", [False, True])
-def test_a_name_and_a_password_beyond_ascii(
+def test_a_user_name_and_a_password_that_are_not_ascii(
     start: Start, context: ssl.SSLContext, mechanism: str, tls_at_once: bool
 ) -> None:
     mailbox, asked = Challenging(), list[str]()
@@ -188,13 +186,13 @@ def test_a_name_and_a_password_beyond_ascii(
 @pytest.mark.parametrize(
     ("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)]
 )
-def test_a_recipient_that_is_refused(start: Start, recipient: str, for_good: bool) -> None:
+def test_a_rejected_recipient(start: Start, recipient: str, for_good: bool) -> None:
     with pytest.raises(CannotDeliver) as refused:
         deliver(SMTPRelay("127.0.0.1", start()), recipient)
     assert refused.value.for_good is for_good
 
 
-def test_a_mail_server_that_is_not_there() -> None:
+def test_an_unreachable_mail_server() -> None:
     with pytest.raises(CannotDeliver) as refused:
         deliver(SMTPRelay("127.0.0.1", 1))
     assert not refused.value.for_good

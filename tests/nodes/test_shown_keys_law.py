@@ -1,5 +1,5 @@
-"""Whatever people do with their devices and keys, through either of two nodes: a question for keys
-is answered as if nothing were kept in memory, for each reader what that one sees."""
+"""Key queries return the same with and without the cache, for each reader, after any operation on
+devices and keys through either of two nodes."""
 
 from collections.abc import Callable
 from itertools import count
@@ -25,7 +25,7 @@ __all__ = ["nodes"]
 
 
 class Person:
-    """Somebody with some devices."""
+    """A user with some devices."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -35,7 +35,7 @@ class Person:
 
 
 class Story:
-    """What some people do."""
+    """Operations of some users."""
 
     def __init__(self, nodes: Nodes, chance: Random) -> None:
         self._nodes = nodes
@@ -58,7 +58,7 @@ class Story:
         ]
 
     def ask(self) -> None:
-        """One asks for some of them, and is answered as by a node that has just begun."""
+        """One user queries some of them, and gets the same as from a node that has just started."""
         reader = self._somebody()
         published = KeysOfPeople(
             PublishedKeyStore(reader.server.app.database), Streams(), show_keys, capacity=99
@@ -72,14 +72,16 @@ class Story:
         pending = reader.start(
             "POST", f"{V3}/keys/query", {"device_keys": {each: [] for each in ids}}
         )
-        reader.server.clock.advance(0)  # between those in memory and the others, others are served
+        reader.server.clock.advance(
+            0
+        )  # other requests are served between cached and uncached users
         assert pending.answer.json == {
             **msgspec.json.decode(msgspec.json.encode(shown)),
             "failures": {},
         }
 
     def _person(self) -> Person:
-        """One of them, who speaks through one of the nodes."""
+        """Choose a user, who uses one of the nodes."""
         person = self._chance.choice(self._people)
         person.user.server = self._node()
         return person
@@ -117,7 +119,7 @@ class Story:
         assert person.user.put(f"{V3}/devices/{device_id}", name).status == 200
 
     def _reset(self) -> None:
-        """New keys of cross-signing, or the first ones."""
+        """Upload new cross-signing keys, or the first ones."""
         person = self._person()
         user = person.user
         master, body = cross_signing_key(user, "master", self._seed())
@@ -137,7 +139,7 @@ class Story:
         assert answer.status == 200, answer.body
 
     def _sign(self) -> None:
-        """A device, or with a device the master key."""
+        """Sign a device, or with a device the master key."""
         person = self._person()
         if person.master is None:
             return
@@ -152,7 +154,7 @@ class Story:
         self._upload(person, {person.user.user_id: {name: signed}})
 
     def _vouch(self) -> None:
-        """One for another."""
+        """One user signs another's key."""
         person, other = self._person(), self._chance.choice(self._people)
         if person.signing and other.master is not None and other is not person:
             public = next(iter(other.master["keys"].values()))
@@ -168,7 +170,7 @@ class Story:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 2**32))
-def test_what_is_answered_from_memory_is_what_there_is(nodes: Nodes, seed: int) -> None:
+def test_cached_keys_match_the_stored_ones(nodes: Nodes, seed: int) -> None:
     chance = Random(seed)
     story = Story(nodes, chance)
     for _ in range(60):

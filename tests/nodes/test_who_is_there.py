@@ -1,5 +1,4 @@
-"""How people are there is the same at all processes on one database, with whichever of them they
-synchronise."""
+"""Presence is the same on all processes of one database, whichever of them users sync with."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ def put(user: User, presence: str, **more: Any) -> None:
     assert answer.status == 200, answer.body
 
 
-def test_who_comes_and_goes_at_one_node_is_told_at_the_other(
+def test_a_user_who_comes_and_goes_on_one_node_is_seen_on_the_other(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     waiting = poll(bob[1], sync(bob[1])["next_batch"])
@@ -74,7 +73,7 @@ def test_who_comes_and_goes_at_one_node_is_told_at_the_other(
     assert status(bob[1], alice[0])["presence"] == "offline"
 
 
-def test_who_keeps_synchronising_stays_there_and_with_a_node_that_vanishes_they_go(
+def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(8):
@@ -89,7 +88,7 @@ def test_who_keeps_synchronising_stays_there_and_with_a_node_that_vanishes_they_
     assert status(bob[1], alice[0])["presence"] == "offline"
 
 
-def test_who_does_something_at_another_node_is_not_idle(
+def test_activity_on_another_node_prevents_idleness(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(18):
@@ -103,7 +102,7 @@ def test_who_does_something_at_another_node_is_not_idle(
     assert [status(user, alice[0])["presence"] for user in bob] == ["online", "online"]
 
 
-def test_a_choice_and_a_status_hold_at_all_nodes(
+def test_a_state_and_a_status_hold_on_all_nodes(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for user in alice:
@@ -122,7 +121,7 @@ def test_a_choice_and_a_status_hold_at_all_nodes(
         assert (found["presence"], found.get("status_msg")) == ("online", None)
 
 
-async def test_other_servers_are_told_by_the_node_that_sends(
+async def test_the_sending_node_notifies_other_servers(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     room_id = next(iter(sync(bob[0])["rooms"]["join"]))
@@ -141,7 +140,7 @@ async def test_other_servers_are_told_by_the_node_that_sends(
     assert (alice[0].user_id, "online") in told
 
 
-async def test_what_another_server_tells_one_node_is_told_at_the_other(
+async def test_remote_presence_on_one_node_reaches_the_other(
     nodes: CallingNodes, bob: tuple[User, User]
 ) -> None:
     room_id = next(iter(sync(bob[0])["rooms"]["join"]))
@@ -155,7 +154,7 @@ async def test_what_another_server_tells_one_node_is_told_at_the_other(
         assert shown(sync(user))[eve] == "online"
 
 
-def test_who_goes_from_node_to_node_may_wait(
+def test_a_client_that_moves_between_nodes_can_wait(
     nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     sync(alice[0])

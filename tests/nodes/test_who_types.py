@@ -1,5 +1,5 @@
-"""Who types is known to all processes on one database, whichever of them was told; and a client may
-go from one to the other."""
+"""Typing notifications are known on all processes of one database, whichever received them, and a
+client may move between processes."""
 
 import time
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def sliding_typing(answer: Any, room_id: str) -> Any:
     return None if room is None else room["content"]["user_ids"]
 
 
-def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(
+def test_typing_on_one_node_is_sent_on_the_other_in_both_kinds_of_sync(
     nodes: CallingNodes,
 ) -> None:
     alice, _ = nodes.here_and_there("alice")
@@ -66,7 +66,7 @@ def test_who_types_at_one_node_is_told_at_the_other_in_both_kinds_of_sync(
     assert typing(sync(bob, since), room_id) == []
 
 
-def test_who_goes_on_typing_does_so_everywhere_and_who_stops_saying_so_ends_everywhere(
+def test_renewed_typing_continues_and_expired_typing_ends_on_all_nodes(
     nodes: CallingNodes,
 ) -> None:
     alice, _ = nodes.here_and_there("alice")
@@ -81,7 +81,7 @@ def test_who_goes_on_typing_does_so_everywhere_and_who_stops_saying_so_ends_ever
     assert typing(sync(bob), room_id) is None
 
 
-def test_who_is_put_out_at_one_node_types_nowhere(nodes: CallingNodes) -> None:
+def test_a_user_who_is_kicked_on_one_node_stops_typing_on_all(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -98,17 +98,17 @@ def test_who_is_put_out_at_one_node_types_nowhere(nodes: CallingNodes) -> None:
 
 
 @pytest.mark.parametrize("is_sliding", [False, True])
-def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(
+def test_a_client_that_moves_between_nodes_does_not_get_the_same_for_ever(
     nodes: CallingNodes, *, is_sliding: bool
 ) -> None:
-    """Behind a balancer requests may go to each in turn: a long poll that ends at once each time
-    would be a loop."""
+    """A load balancer may alternate between nodes. A long poll that ends at once each time would be
+    a loop."""
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
     nodes.wait()
     rooms.type(alice_there, room_id)
-    nodes.servers[1].clock.advance(0.5)  # clocks are never quite the same
+    nodes.servers[1].clock.advance(0.5)  # clocks always differ a little
     rooms.type(bob_there, room_id)
     rooms.type(alice, room_id, typing=False)
     nodes.wait(0.2)
@@ -130,7 +130,7 @@ def test_who_goes_from_node_to_node_is_not_told_the_same_for_ever(
     assert ended_at_once[2:] == [False] * 6
 
 
-async def test_who_types_at_the_node_that_does_not_send_is_told_to_other_servers(
+async def test_typing_on_a_node_without_the_sender_reaches_other_servers(
     nodes: CallingNodes,
 ) -> None:
     alice, there = nodes.here_and_there("alice")
@@ -150,7 +150,7 @@ async def test_who_types_at_the_node_that_does_not_send_is_told_to_other_servers
     assert told == [{"room_id": room_id, "user_id": alice.user_id, "typing": True}]
 
 
-def test_many_who_type_cost_few_calls(nodes: CallingNodes) -> None:
+def test_many_typing_users_cost_few_notes(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     ids = [rooms.create(alice, bob_here) for _ in range(5)]
@@ -176,7 +176,7 @@ def processes(
         files.end()
 
 
-def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer]) -> None:
+def test_a_process_notifies_another(processes: tuple[RunningServer, RunningServer]) -> None:
     here, there = processes
     alice, bob = here.register("alice"), there.register("bob")
     created = here.request("POST", f"{V3}/createRoom", {"preset": "public_chat"}, token=alice)
@@ -188,7 +188,7 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
     deadline = time.monotonic() + 20
     found = None
     while found != [me] and time.monotonic() < deadline:
-        # said again: a process hears others from the second after its start on
+        # repeated: a process receives notes from the second after its start
         assert here.request("PUT", path, {"typing": False}, token=alice).status == 200
         assert here.request("PUT", path, {"typing": True}, token=alice).status == 200
         answer = there.request("GET", f"{V3}/sync?since={since}&timeout=2000", token=bob).json
@@ -198,11 +198,11 @@ def test_a_process_tells_another(processes: tuple[RunningServer, RunningServer])
 
 
 @pytest.mark.parametrize("is_said", [True, False])
-def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile(
+def test_the_end_of_typing_reaches_a_client_that_changes_nodes_meanwhile(
     nodes: CallingNodes, *, is_said: bool
 ) -> None:
-    """A client comes with a position of one node that is later than what has happened at the other,
-    and was not known there."""
+    """The client has a position of one node that is later than the change on the other, and was not
+    known there."""
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
     room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
@@ -213,7 +213,7 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
     nodes.servers[0].clock.advance(0.001)
     if is_said:
         rooms.type(alice_there, room_id, typing=False)
-    else:  # ten seconds are over
+    else:  # ten seconds have passed
         nodes.wait(9.75)
         nodes.servers[1].clock.advance(0.06)
         nodes.servers[0].clock.advance(0.07)
@@ -229,10 +229,8 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
         told.append(typing(pending.answer.json, room_id))
         since = pending.answer.json["next_batch"]
     told = [each for each in told if each is not None]
-    assert told, "it hears that nobody types"
-    assert told in ([[]], [[], []]), (
-        "by its token, and where the notes of the nodes crossed once more"
-    )
+    assert told, "it gets that nobody types"
+    assert told in ([[]], [[], []]), "by its token, and again where the notes of the nodes crossed"
     for turn in range(4):
         pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
@@ -241,11 +239,11 @@ def test_that_somebody_stops_typing_reaches_who_goes_from_node_to_node_meanwhile
     assert ended_at_once[-3:] == [False] * 3
 
 
-def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(
+def test_a_restarted_node_sends_the_end_of_typing(
     nodes: CallingNodes,
 ) -> None:
-    """Else its clients would show for ever that they type: it has forgotten that, and they have
-    not."""
+    """Otherwise its clients would show the user as typing for ever: the node has lost that state,
+    and they have not."""
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -261,7 +259,7 @@ def test_that_somebody_stops_typing_is_told_by_a_node_that_was_started_anew(
     assert typing(waiting.answer.json, room_id) == []
 
 
-def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingNodes) -> None:
+def test_a_restarted_node_knows_who_types_on_another(nodes: CallingNodes) -> None:
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, _ = nodes.here_and_there("bob")
     room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
@@ -283,7 +281,7 @@ def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingN
     nodes.wait(0.2)
     assert typing(polling.answer.json, room_id) == [alice.user_id]
     assert typing(polling.answer.json, other_id) is None, (
-        "who was told so has forgotten it, and it is over soon"
+        "the node that received it has lost it, and it ends soon"
     )
     assert sliding_typing(waiting.answer.json, room_id) == [alice.user_id]
     nodes.wait(5)
@@ -295,8 +293,8 @@ def test_a_node_that_was_started_anew_knows_who_types_at_another(nodes: CallingN
     ]
 
 
-def test_who_was_told_by_the_node_that_is_gone_hears_it_at_the_other(nodes: CallingNodes) -> None:
-    """Also where neither knows any more that somebody typed."""
+def test_clients_of_a_dead_node_get_the_end_from_the_other(nodes: CallingNodes) -> None:
+    """Also if neither node knows any more that somebody typed."""
     alice, _ = nodes.here_and_there("alice")
     bob_here, _ = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)

@@ -1,4 +1,4 @@
-"""A server that has the OAuth 2.0 API, and Alice."""
+"""Fixtures: a server with the OAuth 2.0 API, and the user Alice."""
 
 from pathlib import Path
 

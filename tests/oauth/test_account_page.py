@@ -1,4 +1,4 @@
-"""The account page: what is there, what its buttons do, who may press them."""
+"""The account page: its contents, its forms, and who may submit them."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def sign_in(browser: Browser, path: str = ACCOUNT, password: str = "wonderland")
 
 
 def press(browser: Browser, do: str, **fields: str) -> None:
-    """Press the button of a form of the account page."""
+    """Submit a form of the account page."""
     form = next(form for form in browser.page.forms if form.fields.get("do") == do)
     browser.post(form.action, {**form.fields, **fields})
 
@@ -41,7 +41,7 @@ def master_key(user: User, seed: int) -> dict[str, Any]:
     return {"master_key": cross_signing_key(user, "master", seed)[1]}
 
 
-def test_sessions_are_seen_and_ended(program: Program, browser: Browser) -> None:
+def test_the_user_sees_and_ends_sessions(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     program.server.run(program.server.app.accounts.last_seen.flush())
     browser.open(ACCOUNT)
@@ -51,7 +51,7 @@ def test_sessions_are_seen_and_ended(program: Program, browser: Browser) -> None
     assert "2023-11-14" in browser.words
     assert alice.get(WHOAMI).status == 200
     browser.open(f"{ACCOUNT}?action=org.matrix.device_delete&device_id={alice.device_id}")
-    assert alice.get(WHOAMI).status == 200  # to open a link does nothing
+    assert alice.get(WHOAMI).status == 200  # opening a link changes nothing
     press(browser, "end_device")
     assert "The session has ended." in browser.words
     assert alice.get(WHOAMI).status == 401
@@ -59,13 +59,13 @@ def test_sessions_are_seen_and_ended(program: Program, browser: Browser) -> None
 
 
 @pytest.mark.parametrize("action", ["session_end", "org.matrix.session_view"])
-def test_older_names_of_actions(program: Program, browser: Browser, action: str) -> None:
+def test_unstable_names_of_actions(program: Program, browser: Browser, action: str) -> None:
     alice = program.sign_in(browser)
     browser.open(f"{ACCOUNT}?action={action}&device_id={alice.device_id}")
     assert "End this session" in browser.words
 
 
-def test_devices_of_others_are_not_there(server: TestServer, browser: Browser) -> None:
+def test_devices_of_other_users_are_not_found(server: TestServer, browser: Browser) -> None:
     bob = server.register("bob")
     sign_in(browser)
     browser.open(f"{ACCOUNT}?action=org.matrix.device_delete&device_id={bob.device_id}")
@@ -76,10 +76,10 @@ def test_devices_of_others_are_not_there(server: TestServer, browser: Browser) -
 
 
 @pytest.mark.parametrize("action", ["cross_signing_reset", "account_deactivate", "device_delete"])
-def test_who_is_signed_in_here_as_somebody_else_sees_it(
+def test_a_browser_of_another_account_shows_which_account_it_is(
     server: TestServer, program: Program, browser: Browser, action: str
 ) -> None:
-    """An app of alice's leads to the page, and bob is signed in in this browser."""
+    """A client of alice links to the page, and the browser is signed in as bob."""
     alice = program.sign_in(Browser(server))
     server.register("bob")
     here = f"{ACCOUNT}?action=org.matrix.{action}"
@@ -88,11 +88,11 @@ def test_who_is_signed_in_here_as_somebody_else_sees_it(
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="bob", password="wonderland")
     browser.open(here)
-    assert "You are @bob:example.org Not you?" in browser.words
+    assert "You are signed in as @bob:example.org Not you?" in browser.words
     assert ("You have no such session" in browser.words) is (action == "device_delete")
     browser.send("/_mahalla/sign_out")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "You are @alice:example.org" in browser.words
+    assert "You are signed in as @alice:example.org" in browser.words
     wanted = {
         "cross_signing_reset": "reset",
         "account_deactivate": "deactivate",
@@ -101,7 +101,7 @@ def test_who_is_signed_in_here_as_somebody_else_sees_it(
     assert [form.fields["do"] for form in browser.page.forms if "do" in form.fields] == [wanted]
 
 
-def test_other_sites_press_no_button(program: Program, browser: Browser) -> None:
+def test_forms_of_other_sites_are_refused(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     for do in ("end_device", "deactivate", "reset", "password"):
         fields = {"do": do, "device_id": alice.device_id, "old_password": "wonderland"}
@@ -116,7 +116,7 @@ def test_other_sites_press_no_button(program: Program, browser: Browser) -> None
 def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     press(browser, "name", name="Alice <in> Wonderland")
-    assert "Your name is changed." in browser.words
+    assert "Your name was changed." in browser.words
     assert "Alice &lt;in&gt; Wonderland" in browser.text
     found = server.get("/_matrix/client/v3/profile/@alice:example.org").json
     assert found["displayname"] == "Alice <in> Wonderland"
@@ -129,7 +129,7 @@ def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser
         server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True)
     )
     press(browser, "name", name="Mallory")
-    assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+    assert (browser.status, "Your account is suspended" in browser.words) == (403, True)
     assert (
         server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
     )
@@ -147,7 +147,7 @@ def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Br
     for removal in ("remove_address", "remove_number"):
         browser.open(ACCOUNT)
         press(browser, removal)
-        assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+        assert (browser.status, "Your account is suspended" in browser.words) == (403, True)
     known = server.run(threepids.get_threepids(["@alice:example.org"]))["@alice:example.org"]
     assert len(known) == 2
 
@@ -162,14 +162,14 @@ def test_a_password_is_changed(program: Program, browser: Browser) -> None:
     assert "The two passwords differ" in browser.words
     assert alice.get(WHOAMI).status == 200
     press(browser, "password", old_password="wonderland", password="new", password_again="new")
-    assert "Your password is changed" in browser.words  # this browser stays signed in
+    assert "Your password was changed" in browser.words  # this browser keeps its session
     assert alice.get(WHOAMI).status == 401
     other.open(ACCOUNT)
     assert other.path.startswith(SIGN_IN)
     sign_in(other, password="new")
 
 
-def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Browser) -> None:
+def test_an_app_replaces_the_keys_once_after_permission(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     path = "/_matrix/client/v3/keys/device_signing/upload"
     first, second, third = (master_key(alice, seed) for seed in (1, 2, 3))
@@ -193,7 +193,7 @@ def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Brows
     press(browser, "reset", old_password="wrong")
     assert alice.post(path, {**second, "auth": auth}).status == 401
     press(browser, "reset", old_password="wonderland")
-    assert "Go back to your app within ten minutes" in browser.words
+    assert "Return to your app within ten minutes" in browser.words
     assert alice.post(path, {**second, "auth": auth}).status == 200
     assert alice.post(path, third).status == 401  # once
     happened = [event for event, _ in told(program.server)]
@@ -228,7 +228,7 @@ def test_an_account_is_closed(program: Program, browser: Browser) -> None:
     assert browser.status == 403
 
 
-def test_an_account_without_a_password_signs_in_once_more(
+def test_an_account_without_a_password_authenticates_again(
     server: TestServer, browser: Browser
 ) -> None:
     sign_in(browser)
@@ -247,7 +247,7 @@ def test_an_account_without_a_password_signs_in_once_more(
     assert browser.path.startswith(SIGN_IN)
 
 
-def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Browser) -> None:
+def test_the_user_downloads_the_account_data(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     alice = _user(server)
     alice.put(
@@ -265,30 +265,30 @@ def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Brows
     )
 
 
-def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Browser) -> None:
+def test_earlier_activity_is_folded(server: TestServer, browser: Browser) -> None:
     for _ in range(3):
         _user(server)
     browser.open(ACCOUNT)
     browser.send(SIGN_IN, name="alice", password="wrong")
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    shown, folded = browser.text.partition("What happened lately")[2].split(
-        "What happened before that"
-    )
+    shown, folded = browser.text.partition("Recent activity")[2].split("Earlier activity")
     assert "<details>" in shown
     assert shown.count("<li>") == 3
     assert "A wrong password was typed" in shown
     assert folded.partition("</details>")[0].count("An app signed in") == 3
 
 
-def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browser: Browser) -> None:
+def test_a_session_without_a_name_shows_its_user_agent(
+    server: TestServer, browser: Browser
+) -> None:
     sign_in(browser)
     alice = _user(server)
     path, program = "/_matrix/client/v3/account/whoami", {"User-Agent": "Thunderbird/140"}
     server.client.request("GET", path, token=alice.token, headers=program, ip="10.0.0.7")
     server.run(server.app.accounts.last_seen.flush())
     browser.open(ACCOUNT)
-    shown = browser.words.partition("What happened lately")[0]
-    assert "An app without a name" in shown
+    shown = browser.words.partition("Recent activity")[0]
+    assert "Unnamed app" in shown
     assert shown.count(alice.device_id) == 1
     assert "· 10.0.0.7" in shown
     assert "Thunderbird/140" in shown
@@ -296,9 +296,7 @@ def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browse
     assert browser.words.count(alice.device_id) == 1
 
 
-def test_all_that_is_kept_of_an_account_is_in_the_file(
-    server: TestServer, browser: Browser
-) -> None:
+def test_the_downloaded_file_has_all_stored_data(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     alice, database, now = _user(server), server.app.database, int(server.clock.seconds() * 1000)
     parts = server.app.accounts
@@ -356,7 +354,7 @@ def mailing(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def link_of(server: TestServer) -> str:
-    """The link of the last letter, without the host."""
+    """Return the link of the last e-mail, without the host."""
     text = server.relay.letters[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
@@ -364,30 +362,30 @@ def link_of(server: TestServer) -> str:
 
 
 def confirm(server: TestServer) -> str:
-    """Press the button behind the link, in another browser; where the page leads on to."""
+    """Press the button behind the link, in another browser; return where the page continues."""
     other = Browser(server)
     other.open(link_of(server))
     other.send("/_mahalla/confirm_email")
-    return str(other.page.links["Go on to matrix.example.org"]).removeprefix(
+    return str(other.page.links["Continue to matrix.example.org"]).removeprefix(
         "https://matrix.example.org"
     )
 
 
-def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServer) -> None:
+def test_an_added_address_resets_the_password(mailing: TestServer) -> None:
     browser = Browser(mailing)
     sign_in(browser)
-    press(browser, "send_letter", address="Alice@Example.org")
-    assert "A letter is on its way" in browser.words
+    press(browser, "send_email", address="Alice@Example.org")
+    assert "We sent an e-mail" in browser.words
     press(browser, "take_address", old_password="wonderland")
     assert "The address is not confirmed yet" in browser.words
     browser.open(confirm(mailing))
     press(browser, "take_address", old_password="wonderland")
-    assert "The address is added." in browser.words
+    assert "The address was added." in browser.words
     assert "alice@example.org" in browser.words
 
     forgetful = Browser(mailing)
     forgetful.open(SIGN_IN)
-    forgetful.follow("Have you forgotten your password?")
+    forgetful.follow("Forgot your password?")
     forgetful.send(address="nobody@example.org")
     of_nobody = forgetful.words
     forgetful.open("/_mahalla/reset_password")
@@ -398,15 +396,15 @@ def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServe
     assert "The address is not confirmed yet" in forgetful.words
     forgetful.open(confirm(mailing))
     forgetful.send(password="new", password_again="new")
-    assert "Your password is set" in forgetful.words
+    assert "Your password was changed" in forgetful.words
     forgetful.follow("Sign in")
     forgetful.send(SIGN_IN, name="alice@example.org", password="new")
     assert forgetful.path == ACCOUNT
     press(forgetful, "remove_address")
-    assert "The address is removed." in forgetful.words
+    assert "The address was removed." in forgetful.words
 
 
-def test_an_account_is_made_with_an_address_and_a_token(
+def test_registration_with_an_address_and_a_token(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -418,27 +416,27 @@ def test_an_account_is_made_with_an_address_and_a_token(
     program, browser = Program(server), Browser(server)
     browser.open(program.request(prompt="create"))
     browser.send(address="bob@example.org")
-    assert "A letter is on its way to bob@example.org" in browser.words
+    assert "We sent an e-mail to bob@example.org" in browser.words
     browser.open(confirm(server))
     wish = {"name": "bob", "password": "builder", "password_again": "builder"}
     browser.send(**wish, registration_token="wrong")
     assert browser.status == 403
     browser.send(**wish, registration_token=token)
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     assert "@bob:example.org" in browser.words
 
 
-def test_a_server_without_letters_says_so(browser: Browser) -> None:
+def test_a_server_without_email_says_so(browser: Browser) -> None:
     browser.open(SIGN_IN)
-    assert "Have you forgotten your password?" not in browser.words
+    assert "Forgot your password?" not in browser.words
     assert browser.open("/_mahalla/reset_password").status == 404
 
 
-def test_nobody_registers_where_that_is_closed(tmp_path: Path, sqlite_database: Database) -> None:
+def test_closed_registration_is_refused(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "enable_registration: false\n")
     browser = Browser(server)
     browser.open("/_mahalla/register")
     assert browser.status == 403
-    assert "Nobody can register here" in browser.words
+    assert "Registration is closed" in browser.words
     metadata: dict[str, Any] = server.get("/_matrix/client/v1/auth_metadata").json
     assert metadata["prompt_values_supported"] == ["login"]

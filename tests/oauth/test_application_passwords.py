@@ -1,5 +1,5 @@
-"""Passwords for programs: made on the account page, good for one thing, and ended with what they
-let in."""
+"""Application passwords: created on the account page, usable only for login, revoked with their
+sessions."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def press(browser: Browser, do: str, **fields: str) -> None:
 
 
 def make(browser: Browser, name: str = "Bot", days: str = "", password: str = "wonderland") -> str:
-    """Make one; it stands on the page."""
+    """Create an application password and return it from the page."""
     press(browser, "make", name=name, days=days, old_password=password)
     assert browser.status == 200, browser.words
     [found] = re.findall(r"<code>(mhp_\w+)</code>", browser.text)
@@ -52,7 +52,10 @@ def login(server: TestServer, password: str, name: str = "alice", **further: Any
 
 
 def records(server: TestServer, user_id: str = "@alice:example.org") -> list[str]:
-    return [each.event for each in server.run(server.app.accounts.audit.get_records(user_id, 50))]  # type: ignore[arg-type]
+    return [
+        each.event
+        for each in server.run(server.app.accounts.audit.get_records(UserID(user_id), 50))
+    ]
 
 
 def no_own_password(server: TestServer) -> None:
@@ -64,7 +67,9 @@ def no_own_password(server: TestServer) -> None:
     )
 
 
-def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser) -> None:
+def test_a_program_signs_in_until_the_password_is_revoked(
+    server: TestServer, browser: Browser
+) -> None:
     password = make(browser)
     assert ("application_password_made", "Bot") in told(server)
     browser.open(PAGE)
@@ -78,7 +83,7 @@ def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser)
     browser.open(PAGE)
     assert "Last used 2023-11-14" in browser.words
     press(browser, "end")
-    assert "The password is ended" in browser.words
+    assert "The password was revoked" in browser.words
     assert ("application_password_ended", "Bot") in told(server)
     assert bot.get(WHOAMI).status == 401
     assert by_hand.get(WHOAMI).status == 200
@@ -86,16 +91,16 @@ def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser)
     assert "application_password_ended" in records(server)
     press_again = {**browser.page.forms[0].fields, "do": "end", "password_id": "gone"}
     browser.post(PAGE, press_again)
-    assert "The password is ended" in browser.words
+    assert "The password was revoked" in browser.words
 
 
-def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> None:
+def test_an_application_password_only_logs_in(server: TestServer, browser: Browser) -> None:
     password = make(browser)
     bot = User(server, login(server, password).json)
     other = Browser(server)
     other.open(SIGN_IN)
     other.send(SIGN_IN, name="alice", password=password)
-    assert (other.status, "The name or the password is wrong." in other.words) == (403, True)
+    assert (other.status, "The user name or the password is wrong." in other.words) == (403, True)
     path = "/_matrix/client/v3/account/deactivate"
     session = bot.post(path).json["session"]
     auth = {
@@ -113,7 +118,7 @@ def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> No
     assert login(server, password, "bob").errcode == "M_FORBIDDEN"
 
 
-def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(
+def test_a_later_login_takes_the_device_from_the_application_password(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
@@ -123,7 +128,7 @@ def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(
     assert own.get(WHOAMI).status == 200
 
 
-def test_a_program_takes_over_no_device(server: TestServer, browser: Browser) -> None:
+def test_an_application_password_takes_over_no_device(server: TestServer, browser: Browser) -> None:
     first, second = make(browser), make(browser, "Other")
     own = User(server, login(server, "wonderland", device_id="OWN").json)
     assert login(server, first, device_id="BOT").status == 200
@@ -135,7 +140,9 @@ def test_a_program_takes_over_no_device(server: TestServer, browser: Browser) ->
     assert again.get(WHOAMI).json["device_id"] == "BOT"
 
 
-def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_session_of_an_application_password_signs_in_no_other_client(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     tokens = "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     alice = server.register("alice")
@@ -148,25 +155,27 @@ def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Data
     assert alice.post(path).status == 200
     own = User(
         server, login(server, "wonderland", device_id=bot.device_id).json
-    )  # the device is a program's no more
+    )  # the device no longer belongs to the application password
     assert own.post(path).status == 200
 
 
-def test_a_program_sets_no_keys_of_the_account(server: TestServer, browser: Browser) -> None:
+def test_a_session_of_an_application_password_sets_no_cross_signing_keys(
+    server: TestServer, browser: Browser
+) -> None:
     bot = User(server, login(server, make(browser)).json)
     own = User(server, login(server, "wonderland").json)
     keys = {"master_key": cross_signing_key(bot, "master", 7)[1]}
     refused = bot.post("/_matrix/client/v3/keys/device_signing/upload", keys)
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert query(own, own).get("master_keys", {}) == {}
-    for user in (own, bot):  # who sends again what is there sets nothing
+    for user in (own, bot):  # uploading the same keys again changes nothing
         assert user.post("/_matrix/client/v3/keys/device_signing/upload", keys).status == 200
 
 
-def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:
+def test_application_passwords_expire(server: TestServer, browser: Browser) -> None:
     password = make(browser, days="30")
     bot = User(server, login(server, password).json)
-    assert "Ends 2023-12-14" in browser.words
+    assert "Expires 2023-12-14" in browser.words
     server.clock.advance(30 * 24 * 3600)
     assert login(server, password).errcode == "M_FORBIDDEN"
     assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 1
@@ -174,7 +183,9 @@ def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:
     assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 0
 
 
-def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_configuration_bounds_application_passwords(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     bounds = "application_passwords: {limit: 2, longest_lifetime: 90d}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + bounds)
     server.register("alice")
@@ -182,15 +193,15 @@ def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> 
     browser.open(PAGE)
     browser.send(SIGN_IN, name="alice", password="wonderland")
     make(browser, "One")
-    assert "Ends 2024-02-12" in browser.words
+    assert "Expires 2024-02-12" in browser.words
     press(browser, "make", name="One", old_password="wonderland")
-    assert (browser.status, "You have a password of this name already" in browser.words) == (
+    assert (browser.status, "You already have a password with this name" in browser.words) == (
         400,
         True,
     )
     make(browser, "Two", days="30")
     press(browser, "make", name="Three", old_password="wonderland")
-    assert (browser.status, "as many passwords for programs as you may have" in browser.words) == (
+    assert (browser.status, "maximum number of application passwords" in browser.words) == (
         403,
         True,
     )
@@ -207,22 +218,24 @@ def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> 
         {"days": "1e9"},
     ],
 )
-def test_what_cannot_be_made(server: TestServer, browser: Browser, fields: dict[str, str]) -> None:
+def test_invalid_names_and_lifetimes_are_refused(
+    server: TestServer, browser: Browser, fields: dict[str, str]
+) -> None:
     press(browser, "make", **{"name": "Bot", "old_password": "wonderland", **fields})
     assert browser.status == 400
     passwords = server.app.accounts.application_passwords
     assert server.run(passwords.get_passwords(UserID("@alice:example.org"))) == []
 
 
-def test_other_sites_make_none(server: TestServer, browser: Browser) -> None:
+def test_forms_of_other_sites_create_no_password(server: TestServer, browser: Browser) -> None:
     assert (
         browser.post(PAGE, {"do": "make", "name": "Bot", "old_password": "wonderland"}).status
         == 403
     )
-    assert Browser(server).open(PAGE).status == 200  # the page to sign in on
+    assert Browser(server).open(PAGE).status == 200  # the sign-in page
 
 
-def test_who_has_no_password_shows_that_they_signed_in_lately(
+def test_a_user_without_a_password_needs_a_recent_sign_in(
     server: TestServer, browser: Browser
 ) -> None:
     no_own_password(server)
@@ -235,11 +248,13 @@ def test_who_has_no_password_shows_that_they_signed_in_lately(
     assert browser.path.startswith(SIGN_IN)
 
 
-def test_where_people_have_no_passwords(tmp_path: Path, sqlite_database: Database) -> None:
+def test_application_passwords_work_without_local_passwords(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    password = server.run(passwords.do_make("@alice:example.org", "Bot", None, era=0))  # type: ignore[arg-type]
+    password = server.run(passwords.do_make(UserID("@alice:example.org"), "Bot", None, era=0))
 
     closed = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS, seed=2)
     assert closed.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
@@ -260,33 +275,33 @@ def test_where_people_have_no_passwords(tmp_path: Path, sqlite_database: Databas
     assert login(off_here, "wonderland").status == 200
 
 
-def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
+def test_failed_logins_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     limits = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 2}}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + limits)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    right = server.run(passwords.do_make("@alice:example.org", "Bot", None, era=0))  # type: ignore[arg-type]
+    right = server.run(passwords.do_make(UserID("@alice:example.org"), "Bot", None, era=0))
     wrong = server.app.accounts.secret_text.application_password()
     assert [login(server, wrong).status for _ in range(3)] == [403, 403, 429]
     assert login(server, right).status == 429
     assert records(server).count("sign_in_failed") == 2
 
 
-def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(
+def test_logging_out_everywhere_revokes_them_and_a_lock_does_not(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
     accounts = server.app.people.accounts
-    server.run(accounts.do_set_flags("@alice:example.org", locked=True))  # type: ignore[arg-type]
+    server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=True))
     assert login(server, password).errcode == "M_USER_LOCKED"
-    server.run(accounts.do_set_flags("@alice:example.org", locked=False))  # type: ignore[arg-type]
+    server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=False))
     bot = User(server, login(server, password).json)
     assert bot.post("/_matrix/client/v3/logout/all").status == 200
     assert login(server, password).errcode == "M_FORBIDDEN"
     assert "application_password_ended" in records(server)
 
 
-def test_they_are_taken_along_without_their_secrets(browser: Browser) -> None:
+def test_the_account_data_lists_them_without_secrets(browser: Browser) -> None:
     make(browser)
     [kept] = browser.open("/_mahalla/account/export").json["application_passwords"]
     assert kept == {
@@ -297,7 +312,7 @@ def test_they_are_taken_along_without_their_secrets(browser: Browser) -> None:
     }
 
 
-def test_administrators_see_and_end_them(server: TestServer, browser: Browser) -> None:
+def test_administrators_list_and_revoke_them(server: TestServer, browser: Browser) -> None:
     password = make(browser)
     bot = User(server, login(server, password).json)
     root = server.register("root")

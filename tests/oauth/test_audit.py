@@ -1,4 +1,4 @@
-"""What happens to an account is recorded: for its owner, and for administrators."""
+"""The audit log of accounts, as their owners and administrators see it."""
 
 from pathlib import Path
 
@@ -26,13 +26,13 @@ def admin(server: TestServer) -> User:
 
 
 def events(boss: User, user_id: str = ALICE) -> list[str]:
-    """Oldest first."""
+    """Return the recorded events, oldest first."""
     answer = boss.get(f"/_mahalla/admin/v1/users/{user_id}/audit?limit=1000")
     assert answer.status == 200, answer.body
     return [str(record["event"]) for record in reversed(answer.json["records"])]
 
 
-def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
+def test_events_of_an_account_are_recorded_in_order(program: Program, browser: Browser) -> None:
     server = program.server
     boss = admin(server)
     began = int(server.clock.seconds() * 1000)
@@ -77,7 +77,7 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
     }
 
 
-def test_whence_sessions_began(program: Program, browser: Browser) -> None:
+def test_the_address_of_new_sessions_is_recorded(program: Program, browser: Browser) -> None:
     server = program.server
     boss = admin(server)
     program.take(program.exchange(program.code(browser)))
@@ -109,7 +109,7 @@ def test_whence_sessions_began(program: Program, browser: Browser) -> None:
     ]
 
 
-def test_whence_it_was_done(program: Program, browser: Browser) -> None:
+def test_the_address_of_changes_is_recorded(program: Program, browser: Browser) -> None:
     server = program.server
     boss = admin(server)
     program.take(program.exchange(program.code(browser)))
@@ -133,38 +133,37 @@ def test_whence_it_was_done(program: Program, browser: Browser) -> None:
         "password_again": "looking-glass",
     }
     browser.post(form.action, {**form.fields, **new})
-    assert [event for event, _ in told(server)].count(
-        "browser_signed_in"
-    ) == 1  # it stays signed in
+    # the browser keeps its session
+    assert [event for event, _ in told(server)].count("browser_signed_in") == 1
     browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
     browser.send("/_mahalla/account", old_password="looking-glass")
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
     assert records[0]["event"] != "sign_in_failed"
-    happened = {
+    expected = {
         "token_reused",
         "session_ended",
         "password_changed",
         "deactivated",
         "browser_signed_out",
     }
-    whence = [
-        (record["event"], record["address"]) for record in records if record["event"] in happened
+    recorded = [
+        (record["event"], record["address"]) for record in records if record["event"] in expected
     ]
-    assert {event for event, _ in whence} == happened
-    assert {address for _, address in whence} == {"127.0.0.1"}
+    assert {event for event, _ in recorded} == expected
+    assert {address for _, address in recorded} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"code_verifier": "x" * 50}, "code_verifier does not fit the code_challenge"),
+        ({"code_verifier": "x" * 50}, "code_verifier does not match the code_challenge"),
         (
             {"redirect_uri": "https://elsewhere.example/"},
-            "redirect_uri is not the one that the code was asked with",
+            "redirect_uri differs from that of the authorization request",
         ),
     ],
 )
-def test_a_code_that_somebody_else_shows(
+def test_a_stolen_code_is_recorded(
     program: Program, browser: Browser, changed: dict[str, str], why: str
 ) -> None:
     code = program.code(browser)
@@ -176,7 +175,7 @@ def test_a_code_that_somebody_else_shows(
     ]
 
 
-def test_administrators_are_named(server: TestServer) -> None:
+def test_the_record_names_the_administrator(server: TestServer) -> None:
     boss = admin(server)
     moderation = f"/_matrix/client/v1/admin/suspend/{ALICE}"
     assert boss.put(moderation, {"suspended": True}).status == 200
@@ -190,7 +189,7 @@ def test_administrators_are_named(server: TestServer) -> None:
     ]
 
 
-def test_what_administrators_do_is_theirs(server: TestServer) -> None:
+def test_all_actions_of_administrators_name_them(server: TestServer) -> None:
     boss = admin(server)
     users, of_carol = "/_synapse/admin/v2/users/", "@carol:example.org"
     assert boss.put(users + of_carol, {"password": "wonderland", "admin": True}).status == 201
@@ -229,7 +228,7 @@ def test_what_administrators_do_is_theirs(server: TestServer) -> None:
     ]
 
 
-def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
+def test_a_refusal_after_the_right_password_is_recorded(server: TestServer) -> None:
     boss = admin(server)
     accounts = server.app.people.accounts
     login = {
@@ -240,17 +239,15 @@ def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     server.run(accounts.do_set_flags(ALICE, locked=True))
     refused = server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     assert refused.errcode == "M_USER_LOCKED"
-    server.client.request(
-        "POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1"
-    )  # the same again is no news
+    # a repeated refusal is not recorded again
+    server.client.request("POST", "/_matrix/client/v3/login", json=login, ip="10.0.0.1")
     page = Browser(server)
     page.open("/_mahalla/account")
     page.send("/_mahalla/sign_in", name="alice", password="wonderland")
     server.run(accounts.do_set_flags(ALICE, locked=False))
     server.run(server.app.people.deactivation.do_deactivate(ALICE, erase=False))
-    server.post(
-        "/_matrix/client/v3/login", login
-    )  # closed accounts have no password: nobody has proved to be its owner
+    # a deactivated account has no password, so nobody authenticated as its owner
+    server.post("/_matrix/client/v3/login", login)
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
     assert [(each["event"], each["detail"], each["address"]) for each in reversed(records)][2:] == [
         ("locked", None, None),
@@ -263,7 +260,7 @@ def test_who_is_refused_with_the_right_password(server: TestServer) -> None:
     ]
 
 
-def test_browsers_are_signed_out(server: TestServer, browser: Browser) -> None:
+def test_the_end_of_browser_sessions_is_recorded(server: TestServer, browser: Browser) -> None:
     def sign_in(page: Browser) -> None:
         page.open("/_mahalla/account")
         page.send("/_mahalla/sign_in", name="alice", password="wonderland")
@@ -281,7 +278,7 @@ def test_browsers_are_signed_out(server: TestServer, browser: Browser) -> None:
     assert browser.path == "/_mahalla/account"
 
 
-def test_a_browser_is_signed_out_by_time(server: TestServer, browser: Browser) -> None:
+def test_the_expiry_of_a_browser_session_is_recorded(server: TestServer, browser: Browser) -> None:
     def sign_in() -> None:
         browser.open("/_mahalla/account")
         browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
@@ -289,7 +286,7 @@ def test_a_browser_is_signed_out_by_time(server: TestServer, browser: Browser) -
     sign_in()
     began = int(server.clock.seconds() * 1000)
     server.clock.advance(25 * 3600)
-    sign_in()  # in the same browser, before the sweep has come
+    sign_in()  # in the same browser, before the sweep runs
     ended = ("browser_signed_out", "time_over")
     assert told(server)[-3:] == [("browser_signed_in", None), ended, ("browser_signed_in", None)]
     server.clock.advance(25 * 3600)
@@ -299,19 +296,21 @@ def test_a_browser_is_signed_out_by_time(server: TestServer, browser: Browser) -
     over = [record for record in reversed(records) if record.detail == "time_over"]
     assert [record.ts - began for record in over] == [24 * 3600_000, 49 * 3600_000]
     sign_in()
-    assert "Signed out of this page by itself" in browser.words
+    assert "Signed out of this page automatically" in browser.words
 
 
-def test_an_app_that_is_not_allowed(program: Program, browser: Browser) -> None:
+def test_a_denied_client_is_recorded(program: Program, browser: Browser) -> None:
     browser.open(program.request())
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     browser.send(program.path_of("authorization_endpoint"), button="deny")
     assert told(program.server)[-1] == ("app_denied", f"Element X ({program.client_id})")
     browser.open("/_mahalla/account")
-    assert "An app was not let in" in browser.words
+    assert "An app was denied" in browser.words
 
 
-def test_data_are_taken_along(server: TestServer, browser: Browser) -> None:
+def test_a_download_of_the_account_data_is_recorded_once(
+    server: TestServer, browser: Browser
+) -> None:
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     for _ in range(3):
@@ -322,7 +321,7 @@ def test_data_are_taken_along(server: TestServer, browser: Browser) -> None:
     assert [event for event, _ in told(server)].count("data_exported") == 2
 
 
-def test_programs_that_make_themselves_known(program: Program, browser: Browser) -> None:
+def test_the_first_use_of_a_client_is_recorded(program: Program, browser: Browser) -> None:
     boss = admin(program.server)
     browser.open(program.request())
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
@@ -335,12 +334,14 @@ def test_programs_that_make_themselves_known(program: Program, browser: Browser)
         "127.0.0.1",
     )
     assert ("app_allowed", called) in told(program.server)
-    Program(program.server)  # on another telephone: it is known
+    Program(program.server)  # the same client on another phone
     assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
     assert program.server.register("bob").get("/_mahalla/admin/v1/audit").errcode == "M_FORBIDDEN"
 
 
-def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_login_token_from_a_session_is_recorded(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(
         tmp_path,
         sqlite_database,
@@ -354,7 +355,7 @@ def test_an_app_lets_another_one_in(tmp_path: Path, sqlite_database: Database) -
     assert [event for event, _ in told(server)][2:] == ["login_token_given", "session_began"]
 
 
-def test_an_address_is_new_once(server: TestServer) -> None:
+def test_a_new_address_is_recorded_once(server: TestServer) -> None:
     boss, bob = admin(server), server.register("bob")  # from 127.0.0.1
     for ip in ("127.0.0.1", "10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
         server.clock.advance(200)
@@ -363,7 +364,7 @@ def test_an_address_is_new_once(server: TestServer) -> None:
     assert events(boss, bob.user_id).count("new_address") == 2
 
 
-def test_a_new_address_is_seen_beside_the_usual_one(server: TestServer) -> None:
+def test_a_new_address_is_recorded_next_to_the_usual_one(server: TestServer) -> None:
     boss, bob = admin(server), server.register("bob")
     for ip in ("127.0.0.1", "10.0.0.9", "127.0.0.1"):  # the owner, a thief of the token, the owner
         server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
@@ -378,7 +379,9 @@ def test_a_new_address_is_seen_beside_the_usual_one(server: TestServer) -> None:
     assert len(addresses) < 10
 
 
-def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
+def test_the_owner_reads_the_records_in_their_language(
+    server: TestServer, browser: Browser
+) -> None:
     browser.languages = "ru"
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
@@ -393,7 +396,7 @@ def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
     assert server.run(server.app.accounts.audit.do_sweep(100)) == 6
 
 
-def test_others_see_nothing(server: TestServer) -> None:
+def test_other_users_cannot_read_the_records(server: TestServer) -> None:
     bob = server.register("bob")
     path = f"/_mahalla/admin/v1/users/{ALICE}/audit"
     assert bob.get(path).errcode == "M_FORBIDDEN"

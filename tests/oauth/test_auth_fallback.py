@@ -1,5 +1,5 @@
-"""Stages of user-interactive authentication in a browser, and confirmations that are good for more
-than one action."""
+"""Fallback pages for stages of user-interactive authentication, and confirmations that hold for
+more than one operation."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def proof(password: str = "wonderland") -> dict[str, Any]:
 
 
 def another(server: TestServer, name: str = "alice") -> User:
-    """The same person on another device."""
+    """Sign the same user in on another device."""
     body = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": name},
@@ -46,12 +46,12 @@ def another(server: TestServer, name: str = "alice") -> User:
 
 
 def end(user: User, other: User, auth: object = None) -> Answer:
-    """One device ends another."""
+    """Delete one device from another."""
     body = {"devices": [other.device_id]}
     return user.post(DEVICES, body if auth is None else {**body, "auth": auth})
 
 
-def test_the_password_on_a_page(server: TestServer, browser: Browser) -> None:
+def test_the_password_stage_on_a_page(server: TestServer, browser: Browser) -> None:
     alice, other = another(server), another(server)
     session = end(alice, other).json["session"]
     browser.open(fallback("m.login.password", session))
@@ -61,16 +61,16 @@ def test_the_password_on_a_page(server: TestServer, browser: Browser) -> None:
     assert (browser.status, "The password is wrong." in browser.words) == (403, True)
     assert end(alice, other, {"session": session}).status == 401
     browser.send(password="wonderland")
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     assert "onAuthDone" in browser.text
     policy = browser.answer.headers["content-security-policy"]
     assert "script-src 'sha256-" in policy
     assert end(alice, other, {"session": session}).status == 200
     browser.open(fallback("m.login.password", session))
-    assert browser.status == 400  # the session was used
+    assert browser.status == 400  # the UIA session was used
 
 
-def test_the_page_is_not_for_other_sites(server: TestServer, browser: Browser) -> None:
+def test_forms_of_other_sites_are_refused(server: TestServer, browser: Browser) -> None:
     alice, other = another(server), another(server)
     session = end(alice, other).json["session"]
     path = fallback("m.login.password", session).partition("?")[0]
@@ -82,13 +82,13 @@ def test_the_page_is_not_for_other_sites(server: TestServer, browser: Browser) -
 @pytest.mark.parametrize(
     "stage", ["m.login.password", "m.login.dummy", "m.login.email.identity", "m.login.made_up"]
 )
-def test_made_up_sessions_and_stages(browser: Browser, stage: str, session: str) -> None:
+def test_unknown_sessions_and_stages_are_refused(
+    browser: Browser, stage: str, session: str
+) -> None:
     assert browser.open(fallback(stage, session)).status == 400
 
 
-def test_an_account_is_made_with_a_token_on_a_page(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_the_registration_token_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registration_requires_token: true\n")
     token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
     body = {"username": "bob", "password": "builder"}
@@ -100,16 +100,18 @@ def test_an_account_is_made_with_a_token_on_a_page(
     browser.send(token="wrong")
     assert (browser.status, "This registration token is not valid" in browser.words) == (403, True)
     browser.send(token=token)
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     made = server.post(REGISTER, {**body, "auth": {"session": asked["session"]}})
     assert (made.status, made.json["user_id"]) == (200, "@bob:example.org")
     second = server.post(REGISTER, {**body, "username": "carol"}).json
     browser.open(fallback("m.login.registration_token", second["session"]))
     browser.send(token=token)
-    assert browser.status == 403  # its one use is gone
+    assert browser.status == 403  # its only use is spent
 
 
-def test_a_token_is_held_for_an_account_alone(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_registration_token_confirms_only_a_registration(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     alice = server.register("alice")
     token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
@@ -121,7 +123,7 @@ def test_a_token_is_held_for_an_account_alone(tmp_path: Path, sqlite_database: D
     assert browser.status == 403
 
 
-def test_nothing_is_confirmed_by_a_button(server: TestServer, browser: Browser) -> None:
+def test_a_password_is_required_to_confirm(server: TestServer, browser: Browser) -> None:
     body = {"username": "bob", "password": "builder"}
     session = server.post(REGISTER, body).json["session"]
     browser.open(fallback("m.login.dummy", session))
@@ -130,7 +132,7 @@ def test_nothing_is_confirmed_by_a_button(server: TestServer, browser: Browser) 
     assert server.post(REGISTER, {**body, "auth": {"session": session}}).status == 200
 
 
-def test_an_address_is_confirmed_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_email_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL + "registrations_require_3pid: [email]\n")
     body = {"username": "bob", "password": "builder"}
     session = server.post(REGISTER, body).json["session"]
@@ -139,7 +141,7 @@ def test_an_address_is_confirmed_on_a_page(tmp_path: Path, sqlite_database: Data
     browser.send(address="no address")
     assert browser.status == 400
     browser.send(address="bob@example.org")
-    assert "A letter is on its way" in browser.words
+    assert "We sent an e-mail" in browser.words
     browser.send()
     assert "The address is not confirmed yet" in browser.words
     text = server.relay.letters[-1][1].get_body(("plain",))
@@ -149,7 +151,7 @@ def test_an_address_is_confirmed_on_a_page(tmp_path: Path, sqlite_database: Data
     reader.open(link)
     reader.send("/_mahalla/confirm_email")
     browser.send()
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     made = User(server, server.post(REGISTER, {**body, "auth": {"session": session}}).json)
     threepids = made.get("/_matrix/client/v3/account/3pid").json["threepids"]
     assert [each["address"] for each in threepids] == ["bob@example.org"]
@@ -162,7 +164,7 @@ def lenient(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return server
 
 
-def test_a_confirmation_is_good_for_a_while_on_its_device(lenient: TestServer) -> None:
+def test_a_confirmation_holds_for_a_time_on_its_device(lenient: TestServer) -> None:
     alice, other = another(lenient), another(lenient)
     first, second, third = (another(lenient) for _ in range(3))
     assert end(alice, first).status == 401
@@ -175,38 +177,38 @@ def test_a_confirmation_is_good_for_a_while_on_its_device(lenient: TestServer) -
     assert end(alice, other).status == 401
 
 
-def test_what_takes_the_account_away_is_confirmed_each_time(lenient: TestServer) -> None:
+def test_dangerous_operations_are_confirmed_each_time(lenient: TestServer) -> None:
     alice = another(lenient)
     assert end(alice, another(lenient), proof()).status == 200
     assert alice.post("/_matrix/client/v3/account/password", {"new_password": "new"}).status == 401
     assert alice.post("/_matrix/client/v3/account/deactivate").status == 401
 
 
-def test_what_was_confirmed_on_a_page_before_the_password_changed(
+def test_a_password_change_ends_a_confirmation_from_a_page(
     server: TestServer, browser: Browser
 ) -> None:
     alice, other = another(server), another(server)
     session = end(alice, other).json["session"]
     browser.open(fallback("m.login.password", session))
     browser.send(password="wonderland")
-    assert "Thank you, it is confirmed" in browser.words
+    assert "Thank you, the operation is confirmed" in browser.words
     server.run(
         server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password")
     )
     assert end(alice, other, {"session": session}).status == 401
 
 
-def test_a_confirmation_is_good_no_longer_than_the_password(lenient: TestServer) -> None:
+def test_a_password_change_ends_a_confirmation(lenient: TestServer) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     assert end(alice, first, proof()).status == 200
     accounts = lenient.app.people.accounts
     lenient.run(
         accounts.do_set_password(UserID(alice.user_id), "another password")
-    )  # all sessions go on
+    )  # all sessions continue
     assert end(alice, second).status == 401
 
 
-def test_a_confirmation_while_the_password_is_changed(
+def test_a_confirmation_during_a_password_change_is_refused(
     lenient: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
@@ -224,7 +226,7 @@ def test_a_confirmation_while_the_password_is_changed(
     assert end(alice, second).status == 401
 
 
-def test_a_new_session_on_the_device_has_confirmed_nothing(lenient: TestServer) -> None:
+def test_a_new_session_on_the_device_has_no_confirmation(lenient: TestServer) -> None:
     alice = another(lenient)
     assert end(alice, another(lenient), proof()).status == 200
     body = {**proof(), "device_id": alice.device_id}
@@ -232,7 +234,7 @@ def test_a_new_session_on_the_device_has_confirmed_nothing(lenient: TestServer) 
     assert end(again, another(lenient)).status == 401
 
 
-def test_by_default_each_action_is_confirmed(server: TestServer) -> None:
+def test_by_default_each_operation_is_confirmed(server: TestServer) -> None:
     alice = another(server)
     assert end(alice, another(server), proof()).status == 200
     assert end(alice, another(server)).status == 401

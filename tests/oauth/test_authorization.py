@@ -1,9 +1,10 @@
-"""An app asks to be let in: by whom, how it is answered, and what of its request may be wrong."""
+"""The authorization code flow: requests, consent, redirects, and invalid requests."""
 
 from pathlib import Path
 
 import pytest
 
+from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -13,7 +14,7 @@ from tests.helpers.server import TestServer
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
-def test_what_clients_look_for_is_there(server: TestServer) -> None:
+def test_the_metadata_document_is_complete(server: TestServer) -> None:
     stable = server.get("/_matrix/client/v1/auth_metadata")
     found = stable.json
     assert stable.headers["cache-control"] == "public, max-age=600"
@@ -32,7 +33,7 @@ def test_what_clients_look_for_is_there(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("config", ["", f"public_baseurl: {BASE}/\noauth: {{enabled: false}}\n"])
-def test_a_server_without_the_api_says_so(
+def test_a_disabled_api_is_unrecognized(
     tmp_path: Path, sqlite_database: Database, config: str
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, config)
@@ -43,11 +44,11 @@ def test_a_server_without_the_api_says_so(
         assert (answer.status, answer.errcode) == (404, "M_UNRECOGNIZED")
 
 
-def test_alice_lets_an_app_in(program: Program, browser: Browser) -> None:
+def test_a_user_allows_a_client(program: Program, browser: Browser) -> None:
     browser.open(program.request())
     assert browser.path.startswith("/_mahalla/sign_in?next=")
     browser.send(name="alice", password="wonderland")
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "element.io" in browser.words
     assert (
@@ -70,7 +71,7 @@ def test_alice_lets_an_app_in(program: Program, browser: Browser) -> None:
     assert device["display_name"] == "Element X"
 
 
-def test_a_web_app_is_answered_in_the_fragment(server: TestServer, browser: Browser) -> None:
+def test_response_modes_fragment_and_query(server: TestServer, browser: Browser) -> None:
     web = {
         "client_uri": "https://app.example.com/",
         "redirect_uris": ["https://app.example.com/?no_universal_links=true"],
@@ -92,7 +93,7 @@ def test_stable_scopes(program: Program, browser: Browser) -> None:
     assert program.take(answer).device_id == "STABLE1234"
 
 
-def test_alice_does_not_let_it_in(program: Program, browser: Browser) -> None:
+def test_a_user_denies_a_client(program: Program, browser: Browser) -> None:
     program.ask(browser)
     browser.send(program.path_of("authorization_endpoint"), button="deny")
     back = returned(browser)
@@ -124,9 +125,7 @@ REFUSED = [
 ]
 
 
-def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(
-    program: Program, browser: Browser
-) -> None:
+def test_an_error_redirects_users_of_the_client(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
@@ -134,22 +133,20 @@ def test_a_wrong_request_is_told_to_an_app_that_somebody_uses(
         assert (back["error"], back["state"]) == (error, "a state"), changed
 
 
-def is_asked(browser: Browser, error: str) -> None:
-    """Nobody is led anywhere unasked; the page has a link with which the app hears what is
-    wrong."""
+def check_shows_link(browser: Browser, error: str) -> None:
+    """Check that there is no redirect, and that the page has a link that returns the error to the
+    client."""
     assert browser.status == 400
     assert "location" not in browser.answer.headers
-    link = browser.page.links["Go on to io.element.android:"]
+    link = browser.page.links["Continue to io.element.android:"]
     assert link.startswith(f"io.element.android:/?error={error}&")
 
 
-def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(
-    program: Program, browser: Browser
-) -> None:
-    """Anybody can register an app. spec: RFC 9700 section 4.11.2"""
+def test_an_error_does_not_redirect_other_users(program: Program, browser: Browser) -> None:
+    """Anybody can register a client. spec: RFC 9700 section 4.11.2"""
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
-        is_asked(browser, error)
+        check_shows_link(browser, error)
     Program(program.server, {**METADATA, "client_name": "Other"}).sign_in(browser)
     program.server.register("bob")
     bob = Browser(program.server)
@@ -159,16 +156,18 @@ def test_nobody_is_led_unasked_to_an_app_that_they_do_not_use(
     assert program.take(program.exchange(returned(bob)["code"])).user_id == "@bob:example.org"
     for changed, error in REFUSED:
         browser.open(program.request(**changed))
-        is_asked(browser, error)
+        check_shows_link(browser, error)
 
 
-def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser: Browser) -> None:
+def test_a_grant_that_the_client_did_not_register_is_refused(
+    program: Program, browser: Browser
+) -> None:
     by_code = Program(
         program.server,
         {**METADATA, "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]},
     )
     browser.open(by_code.request())
-    is_asked(browser, "unauthorized_client")
+    check_shows_link(browser, "unauthorized_client")
     once = Program(program.server, {**METADATA, "grant_types": ["authorization_code"]})
     once.take(once.exchange(once.code(browser)))
     assert once.refresh().json["error"] == "unauthorized_client"
@@ -177,15 +176,15 @@ def test_what_an_app_has_not_registered_it_does_not_do(program: Program, browser
 @pytest.mark.parametrize(
     "name", ["redirect_uri", "client_id", "scope", "state", "code_challenge", "response_mode"]
 )
-def test_a_parameter_that_stands_there_twice_leads_nowhere(
+def test_a_repeated_parameter_does_not_redirect(
     program: Program, browser: Browser, name: str
 ) -> None:
     """spec: RFC 6749 section 3.1"""
     browser.open(f"{program.request(response_mode='query')}&{name}=")
-    assert (browser.status, f"{name} stands there twice" in browser.words) == (400, True)
+    assert (browser.status, f"{name} occurs twice" in browser.words) == (400, True)
 
 
-LED_NOWHERE = [
+NOT_REDIRECTED = [
     {"client_id": ""},
     {"client_id": "unknown"},
     {"client_id": "x" * 4000},
@@ -197,15 +196,15 @@ LED_NOWHERE = [
 ]
 
 
-def test_who_is_led_nowhere(program: Program, browser: Browser) -> None:
-    for changed in LED_NOWHERE:
+def test_an_unchecked_redirect_uri_is_not_followed(program: Program, browser: Browser) -> None:
+    for changed in NOT_REDIRECTED:
         browser.open(program.request(**changed))
         assert "location" not in browser.answer.headers, changed
         assert browser.status == 400
         assert "This app cannot sign you in" in browser.words
 
 
-def test_another_site_allows_nothing(program: Program, browser: Browser) -> None:
+def test_forms_of_other_sites_are_refused(program: Program, browser: Browser) -> None:
     program.ask(browser)
     form = next(
         form
@@ -221,7 +220,7 @@ def test_another_site_allows_nothing(program: Program, browser: Browser) -> None
     assert nobody.status == 403
 
 
-def test_what_the_form_says_is_checked_again(program: Program, browser: Browser) -> None:
+def test_the_submitted_form_is_checked_again(program: Program, browser: Browser) -> None:
     program.ask(browser)
     browser.send(
         program.path_of("authorization_endpoint"),
@@ -234,28 +233,28 @@ def test_what_the_form_says_is_checked_again(program: Program, browser: Browser)
     assert browser.status == 400
 
 
-def test_who_is_signed_out_meanwhile_signs_in_again(program: Program, browser: Browser) -> None:
+def test_an_expired_browser_session_signs_in_again(program: Program, browser: Browser) -> None:
     program.ask(browser)
     program.server.clock.advance(25 * 3600)
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert browser.path.startswith("/_mahalla/sign_in?next=")
 
 
-def test_somebody_else_takes_over(program: Program, browser: Browser) -> None:
+def test_another_user_signs_in_on_the_consent_page(program: Program, browser: Browser) -> None:
     program.server.register("bob", "builder")
     program.ask(browser)
     browser.send("/_mahalla/sign_out")
     browser.send("/_mahalla/sign_in", name="bob", password="builder")
     assert "@bob:example.org" in browser.words
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
 
 
-def test_who_will_sign_in_is_known_beforehand(program: Program, browser: Browser) -> None:
+def test_login_hint_prefills_the_user_name(program: Program, browser: Browser) -> None:
     browser.open(program.request(login_hint="mxid:@alice:example.org"))
     assert browser.page.forms[0].fields["name"] == "@alice:example.org"
 
 
-def test_an_account_is_made_on_the_way(program: Program, browser: Browser) -> None:
+def test_prompt_create_leads_to_the_registration(program: Program, browser: Browser) -> None:
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register?next=")
     browser.send("/_mahalla/register", name="carol", password="a", password_again="b")
@@ -265,12 +264,12 @@ def test_an_account_is_made_on_the_way(program: Program, browser: Browser) -> No
     browser.send(
         "/_mahalla/register", name="carol", password="christmas", password_again="christmas"
     )
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     browser.send(program.path_of("authorization_endpoint"), button="allow")
     assert program.take(program.exchange(returned(browser)["code"])).user_id == "@carol:example.org"
 
 
-def test_markup_in_names_is_text(server: TestServer, browser: Browser) -> None:
+def test_markup_in_client_names_is_escaped(server: TestServer, browser: Browser) -> None:
     named = {**METADATA, "client_name": "<b>Evil\u202e</b>\n'\"&"}
     program = Program(server, named)
     program.ask(browser)
@@ -283,7 +282,7 @@ def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> 
     assert (answer.status, answer.json.get("error")) == (status, error), answer.body
 
 
-def test_a_code_is_bound_to_what_it_was_asked_with(program: Program, browser: Browser) -> None:
+def test_a_code_is_bound_to_its_request(program: Program, browser: Browser) -> None:
     wrong = [
         {"code_verifier": "w" * 43},
         {"code_verifier": "v" * 42},
@@ -295,14 +294,14 @@ def test_a_code_is_bound_to_what_it_was_asked_with(program: Program, browser: Br
         refused(program.exchange(code))  # one attempt
 
 
-def test_a_code_is_for_one_program(program: Program, browser: Browser) -> None:
+def test_a_code_is_for_one_client(program: Program, browser: Browser) -> None:
     other = Program(program.server, {**METADATA, "client_name": "Other"})
     code = program.code(browser)
     refused(program.exchange(code, client_id=other.client_id))
     refused(program.exchange(program.code(browser), client_id="nobody"), "invalid_client", 401)
 
 
-def test_a_code_that_comes_twice_ends_the_session(program: Program, browser: Browser) -> None:
+def test_a_code_that_is_used_twice_ends_the_session(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     alice = program.take(program.exchange(code))
     refused(program.exchange(code))
@@ -310,21 +309,21 @@ def test_a_code_that_comes_twice_ends_the_session(program: Program, browser: Bro
     refused(program.refresh())
 
 
-def test_a_code_is_good_for_two_minutes(program: Program, browser: Browser) -> None:
+def test_a_code_expires_after_two_minutes(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     program.server.clock.advance(120)
     refused(program.exchange(code))
 
 
-def test_a_code_ends_with_the_sessions(program: Program, browser: Browser) -> None:
+def test_locking_the_account_ends_the_code(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     users = program.server.app.people.accounts
-    program.server.run(users.do_set_flags("@alice:example.org", locked=True))  # type: ignore[arg-type]
-    program.server.run(users.do_set_flags("@alice:example.org", locked=False))  # type: ignore[arg-type]
+    program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=True))
+    program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=False))
     refused(program.exchange(code))
 
 
-def test_the_token_endpoint_is_asked_wrongly(program: Program) -> None:
+def test_invalid_token_requests_are_refused(program: Program) -> None:
     refused(program.token(), "invalid_request")
     refused(program.token(grant_type="password"), "unsupported_grant_type")
     refused(program.token(grant_type="authorization_code"), "invalid_request")

@@ -1,4 +1,4 @@
-"""Apps register themselves: what is taken, what is refused, what is forgotten."""
+"""Dynamic client registration: accepted and refused metadata, and removal of unused clients."""
 
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -71,7 +71,7 @@ NEVER = [
 ]
 
 
-def test_addresses_that_the_specification_allows() -> None:
+def test_allowed_redirect_uris() -> None:
     assert [uri for uri in WEB if not may_lead_to(uri, "example.com", "web")] == []
     assert [uri for uri in NATIVE if not may_lead_to(uri, "example.com", "native")] == []
     assert [
@@ -80,18 +80,18 @@ def test_addresses_that_the_specification_allows() -> None:
 
 
 @pytest.mark.parametrize("uri", NEVER)
-def test_addresses_that_nobody_may_have(uri: str) -> None:
+def test_refused_redirect_uris(uri: str) -> None:
     assert not may_lead_to(uri, "example.com", "native")
     assert not may_lead_to(uri, "example.com", "web")
 
 
-def test_a_top_level_domain_owns_nobody() -> None:
+def test_a_top_level_domain_has_no_subdomains() -> None:
     assert not may_lead_to("https://evil.com/", "com", "web")
     assert not may_lead_to("com:/x", "com", "native")
     assert may_lead_to("https://matrix/", "matrix", "web")
 
 
-def test_any_port_of_the_loopback_interface() -> None:
+def test_any_port_of_a_loopback_redirect_uri_matches() -> None:
     registered = ("http://127.0.0.1/callback", "http://[::1]/", "https://example.com/")
     for uri in ("http://127.0.0.1/callback", "http://127.0.0.1:5678/callback", "http://[::1]:1/"):
         assert is_registered(uri, registered)
@@ -106,12 +106,12 @@ def test_any_port_of_the_loopback_interface() -> None:
         assert not is_registered(uri, registered)
 
 
-def test_where_forms_may_lead() -> None:
+def test_the_csp_source_of_a_redirect_uri() -> None:
     assert origin_of("https://example.com:5173/a?b") == "https://example.com:5173"
     assert origin_of("io.element.android:/") == "io.element.android:"
 
 
-def test_what_was_registered_is_told(server: TestServer) -> None:
+def test_the_registered_metadata_are_returned(server: TestServer) -> None:
     further = {
         "software_id": "x",
         "tos_uri#fr": "https://element.io/fr",
@@ -124,13 +124,13 @@ def test_what_was_registered_is_told(server: TestServer) -> None:
     assert told == METADATA
 
 
-def test_the_same_metadata_is_the_same_client(server: TestServer) -> None:
+def test_the_same_metadata_give_the_same_client(server: TestServer) -> None:
     first, again = Program(server), Program(server)
     other = Program(server, {**METADATA, "client_name": "Other"})
     assert first.client_id == again.client_id != other.client_id
 
 
-def test_what_belongs_to_others_is_left_out(server: TestServer) -> None:
+def test_uris_of_other_hosts_are_dropped(server: TestServer) -> None:
     answer = server.post(
         PATH, {**METADATA, "policy_uri": "https://other.example/", "logo_uri": "http://element.io/"}
     )
@@ -159,14 +159,14 @@ WRONG: list[tuple[Mapping[str, Any], str]] = [
 ]
 
 
-def test_wrong_registrations(server: TestServer) -> None:
+def test_invalid_registrations_are_refused(server: TestServer) -> None:
     for changed, error in WRONG:
         answer = server.post(PATH, {**METADATA, **changed})
         assert (answer.status, answer.json["error"]) == (400, error), changed
     assert server.client.request("POST", PATH, body=b"x" * 40000).status == 413
 
 
-def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> None:
+def test_a_device_client_needs_no_redirect_uri(server: TestServer) -> None:
     metadata = {
         "client_uri": "https://tv.example/",
         "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
@@ -182,9 +182,7 @@ def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> Non
         *(b'{"x":%b%b}' % (b"[" * depth, b"]" * depth) for depth in (300, 5000, 15_000)),
     ],
 )
-def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(
-    server: TestServer, body: bytes
-) -> None:
+def test_an_invalid_body_is_an_oauth_error(server: TestServer, body: bytes) -> None:
     """spec: RFC 7591 section 3.2.2"""
     answer = server.client.request(
         "POST", PATH, body=body, headers={"Content-Type": "application/json"}
@@ -193,7 +191,7 @@ def test_what_is_no_metadata_is_refused_in_the_words_of_oauth(
     assert "errcode" not in answer.json
 
 
-def test_registrations_are_counted(tmp_path: Path, sqlite_database: Database) -> None:
+def test_registrations_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     limits = CONFIG.replace(
         "rc_oauth: {}", "rc_oauth: {client_registration: {per_second: 0.01, burst_count: 2}}"
     )
@@ -202,10 +200,10 @@ def test_registrations_are_counted(tmp_path: Path, sqlite_database: Database) ->
     assert [answer.status for answer in answers] == [201, 201, 429]
 
 
-def test_who_let_nobody_in_is_forgotten_sooner(program: Program, browser: Browser) -> None:
+def test_clients_that_nobody_allowed_are_removed_sooner(program: Program, browser: Browser) -> None:
     server = program.server
     clients = server.app.oauth.clients
-    program.ask(browser)  # it is used, but nobody lets it in
+    program.ask(browser)  # it is used, but no user allows it
     other = Program(server, {**METADATA, "client_name": "Other"})
     other.code(Browser(server))
     server.clock.advance(NEVER_USED_MS / 1000 - 60)
@@ -216,7 +214,7 @@ def test_who_let_nobody_in_is_forgotten_sooner(program: Program, browser: Browse
     assert server.run(clients.find(other.client_id)) is not None
 
 
-def test_there_are_so_many_that_let_nobody_in(database: Database) -> None:
+def test_the_number_of_clients_that_nobody_allowed_is_bounded(database: Database) -> None:
     clock = Clock()
     clients = Clients(clock, database, OAuthStore(database), most_never_used=3)
 
@@ -231,7 +229,7 @@ def test_there_are_so_many_that_let_nobody_in(database: Database) -> None:
         known.append(run(clients.do_register({**METADATA, "client_name": f"Program {number}"})))
         if number == 0:
             run(database.write("allow", clients.note_allowed, known[0], "127.0.0.1"))
-        if number == 3:  # known once more, and so the newest
+        if number == 3:  # registered again, so the most recently used
             clock.advance(1)
             run(clients.do_register({**METADATA, "client_name": "Program 1"}))
     left = [
@@ -243,7 +241,7 @@ def test_there_are_so_many_that_let_nobody_in(database: Database) -> None:
     assert len(run(AuditStore(database).get_records(NOBODY, 100))) == 1
 
 
-def test_who_is_not_used_is_forgotten(program: Program, browser: Browser) -> None:
+def test_unused_clients_are_removed(program: Program, browser: Browser) -> None:
     server = program.server
     idle = Program(server, {**METADATA, "client_name": "Idle"})
     program.sign_in(browser)

@@ -1,8 +1,9 @@
-"""A device without a browser is let in by a code that somebody types elsewhere."""
+"""The device authorization grant: a user types the code of a device without a browser."""
 
 from pathlib import Path
 from typing import Any
 
+from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -36,7 +37,7 @@ def sign_in(browser: Browser) -> None:
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
 
 
-def test_a_device_is_let_in(program: Program, browser: Browser) -> None:
+def test_a_user_allows_a_device(program: Program, browser: Browser) -> None:
     asked = ask(program)
     assert asked["verification_uri"] == "https://matrix.example.org/_mahalla/link"
     assert (
@@ -60,24 +61,24 @@ def test_a_device_is_let_in(program: Program, browser: Browser) -> None:
     ]
     assert (alice.user_id, alice.device_id) == ("@alice:example.org", program.device_id)
     assert program.refresh().status == 200
-    assert error_of(poll(program, asked)) == "invalid_grant"  # once
+    assert error_of(poll(program, asked)) == "invalid_grant"  # the device code is used once
 
 
-def test_the_code_is_typed(program: Program, browser: Browser) -> None:
+def test_the_user_types_the_code(program: Program, browser: Browser) -> None:
     asked = ask(program)
     browser.open(LINK)
     sign_in(browser)
     browser.send(LINK, user_code="BCDF-GHJK")
     assert browser.status == 404
-    assert "No device shows this code now" in browser.words
+    assert "This code is wrong or has expired" in browser.words
     browser.send(LINK, user_code=f" {asked['user_code'].lower().replace('-', ' ')} ")
     browser.send(LINK, button="deny")
-    assert "The device was not let in" in browser.words
+    assert "The device was not signed in" in browser.words
     assert error_of(poll(program, asked)) == "access_denied"
     assert error_of(poll(program, asked)) == "invalid_grant"
 
 
-def test_who_opens_the_link_has_allowed_nothing(program: Program, browser: Browser) -> None:
+def test_opening_the_link_allows_nothing(program: Program, browser: Browser) -> None:
     asked = ask(program)
     browser.open(LINK)
     sign_in(browser)
@@ -89,7 +90,7 @@ def test_who_opens_the_link_has_allowed_nothing(program: Program, browser: Brows
     assert error_of(poll(program, asked)) == "authorization_pending"
 
 
-def test_an_impatient_program_waits_longer(program: Program) -> None:
+def test_a_client_that_polls_too_often_slows_down(program: Program) -> None:
     asked = ask(program)
     assert error_of(poll(program, asked)) == "authorization_pending"
     program.server.clock.advance(3)
@@ -100,7 +101,7 @@ def test_an_impatient_program_waits_longer(program: Program) -> None:
     assert error_of(poll(program, asked)) == "authorization_pending"
 
 
-def test_time_is_over(program: Program, browser: Browser) -> None:
+def test_a_device_code_expires(program: Program, browser: Browser) -> None:
     asked = ask(program)
     browser.open(f"{LINK}?user_code={asked['user_code']}")
     sign_in(browser)
@@ -113,7 +114,7 @@ def test_time_is_over(program: Program, browser: Browser) -> None:
     assert error_of(poll(program, asked)) == "invalid_grant"
 
 
-def test_a_secret_code_is_for_one_program(program: Program) -> None:
+def test_a_device_code_is_for_one_client(program: Program) -> None:
     other = Program(program.server, {**METADATA, "client_name": "Other"})
     asked = ask(program)
     assert error_of(poll(program, asked, client_id=other.client_id)) == "invalid_grant"
@@ -121,7 +122,7 @@ def test_a_secret_code_is_for_one_program(program: Program) -> None:
     assert error_of(poll(program, asked)) == "authorization_pending"
 
 
-def test_who_may_not_ask(program: Program) -> None:
+def test_invalid_device_requests_are_refused(program: Program) -> None:
     browserless = {**METADATA, "grant_types": ["authorization_code"]}
     other = Program(program.server, browserless)
     endpoint = "device_authorization_endpoint"
@@ -139,7 +140,7 @@ def test_who_may_not_ask(program: Program) -> None:
     assert error_of(program.form(endpoint, client_id=program.client_id)) == "invalid_request"
 
 
-def test_codes_cannot_be_guessed_for_long(tmp_path: Path, sqlite_database: Database) -> None:
+def test_guessing_user_codes_is_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     limits = CONFIG.replace(
         "rc_oauth: {}", "rc_oauth: {user_code: {per_second: 0.01, burst_count: 3}}"
     )
@@ -157,12 +158,12 @@ def test_codes_cannot_be_guessed_for_long(tmp_path: Path, sqlite_database: Datab
     assert "Too many attempts" in browser.words
 
 
-def test_a_decision_ends_with_the_sessions(program: Program, browser: Browser) -> None:
+def test_locking_the_account_ends_the_decision(program: Program, browser: Browser) -> None:
     asked = ask(program)
     browser.open(f"{LINK}?user_code={asked['user_code']}")
     sign_in(browser)
     browser.send(LINK, button="allow")
     accounts = program.server.app.people.accounts
     for locked in (True, False):
-        program.server.run(accounts.do_set_flags("@alice:example.org", locked=locked))  # type: ignore[arg-type]
+        program.server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=locked))
     assert error_of(poll(program, asked)) == "invalid_grant"

@@ -1,5 +1,5 @@
-"""What Element X asks of a server, from the address that somebody types to the end of the session,
-request by request and in its order."""
+"""The requests of Element X in their order, from the typed server name to the end of the
+session."""
 
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -46,7 +46,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def check_discovery(server: TestServer) -> None:
-    """It refuses a server of which one of these is missing."""
+    """Check what Element X requires of a server."""
     known = server.get("/.well-known/matrix/client")
     assert known.json["m.homeserver"]["base_url"].rstrip("/") == BASE
     assert known.headers["access-control-allow-origin"] == "*"
@@ -74,7 +74,7 @@ def check_discovery(server: TestServer) -> None:
 
 
 def check_account_links(program: Program, browser: Browser) -> None:
-    """The links that it makes of the address of the account page and what that offers."""
+    """Check the links that it makes from the account management URI and actions."""
     actions = program.server_metadata["account_management_actions_supported"]
     for action in (
         "org.matrix.profile",
@@ -91,7 +91,7 @@ def check_account_links(program: Program, browser: Browser) -> None:
 
 
 def follow(user: User) -> None:
-    """The two connections that it holds at a time."""
+    """Open its two concurrent sliding sync connections."""
     room_id = create(user, name="Tea")
     wanted = {"all_rooms": a_list([0, 19], limit=1, state=STATE)}
     offered = ("account_data", "receipts", "typing")
@@ -117,7 +117,7 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     assert urlsplit(browser.location)[:3] == ("io.element.android", "", "/")
     back = dict(
         parse_qsl(urlsplit(browser.location).query, strict_parsing=True)
-    )  # it looks nowhere but in the query
+    )  # it reads only the query
     assert back["state"] == "a state"
     answer = program.exchange(back["code"])
     assert (answer.json["token_type"], answer.headers["content-type"]) == (
@@ -131,7 +131,7 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     follow(alice)
     check_account_links(program, browser)
 
-    # the time of the first token is over
+    # the first token has expired
     server.clock.advance(answer.json["expires_in"] + 1)
     expired = alice.get(f"{V3}/account/whoami")
     assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (
@@ -154,7 +154,7 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     assert f"device_id={program.device_id}" not in browser.text
 
 
-def test_it_makes_an_account(server: TestServer) -> None:
+def test_it_registers(server: TestServer) -> None:
     program, browser = Program(server, LOCALIZED), Browser(server)
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register")

@@ -1,4 +1,4 @@
-"""Which addresses pages may lead to, and what people are told that they are."""
+"""External URLs that pages may lead to, and the texts shown for them."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from homeserver.services.pages.external_links import read_link, read_web_link, s
         ("element://app.example/x", "element:"),
     ],
 )
-def test_what_is_shown(link: str, shown: str) -> None:
+def test_the_text_of_a_link_is_its_host(link: str, shown: str) -> None:
     assert shown_link(link) == shown
     assert (read_web_link(link) is not None) is link.startswith("http")
 
@@ -50,6 +50,6 @@ def test_what_is_shown(link: str, shown: str) -> None:
         "data:text/html,x",
     ],
 )
-def test_what_is_not_led_to(link: str) -> None:
+def test_refused_links(link: str) -> None:
     assert read_link(link) is None
     assert shown_link(link) == ""

@@ -1,5 +1,4 @@
-"""Pages on which people give a telephone number: of the account, to register, for a forgotten
-password."""
+"""Pages with phone numbers: the account page, the registration, the password reset."""
 
 from pathlib import Path
 
@@ -35,14 +34,12 @@ def server(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> Te
 
 
 def press(browser: Browser, do: str, **fields: str) -> None:
-    """Press the button of a form of the account page."""
+    """Submit a form of the account page."""
     form = next(form for form in browser.page.forms if form.fields.get("do") == do)
     browser.post(form.action, {**form.fields, **fields})
 
 
-def test_a_number_is_added_and_serves_to_reset_the_password(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_an_added_number_resets_the_password(server: TestServer, gateway: SMSGateway) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -50,38 +47,40 @@ def test_a_number_is_added_and_serves_to_reset_the_password(
     press(browser, "send_code", number="90 123-45-67")
     assert "This is not a mobile number" in browser.words
     press(browser, "send_code", number=NUMBER)
-    assert "A message with a code is on its way." in browser.words
+    assert "We sent a code." in browser.words
     assert not any("998901234567" in path for path in browser.visited)
     press(browser, "take_number", code=gateway.code, old_password="wrong")
     assert "The password is wrong." in browser.words
     press(browser, "take_number", code="no", old_password="wonderland")
     assert "The code is wrong" in browser.words
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
     assert "+998901234567" in browser.words
-    assert "A telephone number was added" in browser.words
+    assert "A phone number was added" in browser.words
 
     forgetful = Browser(server)
     forgetful.open(SIGN_IN)
-    forgetful.follow("Have you forgotten your password?")
+    forgetful.follow("Forgot your password?")
     forgetful.send(number=NUMBER)
     forgetful.send(code=gateway.code, password="new", password_again="other")
     assert "The two passwords differ" in forgetful.words
     forgetful.send(code="no", password="new", password_again="new")
     assert "The code is wrong" in forgetful.words
     forgetful.send(code=gateway.code, password="new", password_again="new")
-    assert "Your password is set" in forgetful.words
+    assert "Your password was changed" in forgetful.words
     forgetful.follow("Sign in")
-    assert "Or your telephone number" in forgetful.words
+    assert "Or your phone number" in forgetful.words
     forgetful.send(SIGN_IN, name=NUMBER, password="new")
     assert forgetful.path == ACCOUNT
     press(forgetful, "remove_number")
-    assert "The number is removed." in forgetful.words
+    assert "The number was removed." in forgetful.words
     assert "+998901234567" not in forgetful.words
 
 
-def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGateway) -> None:
-    """Whoever asks for a new password reads the same of every number, to the end."""
+def test_pages_do_not_reveal_whether_a_number_is_known(
+    server: TestServer, gateway: SMSGateway
+) -> None:
+    """The password reset shows the same pages for every number."""
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
     server.run(
@@ -103,12 +102,12 @@ def test_pages_tell_nobody_whose_a_number_is(server: TestServer, gateway: SMSGat
             browser.send(code="no", password="looking-glass", password_again="looking-glass")
         read.append(pages)
     assert read[0] == read[1]
-    assert "If an account has this number, a message with a code is on its way to" in read[0][0][1]
-    assert "Ask for a new one." in read[0][-1][1]
+    assert "If an account has this number, we sent a code to" in read[0][0][1]
+    assert "Request a new one." in read[0][-1][1]
     assert {msgspec.json.decode(body)["to"] for _, _, body in gateway.requests} == {"+998901234567"}
 
 
-def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
+def test_registration_with_a_known_number_is_reported_only_by_message(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -124,11 +123,13 @@ def test_who_registers_with_a_number_of_somebody_is_told_by_the_message(
     browser = Browser(server)
     browser.open("/_mahalla/register")
     browser.send(number=NUMBER)
-    assert "A message with a code is on its way to +998901234567" in browser.words
-    assert "belongs to an account on example.org already" in gateway.last["text"]
+    assert "We sent a code to +998901234567" in browser.words
+    assert "already belongs to an account on example.org" in gateway.last["text"]
 
 
-def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: SMSGateway) -> None:
+def test_a_failing_gateway_does_not_reveal_known_numbers(
+    server: TestServer, gateway: SMSGateway
+) -> None:
     alice, now = server.register("alice"), int(server.clock.seconds() * 1000)
     row = ThreepidRow("msisdn", "998901234567", alice.user_id, now, now)
     server.run(
@@ -144,9 +145,7 @@ def test_a_gateway_that_fails_tells_nobody_either(server: TestServer, gateway: S
     assert statuses == [200, 200]
 
 
-def test_a_code_that_was_wrong_too_often_is_asked_for_again(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_too_many_wrong_codes_need_a_new_code(server: TestServer, gateway: SMSGateway) -> None:
     server.register("alice")
     browser = Browser(server)
     browser.open(ACCOUNT)
@@ -154,16 +153,14 @@ def test_a_code_that_was_wrong_too_often_is_asked_for_again(
     press(browser, "send_code", number=NUMBER)
     for _ in range(4):
         press(browser, "take_number", code="no", old_password="wonderland")
-    assert "Ask for a new one." in browser.words
+    assert "Request a new one." in browser.words
     browser.open(ACCOUNT)
     press(browser, "send_code", number=NUMBER)
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
 
 
-def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
-    server: TestServer, gateway: SMSGateway
-) -> None:
+def test_a_code_survives_signing_in_again(server: TestServer, gateway: SMSGateway) -> None:
     alice = server.register("alice")
     store = server.app.accounts.store
     password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
@@ -185,10 +182,10 @@ def test_a_code_is_not_lost_where_somebody_signs_in_once_more(
     )
     browser.send(SIGN_IN, name="alice", password="wonderland")
     press(browser, "take_number", code=gateway.code, old_password="wonderland")
-    assert "The number is added." in browser.words
+    assert "The number was added." in browser.words
 
 
-def test_an_account_is_made_with_a_number(
+def test_registration_with_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -199,7 +196,7 @@ def test_an_account_is_made_with_a_number(
     browser.send(number="12")
     assert "This is not a mobile number" in browser.words
     browser.send(number=NUMBER)
-    assert "A message with a code is on its way to +998901234567" in browser.words
+    assert "We sent a code to +998901234567" in browser.words
     browser.send(code="no")
     assert "The code is wrong" in browser.words
     browser.send(code=gateway.code)
@@ -210,7 +207,7 @@ def test_an_account_is_made_with_a_number(
     assert "+998901234567" in browser.words
 
 
-def test_an_account_is_made_with_an_address_and_a_number(
+def test_registration_with_an_address_and_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     config = (

@@ -1,5 +1,4 @@
-"""Two devices meet to sign one of them in by a QR code: in the form of MSC4388, and in that of
-MSC4108 of 2024."""
+"""Rendezvous sessions for sign-in by QR code, in the forms of MSC4388 and of MSC4108 (2024)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ def open_to_all(tmp_path: Path, sqlite_database: Database) -> TestServer:
     )
 
 
-def test_two_devices_talk(server: TestServer) -> None:
+def test_two_devices_exchange_data(server: TestServer) -> None:
     bob = server.register("bob")
     assert server.get(PATH).json == {"create_available": False}
     assert bob.get(PATH).json == {"create_available": True}
@@ -47,7 +46,7 @@ def test_two_devices_talk(server: TestServer) -> None:
     word = {"sequence_token": read["sequence_token"], "data": "from the other"}
     written = server.put(place, word).json
     assert written["sequence_token"] != read["sequence_token"]
-    assert server.put(place, word).json == written  # the answer was lost
+    assert server.put(place, word).json == written  # the response was lost
     late = server.put(place, {**word, "data": "too late"})
     assert (late.status, late.errcode) == (409, "IO_ELEMENT_MSC4388_CONCURRENT_WRITE")
     assert server.get(place).json["data"] == "from the other"
@@ -59,7 +58,7 @@ def test_two_devices_talk(server: TestServer) -> None:
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_who_may_not_begin(server: TestServer) -> None:
+def test_creating_needs_authentication(server: TestServer) -> None:
     assert server.post(PATH, {"data": "x"}).errcode == "M_FORBIDDEN"
     guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json["access_token"]
     assert (
@@ -79,7 +78,7 @@ def test_a_server_without_qr_codes(tmp_path: Path, sqlite_database: Database) ->
     assert server.get(f"{PATH}/x").errcode == "M_UNRECOGNIZED"
 
 
-def test_places_end(server: TestServer) -> None:
+def test_sessions_expire(server: TestServer) -> None:
     bob = server.register("bob")
     place = f"{PATH}/{bob.post(PATH, {'data': 'x'}).json['id']}"
     server.clock.advance(300)
@@ -87,7 +86,7 @@ def test_places_end(server: TestServer) -> None:
     assert server.run(server.app.oauth.rendezvous.do_sweep(10)) == 1
 
 
-def test_words_have_bounds(server: TestServer) -> None:
+def test_data_are_bounded(server: TestServer) -> None:
     bob = server.register("bob")
     assert bob.post(PATH, {"data": "ў" * 2048}).status == 200
     assert bob.post(PATH, {"data": "ў" * 2049}).errcode == "M_TOO_LARGE"
@@ -99,14 +98,14 @@ def test_words_have_bounds(server: TestServer) -> None:
     assert server.get(f"{PATH}/%00").errcode == "M_INVALID_PARAM"
 
 
-def test_a_browser_shows_none(server: TestServer) -> None:
+def test_a_browser_does_not_render_the_data(server: TestServer) -> None:
     bob = server.register("bob")
     place = f"{PATH}/{bob.post(PATH, {'data': '<script>'}).json['id']}"
     assert server.get(place, headers={"Sec-Fetch-Mode": "navigate"}).errcode == "M_FORBIDDEN"
     assert server.get(place, headers={"Sec-Fetch-Mode": "cors"}).status == 200
 
 
-def test_beginnings_are_counted(tmp_path: Path, sqlite_database: Database) -> None:
+def test_creations_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     limits = "{rendezvous: {per_second: 0.01, burst_count: 2}}"
     server = open_server(tmp_path, sqlite_database, "everybody", limits)
     assert [server.post(PATH, {"data": "x"}).status for _ in range(3)] == [200, 200, 429]
@@ -117,7 +116,7 @@ def older(server: TestServer, method: str, path: str, body: bytes | None, **head
     return server.client.request(method, path, body=body, headers=given)
 
 
-def test_the_older_form(open_to_all: TestServer) -> None:
+def test_the_msc4108_form(open_to_all: TestServer) -> None:
     server = open_to_all
     assert (
         server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4108"]
@@ -152,7 +151,7 @@ def test_the_older_form(open_to_all: TestServer) -> None:
     assert older(server, "GET", place, None).errcode == "M_NOT_FOUND"
 
 
-def test_the_older_form_is_asked_wrongly(open_to_all: TestServer) -> None:
+def test_invalid_requests_of_the_msc4108_form(open_to_all: TestServer) -> None:
     server = open_to_all
     assert older(server, "POST", OLDER, b"x").errcode == "M_MISSING_PARAM"
     assert older(server, "POST", OLDER, b"x", Content_Type="text/html").errcode == "M_INVALID_PARAM"

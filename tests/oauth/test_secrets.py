@@ -1,6 +1,6 @@
-"""No secret is ever told to those who read logs, records or errors: passwords, tokens, codes,
-cookies and what clients keep to themselves are shown here on every way in, also where it goes
-wrong, and looked for everywhere afterwards, in the database too."""
+"""No secret appears in logs, audit records, errors or the database. The test uses passwords,
+tokens, codes, cookies and client secrets on every path, also in failing requests, and then searches
+for them."""
 
 import hashlib
 import re
@@ -27,7 +27,10 @@ V3 = "/_matrix/client/v3"
 ACCOUNT = "/_mahalla/account"
 SHARED = "shared-registration-secret"
 FURTHER = f"""{CONFIG}
-email: {{smtp_host: mail.example.org, notif_from: "%(app)s <noreply@example.org>", app_name: Example}}
+email:
+  smtp_host: mail.example.org
+  notif_from: "%(app)s <noreply@example.org>"
+  app_name: Example
 rc_3pid_validation: *unlimited
 login_via_existing_session: {{enabled: true, require_ui_auth: true}}
 registration_shared_secret: {SHARED}
@@ -37,21 +40,21 @@ jwt_config: {{enabled: true, secret: jwt-signing-secret, algorithm: HS256}}
 
 
 class Secrets:
-    """Those that were shown or given: `shown` may stand in no answer that refuses; `sessions` go on
-    in those that ask for more."""
+    """The secrets that were sent or received. `shown`: may appear in no error response;
+    `sessions`: UIA session ids, which may appear in a 401 response."""
 
     def __init__(self) -> None:
         self.shown: set[str] = {SHARED, "introspection-secret", "jwt-signing-secret"}
         self.sessions: set[str] = set()
 
     def password(self, what: str) -> str:
-        """One that nothing else has in it."""
+        """Make and record a unique password."""
         secret = f"Secret-{what}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
         self.shown.add(secret)
         return secret
 
     def learn(self, answer: Answer) -> Answer:
-        """All that a JSON answer gives."""
+        """Record the secrets of a JSON response."""
         for name, value in answer.json.items():
             if name in (
                 "access_token",
@@ -68,8 +71,8 @@ class Secrets:
 
 
 @implementer(ILogObserver)
-class Ears:
-    """Hear what is logged at any level, of parts and of requests, and what is answered."""
+class Recorder:
+    """Records log events of all levels, access log lines and responses."""
 
     def __init__(self, server: TestServer) -> None:
         self._server = server
@@ -96,7 +99,7 @@ class Ears:
         self.events.append(event)
 
     def logs(self) -> str:
-        """All that stands in a log of any kind."""
+        """Return all log texts, in every format."""
         lines: list[str] = []
         for observer in (
             TextObserver(lines.append, LogLevel.debug),
@@ -136,7 +139,7 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     server.post(f"{V3}/register", {**wish, "auth": {"session": asked.json["session"] + "x"}})
     auth = {"type": "m.login.dummy", "session": asked.json["session"]}
     bob = User(server, secrets.learn(server.post(f"{V3}/register", {**wish, "auth": auth})).json)
-    server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}})  # it is taken
+    server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}})  # the name is taken
     for name in ("bob", "nobody", "@bob:elsewhere.org", "\0"):
         assert login(server, name, secrets.password("wrong")).status == 403
     for body in (
@@ -172,7 +175,7 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     asked = secrets.learn(bob.delete(f"{V3}/devices/PHONE"))
     auth = by_password("bob", password, asked.json["session"])
     assert bob.delete(f"{V3}/devices/PHONE", {"auth": auth}).status == 200
-    # another password
+    # password change
     wish = {"new_password": secrets.password("x" * 600)}
     assert bob.post(f"{V3}/account/password", wish).status == 400
     changed = secrets.password("changed")
@@ -230,7 +233,7 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
         )
     )
     program, browser = Program(server), Browser(server)
-    secrets.sessions.add("Secret-state")  # it goes back to the same browser
+    secrets.sessions.add("Secret-state")  # the state returns to the same browser
     browser.open(program.request(state="Secret-state"))
     browser.send("/_mahalla/sign_in", name="alice", password=secrets.password("wrong-on-the-page"))
     browser.send("/_mahalla/sign_in", name="alice", password=password)
@@ -316,7 +319,7 @@ def administer(server: TestServer, secrets: Secrets, database: Database) -> None
 
 
 def break_down(server: TestServer, secrets: Secrets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody has foreseen is logged with a traceback."""
+    """Provoke unexpected errors, which are logged with a traceback."""
 
     async def fail(*_given: object) -> None:
         raise RuntimeError("out of order")
@@ -330,22 +333,22 @@ def break_down(server: TestServer, secrets: Secrets, monkeypatch: pytest.MonkeyP
         assert browser.status == 500
 
 
-def test_no_secret_is_told(
+def test_no_secret_appears_in_logs_records_or_errors(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, secrets = TestServer(tmp_path, sqlite_database, FURTHER), Secrets()
-    ears = Ears(server)
-    with ears.open(monkeypatch):
+    recorder = Recorder(server)
+    with recorder.open(monkeypatch):
         use_the_older_api(server, secrets)
         use_the_oauth_api(server, secrets)
         administer(server, secrets, sqlite_database)
         break_down(server, secrets, monkeypatch)
     assert len(secrets.shown) > 50
-    logs = ears.logs()
-    assert "out of order" in logs  # they do hear
+    logs = recorder.logs()
+    assert "out of order" in logs  # the recorder works
     assert "GET /_matrix/client/v3/account/whoami?access_token=…" in logs
     assert [secret for secret in secrets.shown | secrets.sessions if secret in logs] == []
-    for path, pending in ears.answers:
+    for path, pending in recorder.answers:
         if pending.answer.status >= 400:
             told = pending.answer.body.decode()
             assert [secret for secret in secrets.shown if secret in told] == [], path

@@ -1,5 +1,5 @@
-"""Apps of the older API over the server's own pages, signing in once more, and the end of all other
-sessions."""
+"""SSO on this server's own pages for clients of the older API, re-authentication, and ending all
+other sessions."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
 def leave(browser: Browser, query: str = f"redirectUrl={APP}") -> None:
-    """An app sends the browser to the server."""
+    """Open the SSO redirect as a client does."""
     answer = browser.open(f"{REDIRECT}?{query}")
     assert answer.status == 302, browser.words
     browser.open(browser.location)
@@ -33,7 +33,7 @@ def redeem(server: TestServer, browser: Browser) -> User:
     return User(server, answer.json)
 
 
-def test_apps_are_told(server: TestServer) -> None:
+def test_the_login_flows_offer_sso(server: TestServer) -> None:
     flows = server.get("/_matrix/client/v3/login").json["flows"]
     assert {
         "type": "m.login.sso",
@@ -44,17 +44,17 @@ def test_apps_are_told(server: TestServer) -> None:
     assert {"type": "m.login.password"} in flows
 
 
-def test_an_app_of_the_older_api(server: TestServer, browser: Browser) -> None:
+def test_a_client_of_the_older_api_signs_in(server: TestServer, browser: Browser) -> None:
     leave(browser, f"redirectUrl={APP}&action=login")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
-    assert "Go on to app.example.com?" in browser.words
+    assert "Continue to app.example.com?" in browser.words
     assert "@alice:example.org" in browser.words
     assert "form-action 'self' https:;" in browser.answer.headers["content-security-policy"]
     browser.send("/_mahalla/sso")
     assert re.fullmatch(r"https://app\.example\.com/done\?a=1&loginToken=\w+", browser.location)
     assert redeem(server, browser).user_id == "@alice:example.org"
-    # the token was good once
+    # the token is used once
     token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
     assert (
         server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
@@ -63,18 +63,22 @@ def test_an_app_of_the_older_api(server: TestServer, browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("name", ["action", "org.matrix.msc3824.action"])
-def test_an_app_that_registers_somebody(server: TestServer, browser: Browser, name: str) -> None:
+def test_a_client_of_the_older_api_registers(
+    server: TestServer, browser: Browser, name: str
+) -> None:
     leave(browser, f"redirectUrl={APP}&{name}=register")
     assert browser.path.startswith("/_mahalla/register")
     browser.send(
         "/_mahalla/register", name="bob", password="wonderland", password_again="wonderland"
     )
-    assert "Go on to app.example.com?" in browser.words
+    assert "Continue to app.example.com?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@bob:example.org"
 
 
-def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_token_is_sent_only_after_consent_or_to_listed_clients(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + "sso: {client_whitelist: ['https://known.example/']}\n"
     )
@@ -86,7 +90,7 @@ def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> No
     assert "known.example.evil" in browser.words
     leave(browser, "redirectUrl=https://known.example/app")
     assert browser.status == 200
-    where = browser.page.links["Go on"]
+    where = browser.page.links["Continue"]
     assert re.fullmatch(r"https://known\.example/app\?loginToken=\w+", where)
     assert browser.answer.headers["refresh"] == f"0;url={where}"
     token = where.partition("loginToken=")[2]
@@ -101,14 +105,14 @@ def test_nothing_leaves_unasked(tmp_path: Path, sqlite_database: Database) -> No
     assert browser.status == 403
 
 
-def test_without_the_pages_it_is_not_offered(tmp_path: Path, sqlite_database: Database) -> None:
+def test_sso_is_not_offered_without_the_pages(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "oauth: {enabled: false}\n")
     flows = server.get("/_matrix/client/v3/login").json["flows"]
     assert [flow["type"] for flow in flows] == ["m.login.password"]
     assert Browser(server).open(f"{REDIRECT}?redirectUrl={APP}").status == 404
 
 
-def test_an_app_has_somebody_sign_in_again(program: Program, browser: Browser) -> None:
+def test_prompt_login_requires_a_new_sign_in(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     browser.open(program.request(prompt="login", login_hint="mxid:@alice:example.org"))
     assert browser.path.startswith(SIGN_IN)
@@ -118,16 +122,14 @@ def test_an_app_has_somebody_sign_in_again(program: Program, browser: Browser) -
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert browser.path.startswith("/_mahalla/oauth/authorize?")
     assert "prompt" not in browser.path
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register")
     browser.open(program.request())
-    assert "Let Element X use your account?" in browser.words
+    assert "Allow Element X to use your account?" in browser.words
 
 
-def test_all_other_sessions_are_ended(
-    server: TestServer, program: Program, browser: Browser
-) -> None:
+def test_ending_all_other_sessions(server: TestServer, program: Program, browser: Browser) -> None:
     app = program.sign_in(browser)
     other_app = server.register("bob")
     older = server.post(
@@ -148,7 +150,7 @@ def test_all_other_sessions_are_ended(
     assert alice.get(WHOAMI).status == 200
     browser.post(form.action, form.fields)
     assert "All other sessions have ended." in browser.words
-    assert "In no app." in browser.words
+    assert "You are not signed in with any app." in browser.words
     assert [each.get(WHOAMI).status for each in (app, alice)] == [401, 401]
     assert program.refresh().json["error"] == "invalid_grant"
     other.open("/_mahalla/account")

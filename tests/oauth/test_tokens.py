@@ -1,4 +1,4 @@
-"""Tokens of the OAuth 2.0 API: renewed, stolen, ended, and told of to services that are trusted."""
+"""Tokens of the OAuth 2.0 API: refresh, theft, revocation, and introspection."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -31,7 +31,7 @@ def alice(program: Program, browser: Browser) -> User:
     return program.sign_in(browser)
 
 
-def test_tokens_are_renewed(program: Program, alice: User) -> None:
+def test_tokens_are_refreshed(program: Program, alice: User) -> None:
     first = program.tokens
     program.server.clock.advance(301)
     old = alice.get(WHOAMI)
@@ -44,7 +44,7 @@ def test_tokens_are_renewed(program: Program, alice: User) -> None:
         program.take(program.refresh())
 
 
-def test_an_answer_that_is_lost_can_be_asked_for_again(program: Program, browser: Browser) -> None:
+def test_a_lost_refresh_response_can_be_repeated(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
     lost = program.refresh(first)
@@ -53,12 +53,12 @@ def test_an_answer_that_is_lost_can_be_asked_for_again(program: Program, browser
     alice = program.take(again)
     assert alice.get(WHOAMI).status == 200
     program.server.clock.advance(61)
-    # what was lost and never used is no longer good, which is no theft
+    # the lost tokens are invalid, but using them is not treated as theft
     refused(program.refresh(lost.json["refresh_token"]))
     assert alice.get(WHOAMI).status == 200
 
 
-def test_two_processes_of_an_app_that_refresh_at_once(program: Program, browser: Browser) -> None:
+def test_two_processes_of_a_client_refresh_at_once(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
     one, two = program.refresh(first), program.refresh(first)
@@ -67,7 +67,7 @@ def test_two_processes_of_an_app_that_refresh_at_once(program: Program, browser:
         assert program.take(program.refresh()).get(WHOAMI).status == 200
 
 
-def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, alice: User) -> None:
+def test_a_reused_refresh_token_ends_the_session(program: Program, alice: User) -> None:
     stolen = str(program.tokens["refresh_token"])
     for _ in range(5):
         alice = program.take(program.refresh())
@@ -75,15 +75,15 @@ def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, a
     refused(program.refresh(stolen))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
     refused(program.refresh())
-    assert len(_devices(program.server)) == 1  # the one that registered
+    assert len(_devices(program.server)) == 1  # the session of the registration
 
 
-def test_a_process_of_an_app_that_refreshes_a_moment_too_late(
+def test_a_late_refresh_of_another_process_is_only_refused(
     program: Program, browser: Browser
 ) -> None:
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
-    alice = program.take(program.refresh())  # which uses the new token
+    alice = program.take(program.refresh())  # the client uses the new token
     program.server.clock.advance(SAME_MOMENT_MS / 1000 - 1)
     refused(program.refresh(first))
     assert alice.get(WHOAMI).status == 200
@@ -94,17 +94,17 @@ def test_a_process_of_an_app_that_refreshes_a_moment_too_late(
     assert "token_reused" in [event for event, _ in told(program.server)]
 
 
-def test_a_thief_hides_behind_no_exchange_of_his(program: Program, browser: Browser) -> None:
+def test_a_refresh_by_a_thief_does_not_hide_the_reuse(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     owners = str(program.tokens["refresh_token"])
     thief = program.take(program.refresh())
-    program.refresh()  # at once, and not used
+    program.refresh()  # at once, and the new tokens are not used
     program.server.clock.advance(SAME_MOMENT_MS / 1000)
     refused(program.refresh(owners))
     assert thief.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
 
 
-def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
+def test_an_invented_token_ends_no_session(program: Program, alice: User) -> None:
     real = str(program.tokens["refresh_token"])
     family = oauth_family_of(real)
     assert family is not None
@@ -123,8 +123,10 @@ def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
     assert alice.get(WHOAMI).status == 200
 
 
-def test_what_is_made_up_costs_no_write(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody may ask so, as often as they like."""
+def test_invented_codes_and_tokens_cost_no_write(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can send such requests at any rate."""
     text = SecretText(Random(99).randbytes)
     legacy, ours, access = (
         text.refresh_token(text.family()),
@@ -139,7 +141,7 @@ def test_what_is_made_up_costs_no_write(program: Program, monkeypatch: pytest.Mo
         assert program.form("revocation_endpoint", token=token).status == 200
 
 
-def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:
+def test_a_token_belongs_to_one_client(program: Program, alice: User) -> None:
     other = Program(program.server, {**METADATA, "client_name": "Other"})
     refused(program.refresh(client_id=other.client_id))
     refused(program.refresh(client_id="nobody"), "invalid_client", 401)
@@ -147,9 +149,7 @@ def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:
     assert program.refresh().status == 200
 
 
-def test_the_older_refresh_takes_no_such_token_and_this_no_older(
-    program: Program, browser: Browser
-) -> None:
+def test_both_refresh_apis_refuse_tokens_of_the_other(program: Program, browser: Browser) -> None:
     program.sign_in(browser)
     server = program.server
     token = str(program.tokens["refresh_token"])
@@ -168,7 +168,7 @@ def test_the_older_refresh_takes_no_such_token_and_this_no_older(
     )
 
 
-def test_sessions_end_when_their_time_is_over(tmp_path: Path, sqlite_database: Database) -> None:
+def test_sessions_expire(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "session_lifetime: 1h\n")
     server.register("alice")
     program = Program(server)
@@ -192,7 +192,9 @@ def test_a_locked_account_keeps_its_sessions(program: Program, alice: User) -> N
     assert program.take(program.refresh()).user_id == alice.user_id
 
 
-def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser) -> None:
+def test_a_new_sign_in_replaces_the_session_of_the_device(
+    program: Program, browser: Browser
+) -> None:
     first = program.sign_in(browser)
     old = str(program.tokens["refresh_token"])
     second = program.sign_in(browser)
@@ -200,8 +202,8 @@ def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser
     refused(program.refresh(old))
     assert (
         second.get(WHOAMI).status == 200
-    )  # the old session was over: nothing was stolen from this one
-    # by the older sign-in the device is no longer one of this API
+    )  # the old session has ended; its token does not count as stolen from the new one
+    # after a login with the older API the device has no OAuth session
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
     login = {**body, "password": "wonderland", "device_id": program.device_id}
     assert program.server.post("/_matrix/client/v3/login", login).status == 200
@@ -209,7 +211,7 @@ def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser
 
 
 @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
-def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
+def test_revocation_ends_the_session(program: Program, alice: User, kind: str) -> None:
     token = str(program.tokens[kind])
     answer = program.form(
         "revocation_endpoint", token=token, token_type_hint=kind, client_id=program.client_id
@@ -217,12 +219,12 @@ def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
     assert answer.status == 200
     assert alice.get(WHOAMI).status == 401
     refused(program.refresh())
-    assert program.form("revocation_endpoint", token=token).status == 200  # once more is no error
+    assert program.form("revocation_endpoint", token=token).status == 200  # repeating is no error
     assert "token_found" not in [event for event, _ in told(program.server)]
     assert alice.device_id not in _devices(program.server)
 
 
-def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
+def test_anybody_with_a_token_can_revoke_it(program: Program, alice: User) -> None:
     assert (
         program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
     )
@@ -232,7 +234,7 @@ def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
 
 
-def test_an_account_whose_day_is_over_before_the_code_is_exchanged(
+def test_an_account_that_expires_before_the_exchange_is_refused(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -248,14 +250,14 @@ def test_an_account_whose_day_is_over_before_the_code_is_exchanged(
     assert told(server)[-1] == ("sign_in_refused", "expired")
 
 
-def test_a_code_of_before_a_new_password(program: Program, browser: Browser) -> None:
+def test_a_password_change_ends_codes(program: Program, browser: Browser) -> None:
     code = program.code(browser)
     people = program.server.app.people
     program.server.run(
         people.accounts.do_set_password(UserID("@alice:example.org"), "a new password")
     )
     refused(program.exchange(code))
-    assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions themselves go on
+    assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions continue
 
 
 def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:
@@ -267,7 +269,7 @@ def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None
     refused(program.refresh())
 
 
-def test_what_needs_a_password_is_not_for_apps(alice: User) -> None:
+def test_oauth_sessions_cannot_use_password_confirmation(alice: User) -> None:
     proof = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
@@ -290,7 +292,7 @@ def trusting(tmp_path: Path, sqlite_database: Database) -> Program:
     return Program(server)
 
 
-def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> None:
+def test_trusted_services_introspect_tokens(trusting: Program) -> None:
     alice = trusting.sign_in(Browser(trusting.server))
 
     def ask(token: str) -> Answer:
@@ -326,7 +328,7 @@ def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> No
     assert ask(alice.token).json == {"active": False}
 
 
-def test_services_are_told_of_no_pair_that_was_put_by(trusting: Program) -> None:
+def test_a_superseded_token_pair_is_inactive(trusting: Program) -> None:
     trusting.sign_in(Browser(trusting.server))
     first = str(trusting.tokens["refresh_token"])
     put_by = trusting.refresh(first).json
@@ -344,10 +346,11 @@ def test_services_are_told_of_no_pair_that_was_put_by(trusting: Program) -> None
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_apps_are_told_what_they_cannot_do(
+def test_capabilities_of_an_oauth_session(
     tmp_path: Path, sqlite_database: Database, confirmed: bool
 ) -> None:
-    tokens = f"login_via_existing_session: {{enabled: true, require_ui_auth: {str(confirmed).lower()}}}\n"
+    confirm = str(confirmed).lower()
+    tokens = f"login_via_existing_session: {{enabled: true, require_ui_auth: {confirm}}}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     older = server.register("alice")
     app = Program(server).sign_in(Browser(server))
@@ -367,7 +370,9 @@ def test_apps_are_told_what_they_cannot_do(
     )
 
 
-def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database: Database) -> None:
+def test_guessing_a_service_secret_is_rate_limited(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     limited = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 3}}\n"
     server = TestServer(tmp_path, sqlite_database, TRUSTING + limited)
     server.register("alice")
@@ -378,19 +383,17 @@ def test_the_secret_of_a_service_is_not_guessed(tmp_path: Path, sqlite_database:
             "introspection_endpoint", token="x", client_id="calendar", client_secret=secret
         ).status
 
-    assert [ask("sesame") for _ in range(6)] == [
-        200
-    ] * 6  # who is right may ask as often as they like
+    assert [ask("sesame") for _ in range(6)] == [200] * 6  # correct secrets are not limited
     assert [ask(f"guess {number}") for number in range(5)] == [401, 401, 401, 429, 429]
     assert ask("sesame") == 429
     assert (
         program.sign_in(Browser(server)).user_id == "@alice:example.org"
-    )  # people sign in meanwhile
+    )  # logins of users are not affected
     server.clock.advance(101)
     assert ask("sesame") == 200
 
 
-def test_others_are_told_nothing(trusting: Program) -> None:
+def test_untrusted_services_are_refused(trusting: Program) -> None:
     path = trusting.path_of("introspection_endpoint")
     for name, secret in (("calendar", "wrong"), ("other", "sesame"), ("", "")):
         answer = trusting.form(
@@ -408,14 +411,14 @@ def test_others_are_told_nothing(trusting: Program) -> None:
         assert answer.status == status
 
 
-def test_a_service_is_told_how_to_show_who_it_is(program: Program) -> None:
+def test_a_refused_service_learns_the_authentication_scheme(program: Program) -> None:
     """spec: RFC 6749 section 5.2"""
     headers = {"Authorization": _basic("calendar:wrong")}
     path = program.path_of("introspection_endpoint")
     answer = program.server.client.request("POST", path, body=b"token=x", headers=headers)
     assert answer.status == 401
     assert answer.headers["www-authenticate"].startswith("Basic realm=")
-    # an app, which has no secret to show, is not asked for one by the browser that it runs in
+    # a client without a secret must not make its browser ask for one
     assert "www-authenticate" not in program.refresh("x", client_id="nobody").headers
 
 

@@ -1,5 +1,5 @@
-"""Sites that mean harm, asked for previews over real sockets: no way inside, no answer without
-end."""
+"""Malicious sites, fetched for previews over real sockets: no access to internal networks, no
+endless responses."""
 
 import gzip
 from collections.abc import Sequence
@@ -72,7 +72,9 @@ def spool(tmp_path: Path) -> DiskSpool:
         "10.0.0.1",
     ],
 )
-async def test_no_way_leads_inside(far: FarSide, spool: DiskSpool, host: str) -> None:
+async def test_no_url_leads_to_internal_addresses(
+    far: FarSide, spool: DiskSpool, host: str
+) -> None:
     port = far.listen(lambda _: ok(b"secret"))
     with pytest.raises(OutboundError):
         await _reader(far).read(f"http://{host}:{port}/", spool)
@@ -82,7 +84,9 @@ async def test_no_way_leads_inside(far: FarSide, spool: DiskSpool, host: str) ->
 @pytest.mark.parametrize(
     "place", ["http://127.0.0.1:{}/", "http://2130706433:{}/", "//[::ffff:127.0.0.1]:{}/"]
 )
-async def test_no_redirect_leads_inside(far: FarSide, spool: DiskSpool, place: str) -> None:
+async def test_no_redirect_leads_to_internal_addresses(
+    far: FarSide, spool: DiskSpool, place: str
+) -> None:
     inside = far.listen(lambda _: ok(b"secret"))
     location = place.format(inside)
     outside = far.listen(
@@ -97,7 +101,7 @@ async def test_no_redirect_leads_inside(far: FarSide, spool: DiskSpool, place: s
 
 
 class Rebinding(FakeNames):
-    """A name that leads outside first, and inside from then on."""
+    """A name that resolves to an external address first, and to an internal one later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +112,7 @@ class Rebinding(FakeNames):
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-async def test_a_name_that_moves_inside_gains_nothing(far: FarSide, spool: DiskSpool) -> None:
+async def test_dns_rebinding_gains_nothing(far: FarSide, spool: DiskSpool) -> None:
     names = Rebinding()
     redirect = (
         b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -120,7 +124,7 @@ async def test_a_name_that_moves_inside_gains_nothing(far: FarSide, spool: DiskS
     assert len(far.requests) == 1
 
 
-async def test_of_two_addresses_only_the_one_outside_is_asked(
+async def test_of_two_addresses_only_the_external_one_is_contacted(
     far: FarSide, spool: DiskSpool
 ) -> None:
     names = FakeNames()
@@ -141,12 +145,12 @@ async def _read(
     ).page
 
 
-async def test_who_says_nothing_is_given_up(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_silent_site_times_out(far: FarSide, spool: DiskSpool) -> None:
     with pytest.raises(OutboundError, match="within"):
         await _read(far, spool, None, seconds=0.2)
 
 
-async def test_a_page_without_end_is_read_to_a_length(far: FarSide, spool: DiskSpool) -> None:
+async def test_an_endless_page_is_read_up_to_a_limit(far: FarSide, spool: DiskSpool) -> None:
     for head in (b"", f"Content-Length: {500 * MAX_PAGE_BYTES}\r\n".encode()):
         answer = (
             b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
@@ -159,7 +163,7 @@ async def test_a_page_without_end_is_read_to_a_length(far: FarSide, spool: DiskS
         assert len(page) == MAX_PAGE_BYTES
 
 
-async def test_a_packed_bomb_is_unpacked_to_a_length(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_compression_bomb_is_unpacked_up_to_a_limit(far: FarSide, spool: DiskSpool) -> None:
     bomb = gzip.compress(b"<title>x</title>" + bytes(30 * MAX_PAGE_BYTES))
     page = await _read(far, spool, ok(bomb, "Content-Type: text/html", "Content-Encoding: gzip"))
     assert page is not None
@@ -173,7 +177,7 @@ async def test_a_packed_bomb_is_unpacked_to_a_length(far: FarSide, spool: DiskSp
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
-async def test_a_long_document_is_none(far: FarSide) -> None:
+async def test_a_long_document_is_rejected(far: FarSide) -> None:
     port = far.listen(
         lambda _: ok(b" " * (MAX_DOCUMENT_BYTES + 1), "Content-Type: application/json")
     )
@@ -181,7 +185,7 @@ async def test_a_long_document_is_none(far: FarSide) -> None:
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
-async def test_a_long_picture_is_none(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_large_image_is_rejected(far: FarSide, spool: DiskSpool) -> None:
     for head in (b"", f"Content-Length: {MAX_PICTURE + 1}\r\n".encode()):
         answer = (
             b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -193,16 +197,14 @@ async def test_a_long_picture_is_none(far: FarSide, spool: DiskSpool) -> None:
             await _read(far, spool, answer)
 
 
-async def test_of_what_is_neither_page_nor_picture_only_the_head_is_read(
-    far: FarSide, spool: DiskSpool
-) -> None:
+async def test_of_other_content_types_only_the_head_is_read(far: FarSide, spool: DiskSpool) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 99999999999\r\n\r\n"
     port = far.listen(lambda _: head + b"y")
     found = await _reader(far, allowed=["127.0.0.1"]).read(f"http://127.0.0.1:{port}/", spool)
     assert (found.type, found.page, found.is_picture) == ("video/mp4", None, False)
 
 
-async def test_two_sites_that_send_on_to_each_other(far: FarSide, spool: DiskSpool) -> None:
+async def test_two_sites_that_redirect_to_each_other(far: FarSide, spool: DiskSpool) -> None:
     redirect = b"HTTP/1.1 301 Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"
     with pytest.raises(OutboundError, match="too often"):
         await _read(far, spool, redirect)
@@ -213,7 +215,7 @@ async def test_two_sites_that_send_on_to_each_other(far: FarSide, spool: DiskSpo
     "location",
     ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://u:p@127.0.0.1/"],
 )
-async def test_redirects_to_what_is_no_site(far: FarSide, spool: DiskSpool, location: str) -> None:
+async def test_redirects_to_invalid_urls(far: FarSide, spool: DiskSpool, location: str) -> None:
     answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
     with pytest.raises(OutboundError):
         await _read(far, spool, answer)

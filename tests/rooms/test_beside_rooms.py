@@ -1,5 +1,5 @@
-"""Receipts and account data that are kept in memory are those that are stored, whatever happens and
-whenever they are read."""
+"""Cached receipts and account data equal the stored ones, whatever happens and whenever they are
+read."""
 
 from collections.abc import Collection, Iterable, Mapping
 from random import Random
@@ -23,7 +23,7 @@ ALICE = "@alice:a.test"
 
 
 class SlowReceipts(ReceiptStore):
-    """Answers when it is told to."""
+    """Returns when the test lets it."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[list[ReceiptRow]]] = []
@@ -48,7 +48,7 @@ def a_receipt(position: int, user_id: str = ALICE) -> ReceiptRow:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_receipts_are_those_that_are_stored(
+async def test_cached_receipts_equal_the_stored_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(receipt_cache, "FEW", 12)
@@ -92,7 +92,7 @@ async def test_receipts_are_those_that_are_stored(
         assert len(kept) <= 1000
 
 
-def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
+def test_a_receipt_that_arrives_during_a_read_is_not_lost() -> None:
     streams, store = Streams(10), SlowReceipts()
     kept = KeptReceipts(store, streams, capacity=100)
     reading: list[Deferred[Any]] = [
@@ -116,7 +116,7 @@ def test_a_receipt_that_comes_while_others_are_read_is_not_lost() -> None:
     assert len(store.asked) == 3
 
 
-async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(
+async def test_receipts_added_to_cached_rooms_are_bounded_too(
     sqlite_database: Database,
 ) -> None:
     store = ReceiptStore(sqlite_database)
@@ -139,7 +139,7 @@ async def test_receipts_that_come_to_rooms_that_are_kept_are_bounded_too(
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_account_data_are_those_that_are_stored(
+async def test_cached_account_data_equal_the_stored_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(room_account_data_cache, "MOST_CHANGED", 4)
@@ -195,10 +195,10 @@ async def test_account_data_are_those_that_are_stored(
     assert (kept.weight > 0) == (len(kept) > 0)
 
 
-async def test_account_data_that_come_to_who_is_kept_are_bounded_too(
+async def test_account_data_added_to_cached_users_are_bounded_too(
     sqlite_database: Database,
 ) -> None:
-    """Entries may be large, and are set after all of them were read."""
+    """Entries may be large, and may be set after all of them were read."""
     store, capacity = AccountDataStore(sqlite_database), 1_000_000
     kept = KeptAccountData(store, sqlite_database.streams, capacity=capacity)
     users = [f"@{number}:a.test" for number in range(30)]
@@ -223,12 +223,12 @@ async def test_account_data_that_come_to_who_is_kept_are_bounded_too(
             assert await kept.of_rooms(user_id, [room_id]) == {room_id: {"org.example": content}}
             assert kept.weight <= capacity
         if number == 2:
-            assert len(kept) == len(users) - 1, "one keeps more than a share"
+            assert len(kept) == len(users) - 1, "one user has more than a share"
     assert 0 < len(kept) < len(users) - 1
 
 
-async def test_rooms_that_are_to_be_read_anew_weigh_too_and_once(sqlite_database: Database) -> None:
-    """Clients note in every room how far they have read."""
+async def test_changed_rooms_count_in_the_size_and_once(sqlite_database: Database) -> None:
+    """Clients set the fully-read marker in every room."""
     store = AccountDataStore(sqlite_database)
     kept = KeptAccountData(store, sqlite_database.streams, capacity=1_000_000)
     rooms = [f"!{number}:a.test" for number in range(20)]

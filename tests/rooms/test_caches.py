@@ -51,7 +51,7 @@ def tell(streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere
 
 
 class SlowMemberships(MembershipStore):
-    """Answers when it is told to."""
+    """Answers when the test calls `answer`."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[dict[int, MembershipRow]]] = []
@@ -63,7 +63,7 @@ class SlowMemberships(MembershipStore):
 
 
 class SlowTimelines(TimelineStore):
-    """Answers when it is told to."""
+    """Answers when the test calls `answer`."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[dict[int, list[Arrival]]]] = []
@@ -75,7 +75,7 @@ class SlowTimelines(TimelineStore):
 
 
 class SlowCounts(PushOutcomeStore):
-    """Counts when it is told to; the receipts are none."""
+    """Counts when the test calls `answer`; has no receipts."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[dict[int, list[ThreadCount]]]] = []

@@ -1,4 +1,4 @@
-"""Which events are known to have no children: never one that has any."""
+"""The cache of events without relations: it never names an event that has some."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -53,7 +53,7 @@ def stored(event_id: str, position: int, sent: tuple[str, str] | None) -> Stored
     )
 
 
-def test_what_a_client_sent_since_the_start_has_only_children_that_were_heard_of() -> None:
+def test_events_sent_since_the_start_have_only_announced_children() -> None:
     childless = ChildlessEvents(streams := Streams(4), capacity=10)
     sent = ("DEVICE", "txn")
     new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]

@@ -24,7 +24,7 @@ def pair(database: Database, sqlite_template: Path, tmp_path: Path) -> Iterator[
 
 
 class Receipts:
-    """Those that the first server's user has in the second one's database."""
+    """The receipts of the first server's user in the second server's database."""
 
     def __init__(self, pair: list[Peer], room_nid: int) -> None:
         self.reader, self.server = pair[0].user, pair[0].server
@@ -53,7 +53,7 @@ async def met(pair: list[Peer]) -> tuple[Any, Receipts, Peer]:
     return room_id, Receipts(pair, (await b.engine.get_snapshot(room_id)).room.room_nid), node
 
 
-async def test_they_count_when_any_node_takes_the_event_in(pair: list[Peer]) -> None:
+async def test_they_count_when_any_node_receives_the_event(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, node = await met(pair)
     first = (await a.send(room_id, a.user, "first")).event
@@ -70,7 +70,7 @@ async def test_they_count_when_any_node_takes_the_event_in(pair: list[Peer]) -> 
     assert (await receipts.read())[UNTHREADED][0] == last.event_id
 
 
-async def test_they_wait_for_an_outlier_to_find_its_place(pair: list[Peer]) -> None:
+async def test_they_wait_until_an_outlier_is_placed(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, _ = await met(pair)
     name = (await a.send(room_id, a.user, {"name": "Hovli"}, "m.room.name", "")).event
@@ -114,7 +114,9 @@ async def test_a_later_place_wins_also_when_it_was_not_yet_known(pair: list[Peer
     assert (await receipts.read())[UNTHREADED][0] == new.event_id
 
 
-async def test_so_many_wait(pair: list[Peer], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_receipts_are_bounded(
+    pair: list[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = pair
     room_id, receipts, _ = await met(pair)
     events = [(await a.send(room_id, a.user, text)).event for text in "123"]

@@ -73,7 +73,7 @@ async def test_events_are_whole_signed_pdus(
     assert set(sent.event.auth_events) == expected
 
 
-async def test_who_is_not_in_the_room_cannot_speak(parts: RoomParts) -> None:
+async def test_a_user_outside_the_room_cannot_send(parts: RoomParts) -> None:
     room_id = await parts.create()
     with pytest.raises(Forbidden):
         await parts.send(room_id, BOB, "let me in")
@@ -85,7 +85,7 @@ async def test_unknown_room(parts: RoomParts) -> None:
         await parts.send(RoomID("!nowhere:a.test"), ALICE, "hello?")
 
 
-async def test_a_request_is_whole_or_not_at_all(parts: RoomParts) -> None:
+async def test_a_request_is_applied_completely_or_not_at_all(parts: RoomParts) -> None:
     room_id = await parts.create()
     drafts = [
         Draft("m.room.message", ALICE, {"body": "one"}),
@@ -135,7 +135,7 @@ async def test_two_rooms_made_in_the_same_millisecond(sqlite_database: Database)
     assert await parts.create() != await parts.create()
 
 
-async def test_redaction_takes_the_content_away(parts: RoomParts) -> None:
+async def test_a_redaction_removes_the_content(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.member(room_id, BOB, "join")
     secret = await parts.send(room_id, ALICE, "secret")
@@ -172,7 +172,7 @@ async def test_same_state_again_makes_no_event(parts: RoomParts) -> None:
     assert again.event.event_id == first.event.event_id
 
 
-async def test_what_a_state_event_replaced_is_kept(parts: RoomParts) -> None:
+async def test_the_replaced_state_event_is_stored(parts: RoomParts) -> None:
     room_id = await parts.create()
     first = await parts.send(room_id, ALICE, {"name": "one"}, "m.room.name", "")
     second = await parts.send(room_id, ALICE, {"name": "two"}, "m.room.name", "")
@@ -197,7 +197,7 @@ async def test_many_senders_at_once_neither_conflict_nor_fork(threaded_database:
 async def send_together(
     parts: RoomParts, room_id: RoomID, requests: Sequence[Sequence[Draft]]
 ) -> list[list[StoredEvent] | Failure]:
-    """What comes of requests that wait for a room at the same time and so become one chain."""
+    """Return the results of requests that wait together and become one chain."""
     results: dict[int, list[StoredEvent] | Failure] = {}
 
     def hear(_changes: Sequence[Change]) -> None:
@@ -217,7 +217,7 @@ def name(text: str, *, unless_same: bool = False) -> Draft:
 
 
 class Broken(dict[str, Any]):
-    """A content that trips whoever reads it."""
+    """A content that raises an error when it is read."""
 
     def get(self, key: str, default: Any = None) -> Any:
         raise RuntimeError("broken")
@@ -313,7 +313,9 @@ async def test_a_repeated_request_is_answered_though_it_would_be_refused_now(
     assert repeated.value.response == b'{"event_id":"%s"}' % sent.event.event_id.encode()
 
 
-async def test_ends_that_an_event_cannot_name_wait_for_the_next(parts: RoomParts) -> None:
+async def test_extremities_that_an_event_cannot_name_are_named_by_the_next(
+    parts: RoomParts,
+) -> None:
     room_id = await parts.create()
     sent = [await parts.send(room_id, ALICE, str(number)) for number in range(25)]
     head = (await parts.engine.get_snapshot(room_id)).head
@@ -342,7 +344,7 @@ async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -
     assert len(state._entries) < 3000
 
 
-async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(
+async def test_an_arrival_read_before_its_announcement_comes_once(
     sqlite_database: Database,
 ) -> None:
     parts = RoomParts(sqlite_database)
@@ -360,7 +362,7 @@ async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(
     assert [arrival.event_nid for arrival in stretch.arrivals].count(sent.nid) == 1
 
 
-async def test_what_is_redacted_is_not_left_in_the_file(
+async def test_redacted_content_is_not_left_in_the_file(
     sqlite: SQLiteConfig, sqlite_database: Database
 ) -> None:
     parts = RoomParts(sqlite_database)

@@ -1,11 +1,12 @@
-"""Positions of what is not durable, at nodes whose clocks differ, and which clients lead astray."""
+"""Ephemeral positions on nodes whose clocks differ, and with clients that send made-up
+positions."""
 
 from twisted.internet.task import Clock
 
 from homeserver.services.streams.ephemeral_counter import AHEAD, EphemeralCounter
 
 
-def test_where_a_client_moves_one_node_the_others_follow() -> None:
+def test_other_nodes_follow_where_a_client_advances_one() -> None:
     clock, behind = Clock(), Clock()
     clock.advance(1000.5)
     behind.advance(1000.0)
@@ -18,7 +19,7 @@ def test_where_a_client_moves_one_node_the_others_follow() -> None:
     assert here.position == there.position
 
 
-def test_nobody_moves_a_node_further_than_a_clock_may_be_ahead() -> None:
+def test_a_client_advances_a_node_at_most_by_the_permitted_clock_skew() -> None:
     clock = Clock()
     clock.advance(1000.0)
     counter = EphemeralCounter(clock)

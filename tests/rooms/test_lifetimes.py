@@ -12,7 +12,7 @@ Rows = tuple[list[RoomLifetime], int]
 
 
 class SlowLifetimes(RoomLifetimeStore):
-    """Answers when it is told to."""
+    """Answers when the test calls `answer`."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[Rows]] = []

@@ -1,4 +1,4 @@
-"""What the server reads of people's account data is kept parsed, within bounds."""
+"""The cache of parsed account data: correct and bounded."""
 
 from federation.protocol.ids import UserID
 from homeserver.services.account_data.parsed_account_data import BYTES_OF_A_USER, ParsedAccountData
@@ -8,7 +8,7 @@ from storage.engine.database import Database
 ALICE, BOB, CAROL = (UserID(f"@{name}:example.org") for name in ("alice", "bob", "carol"))
 
 
-async def test_of_users_who_keep_much_fewer_are_remembered(sqlite_database: Database) -> None:
+async def test_fewer_users_with_much_data_are_cached(sqlite_database: Database) -> None:
     store, parsed = AccountDataStore(sqlite_database), list[str]()
 
     def parse(contents: object, user_id: UserID) -> int:
@@ -36,7 +36,7 @@ async def test_of_users_who_keep_much_fewer_are_remembered(sqlite_database: Data
     assert await read(BOB, CAROL, ALICE, BOB, CAROL, ALICE) == [BOB, ALICE]
 
 
-async def test_what_was_read_with_the_rest_is_kept_unless_it_has_changed_meanwhile(
+async def test_added_data_is_cached_unless_it_changed_meanwhile(
     sqlite_database: Database,
 ) -> None:
     store = AccountDataStore(sqlite_database)

@@ -1,7 +1,7 @@
-"""Whatever is read, written, told and learnt of other nodes in between: an answer has of each
-user's keys, and of what its reader has signed, all that was acknowledged before it was asked for,
-at whichever node. A law against a model, in which a read sees the database at two moments and comes
-back at a third, and a commit is told of some time later."""
+"""Cached keys under any interleaving of reads, writes and notifications between nodes: a response
+has all keys and signatures that were acknowledged before the request, on any node. A law against a
+model, in which a read sees the database at two moments and returns at a third, and a commit is
+announced some time later."""
 
 import os
 from collections import deque
@@ -27,7 +27,7 @@ STEPS: Final = ("ask", *["moment"] * 5, "tell", "write", "look")
 
 
 class Tables:
-    """What is committed. Keys and signatures are numbers that grow."""
+    """The committed data. Keys and signatures are numbers that grow."""
 
     def __init__(self) -> None:
         self.head = 0
@@ -35,7 +35,7 @@ class Tables:
         self.positions: dict[str, int] = {}
         self.signed: dict[str, dict[str, int]] = {user: {} for user in USERS}
         self.told_keys = dict.fromkeys(USERS, 0)
-        """As far as it was acknowledged, or answered."""
+        """The acknowledged or returned part."""
         self.told_signed: dict[str, dict[str, int]] = {user: {} for user in USERS}
 
     def signatures(self, signer: str | None) -> dict[str, list[KeySignature]]:
@@ -47,7 +47,7 @@ class Tables:
 
 
 class Store:
-    """Reads it, each time at moments that somebody else decides."""
+    """Reads it at moments that the test decides."""
 
     def __init__(
         self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool
@@ -99,7 +99,7 @@ class Store:
 
 
 class Node:
-    """A process, with what it has committed or looked for and not been told of yet."""
+    """A process, with its commits and reads that were not announced yet."""
 
     def __init__(
         self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool
@@ -132,7 +132,7 @@ class Node:
         )
 
     def look(self) -> None:
-        """Begin a write that writes nothing."""
+        """Start a write that writes nothing."""
         self.untold.append((self.tables.head, [], self.tables.head, lambda: None))
 
     def tell(self) -> None:
@@ -143,8 +143,7 @@ class Node:
             acknowledge()
 
     async def ask(self, reader: str) -> tuple[dict[str, int], dict[str, int]]:
-        """Everybody's keys, as `EveryonesKeys` asks for them, and what the reader sees to have
-        signed of them."""
+        """Query all users' keys as `EveryonesKeys` does, with the reader's signatures."""
         shown: dict[str, ShownKeys] = {}
         for user in USERS if await self.keys.is_current(USERS) else ():
             shown |= await self.keys.get_shown([user], reader)
@@ -165,9 +164,7 @@ def _show(user_id: str, published: PublishedKeys) -> ShownKeys:
 @pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])
 @settings(max_examples=int(os.environ.get("MAHALLA_KEYS_RUNS", "800")), deadline=None)
 @given(seed=st.integers(0, 2**64))
-def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(
-    number: int, seed: int
-) -> None:
+def test_a_response_has_what_was_acknowledged_before_the_request(number: int, seed: int) -> None:
     chance = Random(seed)
     tables = Tables()
     waiting: list[Callable[[], None]] = []
@@ -180,7 +177,9 @@ def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(
         for user in USERS:
             assert devices[user] >= told[user], (user, reader)
             assert user == reader or signed.get(user, 0) >= told_signed.get(user, 0), (user, reader)
-            if number > 1:  # who is told by an answer need not wait for the acknowledgement
+            if (
+                number > 1
+            ):  # a client that learned it from a response does not need the acknowledgement
                 tables.told_keys[user] = max(tables.told_keys[user], devices[user])
 
     for _ in range(chance.randrange(20, 300)):
@@ -189,7 +188,7 @@ def test_an_answer_has_what_was_acknowledged_before_it_was_asked_for(
             case "ask":
                 asked.append(Deferred.fromCoroutine(ask(node, user)))
             case "moment" if waiting:
-                # some reads take long, while others are done at once
+                # some reads take long, others are done at once
                 waiting.pop(chance.choice([-1, -1, chance.randrange(len(waiting))]))()
             case "tell":
                 node.tell()

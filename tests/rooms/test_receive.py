@@ -1,4 +1,4 @@
-"""What other servers send: each event gets its verdict, and both sides end with the same room."""
+"""Receiving events: each event gets its verdict, and both servers end with the same room."""
 
 from collections.abc import Iterator
 from itertools import permutations
@@ -49,7 +49,7 @@ def both(database: Database, other_databases: list[Database]) -> list[Peer]:
 
 
 @EachVersion
-async def test_a_room_is_adopted_and_talked_in(pair: list[Peer], version: RoomVersion) -> None:
+async def test_a_room_is_imported_and_used(pair: list[Peer], version: RoomVersion) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair, version)
     assert await a.state(room_id) == await b.state(room_id)
@@ -65,7 +65,7 @@ async def test_a_room_is_adopted_and_talked_in(pair: list[Peer], version: RoomVe
 
 
 @EachVersion
-async def test_forks_meet_in_the_same_state_in_whatever_order(
+async def test_forks_resolve_to_the_same_state_in_any_order(
     pair: list[Peer], version: RoomVersion
 ) -> None:
     a, b = pair
@@ -106,7 +106,7 @@ async def test_forks_meet_in_the_same_state_in_whatever_order(
         assert stored.state_root == (await peer.engine.get_snapshot(room_id)).head.state_root
 
 
-async def test_a_batch_in_any_order_is_taken_in(pair: list[Peer]) -> None:
+async def test_a_batch_is_received_in_any_order(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _ = await shared_room(pair)
     events = [(await a.send(room_id, a.user, str(number))).event for number in range(3)]
@@ -116,7 +116,7 @@ async def test_a_batch_in_any_order_is_taken_in(pair: list[Peer]) -> None:
     assert await b.bodies(room_id) == ["0", "1", "2"]
 
 
-async def test_who_was_banned_meanwhile_is_not_heard(both: list[Peer]) -> None:
+async def test_events_of_a_banned_user_are_soft_failed(both: list[Peer]) -> None:
     a, b = both[1], both[0]
     room_id, joined = await shared_room([a, b])
     late = await b.fork(room_id, joined, "m.room.message", {"body": "late"})
@@ -139,7 +139,7 @@ async def test_who_was_banned_meanwhile_is_not_heard(both: list[Peer]) -> None:
     assert not {late.event_id, naming.event_id} & set(after.event.prev_events)
 
 
-async def test_what_was_soft_failed_may_be_built_upon(pair: list[Peer]) -> None:
+async def test_events_may_follow_a_soft_failed_event(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _joined = await shared_room(pair)
     levels = {"users": {a.user: 100}, "state_default": 0}
@@ -172,7 +172,7 @@ async def test_a_rejected_event_changes_nothing(both: list[Peer]) -> None:
     assert await a.state(room_id) == before
     assert await a.shown(room_id) == shown
     assert await a.extremities(room_id) == {joined.event_id}
-    # whoever follows it is heard, in the state before it
+    # events that follow it are accepted against the state before it
     state = {
         key: found.event
         for key, found in (await (await a.engine.get_snapshot(room_id)).state.load_all()).items()
@@ -187,7 +187,7 @@ async def test_a_rejected_event_changes_nothing(both: list[Peer]) -> None:
     assert await a.verdict(room_id, citing) is Verdict.REJECT
 
 
-async def test_an_event_that_is_not_whole_loses_its_content(pair: list[Peer]) -> None:
+async def test_an_event_with_a_wrong_content_hash_is_redacted(pair: list[Peer]) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair)
     said = await b.fork(room_id, joined, "m.room.message", {"body": "said"})
@@ -199,7 +199,7 @@ async def test_an_event_that_is_not_whole_loses_its_content(pair: list[Peer]) ->
 
 
 @pytest.mark.parametrize("version", [ROOM_VERSIONS["1"], V11], ids=["1", "11"])
-async def test_what_is_not_of_the_room_is_dropped(pair: list[Peer], version: RoomVersion) -> None:
+async def test_events_of_another_room_are_dropped(pair: list[Peer], version: RoomVersion) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair, version)
     elsewhere, last = await shared_room(pair, version)
@@ -226,7 +226,7 @@ async def test_what_is_not_of_the_room_is_dropped(pair: list[Peer], version: Roo
     assert await a.verdict(room_id, said) is Verdict.ACCEPT
 
 
-async def test_cycles_end(pair: list[Peer]) -> None:
+async def test_events_on_a_cycle_are_dropped(pair: list[Peer]) -> None:
     a, b = pair
     version = ROOM_VERSIONS["1"]
     room_id, joined = await shared_room(pair, version)
@@ -257,7 +257,7 @@ async def test_a_second_create_event_is_refused(pair: list[Peer]) -> None:
     assert len(await b.extremities(room_id)) == 1
 
 
-async def test_what_is_missing_is_said(pair: list[Peer]) -> None:
+async def test_missing_events_are_reported(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _ = await shared_room(pair)
     first = (await a.send(room_id, a.user, "first")).event
@@ -272,7 +272,7 @@ async def test_what_is_missing_is_said(pair: list[Peer]) -> None:
     assert outcome.was_known
 
 
-async def test_too_much_or_nowhere(pair: list[Peer]) -> None:
+async def test_too_many_events_and_unknown_rooms_are_refused(pair: list[Peer]) -> None:
     a, _b = pair
     room_id, joined = await shared_room(pair)
     with pytest.raises(TooLarge):
@@ -281,7 +281,7 @@ async def test_too_much_or_nowhere(pair: list[Peer]) -> None:
         await a.receiver.receive(RoomID("!nowhere:b.test"), [joined.pdu])
 
 
-async def test_the_server_acl_shuts_out(pair: list[Peer]) -> None:
+async def test_the_server_acl_refuses_denied_servers(pair: list[Peer]) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair)
     said = await b.fork(room_id, joined, "m.room.message", {"body": "said"})
@@ -309,7 +309,7 @@ async def test_the_policy_server_is_asked_about_what_fills_a_gap(pair: list[Peer
     assert await b.bodies(room_id) == ["last"]
 
 
-async def test_an_outlier_finds_its_place(both: list[Peer]) -> None:
+async def test_an_outlier_is_placed_when_it_is_received_again(both: list[Peer]) -> None:
     a, b = both
     room_id, _ = await shared_room(both)
     name = (await a.send(room_id, a.user, {"name": "Hovli"}, "m.room.name", "")).event
@@ -329,7 +329,7 @@ async def test_an_outlier_finds_its_place(both: list[Peer]) -> None:
     assert summaries[placed.room_nid].name == "Hovli"
 
 
-async def test_the_past_is_no_news(both: list[Peer]) -> None:
+async def test_past_events_are_not_news(both: list[Peer]) -> None:
     a, b = both
     room_id = await a.create(a.user, version=V11)
     old = [(await a.send(room_id, a.user, f"old {number}")).event for number in range(3)]
@@ -382,7 +382,7 @@ class InterruptedWriter(RoomWriter):
         raise OSError("the lights went out")
 
 
-async def test_an_adoption_goes_on_after_a_restart(both: list[Peer]) -> None:
+async def test_an_import_continues_after_a_restart(both: list[Peer]) -> None:
     a, b = both
     room_id = await a.create(a.user, version=V11)
     for number in range(5):
@@ -453,7 +453,7 @@ async def test_what_an_ordinary_event_costs(
         assert await b.verdict(room_id, message.event) is Verdict.ACCEPT
         assert counter.queries == {
             "get_event_nids": 1,
-            "get_waiting": 2,
+            "get_earlier_references": 2,
             "place_event": WRITES_OF_A_MESSAGE,
         }
     await database.close()
@@ -462,7 +462,7 @@ async def test_what_an_ordinary_event_costs(
 async def test_many_extremities_are_merged_and_none_is_lost(
     pair: list[Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extremity_limit, "MOST_OF_SERVER", 100)  # else it would take three servers
+    monkeypatch.setattr(extremity_limit, "MAX_PER_SERVER", 100)  # else it would take three servers
     a, b = pair
     room_id, joined = await shared_room(pair)
     tips = [
@@ -480,7 +480,7 @@ async def test_many_extremities_are_merged_and_none_is_lost(
     assert await a.extremities(room_id) == {second.event_id}
 
 
-async def test_two_nodes_receive_the_same(pair: list[Peer]) -> None:
+async def test_two_nodes_receive_the_same_event_once(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _ = await shared_room(pair)
     node = Peer(b.database, b.now, b.server, b.keys)

@@ -60,7 +60,7 @@ async def test_what_came_redacted_keeps_its_thread(pair: list[Peer]) -> None:
 
 
 @EachVersion
-async def test_a_redaction_of_what_is_not_ones_own_is_not_shown(
+async def test_a_redaction_without_permission_is_not_shown(
     pair: list[Peer], version: RoomVersion
 ) -> None:
     a, b = pair

@@ -48,7 +48,7 @@ async def none_earlier(_old: RoomSnapshot) -> RoomSnapshot | None:
     return None
 
 
-async def test_what_is_not_allowed_of_the_endings_is_left_out(database: Database) -> None:
+async def test_last_events_that_are_not_allowed_are_left_out(database: Database) -> None:
     parts = RoomParts(database)
     old_id = await parts.create()
     new = await replacements(parts).replace(
@@ -93,7 +93,7 @@ async def test_a_room_that_moves_meanwhile_is_replaced_as_it_is_then(database: D
     assert set(await RoomStore(database).get_rooms(attempts)) == {new.room_id}
 
 
-async def test_who_may_not_end_the_old_room_makes_no_new_one(database: Database) -> None:
+async def test_a_user_who_may_not_end_the_old_room_creates_no_new_one(database: Database) -> None:
     parts = RoomParts(database)
     old_id = await parts.create()
     created: list[RoomID] = []

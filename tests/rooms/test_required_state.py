@@ -26,7 +26,7 @@ def patterns(chance: Random, most: int) -> frozenset[Pattern]:
     )
 
 
-async def test_what_is_told_is_what_matches(database: Database) -> None:
+async def test_required_state_returns_the_matching_entries(database: Database) -> None:
     chance = Random(1)
     whole = {
         StateKey(type, key): number

@@ -1,4 +1,4 @@
-"""Spaces as they are stored, and what other servers are told of them: on both databases."""
+"""Spaces in storage, and how they are served to other servers, on both databases."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ async def test_children_are_kept_in_their_order(database: Database) -> None:
     assert await kept() == [("a", False), ("d", True)]
 
 
-async def test_another_server_is_told_of_what_it_could_see(database: Database) -> None:
+async def test_another_server_gets_the_rooms_that_it_may_see(database: Database) -> None:
     parts = RoomParts(database)
     spaces, space = spaces_of(parts), await create(parts, "public", is_space=True)
     public, secret, invited = [await create(parts, rule) for rule in ("public", "invite", "invite")]
@@ -123,7 +123,7 @@ async def test_another_server_is_told_of_what_it_could_see(database: Database) -
     }
 
 
-async def test_another_server_is_told_nothing_of_what_it_could_not_see(database: Database) -> None:
+async def test_another_server_gets_no_rooms_that_it_may_not_see(database: Database) -> None:
     parts = RoomParts(database)
     spaces = spaces_of(parts)
     secret, left = (

@@ -8,7 +8,7 @@ from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 
 async def end(parts: RoomParts, room_id: RoomID) -> int | None:
-    """Where Bob's stay ended, as it is kept."""
+    """Return the stored end of Bob's last membership period."""
     room = (await parts.engine.get_snapshot(room_id)).room
     remembered = (await parts.memberships.of_user(BOB))[room.room_nid]
     stored = await RoomParts(parts.database).memberships.of_user(BOB)
@@ -16,7 +16,7 @@ async def end(parts: RoomParts, room_id: RoomID) -> int | None:
     return remembered.left_position
 
 
-async def test_a_stay_ends_once(database: Database) -> None:
+async def test_a_membership_period_ends_once(database: Database) -> None:
     parts = RoomParts(database)
     room_id = await parts.create()
     await parts.member(room_id, ALICE, "ban", BOB)
@@ -36,7 +36,7 @@ async def test_a_stay_ends_once(database: Database) -> None:
     assert await end(parts, room_id) == left.position
 
 
-async def test_a_stay_within_one_write(database: Database) -> None:
+async def test_a_membership_period_within_one_write(database: Database) -> None:
     parts = RoomParts(database)
     room_id = await parts.create()
     room_nid = (await parts.engine.get_snapshot(room_id)).room.room_nid

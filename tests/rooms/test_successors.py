@@ -1,5 +1,5 @@
-"""What a room that replaces another begins with: power levels of old versions, aliases of several
-servers."""
+"""The first events of a room that replaces another: power levels of old versions, aliases of
+several servers."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""What another server sends much of is read, sorted and looked at in pieces, between which others
-are served."""
+"""Large inputs from another server are parsed, sorted and checked in chunks, with turns of other
+work in between."""
 
 import json
 import random
@@ -77,7 +77,7 @@ def test_a_page_of_ordinary_events_is_read_at_once() -> None:
     assert clock.taken == 0
 
 
-def test_others_are_served_while_a_page_is_read_that_takes_long() -> None:
+def test_other_work_runs_while_a_slow_page_is_parsed() -> None:
     """Of nothing but empty objects, a hundred events of 64 KiB took nearly half a second."""
     clock = Turns()
     good = [pdu(number, {"x": [{}] * 20_000}) for number in range(100)]
@@ -112,8 +112,8 @@ def test_a_long_auth_chain_is_sorted_in_pieces() -> None:
 
 
 def test_one_event_that_all_others_follow_is_sorted_in_pieces_too() -> None:
-    """Whoever makes up a state makes up what its events cite: what followed such a one was looked
-    at in one go, half a second."""
+    """A server that invents a state chooses which events it cites. Sorting the events that all
+    cite one took half a second in one go."""
     names = [EventID(f"${number:043}") for number in range(5000)]
     events = {
         name: cast(
@@ -133,7 +133,7 @@ def test_one_event_that_all_others_follow_is_sorted_in_pieces_too() -> None:
     )
 
 
-def test_what_is_on_a_cycle_or_upon_one_has_no_place() -> None:
+def test_events_on_a_cycle_or_depending_on_one_have_no_place() -> None:
     cited = {
         "$a": ["$b"],
         "$b": ["$a"],
@@ -202,7 +202,7 @@ def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: 
     assert [outcome.event_id for outcome in outcomes] == [None, "$1"]
 
 
-def test_a_long_list_of_ids_is_looked_at_in_pieces() -> None:
+def test_a_long_list_of_ids_is_checked_in_pieces() -> None:
     ids = [f"${number:043}" for number in range(MAX_STATE_EVENTS)]
 
     class Answers:

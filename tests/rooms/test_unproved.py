@@ -1,5 +1,5 @@
-"""What of a state could not be checked for want of keys is put in once they can be had; on both
-databases."""
+"""State events that could not be verified without keys are added once the keys are available; on
+both databases."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,9 @@ def learn(newcomer: Peer, other: Peer) -> None:
     newcomer.keys[other.server] = other.keys[other.server]
 
 
-async def test_it_is_tried_again_and_put_in(residents: list[Peer], database: Database) -> None:
+async def test_an_unverified_event_is_retried_and_added(
+    residents: list[Peer], database: Database
+) -> None:
     a, b = residents
     room_id, _ = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
@@ -81,7 +83,7 @@ async def test_it_is_tried_again_and_put_in(residents: list[Peer], database: Dat
     assert snapshot.head.joined_count == 3
     members = await MembershipStore(database).get_all(snapshot.room.room_nid)
     assert members[b.user][1] == "join"
-    (told,) = await PartialRoomStore(database).get_rooms()  # clients are told the room anew
+    (told,) = await PartialRoomStore(database).get_rooms()  # clients get the complete room again
     assert told.completed is not None
     assert not (await newcomer.engine.get_snapshot(room_id)).head.partial_join
     assert (await UnprovedStore(database).get_rooms())[snapshot.room.room_nid] is None
@@ -93,7 +95,7 @@ async def test_it_is_tried_again_and_put_in(residents: list[Peer], database: Dat
     assert await newcomer.state(room_id) == await a.state(room_id)
 
 
-async def test_what_cites_it_brings_it_along(residents: list[Peer], database: Database) -> None:
+async def test_an_event_that_cites_it_adds_it(residents: list[Peer], database: Database) -> None:
     a, b = residents
     room_id, joined = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
@@ -114,7 +116,7 @@ async def test_what_cites_it_brings_it_along(residents: list[Peer], database: Da
     assert (await newcomer.state(room_id))[StateKey("m.room.member", b.user)] == joined.event_id
 
 
-async def test_what_has_been_filled_since_is_left(
+async def test_a_state_key_that_was_set_since_is_left(
     residents: list[Peer], database: Database
 ) -> None:
     a, b = residents
@@ -133,7 +135,7 @@ async def test_what_has_been_filled_since_is_left(
     assert await newcomer.state(room_id) == await a.state(room_id)
 
 
-async def test_what_some_server_tells_of_some_state_has_to_stand_up_to_the_present_one(
+async def test_events_of_some_state_are_resolved_with_the_current_state(
     residents: list[Peer], database: Database
 ) -> None:
     a, b = residents
@@ -157,9 +159,7 @@ async def test_what_some_server_tells_of_some_state_has_to_stand_up_to_the_prese
     assert StateKey("m.room.member", mallory) not in await newcomer.state(room_id)
 
 
-async def test_what_is_no_valid_event_is_forgotten(
-    residents: list[Peer], database: Database
-) -> None:
+async def test_an_invalid_event_is_deleted(residents: list[Peer], database: Database) -> None:
     room_id, joined = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid

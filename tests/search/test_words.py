@@ -1,4 +1,4 @@
-"""Words by which text is found: spellings that count as one, and those that do not."""
+"""Words that match: spellings that count as the same, and those that do not."""
 
 import unicodedata
 
@@ -59,14 +59,14 @@ def finds(query: str, text: str, folding: Folding = DEFAULT) -> bool:
 
 
 @pytest.mark.parametrize(("cyrillic", "latin"), [*UZBEK.items(), *KARAKALPAK.items()])
-def test_the_two_scripts_are_one(cyrillic: str, latin: str) -> None:
+def test_the_two_scripts_match(cyrillic: str, latin: str) -> None:
     assert finds(cyrillic, latin)
     assert finds(latin, cyrillic)
     assert finds(f'"{latin}"', f"({cyrillic.upper()})")
 
 
 @pytest.mark.parametrize("apostrophe", APOSTROPHES)
-def test_apostrophes_are_no_difference(apostrophe: str) -> None:
+def test_apostrophes_are_ignored(apostrophe: str) -> None:
     assert DEFAULT.lines(f"O{apostrophe}zbekcha ma{apostrophe}no") == [["ozbekcha", "mano"]]
 
 
@@ -92,14 +92,14 @@ def test_apostrophes_are_no_difference(apostrophe: str) -> None:
         ("हिन्दी", "यह हिन्दी है"),
     ],
 )
-def test_what_is_found(query: str, text: str) -> None:
+def test_matching_texts(query: str, text: str) -> None:
     assert finds(query, text)
 
 
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ("ki", "kitob"),  # too short to stand for the beginning of a word
+        ("ki", "kitob"),  # too short for a prefix match
         ("itob", "kitob"),
         ("qand", "kand"),
         ('"yangi kitob"', "kitob yangi"),
@@ -109,11 +109,11 @@ def test_what_is_found(query: str, text: str) -> None:
         ("का", "कि"),
     ],
 )
-def test_what_is_not_found(query: str, text: str) -> None:
+def test_texts_that_do_not_match(query: str, text: str) -> None:
     assert not finds(query, text)
 
 
-def test_languages_are_chosen() -> None:
+def test_only_configured_languages_match() -> None:
     assert PLAIN.lines("Ўзбек ёлка") == [["узбек", "елка"]]
     assert not finds("kitob", "китоб", PLAIN)
     assert Folding(("ru",)).lines("Ёлка") == [["elka"]]
@@ -121,7 +121,7 @@ def test_languages_are_chosen() -> None:
     assert PLAIN.name != DEFAULT.name
 
 
-def test_latin_text_costs_one_line() -> None:
+def test_latin_text_has_one_line_of_keys() -> None:
     assert len(DEFAULT.lines("Bugun soat uchda yigʻilish")) == 1
     assert len(DEFAULT.lines("Бугун соат учда")) == 1
     assert len(DEFAULT.lines("ёлка ўсди")) == 3
@@ -130,7 +130,7 @@ def test_latin_text_costs_one_line() -> None:
 @pytest.mark.parametrize(
     "nothing", ["", " ", "!?…", "'", '"', "— – -", "👍🏽", "\u0301", "\u200b", "_", "\ud800"]
 )
-def test_nothing_to_be_found_by(nothing: str) -> None:
+def test_text_without_words(nothing: str) -> None:
     assert DEFAULT.lines(nothing) == []
     assert parse_terms(DEFAULT, nothing) == []
 
@@ -153,7 +153,7 @@ def test_better_matches_rank_higher() -> None:
     assert ranked("kitob", "kitob " * 1000) < SCALE
 
 
-def test_marked_words_are_those_of_the_text() -> None:
+def test_highlights_are_words_of_the_text() -> None:
     terms = parse_terms(DEFAULT, 'kitob "oʻzbek tili"')
     assert find_marked(DEFAULT, terms, "Китоблар: «Ўзбек» тили, daftar") == {
         "китоблар",
@@ -181,8 +181,8 @@ def test_keys_are_clean(text: str) -> None:
 
 @given(text=anything | words)
 @settings(max_examples=200, deadline=None)
-def test_a_text_is_found_by_itself(text: str) -> None:
-    """Word by word and as a whole, whatever the case and the form of its characters."""
+def test_a_text_matches_itself(text: str) -> None:
+    """Word by word and as a phrase, in any case and Unicode form."""
     found = format_words(DEFAULT.lines(text))
     for query in (
         text,
@@ -195,7 +195,7 @@ def test_a_text_is_found_by_itself(text: str) -> None:
 
 @given(text=words)
 @settings(max_examples=100, deadline=None)
-def test_folding_again_changes_nothing(text: str) -> None:
+def test_folding_is_idempotent(text: str) -> None:
     for line in DEFAULT.lines(text):
         if not any(character >= "\u0e00" for key in line for character in key):
             assert DEFAULT.lines(" ".join(line)) == [line]
@@ -203,7 +203,7 @@ def test_folding_again_changes_nothing(text: str) -> None:
 
 @given(query=words, text=words)
 @settings(max_examples=200, deadline=None)
-def test_a_match_has_a_rank_and_something_to_mark(query: str, text: str) -> None:
+def test_a_match_has_a_rank_and_a_highlight(query: str, text: str) -> None:
     terms, found = parse_terms(DEFAULT, query), format_words(DEFAULT.lines(text))
     assert 0 <= rank(terms, found) <= SCALE
     if terms and matches(terms, found):

@@ -1,4 +1,4 @@
-"""Whoever has an event can send it on with another content: whose copy comes first decides nothing.
+"""A server may send an event on with another content: it does not matter whose copy comes first.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -27,7 +27,7 @@ def questions(network: Network, to: str) -> list[str]:
     return [uri for _, host, _, uri in network.log if host == to and "/federation/v1/event/" in uri]
 
 
-async def test_the_senders_server_is_asked_what_was_said(network: Network) -> None:
+async def test_the_senders_server_is_asked_for_the_unaltered_copy(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     said = say(room.alice, room.room_id, "the truth")
@@ -81,12 +81,12 @@ async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> 
     assert texts(room.alice, room.room_id) == ["and then", *reversed(words)]
 
 
-async def test_what_nobody_tells_does_not_stand_in_the_way(network: Network) -> None:
+async def test_an_altered_copy_without_an_original_is_not_stored(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     event = await room.by_bob("the truth")  # which the south itself does not know yet
     answer = await east.push(NORTH, [{**event.pdu, "content": LIE}])
-    assert "not what its hash says" in answer["pdus"][event.event_id]["error"]
+    assert "does not match its hash" in answer["pdus"][event.event_id]["error"]
     assert await room.north.find(room.room_id, event.event_id) is None
     assert len(questions(network, SOUTH)) == 1
     await east.push(NORTH, [{**event.pdu, "content": {}}])
@@ -95,7 +95,7 @@ async def test_what_nobody_tells_does_not_stand_in_the_way(network: Network) -> 
     assert texts(room.alice, room.room_id) == ["the truth"]
 
 
-async def test_who_says_when_to_come_again_is_asked_then(network: Network) -> None:
+async def test_a_server_that_answers_429_is_asked_later(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
 
@@ -118,7 +118,7 @@ async def test_who_says_when_to_come_again_is_asked_then(network: Network) -> No
     assert texts(room.bob, room.room_id)[0] == "three"
 
 
-async def test_the_senders_server_is_believed_about_what_has_no_content(network: Network) -> None:
+async def test_the_senders_server_is_trusted_about_missing_content(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     event = await room.by_bob("the truth")
@@ -135,7 +135,7 @@ async def test_the_senders_server_is_believed_about_what_has_no_content(network:
     assert texts(room.bob, room.room_id)[0] == ""
 
 
-async def test_nobody_is_asked_about_what_its_sender_did_not_sign(network: Network) -> None:
+async def test_no_server_is_asked_about_an_unsigned_event(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     event = await room.by_bob("the truth")
@@ -144,7 +144,7 @@ async def test_nobody_is_asked_about_what_its_sender_did_not_sign(network: Netwo
 
 
 async def test_an_answer_that_is_another_event_is_not_taken(network: Network) -> None:
-    """Where ids are no hashes, the sender's server may answer with anything."""
+    """In room versions whose ids are no hashes, the sender's server may answer with any event."""
     room = await shared(network, "1")
     east = Side(network.add(EAST))
     one = await room.by_bob("one")
@@ -172,7 +172,7 @@ async def arrives_altered(
     network.mend(NORTH, SOUTH)
 
 
-async def test_the_content_comes_back_with_the_true_copy(network: Network) -> None:
+async def test_the_content_is_restored_from_the_unaltered_copy(network: Network) -> None:
     room = await shared(network)
     root = say(room.alice, room.room_id, "root")
     relation = {"rel_type": "m.thread", "event_id": root}
@@ -199,7 +199,7 @@ async def test_the_content_comes_back_with_the_true_copy(network: Network) -> No
     assert texts(room.alice, room.room_id) == ["the truth", "root"]
 
 
-async def test_what_was_redacted_stays_so(network: Network) -> None:
+async def test_redacted_events_stay_redacted(network: Network) -> None:
     room = await shared(network)
     event = await room.by_bob("the truth")
     await arrives_altered(network, room.north, event, LIE)

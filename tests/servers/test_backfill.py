@@ -59,7 +59,7 @@ async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, vers
     assert len(network.log) == before
 
 
-async def test_what_is_read_back_is_no_news(network: Network) -> None:
+async def test_backfilled_events_are_not_news(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)
@@ -73,7 +73,7 @@ async def test_what_is_read_back_is_no_news(network: Network) -> None:
     assert await south.extremities(room_id) == await north.extremities(room_id)
 
 
-async def test_nobody_to_ask_leaves_what_is_here_and_a_way_to_go_on_later(network: Network) -> None:
+async def test_without_servers_the_page_ends_with_a_token_to_continue(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)
@@ -97,7 +97,7 @@ async def test_nobody_to_ask_leaves_what_is_here_and_a_way_to_go_on_later(networ
     assert "long ago" in [event["content"].get("body") for event in more["chunk"]]
 
 
-async def test_who_does_not_answer_is_not_waited_for_long(network: Network) -> None:
+async def test_a_silent_server_delays_the_reader_little(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)
@@ -164,7 +164,7 @@ async def test_what_the_history_visibility_hides_is_not_given(network: Network) 
     assert stored is None or stored.event.content == {}
 
 
-async def test_a_made_up_past_is_not_believed(network: Network) -> None:
+async def test_an_invented_past_is_refused(network: Network) -> None:
     room = await shared(network)
     end = next(iter(await open_ends(room.south, room.room_id)))
     forged = await room.south.build_next(
@@ -186,7 +186,7 @@ async def test_a_made_up_past_is_not_believed(network: Network) -> None:
     assert "changed" not in texts(room.bob, room.room_id)
 
 
-async def test_the_event_nearest_to_a_time_may_be_elsewhere(network: Network) -> None:
+async def test_the_event_closest_to_a_time_is_found_remotely(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)

@@ -1,5 +1,5 @@
-"""How much another server may leave here for devices: what is beyond that it keeps, and sends again
-later."""
+"""Rate limits in bytes of to-device messages from another server: it keeps messages beyond the
+limit, and sends them again later."""
 
 import pytest
 from twisted.logger import capturedLogs
@@ -16,8 +16,7 @@ LARGE = "x" * 8000
 
 
 async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> None:
-    """It counts for each device that gets it: a message to all devices of somebody is kept for
-    each."""
+    """A message counts for each device that gets it: wildcard messages are stored per device."""
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -29,7 +28,9 @@ async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> 
         send(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
         network.settle()
     found, since = bodies(room.alice, since)
-    assert found == [0, 1], "each takes twice its size, and one that begins is taken whole"
+    assert found == [0, 1], (
+        "each counts twice its size, and a request is accepted while any budget is left"
+    )
     edu = {
         "sender": carol.user_id,
         "type": "m.x",
@@ -38,7 +39,7 @@ async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> 
     }
     await east.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
     found, since = bodies(room.alice, since)
-    assert found == [9], "others do not notice"
+    assert found == [9], "others are not affected"
     for _ in range(4):
         network.clock.advance(60)
         network.settle()
@@ -46,7 +47,9 @@ async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> 
     assert bodies(second, seconds)[0] == [0, 1, 9, 2, 3]
 
 
-async def test_a_transaction_that_is_refused_so_is_taken_in_whole_later(network: Network) -> None:
+async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_later(
+    network: Network,
+) -> None:
     room = await sending(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     _, since = bodies(room.alice)
@@ -74,7 +77,9 @@ async def test_a_transaction_that_is_refused_so_is_taken_in_whole_later(network:
     assert bodies(room.alice, since)[0] == [*range(5)]
 
 
-async def test_who_sends_too_much_holds_up_nobody_else_of_their_server(network: Network) -> None:
+async def test_a_user_who_sends_too_much_does_not_block_others_of_their_server(
+    network: Network,
+) -> None:
     room = await sending(network)
     dora = room.south.server.register("dora")
     limits = "rc_federation: {to_device_bytes_of_user: {per_second: 1000, burst_count: 30000}}\n"
@@ -94,14 +99,14 @@ async def test_who_sends_too_much_holds_up_nobody_else_of_their_server(network: 
     send(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
     network.settle()
     found, since = bodies(room.alice, since)
-    assert found == [0, 1, 2, 3, 9], "one that begins is taken whole"
+    assert found == [0, 1, 2, 3, 9], "a request is accepted while any budget is left"
     network.clock.advance(10)
     send(room.bob, 10, {room.alice.user_id: {room.alice.device_id: {"n": 10}}})
     network.settle()
     assert bodies(room.alice, since)[0] == [10]
 
 
-async def test_copies_of_one_message_are_bounded_as_those_of_our_users(
+async def test_copies_of_one_message_are_bounded_as_for_local_users(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_device, "MOST_BYTES", 20_000)

@@ -1,6 +1,6 @@
-"""One-time keys of another server's users while that server does not answer: it may just be
-starting again, and whoever gets no key now cannot be read by the device. So it is asked again as
-long as the client waits; one that has been away for longer is not."""
+"""Claims of one-time keys from a server that does not answer. It may be restarting, and without a
+key the device cannot read the message. So the claim is retried while the client waits; a server
+that has been away for longer is not retried."""
 
 from federation.protocol.ids import ServerName
 from federation.sender.destination import LONGEST_SILENCE_MS
@@ -14,7 +14,7 @@ ALGORITHM = "signed_curve25519"
 
 
 def begin_claim(room: Shared) -> Pending:
-    """Alice wants a key of Bob's, and waits ten seconds for it."""
+    """Alice claims a key of Bob's, and waits ten seconds for it."""
     return room.alice.start(
         "POST",
         f"{V3}/keys/claim",
@@ -23,7 +23,7 @@ def begin_claim(room: Shared) -> Pending:
 
 
 async def away(network: Network, seconds: int) -> Shared:
-    """The south is not there for so long."""
+    """The south is unreachable for that long."""
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "is anybody there?")
@@ -33,18 +33,18 @@ async def away(network: Network, seconds: int) -> Shared:
     return room
 
 
-async def test_a_server_that_does_not_answer_is_named_in_the_end(network: Network) -> None:
+async def test_a_server_that_does_not_answer_is_a_failure(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     claiming = begin_claim(room)
     network.clock.advance(8)
-    assert not claiming.done, "it may just be starting again"
+    assert not claiming.done, "it may be restarting"
     network.clock.advance(2)
     assert claiming.answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_a_key_is_claimed_of_a_server_that_is_just_starting_again(network: Network) -> None:
-    room = await away(network, 3)  # what is to be sent there is tried again in two seconds
+async def test_a_key_is_claimed_from_a_server_that_is_restarting(network: Network) -> None:
+    room = await away(network, 3)  # the queue to that server is retried in two seconds
     claiming = begin_claim(room)
     network.clock.advance(1.5)
     assert not claiming.done
@@ -54,13 +54,13 @@ async def test_a_key_is_claimed_of_a_server_that_is_just_starting_again(network:
     assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
 
 
-async def test_nobody_waits_for_keys_of_a_server_that_is_away_for_longer(network: Network) -> None:
+async def test_claims_from_a_server_that_is_away_for_longer_fail_at_once(network: Network) -> None:
     room = await away(network, 32)
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_nor_when_it_was_not_tried_for_a_while(network: Network) -> None:
-    """The pauses between tries grow: in a long one it is asked, and once."""
+async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
+    """The pauses between retries grow: in a long one it is contacted, but once."""
     room = await away(network, 90)
     sender = room.north.server.app.federation_out.sender
     for _ in range(LONGEST_SILENCE_MS // 1000):
@@ -70,22 +70,22 @@ async def test_nor_when_it_was_not_tried_for_a_while(network: Network) -> None:
     assert asked(network, SOUTH, "/user/keys/claim") == 1
 
 
-async def test_nor_at_a_node_that_does_not_send(network: Network) -> None:
-    """There it is known from the one that does."""
+async def test_also_on_a_node_without_the_sender(network: Network) -> None:
+    """That node knows it from the sending one."""
     room = await away(network, 10)
     network.stop_sending()
     network.rebuild(NORTH)
     room.alice.server = network.servers[NORTH]
     claiming = begin_claim(room)
     network.clock.advance(8)
-    assert not claiming.done, "it may just be starting again"
+    assert not claiming.done, "it may be restarting"
     network.clock.advance(4)
     assert claiming.answer.json["failures"].keys() == {SOUTH}
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_nor_for_people_whom_nobody_here_meets(network: Network) -> None:
-    """Else whoever names many servers would have each asked again and again."""
+async def test_also_for_users_without_a_shared_room(network: Network) -> None:
+    """Otherwise a client that names many servers would have each contacted again and again."""
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     wanted = {

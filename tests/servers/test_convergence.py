@@ -239,7 +239,7 @@ class Towns(RuleBasedStateMachine):
         return status == 200
 
     def _come_back(self) -> None:
-        """Whoever is able to opens the doors; then all come in, through whoever lets them."""
+        """Make the rooms joinable where a member may; then all users join through any server."""
         for who in range(3):
             self.act(who, "PUT", "state/m.room.join_rules/", {"join_rule": "public"})
             for whom in range(3):
@@ -294,15 +294,14 @@ class Towns(RuleBasedStateMachine):
         assert not differences, differences[0]
 
     async def _compare_all_events(self) -> None:
-        """Everybody has what anybody has been shown; and shows it, unless somebody took it to come
-        from outside.
+        """Check that every server has and shows each event that any server has shown, unless it
+        took the event for one from outside the room.
 
-        Missing may be what meets three conditions. Nobody goes on from it: whoever has it has left
-        the room since, and has come back by others, who do not have it. (So a message into a room
-        that the others, not heard any more, had left by then; or what others soft-failed.) The
-        server was out of the room at that time, or has been since: else it would have been sent to
-        it, and taken. And nothing that the server has follows it: so reading back to the beginning
-        does not come by it.
+        An event may be missing under three conditions. Its servers have left the room since, and
+        rejoined through others that lack it, so nothing builds on it. (For example a message into a
+        room that the others had left by then; or one that the others soft-failed.) The server was
+        out of the room at that time, or has been since: else it would have received the event. And
+        no event of the server follows it, so a backfill to the beginning does not find it.
         """
         shown = [set(await self._timeline(side)) for side in self.sides]
         followed = [await self._followed(side, set.union(*shown)) for side in self.sides]
@@ -326,8 +325,8 @@ class Towns(RuleBasedStateMachine):
                 assert all(event_id in there for there in shown)
 
     async def _history(self) -> set[EventID]:
-        """What any server goes on from: the forward extremities of all, and what these follow, as
-        far as anybody has it."""
+        """Return the forward extremities of all servers, with the ancestors that any server
+        has."""
         history: set[EventID] = set()
         waiting = [
             EventID(name) for side in self.sides for name in await side.extremities(self.room_id)
@@ -346,14 +345,16 @@ class Towns(RuleBasedStateMachine):
         return history
 
     async def _followed(self, side: Side, shown: Collection[EventID]) -> set[EventID]:
-        """What is followed by events that have their place on a server; `shown`: all that anybody
-        was shown."""
+        """Return the ancestors of events that have their place on a server.
+
+        `shown`: all events that any server has shown.
+        """
         found = [await side.find(self.room_id, event_id) for event_id in shown]
         placed = [stored for stored in found if stored is not None and not stored.is_outlier]
         return {name for stored in placed for name in stored.event.prev_events}
 
     async def _compare_events(self, one: int, other: int) -> None:
-        """What one has shown, the other has too, if it was in the room then and has been since."""
+        """Check that the other shows each event of one, if it was in the room then and since."""
         for event_id in set(await self._timeline(self.sides[one])) - self.before:
             if other not in self.there[event_id]:
                 continue

@@ -1,4 +1,4 @@
-"""What `test_convergence.py` takes for a defect."""
+"""The defects that `test_convergence.py` must detect."""
 
 import re
 from typing import Any
@@ -13,8 +13,8 @@ from tests.servers.test_convergence import Towns
 def lose_what_the_south_says_last(
     monkeypatch: pytest.MonkeyPatch, *, was_away_before: bool
 ) -> tuple[Towns, list[str]]:
-    """Whoever says it leaves, and comes back by others, who never had it; the towns, and what was
-    lost."""
+    """Lose a message: its sender leaves, and rejoins through servers that never had it. Return the
+    towns and the lost event."""
     monkeypatch.setattr(
         "tests.servers.test_convergence.event", lambda _: None
     )  # of a run by Hypothesis
@@ -42,7 +42,7 @@ def lose_what_the_south_says_last(
 def test_a_message_that_is_lost_is_noticed(
     was_away_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nobody goes on from it."""
+    """It is lost although no event follows it."""
 
     async def find_nothing(*_: Any) -> dict[Any, Any]:
         return {}
@@ -56,7 +56,7 @@ def test_a_message_that_is_lost_is_noticed(
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
-def test_who_comes_back_goes_on_from_what_they_said(
+def test_a_user_who_rejoins_continues_from_their_own_messages(
     was_away_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     towns, _ = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)

@@ -1,5 +1,5 @@
-"""Who has left a room with all of this server, was invited to it anew and declined: what they may
-see of it is what they saw."""
+"""A user who left a room with all local users, was invited to it again and declined, may still see
+what they saw."""
 
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ WITH_LEFT = quote('{"room":{"include_leave":true}}')
 
 
 @pytest.mark.parametrize("way", ["v3", "sliding"])
-async def test_an_invite_that_was_declined_after_all_of_us_had_left(
+async def test_a_declined_invite_to_a_room_that_all_local_users_left_is_shown(
     network: Network, way: str
 ) -> None:
     room = await shared(network, "12")
@@ -50,10 +50,10 @@ async def test_an_invite_that_was_declined_after_all_of_us_had_left(
 
 
 @pytest.mark.parametrize("is_declined", [False, True])
-async def test_who_is_invited_to_a_room_that_all_of_us_had_left_reads_what_they_saw(
+async def test_an_invited_former_member_still_reads_what_they_saw(
     network: Network, *, is_declined: bool
 ) -> None:
-    """What tells of that invite has no place in the room."""
+    """The event of that invite has no place in the room."""
     room = await shared(network, "12")
     network.start_sending()
     say(room.bob, room.room_id, "salom")

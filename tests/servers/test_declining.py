@@ -1,5 +1,5 @@
-"""Who declines an invite has left at once; the servers that know of the invite hear of it, though
-they are down when it is declined, or ours dies before it has told them."""
+"""A user who declines an invite has left at once. The servers that know of the invite receive the
+leave, though they are down at that time, or ours crashes before it is sent."""
 
 from urllib.parse import quote
 
@@ -39,7 +39,7 @@ def invited_twice(network: Network) -> tuple[User, User, list[str]]:
 
 
 def tell(server: TestServer) -> None:
-    """What the job does."""
+    """Run the job that sends pending leaves."""
     server.run(server.app.rooms.elsewhere.leaving.do_tell(16))
 
 
@@ -84,7 +84,7 @@ def declined_unheard(network: Network, alice: User, bob: User) -> str:
     return room_id
 
 
-def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
+def test_a_server_that_was_down_receives_the_leave_later(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
     wait(network, bob.server, 1)
@@ -100,7 +100,7 @@ def test_a_server_that_was_down_hears_of_it(network: Network) -> None:
     assert len(asked(network)) == told, "once is enough"
 
 
-def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None:
+def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -> None:
     """Of whatever there is to tell, though we were killed meanwhile."""
     alice, bob, rooms = invited_twice(network)
     wait_for: list[int] = []
@@ -130,7 +130,7 @@ def test_one_that_says_when_to_come_again_is_told_then(network: Network) -> None
     assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
 
 
-def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> None:
+def test_a_rate_limit_applies_to_all_leaves_of_a_server(network: Network) -> None:
     alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 1800)
     for room_id in rooms:
@@ -142,9 +142,9 @@ def test_and_not_asked_before_whatever_else_is_declined(network: Network) -> Non
     assert [standing(alice, room_id, bob) for room_id in rooms] == ["leave", "leave"]
 
 
-def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network) -> None:
-    """What it does not want to hear now is not in the way of what comes after it, however long it
-    asks us to wait."""
+def test_a_rate_limit_in_one_room_does_not_block_the_others(network: Network) -> None:
+    """A leave that a server does not accept now must not block its later ones, however long the
+    server asks us to wait."""
     alice, bob, rooms = invited_twice(network)
     busy = Busy(network, 3600)
     for room_id in rooms:
@@ -157,7 +157,7 @@ def test_one_that_says_so_of_one_room_only_hears_of_the_others(network: Network)
     assert standing(alice, rooms[0], bob) == "leave"
 
 
-def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:
+def test_a_leave_is_sent_after_a_crash(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
     again = network.rebuild(SOUTH)
@@ -166,7 +166,7 @@ def test_it_hears_of_it_after_we_were_killed(network: Network) -> None:
     assert standing(alice, room_id, bob) == "leave"
 
 
-def test_it_hears_of_it_after_we_were_killed_while_we_told_it(network: Network) -> None:
+def test_a_leave_is_sent_after_a_crash_during_sending(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
@@ -180,7 +180,7 @@ def test_it_hears_of_it_after_we_were_killed_while_we_told_it(network: Network) 
     assert standing(alice, room_id, bob) == "leave"
 
 
-def test_tries_get_fewer_and_end(network: Network) -> None:
+def test_retries_slow_down_and_end(network: Network) -> None:
     alice, bob = pair(network)
     for _ in range(5):
         declined_unheard(network, alice, bob)
@@ -200,7 +200,7 @@ def test_tries_get_fewer_and_end(network: Network) -> None:
 
 
 @pytest.mark.parametrize("then", ["invited again", "joined"])
-def test_who_thinks_better_of_it_does_not_leave_later(network: Network, then: str) -> None:
+def test_a_user_who_joins_after_declining_does_not_leave_later(network: Network, then: str) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
@@ -211,7 +211,7 @@ def test_who_thinks_better_of_it_does_not_leave_later(network: Network, then: st
     assert standing(alice, room_id, bob) == ("join" if then == "joined" else "invite")
 
 
-def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(
+def test_a_declined_invite_stays_declined_when_a_colleague_joins(
     network: Network,
 ) -> None:
     """The other server was down, and the invite still stands in the room when ours enters it."""
@@ -230,7 +230,7 @@ def test_what_was_declined_does_not_come_back_with_a_colleague_who_accepts(
     assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("invite", {})
 
 
-def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(
+def test_a_newer_invite_is_not_declined_when_a_colleague_joins(
     network: Network,
 ) -> None:
     alice, bob = pair(network)
@@ -248,7 +248,7 @@ def test_an_invite_that_came_since_is_not_declined_when_a_colleague_enters(
     assert room_id in ok(bob.get(f"{V3}/sync"))["rooms"]["invite"]
 
 
-def test_a_colleague_who_does_not_get_in_keeps_nobody_from_leaving(network: Network) -> None:
+def test_a_failed_join_of_a_colleague_does_not_block_leaves(network: Network) -> None:
     alice, bob = pair(network)
     carol = bob.server.register("carol")
     room_id = declined_unheard(network, alice, bob)
@@ -260,7 +260,7 @@ def test_a_colleague_who_does_not_get_in_keeps_nobody_from_leaving(network: Netw
     assert standing(alice, room_id, bob) == "leave"
 
 
-def test_a_server_that_refuses_is_not_asked_again(network: Network) -> None:
+def test_a_leave_that_a_server_refuses_is_not_retried(network: Network) -> None:
     alice, bob = pair(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
@@ -276,7 +276,7 @@ def test_a_server_that_refuses_is_not_asked_again(network: Network) -> None:
     assert len(asked(network)) == before + 1
 
 
-def test_one_that_is_down_keeps_no_other_waiting(network: Network) -> None:
+def test_a_server_that_is_down_delays_no_other(network: Network) -> None:
     alice, bob = pair(network)
     carol = network.add(EAST).register("carol")
     theirs = create(carol)
@@ -290,7 +290,7 @@ def test_one_that_is_down_keeps_no_other_waiting(network: Network) -> None:
     assert standing(carol, theirs, bob) == "invite"
 
 
-async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
+async def test_pending_leaves_of_a_server_are_bounded(database: Database) -> None:
     store = UntoldLeaveStore(database)
     for room_nid in range(MOST_FOR_A_SERVER + 10):
         await database.write(
@@ -309,7 +309,7 @@ async def test_what_waits_for_a_server_is_bounded(database: Database) -> None:
     assert await store.get_due_servers(1, 10) == ["b"]
 
 
-async def test_what_waits_for_a_server_waits_together(database: Database) -> None:
+async def test_pending_leaves_of_a_server_share_its_backoff(database: Database) -> None:
     store = UntoldLeaveStore(database)
     for room_nid in (1, 2, 3):
         await database.write("add", set_untold_leaves, room_nid, "@a:b", "$e", {"x": "$i"}, 10)
@@ -330,7 +330,7 @@ async def test_what_waits_for_a_server_waits_together(database: Database) -> Non
     assert await store.get_due_servers(10_000, 10) == []
 
 
-def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(
+def test_a_withdrawn_knock_is_left_when_a_colleague_joins(
     network: Network,
 ) -> None:
     alice, bob = pair(network)
@@ -349,7 +349,9 @@ def test_a_knock_that_was_taken_back_does_not_stand_when_a_colleague_enters(
     assert standing(alice, room_id, bob) == "leave"
 
 
-async def test_nor_does_an_invite_to_a_room_that_is_entered_in_part(network: Network) -> None:
+async def test_a_declined_invite_is_left_when_a_colleague_joins_with_partial_state(
+    network: Network,
+) -> None:
     alice, bob, room_id = await large_room(network)
     carol = bob.server.register("carol")
     invite(alice, room_id, bob)

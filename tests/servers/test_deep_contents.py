@@ -1,8 +1,8 @@
-"""What a user nests ever deeper, and numbers without end, reach no other server, which would refuse
-all that stands beside them.
+"""Contents that are nested too deeply, and numbers without end, reach no other server, which would
+refuse everything in the same transaction.
 
-A transaction is read as a whole: who could put into it what its reader refuses would end all talk
-between two servers.
+A transaction is parsed as a whole: a user who could add something that its receiver refuses would
+stop all traffic between two servers.
 """
 
 from typing import Any
@@ -82,7 +82,7 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
 async def test_what_other_servers_nest_too_deeply_takes_nothing_along(
     network: Network, levels: int
 ) -> None:
-    """Where our stack ends is no limit of theirs, and they would send it for ever."""
+    """Our limit of nesting is not theirs, and they would resend the transaction forever."""
     room = await shared(network)
     since = sync(room.bob)["next_batch"]
 

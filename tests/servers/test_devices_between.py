@@ -1,5 +1,5 @@
-"""Encryption between servers: keys are found and claimed once, lists of devices stay true, messages
-to devices come once."""
+"""Encryption between servers: keys are fetched and claimed once, device lists stay current,
+to-device messages arrive once."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ CLAIM = "/_matrix/federation/v1/user/keys/claim"
 
 
 async def sending(network: Network) -> Shared:
-    """A shared encrypted room in which both have published keys, and everything flows."""
+    """A shared encrypted room in which both have published keys, and all queues are empty."""
     room = await shared(network)
     network.start_sending()
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
@@ -60,7 +60,7 @@ def asked(network: Network, server: str, word: str) -> int:
 
 
 def bodies(user: User, since: str | None = None) -> tuple[list[Any], str]:
-    """The messages that came to a device, and the next token."""
+    """The messages that arrived for a device, and the next token."""
     answer = sync(user, since)
     return [
         event["content"]["n"] for event in answer.get("to_device", {}).get("events", [])
@@ -72,7 +72,7 @@ def send(user: User, number: int, messages: dict[str, Any]) -> None:
     assert answer.status == 200, answer.body
 
 
-async def test_keys_of_another_servers_user_are_fetched_once_and_kept(network: Network) -> None:
+async def test_keys_of_a_remote_user_are_fetched_once_and_stored(network: Network) -> None:
     room = await sending(network)
 
     first = query(room.alice, room.bob)
@@ -86,7 +86,7 @@ async def test_keys_of_another_servers_user_are_fetched_once_and_kept(network: N
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_a_new_device_is_told_and_known_without_another_question(network: Network) -> None:
+async def test_a_new_device_is_announced_and_known_without_another_query(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     since = sync(room.alice)["next_batch"]
@@ -110,7 +110,7 @@ async def test_a_new_device_is_told_and_known_without_another_question(network: 
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_changes_during_an_outage_are_told_after_it(network: Network) -> None:
+async def test_changes_during_an_outage_are_sent_after_it(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     network.cut(NORTH, SOUTH)
@@ -129,7 +129,7 @@ async def test_changes_during_an_outage_are_told_after_it(network: Network) -> N
     assert known.keys() == {room.bob.device_id, *(device.device_id for device in devices)}
 
 
-async def test_a_gap_makes_the_list_be_fetched_again(network: Network) -> None:
+async def test_a_gap_in_updates_triggers_a_resync(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     content = {
@@ -148,7 +148,7 @@ async def test_a_gap_makes_the_list_be_fetched_again(network: Network) -> None:
     }
 
 
-async def test_a_server_cannot_change_anothers_devices(network: Network) -> None:
+async def test_a_server_cannot_change_devices_of_another_server(network: Network) -> None:
     room = await sending(network)
     east = Side(network.add(EAST))
     await adopt(room.north, east, east.server.register("carol").user_id, room.room_id)
@@ -166,7 +166,7 @@ async def test_a_server_cannot_change_anothers_devices(network: Network) -> None
     assert query(room.alice, room.bob)["device_keys"] == before
 
 
-async def test_cross_signing_keys_are_told(network: Network) -> None:
+async def test_cross_signing_keys_are_announced(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     master, master_key = cross_signing_key(room.bob, "master", 9)
@@ -184,8 +184,8 @@ async def test_cross_signing_keys_are_told(network: Network) -> None:
     assert asked(network, SOUTH, "/user/devices/") == 1
 
 
-async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Network) -> None:
-    """Whether a list is kept of whom it is said, or nobody has asked for it yet."""
+async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> None:
+    """With and without a stored device list."""
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
     edu: dict[str, Any] = {
@@ -207,11 +207,11 @@ async def test_keys_of_cross_signing_that_are_said_again_are_no_news(network: Ne
         since = answer["next_batch"]
         told.append(room.bob.user_id in answer["device_lists"]["changed"])
     assert told == [True, False, True, True, False, True, False], (
-        "after the question bob's server has none; it is said, and said again"
+        "after the query bob's server has no list; it gets the update, and again"
     )
 
 
-async def test_a_server_that_does_not_answer_is_named(network: Network) -> None:
+async def test_a_server_that_does_not_answer_is_a_failure(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
 
@@ -220,7 +220,7 @@ async def test_a_server_that_does_not_answer_is_named(network: Network) -> None:
     assert answer["device_keys"].keys() == {room.alice.user_id}
 
 
-async def test_users_with_whom_no_room_is_shared_are_asked_for_each_time(network: Network) -> None:
+async def test_keys_of_users_without_a_shared_room_are_fetched_each_time(network: Network) -> None:
     room = await sending(network)
     dan = room.south.server.register("dan")
     upload(dan, device_keys=identity_keys(dan, 5)[1])
@@ -230,7 +230,7 @@ async def test_users_with_whom_no_room_is_shared_are_asked_for_each_time(network
     assert asked(network, SOUTH, "/user/keys/query") == 2
 
 
-async def test_a_key_is_never_given_to_two(network: Network) -> None:
+async def test_a_one_time_key_is_never_claimed_twice(network: Network) -> None:
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -249,7 +249,7 @@ async def test_a_key_is_never_given_to_two(network: Network) -> None:
     assert sync(room.bob)["device_unused_fallback_key_types"] == []
 
 
-async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(
+async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
     network: Network,
 ) -> None:
     room = await shared(
@@ -264,7 +264,7 @@ async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(
     }
 
     async def ask(server: TestServer) -> int:
-        """How many keys it is given. Raises RefusedByRemote."""
+        """Return the number of claimed keys. Raises RefusedByRemote."""
         answer = await server.app.federation.requests.post(ServerName(NORTH), CLAIM, wish)
         return len(answer["one_time_keys"].get(room.alice.user_id, {}))
 
@@ -280,7 +280,7 @@ async def test_a_server_that_claims_too_many_keys_waits_and_the_others_do_not(
     assert sync(room.alice)["device_one_time_keys_count"] == {"signed_curve25519": 5}
 
 
-async def test_messages_to_devices_come_in_order_and_once(network: Network) -> None:
+async def test_to_device_messages_arrive_in_order_and_once(network: Network) -> None:
     room = await sending(network)
     second = another_device(room.bob)
     _, since = bodies(room.bob)
@@ -318,7 +318,7 @@ async def test_messages_to_devices_come_in_order_and_once(network: Network) -> N
         assert got == list(range(120))
 
 
-async def test_a_repeated_message_is_taken_once(network: Network) -> None:
+async def test_a_duplicate_message_is_ignored(network: Network) -> None:
     room = await sending(network)
     _, since = bodies(room.bob)
     content = {
@@ -338,7 +338,7 @@ async def test_a_repeated_message_is_taken_once(network: Network) -> None:
     assert bodies(room.bob, since)[0] == [1]
 
 
-async def test_a_message_that_may_be_sent_arrives_however_deep_it_nests(network: Network) -> None:
+async def test_a_message_of_the_maximum_depth_arrives(network: Network) -> None:
     room = await sending(network)
     _, since = bodies(room.bob)
     deep = json.loads("[" * (MAX_SENT_DEPTH - 1) + "]" * (MAX_SENT_DEPTH - 1))
@@ -348,7 +348,7 @@ async def test_a_message_that_may_be_sent_arrives_however_deep_it_nests(network:
     assert bodies(room.bob, since)[0] == [deep]
 
 
-async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network: Network) -> None:
+async def test_a_message_that_nests_too_deep_is_dropped_and_no_other(network: Network) -> None:
     room = await sending(network)
     _, since = bodies(room.bob)
     deeper = json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)
@@ -369,9 +369,9 @@ async def test_a_message_that_nests_too_deep_is_passed_over_and_no_other(network
     assert bodies(room.bob, since)[0] == [1, 2]
 
 
-async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
-    """Else a server could fill our disk with messages to nobody. One that gets its device meanwhile
-    is taken."""
+async def test_messages_to_no_device_leave_no_record(network: Network) -> None:
+    """Otherwise a server could fill our disk with messages to nobody. A message whose device
+    appears meanwhile is accepted."""
     room = await sending(network)
     later = room.bob.device_id + "LATER"
     recipients: list[dict[str, Any]] = [
@@ -399,12 +399,12 @@ async def test_what_is_for_no_device_leaves_no_note(network: Network) -> None:
     assert bodies(room.bob, since)[0] == [2]
 
 
-async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
+async def test_keys_of_a_returning_user_are_fetched_again(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # this is not announced, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     await adopt(room.north, room.south, UserID(room.bob.user_id), RoomID(room.room_id))
@@ -416,12 +416,12 @@ async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
     }
 
 
-async def test_a_list_is_kept_only_while_a_room_is_shared(network: Network) -> None:
+async def test_a_device_list_is_stored_only_while_a_room_is_shared(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # this is not announced, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
 
@@ -431,14 +431,14 @@ async def test_a_list_is_kept_only_while_a_room_is_shared(network: Network) -> N
     }
 
 
-async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: Network) -> None:
+async def test_a_user_who_joins_a_room_gets_the_present_devices(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     answer = room.bob.post(f"{V3}/createRoom", {"preset": "public_chat"})
     later = answer.json["room_id"]
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # this is not announced, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     answer = room.alice.post(f"{V3}/join/{later}?via={SOUTH}")
@@ -452,14 +452,14 @@ async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: 
     assert asked(network, SOUTH, "/user/devices/") == 2
 
 
-async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(
+async def test_a_user_who_returns_to_a_room_gets_the_present_devices(
     network: Network,
 ) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    second = another_device(room.bob)  # this is not announced, as no room is shared
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     room.bob.post(f"{V3}/rooms/{room.room_id}/invite", {"user_id": room.alice.user_id})
@@ -474,7 +474,7 @@ async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(
     }
 
 
-async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> None:
+async def test_users_who_join_and_leave_are_in_changed_and_left(network: Network) -> None:
     room = await sending(network)
     carol = room.south.server.register("carol")
     upload(carol, device_keys=identity_keys(carol, 6)[1])
@@ -493,7 +493,9 @@ async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> 
     assert sync(room.alice, came["next_batch"])["device_lists"]["left"] == [carol.user_id]
 
 
-async def test_others_are_not_told_of_names_and_private_keys(network: Network) -> None:
+async def test_device_names_and_user_signing_keys_are_not_sent_to_other_servers(
+    network: Network,
+) -> None:
     room = await sending(network)
     room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})
     master, master_key = cross_signing_key(room.bob, "master", 9)

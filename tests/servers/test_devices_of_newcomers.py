@@ -1,5 +1,5 @@
-"""A server with which our user comes to share a room hears of the latest change of their devices:
-what it has may be of long ago."""
+"""A server with which our user newly shares a room gets the latest change of their devices: its
+list may be old."""
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ UPDATE = "m.device_list_update"
 
 @pytest.fixture
 def told(network: Network) -> list[tuple[str, str]]:
-    """To which server which device was told."""
+    """Device updates by server."""
     found: list[tuple[str, str]] = []
 
     def look(letter: Letter) -> Fate:
@@ -31,7 +31,7 @@ def told(network: Network) -> list[tuple[str, str]]:
     return found
 
 
-async def test_who_comes_back_tells_what_changed_meanwhile(
+async def test_a_returning_user_sends_the_changes_made_meanwhile(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
     room = await sending(network)
@@ -47,7 +47,7 @@ async def test_who_comes_back_tells_what_changed_meanwhile(
     assert told == [(NORTH, second.device_id)]
 
 
-async def test_the_latest_change_alone_is_told_and_only_where_nothing_was_shared(
+async def test_only_the_latest_change_is_sent_and_only_if_no_room_was_shared(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
     room = await sending(network)
@@ -72,10 +72,12 @@ async def test_the_latest_change_alone_is_told_and_only_where_nothing_was_shared
     )
     network.clock.advance(5)
     network.settle()
-    assert len(told) == 1, "another name is no join"
+    assert len(told) == 1, "a new display name is not a join"
 
 
-async def test_who_has_no_keys_tells_nothing(network: Network, told: list[tuple[str, str]]) -> None:
+async def test_a_user_without_keys_sends_nothing(
+    network: Network, told: list[tuple[str, str]]
+) -> None:
     room = await sending(network)
     dan = room.south.server.register("dan")
     told.clear()
@@ -84,7 +86,7 @@ async def test_who_has_no_keys_tells_nothing(network: Network, told: list[tuple[
     assert told == []
 
 
-async def test_it_is_told_after_a_kill_too(network: Network, told: list[tuple[str, str]]) -> None:
+async def test_it_is_sent_after_a_kill_too(network: Network, told: list[tuple[str, str]]) -> None:
     room = await sending(network)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -97,7 +99,7 @@ async def test_it_is_told_after_a_kill_too(network: Network, told: list[tuple[st
     assert set(told) == {(NORTH, room.bob.device_id)}
 
 
-async def test_a_server_that_is_behind_costs_no_row_for_each_who_comes(
+async def test_a_server_that_is_behind_costs_no_row_per_joining_user(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
     room = await sending(network)

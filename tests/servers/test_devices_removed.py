@@ -1,5 +1,4 @@
-"""Devices that their owner removes: what is repeated, or names one that is not there, is told to
-nobody."""
+"""Removal of devices by their owner: repeated requests, and unknown devices, are not announced."""
 
 import msgspec
 
@@ -17,7 +16,7 @@ def remove(user: User, *device_ids: str) -> None:
     assert answer.status == 200, answer.body
 
 
-async def test_that_a_device_goes_is_told_once(network: Network) -> None:
+async def test_the_removal_of_a_device_is_announced_once(network: Network) -> None:
     room = await sending(network)
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
@@ -46,7 +45,7 @@ async def test_that_a_device_goes_is_told_once(network: Network) -> None:
     assert answer["device_lists"]["changed"] == [room.bob.user_id]
     remove(room.bob, second.device_id)
     network.settle()
-    assert len(told) == 1, "its answer may have been lost"
+    assert len(told) == 1, "the response may have been lost"
     assert sync(room.bob, answer["next_batch"])["device_lists"]["changed"] == []
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id

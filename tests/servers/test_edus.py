@@ -1,5 +1,4 @@
-"""What servers tell beside events reaches whoever takes in its type, and nobody whom the room's ACL
-keeps it from."""
+"""EDUs reach the handler of their type, unless the room's ACL forbids it."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
 
 
 class Taken:
-    """A handler that remembers, and fails when told to."""
+    """A handler that records EDUs, and fails on request."""
 
     def __init__(self, fault: Exception | None = None) -> None:
         self.contents: list[Mapping[str, Any]] = []
@@ -40,7 +39,7 @@ async def each(*edus: object) -> AsyncIterator[object]:
 
 
 @pytest.mark.parametrize("fault", [Forbidden("not you"), RuntimeError("a bug")])
-async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exception) -> None:
+async def test_a_failing_handler_does_not_affect_others(network: Network, fault: Exception) -> None:
     edus = EduReceivers(network.add(SOUTH).app.federation.access)
     failing, working = Taken(fault), Taken()
     edus.register("org.example.failing", failing.receive)
@@ -54,7 +53,7 @@ async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exce
     assert working.contents == [{"number": 1}]
 
 
-async def test_what_could_not_be_kept_is_not_acknowledged(network: Network) -> None:
+async def test_an_edu_that_could_not_be_stored_is_not_acknowledged(network: Network) -> None:
     edus = EduReceivers(network.add(SOUTH).app.federation.access)
     edus.register("org.example.failing", Taken(DatabaseUnavailable("gone")).receive)
 
@@ -62,7 +61,7 @@ async def test_what_could_not_be_kept_is_not_acknowledged(network: Network) -> N
         await edus.receive(NORTH, each(edu("org.example.failing")))
 
 
-async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> None:
+async def test_malformed_and_unknown_edus_are_ignored(network: Network) -> None:
     edus = EduReceivers(network.add(SOUTH).app.federation.access)
     taken = Taken()
     edus.register("org.example.known", taken.receive)

@@ -1,5 +1,5 @@
-"""Encryption that was turned on while a server could not see it: the event is known by the state
-alone, and from then on people's devices are told of as in any encrypted room."""
+"""Encryption that was turned on while a server could not see it: the event is known only from
+fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from tests.servers.test_missing_events import lie
 
 
 def changed(user: User, since: str) -> tuple[set[str], str]:
-    """Whose devices the client is told to have changed, and the next token."""
+    """The users in `changed`, and the next token."""
     answer: Any = sync(user, since)
     return set(answer.get("device_lists", {}).get("changed", ())), answer["next_batch"]
 
 
 async def hear_the_last(network: Network, room: Shared) -> None:
-    """After a cut: of what was done at the other server meanwhile nothing but a last message comes,
-    with the state there."""
+    """After a cut: of the events at the other server only the last message arrives, with the state
+    at it."""
     say(room.alice, room.room_id, "unheard")
     last = say(room.alice, room.room_id, "the last")
     network.mend(NORTH, SOUTH)
@@ -31,7 +31,7 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
+async def test_in_a_gap_that_fetched_state_bridges(network: Network) -> None:
     room = await shared(network)
     upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
     since = changed(room.bob, sync(room.bob)["next_batch"])[1]
@@ -42,7 +42,7 @@ async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
     assert room.alice.user_id in told, "encryption is on now"
     query(room.bob, room.alice)
     told, since = changed(room.bob, since)
-    assert told == set(), "they are told once"
+    assert told == set(), "they are listed once"
     network.start_sending()
     new = another_device(room.alice)
     upload(new, device_keys=identity_keys(new, 9)[1])
@@ -50,7 +50,7 @@ async def test_in_a_gap_that_the_state_bridges(network: Network) -> None:
     assert room.alice.user_id in changed(room.bob, since)[0]
 
 
-async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> None:
+async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> None:
     alice, bob = (
         network.add("north.example").register("alice"),
         network.add("south.example").register("bob"),
@@ -75,7 +75,7 @@ async def test_while_nobody_of_the_server_was_in_the_room(network: Network) -> N
     assert alice.user_id in changed(bob, since)[0]
 
 
-async def test_who_comes_and_goes_in_such_a_gap(network: Network) -> None:
+async def test_users_who_join_and_leave_in_such_a_gap(network: Network) -> None:
     room = await shared(network)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))

@@ -1,5 +1,5 @@
-"""What an erased user sent, and other servers: whole for those that were there, without content for
-those that come later.
+"""Events of an erased user on other servers: complete on those that were in the room, without
+content on those that join later.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """

@@ -254,8 +254,7 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
 
 
 async def told(room: Shared, event_id: str, **thread: str) -> Any:
-    """What is shown in the north of receipts, once the south has told that Bob has read
-    something."""
+    """Return the receipts that the north shows after the south has sent that Bob read an event."""
     receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
     content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
     await room.south.push(NORTH, [], [{"edu_type": "m.receipt", "content": content}])
@@ -334,7 +333,7 @@ async def test_presence_is_told(network: Network) -> None:
 
 
 async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -> None:
-    """Also not when it arrives after the join, from whoever still sends it."""
+    """Also if it arrives after the join, from a server that still sends it."""
     north = Side(network.add(NORTH))
     south, east = Side(network.add(SOUTH)), Side(network.add(EAST))
     alice, bob, carol = (

@@ -1,4 +1,4 @@
-"""Rooms that are forgotten as they are left, whoever says that somebody is no longer there.
+"""Rooms that are forgotten when a user leaves, whichever server ends the membership.
 
 spec: client-server-api#mforget_forced_upon_leave-capability
 """

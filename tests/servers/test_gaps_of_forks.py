@@ -1,5 +1,5 @@
-"""Two servers were cut off from each other, and what the other one's people said meanwhile comes
-late, at an earlier place: who is told of the last of it alone finds all the rest behind it."""
+"""Two servers were cut off from each other, and the other one's messages arrive late, at an earlier
+place: a client that gets only the last of them finds all others behind it."""
 
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +16,8 @@ LAST = quote('{"room":{"timeline":{"limit":2}}}')
 
 
 def late(network: Network) -> tuple[User, str, str, list[str], list[str]]:
-    """Alice, the room, what she had been told of before the two were cut off, what she has said
-    since, and what came then."""
+    """Return Alice, the room, the token from before the servers were cut off, her messages since,
+    and the messages that arrived then."""
     alice, dave = network.add(NORTH).register("alice"), network.add(SOUTH).register("dave")
     network.start_sending()
     room_id = create(alice, preset="public_chat")
@@ -36,7 +36,7 @@ def late(network: Network) -> tuple[User, str, str, list[str], list[str]]:
 
 
 def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
-    """All messages that a client has which was told so much, page by page."""
+    """Return all messages that a client with this timeline has, reading back page by page."""
     found = {event["event_id"] for event in timeline}
     token: str | None = prev_batch
     while token is not None:
@@ -47,7 +47,7 @@ def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> se
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_sync(network: Network, is_new: bool) -> None:
+def test_sync_finds_all_late_messages(network: Network, is_new: bool) -> None:
     alice, room_id, since, ours, theirs = late(network)
     answer = ok(alice.get(f"{V3}/sync?filter={LAST}" + ("" if is_new else f"&since={since}")))
     timeline = answer["rooms"]["join"][room_id]["timeline"]
@@ -56,7 +56,7 @@ def test_sync(network: Network, is_new: bool) -> None:
     assert {*ours, *theirs} <= behind(alice, room_id, timeline["events"], timeline["prev_batch"])
 
 
-def test_sliding_sync(network: Network) -> None:
+def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
     alice, room_id, _, ours, theirs = late(network)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
     room = client.sync()["rooms"][room_id]

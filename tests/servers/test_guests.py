@@ -42,7 +42,7 @@ def test_guests_go_when_somebody_elsewhere_says_that_there_shall_be_none(network
 
 
 class Rooms:
-    """Where guests are who may not be there, and who of them cannot leave."""
+    """Rooms with guests who may not be there, some of whom cannot leave."""
 
     def __init__(
         self, clock: Clock, guests: Sequence[str], stuck: Collection[str], seconds: float = 0

@@ -1,5 +1,5 @@
-"""Who comes in again where all has been heard: what stood in the room when we left is over, and
-brings nothing back."""
+"""A user rejoins through a server that has all events: our old state of the room is outdated, and
+nothing of it comes back."""
 
 import pytest
 
@@ -17,7 +17,9 @@ def lose_between_north_and_west(letter: Letter) -> Fate:
 
 
 @pytest.mark.parametrize("version", ["2", "6", "11", "12"])
-async def test_what_the_room_has_moved_past_stays_past(network: Network, version: str) -> None:
+async def test_outdated_state_does_not_come_back_with_a_rejoin(
+    network: Network, version: str
+) -> None:
     """When we were put out, the history of the room was forked."""
     network.start_sending()
     north, west, south = network.add(NORTH), network.add(WEST), network.add(SOUTH)
@@ -64,9 +66,9 @@ async def test_what_the_room_has_moved_past_stays_past(network: Network, version
     await same_state(alice, carol, room_id)
 
 
-async def test_what_others_have_not_heard_comes_back_with_who_said_it(network: Network) -> None:
-    """It was not ours to tell: whoever comes in has the state of those by whom they come in, and
-    shares what they come to hear."""
+async def test_unknown_events_of_others_come_back_with_their_sender(network: Network) -> None:
+    """It is not our event: a user who joins gets the state of the server they join through, and
+    shares what that server receives."""
     network.start_sending()
     north, west, south = network.add(NORTH), network.add(WEST), network.add(SOUTH)
     alice, wanda = north.register("alice"), west.register("wanda")

@@ -1,5 +1,5 @@
-"""What a server missed and could not fetch leaves a hole in what it knows of a room: who is told of
-what came after it is told that something lies before, and finds it by reading back."""
+"""Events that a server missed and could not fetch leave a gap in a room: a client that gets a later
+event learns of the gap, and finds the missing events by reading back."""
 
 from typing import Any
 from urllib.parse import quote
@@ -54,7 +54,7 @@ def join_from(network: Network, user: User, room_id: str) -> None:
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_who_comes_back_finds_what_was_said_meanwhile(network: Network, is_new: bool) -> None:
+def test_a_returning_user_finds_missed_messages_by_sync(network: Network, is_new: bool) -> None:
     alice, bob, room_id, since, missed, _ = there_again(network)
     answer = follow(bob, None if is_new else since)
     timeline = answer["rooms"]["join"][room_id]["timeline"]
@@ -69,7 +69,9 @@ def test_who_comes_back_finds_what_was_said_meanwhile(network: Network, is_new: 
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_and_so_by_sliding_sync(network: Network, is_new: bool) -> None:
+def test_a_returning_user_finds_missed_messages_by_sliding_sync(
+    network: Network, is_new: bool
+) -> None:
     alice, bob, room_id, _, missed, client = there_again(network)
     if is_new:
         client = SlidingClient(bob, "new", lists={"all": a_list([0, 9], limit=20)})
@@ -101,7 +103,7 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-async def test_a_gap_that_was_not_filled(network: Network, is_new: bool) -> None:
+async def test_an_unfilled_gap_is_reported_by_sync(network: Network, is_new: bool) -> None:
     room, since, _, said = await bridged(network)
     answer = follow(room.bob, None if is_new else since)
     timeline = answer["rooms"]["join"][room.room_id]["timeline"]
@@ -111,7 +113,7 @@ async def test_a_gap_that_was_not_filled(network: Network, is_new: bool) -> None
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-async def test_such_a_gap_by_sliding_sync(network: Network, is_new: bool) -> None:
+async def test_an_unfilled_gap_is_reported_by_sliding_sync(network: Network, is_new: bool) -> None:
     room, _, client, said = await bridged(network)
     if is_new:
         client = SlidingClient(room.bob, "new", lists={"all": a_list([0, 9], limit=20)})
@@ -121,7 +123,7 @@ async def test_such_a_gap_by_sliding_sync(network: Network, is_new: bool) -> Non
     assert {*said} <= behind(room.bob, room.room_id, entry["timeline"], entry["prev_batch"])
 
 
-async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network: Network) -> None:
+async def test_messages_sent_before_the_join_was_seen_leave_no_gap(network: Network) -> None:
     """It lacks what the join lacks, and nothing is missing between the two. In a room that was
     entered with a part of its state."""
     alice, bob, room_id = await large_room(network)
@@ -147,7 +149,7 @@ async def test_what_others_said_before_they_saw_the_join_follows_upon_it(network
         since = answer["next_batch"]
 
 
-async def test_a_hole_before_what_nobody_is_shown(network: Network) -> None:
+async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None:
     """Carol has been banned meanwhile, and nobody here sees what she said: what follows upon that
     is what comes after the hole."""
     levels = {"users": {f"@alice:{NORTH}": 100, f"@bob:{SOUTH}": 100}}

@@ -23,7 +23,7 @@ from federation.receiver.transactions import MAX_EDUS
 from federation.remote.events import MAX_STATE_BYTES
 from federation.remote.keys import RemoteKeys
 from federation.rooms.receive import inbox
-from federation.rooms.receive.extremity_limit import MOST_OF_SERVER
+from federation.rooms.receive.extremity_limit import MAX_PER_SERVER
 from federation.rooms.receive.missing_events import MAX_ROUNDS, MAX_SECONDS
 from homeserver.services.presence.remote_users import MAX_REMOTE
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
@@ -539,7 +539,7 @@ async def test_a_history_with_very_many_ends_does_not_come_about(network: Networ
 
     await room.south.push(NORTH, [each.pdu for each in forks])
 
-    assert len(await room.north.extremities(room.room_id)) == MOST_OF_SERVER
+    assert len(await room.north.extremities(room.room_id)) == MAX_PER_SERVER
     network.cut(NORTH, EAST)
     said = say(carol, room.room_id, "beside all that")
     network.mend(NORTH, EAST)

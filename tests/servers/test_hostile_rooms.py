@@ -102,7 +102,7 @@ def test_templates_for_something_else_are_not_signed(network: Network, change: C
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
-async def test_nobody_here_vouches_without_being_asked(network: Network) -> None:
+async def test_no_local_user_authorises_a_join_without_being_asked(network: Network) -> None:
     """Bob may let people in. A server says that he vouches for Carol, whom he may not vouch for:
     her join would have his server's signature."""
     alice, bob, lobby = pair(network)
@@ -142,7 +142,7 @@ def test_a_room_of_a_version_that_is_not_known(network: Network) -> None:
 
 
 @pytest.mark.parametrize("change", STATES.values(), ids=STATES.keys())
-def test_states_that_cannot_be_are_not_believed(network: Network, change: Change) -> None:
+def test_impossible_states_are_refused(network: Network, change: Change) -> None:
     alice, bob, room_id = pair(network)
     network.forge(NORTH, forging("/send_join/", change))
 
@@ -293,7 +293,7 @@ def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[" * 5000, b'"text"', b"null", b'{"a": NaN}'])
-def test_answers_that_are_none(network: Network, body: bytes) -> None:
+def test_malformed_responses_are_refused(network: Network, body: bytes) -> None:
     _, bob, room_id = pair(network)
     network.forge(
         NORTH,
@@ -332,7 +332,7 @@ def test_one_liar_does_not_keep_people_out(network: Network) -> None:
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
 
 
-def test_an_invite_without_the_other_signature_is_none(network: Network) -> None:
+def test_an_invite_without_the_other_signature_is_invalid(network: Network) -> None:
     alice, bob, room_id = pair(network)
     bad = {NORTH: {}, SOUTH: {"ed25519:a_test": "A" * 86}}
     network.forge(SOUTH, forging("/invite/", in_event(signatures=bad)))

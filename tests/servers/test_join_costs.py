@@ -1,5 +1,4 @@
-"""What it costs to let somebody into a large room, to enter one, and to hear of what is said
-there."""
+"""The cost of serving a join to a large room, of joining one, and of receiving its events."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +79,9 @@ async def test_a_large_room_costs_no_query_for_each_of_its_members(
     await costs.close()
 
 
-async def test_nor_does_a_room_that_is_told_whole(tmp_path: Path, sqlite_template: Path) -> None:
+async def test_a_complete_join_response_costs_no_query_for_each_member(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     costs = Costs(tmp_path, sqlite_template)
     room_id = await costs.make_room(people(FEW))
     network = costs.network

@@ -33,7 +33,7 @@ def pair(network: Network) -> tuple[User, User]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_by_id(network: Network, version: str) -> None:
+def test_a_room_is_joined_by_id(network: Network, version: str) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     say(alice, room_id, "salom")
@@ -50,7 +50,7 @@ def test_by_id(network: Network, version: str) -> None:
     say(bob, room_id, "va alaykum")
 
 
-def test_by_alias(network: Network) -> None:
+def test_a_room_is_joined_by_alias(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", room_alias_name="tea")
 
@@ -58,7 +58,7 @@ def test_by_alias(network: Network) -> None:
     assert members(bob, room_id)[bob.user_id] == "join"
 
 
-def test_the_second_of_a_server_joins_without_a_handshake(network: Network) -> None:
+def test_the_second_user_of_a_server_joins_locally(network: Network) -> None:
     alice, bob = pair(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
@@ -71,7 +71,7 @@ def test_the_second_of_a_server_joins_without_a_handshake(network: Network) -> N
     assert members(bob, room_id)[carol.user_id] == "join"
 
 
-def test_two_at_once_make_one_handshake(network: Network) -> None:
+def test_two_concurrent_joins_make_one_remote_join(network: Network) -> None:
     alice, bob = pair(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
@@ -88,7 +88,7 @@ def test_two_at_once_make_one_handshake(network: Network) -> None:
     assert members(bob, room_id)[carol.user_id] == members(bob, room_id)[bob.user_id] == "join"
 
 
-def test_name_avatar_and_reason_go_with_the_join(network: Network) -> None:
+def test_the_join_has_name_avatar_and_reason(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob"}))
@@ -110,12 +110,12 @@ def test_a_private_room_refuses_and_leaves_nothing(network: Network) -> None:
     assert not is_known(bob, room_id)
 
 
-def test_no_server_is_named(network: Network) -> None:
+def test_a_join_without_a_server_name_is_refused(network: Network) -> None:
     _, bob = pair(network)
     assert refused(join_via(bob, "!" + "a" * 43)) == (404, "M_NOT_FOUND")
 
 
-def test_a_server_that_is_not_in_the_room(network: Network) -> None:
+def test_a_server_that_is_not_in_the_room_cannot_help(network: Network) -> None:
     _, bob = pair(network)
     assert refused(join_via(bob, f"!unknown:{NORTH}", NORTH)) == (404, "M_NOT_FOUND")
 
@@ -131,7 +131,7 @@ def test_servers_are_tried_in_turn(network: Network) -> None:
     assert asked == ["dead.example", WEST, NORTH]
 
 
-def test_all_servers_dead(network: Network) -> None:
+def test_a_join_fails_when_all_servers_are_down(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     network.cut(NORTH, SOUTH)
@@ -154,7 +154,7 @@ def test_a_third_server_joins_through_the_second(network: Network) -> None:
     )
 
 
-def test_the_banned_are_refused(network: Network) -> None:
+def test_a_banned_user_is_refused(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     ok(membership(alice, room_id, "ban", bob))
@@ -162,7 +162,7 @@ def test_the_banned_are_refused(network: Network) -> None:
     assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
 
 
-def test_a_server_that_the_room_denies_is_refused(network: Network) -> None:
+def test_a_server_that_the_acl_denies_is_refused(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     ok(
@@ -174,7 +174,7 @@ def test_a_server_that_the_room_denies_is_refused(network: Network) -> None:
     assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
 
 
-def test_a_room_that_does_not_federate(network: Network) -> None:
+def test_a_room_that_does_not_federate_refuses_remote_users(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", creation_content={"m.federate": False})
 
@@ -205,7 +205,9 @@ def restricted_room(
     ("version", "rule"),
     [("8", "restricted"), ("10", "knock_restricted"), ("11", "restricted"), ("12", "restricted")],
 )
-def test_restricted(network: Network, version: str, rule: str) -> None:
+def test_a_restricted_room_is_joined_by_a_member_of_an_allowed_room(
+    network: Network, version: str, rule: str
+) -> None:
     alice, bob, lobby, room_id = restricted_room(network, version, rule)
     assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
     ok(join_via(bob, lobby, NORTH))
@@ -217,7 +219,7 @@ def test_restricted(network: Network, version: str, rule: str) -> None:
     assert members(alice, room_id)[bob.user_id] == "join"
 
 
-def test_who_is_in_the_room_but_may_not_invite_lets_another_vouch(network: Network) -> None:
+def test_a_server_without_an_inviter_lets_another_authorise_the_join(network: Network) -> None:
     alice, bob, lobby, room_id = restricted_room(network, "11")
     carol = network.servers[SOUTH].register("carol")
     levels = ok(alice.get(room_path(room_id, "state", "m.room.power_levels")))
@@ -233,7 +235,7 @@ def test_who_is_in_the_room_but_may_not_invite_lets_another_vouch(network: Netwo
     assert members(alice, room_id)[carol.user_id] == members(bob, room_id)[carol.user_id] == "join"
 
 
-def test_a_server_that_cannot_know_says_so(network: Network) -> None:
+def test_a_server_that_cannot_check_the_join_rule_refuses(network: Network) -> None:
     alice, bob, lobby, room_id = restricted_room(network, "11")
     join(network.servers[NORTH].register("dora"), lobby)
     elsewhere = create(network.servers[SOUTH].register("erin"), preset="public_chat")
@@ -246,10 +248,10 @@ def test_a_server_that_cannot_know_says_so(network: Network) -> None:
     answer = join_via(bob, room_id, NORTH)
 
     assert refused(answer) == (403, "M_FORBIDDEN")
-    assert "may let you into" in answer.json["error"]
+    assert "can let you into" in answer.json["error"]
 
 
-def test_back_into_a_room_that_everyone_here_has_left(network: Network) -> None:
+def test_a_room_that_all_local_users_left_is_joined_again(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
@@ -263,7 +265,7 @@ def test_back_into_a_room_that_everyone_here_has_left(network: Network) -> None:
     assert "/send_join/" in network.log[-1][3]
 
 
-def test_a_room_that_nobody_was_left_in_is_entered_alone(network: Network) -> None:
+def test_an_empty_room_is_joined_again_locally(network: Network) -> None:
     alice, _ = pair(network)
     room_id = create(alice, preset="public_chat")
     leave(alice, room_id)
@@ -273,7 +275,7 @@ def test_a_room_that_nobody_was_left_in_is_entered_alone(network: Network) -> No
     assert not network.log
 
 
-def test_joins_elsewhere_have_a_limit_of_their_own(network: Network) -> None:
+def test_remote_joins_have_their_own_rate_limit(network: Network) -> None:
     alice = network.add(NORTH).register("alice")
     limit = "rc_joins: {local: *unlimited, remote: {per_second: 0.01, burst_count: 2}}\n"
     bob = network.add(SOUTH, limit).register("bob")
@@ -284,7 +286,7 @@ def test_joins_elsewhere_have_a_limit_of_their_own(network: Network) -> None:
     assert refused(join_via(bob, rooms[2], NORTH)) == (429, "M_LIMIT_EXCEEDED")
 
 
-def test_where_too_many_come_at_once_people_are_told_when_to_come_again(network: Network) -> None:
+def test_too_many_joins_of_a_room_are_rate_limited(network: Network) -> None:
     alice = network.add(NORTH, "rc_joins_per_room: {per_second: 0.1, burst_count: 1}\n").register(
         "alice"
     )
@@ -301,7 +303,7 @@ def test_where_too_many_come_at_once_people_are_told_when_to_come_again(network:
     ok(join_via(carol, room_id, NORTH))
 
 
-def test_joins_that_are_refused_do_not_count_among_those_of_a_room(network: Network) -> None:
+def test_refused_joins_do_not_count_for_the_rooms_rate_limit(network: Network) -> None:
     limit = "rc_joins_per_room: {per_second: 0.01, burst_count: 2}\n"
     alice = network.add(NORTH, limit).register("alice")
     south = network.add(SOUTH, limit)
@@ -322,7 +324,7 @@ def test_joins_that_are_refused_do_not_count_among_those_of_a_room(network: Netw
     assert refused(join_via(south.register("frank"), room_id)) == (429, "M_LIMIT_EXCEEDED")
 
 
-def test_guests_do_not_join_elsewhere(network: Network) -> None:
+def test_guests_cannot_join_remote_rooms(network: Network) -> None:
     alice, _ = pair(network)
     south = network.servers[SOUTH]
     guest = User(south, south.post(f"{V3}/register?kind=guest", {}).json | {"device_id": "G"})
@@ -331,7 +333,7 @@ def test_guests_do_not_join_elsewhere(network: Network) -> None:
     assert refused(join_via(guest, room_id, NORTH)) == (403, "M_GUEST_ACCESS_FORBIDDEN")
 
 
-def test_by_invite(network: Network) -> None:
+def test_a_room_is_joined_by_invite(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
@@ -341,7 +343,7 @@ def test_by_invite(network: Network) -> None:
     assert members(bob, room_id) == dict.fromkeys([alice.user_id, bob.user_id], "join")
 
 
-def test_keys_of_many_servers_are_asked_for_at_once(network: Network) -> None:
+def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> None:
     alice, bob = pair(network)
     others = [network.add(f"server{number}.example").register("user") for number in range(5)]
     room_id = create(alice, preset="public_chat")
@@ -372,7 +374,7 @@ def test_keys_of_many_servers_are_asked_for_at_once(network: Network) -> None:
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
-def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(
+def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
     network: Network, version: str
 ) -> None:
     alice, bob = pair(network)
@@ -386,7 +388,7 @@ def test_by_a_server_that_knows_the_oldest_form_of_the_handshake_alone(
     assert ok(bob.get(room_path(room_id, "state", "m.room.name"))) == {"name": "tea"}
 
 
-def test_who_comes_in_after_their_account_was_closed_leaves_again(network: Network) -> None:
+def test_a_join_that_ends_after_the_account_was_closed_is_undone(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     south = network.servers[SOUTH]

@@ -1,5 +1,5 @@
-"""What is kept of other servers' users' devices stays true, or is known to be stale: through kills,
-other nodes, restored servers."""
+"""Stored device lists of remote users stay current, or are marked as stale: over kills, other
+nodes, and restored servers."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ LIST = "/user/devices/"
 
 
 class Ghost:
-    """A device of which only its server knows."""
+    """A device that only its server knows."""
 
     def __init__(self, owner: User, device_id: str) -> None:
         self.user_id = owner.user_id
@@ -33,7 +33,7 @@ class Ghost:
 
 
 def another_node(network: Network, name: str) -> RemoteDevices:
-    """Of another process on the same database, which has heard of nothing since it was built."""
+    """Of another process on the same database, which has seen no change since it was built."""
     app = network.servers[name].app
     rows = MembershipStore(app.database)
     memberships = Memberships(rows, Streams(), capacity=100)
@@ -74,7 +74,7 @@ async def number_of(room: Shared) -> int:
 
 
 async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: int = 9) -> None:
-    """South tells North of a device."""
+    """South sends North a device update."""
     content = {
         "user_id": ghost.user_id,
         "device_id": ghost.device_id,
@@ -85,7 +85,9 @@ async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: i
     await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
 
 
-async def test_who_came_is_stale_though_the_server_is_killed_at_once(network: Network) -> None:
+async def test_the_list_of_a_user_who_joins_is_stale_even_after_an_immediate_kill(
+    network: Network,
+) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
@@ -93,13 +95,13 @@ async def test_who_came_is_stale_though_the_server_is_killed_at_once(network: Ne
     room.bob.start("POST", f"{V3}/join/{room.room_id}?via={NORTH}", {})
     kept = await tracked(room.north.server, room.bob)
     assert kept is not None
-    assert kept.is_stale, "the write that let them in says so, and no later one"
+    assert kept.is_stale, "the write of the join marks it, not a later one"
     room.alice.server = network.rebuild(NORTH)
     network.settle()
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
 
 
-async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
+async def test_the_list_of_a_user_who_joins_two_rooms_at_once_is_stale(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     rooms = [create_room(room.alice) for _ in range(2)]
@@ -120,10 +122,10 @@ async def test_who_enters_two_rooms_at_once_is_stale(network: Network) -> None:
 
 @pytest.mark.parametrize("who", ["alice", "bob"])
 @pytest.mark.parametrize("restart", [False, True])
-async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
+async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     network: Network, who: str, restart: bool
 ) -> None:
-    """A client that was away has the list of before, and would encrypt for that."""
+    """A client that was away has the old list, and would encrypt for it."""
     room = await sending(network)
     query(room.alice, room.bob)
     since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
@@ -131,7 +133,7 @@ async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
     query(room.north.server.register("carol"), room.bob)
     assert await tracked(room.north.server, room.bob) is None
     add_device(network, room.bob)
-    # not every server tells of its users' devices when they come
+    # not every server sends device updates of users who join
     network.liars.append(
         lambda _, request: (
             WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
@@ -151,8 +153,10 @@ async def test_who_was_forgotten_and_is_met_again_between_two_answers_is_told(
 
 
 @pytest.mark.parametrize("how", ["told", "asked"])
-async def test_nobody_has_so_many_keys_that_all_others_get_none(network: Network, how: str) -> None:
-    """Clients ask for the keys of all who are in a room at once."""
+async def test_a_user_with_too_many_keys_does_not_block_the_keys_of_others(
+    network: Network, how: str
+) -> None:
+    """Clients query the keys of all members of a room at once."""
     room = await sending(network)
     _, keys = identity_keys(room.bob, 2)
     ghosts = [Ghost(room.bob, f"GHOST{number}") for number in range(40)]
@@ -188,7 +192,7 @@ async def test_nobody_has_so_many_keys_that_all_others_get_none(network: Network
     assert room.alice.device_id in answered.json["device_keys"][room.alice.user_id]
 
 
-async def test_another_name_is_no_coming(network: Network) -> None:
+async def test_a_new_display_name_is_not_a_join(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     since, before = sync(room.alice)["next_batch"], asked(network, SOUTH, LIST)
@@ -205,7 +209,7 @@ async def test_another_name_is_no_coming(network: Network) -> None:
     assert asked(network, SOUTH, LIST) == before
 
 
-async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Network) -> None:
+async def test_a_user_in_a_further_shared_room_is_not_fetched_again(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     further = create_room(room.alice)
@@ -215,7 +219,7 @@ async def test_who_is_met_in_a_further_room_is_not_asked_for_again(network: Netw
     assert asked(network, SOUTH, LIST) == 1
 
 
-async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_stale(
+async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stale(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -248,7 +252,7 @@ async def test_a_change_that_another_node_takes_in_makes_the_list_on_its_way_sta
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, second.device_id}
 
 
-async def test_a_node_that_has_not_heard_of_a_join_forgets_no_list(network: Network) -> None:
+async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
@@ -271,8 +275,10 @@ async def test_a_node_that_has_not_heard_of_a_join_forgets_no_list(network: Netw
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, "SECOND"}
 
 
-async def test_a_server_that_was_restored_from_a_backup_is_asked_again(network: Network) -> None:
-    """Its numbers are lower than before."""
+async def test_lists_of_a_server_that_was_restored_from_a_backup_are_fetched_again(
+    network: Network,
+) -> None:
+    """Its stream IDs are lower than before."""
     room = await sending(network)
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
@@ -282,7 +288,7 @@ async def test_a_server_that_was_restored_from_a_backup_is_asked_again(network: 
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
 
 
-async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
+async def test_a_repeated_update_triggers_no_resync(network: Network) -> None:
     room = await sending(network)
     second = add_device(network, room.bob)
     query(room.alice, room.bob)
@@ -294,7 +300,7 @@ async def test_what_is_told_again_is_no_reason_to_ask(network: Network) -> None:
     assert sync(room.alice, since)["device_lists"]["changed"] == []
 
 
-async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minute(
+async def test_old_updates_trigger_at_most_one_resync_a_minute(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -314,13 +320,13 @@ async def test_however_often_old_changes_are_told_a_list_is_fetched_once_a_minut
     assert await number_of(room) == number
 
 
-async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
-    """That their keys were not known before is not remembered."""
+async def test_a_user_who_joins_later_can_be_verified(network: Network) -> None:
+    """The absence of their keys is not cached."""
     room = await sending(network)
     dan = room.south.server.register("dan")
     theirs, their_key = cross_signing_key(dan, "master", 7)
     assert dan.post(f"{V3}/keys/device_signing/upload", {"master_key": their_key}).status == 200
-    network.settle()  # nobody is told of this, as no room is shared
+    network.settle()  # this is not announced, as no room is shared
     master, master_key = cross_signing_key(room.alice, "master", 5)
     signing, signing_key = cross_signing_key(room.alice, "user_signing", 6, by=master)
     keys = {"master_key": master_key, "user_signing_key": signing_key}
@@ -344,7 +350,7 @@ async def test_whoever_is_met_later_can_be_verified(network: Network) -> None:
     )
 
 
-async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> None:
+async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network) -> None:
     room = await sending(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
     assert (
@@ -377,4 +383,4 @@ async def test_nothing_is_kept_of_whom_one_meets_no_more(network: Network) -> No
     leave(network, room.alice, room.room_id)
     await do_sweep()
     assert await kept(room.bob) == set()
-    assert await kept(room.alice) == {"device_list_positions"}, "our own stays"
+    assert await kept(room.alice) == {"device_list_positions"}, "the local user's list stays"

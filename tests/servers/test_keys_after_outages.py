@@ -1,6 +1,6 @@
-"""Keys of another server's users while that server cannot be reached, and just after: what is kept
-of them is answered, and a server that is back is asked, though it has nothing to say itself and
-what waits for it is tried again much later."""
+"""Keys of remote users during an outage of their server and right after it. Stored keys are
+returned. A server that is back is contacted, though it sends nothing by itself and the next retry
+of its queue is much later."""
 
 import pytest
 
@@ -11,11 +11,11 @@ from tests.helpers.network import Fate, Network
 from tests.servers.test_devices_between import another_device, asked, sending
 
 BACK = 25
-"""Seconds after which the south is back; the next try is at 65."""
+"""Seconds after which the south is back; the next retry is at 65."""
 
 
 def go_away(network: Network, how: str) -> None:
-    """At once it is seen that the south is not there, by whoever tries, or a proxy says so."""
+    """The south is unreachable. Every attempt fails at once, or a proxy answers instead."""
     if how == "cut":
         network.cut(NORTH, SOUTH)
     else:
@@ -47,8 +47,10 @@ async def outage(network: Network, how: str) -> Shared:
 
 
 @pytest.mark.parametrize("how", ["cut", "proxy"])
-async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str) -> None:
-    """Of people whom nobody here asked for before."""
+async def test_keys_can_be_queried_as_soon_as_the_server_is_back(
+    network: Network, how: str
+) -> None:
+    """Keys of users whom nobody on this server queried before."""
     room = await outage(network, how)
     assert asked(network, SOUTH, "/user/devices/") == 0
     found = query(room.alice, room.bob)
@@ -59,13 +61,15 @@ async def test_who_writes_when_it_is_back_finds_keys(network: Network, how: str)
 
 
 @pytest.mark.parametrize("how", ["cut", "proxy"])
-async def test_and_one_time_keys(network: Network, how: str) -> None:
+async def test_one_time_keys_can_be_claimed_as_soon_as_the_server_is_back(
+    network: Network, how: str
+) -> None:
     room = await outage(network, how)
     assert claim(room.alice, room.bob)
 
 
-async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
-    """As what it is, where nothing was missed; else beside the failure."""
+async def test_stored_keys_are_returned_during_the_outage(network: Network) -> None:
+    """Without a failure if no update was missed; otherwise together with the failure."""
     room = await sending(network)
     known = query(room.alice, room.bob)
     go_away(network, "cut")
@@ -91,7 +95,7 @@ async def test_what_is_kept_is_answered_meanwhile(network: Network) -> None:
     }
 
 
-async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_seconds(
+async def test_a_server_that_fails_at_once_is_contacted_at_most_every_five_seconds(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -105,8 +109,8 @@ async def test_a_server_that_fails_at_once_is_tried_no_more_than_each_five_secon
     assert asked(network, SOUTH, "/user/devices/") - before <= 12
 
 
-async def test_one_that_was_waited_for_in_vain_is_left_alone_for_longer(network: Network) -> None:
-    """Whoever asks would wait as long."""
+async def test_a_server_that_timed_out_is_left_alone_for_longer(network: Network) -> None:
+    """Every caller would wait as long."""
     room = await sending(network)
     network.weather = lambda letter: (
         Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
@@ -115,7 +119,7 @@ async def test_one_that_was_waited_for_in_vain_is_left_alone_for_longer(network:
     network.settle()
     pass_time(
         network, 60 + 5 + 60
-    )  # two tries, of a minute each; the next one is in fifteen seconds
+    )  # two attempts, of a minute each; the next one is in fifteen seconds
     before = asked(network, SOUTH, "/user/devices/")
     for _ in range(14):
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}

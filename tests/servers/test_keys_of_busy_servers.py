@@ -1,5 +1,5 @@
-"""Keys of servers that have no time to tell them (429): they are asked when they say, and notaries
-meanwhile.
+"""Signing keys of servers that answer 429: they are contacted again at the time that they name, and
+notaries are asked meanwhile.
 
 spec: client-server-api#rate-limiting
 """
@@ -9,10 +9,10 @@ from storage.engine.database import Database
 from tests.servers.test_keyring import NORTH, NOTARY, A, N, World, by_notary, document, make
 
 
-async def test_a_server_that_says_when_to_come_again_is_not_asked_before(
+async def test_retry_after_is_respected(
     sqlite_database: Database,
 ) -> None:
-    """After an hour at the latest."""
+    """Up to one hour."""
     world = World()
     keyring = make(world, sqlite_database)
     world.says[NORTH] = document(NORTH, A)
@@ -29,10 +29,10 @@ async def test_a_server_that_says_when_to_come_again_is_not_asked_before(
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_helps_while_the_server_wants_to_be_left_alone(
+async def test_a_notary_is_asked_while_the_server_wants_no_requests(
     sqlite_database: Database,
 ) -> None:
-    """And is left alone itself, where it says so."""
+    """The notary is left alone too if it answers 429."""
     world = World()
     keyring = make(world, sqlite_database, Notary(NOTARY, {N.key_id: N.public_key}))
     world.says[NORTH] = document(NORTH, A)

@@ -1,5 +1,5 @@
-"""Keys of very many users of another server: asked for in requests of a size that it takes, as long
-as there is time.
+"""Keys of very many users of another server: fetched in requests of a size that it accepts, until
+the timeout.
 
 spec: server-server-api#post_matrixfederationv1userkeysclaim
 """
@@ -16,16 +16,16 @@ from tests.helpers.network import Network
 from tests.helpers.server import User
 
 MANY = 2 * ASKED_AT_ONCE + 1
-"""More than two requests have room for."""
+"""More than fit into two requests."""
 
 
 def wish(bob: User) -> dict[str, dict[str, str]]:
-    """For devices of whom there are not, and last of Bob's."""
+    """Keys for devices that do not exist, and last for Bob's."""
     others = {f"@u{n}:{SOUTH}": {"D": "signed_curve25519"} for n in range(MANY - 1)}
     return {**others, bob.user_id: {bob.device_id: "signed_curve25519"}}
 
 
-async def test_a_claim_for_many_is_several_requests(network: Network) -> None:
+async def test_a_large_claim_is_split_into_several_requests(network: Network) -> None:
     room = await shared(network)
     upload(room.bob, one_time_keys=one_time_keys("k"))
     pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob)})
@@ -35,7 +35,7 @@ async def test_a_claim_for_many_is_several_requests(network: Network) -> None:
     assert sum("/user/keys/claim" in uri for _, to, _, uri in network.log if to == SOUTH) == 3
 
 
-async def test_a_question_for_many_is_several_requests(network: Network) -> None:
+async def test_a_large_query_is_split_into_several_requests(network: Network) -> None:
     room = await shared(network)
     upload(room.bob, device_keys=identity_keys(room.bob)[1])
     users: dict[str, list[str]] = {user_id: [] for user_id in wish(room.bob)}
@@ -45,10 +45,12 @@ async def test_a_question_for_many_is_several_requests(network: Network) -> None
     assert list(pending.answer.json["device_keys"][room.bob.user_id]) == [room.bob.device_id]
     asked = [uri for _, to, _, uri in network.log if to == SOUTH]
     assert sum("/user/keys/query" in uri for uri in asked) == 2
-    assert sum("/user/devices/" in uri for uri in asked) == 1, "Bob, who shares a room, by his list"
+    assert sum("/user/devices/" in uri for uri in asked) == 1, (
+        "Bob shares a room: his device list was fetched"
+    )
 
 
-async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> None:
+async def test_a_server_that_answers_too_slowly_gets_no_further_requests(network: Network) -> None:
     room = await shared(network)
     network.hold()
     pending = room.alice.start(
@@ -66,7 +68,7 @@ async def test_who_answers_too_slowly_is_asked_no_further(network: Network) -> N
     )
 
 
-async def test_whose_users_have_too_many_keys_is_named_and_the_others_are_answered(
+async def test_a_server_whose_users_have_too_many_keys_is_a_failure_and_others_are_returned(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_queries, "LARGEST_OF_SERVER", 1000)

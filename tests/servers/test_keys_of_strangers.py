@@ -1,5 +1,5 @@
-"""Servers with which who asks shares no room: their names are easily made up, and each costs a
-try."""
+"""Key requests to servers with which the caller shares no room: their names are easily made up, and
+each costs an attempt."""
 
 from typing import Any
 
@@ -20,8 +20,7 @@ MADE_UP = [f"victim.example:{port}" for port in range(1, 8)]
 
 
 def ask(user: User, what: str, others: list[User], servers: list[str]) -> Pending:
-    """A question, or a claim, for keys of these users, and of others of servers that are not
-    there."""
+    """Query or claim keys of these users, and of users of servers that do not exist."""
     made_up = [f"@somebody:{server}" for server in servers]
     if what == "query":
         body: dict[str, Any] = {
@@ -54,7 +53,7 @@ def tries(network: Network, servers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
-async def test_few_of_them_are_asked_at_once(
+async def test_only_a_few_of_them_are_contacted_for_one_request(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(key_queries, "MOST_STRANGERS", 3)
@@ -63,12 +62,12 @@ async def test_few_of_them_are_asked_at_once(
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
     assert told["failures"].keys() == set(MADE_UP)
     (keys,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
-    assert keys[room.bob.user_id].keys() == {room.bob.device_id}, "with whom a room is shared"
+    assert keys[room.bob.user_id].keys() == {room.bob.device_id}, "a room is shared with this one"
 
 
 @pytest.mark.parametrize("what", ["list", "query", "claim"])
 @pytest.mark.parametrize("is_too_long", [False, True])
-async def test_how_long_an_answer_may_be_depends_on_what_was_asked(
+async def test_the_size_limit_of_a_response_depends_on_the_query(
     network: Network, what: str, is_too_long: bool
 ) -> None:
     """Many servers may answer at the same time."""
@@ -105,7 +104,7 @@ async def test_how_long_an_answer_may_be_depends_on_what_was_asked(
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
-async def test_so_many_in_time(network: Network, what: str) -> None:
+async def test_unrelated_servers_are_rate_limited(network: Network, what: str) -> None:
     room = await sending(network)
     carol = network.add(EAST).register("carol")
     upload(

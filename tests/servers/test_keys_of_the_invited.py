@@ -1,5 +1,5 @@
-"""Whoever is invited to an encrypted room gets the keys of what is said there before they come,
-from however many servers they are.
+"""Users who are invited to an encrypted room get the keys of messages from before they join, from
+any number of servers.
 
 spec: client-server-api#end-to-end-encryption
 """
@@ -24,13 +24,13 @@ rc_to_device_strangers: {{per_second: 0.001, burst_count: {MOST}}}
 
 @pytest.fixture(autouse=True)
 def few_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were fewer than a hundred servers in the world."""
+    """Lower the limit of unrelated servers."""
     for service in (key_queries, to_device):
         monkeypatch.setattr(service, "MOST_STRANGERS", MOST)
 
 
 def people(network: Network, count: int) -> list[User]:
-    """Somebody with keys on each of so many servers."""
+    """One user with keys on each of these servers."""
     found = []
     for number in range(count):
         user = network.add(f"s{number}.example").register(f"user{number}")
@@ -42,7 +42,7 @@ def people(network: Network, count: int) -> list[User]:
 
 
 def claim_all(alice: User, others: list[User]) -> set[str]:
-    """Of whom there was a key."""
+    """Return the users of whom a key was claimed."""
     wanted = {user.user_id: {user.device_id: "signed_curve25519"} for user in others}
     answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": wanted})
     assert answer.status == 200, answer.body
@@ -53,7 +53,7 @@ def claim_all(alice: User, others: list[User]) -> set[str]:
     }
 
 
-async def test_who_makes_a_room_for_many_servers_is_read_by_all(network: Network) -> None:
+async def test_all_users_invited_by_the_creator_of_a_room_can_read_it(network: Network) -> None:
     alice = network.add(NORTH, LIMITS).register("alice")
     others = people(network, 3 * MOST)
     network.start_sending()
@@ -73,11 +73,13 @@ async def test_who_makes_a_room_for_many_servers_is_read_by_all(network: Network
     assert [bodies(user)[0] for user in others] == [[1]] * len(others)
     for user in others:
         join(user, room_id)
-    assert query(alice, *others)["failures"] == {}, "and when they have come"
+    assert query(alice, *others)["failures"] == {}, "and when they have joined"
 
 
 @pytest.mark.parametrize("ending", ["declined", "taken back", "alice has left"])
-async def test_who_is_no_longer_invited_counts_as_before(network: Network, ending: str) -> None:
+async def test_users_whose_invite_is_withdrawn_count_as_unrelated_again(
+    network: Network, ending: str
+) -> None:
     alice = network.add(NORTH, LIMITS).register("alice")
     others = people(network, 2 * MOST)
     network.start_sending()
@@ -94,8 +96,8 @@ async def test_who_is_no_longer_invited_counts_as_before(network: Network, endin
     assert len(query(alice, *others)["failures"]) == MOST
 
 
-async def test_invites_by_others_do_not_count(network: Network) -> None:
-    """They may name any servers, whether there are such or not."""
+async def test_invites_by_other_users_do_not_count(network: Network) -> None:
+    """They may name any servers, existing or not."""
     room = await sending(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, LIMITS)
     levels = {"users": {room.alice.user_id: 100}, "invite": 0}
@@ -115,7 +117,7 @@ async def test_invites_by_others_do_not_count(network: Network) -> None:
     )
 
 
-async def test_made_up_servers_beside_the_invited_are_few(network: Network) -> None:
+async def test_made_up_servers_among_the_invited_stay_limited(network: Network) -> None:
     alice = network.add(NORTH, LIMITS).register("alice")
     others = people(network, 2 * MOST)
     create(alice, invite=[user.user_id for user in others])

@@ -1,9 +1,9 @@
-"""What clients know of devices is true in the end, whatever happened between two servers.
+"""The devices that clients know are right in the end, whatever happens between two servers.
 
-People of two servers enter and leave encrypted rooms of both, get devices and lose them; lists are
-asked for and forgotten, requests are lost or come twice, servers cannot reach each other and are
-built anew. When all is well again, each client that heeded `device_lists` knows exactly the devices
-of those with whom its user shares a room.
+Users of two servers join and leave encrypted rooms of both, and get and lose devices. Lists are
+queried and deleted, requests are lost or repeated, servers cannot reach each other and are rebuilt.
+When all is well again, each client that followed `device_lists` knows exactly the devices of those
+with whom its user shares a room.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ Step = tuple[str, int, int]
 
 
 class Client:
-    """A person, and what their first device keeps of the devices of others."""
+    """A user, and the devices of others that their first device knows."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -50,7 +50,7 @@ class Client:
 
 
 class World:
-    """Two servers, a room of each, and their people."""
+    """Two servers, a room on each, and their users."""
 
     def __init__(self, network: Network, storm: int | None) -> None:
         self.network = network
@@ -75,18 +75,18 @@ class World:
         name, who, where = step
         self.network.clock.advance(
             1
-        )  # of two changes of one thing that cross on their way the later one holds
+        )  # of two concurrent changes of one thing, the later one counts
         getattr(self, f"_do_{name}")(who, where)
 
     def check(self) -> None:
-        """All is well again: what does each client know?"""
+        """Check what each client knows when all is well again."""
         self.is_stormy = False
         self.network.mend(NORTH, SOUTH)
         for _ in range(5):
             self.network.clock.advance(3600)
             self._do_fetch(0, 0)
         for owner, room in zip(self.owners, self.rooms, strict=True):
-            say(owner, room, "all")  # where histories have forked they are one from here on
+            say(owner, room, "all")  # forked histories are merged from here on
         self.network.settle()
         for _ in range(3):
             for who in range(len(PEOPLE)):
@@ -172,8 +172,7 @@ class World:
             self.network.settle()
 
     def _do_look(self, who: int, _where: int) -> None:
-        """Sync, and ask for the keys of those who changed; again later, where their server does not
-        answer."""
+        """Sync, and query keys of changed users; later again if their server is silent."""
         client = self.clients[who]
         answer = sync(client.user, client.since)
         client.since = answer["next_batch"]
@@ -192,7 +191,7 @@ class World:
             client.outdated -= answered
 
     def _do_stranger(self, _who: int, where: int) -> None:
-        """Somebody asks who shares no room with anybody."""
+        """A user who shares no room with anybody queries keys."""
         self._query(self.strangers[where], self._people())
 
     def _do_forget(self, _who: int, _where: int) -> None:
@@ -254,8 +253,8 @@ steps = st.lists(
         ("join", ALICE, ON_SOUTH),
     ],
     None,
-)  # she was away from the room, and her client from its server
-def test_clients_know_the_devices_of_those_with_whom_they_share_a_room(
+)  # she had left the room, and her client was disconnected from its server
+def test_clients_know_the_devices_of_users_with_whom_they_share_a_room(
     tmp_path_factory: pytest.TempPathFactory,
     sqlite_template: Path,
     happens: list[Step],

@@ -26,7 +26,7 @@ class Turns(Clock):
 
 
 def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Exception, int]:
-    """What was found, read, or what was raised; and how many turns others had meanwhile."""
+    """Return the parsed result, or the error, and the number of turns that other work had."""
     clock = Turns()
     task = Deferred.fromCoroutine(split_lists(body, FIELDS, most, clock))
     while not task.called:

@@ -147,7 +147,7 @@ def test_what_a_request_needs(path: str, right: Right | None) -> None:
 
 
 class Address:
-    """Where the list is fetched from."""
+    """The address that the list is fetched from."""
 
     def __init__(self) -> None:
         self.document: bytes | None = None
@@ -214,7 +214,7 @@ async def take_step(job: Job) -> None:
 
 
 def ends(lines: Sequence[LogEvent]) -> list[str]:
-    """What the log says of the end of lists."""
+    """Return the log lines about the end of lists."""
     return [line["warning"] for line in lines if "{warning}" in str(line.get("log_format"))]
 
 
@@ -515,10 +515,10 @@ def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
         ("{url: 'https://a.example', path: 'b', verify_keys: ['x']}", "either `url` or `path`"),
         ("{url: 'https://a.example'}", "needs `verify_keys` or `authorities`"),
         ("{verify_keys: ['Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw']}", "needs `url` or `path`"),
-        ("{url: 'https://a.example', verify_keys: ['x']}", "is no key"),
+        ("{url: 'https://a.example', verify_keys: ['x']}", "is not a valid key"),
         (
             "{url: 'https://a.example', authorities: ['none.pem'], signer: a}",
-            "no certificates that can be read",
+            "has no readable certificates",
         ),
         ("{url: 'https://a.example', authorities: ['none.pem']}", "needs `signer`"),
     ],

@@ -78,7 +78,7 @@ async def test_a_gap_with_a_change_of_state_in_it(network: Network) -> None:
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_both_sides_of_a_partition_meet(network: Network) -> None:
+async def test_both_sides_of_a_partition_converge(network: Network) -> None:
     room = await shared(network)
     levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 50}}
     set_state(room.alice, room.room_id, "m.room.power_levels", levels)
@@ -132,7 +132,7 @@ async def made_up(room: Shared, count: int) -> list[Event]:
     return events
 
 
-async def test_a_past_without_end_is_not_followed_for_ever(network: Network) -> None:
+async def test_an_endless_past_costs_bounded_requests(network: Network) -> None:
     room = await shared(network)
     events = await made_up(room, 1500)
     places = {event.event_id: at for at, event in enumerate(events)}
@@ -153,7 +153,7 @@ async def test_a_past_without_end_is_not_followed_for_ever(network: Network) -> 
     assert "lie" not in texts(room.alice, room.room_id)
 
 
-async def test_what_was_not_asked_for_is_passed_over(network: Network) -> None:
+async def test_events_that_were_not_requested_are_ignored(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     first, second = say(room.bob, room.room_id, "first"), say(room.bob, room.room_id, "second")
@@ -173,7 +173,7 @@ async def test_what_was_not_asked_for_is_passed_over(network: Network) -> None:
 @pytest.mark.parametrize(
     "answer", [{}, {"events": 7}, {"events": []}, [], {"events": [{}] * 10_000}]
 )
-async def test_a_useless_answer_leads_to_the_state_instead(network: Network, answer: Any) -> None:
+async def test_a_useless_response_leads_to_a_state_request(network: Network, answer: Any) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
     lie(network, NORTH, "get_missing_events", lambda _: answer)
@@ -206,7 +206,7 @@ async def test_a_long_gap_is_bridged_by_the_state_at_its_edge(network: Network) 
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_who_cannot_be_reached_is_asked_again_later(network: Network) -> None:
+async def test_an_unreachable_server_is_retried_later(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
@@ -225,7 +225,7 @@ async def test_who_cannot_be_reached_is_asked_again_later(network: Network) -> N
     assert await waiting(room.south) == 0
 
 
-async def test_the_rests_grow_and_in_the_end_it_is_given_up(network: Network) -> None:
+async def test_pauses_grow_until_the_event_expires(network: Network) -> None:
     room = await shared(network)
     events = await made_up(room, 1)
     network.cut(NORTH, SOUTH)
@@ -246,7 +246,7 @@ async def test_the_rests_grow_and_in_the_end_it_is_given_up(network: Network) ->
     assert len(network.log) == given_up
 
 
-async def test_what_was_acknowledged_outlives_a_crash(network: Network) -> None:
+async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
@@ -264,7 +264,7 @@ async def test_what_was_acknowledged_outlives_a_crash(network: Network) -> None:
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
-async def test_while_the_database_is_away_what_waits_is_left_for_later(
+async def test_events_wait_while_the_database_is_unavailable(
     network: Network, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     """And nothing is written to the log as if it were a fault of ours."""
@@ -315,8 +315,8 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     assert requests_to(network, EAST, "get_missing_events") == 1
 
 
-async def test_who_says_when_to_come_again_is_not_asked_before(network: Network) -> None:
-    """Whatever is new in the room meanwhile; nor for what lies further back."""
+async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: Network) -> None:
+    """Neither for new events of the room, nor for events further back."""
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
     before = requests_to(network, NORTH, "")
@@ -339,7 +339,7 @@ async def test_who_says_when_to_come_again_is_not_asked_before(network: Network)
     assert texts(room.bob, room.room_id) == ["four", "three", "two", "one"]
 
 
-async def test_while_one_wants_to_be_left_alone_another_is_asked(network: Network) -> None:
+async def test_another_server_is_asked_while_one_rate_limits_us(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -359,7 +359,7 @@ async def test_while_one_wants_to_be_left_alone_another_is_asked(network: Networ
     assert requests_to(network, NORTH, "get_missing_events") == 1
 
 
-async def test_news_of_the_room_end_a_rest(network: Network) -> None:
+async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
     network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
@@ -372,7 +372,7 @@ async def test_news_of_the_room_end_a_rest(network: Network) -> None:
     assert texts(room.bob, room.room_id) == ["three", "two", "one"]
 
 
-async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Network) -> None:
+async def test_a_server_that_invents_events_delays_only_its_own(network: Network) -> None:
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(app.database, Places(all=3))
@@ -435,9 +435,9 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
     assert changed in (await room.south.state(room.room_id)).values()
 
 
-async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
-    """Whoever names what nobody has may tell of any state before it; ours has a say all the
-    same."""
+async def test_an_invented_state_does_not_replace_ours(network: Network) -> None:
+    """A server that cites unknown events may invent the state before them; our own state counts,
+    too."""
     room = await shared(network)
     network.clock.advance(1)  # of two rules of the same moment the ids would decide
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})

@@ -1,5 +1,5 @@
-"""What other servers' users call their devices is shown to clients, wherever their server says
-it."""
+"""Device names of remote users are shown to clients, in whatever response or update their server
+sends them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def shown_name(asking: User, user: User) -> Any:
     ],
 )
 @pytest.mark.parametrize("how", ["asked", "told"])
-async def test_the_name_that_a_server_tells_is_shown(
+async def test_the_device_name_that_a_server_sends_is_shown(
     network: Network, how: str, beside: dict[str, Any], inside: dict[str, Any], shown: str | None
 ) -> None:
     """spec: server-server-api#get_matrixfederationv1userdevicesuserid_response-200_user-device,
@@ -50,7 +50,7 @@ async def test_the_name_that_a_server_tells_is_shown(
             )
         )
     else:
-        assert shown_name(room.alice, room.bob) is None, "and the list is kept from now on"
+        assert shown_name(room.alice, room.bob) is None, "and the list is stored from now on"
         content = {
             "user_id": room.bob.user_id,
             "device_id": room.bob.device_id,
@@ -63,7 +63,7 @@ async def test_the_name_that_a_server_tells_is_shown(
     assert shown_name(room.alice, room.bob) == shown
 
 
-async def test_another_name_is_told_to_clients(network: Network) -> None:
+async def test_a_new_device_name_is_announced_to_clients(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
     list_ = await room.south.server.app.federation_out.own_devices.get_list(room.bob.user_id)

@@ -1,4 +1,4 @@
-"""What other servers' events are to our users: judged by push rules as our own are."""
+"""Notifications of local users about remote events: push rules apply as to local ones."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ def knocked(user: Any) -> list[str]:
     return list(rooms.get("knock", {}))
 
 
-async def test_an_invite_is_taken_back(network: Network) -> None:
+async def test_an_invite_is_withdrawn(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice, preset="private_chat")
@@ -36,7 +36,7 @@ async def test_an_invite_is_taken_back(network: Network) -> None:
     assert "error" in again["pdus"][taken_back.event_id]
 
 
-async def test_who_does_not_know_the_invite_cannot_take_it_back(network: Network) -> None:
+async def test_an_event_that_does_not_cite_the_invite_cannot_withdraw_it(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice, preset="private_chat")

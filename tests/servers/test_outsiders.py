@@ -128,7 +128,9 @@ async def forged_invite(hostile: Side, room: Shared) -> Event:
     )
 
 
-async def test_what_a_newcomer_says_before_their_join_comes_is_not_lost(network: Network) -> None:
+async def test_messages_that_arrive_before_their_senders_join_are_not_lost(
+    network: Network,
+) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -153,7 +155,7 @@ async def test_what_a_newcomer_says_before_their_join_comes_is_not_lost(network:
     assert await InboxStore(room.north.server.app.database).count() == 0
 
 
-async def test_what_outsiders_make_up_keeps_nobody_in_the_room_waiting(network: Network) -> None:
+async def test_invented_events_of_outsiders_do_not_delay_the_room(network: Network) -> None:
     room = await shared(network)
     for hostile in outsiders(network, 6):
         for number in range(5):
@@ -167,7 +169,7 @@ async def test_what_outsiders_make_up_keeps_nobody_in_the_room_waiting(network: 
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_what_others_in_the_room_make_up_keeps_who_was_there_before_waiting_for_a_moment(
+async def test_invented_events_of_members_delay_older_members_little(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -187,7 +189,7 @@ async def test_what_others_in_the_room_make_up_keeps_who_was_there_before_waitin
     assert await seconds_until_shown(room, "honest") <= 60
 
 
-async def test_what_outsiders_make_up_in_many_rooms_keeps_no_other_waiting(
+async def test_invented_events_in_many_rooms_delay_no_other_server(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -203,7 +205,7 @@ async def test_what_outsiders_make_up_in_many_rooms_keeps_no_other_waiting(
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_one_that_does_not_answer_leaves_time_for_the_next(network: Network) -> None:
+async def test_a_server_that_does_not_answer_leaves_time_for_the_next(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -228,7 +230,7 @@ async def test_one_that_does_not_answer_leaves_time_for_the_next(network: Networ
     assert asked == [SOUTH, EAST], "and all within one try"
 
 
-async def test_little_is_kept_for_outsiders(network: Network) -> None:
+async def test_few_events_of_outsiders_are_stored(network: Network) -> None:
     room = await shared(network)
     (hostile,) = outsiders(network, 1)
     kept = 0
@@ -267,7 +269,7 @@ async def insiders(
     return found
 
 
-async def test_those_who_tell_no_state_keep_nobody_waiting_who_tells_it(network: Network) -> None:
+async def test_servers_that_send_no_state_do_not_delay_others(network: Network) -> None:
     room = await shared(network)
     hostile = await insiders(network, room, [f"h.evil{number}.example" for number in range(4)])
     be_silent(network, [side.name for side, _ in hostile])
@@ -281,7 +283,7 @@ async def test_those_who_tell_no_state_keep_nobody_waiting_who_tells_it(network:
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_servers_of_one_domain_have_the_turns_of_one(network: Network) -> None:
+async def test_servers_of_one_domain_share_one_turn(network: Network) -> None:
     room = await shared(network)
     hostile = await insiders(
         network, room, [f"h{number}.evil.example" for number in range(ROOMS_AT_ONCE)]
@@ -356,7 +358,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
     assert await seconds_until_shown(room, "honest") <= 5
 
 
-async def test_a_large_room_is_entered_while_the_state_of_another_is_being_told(
+async def test_a_large_room_is_joined_while_another_state_is_fetched(
     network: Network,
 ) -> None:
     room = await shared(network)

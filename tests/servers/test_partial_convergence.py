@@ -47,7 +47,7 @@ class LargeTowns(Towns):
             answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
             assert answer.status == 200, answer.body
         self.network.settle()
-        # they were told of the room in part, and nobody fetches the rest yet
+        # they got the room with partial state, and nothing fetches the rest yet
         for at in (1, 2):
             head = self.users[at].server.run(self.sides[at].room(RoomID(self.room_id))).head
             self.in_part += head.partial_join is not None
@@ -82,9 +82,10 @@ class LargeTowns(Towns):
         super()._heal()
 
     async def _compare(self) -> None:
-        """Who lacks a part of the room in the end was put out and cannot hear of it: nobody tells
-        what lies before. A server that has all of the room does not take it to be in it, its people
-        are answered all the same, and what puts them out has come to none of them.
+        """Check the rooms that still have partial state: their users were removed, and their server
+        cannot learn that, since no server sends it the events. Servers with the complete room do
+        not count it as a member, its users are answered nevertheless, and it has no event that
+        removes them.
         """
         await super()._compare()
         heads = [(await side.room(self.room_id)).head for side in self.sides]

@@ -1,4 +1,4 @@
-"""Devices of people in rooms that are entered in part.
+"""Devices of members of rooms with partial state.
 
 spec: server-server-api#device-management; MSC3902
 """
@@ -33,7 +33,7 @@ ENCRYPTED = {
 
 
 @pytest.mark.parametrize("looks_between", [True, False])
-async def test_the_devices_of_all_are_told_of_when_they_are_known(
+async def test_all_members_are_in_changed_when_the_state_is_complete(
     network: Network, looks_between: bool
 ) -> None:
     alice, bob, room_id = await large_room(network, **ENCRYPTED)
@@ -49,7 +49,7 @@ async def test_the_devices_of_all_are_told_of_when_they_are_known(
     assert changed >= {alice.user_id, *map(member, range(MEMBERS))}
 
 
-async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Network) -> None:
+async def test_members_who_leave_meanwhile_or_later_are_in_left(network: Network) -> None:
     alice, bob, room_id = await large_room(network, **ENCRYPTED)
     since = lazily(bob)["next_batch"]
     ok(join_via(bob, room_id, NORTH))
@@ -71,8 +71,8 @@ async def test_who_leaves_meanwhile_or_later_is_told_to_have_left(network: Netwo
 
 
 async def mistaken(network: Network) -> tuple[User, User, str, str]:
-    """Bob is told of Wanda's devices, who had been banned, which the part of the state does not
-    say; so she was let in. Bob, Wanda, the room, and up to where Bob has been told."""
+    """Bob gets the devices of Wanda, who had been banned. The partial state does not show that, so
+    her join was accepted. Returns Bob, Wanda, the room, and Bob's position."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,
@@ -97,7 +97,7 @@ async def mistaken(network: Network) -> tuple[User, User, str, str]:
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(
+async def test_a_user_who_was_a_member_only_in_the_partial_state_is_in_left(
     network: Network, restarts: bool
 ) -> None:
     bob, wanda, _, since = await mistaken(network)
@@ -110,7 +110,7 @@ async def test_who_was_taken_for_a_member_by_a_part_is_told_to_have_left(
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_also_where_the_reader_has_left_meanwhile(network: Network, restarts: bool) -> None:
+async def test_also_if_the_reader_has_left_meanwhile(network: Network, restarts: bool) -> None:
     bob, wanda, room_id, since = await mistaken(network)
     complete(network)
     ok(bob.post(f"{V3}/rooms/{room_id}/leave"))
@@ -122,7 +122,7 @@ async def test_also_where_the_reader_has_left_meanwhile(network: Network, restar
     assert lazily(bob, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
-async def test_but_not_with_whom_another_encrypted_room_is_shared(network: Network) -> None:
+async def test_but_not_if_another_encrypted_room_is_shared(network: Network) -> None:
     bob, wanda, _, since = await mistaken(network)
     other = create(bob, preset="public_chat", **ENCRYPTED)
     ok(join_via(wanda, other, SOUTH))
@@ -136,7 +136,7 @@ async def test_but_not_with_whom_another_encrypted_room_is_shared(network: Netwo
     assert lazily(bob, since)["device_lists"] == {"changed": [], "left": [wanda.user_id]}
 
 
-async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Network) -> None:
+async def test_device_changes_during_partial_state_are_known_in_the_end(network: Network) -> None:
     alice, bob, room_id = await large_room(network, **ENCRYPTED)
     network.cut(NORTH, SOUTH)
     publish(alice, "one")
@@ -162,7 +162,7 @@ async def leave(server: TestServer, room_id: str, user_id: UserID) -> None:
 
 
 def publish(user: User, key: str) -> None:
-    """Give the user's device this key, in a new device."""
+    """Give the user a new device with this key."""
     body = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": user.user_id},
@@ -174,7 +174,7 @@ def publish(user: User, key: str) -> None:
 
 
 def ed25519_of(asking: User, asked: User) -> str:
-    """The key of the newest device, as another server's user is told."""
+    """Return the key of the newest device that a remote user gets."""
     devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))[
         "device_keys"
     ]

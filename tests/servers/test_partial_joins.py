@@ -35,7 +35,7 @@ from tests.helpers.talk import V3, create, get_state, leave, membership, ok, ref
 
 
 @pytest.mark.parametrize("version", ["6", "10", "11", "12"])
-async def test_reading_and_writing_at_once_and_all_of_it_later(
+async def test_a_partial_room_is_used_at_once_and_completed_later(
     network: Network, version: str
 ) -> None:
     alice, bob, room_id = await large_room(network, room_version=version, name="tea")
@@ -69,7 +69,7 @@ async def test_reading_and_writing_at_once_and_all_of_it_later(
     await same_state(alice, bob, room_id)
 
 
-async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(
+async def test_eager_clients_get_the_room_once_it_is_complete(
     network: Network,
 ) -> None:
     _alice, bob, room_id = await large_room(network)
@@ -92,7 +92,7 @@ async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(
     assert "salom" in [event["content"].get("body") for event in room["timeline"]["events"]]
 
 
-async def test_who_loads_lazily_hears_how_many_are_in_the_room(network: Network) -> None:
+async def test_lazy_clients_get_the_member_count(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     first = lazily(bob)
@@ -144,7 +144,7 @@ Asked = Callable[[User, str], str]
         lambda room_id: room_path(room_id, "state", "m.room.member", member(33)),
     ],
 )
-async def test_what_needs_the_members_waits_for_them(
+async def test_requests_that_need_the_members_wait(
     network: Network, path: Callable[[str], str]
 ) -> None:
     _alice, bob, room_id = await large_room(network)
@@ -159,7 +159,7 @@ async def test_what_needs_the_members_waits_for_them(
     assert waiting.answer.json == ok(bob.get(path(room_id)))
 
 
-async def test_nobody_waits_for_ever(network: Network) -> None:
+async def test_waiting_requests_time_out(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     waiting = bob.start("GET", room_path(room_id, "members"))
@@ -169,7 +169,7 @@ async def test_nobody_waits_for_ever(network: Network) -> None:
     assert refused(waiting.answer) == (504, "M_UNKNOWN")
 
 
-async def test_memberships_of_others_are_changed_when_they_are_known(network: Network) -> None:
+async def test_memberships_of_others_are_changed_once_they_are_known(network: Network) -> None:
     alice, bob, room_id = await large_room(
         network, room_version="11", power_level_content_override={"users": POWERS}
     )
@@ -189,7 +189,7 @@ async def test_memberships_of_others_are_changed_when_they_are_known(network: Ne
     assert get_state(alice, room_id, "m.room.member", member(34))["membership"] == "ban"
 
 
-async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(
+async def test_a_second_local_user_joins_through_another_server(
     network: Network,
 ) -> None:
     alice, bob, room_id = await large_room(network)
@@ -210,7 +210,7 @@ async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(
     await same_state(alice, bob, room_id)
 
 
-async def test_the_next_one_here_joins_though_nothing_is_known_of_what_is_there(
+async def test_a_second_local_user_joins_after_missed_events(
     network: Network,
 ) -> None:
     alice, bob, room_id = await large_room(network)
@@ -227,7 +227,7 @@ async def test_the_next_one_here_joins_though_nothing_is_known_of_what_is_there(
     await same_state(alice, bob, room_id)
 
 
-async def test_the_next_one_here_joins_when_it_is_known_who_may(network: Network) -> None:
+async def test_a_second_local_user_joins_once_the_state_is_complete(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol, dora = (network.servers[SOUTH].register(name) for name in ("carol", "dora"))
     ok(membership(alice, room_id, "ban", dora))
@@ -245,7 +245,7 @@ async def test_the_next_one_here_joins_when_it_is_known_who_may(network: Network
     assert members(alice, room_id)[carol.user_id] == "join"
 
 
-async def test_what_we_say_reaches_all_servers_of_the_room(network: Network) -> None:
+async def test_our_events_reach_all_servers_in_the_room(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
@@ -260,7 +260,7 @@ async def test_what_we_say_reaches_all_servers_of_the_room(network: Network) -> 
     assert [event["content"]["body"] for event in messages(wanda, room_id)] == ["salom"]
 
 
-async def test_others_are_not_told_what_is_not_known(network: Network) -> None:
+async def test_partial_state_is_not_served(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol = network.add(WEST).register("carol")
     ok(join_via(bob, room_id, NORTH))
@@ -278,7 +278,7 @@ async def test_others_are_not_told_what_is_not_known(network: Network) -> None:
 
 
 async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple[int, str]:
-    """How another server refuses what one asks."""
+    """Return the refusal of a request to another server."""
     try:
         await server.app.federation.requests.get(ServerName(other), path, [("event_id", event_id)])
     except RefusedByRemote as refusal:
@@ -286,7 +286,7 @@ async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple
     raise AssertionError("it was answered")
 
 
-async def test_after_a_restart_it_goes_on(network: Network) -> None:
+async def test_completion_continues_after_a_restart(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     say(bob, room_id, "salom")
@@ -306,7 +306,7 @@ async def test_after_a_restart_it_goes_on(network: Network) -> None:
     await same_state(alice, bob, room_id)
 
 
-async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network: Network) -> None:
+async def test_completion_is_retried_with_other_servers(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
@@ -328,7 +328,7 @@ async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network
     await same_state(wanda, bob, room_id)
 
 
-async def test_one_that_says_when_to_come_again_is_asked_for_the_rest_then(
+async def test_completion_respects_retry_after(
     network: Network,
 ) -> None:
     """And nobody gives up waiting for it meanwhile."""
@@ -375,12 +375,12 @@ async def joined_while_cut(network: Network, count: int) -> tuple[User, User, Us
 
 
 def seen_by(user: User, room_id: str) -> set[str]:
-    """Whom somebody sees in a room."""
+    """Return the members of a room that a user sees."""
     return {event["state_key"] for event in ok(user.get(room_path(room_id, "members")))["chunk"]}
 
 
 @pytest.mark.parametrize("count", [2, MEMBERS])
-async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(
+async def test_an_unverified_member_is_added_when_their_server_is_back(
     network: Network, count: int
 ) -> None:
     alice, bob, wanda, room_id = await joined_while_cut(network, count)
@@ -400,7 +400,7 @@ async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(
     say(wanda, room_id, "salom")
     network.settle()
     say(bob, room_id, "va alaykum")
-    network.clock.pump([60.0] * 10)  # the pause after tries in vain is over, whoever made them
+    network.clock.pump([60.0] * 10)  # the pause after failed tries of any server is over
     for user in (alice, bob, wanda):
         assert {event["content"]["body"] for event in messages(user, room_id)} == {
             "salom",
@@ -409,7 +409,7 @@ async def test_who_could_not_be_proved_is_put_in_when_their_server_is_back(
 
 
 @pytest.mark.parametrize("count", [2, MEMBERS])
-async def test_who_could_not_be_proved_is_put_in_by_what_they_say(
+async def test_an_unverified_member_is_added_with_their_next_event(
     network: Network, count: int
 ) -> None:
     alice, bob, wanda, room_id = await joined_while_cut(network, count)
@@ -431,7 +431,7 @@ async def test_who_could_not_be_proved_is_put_in_by_what_they_say(
     await same_state(alice, wanda, room_id)
 
 
-async def test_who_can_never_be_proved_is_left_out(network: Network) -> None:
+async def test_a_member_who_cannot_be_verified_is_left_out(network: Network) -> None:
     _alice, bob, wanda, room_id = await joined_while_cut(network, 2)
     for _ in range(24 * 20):
         network.clock.advance(3600)
@@ -445,7 +445,7 @@ async def test_who_can_never_be_proved_is_left_out(network: Network) -> None:
     assert bob.user_id not in seen_by(wanda, room_id)
 
 
-async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -> None:
+async def test_a_user_who_leaves_before_completion_keeps_the_partial_room(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     leave(bob, room_id)
@@ -460,12 +460,12 @@ async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -
 
 
 @pytest.mark.parametrize("is_abandoned", [False, True])
-async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(
+async def test_a_user_rejoins_a_partial_room_through_others(
     network: Network, is_abandoned: bool
 ) -> None:
     alice, bob, room_id = await large_room(
         network, name="tea"
-    )  # whoever has a name tells no members
+    )  # the response for a room with a name has no members
     ok(join_via(bob, room_id, NORTH))
     leave(bob, room_id)
     network.settle()
@@ -480,7 +480,7 @@ async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(
     await same_state(alice, bob, room_id)
 
 
-async def test_who_is_kicked_before_is_out(network: Network) -> None:
+async def test_a_user_kicked_before_completion_is_out(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     ok(membership(alice, room_id, "kick", bob))
@@ -491,7 +491,7 @@ async def test_who_is_kicked_before_is_out(network: Network) -> None:
     assert ok(bob.get(room_path(room_id, "members")))["chunk"]
 
 
-async def test_those_who_left_while_we_were_away_are_gone(network: Network) -> None:
+async def test_members_who_left_while_we_were_away_are_removed(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     network.start_completing()
     ok(join_via(bob, room_id, NORTH))
@@ -511,14 +511,14 @@ async def test_those_who_left_while_we_were_away_are_gone(network: Network) -> N
     await same_state(alice, bob, room_id)
 
 
-async def test_small_rooms_are_told_whole(network: Network) -> None:
+async def test_small_rooms_come_with_complete_state(network: Network) -> None:
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     assert is_whole(bob, room_id)
 
 
-async def test_the_operator_may_not_want_it(network: Network) -> None:
+async def test_partial_joins_can_be_disabled(network: Network) -> None:
     alice = network.add(NORTH).register("alice")
     bob = network.add(SOUTH, "federation: {partial_state_joins: false}\n").register("bob")
     room_id = create(alice, preset="public_chat")
@@ -528,7 +528,7 @@ async def test_the_operator_may_not_want_it(network: Network) -> None:
     assert len(members(bob, room_id)) == MEMBERS + 2
 
 
-async def test_operators_see_how_many_rooms_lack_something(network: Network) -> None:
+async def test_the_metric_counts_rooms_with_partial_state(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     network.cut(NORTH, SOUTH)

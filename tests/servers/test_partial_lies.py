@@ -33,8 +33,8 @@ from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
-    """What a server says whose user was banned, which it does not know: upon the last event; and
-    what that cites."""
+    """Return a message of a server whose user was banned, which it does not know, and the events
+    that the message cites."""
     west = Side(banned.server)
     content = {"body": text, "msgtype": "m.text"}
     event = await west.build_next(
@@ -44,7 +44,7 @@ async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Ev
     return event, [stored.event.pdu for stored in cited.values()]
 
 
-async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
+async def test_an_event_that_only_partial_state_allows_is_rejected_later(network: Network) -> None:
     """Somebody was banned before we came: only the members that are fetched say so."""
     alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
@@ -82,7 +82,7 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     await same_state(alice, bob, room_id)
 
 
-async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(
+async def test_an_event_allowed_during_completion_is_rejected_later(
     network: Network,
 ) -> None:
     alice, bob, room_id = await large_room(
@@ -126,7 +126,7 @@ async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(
     await same_state(alice, bob, room_id)
 
 
-async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network) -> None:
+async def test_an_event_that_the_policy_refused_stays_refused(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
@@ -160,7 +160,7 @@ async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network
     assert not stored.in_timeline
 
 
-async def test_another_server_than_that_which_let_us_in_is_believed_about_the_members_alone(
+async def test_other_servers_are_trusted_about_members_only(
     network: Network,
 ) -> None:
     alice, bob, room_id = await large_room(network, name="tea")
@@ -195,9 +195,8 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
     await same_state(alice, bob, room_id)
 
 
-async def test_what_one_server_leaves_out_of_the_members_another_tells(network: Network) -> None:
-    """Who let us in is gone. One of the others hides that somebody was banned, and who else is
-    there."""
+async def test_members_that_one_server_omits_come_from_another(network: Network) -> None:
+    """The server that we joined through is gone. One of the others hides a ban and some members."""
     alice, bob, room_id = await large_room(network, name="tea")
     wanda, erin, dora = (
         network.add(name).register("someone") for name in (WEST, "east.example", "deep.example")
@@ -231,7 +230,7 @@ async def test_what_one_server_leaves_out_of_the_members_another_tells(network: 
     await same_state(alice, bob, room_id)
 
 
-async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(
+async def test_an_event_that_only_complete_state_allows_takes_effect_later(
     network: Network,
 ) -> None:
     """Somebody had been banned, and had come back; the part has the ban only."""
@@ -294,7 +293,7 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(
     await same_state(alice, bob, room_id)
 
 
-async def test_what_is_taken_back_is_in_no_number_of_an_app(network: Network) -> None:
+async def test_rejected_events_are_not_counted_as_unread(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
@@ -321,11 +320,11 @@ async def test_what_is_taken_back_is_in_no_number_of_an_app(network: Network) ->
     await pushers.stop()
 
 
-async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(
+async def test_a_user_removed_without_permission_is_shown_after_completion(
     network: Network,
 ) -> None:
-    """What they say meanwhile is refused by the part, and shown as news, with a notification, once
-    all of the state is known."""
+    """The partial state refuses their messages. Once the state is complete, they are shown as new,
+    with a notification."""
     alice, bob, _, room_id, said = await refused_in_part(network)
     since = lazily(bob)["next_batch"]
     assert messages(bob, room_id) == []
@@ -344,7 +343,7 @@ async def test_who_was_put_out_by_somebody_without_a_say_is_heard_after_all(
     await same_state(alice, bob, room_id)
 
 
-async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(
+async def test_late_messages_are_not_news_to_users_who_joined_after(
     network: Network,
 ) -> None:
     """The room shows people only what was said while they were there."""
@@ -375,7 +374,7 @@ async def test_what_was_said_before_somebody_came_is_not_shown_to_them_as_news(
     )
 
 
-async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(
+async def test_an_event_rejected_before_it_was_seen_notifies_nobody(
     network: Network,
 ) -> None:
     """A message and its redaction, both refused by the part, come to be shown together."""
@@ -395,7 +394,7 @@ async def test_what_is_taken_back_before_anybody_has_seen_it_notifies_nobody(
     assert counts == {"notification_count": 0, "highlight_count": 0}
 
 
-async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_see_it(
+async def test_a_user_who_joined_after_a_late_message_is_not_notified(
     network: Network,
 ) -> None:
     _, bob, _, room_id, said = await refused_in_part(network)
@@ -414,9 +413,7 @@ async def test_who_came_after_a_message_is_not_notified_of_it_though_they_may_se
 
 
 @pytest.mark.parametrize("by_powers", [False, True])
-async def test_what_is_heard_after_all_is_found_by_its_words_and_sticks(
-    network: Network, by_powers: bool
-) -> None:
+async def test_late_messages_are_searchable_and_sticky(network: Network, by_powers: bool) -> None:
     _, bob, erin, room_id, said = await refused_in_part(network, by_powers=by_powers)
     east = Side(erin.server)
     stuck = await east.build_next(

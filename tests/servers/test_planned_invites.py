@@ -36,7 +36,7 @@ def people(network: Network, config: str = "") -> tuple[User, User, User]:
 
 
 def resume(alice: User) -> int:
-    """What the job does: in how many rooms it goes on."""
+    """Run the job; return in how many rooms it resumes."""
     planned = alice.server.app.rooms.elsewhere.planned_invites
     return alice.server.run(planned.do_resume(50))
 
@@ -54,7 +54,7 @@ def make_slowly(
     return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
 
 
-def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: Network) -> None:
+def test_silent_servers_do_not_delay_a_new_room(network: Network) -> None:
     alice, bob, carol = people(network)
     silent = [f"@dora:gone{number}.example" for number in range(3)]
     network.weather = lambda letter: (
@@ -78,7 +78,7 @@ def test_servers_that_do_not_answer_keep_nobody_waiting_for_a_new_room(network: 
 
 @pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.parametrize("end", ["stop", "crash"])
-def test_a_restart_ends_no_invite_to_a_new_room(
+def test_planned_invites_survive_a_restart(
     network: Network, monkeypatch: pytest.MonkeyPatch, *, end: str, answered: bool
 ) -> None:
     """`answered`: who made the room has it when the server ends; else it ends before."""
@@ -109,7 +109,7 @@ def test_a_restart_ends_no_invite_to_a_new_room(
     assert resume(alice) == 0, "that nobody answers is no reason to ask for ever"
 
 
-def test_where_no_other_node_can_be_at_them_they_are_sent_at_once_after_the_start(
+def test_a_single_node_resumes_planned_invites_at_its_start(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob, carol, _ = make_slowly(network)
@@ -127,13 +127,13 @@ def test_where_no_other_node_can_be_at_them_they_are_sent_at_once_after_the_star
 
 
 async def nothing(*_: object) -> None:
-    """What a server does that was killed."""
+    """Do what a killed server does: nothing."""
 
 
-def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(
+def test_new_rooms_do_not_delay_resumed_invites(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planned_invites, "MOST_LEFT", 1)
+    monkeypatch.setattr(planned_invites, "MAX_RESUMED_ROOMS", 1)
     alice, bob, carol, _ = make_slowly(network)
     (room_id,) = rooms_in_sync(bob, "invite")
     alice.server = network.rebuild(NORTH)
@@ -144,7 +144,7 @@ def test_who_makes_rooms_keeps_nothing_waiting_that_was_left(
     assert list(rooms_in_sync(carol, "invite")) == [room_id]
 
 
-def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
+def test_a_stopping_server_starts_no_invite(network: Network) -> None:
     """A request that is under way while the server stops makes its room; the invites are sent after
     the next start."""
     alice, bob, _ = people(network)
@@ -157,7 +157,7 @@ def test_a_server_that_stops_begins_to_invite_nobody(network: Network) -> None:
     assert room_id in rooms_in_sync(bob, "invite")
 
 
-def test_an_invite_that_fails_stands_in_no_others_way(
+def test_a_failed_invite_does_not_block_the_others(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob, carol = people(network)
@@ -181,7 +181,7 @@ def test_an_invite_that_fails_stands_in_no_others_way(
     assert resume(alice) == 0
 
 
-def test_who_knocks_before_their_planned_invite_is_sent_is_invited(network: Network) -> None:
+def test_a_user_who_knocked_meanwhile_is_invited(network: Network) -> None:
     rules = {"type": "m.room.join_rules", "content": {"join_rule": "knock"}}
     alice, bob, carol, _ = make_slowly(network, initial_state=[rules])
     (room_id,) = rooms_in_sync(bob, "invite")
@@ -192,7 +192,7 @@ def test_who_knocks_before_their_planned_invite_is_sent_is_invited(network: Netw
 
 
 @pytest.mark.parametrize("gone", ["inviter", "invited"])
-def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(
+def test_a_planned_invite_that_is_not_allowed_any_more_is_not_sent(
     network: Network, gone: str
 ) -> None:
     alice, bob, carol, _ = make_slowly(network)
@@ -215,7 +215,7 @@ def test_what_was_planned_is_not_done_where_it_may_not_be_any_more(
     "standing", ["locked", "suspended", "shadow_banned", "deactivated", "awaiting", "expired"]
 )
 @pytest.mark.parametrize("end", [True, False])
-def test_who_may_do_nothing_any_more_invites_nobody(
+def test_an_account_that_may_not_act_sends_no_planned_invites(
     network: Network, standing: str, end: bool
 ) -> None:
     """`end`: it is so after a restart, and not only while the others are invited."""

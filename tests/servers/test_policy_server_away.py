@@ -1,5 +1,5 @@
-"""Where the policy server of one room is away, what is done for somebody in all of their rooms is
-done in the others, and there later."""
+"""While the policy server of one room is down, an action in all rooms of a user is done in the
+other rooms, and there later."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +39,7 @@ def let_pass(network: Network, minutes: int) -> None:
         network.clock.advance(60)
 
 
-async def test_who_closes_their_account(network: Network) -> None:
+async def test_deactivation_works_while_a_policy_server_is_down(network: Network) -> None:
     room = await shared(network)
     others = [elsewhere(room, number) for number in range(2)]
     judge = away(network, room)
@@ -66,7 +66,7 @@ async def test_who_closes_their_account(network: Network) -> None:
     assert [(row.membership, row.forgotten) for row in rows] == [("leave", True)] * 4
 
 
-async def test_who_takes_another_name(network: Network) -> None:
+async def test_a_new_display_name_works_while_a_policy_server_is_down(network: Network) -> None:
     room = await shared(network)
     others = [elsewhere(room, number) for number in range(2)]
     judge = away(network, room)
@@ -85,7 +85,7 @@ async def test_who_takes_another_name(network: Network) -> None:
     assert member(room.alice, room.room_id, room.alice)["displayname"] == "Alicia"
 
 
-async def test_guests_that_are_no_longer_wanted(network: Network) -> None:
+async def test_removing_guests_works_while_a_policy_server_is_down(network: Network) -> None:
     room = await shared(network, config={NORTH: "allow_guest_access: true\n"})
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "public"})
     set_state(room.alice, room.room_id, "m.room.guest_access", {"guest_access": "can_join"})

@@ -1,5 +1,5 @@
-"""Whoever waits for a policy server holds up nobody else: it is asked before events get their turn
-in the room."""
+"""Waiting for a policy server delays no other event: it is asked before events get their turn in
+the room."""
 
 import msgspec
 import pytest
@@ -26,7 +26,7 @@ from tests.helpers.policy_server import SIGN, Judge, message_path, named
 from tests.helpers.talk import ok, room_path
 
 
-async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(
+async def test_a_slow_policy_server_does_not_delay_local_senders(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -51,7 +51,7 @@ async def test_one_that_is_slow_to_judge_what_others_send_holds_up_nobody_else(
     assert texts(room.alice, room.room_id) == ["signed"]
 
 
-async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_for_all(
+async def test_remote_events_wait_for_at_most_one_local_message(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -174,7 +174,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     assert outcome.verdict is Verdict.ACCEPT
 
 
-async def test_what_the_room_does_not_let_others_do_is_not_asked_about(network: Network) -> None:
+async def test_events_that_the_room_does_not_allow_are_not_asked_about(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
@@ -209,7 +209,9 @@ async def test_what_the_room_does_not_let_others_do_is_not_asked_about(network: 
     assert len(judge.asked) == asked
 
 
-async def test_one_that_is_slow_holds_up_who_sends_for_a_few_seconds_only(network: Network) -> None:
+async def test_a_slow_policy_server_delays_the_sending_server_a_few_seconds(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     other = create_room(room.alice)

@@ -60,7 +60,7 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
 
 
 @pytest.mark.parametrize("keys", [{"public_key": KEYS["ed25519"]}, {"public_keys": KEYS}])
-async def test_a_room_of_before_names_it_by_another_event(
+async def test_an_older_room_names_it_by_the_unstable_event(
     network: Network, keys: Mapping[str, Any]
 ) -> None:
     """Proposal: MSC4284"""
@@ -85,7 +85,7 @@ async def test_a_room_of_before_names_it_by_another_event(
     assert len(judge.asked) == asked
 
 
-async def test_an_event_of_others_without_its_signature_is_not_shown(network: Network) -> None:
+async def test_a_remote_event_without_its_signature_is_not_shown(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     policy = set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -114,7 +114,7 @@ async def test_an_event_of_others_without_its_signature_is_not_shown(network: Ne
         ({"via": 5}, False),
     ],
 )
-async def test_which_rooms_have_one(
+async def test_only_a_valid_policy_event_names_one(
     network: Network, content: dict[str, Any], counts: bool
 ) -> None:
     room = await shared(network)
@@ -125,7 +125,7 @@ async def test_which_rooms_have_one(
     assert bool(judge.asked) is counts
 
 
-async def test_a_signature_by_another_key_than_the_rooms_is_none(network: Network) -> None:
+async def test_a_signature_by_another_key_is_invalid(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     judge.key = SigningKey("policy_server", bytes(32))
@@ -135,7 +135,7 @@ async def test_a_signature_by_another_key_than_the_rooms_is_none(network: Networ
     assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
 
 
-async def test_one_that_is_away_is_not_asked_for_each_event(network: Network) -> None:
+async def test_an_unreachable_policy_server_is_not_asked_for_each_event(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     judge.is_away = True
@@ -149,7 +149,7 @@ async def test_one_that_is_away_is_not_asked_for_each_event(network: Network) ->
     say(room.alice, room.room_id, "salom")
 
 
-async def test_a_room_may_be_rid_of_one_that_is_away(network: Network) -> None:
+async def test_an_unreachable_policy_server_can_be_removed(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     judge.is_away = True
@@ -175,7 +175,7 @@ async def read_back(network: Network, judge: Judge) -> tuple[User, RoomID]:
     return carol, room.room_id
 
 
-async def test_what_it_does_not_sign_is_not_shown_of_the_past_either(network: Network) -> None:
+async def test_unsigned_past_events_are_not_shown(network: Network) -> None:
     """spec: client-server-api#policy-servers: events from before it was enabled, too"""
     judge = Judge("11")
     carol, room_id = await read_back(network, judge)
@@ -187,7 +187,7 @@ async def test_what_it_does_not_sign_is_not_shown_of_the_past_either(network: Ne
     assert len(judge.asked) == asked
 
 
-async def test_the_past_waits_for_one_that_is_away(network: Network) -> None:
+async def test_past_events_wait_for_an_unreachable_policy_server(network: Network) -> None:
     judge = Judge("11")
     judge.is_away = True
     carol, room_id = await read_back(network, judge)
@@ -199,7 +199,7 @@ async def test_the_past_waits_for_one_that_is_away(network: Network) -> None:
     assert texts(carol, room_id) == ["salom"]
 
 
-async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> None:
+async def test_new_events_wait_for_a_policy_server_that_rate_limits(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -225,7 +225,9 @@ async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> Non
     assert texts(room.alice, room.room_id) == ["6", "5", "4", "3", "2", "1", "0"]
 
 
-async def test_one_that_never_has_time_leaves_other_rooms_their_places(network: Network) -> None:
+async def test_a_policy_server_that_always_rate_limits_does_not_block_other_rooms(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = Judge("11")
     other = create_room(room.alice)

@@ -24,7 +24,7 @@ PROMISE = {
 def told(
     room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t"
 ) -> dict[str, Any]:
-    """What the identity server says."""
+    """Return the request of the identity server."""
     signed = sign_json({"mxid": target.user_id, "token": token}, "id.example", key)
     about = {"medium": "email", "address": "b@example.org", "mxid": target.user_id}
     return {
@@ -35,13 +35,13 @@ def told(
 
 @pytest.fixture(params=["the same server", "another server"])
 def people(network: Network, request: pytest.FixtureRequest) -> tuple[User, User]:
-    """Who promised an invite, and to whom the address belongs."""
+    """Return the user who promised an invite, and the user who owns the address."""
     north = network.add(NORTH)
     theirs = north if request.param == "the same server" else network.add(SOUTH)
     return north.register("alice"), theirs.register("bob")
 
 
-def test_who_has_the_address_is_invited(people: tuple[User, User], network: Network) -> None:
+def test_the_owner_of_the_address_is_invited(people: tuple[User, User], network: Network) -> None:
     alice, bob = people
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
@@ -57,7 +57,7 @@ def test_who_has_the_address_is_invited(people: tuple[User, User], network: Netw
 @pytest.mark.parametrize(
     "lie", ["another key", "another token", "for somebody else", "no such room"]
 )
-def test_a_proof_that_is_none_invites_nobody(
+def test_an_invalid_proof_invites_nobody(
     people: tuple[User, User], network: Network, lie: str
 ) -> None:
     alice, bob = people
@@ -79,9 +79,7 @@ def test_a_proof_that_is_none_invites_nobody(
 
 
 @pytest.mark.parametrize("sender", [NORTH, SOUTH])
-def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(
-    network: Network, sender: str
-) -> None:
+def test_false_claims_do_not_block_invites(network: Network, sender: str) -> None:
     limit = "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second: 0.1, burst_count: 2}}\n"
     bob = network.add(NORTH, limit).register("bob")
     alice = (network.servers[NORTH] if sender == NORTH else network.add(SOUTH)).register("alice")
@@ -93,7 +91,7 @@ def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(
     ok(membership(wanda, create(wanda), "invite", bob))
 
 
-def test_who_says_what_is_true_is_heard_however_much_it_is(network: Network) -> None:
+def test_true_claims_are_not_rate_limited(network: Network) -> None:
     """An identity server is one address for all of its people."""
     north = network.add(NORTH)
     alice = north.register("alice")
@@ -104,7 +102,7 @@ def test_who_says_what_is_true_is_heard_however_much_it_is(network: Network) -> 
         assert members(alice, room_id)[target.user_id] == "invite"
 
 
-def test_who_tells_lies_is_heard_no_more_for_a_while(network: Network) -> None:
+def test_false_claims_are_rate_limited(network: Network) -> None:
     limits = "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n"
     north = network.add(NORTH, limits)
     alice, bob = north.register("alice"), north.register("bob")
@@ -122,7 +120,7 @@ def test_who_tells_lies_is_heard_no_more_for_a_while(network: Network) -> None:
 @pytest.mark.parametrize(
     ("limits", "most"), [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", CLAIMS_AT_ONCE)]
 )
-def test_of_what_is_said_from_one_address_little_is_under_way_at_a_time(
+def test_few_claims_of_one_address_run_concurrently(
     network: Network, limits: str, most: int
 ) -> None:
     """Each has another server asked, which may be slow to answer."""
@@ -149,7 +147,7 @@ def test_of_what_is_said_from_one_address_little_is_under_way_at_a_time(
     assert [each.answer.status for each in (*under_way, elsewhere)].count(200) == most + 1
 
 
-def test_of_one_body_so_many_lies_are_looked_at_as_count(network: Network) -> None:
+def test_one_request_cannot_exceed_the_rate_limit(network: Network) -> None:
     north = network.add(NORTH, "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n")
     bob, eve = north.register("bob"), network.add(SOUTH).register("eve")
     lie = told(f"!x:{SOUTH}", eve, bob, token="u")
@@ -158,9 +156,7 @@ def test_of_one_body_so_many_lies_are_looked_at_as_count(network: Network) -> No
     assert sum("exchange" in uri for _, _, _, uri in network.log[asked:]) == 3
 
 
-def test_of_somebody_elsewhere_nothing_is_heard(
-    people: tuple[User, User], network: Network
-) -> None:
+def test_claims_about_remote_users_are_refused(people: tuple[User, User], network: Network) -> None:
     alice, bob = people
     said = {**told("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}
     assert network.servers[NORTH].put(PATH, said).json["errcode"] == "M_NOT_FOUND"

@@ -1,5 +1,5 @@
-"""What other servers' users do is pushed as what our own do; an invite too, into a room that this
-server is not in."""
+"""Events of remote users are pushed like local ones, also an invite into a room that this server
+is not in."""
 
 from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network

@@ -26,7 +26,7 @@ from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path
 A_WHILE = 20.0
 """Seconds in which everybody has refused often enough."""
 NO_NAME = {"name": "tea"}
-"""Who enters a room that has a name is told hardly any members."""
+"""The response to a join of a room with a name has hardly any members."""
 
 
 def pass_time(network: Network, seconds: float) -> None:
@@ -36,8 +36,7 @@ def pass_time(network: Network, seconds: float) -> None:
 
 
 async def denied(network: Network) -> tuple[User, User, str]:
-    """Bob has come into a room in part, and its ACL denies his server before it has been told the
-    rest."""
+    """Let Bob join a room with partial state; its ACL denies his server before it has the rest."""
     alice, bob, room_id = await large_room(network, **NO_NAME)
     ok(join_via(bob, room_id, NORTH))
     network.settle()
@@ -49,7 +48,7 @@ async def denied(network: Network) -> tuple[User, User, str]:
 
 
 @pytest.mark.parametrize("path", ["members", "joined_members", "state"])
-async def test_who_is_denied_is_answered_with_what_is_known(network: Network, path: str) -> None:
+async def test_a_denied_server_answers_with_partial_state(network: Network, path: str) -> None:
     _alice, bob, room_id = await denied(network)
     waiting = bob.start("GET", room_path(room_id, path))
     assert not waiting.done
@@ -62,7 +61,7 @@ async def test_who_is_denied_is_answered_with_what_is_known(network: Network, pa
     assert not is_whole(bob, room_id)
 
 
-async def test_who_loads_members_eagerly_is_told_of_the_room_all_the_same(network: Network) -> None:
+async def test_eager_clients_get_a_room_that_cannot_be_completed(network: Network) -> None:
     _alice, bob, room_id = await denied(network)
     before = ok(bob.get(f"{V3}/sync"))
     assert room_id not in before.get("rooms", {}).get("join", {})
@@ -76,7 +75,9 @@ async def test_who_loads_members_eagerly_is_told_of_the_room_all_the_same(networ
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_who_is_let_in_again_is_told_the_rest(network: Network, restarts: bool) -> None:
+async def test_a_server_that_is_allowed_again_completes_the_room(
+    network: Network, restarts: bool
+) -> None:
     alice, bob, room_id = await denied(network)
     pass_time(network, A_WHILE)
     asked = len(network.log)
@@ -103,7 +104,7 @@ async def test_who_is_let_in_again_is_told_the_rest(network: Network, restarts: 
     await same_state(alice, bob, room_id)
 
 
-async def test_who_is_banned_unheard_is_answered_with_what_is_known(network: Network) -> None:
+async def test_a_banned_users_server_answers_with_partial_state(network: Network) -> None:
     alice, bob, room_id = await large_room(network, **NO_NAME)
     ok(join_via(bob, room_id, NORTH))
     network.cut(NORTH, SOUTH)
@@ -121,9 +122,7 @@ async def test_who_is_banned_unheard_is_answered_with_what_is_known(network: Net
 
 
 @pytest.mark.parametrize("action", ["kick", "ban"])
-async def test_who_hears_of_it_is_out_though_nothing_tells_what_was_before(
-    network: Network, action: str
-) -> None:
+async def test_a_removal_is_applied_without_its_past(network: Network, action: str) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     network.settle()
@@ -147,7 +146,7 @@ async def test_who_hears_of_it_is_out_though_nothing_tells_what_was_before(
         await same_state(alice, bob, room_id)
 
 
-async def test_nobody_waits_for_servers_that_are_gone(network: Network) -> None:
+async def test_requests_stop_waiting_when_all_servers_are_gone(network: Network) -> None:
     _alice, bob, room_id = await large_room(network, **NO_NAME)
     ok(join_via(bob, room_id, NORTH))
     network.cut(NORTH, SOUTH)

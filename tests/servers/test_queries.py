@@ -1,4 +1,4 @@
-"""Servers ask each other about people and rooms: profiles, aliases, the public directory."""
+"""Queries between servers: profiles, aliases and the public directory."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ OPEN = "allow_public_rooms_over_federation: true\n"
 
 
 def pair(network: Network, config: str = "") -> tuple[User, User]:
-    """Somebody on each of two servers."""
+    """A user on each of two servers."""
     return network.add(NORTH, config).register("alice"), network.add(SOUTH).register("bob")
 
 
@@ -42,7 +42,7 @@ def test_a_profile(network: Network) -> None:
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
-def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_out(
+def test_custom_fields_are_read_and_too_deep_ones_are_left_out(
     network: Network,
 ) -> None:
     alice, bob = pair(network)
@@ -54,11 +54,11 @@ def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_
 
     deeper = b'{"org.example.deep":%b%b}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH)
     network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, deeper))
-    network.clock.advance(31)  # the answer is remembered for so long
+    network.clock.advance(31)  # the result is cached for that long
     left = b'{"org.example.deep":%bnull%b}' % (b"[" * (MAX_DEPTH - 1), b"]" * (MAX_DEPTH - 1))
     assert ok(bob.get(path)) == json.loads(left)
 
-    # nor is it looked for in more than a quarter of a second
+    # and the lookup takes no more than a quarter of a second
     many = b'{"org.example.deep":%b%b,"a":[%b[]]}' % (
         b"[" * MAX_DEPTH,
         b"]" * MAX_DEPTH,
@@ -69,7 +69,9 @@ def test_what_anybody_may_write_is_read_elsewhere_and_what_nests_deeper_is_left_
     assert refused(bob.get(path))[0] == 502
 
 
-def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(network: Network) -> None:
+def test_cached_results_of_a_server_that_is_denied_meanwhile_are_not_returned(
+    network: Network,
+) -> None:
     alice, bob = pair(network, OPEN)
     ok(alice.post(f"{V3}/createRoom", {"room_alias_name": "tea"}))
     alias = quote(f"#tea:{NORTH}")
@@ -83,7 +85,7 @@ def test_nothing_is_told_from_memory_of_a_server_that_is_denied_meanwhile(networ
         assert refused(bob.get(f"{V3}/{path}")) == (403, "M_FORBIDDEN"), path
 
 
-async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None:
+async def test_profiles_can_be_hidden_from_other_servers(network: Network) -> None:
     alice, bob = pair(network, "allow_profile_lookup_over_federation: false\n")
     assert ok(alice.get(f"{V3}/profile/{alice.user_id}")) == {"displayname": "alice"}
     assert refused(bob.get(f"{V3}/profile/{alice.user_id}"))[0] in (403, 404)
@@ -96,7 +98,7 @@ async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None
         await asking
 
 
-def test_answers_are_remembered_briefly(network: Network) -> None:
+def test_results_are_cached_briefly(network: Network) -> None:
     alice, bob = pair(network)
     path = f"{V3}/profile/{alice.user_id}"
     ok(bob.get(path))
@@ -109,9 +111,7 @@ def test_answers_are_remembered_briefly(network: Network) -> None:
     assert ok(bob.get(path)) == {"displayname": "Alicia"}
 
 
-def test_of_long_answers_fewer_are_remembered(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_large_results_are_cached(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_directory, "BYTES_REMEMBERED", 5000)
     alice, bob = pair(network)
     ok(
@@ -134,7 +134,7 @@ def test_of_long_answers_fewer_are_remembered(
         assert asked(network, "query/profile") == count, path
 
 
-def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
+def test_concurrent_queries_share_one_request(network: Network) -> None:
     alice, bob = pair(network)
     network.hold()
     waiting = [bob.start("GET", f"{V3}/profile/{alice.user_id}") for _ in range(30)]
@@ -145,7 +145,7 @@ def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
     assert asked(network, "query/profile") == 1
 
 
-def test_a_server_is_asked_few_questions_at_once(network: Network) -> None:
+def test_a_server_gets_few_queries_at_once(network: Network) -> None:
     _, bob = pair(network)
     network.hold()
     waiting = [bob.start("GET", f"{V3}/profile/@user{number}:{NORTH}") for number in range(25)]
@@ -154,7 +154,7 @@ def test_a_server_is_asked_few_questions_at_once(network: Network) -> None:
     network.deliver()
 
 
-def test_a_profile_of_a_server_that_is_away(network: Network) -> None:
+def test_a_profile_on_an_unreachable_server(network: Network) -> None:
     alice, bob = pair(network)
     network.cut(NORTH, SOUTH)
     answer = bob.get(f"{V3}/profile/{alice.user_id}")
@@ -179,7 +179,7 @@ def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
     assert refused(join_via(carol, f"#none:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
-def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: Network) -> None:
+def test_a_join_by_an_alias_that_has_just_moved_enters_the_new_room(network: Network) -> None:
     alice, bob = pair(network)
     old = create(alice, preset="public_chat", room_alias_name="tea")
     path = f"{V3}/directory/room/{quote(f'#tea:{NORTH}')}"
@@ -187,13 +187,13 @@ def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: 
     new = ok(alice.post(f"{V3}/rooms/{quote(old)}/upgrade", {"new_version": "11"}))[
         "replacement_room"
     ]
-    assert ok(bob.get(path))["room_id"] == old, "who only looks is told what was remembered"
+    assert ok(bob.get(path))["room_id"] == old, "a lookup without a join returns the cached result"
 
     assert ok(join_via(bob, f"#tea:{NORTH}")) == {"room_id": new}
     assert ok(bob.get(path))["room_id"] == new
 
 
-def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(
+def test_a_room_may_publish_an_alias_of_another_server(
     network: Network,
 ) -> None:
     """spec: client-server-api#mroomcanonical_alias"""
@@ -213,12 +213,12 @@ def test_an_alias_of_another_server_may_be_one_of_those_that_a_room_publishes(
     network.cut(NORTH, SOUTH)
     answer = put_state(alice, room_id, "m.room.canonical_alias", {"alias": f"#cups:{SOUTH}"})
     assert refused(answer)[0] == 502
-    # what stands there already is not asked about again
+    # an alias that is published already is not queried again
     set_state(alice, room_id, "m.room.canonical_alias", {"alias": f"#tea:{SOUTH}"})
     assert get_state(alice, room_id, "m.room.canonical_alias") == {"alias": f"#tea:{SOUTH}"}
 
 
-def test_so_many_aliases_of_other_servers_are_looked_up_for_one_event(network: Network) -> None:
+def test_one_event_looks_up_a_bounded_number_of_remote_aliases(network: Network) -> None:
     alice, _ = pair(network)
     room_id = create(alice)
     aliases = [f"#tea{number}:{SOUTH}" for number in range(11)]
@@ -251,14 +251,14 @@ def test_public_rooms_of_another_server(network: Network) -> None:
     assert sorted(names(first) + names(second)) == ["black tea", "coffee", "green tea"]
 
 
-def test_a_directory_is_for_its_own_people_by_default(network: Network) -> None:
+def test_a_directory_is_closed_to_other_servers_by_default(network: Network) -> None:
     alice, bob = pair(network)
     create(alice, visibility="public", name="tea")
 
     assert refused(bob.get(f"{V3}/publicRooms?server={NORTH}")) == (403, "M_FORBIDDEN")
 
 
-def test_who_has_no_account_asks_no_other_server(network: Network) -> None:
+def test_a_client_without_an_account_queries_no_other_server(network: Network) -> None:
     network.add(NORTH, OPEN)
     south = network.add(SOUTH, "allow_public_rooms_without_auth: true\n")
 

@@ -1,5 +1,5 @@
-"""What other servers answer is read a little at a time: others have their turns meanwhile, and
-memory holds the bytes and little more."""
+"""Responses of other servers are parsed in chunks, with turns of other work in between; memory
+holds the bytes and little more."""
 
 from collections.abc import Sequence
 

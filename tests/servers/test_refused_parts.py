@@ -1,5 +1,5 @@
-"""What a server refuses in a transaction stops nothing else, and a server that refuses everything
-empties no queue."""
+"""One item that a server refuses in a transaction blocks nothing else, and a server that refuses
+everything loses nothing from its queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ Refuses = Callable[[bytes], bool]
 
 
 class Reader:
-    """What the south, or a proxy before it, refuses."""
+    """The rules by which the south, or a proxy in front of it, refuses content."""
 
     def __init__(
         self, network: Network, refuses: Refuses = lambda _: False, status: int = 400

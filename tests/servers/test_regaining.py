@@ -46,7 +46,7 @@ def come_back(network: Network, room: Shared) -> None:
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_what_was_said_is_had_from_others(network: Network, version: str) -> None:
+async def test_purged_messages_are_fetched_from_others(network: Network, version: str) -> None:
     room = await shared(network, version, {NORTH: FORGETS})
     network.start_sending()
     said = [say(room.alice, room.room_id, f"a{number}") for number in range(3)]
@@ -91,7 +91,7 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
 @pytest.mark.parametrize(
     "refusal", [WireAnswer(200, {}, b'{"pdus":[]}'), WireAnswer(404, {}, b"{}")]
 )
-async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(
+async def test_a_past_that_no_server_has_does_not_block_restoring(
     network: Network, refusal: WireAnswer
 ) -> None:
     room = await shared(network, "11", {NORTH: FORGETS})
@@ -124,7 +124,7 @@ async def test_what_nobody_has_keeps_nobody_from_what_was_forgotten(
 
 
 async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any) -> None:
-    """What a server has of an event is something else from now on."""
+    """Replace the event in a server's database."""
     pdu = {**await side.pdu(room_id, event_id), **changed}
     sql = "UPDATE events SET pdu = ? WHERE event_id = ?"
     await side.server.app.database.write(
@@ -134,9 +134,7 @@ async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any
 
 
 @pytest.mark.parametrize("lie", [{}, {"msgtype": "m.text", "body": "lie"}])
-async def test_nobody_is_believed_who_gives_something_else(
-    network: Network, lie: dict[str, Any]
-) -> None:
+async def test_a_replaced_event_is_not_restored(network: Network, lie: dict[str, Any]) -> None:
     """And what nobody has any more keeps nobody from what lies behind it."""
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()

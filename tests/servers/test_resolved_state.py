@@ -1,5 +1,4 @@
-"""What synchronising tells when the resolution of a fork decides otherwise than the events that
-arrive."""
+"""Sync responses when the resolution of a fork decides otherwise than the events that arrive."""
 
 import pytest
 
@@ -164,8 +163,8 @@ def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: b
 
 
 def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
-    """Who makes the state from the timeline gets a timeline that begins after it; all others see it
-    there."""
+    """A client that computes the state from the timeline gets a timeline that begins after it; all
+    others find it in the timeline."""
     since = sync(town.alice)["next_batch"]
     town.part()
     late = set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
@@ -222,7 +221,7 @@ def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
 
 
 def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, list[str]]:
-    """By how it is read, what somebody is told of the room beside their own memberships."""
+    """Return the other members that a user sees, by the API that they use."""
     room = f"/_matrix/client/v3/rooms/{room_id}"
     answers = {
         "backwards": f"{room}/messages?dir=b&limit=50",

@@ -57,7 +57,7 @@ def _path_of(database: Database) -> Path:
 
 @pytest.fixture
 def backups() -> Iterator[list[Backup]]:
-    """Those that a test makes."""
+    """The backups that a test makes."""
     made: list[Backup] = []
     yield made
     for backup in made:
@@ -77,7 +77,7 @@ async def test_what_is_sent_after_a_restore_is_not_taken_for_what_was_sent_befor
     of it taken in."""
     room = await sending(network)
     _, since = bodies(room.bob)
-    network.clock.advance(60)  # that all has been told is noted
+    network.clock.advance(60)  # that everything was sent is recorded
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     room.alice.server = network.rebuild(NORTH)
     send(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": 1}}})

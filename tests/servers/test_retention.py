@@ -1,5 +1,4 @@
-"""Servers that keep messages for a while only, among others that keep them for ever. proposal:
-MSC1763"""
+"""Servers with retention among others without. Proposal: MSC1763"""
 
 from typing import Any
 
@@ -45,8 +44,8 @@ async def ask(side: Side, to: str, template: str, *values: str, **query: str) ->
 async def keeping(
     network: Network, version: str = "11", rules: str = RULES
 ) -> tuple[Shared, list[EventID]]:
-    """A room that wants its messages to be kept for a day, and three that are older, and a
-    redaction. The north has the rules."""
+    """A room whose messages expire after a day, with three older ones and a redaction. The north
+    has a retention policy."""
     room = await shared(network, version, {NORTH: rules})
     set_state(room.alice, room.room_id, "m.room.retention", {"max_lifetime": DAY * 1000})
     said = [say(room.alice, room.room_id, f"secret {number}") for number in range(3)]
@@ -61,7 +60,7 @@ async def purge(side: Side) -> int:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "12"])
-async def test_other_servers_are_given_what_is_left_and_take_it(
+async def test_other_servers_get_and_accept_the_remaining_events(
     network: Network, version: str
 ) -> None:
     room, said = await keeping(network, version)
@@ -89,7 +88,7 @@ async def test_other_servers_are_given_what_is_left_and_take_it(
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-async def test_what_is_gone_is_not_brought_back(network: Network, version: str) -> None:
+async def test_purged_events_are_not_fetched_again(network: Network, version: str) -> None:
     room, said = await keeping(network, version)
     whole = [await room.pdu(event_id) for event_id in said]
     assert await purge(room.north) == 4
@@ -105,7 +104,7 @@ async def test_what_is_gone_is_not_brought_back(network: Network, version: str) 
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
-async def test_the_room_goes_on_upon_what_was_purged(network: Network, version: str) -> None:
+async def test_the_room_continues_on_purged_events(network: Network, version: str) -> None:
     room, _ = await keeping(network, version)
     assert await purge(room.north) == 4
     answer = await room.south.build_next(
@@ -124,7 +123,7 @@ async def test_the_room_goes_on_upon_what_was_purged(network: Network, version: 
     assert await room.north.state(room.room_id) == await room.south.state(room.room_id)
 
 
-async def test_what_is_fetched_from_the_past_and_too_old_is_not_shown(network: Network) -> None:
+async def test_expired_events_fetched_from_the_past_are_hidden(network: Network) -> None:
     room, said = await keeping(network, rules="")
     say(room.alice, room.room_id, "new")
     east = Side(network.add(EAST, RULES))
@@ -139,7 +138,7 @@ async def test_what_is_fetched_from_the_past_and_too_old_is_not_shown(network: N
         )
 
 
-async def test_what_comes_late_is_no_news(network: Network) -> None:
+async def test_expired_events_that_arrive_late_do_not_notify(network: Network) -> None:
     room, _ = await keeping(network)
     since = room.alice.get("/_matrix/client/v3/sync").json["next_batch"]
     old = int((network.clock.seconds() - DAY - 60) * 1000)
@@ -158,9 +157,9 @@ async def test_what_comes_late_is_no_news(network: Network) -> None:
     assert await purge(room.north) == 5
 
 
-async def test_what_a_moderator_elsewhere_redacted_stays_explained(network: Network) -> None:
-    """An administrator purges what others have said: the message stays, and so does why it has no
-    content."""
+async def test_a_redaction_by_a_remote_moderator_stays(network: Network) -> None:
+    """An administrator purges messages of others: the redacted message stays, and so does the
+    redaction that explains the missing content."""
     room = await shared(network, "11", {NORTH: RULES})
     network.start_sending()
     north = room.north.server
@@ -185,9 +184,7 @@ async def test_what_a_moderator_elsewhere_redacted_stays_explained(network: Netw
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-async def test_what_claims_to_be_from_the_future_grows_old_too(
-    network: Network, is_cached: bool
-) -> None:
+async def test_events_with_a_future_timestamp_expire_too(network: Network, is_cached: bool) -> None:
     room, _ = await keeping(network)
     assert await purge(room.north) == 4
     future = int((network.clock.seconds() + DAY / 2) * 1000)
@@ -197,7 +194,7 @@ async def test_what_claims_to_be_from_the_future_grows_old_too(
     await room.south.push(NORTH, [event.pdu])
     if not is_cached:
         room.north.server.app.rooms.events.forget([event.event_id])
-    # for as long as it is shown it is not deleted, and the other way round
+    # while it is visible it is not purged, and the other way round
     for seconds, shown in ((0, ["for longer"]), (DAY, ["for longer"]), (1, [])):
         network.clock.advance(seconds)
         assert texts(room.alice, room.room_id) == shown

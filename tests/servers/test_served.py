@@ -1,5 +1,5 @@
-"""What other servers may read of a room: all that concerns them, while they are in it, and nothing
-that was refused."""
+"""Reading a room as another server: it gets all that concerns it while it is in the room, and
+nothing that was rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ ALL = [
 async def everything(
     side: Side, to: str, room_id: RoomID, event_id: EventID
 ) -> list[tuple[int, str]]:
-    """What each endpoint answers when it refuses."""
+    """Return the response of each endpoint that refuses."""
     refusals = []
     for template, query in ALL:
         path = API + template.replace("{room}", path_of("{}", room_id)).replace(
@@ -203,7 +203,7 @@ async def everything(
     return refusals
 
 
-async def test_only_servers_in_the_room_are_told(network: Network) -> None:
+async def test_only_servers_in_the_room_get_anything(network: Network) -> None:
     room = await shared(network)
     said = say(room.alice, room.room_id, "hello")
     east = Side(network.add(EAST))
@@ -216,7 +216,7 @@ async def test_only_servers_in_the_room_are_told(network: Network) -> None:
     )
 
 
-async def test_who_left_is_told_no_more(network: Network) -> None:
+async def test_a_server_that_left_gets_nothing(network: Network) -> None:
     room = await shared(network)
     left = await room.south.build_next(
         room.room_id, room.bob.user_id, "m.room.member", {"membership": "leave"}, room.bob.user_id
@@ -227,7 +227,7 @@ async def test_who_left_is_told_no_more(network: Network) -> None:
     assert await everything(room.south, NORTH, room.room_id, said) == [(403, "M_FORBIDDEN")] * 7
 
 
-async def test_who_is_denied_by_the_acl_is_told_nothing(network: Network) -> None:
+async def test_a_server_that_the_acl_denies_gets_nothing(network: Network) -> None:
     room = await shared(network)
     said = say(room.alice, room.room_id, "hello")
     set_state(
@@ -237,7 +237,7 @@ async def test_who_is_denied_by_the_acl_is_told_nothing(network: Network) -> Non
     assert await everything(room.south, NORTH, room.room_id, said) == [(403, "M_FORBIDDEN")] * 7
 
 
-async def test_a_server_that_left_speaks_for_the_room_no_more(network: Network) -> None:
+async def test_we_do_not_serve_a_room_that_we_left(network: Network) -> None:
     room = await shared(network)
     said = say(room.alice, room.room_id, "hello")
     assert room.alice.post(f"/_matrix/client/v3/rooms/{room.room_id}/leave").status == 200
@@ -256,7 +256,7 @@ async def test_an_unsigned_request_is_refused(network: Network) -> None:
         )
 
 
-async def test_what_was_rejected_is_not_given(network: Network) -> None:
+async def test_rejected_events_are_not_served(network: Network) -> None:
     room = await shared(network)
     bad = await room.south.build_next(
         room.room_id,
@@ -289,7 +289,7 @@ async def test_what_was_rejected_is_not_given(network: Network) -> None:
     assert bad.event_id not in state["pdu_ids"]
 
 
-async def test_what_was_soft_failed_is_given_to_who_asks_for_it(network: Network) -> None:
+async def test_soft_failed_events_are_served_on_request(network: Network) -> None:
     room = await shared(network)
     old = await room.north.last(room.room_id)
     late = await room.south.build_next(

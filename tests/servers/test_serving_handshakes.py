@@ -1,4 +1,4 @@
-"""What servers get that ask for handshakes: those that mean well, and those that try something."""
+"""Serving make_* and send_* requests, of honest servers and of hostile ones."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -123,7 +123,7 @@ async def test_a_template_of_what_is_not_allowed_is_refused(network: Network) ->
         )
 
 
-async def test_the_state_that_a_join_is_answered_with(network: Network) -> None:
+async def test_send_join_returns_the_state_before_the_join(network: Network) -> None:
     alice, south, room_id = world(network)
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"))
@@ -173,7 +173,7 @@ async def test_a_room_without_a_name_comes_with_those_who_name_it(network: Netwo
     assert len([pdu for pdu in answer["state"] if pdu["type"] == "m.room.member"]) == 5
 
 
-async def test_a_few_members_are_told_all_the_same(network: Network) -> None:
+async def test_few_members_are_never_omitted(network: Network) -> None:
     alice, south, room_id = world(network)
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
@@ -184,7 +184,7 @@ async def test_a_few_members_are_told_all_the_same(network: Network) -> None:
     ]
 
 
-async def test_but_not_where_they_are_of_many_servers_whose_keys_would_have_to_be_fetched(
+async def test_few_members_of_many_servers_are_omitted(
     network: Network,
 ) -> None:
     alice, south, room_id = world(network)
@@ -231,7 +231,7 @@ async def test_long_events_come_in_pieces_though_they_are_few(
     assert max(read_at_once) <= 10_000
 
 
-async def test_old_endpoints_answer_in_pairs(network: Network) -> None:
+async def test_version_1_endpoints_answer_in_pairs(network: Network) -> None:
     alice, south, room_id = world(network, room_version="1")
     bob = f"@bob:{SOUTH}"
 
@@ -297,7 +297,7 @@ async def test_a_ban_between_template_and_join_counts(network: Network) -> None:
     assert members(alice, room_id)[f"@bob:{SOUTH}"] == "ban"
 
 
-async def test_nobody_vouches_for_who_was_not_found_to_belong(network: Network) -> None:
+async def test_no_user_authorises_a_join_that_the_rule_does_not_allow(network: Network) -> None:
     alice, south, room_id = world(network)
     lobby = create(alice, preset="public_chat")
     rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": lobby}]}
@@ -309,7 +309,7 @@ async def test_nobody_vouches_for_who_was_not_found_to_belong(network: Network) 
     assert await refusal(send(south, join)) == (403, "M_FORBIDDEN")
 
 
-async def test_asking_again_for_what_was_done_changes_nothing(network: Network) -> None:
+async def test_repeated_requests_change_nothing(network: Network) -> None:
     _, south, room_id = world(network)
     join = await make(south, room_id, f"@bob:{SOUTH}")
 
@@ -528,12 +528,12 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
     ok(join_via(bob, room_id))
 
 
-async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Network) -> None:
+async def test_remote_joins_count_for_the_rooms_rate_limit(network: Network) -> None:
     limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 3}\n"
     alice, south = network.add(NORTH, limits).register("alice"), network.add(SOUTH)
     room_id = create(alice, preset="public_chat", room_version="11")
     events = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(4)]
-    for event in (*events[:2], *events[:2]):  # whoever is in comes in no second time
+    for event in (*events[:2], *events[:2]):  # a joined member is not counted again
         await send(south, event)
     await send(south, events[2])
 
@@ -545,7 +545,7 @@ async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Networ
     assert members(alice, room_id)[events[3].sender] == "join"
 
 
-async def test_whom_the_room_refuses_keeps_nobody_else_out(network: Network) -> None:
+async def test_refused_joins_do_not_block_others(network: Network) -> None:
     limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 2}\n"
     north, south = network.add(NORTH, limits), network.add(SOUTH)
     alice, carl = north.register("alice"), north.register("carl")

@@ -1,5 +1,5 @@
-"""Lists of devices that are stale are fetched again, and a server that does not answer holds up
-nobody but its own users.
+"""Stale device lists are fetched again, and a server that does not answer delays only its own
+users.
 
 spec: server-server-api#device-management
 """
@@ -14,8 +14,7 @@ from tests.helpers.server import User
 
 
 async def with_stale_lists(network: Network) -> tuple[Shared, User, User]:
-    """North keeps lists of Bob and Dave of the south and of Carol of the east, and all are
-    stale."""
+    """North stores stale lists of Bob and Dave on the south and Carol on the east."""
     room = await shared(network)
     east = Side(network.add(EAST))
     carol, dave = east.server.register("carol"), room.south.server.register("dave")
@@ -36,7 +35,7 @@ async def with_stale_lists(network: Network) -> tuple[Shared, User, User]:
 
 
 def asked(network: Network) -> list[str]:
-    """Of which servers lists are being asked for."""
+    """The servers from which lists are being fetched."""
     return sorted(
         letter.destination for letter in network.held() if "/user/devices/" in letter.request.uri
     )
@@ -46,7 +45,7 @@ async def stale(room: Shared) -> list[str]:
     return list(await RemoteDeviceStore(room.north.server.app.database).get_stale("", 10))
 
 
-async def test_servers_are_asked_at_the_same_time_each_for_one_user_after_another(
+async def test_servers_are_queried_in_parallel_each_for_one_user_after_another(
     network: Network,
 ) -> None:
     room, _, _ = await with_stale_lists(network)
@@ -55,13 +54,13 @@ async def test_servers_are_asked_at_the_same_time_each_for_one_user_after_anothe
     assert await devices.do_resync(10) == 3
     assert asked(network) == [EAST, SOUTH]
     await devices.do_resync(10)
-    assert asked(network) == [EAST, SOUTH], "nobody is asked twice"
+    assert asked(network) == [EAST, SOUTH], "nobody is queried twice"
     network.deliver()
     network.settle()
     assert await stale(room) == []
 
 
-async def test_a_server_that_does_not_answer_holds_up_its_own_users_alone(network: Network) -> None:
+async def test_a_server_that_does_not_answer_delays_only_its_own_users(network: Network) -> None:
     room, _, dave = await with_stale_lists(network)
     devices = room.north.server.app.federation_out.remote_devices
     network.hold()
@@ -73,14 +72,14 @@ async def test_a_server_that_does_not_answer_holds_up_its_own_users_alone(networ
     assert await stale(room) == [room.bob.user_id, dave.user_id]
     network.clock.advance(31)
     assert await stale(room) == [room.bob.user_id, dave.user_id]
-    assert asked(network).count(SOUTH) == 1, "who does not answer is not asked for the next"
+    assert asked(network).count(SOUTH) == 1, "its next list is not fetched"
     network.deliver()
     await devices.do_resync(10)
     network.settle()
     assert await stale(room) == []
 
 
-async def test_a_server_that_asks_us_to_wait_is_not_asked_for_the_next(network: Network) -> None:
+async def test_a_server_that_asks_us_to_wait_is_not_queried_for_the_next(network: Network) -> None:
     room, carol, _ = await with_stale_lists(network)
     asked_for: list[str] = []
 
@@ -99,7 +98,7 @@ async def test_a_server_that_asks_us_to_wait_is_not_asked_for_the_next(network: 
     network.clock.advance(299)
     await devices.do_resync(10)
     network.settle()
-    assert len(asked_for) == 1, "nor for this one before the time that it said"
+    assert len(asked_for) == 1, "not before the time that it named"
     network.clock.advance(1)
     await devices.do_resync(10)
     network.settle()

@@ -29,7 +29,7 @@ def told() -> Iterator[list[str]]:
     found += [
         formatEvent(entry)
         for entry in logged
-        if "is not what its past gives" in str(entry.get("log_format"))
+        if "differs from its history" in str(entry.get("log_format"))
     ]
 
 
@@ -50,7 +50,7 @@ def audit_of(server: TestServer, registry: CollectorRegistry) -> StateAudit:
 
 
 async def whole_round(audit: StateAudit, limit: int = 50) -> None:
-    """What came before, and then what came since."""
+    """Check the events that came before, and then those since."""
     for _ in range(2):
         while await audit.do_step(limit):
             pass
@@ -72,7 +72,7 @@ async def forked(network: Network) -> Shared:
     return room
 
 
-async def test_what_is_right_is_not_told(network: Network) -> None:
+async def test_a_correct_state_is_not_reported(network: Network) -> None:
     room = await forked(network)
 
     for side in (room.north, room.south):
@@ -84,7 +84,7 @@ async def test_what_is_right_is_not_told(network: Network) -> None:
         assert (registry.get_sample_value(CHECKED) or 0) > 15
 
 
-async def test_a_current_state_that_is_another_is_told(network: Network) -> None:
+async def test_a_wrong_current_state_is_reported(network: Network) -> None:
     room = await forked(network)
     stored = await room.north.room(room.room_id)
     first = set_state(room.alice, room.room_id, "m.room.topic", {"topic": "before"})
@@ -109,7 +109,7 @@ async def test_a_current_state_that_is_another_is_told(network: Network) -> None
     assert registry.get_sample_value(DIFFERING) == 1
 
 
-async def test_a_stored_state_of_the_past_that_is_another_is_told(network: Network) -> None:
+async def test_a_wrong_past_state_is_reported(network: Network) -> None:
     room = await forked(network)
     old = (await room.north.room(room.room_id)).head.state_root
     set_state(room.alice, room.room_id, "m.room.topic", {"topic": "after"})
@@ -125,10 +125,10 @@ async def test_a_stored_state_of_the_past_that_is_another_is_told(network: Netwo
         await whole_round(network.rebuild(NORTH).app.incoming.audit)
 
     assert len(differences) == 2
-    assert f"after {said} is not what its past gives" in differences[0]
+    assert f"after {said} differs from its history" in differences[0]
 
 
-async def test_an_event_is_looked_at_once_and_rooms_of_our_own_never(
+async def test_an_event_is_checked_once_and_local_rooms_never(
     tmp_path: Path, sqlite_template: Path
 ) -> None:
     counter = QueryCounter()

@@ -19,7 +19,7 @@ _FREE = {NORTH: "rc_to_device_strangers: {per_second: 1000, burst_count: 1000}\n
 
 
 def made_up(first: int, count: int) -> dict[str, object]:
-    """A message each for users of servers that nobody has heard of."""
+    """A message for a user of each of these servers, which do not exist."""
     return {f"@a:s{n}.example": {"D": {}} for n in range(first, first + count)}
 
 
@@ -36,7 +36,7 @@ async def known(room: Shared) -> set[str]:
 
 
 async def live(room: Shared, days: int) -> None:
-    """Days with the jobs of each."""
+    """Let days pass with their jobs."""
     destinations = room.north.server.app.federation_out.destinations
     for _ in range(days):
         room.network.clock.advance(DAY)
@@ -58,11 +58,11 @@ async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices
     assert await waiting(room) == {}
 
     mixed = {**made_up(0, MOST_STRANGERS), room.bob.user_id: {"D": {}}}
-    assert send(room.alice, 3, mixed).status == 200, "who shares a room does not count"
+    assert send(room.alice, 3, mixed).status == 200, "a server that shares a room does not count"
     assert len(await waiting(room)) == MOST_STRANGERS + 1
 
 
-async def test_a_user_writes_to_so_many_unknown_servers_in_time(network: Network) -> None:
+async def test_messages_to_unknown_servers_are_rate_limited(network: Network) -> None:
     room = await shared(
         network, config={NORTH: "rc_to_device_strangers: {per_second: 0.1, burst_count: 10}\n"}
     )
@@ -70,15 +70,15 @@ async def test_a_user_writes_to_so_many_unknown_servers_in_time(network: Network
     refused = send(room.alice, 2, made_up(10, 1))
     assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
     assert send(room.alice, 3, {room.bob.user_id: {"D": {}}}).status == 200, (
-        "servers that share a room are not concerned"
+        "servers that share a room do not count"
     )
-    assert send(room.alice, 1, made_up(0, 10)).status == 200, "its answer may have been lost"
+    assert send(room.alice, 1, made_up(0, 10)).status == 200, "the response may have been lost"
     network.clock.advance(refused.json["retry_after_ms"] / 1000)
     assert send(room.alice, 2, made_up(10, 1)).status == 200
 
 
-async def test_names_of_devices_do_not_make_an_edu_too_long_for_a_server(network: Network) -> None:
-    """It would refuse the transaction, and all that comes after it."""
+async def test_device_ids_do_not_make_an_edu_too_large(network: Network) -> None:
+    """The server would reject the transaction, and all later ones."""
     room = await shared(network)
     store = OutgoingToDeviceStore(room.north.server.app.database)
     many: dict[str, object] = {f"{number:0>250}": {} for number in range(4000)}
@@ -100,7 +100,7 @@ async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
     assert send(room.alice, 1, made_up(0, 30)).status == 200
     network.settle()
     await live(room, STRANGERS_DAYS - 2)
-    assert len(await waiting(room)) == 30, "they may only be away"
+    assert len(await waiting(room)) == 30, "they may be temporarily unreachable"
     await live(room, 6)
     assert await waiting(room) == {}
     assert await known(room) == set()
@@ -109,7 +109,7 @@ async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
     assert deliveries.get_figures()["failing"] == 0
 
 
-async def test_messages_wait_longer_for_a_server_that_shares_a_room(network: Network) -> None:
+async def test_messages_are_kept_longer_for_a_server_that_shares_a_room(network: Network) -> None:
     room = await shared(network)
     network.start_sending()
     network.settle()

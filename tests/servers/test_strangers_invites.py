@@ -1,4 +1,4 @@
-"""What a server that is not in a room says of it changes nothing of an invite that came before."""
+"""A server that is not in a room cannot change an invite that came before."""
 
 from typing import Any
 from urllib.parse import quote
@@ -79,7 +79,7 @@ async def send_invite(side: Side, event: Event) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_stranger_cannot_put_an_invite_over_another(network: Network, version: str) -> None:
+async def test_a_stranger_cannot_replace_an_invite(network: Network, version: str) -> None:
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "10", preset="private_chat")
@@ -119,7 +119,7 @@ async def test_a_strangers_version_is_its_own(network: Network) -> None:
     ok(erin.post(f"{V3}/rooms/{room_id}/join", {}))
 
 
-async def test_who_invited_may_invite_again(network: Network) -> None:
+async def test_the_inviter_may_invite_again(network: Network) -> None:
     north, south = (Side(network.add(name)) for name in (NORTH, SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "10", preset="private_chat")
@@ -132,7 +132,7 @@ async def test_who_invited_may_invite_again(network: Network) -> None:
     ] == ["come again"]
 
 
-async def test_others_in_the_room_may_invite_anew(network: Network) -> None:
+async def test_other_members_may_invite_again(network: Network) -> None:
     """Their invite rests upon the first one, whose id strangers do not know."""
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob, carol = (
@@ -151,7 +151,7 @@ async def test_others_in_the_room_may_invite_anew(network: Network) -> None:
     assert inviters(alice, room_id) == [carol.user_id]
 
 
-async def test_a_stranger_answers_a_knock_in_vain(network: Network) -> None:
+async def test_a_strangers_answer_to_a_knock_has_no_effect(network: Network) -> None:
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
@@ -252,7 +252,7 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
 
 
 @pytest.mark.parametrize("then", ["invited again", "joined"])
-async def test_who_thinks_better_of_it_is_not_declined_late(network: Network, then: str) -> None:
+async def test_a_user_who_joins_after_declining_stays(network: Network, then: str) -> None:
     """A server that answers slowly would have them leave what they have entered since."""
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob = north.server.register("alice"), south.server.register("bob")

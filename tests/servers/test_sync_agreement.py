@@ -1,9 +1,8 @@
-"""Whoever follows a server by /sync, in whatever way, and whoever follows it by sliding sync, knows
-in the end what a new client is told: state(t0) + changes = state(t1), also while the rooms'
-histories are forked, and over restarts. And who has left a room holds no state event that came
-later, but of their own membership.
+"""A client that follows a server by /sync or sliding sync knows in the end what a new client gets:
+state(t0) + changes = state(t1), also while the rooms' histories are forked, and over restarts. A
+user who has left a room gets no later state event, except their own membership.
 
-People of two servers do things at random in some rooms. Some runs are part of the suite;
+Users of two servers do random things in some rooms. Some runs are part of the suite;
 `MAHALLA_SYNC_RUNS=1000 pytest tests/servers/test_sync_agreement.py` makes as many.
 """
 
@@ -312,7 +311,7 @@ class Towns(RuleBasedStateMachine):
 
     @rule(order=st.integers(0, 2**16))
     def mend(self, order: int) -> None:
-        """What was written on both sides meanwhile crosses."""
+        """Deliver the events that both sides wrote meanwhile."""
         self.network.mend(NORTH, SOUTH)
         random = Random(order)
         self.network.deliver(lambda letters: random.randrange(len(letters)))
@@ -451,7 +450,7 @@ class Towns(RuleBasedStateMachine):
     def check(self) -> None:
         for client in self.clients:
             client.catch_up()
-        if self.count % 2:  # what no event tells has to be told too
+        if self.count % 2:  # changes without an event have to be sent too
             for where in range(len(self.rooms)):
                 for who in range(3):
                     self.read(who, where, 0, "m.read")

@@ -1,5 +1,5 @@
-"""What servers tell of a room with an invite, or when somebody knocks: in new rooms it has to be
-signed.
+"""The stripped state that servers send with an invite, or as the response to a knock: in new room
+versions it has to be signed.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
 server-server-api#put_matrixfederationv1send_knockroomideventid
@@ -56,7 +56,7 @@ def altered(state: list[dict[str, Any]], way: str) -> list[dict[str, Any]]:
 
 
 def name_told(user: User, section: str, room_id: str) -> object:
-    """What the user is told of the room's name: nothing, or what of it."""
+    """Return the room's name in the stripped state that the user gets."""
     state = rooms_in_sync(user, section)[room_id][f"{section}_state"]["events"]
     assert "m.room.create" in [event["type"] for event in state]
     return [event["content"] for event in state if event["type"] == "m.room.name"]
@@ -66,7 +66,9 @@ def name_told(user: User, section: str, room_id: str) -> object:
     ("way", "shown"),
     [("unsigned", None), ("malformed", None), ("another content", [{}]), ("no keys", [])],
 )
-async def test_what_is_told_with_an_invite(network: Network, way: str, shown: object) -> None:
+async def test_the_stripped_state_of_an_invite_is_verified(
+    network: Network, way: str, shown: object
+) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", name="tea")
@@ -92,7 +94,7 @@ async def test_what_is_told_with_an_invite(network: Network, way: str, shown: ob
     ("way", "shown"),
     [("unsigned", []), ("malformed", []), ("another content", [{}]), ("no keys", [])],
 )
-async def test_what_is_told_of_a_room_at_which_somebody_knocks(
+async def test_the_stripped_state_of_a_knock_is_verified(
     network: Network, way: str, shown: object
 ) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))

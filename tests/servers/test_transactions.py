@@ -1,5 +1,5 @@
-"""What other servers send: taken in once, in whatever order and however often it comes; nothing
-that is acknowledged is lost."""
+"""Transactions from other servers: each event is received once, in any order and however often it
+comes, and no acknowledged event is lost."""
 
 import tracemalloc
 from collections.abc import Mapping

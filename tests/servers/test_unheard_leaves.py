@@ -1,5 +1,5 @@
-"""Who left a room stays out of it, though a colleague comes in by a server that has not heard of it
-yet."""
+"""A user who left a room stays out of it, though a colleague joins through a server that has not
+received the leave."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def let_arrive(network: Network) -> None:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "11", "12"])
-async def test_a_colleague_comes_in(network: Network, version: str) -> None:
+async def test_a_colleagues_join_does_not_undo_the_leave(network: Network, version: str) -> None:
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -68,7 +68,7 @@ async def test_a_colleague_comes_in(network: Network, version: str) -> None:
     assert len(await Side(alice.server).extremities(RoomID(room_id))) == 1
 
 
-async def test_what_else_was_done_last_counts_too(network: Network) -> None:
+async def test_other_last_events_count_too(network: Network) -> None:
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -93,7 +93,7 @@ async def test_what_else_was_done_last_counts_too(network: Network) -> None:
     await same_state(alice, carol, room_id)
 
 
-async def test_a_room_that_is_entered_in_part(network: Network) -> None:
+async def test_a_partial_join_does_not_undo_the_leave(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol = bob.server.register("carol")
     ok(join_via(bob, room_id, NORTH))
@@ -113,7 +113,7 @@ async def test_a_room_that_is_entered_in_part(network: Network) -> None:
     await same_state(alice, carol, room_id)
 
 
-def test_who_left_comes_back(network: Network) -> None:
+def test_a_user_who_left_may_rejoin(network: Network) -> None:
     network.start_sending()
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id = create(alice, preset="public_chat")
@@ -131,7 +131,7 @@ def test_who_left_comes_back(network: Network) -> None:
     )
 
 
-def test_who_left_does_not_come_back_uninvited(network: Network) -> None:
+def test_a_user_who_left_an_invite_only_room_may_not_rejoin(network: Network) -> None:
     """The leave ends the right to be there, though the server that is asked believes that it is
     still held."""
     network.start_sending()
@@ -147,7 +147,7 @@ def test_who_left_does_not_come_back_uninvited(network: Network) -> None:
     assert members(alice, room_id)[bob.user_id] == "leave"
 
 
-def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
+def test_a_forgotten_room_stays_forgotten(network: Network) -> None:
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -167,8 +167,8 @@ def test_who_forgot_the_room_is_not_reminded_of_it(network: Network) -> None:
     assert not is_known(bob, room_id)
 
 
-async def test_who_is_told_with_a_part_of_the_room(network: Network) -> None:
-    """Which has no name, and is called by who was there first."""
+async def test_the_partial_state_names_the_room_after_its_first_member(network: Network) -> None:
+    """The room has no name, and shows the name of its first member."""
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -209,8 +209,8 @@ async def test_somebody_else_has_declined_since(network: Network) -> None:
     await same_state(alice, carol, room_id)
 
 
-async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
-    """Which shows when all of the state is here."""
+async def test_a_user_who_left_may_not_rejoin_with_partial_state(network: Network) -> None:
+    """That is decided once the state is complete."""
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     complete(network)
@@ -236,10 +236,10 @@ async def test_who_left_does_not_come_back_in_part(network: Network) -> None:
     await same_state(alice, bob, room_id)
 
 
-async def test_of_many_who_came_since_each_is_looked_at_once(
+async def test_many_new_members_are_compared_once_each(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state in which we left, and that which is told, differ in all of them."""
+    """Our last state and the state of the response differ in all of them."""
     gathered: list[int] = []
 
     def gather(self: Conflicts) -> set[EventID]:

@@ -1,4 +1,4 @@
-"""Whom our users have verified stays verified, whatever another server says for a while about its
+"""Users whom local users verified stay verified, whatever another server temporarily says about its
 users' keys.
 
 spec: client-server-api#cross-signing, server-server-api#get_matrixfederationv1userdevicesuserid
@@ -17,7 +17,7 @@ from tests.helpers.server import TestServer, User
 
 
 def set_up(user: User, seed: int) -> tuple[PersonalKey, dict[str, Any]]:
-    """Keys of cross-signing; the one that signs others, and the public master key."""
+    """Upload cross-signing keys; return the user-signing key and the public master key."""
     master, content = cross_signing_key(user, "master", seed)
     _, self_signing = cross_signing_key(user, "self_signing", seed + 1, master)
     user_signing, content_of_it = cross_signing_key(user, "user_signing", seed + 2, master)
@@ -45,7 +45,7 @@ def has_verified(user: User, other: User) -> bool:
 
 
 async def verified(network: Network) -> Shared:
-    """Alice has verified Bob, who is of another server."""
+    """Alice has verified Bob, who is on another server."""
     room = await shared(network)
     network.start_sending()
     for user, seed in ((room.alice, 1), (room.bob, 2)):
@@ -60,7 +60,7 @@ async def verified(network: Network) -> Shared:
 
 
 async def missed(room: Shared, stream_id: int) -> None:
-    """North learns that it has missed a change, and asks for the whole list."""
+    """North learns that it missed an update, and fetches the complete list."""
     update = {
         "user_id": room.bob.user_id,
         "device_id": "GONE",
@@ -73,7 +73,7 @@ async def missed(room: Shared, stream_id: int) -> None:
 
 
 @pytest.mark.parametrize("other_key", [False, True], ids=["omitted", "replaced"])
-async def test_a_key_that_is_away_for_a_while_is_verified_when_it_is_back(
+async def test_a_key_that_is_temporarily_missing_is_verified_when_it_is_back(
     network: Network, other_key: bool
 ) -> None:
     room = await verified(network)
@@ -89,17 +89,17 @@ async def test_a_key_that_is_away_for_a_while_is_verified_when_it_is_back(
 
     network.forge(SOUTH, forge)
     await missed(room, 10**6)
-    assert not has_verified(room.alice, room.bob), "another key is another matter"
+    assert not has_verified(room.alice, room.bob), "another key is not verified"
 
     network.forge(SOUTH, lambda _, answer: answer)
     await missed(room, 2 * 10**6)
     assert has_verified(room.alice, room.bob)
     room.alice.server = network.rebuild(NORTH)
     network.settle()
-    assert has_verified(room.alice, room.bob), "memory and database agree"
+    assert has_verified(room.alice, room.bob), "cache and database agree"
 
 
-async def test_who_left_and_came_back_is_verified(network: Network) -> None:
+async def test_a_user_who_left_and_came_back_is_verified(network: Network) -> None:
     room = await verified(network)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -109,7 +109,7 @@ async def test_who_left_and_came_back_is_verified(network: Network) -> None:
     assert has_verified(room.alice, room.bob)
 
 
-def test_signatures_by_a_key_that_is_replaced_go_with_it(server: TestServer) -> None:
+def test_signatures_by_a_replaced_key_are_removed(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     upload(alice, device_keys=identity_keys(alice)[1])
     master, content = cross_signing_key(alice, "master", 1)
@@ -143,7 +143,7 @@ def test_signatures_by_a_key_that_is_replaced_go_with_it(server: TestServer) -> 
     asked = alice.start(
         "POST", f"{V3}/keys/query", {"device_keys": {alice.user_id: [], bob.user_id: []}}
     )
-    server.clock.advance(0)  # others have a turn between who is in memory and who is not
+    server.clock.advance(0)  # other requests are served between cached and other users
     found = asked.answer.json
     assert (
         old not in found["device_keys"][alice.user_id][alice.device_id]["signatures"][alice.user_id]

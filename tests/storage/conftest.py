@@ -1,4 +1,4 @@
-"""What several of these tests need."""
+"""Fixtures of the storage tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.object_store import Bucket, RunningObjectStore, running_objec
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
-    """An object store that others wrote."""
+    """A running object store by a third party."""
     with running_object_store(tmp_path_factory.mktemp("moto")) as store:
         yield store
 
@@ -40,11 +40,11 @@ def empty_sqlite(tmp_path: Path) -> SQLiteConfig:
 
 @pytest.fixture(params=["empty_sqlite", "empty_postgres"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Of a database without a schema, of each kind."""
+    """The engine of a database without a schema, of each kind."""
     return make_engine(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one-time keys have five keys at most."""
+    """Limit blocks of one-time keys to five keys."""
     monkeypatch.setattr(one_time_keys, "KEYS_A_BLOCK", 5)

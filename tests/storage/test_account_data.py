@@ -1,4 +1,4 @@
-"""Account data by position, for those who read incrementally."""
+"""Account data by position, for incremental readers."""
 
 import pytest
 
@@ -37,7 +37,7 @@ async def test_incremental_readers_see_each_change_once(database: Database) -> N
         await store.get_account_data_since(ALICE, second, database.streams.current())
     ).rooms == {}
 
-    # Changed again: told with the later position, and not with the earlier one as well.
+    # A second change is returned at the later position only.
     third = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":2}')
     assert (await store.get_account_data_since(ALICE, start, second)).everywhere == {}
     assert (await store.get_account_data_since(ALICE, second, third)).everywhere == {
@@ -45,7 +45,7 @@ async def test_incremental_readers_see_each_change_once(database: Database) -> N
     }
 
 
-async def test_a_deleted_entry_is_told_incrementally_and_absent_else(database: Database) -> None:
+async def test_only_incremental_readers_see_a_deleted_entry(database: Database) -> None:
     store = AccountDataStore(database)
     position = await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":1}')
     assert await database.write("t", store.remove_entry, ALICE, ROOM, "y") is None
@@ -73,7 +73,7 @@ async def test_reading_costs_one_query(database_config: SQLiteConfig | PostgresC
     await database.close()
 
 
-async def test_what_a_user_keeps_is_summed_up(database: Database) -> None:
+async def test_the_usage_of_a_user_is_counted(database: Database) -> None:
     store = AccountDataStore(database)
 
     async def sums(user_id: str = ALICE) -> tuple[int, int]:
@@ -102,7 +102,7 @@ async def test_what_a_user_keeps_is_summed_up(database: Database) -> None:
     assert (await sums(), await sums("@bob:example.org")) == ((0, 0), (1, 2))
 
 
-async def test_what_was_deleted_stays_for_a_while(
+async def test_deleted_entries_are_stored_up_to_a_limit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(account_data, "MOST_DELETED", 2)

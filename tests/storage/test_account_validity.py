@@ -1,4 +1,4 @@
-"""Until when accounts are good, and who is still to be written to."""
+"""Expiry times of accounts, the e-mails about them, and renewal links."""
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.accounts.validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow
@@ -10,7 +10,7 @@ ALICE, BOB, GUEST, GONE, BRIDGED = (
 )
 
 
-async def filled(database: Database) -> AccountValidityStore:
+async def make_store(database: Database) -> AccountValidityStore:
     accounts = AccountStore(database)
     for row in (
         AccountRow(ALICE, None, 1),
@@ -23,8 +23,8 @@ async def filled(database: Database) -> AccountValidityStore:
     return AccountValidityStore(database, accounts)
 
 
-async def test_people_alone_are_given_ends(database: Database) -> None:
-    store = await filled(database)
+async def test_only_accounts_of_people_get_an_expiry_time(database: Database) -> None:
+    store = await make_store(database)
     assert await database.read("t", store.get_endless, 10) == [(ALICE, 1), (BOB, 2)]
     assert await database.read("t", store.get_endless, 1) == [(ALICE, 1)]
     before = database.streams.current()
@@ -36,8 +36,8 @@ async def test_people_alone_are_given_ends(database: Database) -> None:
     assert (await AccountStore(database).get_accounts([ALICE]))[ALICE].expires_ts == 100
 
 
-async def test_who_is_past_their_day_is_noted_once(database: Database) -> None:
-    store = await filled(database)
+async def test_an_expired_account_is_marked_once(database: Database) -> None:
+    store = await make_store(database)
     for user_id, end in ((ALICE, 100), (BOB, 90), (GONE, 80)):
         await database.write("t", store.set_end, user_id, end)
     assert await database.write("t", store.note_over, 89, 10) == 0
@@ -48,15 +48,15 @@ async def test_who_is_past_their_day_is_noted_once(database: Database) -> None:
         before, database.streams.current()
     ) == {ALICE}
     assert await database.write("t", store.note_over, 100, 10) == 0
-    await database.write("t", store.set_end, ALICE, 100)  # a new end is noted anew
+    await database.write("t", store.set_end, ALICE, 100)  # a new expiry time removes the mark
     assert await database.write("t", store.note_over, 100, 10) == 1
     assert await database.write("t", store.forget_over, 1) == 1
     assert await database.write("t", store.forget_over, 10) == 1
     assert await database.write("t", store.forget_over, 10) == 0
 
 
-async def test_a_letter_about_an_end_is_noted_once(database: Database) -> None:
-    store = await filled(database)
+async def test_an_email_about_an_expiry_is_recorded_once(database: Database) -> None:
+    store = await make_store(database)
     await database.write("t", store.set_end, ALICE, 100)
     await database.write("t", store.set_end, BOB, 90, letter=False)
     assert await store.get_unwritten(99, 10) == []
@@ -70,8 +70,8 @@ async def test_a_letter_about_an_end_is_noted_once(database: Database) -> None:
     assert await store.get_unwritten(200, 10) == [EndingRow(ALICE, 200)]
 
 
-async def test_an_address_that_comes_later_gets_its_letter(database: Database) -> None:
-    store, threepids = await filled(database), ThreepidStore(database)
+async def test_an_address_added_later_gets_the_email(database: Database) -> None:
+    store, threepids = await make_store(database), ThreepidStore(database)
     await database.write("t", store.set_end, ALICE, 100)
     await database.write("t", store.set_letter, EndingRow(ALICE, 100), NO_ADDRESS)
     address = ThreepidRow("email", "alice@example.org", ALICE, 1, 1)
@@ -85,8 +85,8 @@ async def test_an_address_that_comes_later_gets_its_letter(database: Database) -
     assert await store.get_unwritten(100, 10) == []
 
 
-async def test_a_link_works_once_and_for_an_account_that_is_there(database: Database) -> None:
-    store = await filled(database)
+async def test_a_link_works_once_and_for_active_accounts(database: Database) -> None:
+    store = await make_store(database)
     await database.write("t", store.set_link, ALICE, b"first")
     await database.write("t", store.set_link, ALICE, b"second")
     assert await store.get_link(b"first") is None

@@ -1,4 +1,4 @@
-"""Accounts, as they are kept."""
+"""The table of accounts."""
 
 from msgspec.structs import replace
 
@@ -8,7 +8,7 @@ from storage.engine.database import Database
 ALICE = AccountRow("@alice:example.org", "hash", 1)
 
 
-async def test_a_user_id_is_given_once(database: Database) -> None:
+async def test_a_user_id_is_used_once(database: Database) -> None:
     store = AccountStore(database)
     assert await database.write("t", store.add_account, ALICE)
     assert not await database.write("t", store.add_account, replace(ALICE, password_hash="other"))
@@ -17,7 +17,7 @@ async def test_a_user_id_is_given_once(database: Database) -> None:
     }
 
 
-async def test_a_hash_is_replaced_only_while_it_stands(database: Database) -> None:
+async def test_a_hash_is_replaced_only_if_it_is_the_current_one(database: Database) -> None:
     store = AccountStore(database)
     await database.write("t", store.add_account, ALICE)
     assert not await database.write("t", store.set_password_hash, ALICE.user_id, "new", "outdated")
@@ -25,7 +25,7 @@ async def test_a_hash_is_replaced_only_while_it_stands(database: Database) -> No
     assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].password_hash == "new"
 
 
-async def test_a_new_password_begins_an_era_and_a_new_hash_of_the_same_does_not(
+async def test_a_new_password_increments_the_epoch_and_a_new_hash_of_the_same_does_not(
     database: Database,
 ) -> None:
     store = AccountStore(database)
@@ -42,9 +42,9 @@ async def test_a_new_password_begins_an_era_and_a_new_hash_of_the_same_does_not(
     )
     assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].era == 2
     await database.write("t", lambda txn: store.set_deactivated(txn, ALICE.user_id, 1, erase=False))
-    standing = await database.read("t", select_standing, ALICE.user_id)
-    assert standing is not None
-    assert standing.deactivated
+    state = await database.read("t", select_standing, ALICE.user_id)
+    assert state is not None
+    assert state.deactivated
     assert await database.read("t", select_standing, "@nobody:example.org") is None
 
 

@@ -1,5 +1,5 @@
-"""What a restored database forgets and asks for again; that others notice it is for
-`tests/servers/test_restored_backup.py`."""
+"""The repair of a restored database. `tests/servers/test_restored_backup.py` proves that other
+servers notice."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.
 CURVE = "signed_curve25519"
 
 
-async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -> None:
+async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database: Database) -> None:
     devices, keys, remote = (
         DeviceStore(database),
         DeviceKeyStore(database),
@@ -58,14 +58,14 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     anew = DeviceKeyStore(database)
     assert await anew.do_claim([wish], 1) == [b'"F":"f"']
     assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
-        "some clients take zero for unchanged"
+        "some clients treat zero as unchanged"
     )
     assert await remote.get_stale("", 10) == [CAROL]
     assert await devices.get_all_changed_device_lists(head, changed) == {ALICE, BOB}
     for user_id, named in ((ALICE, "LAPTOP"), (BOB, "PHONE")):
         (change,) = await DeviceListLog(database).get_changes(user_id, head)
         assert (change.device_id, change.stream_id) == (named, changed)
-        assert head < change.prev_id < changed, "of which nobody has heard"
+        assert head < change.prev_id < changed, "which no server knows"
 
     def upload(txn: WriteTransaction) -> KeyCounts:
         new = {(CURVE, "PHONE1"): b"{}", (CURVE, "NEW"): b"{}"}
@@ -85,8 +85,8 @@ async def test_keys_are_gone_and_lists_are_asked_for_again(database: Database) -
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
 
 
-async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Database) -> None:
-    """Clients know by the number with which key they encrypt what goes into it."""
+async def test_no_key_backup_reuses_a_lost_version(database: Database) -> None:
+    """Clients identify by the version the key with which they encrypt."""
     devices, backups = DeviceStore(database), KeyBackupStore(database)
 
     def fill(txn: WriteTransaction) -> None:
@@ -105,8 +105,8 @@ async def test_no_backup_of_keys_has_the_number_of_one_that_is_gone(database: Da
     assert await backups.add_backup(BOB, "a", b"{}") == 1 + NUMBERS
 
 
-async def test_no_filter_has_the_number_of_one_that_is_gone(database: Database) -> None:
-    """Clients keep the number, and would get what another filter lets through."""
+async def test_no_filter_reuses_a_lost_id(database: Database) -> None:
+    """Clients cache the ID, and would get the results of another filter."""
     devices, filters = DeviceStore(database), FilterStore(database)
 
     def fill(txn: WriteTransaction) -> None:
@@ -122,12 +122,12 @@ async def test_no_filter_has_the_number_of_one_that_is_gone(database: Database) 
         assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (NUMBERS + 1)
 
 
-async def test_a_new_database_needs_nothing(database: Database) -> None:
+async def test_a_new_database_needs_no_repair(database: Database) -> None:
     settled = await database.write("test", settle_restored)
     assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
 
 
-def test_the_command_wants_all_processes_stopped(
+def test_the_command_requires_that_no_server_runs(
     postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, "homeserver.yaml", postgresql)
@@ -143,11 +143,11 @@ def test_the_command_wants_all_processes_stopped(
     assert done.stdout.startswith("0 devices will publish new one-time keys,")
 
 
-def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
+def test_the_command_refuses_a_backup_mixed_with_the_log_of_another_file(
     sqlite: SQLiteConfig, tmp_path: Path
 ) -> None:
-    """A power failure leaves it: its pages are taken for newer ones of the file that is put
-    there."""
+    """A power failure leaves the log. SQLite takes its pages for newer ones of the restored
+    file."""
     path, backup = Path(sqlite.path), tmp_path / "backup.db"
     log, index = (path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))
     config = write_config(tmp_path, "homeserver.yaml", sqlite)
@@ -170,7 +170,7 @@ def test_the_command_refuses_a_backup_that_lay_beside_the_log_of_another_file(
     log.write_bytes(left)
     refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert refused.returncode == 1
-    # the page that SQLite names: "Page 5: …" or "On tree page 5 …" before 3.41, "Tree 2 page 5 …"
+    # the page in SQLite's message: "Page 5: …" or "On tree page 5 …" before 3.41, "Tree 2 page 5 …"
     # since
     damage = (
         rf"Error: the SQLite file {re.escape(str(path))} is damaged \((On |)(Tree |)(\d+ |)page \d+"

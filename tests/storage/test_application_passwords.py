@@ -1,4 +1,4 @@
-"""Passwords for programs, and the sessions that they let in."""
+"""Application passwords and their sessions."""
 
 from storage.devices.devices import DeviceRow, DeviceSighting, DeviceStore
 from storage.engine.database import Database
@@ -15,7 +15,7 @@ def row(
     )
 
 
-async def test_names_are_of_one_user(database: Database) -> None:
+async def test_names_are_unique_per_user(database: Database) -> None:
     store = ApplicationPasswordStore(database)
     assert await database.write("t", store.add_password, row("a", "Bot"))
     assert not await database.write("t", store.add_password, row("b", "Bot"))
@@ -26,7 +26,7 @@ async def test_names_are_of_one_user(database: Database) -> None:
     assert [each.password_id for each in await store.get_passwords(BOB)] == ["c"]
 
 
-async def test_use_is_what_its_sessions_do(database: Database) -> None:
+async def test_requests_of_its_sessions_count_as_use(database: Database) -> None:
     store, devices = ApplicationPasswordStore(database), DeviceStore(database)
     await database.write("t", store.add_password, row("a", "Bot"))
     await database.write("t", store.add_password, row("b", "Old app"))
@@ -37,14 +37,14 @@ async def test_use_is_what_its_sessions_do(database: Database) -> None:
     await devices.set_sightings([DeviceSighting(ALICE, "BOT", 9, "::1", "agent")])
     assert [each.used_ts for each in await store.get_passwords(ALICE)] == [9, None]
 
-    # another one takes the device over
+    # another password signs in on the device
     assert await database.write("t", store.set_used, ALICE, "BOT", "b", 10)
     assert await database.write("t", store.remove_password, ALICE, "a") == ("Bot", [])
     assert await database.write("t", store.remove_password, BOB, "b") is None
     assert await database.write("t", store.remove_password, ALICE, "b") == ("Old app", ["BOT"])
 
 
-async def test_those_whose_time_is_over(database: Database) -> None:
+async def test_expired_passwords_are_found_in_order(database: Database) -> None:
     store = ApplicationPasswordStore(database)
     for password_id, end in (("a", 30), ("b", None), ("c", 10), ("d", 20)):
         await database.write("t", store.add_password, row(password_id, password_id, expires_ts=end))

@@ -1,5 +1,5 @@
-"""The index of auth chains gives what walking event by event gives, on any graph and in whatever
-portions it was made."""
+"""The auth chain index gives the same answers as a walk over events, on any graph and for any
+batches of writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FIRST_NIDS = count(1, 1000)
 
 @dataclass(frozen=True)
 class Graph:
-    """Events 0, 1, … with earlier ones as their auth events, and how many are added at a time."""
+    """Events 0, 1, … with earlier ones as their auth events, and the sizes of the batches."""
 
     nodes: Sequence[AuthNode]
     portions: Sequence[int]
@@ -30,7 +30,7 @@ EARLIER = [
     st.lists(st.integers(0, nid - 1), max_size=4, unique=True) for nid in range(1, MOST_EVENTS)
 ]
 PLACES = [st.sampled_from(range(count)) for count in range(1, 6)]
-PORTIONS = st.lists(st.integers(1, 10), max_size=6)
+BATCHES = st.lists(st.integers(1, 10), max_size=6)
 
 
 @st.composite
@@ -40,7 +40,7 @@ def graphs(draw: st.DrawFn) -> Graph:
         auth = draw(EARLIER[nid - 1]) if nid else []
         previous = [*auth, None][draw(PLACES[len(auth)])]
         nodes.append(AuthNode(nid, auth, previous))
-    return Graph(nodes, draw(PORTIONS))
+    return Graph(nodes, draw(BATCHES))
 
 
 EVENTS = st.sets(st.integers(0, 23), max_size=8)
@@ -75,7 +75,7 @@ async def add(database: Database, store: AuthChainStore, graph: Graph, first: in
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(graphs(), st.lists(EVENTS, min_size=2, max_size=3), EVENTS)
-async def test_the_index_answers_as_the_walk_does(
+async def test_the_index_gives_the_same_answers_as_the_walk(
     database: Database, graph: Graph, sets: list[set[int]], common: set[int]
 ) -> None:
     store = AuthChainStore(database, recent=2)
@@ -86,13 +86,13 @@ async def test_the_index_answers_as_the_walk_does(
     def known(events: set[int]) -> set[int]:
         return {nid % size for nid in events}
 
-    def there(events: set[int]) -> set[int]:
+    def stored(events: set[int]) -> set[int]:
         return {first + nid for nid in events}
 
     for nid in range(size):
-        assert await store.get_auth_chain([first + nid]) == there(walk(nodes, {nid}))
+        assert await store.get_auth_chain([first + nid]) == stored(walk(nodes, {nid}))
     a, b = known(sets[0]), known(sets[1])
-    assert await store.get_auth_chain(there(a)) == there(walk(nodes, a))
+    assert await store.get_auth_chain(stored(a)) == stored(walk(nodes, a))
     for x in a:
         for y in b:
             assert await store.is_in_auth_chain(first + x, first + y) == (x in walk(nodes, {y}))
@@ -100,19 +100,21 @@ async def test_the_index_answers_as_the_walk_does(
     states = [known(state | common) for state in sets]
     chains = [walk(nodes, state) for state in states]
     difference: set[int] = set().union(*chains).difference(chains[0].intersection(*chains[1:]))
-    assert await store.get_auth_difference([there(state) for state in states]) == there(difference)
-    agreed = there(set.intersection(*states))
-    disputed = [there(state) - agreed for state in states]
+    assert await store.get_auth_difference([stored(state) for state in states]) == stored(
+        difference
+    )
+    agreed = stored(set.intersection(*states))
+    disputed = [stored(state) - agreed for state in states]
     likely = sorted(agreed)[:1]
     lazily = await database.read(
         "lazily", store.get_difference_of_disputed_in, disputed, likely, agreed.intersection
     )
-    assert lazily == there(difference)
+    assert lazily == stored(difference)
 
     below = walk(nodes, a)
     above = {nid for nid in range(size) if walk(nodes, {nid}) & a}
     subgraph = (below & above) | (a & (below | above))
-    assert await store.get_conflicted_subgraph(there(a)) == there(subgraph)
+    assert await store.get_conflicted_subgraph(stored(a)) == stored(subgraph)
 
 
 def room_of(members: int) -> list[AuthNode]:
@@ -132,15 +134,15 @@ async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
         links = txn.query("SELECT COUNT(*) FROM auth_chain_links WHERE chain > 4")
         return (*places[0], links[0][0])
 
-    # the second membership of a user joins the chain of the first, and all its citations follow
-    # from that
+    # the second membership of a user continues the chain of the first, which implies all its auth
+    # events
     assert await database.read("count", count_rows) == (55, 54, 50)
 
 
-async def test_a_large_room_in_agreement_costs_little(database: Database) -> None:
+async def test_the_auth_difference_of_similar_large_states_is_cheap(database: Database) -> None:
     store = AuthChainStore(database)
     nodes = room_of(3000)
-    # two power levels that disagree, one of which has a successor
+    # two conflicting power levels, one of which has a successor
     nodes += [
         AuthNode(5001, [1, 2, 3], 3),
         AuthNode(5002, [1, 2, 3], 3),
@@ -158,7 +160,7 @@ async def test_a_large_room_in_agreement_costs_little(database: Database) -> Non
     assert queries < 20
 
 
-async def test_what_is_added_again_changes_nothing(database: Database) -> None:
+async def test_adding_an_event_again_changes_nothing(database: Database) -> None:
     store = AuthChainStore(database)
     await database.write("add", store.add, room_of(3))
     await database.write("add", store.add, room_of(4))

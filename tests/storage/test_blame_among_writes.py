@@ -1,4 +1,4 @@
-"""Which write fails, and with which error, when many share a transaction."""
+"""Proves which write of a batch fails, and with which error."""
 
 from typing import Any, cast
 
@@ -12,16 +12,14 @@ from tests.storage.test_writer import Stepped, put, stepped
 __all__ = ["nodes", "stepped"]
 
 
-@pytest.mark.parametrize("breaks", ["a rule", "the grammar"])
-def test_a_write_that_fails_at_its_end_or_before_its_begin_is_the_one_that_is_undone(
-    stepped: Stepped, breaks: str
-) -> None:
-    """What it had asked before was answered; and of a message that makes no sense the server does
-    nothing at all."""
+@pytest.mark.parametrize("breaks", ["constraint", "syntax"])
+def test_only_the_failing_write_of_a_batch_is_undone(stepped: Stepped, breaks: str) -> None:
+    """Its earlier queries succeeded. The server executes nothing of a message with a syntax
+    error."""
     write(stepped, "there", put("there"))
 
     def fn(txn: WriteTransaction) -> None:
-        if breaks == "the grammar":
+        if breaks == "syntax":
             txn.query("SELEC 1")
         txn.query("SELECT 1")
         txn.execute_later(INSERT, ("there", ""))
@@ -37,18 +35,18 @@ def test_a_write_that_fails_at_its_end_or_before_its_begin_is_the_one_that_is_un
     assert stepped.names() == ["after", "before", "there"]
 
 
-def test_a_request_is_not_answered_for_what_another_of_a_lost_batch_had_done(
+def test_a_duplicate_request_in_a_lost_batch_is_not_reported_as_sent(
     nodes: tuple[Stepped, Stepped],
 ) -> None:
-    """The second found it done by the first, which nobody knows to be there."""
+    """The second request found the row of the first, which was never committed."""
     node, _ = nodes
     request = SentTransaction("@a:b", "A", "PUT /send", "1")
 
-    def note(txn: WriteTransaction) -> None:
+    def record(txn: WriteTransaction) -> None:
         add_transaction(txn, request, None, b"{}", 0)
 
-    node.queue("first", note)
-    node.queue("again", note)
+    node.queue("first", record)
+    node.queue("again", record)
     node.queue(
         "lose", lambda txn: txn.execute_later("SELECT pg_terminate_backend(pg_backend_pid())")
     )
@@ -60,5 +58,5 @@ def test_a_request_is_not_answered_for_what_another_of_a_lost_batch_had_done(
         is node.results["lose"]
         is DatabaseUnavailable
     )
-    assert write(node, "later", note) is None, "it was not done"
-    assert write(node, "later again", note) is AlreadySent
+    assert write(node, "later", record) is None, "it was not committed"
+    assert write(node, "later again", record) is AlreadySent

@@ -1,4 +1,4 @@
-"""Browsers in which somebody is signed in: whose they were is told when they end."""
+"""Browser sessions: removal returns their users and expiry times."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -7,7 +7,7 @@ from storage.login.browser_sessions import BrowserSessionStore
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 
-async def test_who_was_signed_in_is_told_when_it_ends(database: Database) -> None:
+async def test_removed_sessions_are_returned_with_their_users(database: Database) -> None:
     store = BrowserSessionStore(database)
 
     def write(txn: WriteTransaction) -> None:
@@ -25,7 +25,7 @@ async def test_who_was_signed_in_is_told_when_it_ends(database: Database) -> Non
     assert await database.write("old", store.remove_old, 1000, 10) == []
 
 
-async def test_old_ones_go_a_few_at_a_time(database: Database) -> None:
+async def test_expired_sessions_are_removed_in_batches(database: Database) -> None:
     store = BrowserSessionStore(database)
 
     def write(txn: WriteTransaction) -> None:

@@ -14,22 +14,22 @@ from tests.helpers.machines import run_machine
 
 
 class Table:
-    """A table of numbers by user, which answers reads when it is told to."""
+    """A table of numbers by user that answers reads when the test says so."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
-        self.asked: list[tuple[tuple[str, ...], Deferred[None]]] = []
+        self.pending: list[tuple[tuple[str, ...], Deferred[None]]] = []
 
     async def load(self, keys: Sequence[str]) -> Mapping[str, int]:
         done: Deferred[None] = Deferred()
-        self.asked.append((tuple(keys), done))
+        self.pending.append((tuple(keys), done))
         await done
         return {key: self.rows.get(key, 0) for key in keys}
 
     def answer(self) -> None:
-        """Answer all reads that wait, with the rows of now."""
-        asked, self.asked = self.asked, []
-        for _, done in asked:
+        """Answer all pending reads with the current rows."""
+        pending, self.pending = self.pending, []
+        for _, done in pending:
             done.callback(None)
 
 
@@ -93,7 +93,7 @@ def test_an_lru_is_bounded_by_weight() -> None:
     assert lru.weight == 3
 
 
-def test_an_lru_weighs_again_what_was_changed_in_place() -> None:
+def test_an_lru_weighs_a_value_again_after_a_change_in_place() -> None:
     lru: LRU[str, list[int]] = LRU(max_weight=8, weigh=lambda _, value: len(value), largest_share=2)
     for key in "abc":
         lru.put(key, [1])
@@ -107,25 +107,25 @@ def test_an_lru_weighs_again_what_was_changed_in_place() -> None:
     lru.reweigh("a")
 
 
-def test_a_value_is_loaded_once_and_what_does_not_exist_is_cached_too() -> None:
+def test_values_and_missing_keys_are_loaded_once() -> None:
     table, streams = Table(), Streams()
     cache = cache_of(table, streams)
     table.rows["a"] = 1
     first = start(cache, "a", "b", "a")
-    assert [keys for keys, _ in table.asked] == [("a", "b")]
+    assert [keys for keys, _ in table.pending] == [("a", "b")]
     table.answer()
     assert result(first) == {"a": 1, "b": 0}
     assert result(start(cache, "b", "a")) == {"b": 0, "a": 1}
     assert result(Deferred.fromCoroutine(cache.get("b"))) == 0
     assert (cache.find("a"), cache.find("c"), len(cache)) == (1, None, 2)
-    assert table.asked == []
+    assert table.pending == []
 
 
 def test_readers_share_a_load_of_the_same_key() -> None:
     table, streams = Table(), Streams()
     cache = cache_of(table, streams)
     first, second = start(cache, "a", "b"), start(cache, "b", "c")
-    assert [keys for keys, _ in table.asked] == [("a", "b"), ("c",)]
+    assert [keys for keys, _ in table.pending] == [("a", "b"), ("c",)]
     table.answer()
     assert result(first) == {"a": 0, "b": 0}
     assert result(second) == {"b": 0, "c": 0}
@@ -142,8 +142,8 @@ def test_a_load_that_a_change_overtakes_is_repeated_for_the_changed_key(*, is_re
     else:
         streams.publish([change(11, "a")], 11)
     later = start(cache, "a")
-    assert [keys for keys, _ in table.asked] == [("a", "b"), ("a",)], "it shares no older read"
-    table.asked.pop(0)[1].callback(None)
+    assert [keys for keys, _ in table.pending] == [("a", "b"), ("a",)], "it shares no older read"
+    table.pending.pop(0)[1].callback(None)
     assert not reading.called
     assert cache.find("b") == 0
     assert cache.find("a") is None
@@ -219,7 +219,7 @@ def test_a_change_that_carries_the_value_updates_it_in_place() -> None:
     assert loads == ["a", "a", "a"]
 
 
-def test_what_was_read_for_another_purpose_is_stored_unless_something_changed() -> None:
+def test_put_stores_a_value_unless_something_changed_since() -> None:
     table, streams = Table(), Streams()
     cache = cache_of(table, streams)
     before = cache.changes
@@ -229,11 +229,11 @@ def test_what_was_read_for_another_purpose_is_stored_unless_something_changed() 
     assert cache.find("a") == 1
 
 
-def test_a_failed_load_fails_all_who_wait_and_is_not_cached() -> None:
+def test_a_failed_load_fails_all_waiting_readers_and_is_not_cached() -> None:
     table, streams = Table(), Streams()
     cache = cache_of(table, streams)
     readers = [start(cache, "a"), start(cache, "a")]
-    table.asked.pop()[1].errback(ValueError("the database is away"))
+    table.pending.pop()[1].errback(ValueError("the database is away"))
     for reader in readers:
         assert isinstance(result(reader).value, ValueError)
     again = start(cache, "a")
@@ -241,7 +241,7 @@ def test_a_failed_load_fails_all_who_wait_and_is_not_cached() -> None:
     assert result(again) == {"a": 0}
 
 
-def test_a_cancelled_reader_does_not_harm_those_who_share_its_load() -> None:
+def test_a_cancelled_reader_does_not_cancel_a_shared_load() -> None:
     table, streams = Table(), Streams()
     cache = cache_of(table, streams)
     first, second, third = start(cache, "a"), start(cache, "a"), start(cache, "a")
@@ -250,7 +250,7 @@ def test_a_cancelled_reader_does_not_harm_those_who_share_its_load() -> None:
     first.cancel()
     assert isinstance(result(first).value, CancelledError)
     assert not third.called
-    table.asked.pop(0)
+    table.pending.pop(0)
     table.answer()
     assert result(third) == {"a": 0}
 
@@ -276,7 +276,7 @@ def test_a_single_value_is_dropped_by_changes_that_concern_it() -> None:
     assert value.find() is None
 
 
-def test_caches_hear_of_a_commit_before_others_whenever_they_subscribe() -> None:
+def test_caches_are_notified_before_other_subscribers() -> None:
     table, streams, seen = Table(), Streams(), list[int | None]()
     cache: StreamCache[str, int]
     streams.subscribe(lambda _: seen.append(cache.find("a")), stage=Stage.NOTIFY)
@@ -296,7 +296,7 @@ KEYS = st.sampled_from("abc")
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Reads, commits of this node and of others, and evictions, in any order."""
+    """Runs reads, commits of this node and of others, and evictions in any order."""
 
     @initialize(
         max_entries=st.sampled_from([1, 2, 10]),
@@ -308,14 +308,13 @@ class CacheMachine(RuleBasedStateMachine):
         self.described: dict[tuple[int, int], list[Change] | None] = {}
         self.streams.ask(lambda after, upto: self.described[after, upto])
         self.committed: list[tuple[int, str]] = []
-        """What is in the database: the position of each change, and its key."""
+        """The content of the database: the position of each change, and its key."""
         self.unannounced: list[tuple[list[tuple[int, str]], bool, bool]] = []
-        """Commits whose announcement is still to come: whether another node made it, and has
-        described it."""
+        """Commits that are not announced yet, and whether another node made and described them."""
         self.reads: list[tuple[Deferred[dict[str, list[int]]], tuple[str, ...], int]] = []
         self.loads: list[tuple[tuple[str, ...], Deferred[Mapping[str, list[int]]]]] = []
         self.arrived: list[tuple[Deferred[Mapping[str, list[int]]], Mapping[str, list[int]]]] = []
-        """Answers of the database that have not reached the reader yet."""
+        """Results of the database that have not reached the reader yet."""
         self.read_before: tuple[str, int, list[int]] | None = None
         self.cache: StreamCache[str, list[int]] = StreamCache(
             self.streams,
@@ -358,14 +357,14 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.loads)
     @rule(which=st.integers(0, 9))
     def query(self, which: int) -> None:
-        """The database answers, with what is committed now."""
+        """Answer a read with everything that is committed now."""
         keys, deferred = self.loads.pop(which % len(self.loads))
         self.arrived.append((deferred, {key: self._value(key) for key in keys}))
 
     @precondition(lambda self: self.arrived)
     @rule(which=st.integers(0, 9))
     def receive(self, which: int) -> None:
-        """An answer of the database reaches its reader."""
+        """Deliver a result of the database to its reader."""
         deferred, values = self.arrived.pop(which % len(self.arrived))
         deferred.callback(values)
         self.look()
@@ -408,20 +407,20 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def read_elsewhere(self, key: str) -> None:
-        """A value is read for another purpose."""
+        """Read a value for another purpose."""
         self.read_before = (key, self.cache.changes, self._value(key))
 
     @precondition(lambda self: self.read_before is not None)
     @rule()
     def put(self) -> None:
-        """A value that was read for another purpose is stored."""
+        """Store a value that was read for another purpose."""
         if self.read_before is not None:
             key, since, value = self.read_before
             self.cache.put(key, value, since=since)
         self.read_before = None
 
     def look(self) -> None:
-        """Every read that has ended returned nothing older than what its reader had seen."""
+        """Check that no finished read returned a value older than its reader's position."""
         ended = [each for each in self.reads if each[0].called]
         self.reads = [each for each in self.reads if not each[0].called]
         for deferred, keys, position in ended:
@@ -440,7 +439,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert set(self._announced(key, self.streams.current())) <= set(value)
 
     def teardown(self) -> None:
-        """Every read ends, once the database has answered and nothing changes any more."""
+        """Check that every read ends once the database has answered and nothing changes."""
         if not hasattr(self, "cache"):
             return
         while self.unannounced:

@@ -1,5 +1,5 @@
 """Claims of one-time keys: each key is given out once, in order, whatever other processes do
-meanwhile, and whatever fails."""
+meanwhile and whatever fails."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, names_of, w
 
 OTHER = "other"
 OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
-"""Of the history: devices, each with an algorithm."""
+"""The devices and algorithms of the history."""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ steps = st.lists(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps)
-def test_keys_are_given_out_in_order_and_once_at_whichever_node(
+def test_any_node_gives_out_each_key_once_and_in_order(
     nodes: list[Node], steps: list[tuple[str, int, Any, int]]
 ) -> None:
     left: list[list[str]] = [[] for _ in OWNERS]
@@ -102,7 +102,7 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
             if step == "upload":
                 left[what] += names
                 told = node.upload(device_id, [*given[what], *names], algorithm)
-                assert told == len(left[what]), "what was given out stays so"
+                assert told == len(left[what]), "claimed keys stay claimed"
             elif step == "upload one by one":
                 for name in names:
                     left[what].append(name)
@@ -160,7 +160,7 @@ def test_keys_are_given_out_in_order_and_once_at_whichever_node(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_nodes_that_claim_in_turn_give_out_each_key_once(nodes: list[Node]) -> None:
+def test_alternating_nodes_give_out_each_key_once(nodes: list[Node]) -> None:
     for device_id in "AB":
         nodes[0].upload(device_id, [f"{device_id}{number}" for number in range(12)])
     for number in range(12):
@@ -169,14 +169,14 @@ def test_nodes_that_claim_in_turn_give_out_each_key_once(nodes: list[Node]) -> N
     assert nodes[0].claim("A", "B") == [None, None]
 
 
-def test_an_undone_claim_takes_no_key(nodes: list[Node]) -> None:
+def test_a_rolled_back_claim_takes_no_key(nodes: list[Node]) -> None:
     node, _ = nodes
     node.upload("A", ["a", "b"])
     node.fail_to_claim(wishes_for("A"))
     assert [node.claim("A") for _ in range(3)] == [["a"], ["b"], [None]]
 
 
-def test_claims_of_very_many_keys(nodes: list[Node]) -> None:
+def test_a_claim_of_very_many_keys_takes_several_writes(nodes: list[Node]) -> None:
     """More keys than one statement takes."""
     node, other = nodes
     devices = [f"D{number}" for number in range(2 * CLAIMED_AT_ONCE)]
@@ -189,9 +189,7 @@ def test_claims_of_very_many_keys(nodes: list[Node]) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 40])
-def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploaded(
-    nodes: list[Node], number: int
-) -> None:
+def test_the_query_count_of_a_claim_is_constant(nodes: list[Node], number: int) -> None:
     node, _ = nodes
     devices = [f"D{each}" for each in range(number)]
     for upload in range(3):
@@ -204,10 +202,10 @@ def test_what_a_claim_asks_does_not_grow_with_devices_nor_with_what_they_uploade
         return node.counter.queries["claim_keys"]
 
     assert [cost(*devices) for _ in range(3)] == [1, 1, 1]
-    assert cost(*devices) == 2, "none is left: whether there is a fallback key"
+    assert cost(*devices) == 2, "none is left: look for a fallback key"
 
 
-def test_how_long_a_key_is_remembered_begins_with_its_claim(nodes: list[Node]) -> None:
+def test_the_digest_of_a_key_is_stored_for_some_time_after_its_claim(nodes: list[Node]) -> None:
     node, _ = nodes
     names = [f"A{number}" for number in range(5)]
 
@@ -220,11 +218,11 @@ def test_how_long_a_key_is_remembered_begins_with_its_claim(nodes: list[Node]) -
         node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
     for _ in range(2):
         assert node.run(node.database.write("upload", put)) == [1], (
-            "the last of the block was given out no longer ago"
+            "the last key of the block was claimed later"
         )
 
 
-def test_keys_of_one_algorithm_are_not_those_of_another(nodes: list[Node]) -> None:
+def test_keys_of_different_algorithms_are_separate(nodes: list[Node]) -> None:
     node, _ = nodes
     node.upload("A", ["a", "b"])
     node.upload("A", ["c", "d"], OTHER)
@@ -235,7 +233,7 @@ def test_keys_of_one_algorithm_are_not_those_of_another(nodes: list[Node]) -> No
     assert node.claim("A") == ["b"]
 
 
-def test_a_device_that_has_gone_has_no_keys(nodes: list[Node]) -> None:
+def test_a_deleted_device_has_no_keys(nodes: list[Node]) -> None:
     node, _ = nodes
     for algorithm in (ALGORITHM, OTHER):
         node.upload("A", ["a", "b"], algorithm)
@@ -245,14 +243,14 @@ def test_a_device_that_has_gone_has_no_keys(nodes: list[Node]) -> None:
         assert node.claim("A", algorithm=algorithm) == [None]
 
 
-def test_keys_of_the_oldest_upload_come_first_whichever_node_took_it(nodes: list[Node]) -> None:
+def test_keys_of_the_oldest_upload_are_claimed_first_on_every_node(nodes: list[Node]) -> None:
     node, other = nodes
     other.upload("A", ["a", "b"])
     node.upload("A", ["c"])
     assert [node.claim("A") for _ in range(4)] == [["a"], ["b"], ["c"], [None]]
 
 
-def test_where_a_later_write_of_a_claim_fails_what_was_given_out_is_not_lost(
+def test_keys_of_a_partly_failed_claim_are_returned(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, other = nodes

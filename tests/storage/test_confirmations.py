@@ -1,4 +1,4 @@
-"""When somebody last confirmed who they are."""
+"""The last confirmation per device."""
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.devices.devices import DeviceRow, DeviceStore
@@ -8,7 +8,7 @@ from storage.login.uia import ConfirmationStore
 ALICE = "@alice:example.org"
 
 
-async def test_a_confirmation_is_of_one_device_that_is_there(database: Database) -> None:
+async def test_a_confirmation_belongs_to_an_existing_device(database: Database) -> None:
     store, accounts = ConfirmationStore(database), AccountStore(database)
     await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
     await database.write("t", DeviceStore(database).add_device, DeviceRow(ALICE, "A", None, 1))
@@ -22,7 +22,7 @@ async def test_a_confirmation_is_of_one_device_that_is_there(database: Database)
     assert await store.get_confirmed(ALICE, "A") is None
 
 
-async def test_a_confirmation_is_of_one_era(database: Database) -> None:
+async def test_a_confirmation_belongs_to_one_credential_epoch(database: Database) -> None:
     store, accounts = ConfirmationStore(database), AccountStore(database)
     await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
     await database.write("t", DeviceStore(database).add_device, DeviceRow(ALICE, "A", None, 1))

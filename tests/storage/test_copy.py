@@ -1,4 +1,4 @@
-"""A database is moved to the other kind, whole, and the server runs on the copy."""
+"""A complete database is copied to the other kind, and the server runs on the copy."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def source_and_target(
 
 @pytest.fixture
 def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
-    """An empty PostgreSQL database without any table."""
+    """An empty PostgreSQL database without tables."""
     config = postgres_templates.create(empty=True)
     yield config
     postgres_templates.drop(config)
@@ -52,7 +52,7 @@ def close(database: Database) -> None:
 
 
 def talk(server: TestServer) -> tuple[User, User, str, str]:
-    """Two people, a room, what they said; the last message."""
+    """Create two users and a room with messages. Return the last message."""
     alice, bob = server.register("alice"), server.register("bob")
     room = alice.post(
         "/_matrix/client/v3/createRoom", {"name": "Tea", "invite": [bob.user_id]}
@@ -71,8 +71,8 @@ def talk(server: TestServer) -> tuple[User, User, str, str]:
     return alice, bob, room, sent
 
 
-def what_is_seen(user: User, room: str) -> dict[str, Any]:
-    """What an initial sync shows of the room."""
+def sync_room(user: User, room: str) -> dict[str, Any]:
+    """Return what an initial sync shows of the room."""
     answer = user.get("/_matrix/client/v3/sync")
     assert answer.status == 200, answer.body
     joined: dict[str, Any] = answer.json["rooms"]["join"][room]
@@ -87,7 +87,7 @@ def test_the_server_runs_on_the_copy(
     server = TestServer(tmp_path, database)
     alice, bob, room, last = talk(server)
     run_coroutine(index(server), None)
-    before = [what_is_seen(user, room) for user in (alice, bob)]
+    before = [sync_room(user, room) for user in (alice, bob)]
     since = bob.get("/_matrix/client/v3/sync").json["next_batch"]
     close(database)
 
@@ -101,14 +101,14 @@ def test_the_server_runs_on_the_copy(
         User(server, {"user_id": u.user_id, "access_token": u.token, "device_id": u.device_id})
         for u in (alice, bob)
     )
-    assert [what_is_seen(user, room) for user in (alice, bob)] == before
+    assert [sync_room(user, room) for user in (alice, bob)] == before
     assert found(bob, "№ 2") == [last]
     again = alice.put(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t2",
         {"msgtype": "m.text", "body": "sent again"},
     )
     assert again.json == {"event_id": last}, (
-        "a retried request finds the event that it made before the copy"
+        "a retried request finds the event that it created before the copy"
     )
     new = alice.put(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/t3",
@@ -119,7 +119,7 @@ def test_the_server_runs_on_the_copy(
         "timeline"
     ]["events"]
     assert [event["content"]["body"] for event in later] == ["moved"], (
-        "a sync token holds across the copy"
+        "a sync token is valid after the copy"
     )
     body = {
         "type": "m.login.password",
@@ -131,7 +131,7 @@ def test_the_server_runs_on_the_copy(
 
 
 async def fill(database: Database, tables: dict[str, list[tuple[str, str]]]) -> None:
-    """A row of arbitrary values in every table."""
+    """Write a row of arbitrary values into every table."""
 
     def add(txn: WriteTransaction) -> None:
         for table, columns in tables.items():
@@ -152,12 +152,14 @@ async def fill(database: Database, tables: dict[str, list[tuple[str, str]]]) -> 
 
 
 async def columns_of(database: Database) -> dict[str, list[tuple[str, str]]]:
-    """Every column of every table of an SQLite database, as the schema files declare them."""
+    """Return every column of every table of an SQLite database, as the schema files declare
+    them."""
     rows = await database.read(
         "columns",
         lambda txn: txn.query(
             "SELECT t.name, c.name, c.type FROM sqlite_master t JOIN pragma_table_info(t.name) c "
-            "WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name NOT LIKE 'searchable_text%' "
+            "WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'"
+            " AND t.name NOT LIKE 'searchable_text%' "
             "AND t.name <> 'schema_version' ORDER BY t.name, c.cid"
         ),
     )
@@ -221,7 +223,7 @@ async def write_only(database: Database, add: Callable[[WriteTransaction], None]
     await database.write("fill", add)
 
 
-def test_many_rows_go_in_batches_and_progress_is_told(
+def test_many_rows_are_copied_in_batches_with_progress(
     sqlite: SQLiteConfig, new_postgresql: PostgresConfig
 ) -> None:
     database = open_inline(sqlite)
@@ -244,7 +246,7 @@ def test_many_rows_go_in_batches_and_progress_is_told(
     assert lines[-1].endswith("about 0 s left\n")
 
 
-def test_an_interrupted_copy_leaves_nothing_and_can_be_begun_again(
+def test_an_interrupted_copy_leaves_nothing_and_can_be_restarted(
     source_and_target: tuple[Config, Config],
 ) -> None:
     source, target = source_and_target
@@ -261,7 +263,7 @@ def test_an_interrupted_copy_leaves_nothing_and_can_be_begun_again(
     assert copy(source, target)["accounts"] == 1234
 
 
-def test_a_target_with_something_in_it_is_refused(source_and_target: tuple[Config, Config]) -> None:
+def test_a_target_with_rows_is_refused(source_and_target: tuple[Config, Config]) -> None:
     source, target = source_and_target
     database = open_inline(target)
     count_accounts(database, 1)
@@ -270,7 +272,7 @@ def test_a_target_with_something_in_it_is_refused(source_and_target: tuple[Confi
         copy(source, target)
 
 
-def test_a_source_that_somebody_has_open_is_refused(
+def test_a_source_that_is_in_use_is_refused(
     source_and_target: tuple[Config, Config],
 ) -> None:
     source, target = source_and_target
@@ -286,7 +288,7 @@ async def look(database: Database) -> None:
     await database.read("look", lambda txn: txn.query("SELECT 1 FROM accounts"))
 
 
-def test_a_target_that_somebody_has_open_is_refused(
+def test_a_target_that_is_in_use_is_refused(
     sqlite: SQLiteConfig, postgresql: PostgresConfig
 ) -> None:
     database = open_inline(postgresql)
@@ -310,12 +312,12 @@ def test_a_source_of_another_version_is_refused(
         copy(sqlite, postgresql)
 
 
-def test_no_source_is_made(sqlite: SQLiteConfig, tmp_path: Path) -> None:
+def test_a_missing_source_is_not_created(sqlite: SQLiteConfig, tmp_path: Path) -> None:
     missing = tmp_path / "missing.db"
     with pytest.raises(CannotCopy, match="there is no database at"):
         copy(SQLiteConfig(str(missing)), sqlite)
     assert not missing.exists()
-    with pytest.raises(CannotCopy, match="to itself"):
+    with pytest.raises(CannotCopy, match="source and target are the same"):
         copy(sqlite, sqlite)
 
 
@@ -329,7 +331,9 @@ def write_config(folder: Path, name: str, config: Config, server_name: str = "ex
     return path
 
 
-def test_the_command(sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path: Path) -> None:
+def test_the_command_copies_and_prints_progress(
+    sqlite: SQLiteConfig, postgresql: PostgresConfig, tmp_path: Path
+) -> None:
     database = open_inline(sqlite)
     count_accounts(database, 2)
     close(database)

@@ -1,4 +1,4 @@
-"""Reads and writes: what callers rely on, on both databases, run inline."""
+"""Reads and writes on both databases, run inline."""
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -26,17 +26,17 @@ def names(txn: Transaction) -> list[str]:
     return [name for (name,) in txn.query("SELECT name FROM jobs ORDER BY name")]
 
 
-async def test_what_was_written_can_be_read(database: Database) -> None:
+async def test_a_committed_write_can_be_read(database: Database) -> None:
     assert await database.write("put", put, "a", progress="1") == 1
     assert await database.read("names", names) == ["a"]
     assert await database.read_quickly("names", names) == ["a"]
     assert database.streams.current() == 1
 
 
-async def test_a_write_that_raises_leaves_nothing_and_announces_nothing(database: Database) -> None:
-    heard: list[Change] = []
+async def test_a_write_that_raises_is_undone_and_announces_nothing(database: Database) -> None:
+    received: list[Change] = []
     called: list[str] = []
-    database.streams.subscribe(heard.extend)
+    database.streams.subscribe(received.extend)
 
     def fail(txn: WriteTransaction) -> None:
         put(txn, "a", "1")
@@ -46,9 +46,9 @@ async def test_a_write_that_raises_leaves_nothing_and_announces_nothing(database
     with pytest.raises(ValueError, match="no"):
         await database.write("fail", fail)
     assert await database.read("names", names) == []
-    assert (heard, called) == ([], [])
+    assert (received, called) == ([], [])
     await database.write("put", put, "b", "1")
-    assert [change.user_id for change in heard] == ["b"]
+    assert [change.user_id for change in received] == ["b"]
 
 
 async def test_a_read_sees_one_moment(
@@ -66,23 +66,23 @@ async def test_a_read_sees_one_moment(
     await other.close()
 
 
-async def test_a_caller_that_gives_up_takes_nothing_with_it(
+async def test_a_cancelled_caller_does_not_undo_its_write(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     writer = SteppedExecutor()
     database = open_inline(database_config, writer=writer)
-    gave_up = Deferred.fromCoroutine(database.write("put", put, "a", "1"))
-    stayed = Deferred.fromCoroutine(database.write("put", put, "b", "1"))
-    gave_up.cancel()
+    cancelled = Deferred.fromCoroutine(database.write("put", put, "a", "1"))
+    other = Deferred.fromCoroutine(database.write("put", put, "b", "1"))
+    cancelled.cancel()
     writer.run()
     with pytest.raises(CancelledError):
-        await gave_up
-    assert await stayed == 2
+        await cancelled
+    assert await other == 2
     assert await database.read("names", names) == ["a", "b"]
     await database.close()
 
 
-async def test_what_a_request_costs_can_be_counted(
+async def test_the_observer_counts_queries_and_batches(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     counter = QueryCounter()
@@ -95,7 +95,7 @@ async def test_what_a_request_costs_can_be_counted(
     assert (counter.reads, counter.writes, counter.batches) == ({"names": 2}, {"put": 1}, [1])
 
 
-async def test_a_closed_database_says_so(database: Database) -> None:
+async def test_a_closed_database_raises_database_unavailable(database: Database) -> None:
     await database.close()
     with pytest.raises(DatabaseUnavailable):
         await database.read("names", names)

@@ -1,4 +1,4 @@
-"""What is kept for other servers, on both databases."""
+"""Storage of outgoing federation, on both databases."""
 
 from collections.abc import Sequence
 
@@ -39,12 +39,12 @@ ROOM_NID = 7
 def changed(
     device_id: str, stream_id: int, prev_ids: Sequence[int] | None, keys: bytes = b"{}"
 ) -> DeviceChange:
-    """What is told of a device of Bob's."""
+    """A device list update for a device of Bob."""
     device = DeviceKeysRow(BOB, device_id, keys, None)
     return DeviceChange(BOB, device_id, stream_id, prev_ids, device, is_clear=True)
 
 
-async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database) -> None:
+async def test_a_backlog_is_stored_until_it_is_delivered(database: Database) -> None:
     store = DestinationStore(database)
     row = DestinationRow(PEER, 10, 20, 5000, "down")
     await store.add_failure(row, Backlog({1: 100, 2: 200}, {ALICE: 150}))
@@ -64,7 +64,7 @@ async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database)
     assert await store.get_failing_since(PEER) is None
 
 
-async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> None:
+async def test_the_states_of_servers_are_listed_page_by_page(database: Database) -> None:
     store, lists, waiting = (
         DestinationStore(database),
         DestinationListStore(database),
@@ -80,7 +80,7 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     await database.write("test", store.set_reached, PEER, 30)
     await database.write("test", waiting.add_messages, {third: b"x"})
     lease = LeaseStore(database, LEASE)
-    await lease.take("me", 0, 1, by_force=True)
+    await lease.take("me", 0, 1, force=True)
     await lease.renew("me", 1, 300)
 
     first = DestinationSummary(
@@ -113,7 +113,7 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     )
 
 
-async def test_servers_of_a_room_that_is_here_in_part_are_listed_too(database: Database) -> None:
+async def test_servers_of_a_room_with_partial_state_are_listed_too(database: Database) -> None:
     lists = DestinationListStore(database)
     room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
     await database.write("test", begin_partial, room, 5, 30, PEER, [PEER, OTHER])
@@ -129,7 +129,7 @@ async def test_servers_of_a_room_that_is_here_in_part_are_listed_too(database: D
     )
 
 
-async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(
+async def test_activity_of_an_unreachable_server_is_reported_once(
     database: Database,
 ) -> None:
     store = DestinationStore(database)
@@ -145,7 +145,7 @@ async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(
     assert await store.take_heard() == {}
 
 
-async def test_a_server_that_asked_us_to_wait_is_not_away(database: Database) -> None:
+async def test_a_server_that_asked_us_to_wait_is_not_failing(database: Database) -> None:
     store, lists = DestinationStore(database), DestinationListStore(database)
     for asked_until_ts, pause_ms in ((600_020, 600_000), (1000, 5000)):
         row = DestinationRow(PEER, 10, 20, 5000, "busy", asked_until_ts)
@@ -159,7 +159,7 @@ async def test_a_server_that_asked_us_to_wait_is_not_away(database: Database) ->
     assert (await store.get_destinations())[PEER].asked_until_ts == 0
 
 
-async def test_servers_are_in_a_room_as_long_as_somebody_is(database: Database) -> None:
+async def test_a_server_is_in_a_room_while_one_of_its_users_is(database: Database) -> None:
     store = RoomServerStore(database)
 
     async def count(changes: dict[str, int], position: int) -> None:
@@ -191,7 +191,7 @@ async def test_messages_wait_for_their_server_in_order(database: Database) -> No
     assert await store.get_messages(PEER, 10) == [third]
 
 
-async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(
+async def test_the_newest_messages_for_an_unreachable_server_stay(
     database: Database,
 ) -> None:
     store = OutgoingToDeviceStore(database, most_waiting=10)
@@ -203,7 +203,7 @@ async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(
     assert waiting[-1].content == b"599"
 
 
-async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(
+async def test_expired_messages_and_unneeded_destinations_are_deleted(
     database: Database,
 ) -> None:
     store, waiting, forgotten = (
@@ -226,16 +226,16 @@ async def test_what_waits_too_long_is_removed_and_who_shares_nothing_forgotten(
         for _ in range(2):
             await database.write("test", waiting.add_messages, {server: b"x"})
 
-    assert await forgotten.forget(ages, 10) == [], "something waits for each"
+    assert await forgotten.forget(ages, 10) == [], "something is pending for each"
     assert [await forgotten.remove_expired(ages, 3) for _ in range(4)] == [3, 3, 2, 0]
     assert await waiting.count_messages() == {OTHER: 2, "away.example": 2}
-    assert await forgotten.forget(Ages(100, 200, tried_before=260), 10) == [], "tried a moment ago"
+    assert await forgotten.forget(Ages(100, 200, tried_before=260), 10) == [], "tried too recently"
     assert set(await forgotten.forget(ages, 10)) == {"dead.example", "gone.example"}
     assert set(await store.get_destinations()) == {PEER, OTHER, "behind.example", "away.example"}
     assert set(await store.get_backlogs()) == {PEER, OTHER, "behind.example"}
 
 
-async def test_a_message_from_elsewhere_is_new_once(database: Database) -> None:
+async def test_a_received_message_id_is_new_once(database: Database) -> None:
     store = OutgoingToDeviceStore(database)
     assert await database.write("test", store.add_received, PEER, BOB, "m1", 1000)
     assert not await database.write("test", store.add_received, PEER, BOB, "m1", 2000)
@@ -244,7 +244,7 @@ async def test_a_message_from_elsewhere_is_new_once(database: Database) -> None:
     assert await database.write("test", store.add_received, PEER, BOB, "m1", 3000)
 
 
-async def test_of_one_server_a_bounded_number_of_messages_is_noted(database: Database) -> None:
+async def test_recorded_message_ids_per_server_are_bounded(database: Database) -> None:
     store = OutgoingToDeviceStore(database, most_noted=300)
 
     def note(txn: WriteTransaction) -> None:
@@ -265,7 +265,7 @@ async def test_of_one_server_a_bounded_number_of_messages_is_noted(database: Dat
     assert counts[PEER][1] == 2999
 
 
-async def test_changes_of_devices_name_the_one_before(database: Database) -> None:
+async def test_device_changes_name_the_previous_one(database: Database) -> None:
     devices, keys, log = DeviceStore(database), DeviceKeyStore(database), DeviceListLog(database)
     before = database.streams.current()
 
@@ -295,23 +295,25 @@ async def test_changes_of_devices_name_the_one_before(database: Database) -> Non
     }
 
 
-async def test_the_latest_changes_are_kept(database: Database) -> None:
+async def test_the_latest_device_changes_stay(database: Database) -> None:
     keys, log = DeviceKeyStore(database), DeviceListLog(database)
     for number in range(MOST_KEPT + 20):
         await database.write("test", keys.set_device_keys, ALICE, "A", b"%d" % number)
 
     changes = await log.get_changes(ALICE, 0)
     assert len(changes) == MOST_KEPT
-    assert changes[0].prev_id > 0, "who has not heard of that one sees that something is missing"
+    assert changes[0].prev_id > 0, "a server that lacks that change sees the gap"
 
 
-async def test_lists_of_others_are_kept_and_their_changes_announced(database: Database) -> None:
+async def test_remote_device_lists_are_stored_and_their_changes_announced(
+    database: Database,
+) -> None:
     store, log = RemoteDeviceStore(database), DeviceListLog(database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
     device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
     await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], 0)
-    assert heard == [], "nobody had heard of them before"
+    assert heard == [], "they were unknown before"
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
@@ -324,7 +326,7 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     assert await store.take_change(changed("B3", 9, [8]), 10, LIST_BYTES)
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
-    assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
+    assert await log.get_changes(BOB, 0) == [], "no update is sent for remote users"
 
     await store.remove_unshared([BOB])
     assert await store.get_lists([BOB]) == {}
@@ -347,7 +349,7 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
         (DeviceChange(BOB, "B1", 4, [3], None, is_clear=True), True, True),
     ],
 )
-async def test_a_change_follows_is_known_or_makes_the_list_stale(
+async def test_a_device_change_applies_is_known_or_makes_the_list_stale(
     database: Database, change: DeviceChange, is_stale: bool, is_told: bool
 ) -> None:
     store = RemoteDeviceStore(database)
@@ -361,12 +363,12 @@ async def test_a_change_follows_is_known_or_makes_the_list_stale(
     assert [each.user_id for each in heard] == [BOB] * is_told
 
 
-async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
+async def test_the_list_of_a_user_who_starts_to_share_a_room_is_stale(database: Database) -> None:
     carol, many = "@carol:peer.example", [f"@person{number}:peer.example" for number in range(300)]
     store = RemoteDeviceStore(database)
 
     async def join(room_nid: int, *user_ids: str, leaving: bool = False) -> int:
-        """How many queries that takes. `leaving`: they leave before, in the same write."""
+        """Return the number of queries. `leaving`: they leave before, in the same write."""
 
         def write(txn: WriteTransaction) -> int:
             before = txn.queries
@@ -387,7 +389,7 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
         return await database.write("join", write)
 
     async def take_stale() -> set[str]:
-        """Whose lists are stale; then they are not."""
+        """Return the users with stale lists, and mark these as fresh."""
         stale = await store.get_stale("", 1000)
         for user_id in stale:
             await store.set_list(user_id, 5, [], [], await store.get_position(user_id))
@@ -400,9 +402,9 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
     await join(2, BOB, carol)
     await take_stale()
     few = await join(2, ALICE)
-    assert await take_stale() == {BOB}, "another room is shared with the other"
+    assert await take_stale() == {BOB}, "the other user shared a room already"
     await join(2, BOB)
-    assert await take_stale() == set(), "another name is no coming"
+    assert await take_stale() == set(), "a profile change is not a join"
     await join(2, BOB, leaving=True)
     assert await take_stale() == {BOB}
     await join(3, *many)
@@ -411,7 +413,7 @@ async def test_who_comes_to_share_a_room_is_stale(database: Database) -> None:
     assert await take_stale() == set(many)
 
 
-async def test_a_list_that_a_change_overtook_is_stale(database: Database) -> None:
+async def test_a_fetched_list_that_a_change_overtook_is_stale(database: Database) -> None:
     store = RemoteDeviceStore(database)
     asked_at = await store.get_position(BOB)
     assert not await store.take_change(changed("B1", 6, [5]), 10, LIST_BYTES)
@@ -422,7 +424,7 @@ async def test_a_list_that_a_change_overtook_is_stale(database: Database) -> Non
     assert not (await store.get_lists([BOB]))[BOB].is_stale
 
 
-async def test_a_list_of_devices_does_not_grow_for_ever(database: Database) -> None:
+async def test_a_device_list_is_bounded(database: Database) -> None:
     store, published = RemoteDeviceStore(database), PublishedKeyStore(database)
     await store.set_list(BOB, 5, [], [], 0)
 
@@ -461,7 +463,7 @@ async def test_public_receipts_are_found_by_position(database: Database, kind: s
     )
 
 
-async def test_who_moved_is_found_without_a_look_at_all_events(
+async def test_own_membership_changes_are_found_without_scanning_events(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = note_plans(database, monkeypatch)
@@ -469,7 +471,7 @@ async def test_who_moved_is_found_without_a_look_at_all_events(
     assert [plan for plan in plans if "events_own_moves" in plan], plans
 
 
-async def test_who_has_left_a_room_lately_is_found_without_all_who_ever_did(
+async def test_recent_departures_are_found_without_reading_all_of_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     departed = [

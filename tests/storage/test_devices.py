@@ -1,4 +1,4 @@
-"""Devices, and when the list of them changed."""
+"""Devices, and positions of changes of the device list."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.helpers.plans import note_plans
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 
-async def test_changes_of_the_list_have_positions(database: Database) -> None:
+async def test_changes_of_the_device_list_have_positions(database: Database) -> None:
     store = DeviceStore(database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
@@ -51,7 +51,7 @@ async def test_sightings_change_nothing_else(database: Database) -> None:
     }
 
 
-async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Database) -> None:
+async def test_addresses_of_unused_devices_are_deleted(database: Database) -> None:
     store = DeviceStore(database)
     for name in ("A", "B", "C"):
         await database.write("t", store.add_device, DeviceRow(ALICE, name, "Phone", 1))
@@ -63,7 +63,7 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
     )
     assert await store.forget_addresses(5, 10) == 0
     assert await store.forget_addresses(6, 10) == 1
-    assert await store.forget_addresses(6, 10) == 0, "what is done is not found again"
+    assert await store.forget_addresses(6, 10) == 0, "processed devices are not found again"
     assert (await store.get_devices([ALICE]))[ALICE] == [
         DeviceRow(ALICE, "A", "Phone", 1, 5, None, None),
         DeviceRow(ALICE, "B", "Phone", 1, 7, "::2", "other agent"),
@@ -80,7 +80,7 @@ async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Da
     assert await store.forget_addresses(8, 1) == 0
 
 
-async def test_addresses_are_forgotten_to_the_millisecond_and_the_oldest_first(
+async def test_addresses_are_deleted_to_the_millisecond_and_oldest_first(
     database: Database,
 ) -> None:
     store = DeviceStore(database)
@@ -114,14 +114,15 @@ async def test_addresses_are_forgotten_to_the_millisecond_and_the_oldest_first(
     assert await left() == ""
 
 
-async def test_looking_for_old_addresses_costs_what_there_is_of_them(
+async def test_the_cost_of_finding_old_addresses_depends_on_their_number(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many devices there are that are used."""
+    """However many devices are in use."""
 
     def fill(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid, last_seen_ts, last_seen_ip, seen_hour)"
+            "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid,"
+            " last_seen_ts, last_seen_ip, seen_hour)"
             " VALUES (?, ?, 1, 1, ?, ?, '::1', ?)",
             [(ALICE, f"D{number}", -number, number * HOUR_MS, number) for number in range(3000)],
         )

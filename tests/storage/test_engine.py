@@ -1,4 +1,4 @@
-"""One SQL text, two databases: what may differ, and does not."""
+"""One SQL text on both databases: the operations behave the same."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from storage.engine.interface import LARGEST_CHUNK
 async def make_table(
     database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES"
 ) -> None:
-    """A table `things`, with what the engine calls bytes."""
+    """Create a table `things`, with the engine's type for bytes."""
 
     def make(txn: WriteTransaction) -> None:
         txn.execute("DROP TABLE IF EXISTS things")
@@ -43,7 +43,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
         max_size=6,
     )
 )
-async def test_values_come_back_as_they_were(
+async def test_values_are_returned_unchanged(
     database: Database, rows: dict[int, tuple[str | None, bytes | None]]
 ) -> None:
     await make_table(database)
@@ -70,7 +70,7 @@ async def test_values_come_back_as_they_were(
         max_size=9,
     )
 )
-async def test_rows_put_in_together_come_back_as_they_were(
+async def test_bulk_inserted_rows_are_returned_unchanged(
     database: Database, rows: dict[int, tuple[str | None, bytes | None]]
 ) -> None:
     await make_table(database)
@@ -84,7 +84,7 @@ async def test_rows_put_in_together_come_back_as_they_were(
 
 
 @pytest.mark.parametrize("number", [2, 20])
-async def test_a_row_that_is_there_already_undoes_all_of_its_write(
+async def test_a_bulk_insert_of_an_existing_row_undoes_the_whole_write(
     database: Database, number: int
 ) -> None:
     await make_table(database)
@@ -96,18 +96,21 @@ async def test_a_row_that_is_there_already_undoes_all_of_its_write(
     with pytest.raises(database.engine.errors):
         await database.write("insert", insert)
     assert await database.read("everything", everything) == [(0, "first", None)]
-    await database.write("add", add, [(1, "and it goes on", None)])
+    await database.write("add", add, [(1, "the connection still works", None)])
 
 
 @pytest.mark.parametrize("number", [1, 3, LARGEST_CHUNK + 1])
-async def test_a_statement_with_a_table_of_rows(database: Database, number: int) -> None:
+async def test_a_query_can_join_a_table_of_argument_rows(database: Database, number: int) -> None:
     await make_table(database)
     await database.write("add", add, [(nid, f"t{nid}", None) for nid in range(number)])
 
     def find(txn: Transaction) -> list[tuple[Any, ...]]:
         rows = [(nid, f"t{nid}") for nid in range(0, number, 2)] + [(1, "another"), (0, "t0")]
-        sql = "SELECT DISTINCT t.id FROM wanted AS w JOIN things AS t ON t.id = w.nid AND t.text = w.said"
-        return sorted(set(txn.query_with("wanted", ("nid", "said"), rows, sql)))
+        sql = (
+            "SELECT DISTINCT t.id FROM wanted AS w"
+            " JOIN things AS t ON t.id = w.nid AND t.text = w.text"
+        )
+        return sorted(set(txn.query_with("wanted", ("nid", "text"), rows, sql)))
 
     assert await database.read("find", find) == [(nid,) for nid in range(0, number, 2)]
     assert (
@@ -116,7 +119,7 @@ async def test_a_statement_with_a_table_of_rows(database: Database, number: int)
     )
 
 
-async def test_truth_is_a_number(database: Database) -> None:
+async def test_booleans_are_stored_as_integers(database: Database) -> None:
     await make_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
     await database.write("add", add, [(True, "a", False)])
     await database.write(
@@ -125,7 +128,7 @@ async def test_truth_is_a_number(database: Database) -> None:
     assert await database.read("everything", everything) == [(1, "a", 0), (2, None, 1)]
 
 
-async def test_text_with_a_null_character_is_a_key_like_any_other(database: Database) -> None:
+async def test_text_with_a_null_character_can_be_looked_up(database: Database) -> None:
     await make_table(database)
     await database.write("add", add, [(1, "a\0b", b"\0")])
 
@@ -140,7 +143,7 @@ async def test_text_with_a_null_character_is_a_key_like_any_other(database: Data
     assert await database.read("find", find) == ((1, b"\0"), [(1,)], [])
 
 
-async def test_a_percent_sign_is_a_percent_sign(database: Database) -> None:
+async def test_percent_signs_in_sql_and_arguments_are_literal(database: Database) -> None:
     await make_table(database)
     await database.write("add", add, [(1, "100% of it", None), (2, "half", None)])
 
@@ -190,12 +193,13 @@ async def test_keys_may_be_text_or_bytes(database: Database) -> None:
     assert await database.read("find", find) == ([(2,)], [(1,), (2,)])
 
 
-async def test_rows_written_at_once_keep_their_order_when_they_meet(database: Database) -> None:
+async def test_execute_many_applies_rows_with_the_same_key_in_order(database: Database) -> None:
     await make_table(database)
 
     def upsert(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text",
+            "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id)"
+            " DO UPDATE SET text = excluded.text",
             [(1, "first"), (2, "other"), (1, "last")],
         )
         txn.execute_many(
@@ -213,7 +217,7 @@ async def test_rows_written_at_once_keep_their_order_when_they_meet(database: Da
     ]
 
 
-async def test_execute_counts_and_returning_returns(database: Database) -> None:
+async def test_execute_returns_the_row_count_and_returning_returns_rows(database: Database) -> None:
     await make_table(database)
     await database.write("add", add, [(number, "x", None) for number in range(5)])
 
@@ -241,7 +245,7 @@ async def test_a_read_cannot_write(database: Database) -> None:
     assert await database.read("everything", everything) == []
 
 
-async def test_a_read_that_fails_leaves_the_next_one_well(database: Database) -> None:
+async def test_a_read_after_a_failed_read_succeeds(database: Database) -> None:
     def wrong(txn: Transaction) -> None:
         txn.query("SELECT nonsense FROM nowhere")
 
@@ -251,7 +255,7 @@ async def test_a_read_that_fails_leaves_the_next_one_well(database: Database) ->
         assert await read("right", lambda txn: txn.query_one("SELECT 1")) == (1,)
 
 
-async def test_one_statement_finds_the_rows_of_each_row_of_arguments(database: Database) -> None:
+async def test_query_each_returns_the_rows_for_each_row_of_arguments(database: Database) -> None:
     await make_table(database)
     people = ["a%", "b?", "c"]
     rows: list[tuple[SQLValue, ...]] = [(at, people[at % 3], bytes([at % 256])) for at in range(30)]
@@ -280,7 +284,7 @@ async def test_one_statement_finds_the_rows_of_each_row_of_arguments(database: D
     assert await database.read("find", find) == expected
 
 
-async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_question(
+async def test_query_each_changing_returns_rows_as_before_the_change(
     database: Database,
 ) -> None:
     await make_table(database)
@@ -300,7 +304,7 @@ async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_quest
         [(1, b"1")],
     ]
     assert await database.write("take", take, "p1") == [[(1, b"taken")]], (
-        "it sees what was before, and the change of the last one"
+        "it sees the row before this change, but after the last one"
     )
     assert await database.write("take", take, "nobody") == [[]]
     assert await database.write("take", take) == []
@@ -310,7 +314,7 @@ async def test_what_is_found_for_each_row_of_arguments_is_changed_with_the_quest
     assert sorted(changed) == [(1,), (3,)]
 
 
-async def test_what_is_changed_with_a_question_is_undone_with_its_write(database: Database) -> None:
+async def test_query_each_changing_is_undone_with_its_write(database: Database) -> None:
     await make_table(database)
     await database.write("add", add, [(1, "a", b"as it was")])
 
@@ -330,7 +334,7 @@ async def test_what_is_changed_with_a_question_is_undone_with_its_write(database
     ]
 
 
-async def test_many_rows_of_arguments_are_asked_in_bounded_chunks(database: Database) -> None:
+async def test_query_each_runs_in_bounded_chunks(database: Database) -> None:
     await make_table(database)
     count = 2 * LARGEST_CHUNK + 3
     await database.write("add", add, [(at, "x", b"") for at in range(count)])

@@ -1,4 +1,4 @@
-"""Threads that do storage's work."""
+"""Thread executors: order, concurrency, delivery of results, and closing."""
 
 import os
 import threading
@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 from storage.engine.executors import ThreadExecutor, _Worker
 
 
-class Turns(Clock):
-    """Stands for a reactor: what threads deliver is done when the test says so."""
+class SteppedReactor(Clock):
+    """A reactor whose reactor the test runs: results are delivered when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,35 +28,35 @@ class Turns(Clock):
     def removeReader(self, reader: IReadDescriptor) -> None:
         self.readers.remove(reader)
 
-    def turn(self, patience: float = 60) -> bool:
-        """Wait until something can be read, and let it be read; False if there is nothing for so
-        long."""
-        ready, _, _ = select(self.readers, [], [], patience)
+    def turn(self, timeout: float = 60) -> bool:
+        """Wait until a descriptor is readable, and read it. Return False if none is within
+        `timeout`."""
+        ready, _, _ = select(self.readers, [], [], timeout)
         for reader in ready:
             reader.doRead()
         return bool(ready)
 
 
-def open_executor(threads: int) -> tuple[ThreadExecutor, Turns]:
-    turns = Turns()
-    return ThreadExecutor(cast(ReactorBase, turns), "test", threads), turns
+def open_executor(threads: int) -> tuple[ThreadExecutor, SteppedReactor]:
+    reactor = SteppedReactor()
+    return ThreadExecutor(cast(ReactorBase, reactor), "test", threads), reactor
 
 
-def close(executor: ThreadExecutor, turns: Turns) -> None:
+def close(executor: ThreadExecutor, reactor: SteppedReactor) -> None:
     ended: list[object] = []
     executor.close().addBoth(ended.append)
-    (bell,) = turns.readers
-    descriptor = bell.fileno()
+    (wakeup,) = reactor.readers
+    descriptor = wakeup.fileno()
     while not ended:
-        assert turns.turn()
+        assert reactor.turn()
     assert ended == [None]
-    assert not turns.readers
+    assert not reactor.readers
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
-def test_jobs_of_one_thread_are_done_in_their_order_and_all_before_the_end() -> None:
-    executor, turns = open_executor(1)
+def test_one_thread_runs_jobs_in_order_and_all_before_closing() -> None:
+    executor, reactor = open_executor(1)
     done: list[int] = []
     delivered: list[int] = []
     for number in range(100):
@@ -66,21 +66,21 @@ def test_jobs_of_one_thread_are_done_in_their_order_and_all_before_the_end() -> 
             executor.deliver(lambda: delivered.append(number))
 
         executor.submit(job)
-    close(executor, turns)
+    close(executor, reactor)
     assert done == delivered == list(range(100))
 
 
-def test_jobs_run_beside_each_other_in_as_many_threads_as_there_are() -> None:
-    executor, turns = open_executor(3)
+def test_jobs_run_concurrently_in_all_threads() -> None:
+    executor, reactor = open_executor(3)
     meeting = threading.Barrier(3)
     for _ in range(6):
         executor.submit(lambda: cast(None, meeting.wait(timeout=60)))
-    close(executor, turns)
+    close(executor, reactor)
     assert not meeting.broken
 
 
 def test_the_thread_that_worked_last_works_next() -> None:
-    executor, turns = open_executor(8)
+    executor, reactor = open_executor(8)
     workers: list[int] = []
 
     def job() -> None:
@@ -89,24 +89,22 @@ def test_the_thread_that_worked_last_works_next() -> None:
 
     for _ in range(30):
         while len(executor._idle) < 8:
-            time.sleep(0.001)  # not all rest yet
+            time.sleep(0.001)  # not all threads are idle yet
         executor.submit(job)
-        assert turns.turn()
-    close(executor, turns)
+        assert reactor.turn()
+    close(executor, reactor)
     assert len(workers) == 30
     assert len(set(workers)) == 1
 
 
-def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_comes_then_later() -> (
-    None
-):
-    executor, turns = open_executor(1)
+def test_results_that_arrive_while_the_reactor_is_busy_are_delivered_together() -> None:
+    executor, reactor = open_executor(1)
     delivered: list[str] = []
     done = threading.Semaphore(0)
 
     def fail() -> None:
         delivered.append("fails")
-        raise ValueError("what one does harms no other")
+        raise ValueError("one callback fails")
 
     def job(name: str) -> None:
         executor.deliver(fail if name == "fails" else lambda: deliver(name))
@@ -116,26 +114,26 @@ def test_what_comes_while_the_reactor_is_busy_is_delivered_together_and_what_com
         delivered.append(name)
         if name == "second":
             executor.submit(lambda: job("third"))
-            assert done.acquire(timeout=60), "it came while the others were delivered"
+            assert done.acquire(timeout=60), "it arrived while the others were delivered"
 
     for name in ("first", "fails", "second"):
         executor.submit(lambda name=name: job(name))  # type: ignore[misc]
     for _ in range(3):
         assert done.acquire(timeout=60)
     assert delivered == []
-    assert turns.turn()
+    assert reactor.turn()
     assert delivered == ["first", "fails", "second"]
-    assert turns.turn(), "what came meanwhile wakes the reactor anew"
+    assert reactor.turn(), "results that arrived meanwhile wake the reactor again"
     assert delivered[3:] == ["third"]
-    assert not turns.turn(0)
-    close(executor, turns)
+    assert not reactor.turn(0)
+    close(executor, reactor)
 
 
-def test_nothing_is_rung_once_the_bell_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reactor may take what the last thread has to say while another's ringing is answered: its
-    number may be a file's then."""
-    turns = Turns()
-    executor = ThreadExecutor(cast(ReactorBase, turns), "rung", 1)
+def test_the_pipe_is_not_written_after_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reactor may close the pipe with the last thread's result, while it handles the wake-up of
+    another. The descriptor may then belong to a file."""
+    reactor = SteppedReactor()
+    executor = ThreadExecutor(cast(ReactorBase, reactor), "closing", 1)
     failed: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failed.append)
     lock = executor._lock
@@ -143,12 +141,12 @@ def test_nothing_is_rung_once_the_bell_is_gone(monkeypatch: pytest.MonkeyPatch) 
     is_last = threading.Event()
 
     class Lock:
-        """Lets the reactor have a turn when the thread is about to tell that it ends."""
+        """Gives the reactor a turn when the thread is about to deliver its end."""
 
         def __enter__(self) -> None:
             if is_last.is_set():
                 is_last.clear()
-                assert turns.turn(0), "another's ringing"
+                assert reactor.turn(0), "the wake-up of another result"
             lock.acquire()
 
         def __exit__(self, *_: object) -> None:
@@ -169,50 +167,50 @@ def test_nothing_is_rung_once_the_bell_is_gone(monkeypatch: pytest.MonkeyPatch) 
         may_end.wait(60)
         executor.deliver(lambda: None)
 
-    (thread,) = [each for each in threading.enumerate() if each.name == "rung-0"]
+    (thread,) = [each for each in threading.enumerate() if each.name == "closing-0"]
     executor.submit(job)
     executor.close().addBoth(ended.append)
     may_end.set()
     thread.join(60)
     while not ended:
-        assert turns.turn()
-    assert not turns.readers
+        assert reactor.turn()
+    assert not reactor.readers
     assert not failed
 
 
-def test_a_thread_that_ends_after_nobody_waits_takes_its_bell_with_it() -> None:
-    executor, turns = open_executor(1)
+def test_a_thread_that_ends_after_the_close_timeout_closes_the_pipe() -> None:
+    executor, reactor = open_executor(1)
     going_on = threading.Event()
     executor.submit(lambda: cast(None, going_on.wait(60)))
     ended: list[object] = []
     executor.close().addBoth(ended.append)
-    (bell,) = turns.readers
-    turns.advance(11)
+    (wakeup,) = reactor.readers
+    reactor.advance(11)
     assert ended == [None]
-    assert turns.readers == [bell], "the thread goes on"
-    descriptor = bell.fileno()
+    assert reactor.readers == [wakeup], "the thread still runs"
+    descriptor = wakeup.fileno()
     going_on.set()
-    assert turns.turn()
-    assert not turns.readers
+    assert reactor.turn()
+    assert not reactor.readers
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
 
 
-def test_a_bell_that_has_not_rung_keeps_nobody() -> None:
-    """As when a connection that is closed in a turn of the reactor had its number, and something to
-    read."""
-    executor, turns = open_executor(1)
-    (bell,) = turns.readers
-    bell.doRead()
+def test_a_spurious_read_event_does_not_block_the_reactor() -> None:
+    """Happens if a connection with the same descriptor number was readable and was closed in the
+    same turn."""
+    executor, reactor = open_executor(1)
+    (wakeup,) = reactor.readers
+    wakeup.doRead()
     delivered: list[int] = []
     executor.submit(lambda: executor.deliver(lambda: delivered.append(1)))
-    assert turns.turn()
+    assert reactor.turn()
     assert delivered == [1]
-    close(executor, turns)
+    close(executor, reactor)
 
 
-def test_whatever_a_result_raises_the_reactor_goes_on_reading() -> None:
-    executor, turns = open_executor(1)
+def test_the_reactor_keeps_reading_whatever_a_callback_raises() -> None:
+    executor, reactor = open_executor(1)
     delivered: list[int] = []
 
     def job() -> None:
@@ -220,9 +218,9 @@ def test_whatever_a_result_raises_the_reactor_goes_on_reading() -> None:
         executor.deliver(lambda: delivered.append(1))
 
     def fail() -> None:
-        raise SystemExit("a hook wanted it")
+        raise SystemExit("a callback exits")
 
     executor.submit(job)
     while not delivered:
-        assert turns.turn()
-    close(executor, turns)
+        assert reactor.turn()
+    close(executor, reactor)

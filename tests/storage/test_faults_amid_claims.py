@@ -1,5 +1,5 @@
-"""One-time keys, when writes are undone and run again: no key is given out twice, and each in its
-turn where every outcome is known."""
+"""One-time keys when writes are undone and retried: no key is claimed twice, and keys are claimed
+in order if every outcome is known."""
 
 from collections import deque
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def make_write(
         max_size=5,
     )
 )
-def test_no_key_is_given_out_twice(
+def test_no_key_is_claimed_twice(
     faulty: tuple[Stepped, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
 ) -> None:
     stepped, faults = faulty

@@ -1,6 +1,6 @@
-"""Whatever goes wrong at whatever statement of a batch: what is acknowledged is there, once; what
-is refused is not, and is refused for what it did itself; nobody is answered for what another write
-of the batch had done and that was undone."""
+"""Faults at any statement of a batch: an acknowledged write is stored once; a refused write is not
+stored, and fails for its own reason. No write is answered because of another write of the batch
+that was undone."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.engine.interface import Connection
-from storage.engine.postgres import AT_ONCE, PostgresEngine
+from storage.engine.postgres import ROWS_PER_MESSAGE, PostgresEngine
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import POSITION
 from tests.conftest import run_coroutine
@@ -46,7 +46,7 @@ CODES: Final = {
 }
 FAULTS: Final = [*CODES, "lost before", "lost after", "others"]
 PASSING: Final = {"conflict", "others"}
-"""What nobody hears of who writes."""
+"""Faults that callers do not notice."""
 
 GOOD: Final = ["asks", "later", "later asked", "many", "copies", "once", "counts"]
 BAD: Final = [
@@ -61,31 +61,30 @@ BAD: Final = [
     "swallows",
 ]
 CHECKED: Final = ["same", "there", "moves", "raises checked"]
-"""What they do depends on what the database says, which another write of the batch may have
-changed."""
+"""Writes that depend on stored rows, which another write of the batch may have changed."""
 
 
 class Repeated(Exception):
-    """It was done before: to who asks, that is as good as done."""
+    """The request was carried out before. For its caller that counts as success."""
 
 
 class Moved(Exception):
-    """The head is not where it was read."""
+    """The head has another version than the one that was read."""
 
 
 class Odd(BaseException):
-    """Not one of the errors that a write may well have."""
+    """An error that no write is expected to raise."""
 
 
 @dataclass
 class Faults:
-    """What is to go wrong with which of the messages that the writer sends."""
+    """The faults to inject, and the messages of the writer at which to inject them."""
 
     other: Connection
     plan: dict[int, str] = field(default_factory=dict)
     sent: int = 0
     is_unknown: bool = False
-    """Whether a commit was done of which the writer did not hear."""
+    """Return whether a commit succeeded without the writer's knowing."""
 
     def begin(self, plan: dict[int, str]) -> None:
         self.plan, self.sent, self.is_unknown = plan, 0, False
@@ -96,7 +95,7 @@ class Faults:
         if fault in CODES and not message.startswith(b"ROLLBACK"):
             begin, with_it, rest = message.partition(
                 b"BEGIN; "
-            )  # who refuses it is to leave it as a transaction
+            )  # the error has to leave the transaction function
             failing = (
                 b"DO $$ BEGIN RAISE EXCEPTION 'fault' USING ERRCODE = '%b'; END $$; "
                 % CODES[fault].encode()
@@ -124,8 +123,7 @@ class Faults:
 def faulty(
     database_config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Stepped, Faults | None]]:
-    """A database, and what goes wrong with its writes; None: it has no messages that could be
-    lost."""
+    """A database, and the faults of its writes; None if it has no messages that could be lost."""
     faults: Faults | None = None
     if isinstance(database_config, PostgresConfig):
         faults = told = Faults(make_engine(database_config).connect_writer())
@@ -161,7 +159,8 @@ def faulty(
 
 
 def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction], str]:
-    """A write of that kind: what it keeps has its name. `version`: where the head was read."""
+    """Return a write of this kind that stores a row with its name. `version`: the version of the
+    head that was read."""
 
     def fn(txn: WriteTransaction) -> str:
         position = txn.next_position()
@@ -176,7 +175,7 @@ def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction
                 txn.execute_later(INSERT, (name,))
             case "many" | "breaks many":
                 last = "there" if kind == "breaks many" else name
-                names = [(f"{name} {number}",) for number in range(AT_ONCE)]
+                names = [(f"{name} {number}",) for number in range(ROWS_PER_MESSAGE)]
                 txn.execute_many(INSERT, [*names, (last,)])
                 txn.execute_many("DELETE FROM jobs WHERE name = ?", names)
             case "copies":
@@ -227,7 +226,7 @@ def make_write(kind: str, name: str, version: str) -> Callable[[WriteTransaction
 
 
 def expect(kinds: list[str], errors: type[Exception], *, swallows: bool) -> list[object]:
-    """What comes of them in one batch, when nothing goes wrong; None: it was done."""
+    """Return the results of the writes in one batch without faults; None for success."""
     seen: set[str] = set()
     expected: list[object] = []
     for kind in kinds:
@@ -262,7 +261,7 @@ def select_all(txn: Transaction) -> dict[str, str]:
         max_size=2,
     )
 )
-def test_what_is_acknowledged_is_there_and_all_else_is_not(
+def test_acknowledged_writes_are_stored_and_all_others_are_not(
     faulty: tuple[Stepped, Faults | None], batches: list[tuple[list[str], dict[int, str]]]
 ) -> None:
     stepped, faults = faulty
@@ -315,7 +314,7 @@ def test_what_is_acknowledged_is_there_and_all_else_is_not(
             ]
         for name, kind, outcome, wanted in zip(names, kinds, outcomes, expected, strict=True):
             if outcome is None:
-                assert name in after, "what is acknowledged is there"
+                assert name in after, "an acknowledged write is stored"
                 done.add(name)
             else:
                 is_there = name in after
@@ -324,7 +323,9 @@ def test_what_is_acknowledged_is_there_and_all_else_is_not(
                     outcome,
                 )
             if outcome is Repeated:
-                assert ("same" if kind == "same" else "there") in after, "what it repeats is there"
+                assert ("same" if kind == "same" else "there") in after, (
+                    "the repeated write is stored"
+                )
             if outcome is Moved:
                 assert after["head"] != before["head"], "the head has moved"
             if happened <= PASSING:
@@ -341,7 +342,7 @@ def test_what_is_acknowledged_is_there_and_all_else_is_not(
                 for name, each in zip(names, kinds, strict=True)
                 if each == kind and name in after
             ]
-            assert int(after[what]) - int(before[what]) == len(written), "each once"
+            assert int(after[what]) - int(before[what]) == len(written), "each write counts once"
         run("next", lambda txn: txn.next_position())
         assert stepped.results["next"] == stepped.database.streams.current()
     assert [change.user_id for change in heard if change.user_id in done] == [

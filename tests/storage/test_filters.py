@@ -1,4 +1,4 @@
-"""Filters by number, and by what they say; those that are kept."""
+"""Filters by ID and by content, and their limits."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ from storage.filters.filters import FilterStore
 ALICE = "@alice:example.org"
 
 
-async def test_the_same_filter_has_the_same_number_however_large_it_is(database: Database) -> None:
+async def test_the_same_filter_gets_the_same_id_whatever_its_size(database: Database) -> None:
     store, random = FilterStore(database), Random(1)
     large = [f'{{"x":"{random.randbytes(20_000).hex()}"}}' for _ in range(2)]
     numbers = [
@@ -27,7 +27,7 @@ async def test_the_same_filter_has_the_same_number_however_large_it_is(database:
     assert await store.add_filter("@bob:example.org", large[1], 1) == 0
 
 
-async def test_those_go_that_were_not_used_for_longest(
+async def test_the_least_recently_used_filters_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filters, "MOST_FILTERS", 3)
@@ -39,17 +39,17 @@ async def test_those_go_that_were_not_used_for_longest(
         assert (await store.get_filter(ALICE, ts % 3)) == (definition, 0)
     for number, ts in enumerate((3, 9, 4)):
         await store.note_used(ALICE, number, ts)
-    await store.note_used(ALICE, 1, 2)  # by a node that was late
+    await store.note_used(ALICE, 1, 2)  # by a node whose write was late
     assert (await store.get_filter(ALICE, 1), await kept(store)) == (("b", 9), [0, 1, 2])
     assert await store.add_filter(ALICE, "d", 9) == 3
     assert await kept(store) == [1, 2, 3]
     assert await store.add_filter(ALICE, "x" * 99, 9) == 4
     assert await kept(store) == [3, 4]
-    assert await store.add_filter(ALICE, "c", 9) == 5  # no number comes again
+    assert await store.add_filter(ALICE, "c", 9) == 5  # no ID is reused
     assert await store.add_filter("@bob:example.org", "c", 9) == 0
 
 
-async def test_what_was_never_used_goes_before_what_was(
+async def test_unused_filters_are_deleted_before_used_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filters, "MOST_FILTERS", 6)
@@ -61,7 +61,7 @@ async def test_what_was_never_used_goes_before_what_was(
     for number in range(2, 30):
         assert await store.add_filter(ALICE, f"{number}", number) == number
     assert await kept(store) == [0, 1, 26, 27, 28, 29]
-    await store.add_filter(ALICE, "26", 50)  # which is about to be used again
+    await store.add_filter(ALICE, "26", 50)  # which is about to be used
     for number in range(26, 30):
         await store.note_used(ALICE, number, 100 + number)
     assert await store.add_filter(ALICE, "30", 200) == 30
@@ -73,7 +73,7 @@ async def test_what_was_never_used_goes_before_what_was(
         29,
         30,
         31,
-    ]  # of two that are new neither drives the other out
+    ]  # two new filters do not replace each other
     assert await store.add_filter(ALICE, "32", 200) == 32
     assert await kept(store) == [26, 27, 28, 29, 31, 32]
 

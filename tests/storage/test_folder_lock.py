@@ -1,4 +1,4 @@
-"""Who takes things away from a busy folder gets a turn."""
+"""A remover from a busy folder gets its turn."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def begin(taken: list[int | None], lock: FolderLock) -> None:
     Deferred.fromCoroutine(lock.take_alone()).addCallback(taken.append)
 
 
-def test_who_would_begin_to_write_lets_who_waits_go_first(tmp_path: Path) -> None:
+def test_a_new_writer_waits_for_a_waiting_remover(tmp_path: Path) -> None:
     clock = Clock()
     lock, other = FolderLock(tmp_path, clock), FolderLock(tmp_path, clock)
     writing = lock.share()
@@ -29,13 +29,13 @@ def test_who_would_begin_to_write_lets_who_waits_go_first(tmp_path: Path) -> Non
     clock.advance(PAUSE_SECONDS)
     assert len(taken) == 1
     clock.advance(PAUSE_SECONDS)
-    assert begun == [None]  # it waits for the lock itself now, in its thread
+    assert begun == [None]  # it now waits for the lock itself, in its thread
     assert taken[0] is not None
     os.close(taken[0])
     os.close(lock.share())
 
 
-def test_patience_ends_and_the_turn_with_it(tmp_path: Path) -> None:
+def test_a_remover_that_gives_up_releases_its_turn(tmp_path: Path) -> None:
     clock = Clock()
     lock = FolderLock(tmp_path, clock)
     writing = lock.share()
@@ -49,7 +49,7 @@ def test_patience_ends_and_the_turn_with_it(tmp_path: Path) -> None:
     os.close(writing)
 
 
-def test_who_takes_away_waits_for_another_who_does(tmp_path: Path) -> None:
+def test_a_remover_waits_for_another_remover(tmp_path: Path) -> None:
     clock = Clock()
     lock, taken = FolderLock(tmp_path, clock), list[int | None]()
     begin(taken, lock)

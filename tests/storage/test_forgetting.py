@@ -1,4 +1,4 @@
-"""What people have left is forgotten by a job, from where it was the last time."""
+"""The job that forgets left rooms continues from its last run."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.helpers.plans import note_plans
 
 
 async def add(database: Database, *rows: tuple[int, str, str, int, int]) -> None:
-    """Memberships: room, user, membership, position, whether they are of this server."""
+    """Insert memberships: room, user, membership, position, whether the user is local."""
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
@@ -32,7 +32,7 @@ async def forgotten(database: Database) -> set[tuple[int, str]]:
     }
 
 
-async def test_what_was_left_is_forgotten_in_steps_and_no_more_than_that(
+async def test_left_rooms_and_only_these_are_forgotten_in_steps(
     database: Database,
 ) -> None:
     store = MembershipStore(database)
@@ -59,7 +59,7 @@ async def test_what_was_left_is_forgotten_in_steps_and_no_more_than_that(
     assert (5, "@b:example.org") in await forgotten(database)
 
 
-async def test_what_is_done_is_not_looked_at_again(
+async def test_finished_departures_are_not_read_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [

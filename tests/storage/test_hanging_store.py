@@ -1,4 +1,5 @@
-"""An object store that hangs, or fails for some files: nobody else waits, and nothing is lost."""
+"""An object store that hangs, or fails for some files: other calls do not wait, and nothing is
+lost."""
 
 import hashlib
 import time
@@ -24,10 +25,10 @@ from tests.helpers.object_store import Bucket, hanging_object_store, slowly_join
 TEA = b"green tea"
 
 
-async def test_who_waits_for_a_store_that_hangs_is_told(
+async def test_a_caller_of_a_hanging_store_gets_an_error(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Others go on meanwhile, and nothing is left of what was given up, whatever comes of it."""
+    """Other calls go on, and nothing is left of the abandoned call, whatever its result."""
     node, store, threads = hanging_node(database, tmp_path, bucket)
     store.is_hanging = True
     uploading = Deferred.fromCoroutine(node.upload(TEA))
@@ -40,17 +41,17 @@ async def test_who_waits_for_a_store_that_hangs_is_told(
         await uploading
     assert set(await node.rows.get_media(["a", "b"])) == {"b"}
     assert node.incoming() == []
-    threads.go_on()  # nobody waits for what comes of it
+    threads.go_on()  # nobody waits for its result
     assert [name for name in bucket.names() if other.hex() not in name] == []
     node.clock.advance(WRITING_SECONDS + 1)
     assert await node.contents.do_take_away(10) == 1
     assert await node.upload(TEA) != other
 
 
-async def test_what_comes_of_a_call_that_was_given_up_is_put_away(
+async def test_the_late_result_of_an_abandoned_call_is_discarded(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """A file is brought back to the folder by a store that wakes up too late."""
+    """A store that wakes up too late returns a file for the folder."""
     node = Node(sqlite_database, tmp_path, bucket.open())
     digest = await node.upload(TEA)
     node.lose_folder()
@@ -67,7 +68,7 @@ async def test_what_comes_of_a_call_that_was_given_up_is_put_away(
 
 
 class WakingLate:
-    """A store that gives objects when the time is over, and then quickly."""
+    """A store that returns objects after the time limit, and then quickly."""
 
     def __init__(self, store: ObjectStore, wait: Callable[[], None]) -> None:
         self.store = store
@@ -78,7 +79,7 @@ class WakingLate:
         return self.store.open(name, offset)
 
 
-async def test_what_moves_is_waited_for() -> None:
+async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
     clock, later = Clock(), LaterExecutor()
     calls = ObjectCalls(later, clock, 20.0)
 
@@ -89,14 +90,14 @@ async def test_what_moves_is_waited_for() -> None:
         return "done"
 
     waiting = Deferred.fromCoroutine(calls.run(work))
-    clock.advance(10)  # for a thread
+    clock.advance(10)  # waiting for a thread
     later.work_all()
     assert await waiting == "done"
 
     def drip(call: Call) -> str:
         for _ in range(100):
             call.note(10)
-            call.note(-10)  # it is sent again
+            call.note(-10)  # sent again
             clock.advance(1)
         return "done"
 
@@ -138,13 +139,13 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
     with slowly_joining_object_store(seconds=3.6) as (endpoint_url, asked):
         store = bucket.open(
             endpoint_url=endpoint_url, patience=6.0
-        )  # three seconds for any other answer
+        )  # three seconds for any other response
         store.put("a", tmp_path / "file", call)
     assert asked == ["begin", "part", "part", "join"]
     assert call.silent_until == 7.0 + 1 / JOINED_PER_SECOND
 
 
-async def test_who_waits_for_a_thread_waits_while_something_moves() -> None:
+async def test_a_call_waits_for_a_thread_while_others_move() -> None:
     clock, later = Clock(), LaterExecutor()
     calls = ObjectCalls(later, clock, 20.0)
     first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
@@ -162,7 +163,7 @@ async def test_who_waits_for_a_thread_waits_while_something_moves() -> None:
     later.jobs.pop(0)()
     with pytest.raises(ObjectStoreFailed, match="no"):
         await first
-    clock.advance(5)  # of what failed nothing has moved
+    clock.advance(5)  # failed calls moved no bytes
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await second
 
@@ -184,7 +185,7 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     assert len(later.jobs) == 2
     clock.advance(
         24
-    )  # b and c were not taken by a thread, nor d and e begun, and nothing has moved for long enough
+    )  # no thread took b and c, d and e did not start, and no bytes moved for too long
     assert [each.called for each in long] == [True] + [False] * 4
     clock.advance(20)
     assert all(each.called for each in long)
@@ -201,7 +202,8 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
 async def test_a_file_is_removed_though_the_store_hangs(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Whoever removes it does not wait, others are removed wholly, and the object goes later."""
+    """The removal does not wait, other files are removed completely, and the object is deleted
+    later."""
     node, store, threads = hanging_node(database, tmp_path, bucket)
     digests = {name: await node.upload(name.encode(), name) for name in ("hung", "a", "b")}
     store.is_hanging = True
@@ -215,10 +217,10 @@ async def test_a_file_is_removed_though_the_store_hangs(
     assert await node.contents.do_take_away(10) == 1
     assert bucket.names() == []
     assert await node.contents.do_take_away(10) == 0
-    threads.go_on()  # it is gone already
+    threads.go_on()  # it is deleted already
 
 
-async def test_an_object_that_cannot_be_taken_away_does_not_keep_the_others(
+async def test_an_object_that_cannot_be_deleted_does_not_block_the_others(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     store = Cut(bucket.open())
@@ -248,7 +250,7 @@ async def test_an_object_that_cannot_be_taken_away_does_not_keep_the_others(
     assert bucket.names() == []
 
 
-async def test_a_store_that_takes_nothing_away_is_left_alone_for_a_while(
+async def test_a_store_that_deletes_nothing_is_retried_later(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     store = Cut(bucket.open())
@@ -280,7 +282,7 @@ def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_p
             assert time.monotonic() - began < 10
 
 
-def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) -> None:
+def test_an_abandoned_upload_is_aborted(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(PART_BYTES * 2))
 
     class GivenUp(Call):
@@ -294,7 +296,7 @@ def test_what_nobody_waits_for_is_not_sent_on(bucket: Bucket, tmp_path: Path) ->
 
 
 class HangingStream:
-    """An object that hangs as it is read."""
+    """An object that hangs while it is read."""
 
     def __init__(self, threads: Threads) -> None:
         self.is_closed = False
@@ -308,14 +310,14 @@ class HangingStream:
         return bytes(size)
 
     def close(self) -> None:
-        assert not self.is_read, "who closes it would wait for what who reads waits for"
+        assert not self.is_read, "closing it would block as the reader does"
         self.is_closed = True
 
 
-async def test_who_goes_away_while_the_store_hangs_does_not_wait(
+async def test_closing_a_read_of_a_hanging_store_does_not_block(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """As when a client breaks off a download: the reactor must not stand still."""
+    """As when a client aborts a download: the reactor must not block."""
     await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(bytes(WHOLE_BYTES + 1))
     threads = Threads()
     stream = HangingStream(threads)

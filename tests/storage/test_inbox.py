@@ -1,4 +1,4 @@
-"""Events of other servers that wait, on both databases."""
+"""Waiting events from other servers, on both databases."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ def rows(*names: str) -> Sequence[NewInboxRow]:
     return [NewInboxRow(name, b"{}") for name in names]
 
 
-async def test_what_was_tried_least_comes_first(database: Database) -> None:
+async def test_events_with_the_fewest_attempts_come_first(database: Database) -> None:
     store = InboxStore(database)
     await store.add(ROOM, PEER, rows("$a", "$b"), 10, judge=None)
-    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, judge=JUDGE)  # $b waits already
+    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, judge=JUDGE)  # $b is stored already
     await store.add(SECOND, PEER, rows("$d"), 30, judge=None)
 
     first, third, second = await store.get_of_room(ROOM, 10)
@@ -36,7 +36,7 @@ async def test_what_was_tried_least_comes_first(database: Database) -> None:
     assert await store.count() == 2
 
 
-async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(
+async def test_each_server_has_a_quota_and_a_smaller_one_without_verdicts(
     database: Database,
 ) -> None:
     store = InboxStore(database, Places(all=8, unjudged=5, unjudged_by_one=3, unjudged_of_room=2))
@@ -57,24 +57,24 @@ async def test_each_server_has_places_and_fewer_of_them_for_what_is_not_judged(
 
     assert not await is_full(ROOM, "$a", judge=JUDGE)
     assert not await is_full(ROOM, "$b")
-    assert await is_full(ROOM, "$c"), "it counts like those that it follows"
-    assert not await is_full(ROOM, "$a", "$b"), "they wait already"
+    assert await is_full(ROOM, "$c"), "it waits for the verdicts that earlier events wait for"
+    assert not await is_full(ROOM, "$a", "$b"), "they are stored already"
     assert not await is_full(SECOND, "$d", judge=JUDGE)
     assert await is_full(SECOND, "$e", judge=JUDGE)
-    assert not await is_full(THIRD, "$f", "$g", judge=SLOW), "the other judge's places"
+    assert not await is_full(THIRD, "$f", "$g", judge=SLOW), "the quota of another policy server"
     assert await is_full(FOURTH, "$h", judge="third.example")
-    assert not await is_full(ROOM, "$policy", is_naming=True), "it may end all the waiting"
+    assert not await is_full(ROOM, "$policy", is_naming=True), "it may end the wait of all others"
     assert not await is_full(FIFTH, "$i", "$j")
     assert await is_full(FIFTH, "$k")
     assert await is_full(FIFTH, "$another", is_naming=True)
-    assert not await is_full(FIFTH, "$i", "$j"), "they wait already"
+    assert not await is_full(FIFTH, "$i", "$j"), "they are stored already"
     assert not await is_full(ROOM, "$l", judge=JUDGE, origin=OTHER)
 
     await store.remove([row.inbox_nid for row in await store.get_of_room(ROOM, 2)])
     assert not await is_full(ROOM, "$c")
 
 
-async def test_servers_share_all_the_places_and_those_outside_a_small_part(
+async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
     database: Database,
 ) -> None:
     store = InboxStore(
@@ -109,7 +109,7 @@ async def test_servers_share_all_the_places_and_those_outside_a_small_part(
 
     assert await is_full("$big", origin=OTHER, size=61)
     assert not await is_full("$a", "$b", "$c", "$d", origin=PEER)
-    assert await is_full("$e", "$f", origin=PEER), "more than half is taken, so two for each"
+    assert await is_full("$e", "$f", origin=PEER), "more than half is used, so each server gets two"
     assert not await is_full("$e", "$f", origin=OTHER)
     assert not await is_full("$g", "$h", origin="third.example")
     assert not await is_full("$i", origin="fourth.example")
@@ -120,7 +120,7 @@ async def test_servers_share_all_the_places_and_those_outside_a_small_part(
     assert names == [("$a", False), ("$e", False), ("$o1", True), ("$o3", True)]
 
 
-async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(
+async def test_a_copy_from_a_server_in_the_room_replaces_one_from_outside(
     database: Database,
 ) -> None:
     store = InboxStore(database)
@@ -131,7 +131,7 @@ async def test_what_comes_from_within_takes_the_place_of_the_same_from_outside(
     assert [(row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)] == [(PEER, b"true")]
 
 
-async def test_servers_of_one_domain_share_places(database: Database) -> None:
+async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
     store = InboxStore(
         database, Places(of_domain=3, outside_of_domain=2, together=8, of_domain_when_scarce=1)
     )
@@ -153,11 +153,11 @@ async def test_servers_of_one_domain_share_places(database: Database) -> None:
         ]
         assert found == [False] * most + [True]
     assert not await is_full(OTHER, "$other")
-    assert not await is_full("a.third.example", "$third"), "the first beyond half of all"
+    assert not await is_full("a.third.example", "$third"), "the first beyond half of the total"
     assert await is_full("b.third.example", "$fourth")
 
 
-async def test_what_the_senders_own_server_brings_takes_the_place_of_others_copies(
+async def test_a_copy_from_the_senders_own_server_replaces_others(
     database: Database,
 ) -> None:
     store = InboxStore(database)

@@ -1,4 +1,4 @@
-"""Who is invited, by somebody of this server, to a room that a user is in."""
+"""Users whom a local user has invited to a room that another user is in."""
 
 import pytest
 
@@ -11,7 +11,7 @@ ALICE, DORA, EVE = "@alice:here.example", "@dora:here.example", "@eve:elsewhere.
 GUESTS = [f"@guest{number}:elsewhere.example" for number in range(5)]
 
 
-async def test_who_is_invited_by_ours(database: Database) -> None:
+async def test_invites_by_local_users_are_found(database: Database) -> None:
     members = [
         (1, ALICE, "join", ALICE, 1),
         (1, DORA, "leave", DORA, 1),
@@ -36,11 +36,11 @@ async def test_who_is_invited_by_ours(database: Database) -> None:
     assert await MembershipStore(database).get_invited_by_ours(ALICE, GUESTS) == {*GUESTS[:2]}
 
 
-async def test_it_is_found_by_whom_it_is_about(
+async def test_invites_are_searched_by_the_invited_users(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In whatever many rooms the user is: each of them is not looked into for each of the
-    others."""
+    """The query does not search each room of the user for each of the others, however many rooms
+    there are."""
     plans = note_plans(sqlite_database, monkeypatch)
     assert await MembershipStore(sqlite_database).get_invited_by_ours(ALICE, GUESTS) == set()
     assert plans

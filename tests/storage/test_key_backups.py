@@ -1,4 +1,5 @@
-"""Backups of room keys: one that is deleted is gone at once, and its keys go in small steps."""
+"""Backups of room keys: a deleted one is invisible at once, and its keys are deleted in small
+steps."""
 
 import pytest
 
@@ -31,7 +32,7 @@ async def left(database: Database) -> int:
 
 
 @pytest.mark.parametrize("number", [3, REMOVED_AT_ONCE, 2 * REMOVED_AT_ONCE + 250])
-async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(
+async def test_a_deleted_backup_is_invisible_at_once_and_its_keys_go_in_steps(
     database: Database, number: int
 ) -> None:
     store = KeyBackupStore(database)
@@ -53,11 +54,11 @@ async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(
     assert await store.get_backup(USER, None) == kept
 
 
-async def test_of_very_many_keys_each_write_is_short(
+async def test_each_write_of_very_many_keys_is_short(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
-    """Those of many rooms, and of one: a person with two hundred thousand must not hold up
-    everybody."""
+    """Keys of many rooms, and of one: a user with two hundred thousand keys must not block other
+    writes."""
     counter = QueryCounter()
     database = open_inline(database_config, counter)
     store = KeyBackupStore(database)
@@ -71,10 +72,10 @@ async def test_of_very_many_keys_each_write_is_short(
     for given in (of_many_rooms, of_one):
         kept = await store.put_keys(USER, version, given)
         assert counter.writes["put_backed_up_keys"] == 4
-        assert counter.queries["put_backed_up_keys"] <= 4 * 5, "however many rooms they are of"
+        assert counter.queries["put_backed_up_keys"] <= 4 * 5, "however many rooms the keys are of"
         counter.clear()
     assert kept.key_count == await left(database) == 2 * number
-    assert await store.put_keys(USER, version, of_many_rooms) == kept, "nothing is better"
+    assert await store.put_keys(USER, version, of_many_rooms) == kept, "no key is better"
     removed = await store.remove_keys(USER, version, "!one:example.org", None)
     assert removed.key_count == await left(database) == number
     counter.clear()
@@ -85,7 +86,7 @@ async def test_of_very_many_keys_each_write_is_short(
     await database.close()
 
 
-async def test_a_backup_has_an_end(database: Database) -> None:
+async def test_a_backup_has_a_limit_on_keys(database: Database) -> None:
     store = KeyBackupStore(database, most_keys=3)
     version = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, version, keys(3))
@@ -94,11 +95,11 @@ async def test_a_backup_has_an_end(database: Database) -> None:
     assert await left(database) == 3
     better = [BackedUpKey("!0:example.org", "s0", 0, 0, True, b"{}")]
     assert (await store.put_keys(USER, version, better)).key_count == 3, (
-        "a key that is there may be replaced"
+        "a stored key may be replaced"
     )
 
 
-async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -> None:
+async def test_an_ended_account_has_no_backup(database: Database) -> None:
     store = KeyBackupStore(database)
     for _ in range(2):
         await store.put_keys(USER, await store.add_backup(USER, "a", b"{}"), keys(3))
@@ -112,7 +113,7 @@ async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -
     assert await left(database) == other.key_count == 2
 
 
-async def test_a_backup_that_is_deleted_while_it_is_read_does_not_pass_for_whole(
+async def test_reading_a_backup_fails_if_it_is_deleted_meanwhile(
     database: Database,
 ) -> None:
     store = KeyBackupStore(database)

@@ -1,5 +1,5 @@
-"""What has to hold when many ask at once: each one-time key goes to one of them, and backups count
-what they keep."""
+"""Concurrent requests: each one-time key goes to one caller, and backups count their keys
+correctly."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -48,13 +48,13 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
     claimed: list[bytes] = [answer[0] for answer in await at_once(claims) if answer is not None]
     given = [key for key in claimed if key != b'"f":{}']
     assert len(claimed) == CLAIMERS
-    assert len(set(given)) == len(given), "a key was given twice"
+    assert len(set(given)) == len(given), "a key was claimed twice"
     left = (await keys.get_counts(ALICE, DEVICE))[0].one_time.get(ALGORITHM, 0)
     assert len(given) + left == KEYS, "a key was lost"
 
 
 @pytest.mark.reactor(120)
-async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> None:
+async def test_concurrent_uploads_into_a_backup_are_counted(threaded_database: Database) -> None:
     backups = KeyBackupStore(threaded_database)
     version = await backups.add_backup(ALICE, "m.megolm_backup.v1.curve25519-aes-sha2", b"{}")
 
@@ -69,14 +69,12 @@ async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> Non
         [backups.put_keys(ALICE, version, session(upload)) for upload in range(UPLOADS)]
     )
     etags = [answer.etag for answer in answers]
-    assert len(set(etags)) == UPLOADS, (
-        "each upload changed something, so each has an etag of its own"
-    )
+    assert len(set(etags)) == UPLOADS, "each upload changed something, so each has its own etag"
     kept = {
         key.session_id: key for key in await backups.get_keys(ALICE, version, None, ("", ""), 100)
     }
     assert len(kept) == UPLOADS + 1
-    assert kept["shared"].first_message_index == 1, "the best of them"
+    assert kept["shared"].first_message_index == 1, "the best key stays"
     backup = await backups.get_backup(ALICE, None)
     assert backup is not None
     assert (backup.key_count, backup.etag) == (UPLOADS + 1, max(etags))

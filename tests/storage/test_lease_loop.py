@@ -10,7 +10,7 @@ from storage.engine.interface import DatabaseUnavailable
 
 
 class Work:
-    """Work that says what it was told to do."""
+    """Work that records its calls."""
 
     def __init__(self, database: Database, clock: Clock, process: str) -> None:
         self.position = 0
@@ -47,7 +47,7 @@ class Work:
 
 
 async def stored_position(database: Database) -> int:
-    lease = await LeaseStore(database, "push").take("test", 0, 0, by_force=True)
+    lease = await LeaseStore(database, "push").take("test", 0, 0, force=True)
     assert lease is not None
     return lease.position
 
@@ -70,7 +70,7 @@ async def test_work_begins_with_the_lease_and_its_position_is_stored(database: D
     assert work.rounds == 3
 
 
-async def test_a_second_node_waits_until_the_first_gives_the_lease_back(
+async def test_a_second_node_waits_until_the_first_releases_the_lease(
     postgres_database: Database,
 ) -> None:
     clock = Clock()
@@ -79,7 +79,7 @@ async def test_a_second_node_waits_until_the_first_gives_the_lease_back(
     second.loop.start()
     clock.pump([FIRST_RENEWAL_SECONDS, *([ROUND_SECONDS] * 10)])
     assert (second.loop.is_held, second.log) == (False, [])
-    assert second.rounds > 5, "what is done in each round is done without the lease too"
+    assert second.rounds > 5, "`each_round` is called without the lease too"
     first.position += 7
     await first.loop.stop()
     clock.advance(ROUND_SECONDS)
@@ -94,7 +94,7 @@ async def test_a_node_that_lost_the_lease_ends_its_work_and_takes_it_again_when_
     clock = Clock()
     work, store = Work(postgres_database, clock, "a"), LeaseStore(postgres_database, "push")
     work.loop.start()
-    assert await store.take("b", 0, 3 * LEASE_MS, by_force=True) is not None
+    assert await store.take("b", 0, 3 * LEASE_MS, force=True) is not None
     clock.advance(ROUND_SECONDS)
     assert (work.loop.is_held, work.log[-1]) == (False, "lose")
     work.is_done = False
@@ -106,7 +106,7 @@ async def test_a_node_that_lost_the_lease_ends_its_work_and_takes_it_again_when_
     await work.loop.stop()
 
 
-async def test_a_round_that_fails_is_made_again(database: Database) -> None:
+async def test_a_failed_round_is_retried(database: Database) -> None:
     clock = Clock()
     work = Work(database, clock, "a")
     work.fails = 2
@@ -124,7 +124,7 @@ async def test_a_loop_that_never_held_the_lease_stops_and_stores_nothing(
 ) -> None:
     clock = Clock()
     store = LeaseStore(postgres_database, "push")
-    taken = await store.take("b", 0, LEASE_MS, by_force=True)
+    taken = await store.take("b", 0, LEASE_MS, force=True)
     work = Work(postgres_database, clock, "a")
     work.loop.start()
     await work.loop.stop()

@@ -1,4 +1,4 @@
-"""Who does what one node does at a time, on both databases."""
+"""Leases, on both databases."""
 
 from storage.cluster.leases import LeaseStore
 from storage.engine.database import Database
@@ -6,41 +6,41 @@ from storage.engine.database import Database
 
 async def test_the_lease_has_one_holder(database: Database) -> None:
     lease = LeaseStore(database, "federation")
-    first = await lease.take("a", 1000, 31_000, by_force=False)
+    first = await lease.take("a", 1000, 31_000, force=False)
     assert first is not None
 
-    assert await lease.take("b", 2000, 32_000, by_force=False) is None
+    assert await lease.take("b", 2000, 32_000, force=False) is None
     assert await lease.renew("a", 33_000, first.position + 5)
-    assert await lease.take("b", 32_000, 62_000, by_force=False) is None
+    assert await lease.take("b", 32_000, 62_000, force=False) is None
 
-    second = await lease.take("b", 33_000, 63_000, by_force=False)
+    second = await lease.take("b", 33_000, 63_000, force=False)
     assert second is not None
     assert (second.run, second.position) == (first.run + 1, first.position + 5)
     assert not await lease.renew("a", 64_000, 99)
-    third = await lease.take("c", 34_000, 64_000, by_force=True)
+    third = await lease.take("c", 34_000, 64_000, force=True)
     assert third is not None
     assert third.position == first.position + 5
-    other = await LeaseStore(database, "push").take("a", 1000, 31_000, by_force=False)
+    other = await LeaseStore(database, "push").take("a", 1000, 31_000, force=False)
     assert other is not None
     assert other.run == 1
 
 
-async def test_a_lease_is_renewed_by_who_did_not_hear_that_it_was(database: Database) -> None:
+async def test_a_renewal_whose_response_was_lost_can_be_repeated(database: Database) -> None:
     lease = LeaseStore(database, "push")
-    assert await lease.take("a", 1000, 31_000, by_force=False) is not None
+    assert await lease.take("a", 1000, 31_000, force=False) is not None
     assert await lease.renew("a", 31_000, 5, name="b")
-    assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke as it was renewed"
+    assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke during the renewal"
     assert not await lease.renew("a", 41_000, 6, name="c")
 
 
-async def test_a_lease_is_taken_from_who_is_gone_and_from_nobody_else(database: Database) -> None:
+async def test_a_lease_is_taken_only_from_the_named_holder(database: Database) -> None:
     lease = LeaseStore(database, "push")
     assert await lease.get_holder() is None
-    assert await lease.take("a", 1000, 31_000, by_force=False) is not None
+    assert await lease.take("a", 1000, 31_000, force=False) is not None
     assert await lease.renew("a", 31_000, 5, name="b")
     assert await lease.get_holder() == "b"
     assert not await lease.renew("a", 31_000, 5)
-    assert await lease.take("c", 2000, 32_000, by_force=False, instead_of="a") is None
-    taken = await lease.take("c", 2000, 32_000, by_force=False, instead_of="b")
+    assert await lease.take("c", 2000, 32_000, force=False, replacing="a") is None
+    taken = await lease.take("c", 2000, 32_000, force=False, replacing="b")
     assert taken is not None
     assert taken.position == 5

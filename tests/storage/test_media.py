@@ -90,7 +90,7 @@ async def test_used_hashes(database: Database) -> None:
     assert await store.get_used_hashes([CONTENT.hash, b"\x09" * 32]) == {CONTENT.hash}
 
 
-async def test_what_is_protected_is_not_quarantined(database: Database) -> None:
+async def test_protected_files_are_not_quarantined(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, ROW, replace(ROW, media_id="safe", protected=True))
     copies, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
@@ -117,7 +117,7 @@ async def test_what_is_protected_is_not_quarantined(database: Database) -> None:
     assert (latest, {each.quarantined for each in changes[1:]}) == (6, {False})
 
 
-async def test_the_last_access_only_moves_on(database: Database) -> None:
+async def test_the_last_access_never_moves_back(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, ROW)
     await store.set_accessed("abc", NOW + 10)
@@ -125,7 +125,7 @@ async def test_the_last_access_only_moves_on(database: Database) -> None:
     assert (await store.get_media(["abc"]))["abc"].last_access_ts == NOW + 10
 
 
-async def test_sizes_are_summed_up_since_several_moments(database: Database) -> None:
+async def test_sizes_are_summed_up_since_several_times(database: Database) -> None:
     store = MediaStore(database)
     rows = [replace(ROW, media_id=f"m{ago}", created_ts=NOW - ago) for ago in (0, 10, 20)]
     await _add(database, store, *rows, RESERVED, replace(ROW, media_id="b", user_id="@b:x"))
@@ -134,9 +134,9 @@ async def test_sizes_are_summed_up_since_several_moments(database: Database) -> 
     assert await database.read("sum", store.sum_sizes, "@nobody:example.org", since) == [0, 0, 0]
 
 
-async def test_they_are_summed_up_out_of_an_index_alone(sqlite_database: Database) -> None:
+async def test_sizes_are_summed_up_from_an_index_alone(sqlite_database: Database) -> None:
     class Explained:
-        """A transaction that tells how it would look."""
+        """A transaction that records its query plan."""
 
         def __init__(self, txn: Transaction) -> None:
             self.txn = txn

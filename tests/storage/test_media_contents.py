@@ -1,4 +1,4 @@
-"""Contents in a folder: rows and bytes come and go together."""
+"""Contents in a folder: rows and bytes are added and deleted together."""
 
 import io
 from collections.abc import Set
@@ -36,13 +36,13 @@ def _write(txn: WriteTransaction, hash: bytes, size: int) -> bytes:
     return hash
 
 
-async def _note(database: Database) -> str | None:
+async def _progress(database: Database) -> str | None:
     return await database.read("note", select_note, "row")
 
 
-async def test_bytes_come_with_their_row(database: Database, contents: LocalContents) -> None:
+async def test_bytes_are_added_with_their_row(database: Database, contents: LocalContents) -> None:
     hash = await contents.add(io.BytesIO(b"tea"), _write)
-    assert await _note(database) == f"{hash.hex()} 3"
+    assert await _progress(database) == f"{hash.hex()} 3"
     opened = await contents.open(hash)
     assert opened is not None
     assert (opened.size, await opened.read(1, 10)) == (3, b"ea")
@@ -54,7 +54,7 @@ async def test_bytes_come_with_their_row(database: Database, contents: LocalCont
         assert path is None
 
 
-async def test_without_a_row_the_next_sweep_takes_the_bytes(
+async def test_the_next_sweep_deletes_bytes_without_a_row(
     database: Database, contents: LocalContents, files: MediaFiles
 ) -> None:
     seen: list[bytes] = []
@@ -66,7 +66,7 @@ async def test_without_a_row_the_next_sweep_takes_the_bytes(
 
     with pytest.raises(Refused):
         await contents.add(io.BytesIO(b"tea"), refuse)
-    assert await _note(database) is None
+    assert await _progress(database) is None
 
     async def nothing(_hashes: Set[bytes]) -> Set[bytes]:
         return set()
@@ -75,7 +75,9 @@ async def test_without_a_row_the_next_sweep_takes_the_bytes(
     assert await contents.open(seen[0]) is None
 
 
-async def test_bytes_go_with_their_last_row(database: Database, contents: LocalContents) -> None:
+async def test_bytes_are_deleted_with_their_last_row(
+    database: Database, contents: LocalContents
+) -> None:
     hash = await contents.add(io.BytesIO(b"tea"), _write)
     other = await contents.add(io.BytesIO(b"milk"), _write)
     await contents.set_thumbnail(hash, "small", b"t", 5)
@@ -85,7 +87,7 @@ async def test_bytes_go_with_their_last_row(database: Database, contents: LocalC
         return {hash}
 
     assert await contents.remove_unused({hash, other}, forget) == {hash}
-    assert await _note(database) == "forgotten"
+    assert await _progress(database) == "forgotten"
     assert await contents.open(hash) is None
     assert await contents.get_thumbnail(hash, "small") is None
     left = await contents.open(other)

@@ -1,5 +1,5 @@
-"""A server that is killed while files come and go: after the next start no row is without its file,
-and no file without a row."""
+"""A server that is killed while files are added and deleted: after the next start no row is without
+its file, and no file without a row."""
 
 import sqlite3
 from collections.abc import Set
@@ -20,7 +20,7 @@ def _hashes(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if len(path.name) == 64}
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_rows_and_files_consistent(tmp_path: Path) -> None:
     path, folder = tmp_path / "database", tmp_path / "media"
     for seed in range(KILLS):
         with piped_program("tests.helpers.media_process", str(path), str(folder), str(seed)) as (

@@ -1,4 +1,4 @@
-"""The folder of files: nothing half there, nothing twice, nothing left behind after a crash."""
+"""The media folder: nothing incomplete, nothing stored twice, nothing left behind after a crash."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ async def _all_used(hashes: Set[bytes]) -> Set[bytes]:
 PLACE = f"content/{HASH.hex()[:2]}/{HASH.hex()[2:4]}/{HASH.hex()}"
 
 
-async def test_what_is_added_can_be_read(files: MediaFiles, tmp_path: Path) -> None:
+async def test_an_added_file_can_be_read(files: MediaFiles, tmp_path: Path) -> None:
     stored = await files.add(io.BytesIO(DATA))
     await files.settle(stored)
     assert (stored.hash, stored.size) == (HASH, len(DATA))
@@ -65,7 +65,7 @@ async def test_what_is_added_can_be_read(files: MediaFiles, tmp_path: Path) -> N
     assert (tmp_path / "media" / PLACE).stat().st_mode & 0o077 == 0
 
 
-async def test_equal_contents_are_kept_once(files: MediaFiles, tmp_path: Path) -> None:
+async def test_equal_contents_are_stored_once(files: MediaFiles, tmp_path: Path) -> None:
     first, second = await files.add(io.BytesIO(DATA)), await files.add(io.BytesIO(DATA))
     await files.settle(second)
     await files.settle(first)
@@ -81,13 +81,13 @@ async def test_an_empty_file_is_a_file(files: MediaFiles) -> None:
     opened.close()
 
 
-async def test_what_is_not_there_is_none(files: MediaFiles) -> None:
+async def test_a_missing_file_is_none(files: MediaFiles) -> None:
     assert await files.open(HASH) is None
     assert await files.get_thumbnail(HASH, "x") is None
 
 
 class BrokenSource(io.BytesIO):
-    """Gives some bytes, then an error."""
+    """Returns some bytes, then fails."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -115,7 +115,7 @@ async def test_a_file_with_a_row_stays(files: MediaFiles, tmp_path: Path) -> Non
     assert _all_files(tmp_path) == [PLACE]
 
 
-async def test_nothing_is_swept_while_somebody_uploads(files: MediaFiles, tmp_path: Path) -> None:
+async def test_the_sweep_does_nothing_during_uploads(files: MediaFiles, tmp_path: Path) -> None:
     other = await files.add(io.BytesIO(b"other"))
     files.abandon(await files.add(io.BytesIO(DATA)))
     clock = Clock()
@@ -172,7 +172,7 @@ async def test_a_killed_upload_leaves_nothing(tmp_path: Path, moment: str) -> No
     assert _all_files(tmp_path) == []
 
 
-async def test_thumbnails_are_kept_up_to_a_number(files: MediaFiles) -> None:
+async def test_the_number_of_thumbnails_is_limited(files: MediaFiles) -> None:
     for name in ("a", "b", "c"):
         await files.set_thumbnail(HASH, name, name.encode(), 2)
     kept = [await files.get_thumbnail(HASH, name) for name in ("a", "b", "c")]
@@ -183,7 +183,7 @@ async def test_thumbnails_are_kept_up_to_a_number(files: MediaFiles) -> None:
     ]
 
 
-async def test_of_a_large_thumbnail_only_the_beginning_is_in_memory(files: MediaFiles) -> None:
+async def test_only_the_beginning_of_a_large_thumbnail_is_in_memory(files: MediaFiles) -> None:
     data = bytes(range(256)) * (BEGINNING_BYTES // 256) + b"more"
     await files.set_thumbnail(HASH, "a", data, 2)
     kept = await files.get_thumbnail(HASH, "a")
@@ -240,7 +240,7 @@ async def test_a_killed_removal_leaves_rows_and_files_together(
     assert _all_files(tmp_path) == ([PLACE] if is_row_left else [])
 
 
-async def test_only_what_nobody_has_is_removed(files: MediaFiles, tmp_path: Path) -> None:
+async def test_only_unused_contents_are_removed(files: MediaFiles, tmp_path: Path) -> None:
     stored = [await files.add(io.BytesIO(data)) for data in (DATA, b"other")]
     for each in stored:
         await files.settle(each)

@@ -1,5 +1,5 @@
-"""References to files and their removal, on both databases: the SQL of it. What it means is tested
-in `tests/http`."""
+"""SQL of references to files and of file deletion, on both databases. `tests/http` tests the
+behaviour."""
 
 import pytest
 
@@ -36,11 +36,11 @@ OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
         (b"mxc:/a/b mxc://a mxc:///b http://a/b", set()),
     ],
 )
-def test_addresses_are_found_wherever_they_stand(text: bytes, found: set[tuple[str, str]]) -> None:
+def test_content_uris_are_found_anywhere_in_json(text: bytes, found: set[tuple[str, str]]) -> None:
     assert find_addresses(text) == found
 
 
-def test_no_text_has_too_many() -> None:
+def test_the_content_uris_of_a_text_are_limited() -> None:
     assert (
         len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
     )
@@ -67,7 +67,7 @@ def _redact(txn: WriteTransaction, nid: int) -> None:
 
 
 def _begin(txn: WriteTransaction) -> None:
-    """A room with Alice in it, a file of hers, and a copy of another server's, with the same
+    """Insert a room with Alice in it, a file of hers, and a copy of a remote file with the same
     bytes."""
     txn.execute(
         "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
@@ -89,7 +89,7 @@ async def _files(database: Database) -> None:
     await database.write("add", RemoteMediaStore(database).add_copy, copy)
 
 
-async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
+async def test_a_file_is_due_without_its_last_reference(database: Database) -> None:
     await database.write("begin", _begin)
     await _files(database)
     removal = MediaRemovalStore(database, OWN)
@@ -130,10 +130,11 @@ async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
     assert await removal.remove_deletions(NOW + 2, 10) == 1
 
 
-async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_members(
+async def test_an_avatar_is_referenced_while_its_membership_is_current(
     database: Database,
 ) -> None:
-    """Also one that is so again, since the state of the room was found to be another."""
+    """Also if the membership is current again, after the state of the room was resolved
+    differently."""
     await database.write("begin", _begin)
     await _files(database)
     removal = MediaRemovalStore(database, OWN)
@@ -143,7 +144,7 @@ async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_member
         apply_effects(txn, 1, [(nid, nid, StateEffect(membership))])
 
     async def become(nid: int, picture: str | None, *, is_new: bool = True) -> set[str]:
-        """Which files are due then."""
+        """Return the files that are due then."""
         if is_new:
             await database.write(
                 "send", _add_event, nid, ALICE, picture or "", "m.room.member", ALICE
@@ -161,7 +162,7 @@ async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_member
     assert await become(2, own, is_new=False) == set()
 
 
-async def test_nothing_is_removed_while_events_were_not_looked_at(database: Database) -> None:
+async def test_nothing_is_removed_while_events_are_unread(database: Database) -> None:
     await database.write("begin", _begin)
     await _files(database)
     await database.write(
@@ -184,14 +185,14 @@ async def test_nothing_is_removed_while_events_were_not_looked_at(database: Data
     assert (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
 
 
-async def test_an_account_that_is_erased_is_rechecked(database: Database) -> None:
+async def test_the_uploads_of_an_erased_account_are_rechecked(database: Database) -> None:
     await _files(database)
     await database.write("erase", AccountStore(database).set_deactivated, ALICE, NOW, erase=True)
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     assert len(await MediaRemovalStore(database, OWN).get_unreferenced(NOW, 10)) == 1
 
 
-async def test_of_files_that_are_not_here_nothing_stays(database: Database) -> None:
+async def test_rows_of_missing_files_are_deleted(database: Database) -> None:
     addresses = b"mxc://north.example/never mxc://example.org/never"
     await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", addresses)
     await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"{}")
@@ -207,10 +208,10 @@ def _count(txn: Transaction, table: str) -> int:
     return int(txn.query(f"SELECT COUNT(*) FROM {table}")[0][0])
 
 
-async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(
+async def test_one_write_handles_as_many_content_uris_as_one_event_may_have(
     database: Database,
 ) -> None:
-    """Else somebody who sends a hundred of such events holds up everybody's writes."""
+    """Otherwise a user who sends a hundred such events would block all writes."""
     await database.write("begin", _begin)
     half = MOST // 2 + 1
     for nid in range(1, 5):
@@ -235,7 +236,7 @@ async def test_one_write_looks_at_as_many_addresses_as_one_event_may_have(
     assert left == [3 * half, 2 * half, half, 0]
 
 
-async def test_edits_of_a_redacted_message_are_looked_at_in_their_turn(database: Database) -> None:
+async def test_edits_of_a_redacted_message_are_rechecked_later(database: Database) -> None:
     await database.write("begin", _begin)
 
     def edit(txn: WriteTransaction, nid: int, target: int) -> None:
@@ -249,7 +250,7 @@ async def test_edits_of_a_redacted_message_are_looked_at_in_their_turn(database:
     await database.write("send", _add_event, 1, ALICE, "mxc://north.example/1")
     for nid in (2, 3):
         await database.write("edit", edit, nid, 1)
-    await database.write("edit", edit, 4, 3)  # one of an edit is none
+    await database.write("edit", edit, 4, 3)  # an edit of an edit does not count
     assert await database.write("look", catch_up, 10)
     await database.write("redact", _redact, 1)
     counts = []

@@ -1,4 +1,4 @@
-"""What scanners have said of files, and scanning again, on both databases."""
+"""Scan results of files, and rescans, on both databases."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def _verdict(
 
 
 class Files:
-    """Files of a server, and scans of them."""
+    """Files of a server, and their scans."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -56,7 +56,7 @@ class Files:
         *,
         until_ms: int = 0,
     ) -> ScanState:
-        """A file comes."""
+        """Add a file."""
 
         def write(txn: WriteTransaction) -> ScanState:
             self.media.add_media(
@@ -69,7 +69,7 @@ class Files:
     async def add_unscanned(
         self, media_id: str, content: Content, user: str = ALICE, created_ts: int = NOW
     ) -> None:
-        """A file from before files were scanned."""
+        """Add a file as from before scanning was enabled."""
         row = MediaRow(media_id, user, content, created_ts, None, NOW, True)
         await self.database.write("add", self.media.add_media, row)
 
@@ -77,15 +77,15 @@ class Files:
         row = RemoteMediaRow("north.example", media_id, _content(number), NOW, NOW, True)
         await self.database.write("add", self.copies.add_copy, row)
 
-    async def say(self, verdict: ScanRow, *, hold: bool = True) -> Sequence[str]:
-        """Scanners have said something."""
+    async def set_verdict(self, verdict: ScanRow, *, hold: bool = True) -> Sequence[str]:
+        """Store a verdict of the scanners."""
 
         def write(txn: WriteTransaction) -> Sequence[str]:
             return self.scans.set_verdict(txn, verdict, hold=hold)
 
         return await self.database.write("say", write)
 
-    async def held_by(self, *media_ids: str) -> list[str | None]:
+    async def quarantined_by(self, *media_ids: str) -> list[str | None]:
         rows = await self.media.get_media(media_ids)
         assert all(row.quarantined == (row.quarantined_by is not None) for row in rows.values())
         return [rows[media_id].quarantined_by for media_id in media_ids]
@@ -99,7 +99,7 @@ def files(database: Database) -> Files:
     return Files(database)
 
 
-async def test_a_file_that_comes_is_wanted_until_something_is_said(files: Files) -> None:
+async def test_a_new_file_waits_for_a_scan_until_there_is_a_verdict(files: Files) -> None:
     assert await files.add("a", 1) is ScanState.UNKNOWN
     assert await files.add("b", 1) is ScanState.UNKNOWN
     assert await files.scans.get_scan(_hash(1)) == ScanRow(
@@ -107,18 +107,18 @@ async def test_a_file_that_comes_is_wanted_until_something_is_said(files: Files)
     )
     assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
     assert await files.take() == [1]
-    assert await files.take(NOW + 999) == []  # somebody is at it
-    assert await files.take(NOW + 1000) == [1]  # who has died
-    assert await files.say(_verdict(1, ScanState.CLEAN)) == ()
+    assert await files.take(NOW + 999) == []  # it is leased
+    assert await files.take(NOW + 1000) == [1]  # the lease has expired
+    assert await files.set_verdict(_verdict(1, ScanState.CLEAN)) == ()
     assert await files.take(NOW + 9999) == []
     assert await files.add("c", 1) is ScanState.CLEAN
-    assert await files.held_by("a", "b", "c") == [None] * 3
+    assert await files.quarantined_by("a", "b", "c") == [None] * 3
     assert await files.scans.get_scans([_hash(1), _hash(2)]) == {
         _hash(1): _verdict(1, ScanState.CLEAN)
     }
 
 
-async def test_who_takes_a_file_in_scans_it_first(files: Files) -> None:
+async def test_the_receiver_of_a_file_scans_it_before_the_job(files: Files) -> None:
     await files.add("a", 1, until_ms=NOW + 5)
     assert await files.take(NOW + 4) == []
     assert await files.take(NOW + 5) == [1]
@@ -126,20 +126,23 @@ async def test_who_takes_a_file_in_scans_it_first(files: Files) -> None:
     assert await files.take(NOW + 49_999) == []
 
 
-async def test_what_is_harmful_is_held_back_with_all_that_has_the_same_bytes(files: Files) -> None:
+async def test_all_files_with_harmful_bytes_are_quarantined(files: Files) -> None:
     for media_id, user in (("a", ALICE), ("b", BOB), ("picture", "")):
         await files.add(media_id, 1, user)
     await files.add("other", 2)
     await files.add("safe", 1, f"@root:{OWN}")
     await files.quarantine.set_protected({"safe"}, protected=True)
     await files.add_copy("theirs", 1)
-    assert await files.say(_verdict(1, ScanState.HARMFUL)) == [ALICE, BOB]
-    assert await files.held_by("a", "b", "picture", "other", "safe") == [SCANNER] * 3 + [None] * 2
+    assert await files.set_verdict(_verdict(1, ScanState.HARMFUL)) == [ALICE, BOB]
+    assert (
+        await files.quarantined_by("a", "b", "picture", "other", "safe")
+        == [SCANNER] * 3 + [None] * 2
+    )
     copy = await files.copies.get_copy("north.example", "theirs")
     assert copy is not None
     assert copy.quarantined_by == SCANNER
     assert await files.add("later", 1) is ScanState.HARMFUL
-    assert await files.held_by("later") == [SCANNER]
+    assert await files.quarantined_by("later") == [SCANNER]
     changes, _ = await files.quarantine.get_changes(0, 100)
     assert len(changes) == 5
     (found,) = await files.scans.get_findings(0, 10)
@@ -151,34 +154,36 @@ async def test_what_is_harmful_is_held_back_with_all_that_has_the_same_bytes(fil
     assert len(having) == 6
 
 
-async def test_what_was_harmful_stays_so_until_an_administrator_frees_it(files: Files) -> None:
+async def test_a_harmful_file_stays_harmful_until_an_administrator_releases_it(
+    files: Files,
+) -> None:
     await files.add("a", 1)
-    await files.say(_verdict(1, ScanState.HARMFUL))
-    assert await files.say(replace(_verdict(1, ScanState.CLEAN), version="v2")) == ()
-    assert await files.held_by("a") == [SCANNER]
+    await files.set_verdict(_verdict(1, ScanState.HARMFUL))
+    assert await files.set_verdict(replace(_verdict(1, ScanState.CLEAN), version="v2")) == ()
+    assert await files.quarantined_by("a") == [SCANNER]
     assert await files.quarantine.set_free(MediaAddress(OWN, "a")) == 1
     row = await files.scans.get_scan(_hash(1))
     assert row is not None
     assert (row.state, row.found) == (ScanState.FREED, "clamd: Virus")
-    assert await files.say(_verdict(1, ScanState.HARMFUL)) == ()
+    assert await files.set_verdict(_verdict(1, ScanState.HARMFUL)) == ()
     assert await files.add("b", 1) is ScanState.FREED
-    assert await files.held_by("a", "b") == [None, None]
+    assert await files.quarantined_by("a", "b") == [None, None]
     assert [each.state for each in await files.scans.get_findings(0, 10)] == [ScanState.FREED]
 
 
-async def test_what_is_inside_of_an_encrypted_file(files: Files) -> None:
+async def test_verdicts_on_the_decrypted_content_of_a_file(files: Files) -> None:
     await files.add("a", 1)
-    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN))
     inside = b"\x99" * 32
-    assert await files.say(_verdict(1, ScanState.HARMFUL, inside, BOB), hold=False) == ()
-    assert await files.held_by("a") == [None]
+    assert await files.set_verdict(_verdict(1, ScanState.HARMFUL, inside, BOB), hold=False) == ()
+    assert await files.quarantined_by("a") == [None]
     row = await files.scans.get_scan(inside)
     assert row is not None
     assert (row.state, row.hash, row.by_user_id) == (ScanState.HARMFUL, _hash(1), BOB)
 
     other = b"\x98" * 32
-    assert await files.say(_verdict(1, ScanState.HARMFUL, other, BOB), hold=True) == [ALICE]
-    assert await files.held_by("a") == [SCANNER]
+    assert await files.set_verdict(_verdict(1, ScanState.HARMFUL, other, BOB), hold=True) == [ALICE]
+    assert await files.quarantined_by("a") == [SCANNER]
     assert await files.add("b", 1) is ScanState.HARMFUL
     await files.quarantine.set_free(MediaAddress(OWN, "a"))
     assert {
@@ -186,13 +191,13 @@ async def test_what_is_inside_of_an_encrypted_file(files: Files) -> None:
     } == {ScanState.FREED}
 
 
-async def test_nothing_is_kept_of_what_no_file_has(files: Files) -> None:
-    assert await files.say(_verdict(1, ScanState.HARMFUL)) == ()
+async def test_results_of_contents_without_a_file_are_deleted(files: Files) -> None:
+    assert await files.set_verdict(_verdict(1, ScanState.HARMFUL)) == ()
     assert await files.scans.get_scan(_hash(1)) is None
     await files.add("a", 1)
     await files.add("b", 1)
-    await files.say(_verdict(1, ScanState.CLEAN))
-    await files.say(_verdict(1, ScanState.CLEAN, b"\x99" * 32))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN, b"\x99" * 32))
     removal = MediaRemovalStore(files.database, OWN)
     for media_id, left in (("a", 2), ("b", 0)):
 
@@ -206,10 +211,10 @@ async def test_nothing_is_kept_of_what_no_file_has(files: Files) -> None:
     assert await files.scans.get_scan(_hash(2)) is not None
 
 
-async def test_a_file_at_fault_is_not_scanned_again_for_nothing(files: Files) -> None:
+async def test_a_clean_file_that_fails_a_rescan_is_not_retried(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     await files.add("a", 1)
-    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN))
     await files.add_unscanned("b", _content(2))
     assert await store.start("administrator", NOW, 0) is not None
     await _mark_all(store, 10)
@@ -224,7 +229,7 @@ async def test_a_file_at_fault_is_not_scanned_again_for_nothing(files: Files) ->
     assert await files.take(NOW + 10) == [2]
 
 
-async def test_pauses_get_longer_until_it_can_be_scanned(files: Files) -> None:
+async def test_pauses_grow_until_the_scan_succeeds(files: Files) -> None:
     await files.add("a", 1)
     now = NOW
     for failures, pause in enumerate((10, 20, 40, 80, 100, 100), 1):
@@ -235,11 +240,11 @@ async def test_pauses_get_longer_until_it_can_be_scanned(files: Files) -> None:
         assert await files.take(now + pause - 1) == []
         now += pause
         assert await files.take(now) == [1]
-    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN))
     assert await files.scans.get_scan(_hash(1)) == _verdict(1, ScanState.CLEAN)
 
 
-async def test_a_rescan_tries_without_a_pause_what_could_not_be_scanned(files: Files) -> None:
+async def test_a_rescan_retries_failed_scans_without_a_pause(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     await files.add("a", 1)
     await files.scans.note_failure(_hash(1), NOW, 10, 100)
@@ -251,17 +256,17 @@ async def test_a_rescan_tries_without_a_pause_what_could_not_be_scanned(files: F
     assert row.failures == 0
 
 
-async def test_files_from_before_are_wanted_once_somebody_has_asked(files: Files) -> None:
+async def test_old_files_are_scanned_once_they_are_requested(files: Files) -> None:
     await files.add_unscanned("a", _content(1))
     await files.add_copy("theirs", 2)
-    for number in (1, 2, 3):  # the third is no file's
+    for number in (1, 2, 3):  # no file has the third
         await files.scans.put_off(_hash(number), NOW + 10)
         await files.scans.note_failure(_hash(number), NOW, 20, 100)
     assert await files.take(NOW + 19) == []
     assert sorted(await files.take(NOW + 20)) == [1, 2]
 
 
-async def test_a_rescan_that_is_stuck_is_given_up(files: Files) -> None:
+async def test_a_stuck_rescan_is_replaced(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     assert await store.start("administrator", NOW, 0) is not None
     assert await store.start("signatures", NOW + LONGEST_MS - 1, 0) is None
@@ -274,10 +279,10 @@ async def _mark_all(store: MediaRescanStore, limit: int) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-async def test_scanning_again_marks_each_content_once(files: Files, limit: int) -> None:
+async def test_a_rescan_marks_each_content_once(files: Files, limit: int) -> None:
     for number in (3, 1, 5, 2, 4):
         await files.add(f"m{number}", number)
-        await files.say(_verdict(number, ScanState.CLEAN))
+        await files.set_verdict(_verdict(number, ScanState.CLEAN))
     await files.add("again", 5, BOB)
     await files.add_copy("same", 4)
     await files.add_copy("theirs", 6)
@@ -285,7 +290,7 @@ async def test_scanning_again_marks_each_content_once(files: Files, limit: int) 
     await files.add_unscanned("long", _content(8, size=101))
     await files.add_unscanned("old", _content(9), created_ts=NOW - 10)
     await files.add("bad", 10)
-    await files.say(_verdict(10, ScanState.HARMFUL))
+    await files.set_verdict(_verdict(10, ScanState.HARMFUL))
     await files.add("new", 11)
 
     def store() -> MediaRescanStore:
@@ -297,19 +302,19 @@ async def test_scanning_again_marks_each_content_once(files: Files, limit: int) 
     assert began is not None
     assert await store().start("signatures", NOW, 0) is None
     while await store().mark(limit, NOW + 7) == limit:
-        pass  # each time as after a start of the server
+        pass  # a new store each time, as after a restart
     rescan, left = await store().get()
     assert rescan is not None
     assert (rescan.total, left, rescan.is_marked, rescan.ended_ts) == (7, 7, True, None)
     taken = await files.take()
-    assert (taken[0], set(taken[1:])) == (11, {1, 2, 3, 4, 5, 6, 7})  # first what nobody knows yet
+    assert (taken[0], set(taken[1:])) == (11, {1, 2, 3, 4, 5, 6, 7})  # first the unknown one
 
 
-async def test_how_far_it_is_and_what_was_found(files: Files) -> None:
+async def test_the_progress_and_findings_of_a_rescan(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     for number in (1, 2):
         await files.add(f"m{number}", number)
-        await files.say(_verdict(number, ScanState.CLEAN))
+        await files.set_verdict(_verdict(number, ScanState.CLEAN))
     assert await store.start("signatures", NOW, 0) is not None
     await _mark_all(store, 10)
 
@@ -322,7 +327,7 @@ async def test_how_far_it_is_and_what_was_found(files: Files) -> None:
     rescan, left = await store.get()
     assert rescan is not None
     assert (rescan.found, left, rescan.ended_ts) == (1, 1, None)
-    await files.say(replace(_verdict(2, ScanState.CLEAN), version="v2"))
+    await files.set_verdict(replace(_verdict(2, ScanState.CLEAN), version="v2"))
     await store.mark(10, NOW + 9)
     rescan, left = await store.get()
     assert rescan is not None
@@ -341,7 +346,7 @@ async def test_how_far_it_is_and_what_was_found(files: Files) -> None:
         ((), set()),
     ],
 )
-async def test_only_files_of_the_kinds_that_are_scanned(
+async def test_a_rescan_marks_only_the_kinds_that_are_scanned(
     files: Files, kinds: Sequence[FileKind], marked: set[int], limit: int
 ) -> None:
     await files.add_unscanned("a", _content(1))
@@ -359,7 +364,7 @@ async def test_only_files_of_the_kinds_that_are_scanned(
     assert set(await files.take()) == marked
 
 
-async def test_marking_looks_at_so_many_also_where_they_are_of_another_kind(files: Files) -> None:
+async def test_files_of_other_kinds_count_for_the_limit_of_a_step(files: Files) -> None:
     for number in range(1, 6):
         await files.add_unscanned(f"m{number}", _content(number))
     store = MediaRescanStore(files.database, PREVIEWS, 100)
@@ -368,7 +373,7 @@ async def test_marking_looks_at_so_many_also_where_they_are_of_another_kind(file
     assert await files.take() == []
 
 
-async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) -> None:
+async def test_a_version_change_is_due_until_a_rescan_starts(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [
         False,
@@ -381,14 +386,16 @@ async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) 
     assert [await store.note_version(each) for each in ("1", "3")] == [False, True]
 
 
-async def test_few_verdicts_about_what_is_inside_are_kept_and_not_for_long(files: Files) -> None:
-    """Keys can be made up."""
+async def test_verdicts_on_decrypted_contents_are_limited_and_expire(files: Files) -> None:
+    """A requester can invent keys."""
     await files.add("a", 1)
-    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.set_verdict(_verdict(1, ScanState.CLEAN))
     keys = [bytes([number + 100]) * 32 for number in range(MOST_INSIDE + 3)]
     for number, key in enumerate(keys):
         state = ScanState.HARMFUL if number == 0 else ScanState.CLEAN
-        await files.say(replace(_verdict(1, state, key), scanned_ts=NOW + number), hold=False)
+        await files.set_verdict(
+            replace(_verdict(1, state, key), scanned_ts=NOW + number), hold=False
+        )
     kept = [keys[0], *keys[3:]]
     assert set(await files.scans.get_scans([_hash(1), *keys])) == {_hash(1), *kept}
     old = NOW + 5

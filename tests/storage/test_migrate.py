@@ -52,7 +52,7 @@ def test_the_steps_are_run_once_and_in_order(engine: Engine, schema: Path) -> No
     ]
 
 
-def test_a_new_database_is_told_in_a_line_and_an_old_one_step_by_step(
+def test_the_log_has_one_line_for_a_new_database_and_one_a_step_for_an_old_one(
     empty_sqlite: SQLiteConfig, schema: Path
 ) -> None:
     engine = make_engine(empty_sqlite)
@@ -69,7 +69,7 @@ def test_a_new_database_is_told_in_a_line_and_an_old_one_step_by_step(
     ]
 
 
-def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, schema: Path) -> None:
+def test_a_failed_step_is_rolled_back(engine: Engine, schema: Path) -> None:
     (schema / "0003_broken.sql").write_text(
         "CREATE TABLE half (id BIGINT);\nINSERT INTO nowhere VALUES (1);"
     )
@@ -101,14 +101,14 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
         path.write_text(text)
     migrate(engine, schema)
     (copy,) = copies.glob("*.before-*")
-    assert copy.stat().st_mode & 0o777 == 0o600, "all that people said is in it"
+    assert copy.stat().st_mode & 0o777 == 0o600, "all messages are in the copy"
     before = sqlite3.connect(copy)
     assert before.execute("SELECT MAX(version) FROM schema_version").fetchall() == [(1,)]
     assert before.execute("SELECT COUNT(*) FROM things").fetchall() == [(1,)]
     before.close()
 
 
-def test_a_database_of_an_unsuitable_kind_is_refused(
+def test_an_unsuitable_database_is_refused(
     postgres_templates: PostgresTemplates, schema: Path
 ) -> None:
     config = postgres_templates.create(empty=True, encoding="SQL_ASCII")
@@ -220,7 +220,7 @@ def test_sqlite_in_memory_is_refused() -> None:
         make_engine(SQLiteConfig(":memory:"))
 
 
-def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_named_in_the_error(tmp_path: Path) -> None:
     for config, name in (
         (SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")), "nowhere/homeserver.db"),
         (
@@ -235,12 +235,12 @@ def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert "secret" not in str(raised.value)
 
 
-def test_a_new_file_is_nobody_elses_business(empty_sqlite: SQLiteConfig) -> None:
+def test_a_new_file_is_readable_by_its_owner_only(empty_sqlite: SQLiteConfig) -> None:
     migrate(make_engine(empty_sqlite))
     assert Path(empty_sqlite.path).stat().st_mode & 0o077 == 0
 
 
-def test_words_that_stand_for_different_sql_are_replaced(tmp_path: Path) -> None:
+def test_schema_words_are_replaced_for_each_database(tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text(
         "CREATE TABLE a (n ROW_NUMBER, b BYTES) CLUSTERED; CREATE TABLE r (n BIGINT) ROOMY;"
     )
@@ -288,7 +288,7 @@ def find_both(folder: Path) -> list[object]:
         ["0001_a.sqlite.sql"],
     ],
 )
-def test_files_that_are_numbered_wrongly_are_refused(tmp_path: Path, names: list[str]) -> None:
+def test_wrongly_numbered_files_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("SELECT 1;")
     with pytest.raises(ValueError, match=r"schema files|is not named"):
@@ -333,7 +333,7 @@ def dump_sqlite(engine: Engine) -> set[Entry]:
         indexes = ask(engine, f"PRAGMA index_list({table})")
         keys = [name for _, name, *_, part in columns if part]
         if keys and not any(origin == "pk" for *_, origin, _ in indexes):
-            # the key is the number by which SQLite stores the rows: it has no index
+            # SQLite stores the rows by this key, so it has no index
             found.remove((table, *keys, "INTEGER", True, None))
             found.add((table, *keys, "BIGINT", True, None))
             found.add((table, "index", None, tuple(keys), True, None))

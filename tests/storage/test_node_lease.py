@@ -1,4 +1,4 @@
-"""A lease as a node takes it: at once from one that is seen to be gone."""
+"""The lease of a node: taken at once from a node that is known to be gone."""
 
 import pytest
 
@@ -8,11 +8,11 @@ from storage.engine.database import Database
 
 
 @pytest.mark.parametrize("holder", ["1234", "a@0", "a@", "a@b", "a@-1"])
-async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
+async def test_a_lease_of_an_unknown_node_is_taken_after_it_expires(
     postgres_database: Database, holder: str
 ) -> None:
     assert (
-        await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, by_force=False)
+        await LeaseStore(postgres_database, "push").take(holder, 1000, 31_000, force=False)
         is not None
     )
     lease = NodeLease(postgres_database, "push", "b", lambda: 7)
@@ -21,24 +21,24 @@ async def test_a_holder_whose_number_is_not_known_is_gone_when_its_time_is_over(
     assert await lease.take(32_000, 62_000) is not None
 
 
-async def test_a_holder_whose_number_nobody_has_is_gone(postgres_database: Database) -> None:
+async def test_a_lease_of_a_vanished_node_is_taken_at_once(postgres_database: Database) -> None:
     assert (
-        await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, by_force=False)
+        await LeaseStore(postgres_database, "push").take("a@5", 1000, 31_000, force=False)
         is not None
     )
     assert await NodeLease(postgres_database, "push", "b", lambda: 7).take(2000, 32_000) is not None
     assert await LeaseStore(postgres_database, "push").get_holder() == "b@7"
 
 
-async def test_a_lease_is_taken_from_nobody_but_who_is_gone(
+async def test_a_lease_is_not_taken_from_a_holder_that_just_took_it(
     postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node has taken it just before."""
+    """Another node takes it just before."""
     store = LeaseStore(postgres_database, "push")
-    assert await store.take("a@5", 1000, 31_000, by_force=False) is not None
+    assert await store.take("a@5", 1000, 31_000, force=False) is not None
 
     async def get_nodes() -> set[int]:
-        await store.take("c@6", 2000, 32_000, by_force=False, instead_of="a@5")
+        await store.take("c@6", 2000, 32_000, force=False, replacing="a@5")
         return {6, 7}
 
     monkeypatch.setattr(postgres_database, "get_nodes", get_nodes)

@@ -14,7 +14,7 @@ DEVICE = "PHONE"
 
 
 class Device:
-    """A device, and who claims its keys."""
+    """A device, and a client that claims its keys."""
 
     def __init__(self, database: Database, device_id: str = DEVICE) -> None:
         self._database = database
@@ -26,7 +26,7 @@ class Device:
     async def upload(
         self, keys: dict[str, bytes], algorithm: str = ALGORITHM, *, remembered_from: int = 0
     ) -> int:
-        """How many it has then."""
+        """Upload keys. Return the number of keys of the device."""
 
         def put(txn: WriteTransaction) -> KeyCounts:
             named = {(algorithm, key_id): key for key_id, key in keys.items()}
@@ -45,7 +45,7 @@ class Device:
         return None if claimed is None else parse_named(claimed)
 
     async def claim_all(self) -> list[str]:
-        """The ids of the keys that are left, in the order in which they are given out."""
+        """Return the IDs of the remaining keys, in the order in which they are claimed."""
         names = []
         while (claimed := await self.claim()) is not None:
             names.append(claimed[0])
@@ -61,7 +61,7 @@ def keys(*names: str) -> dict[str, bytes]:
     return {name: content(name) for name in names}
 
 
-async def test_keys_are_given_out_in_the_order_in_which_they_came(device: Device) -> None:
+async def test_keys_are_claimed_in_the_order_of_their_upload(device: Device) -> None:
     assert await device.upload(keys("c", "a", "b")) == 3
     assert await device.upload(keys("z")) == 4
     assert await device.upload(keys("y", "x"), "other") == 2
@@ -73,7 +73,7 @@ async def test_keys_are_given_out_in_the_order_in_which_they_came(device: Device
     assert await device.claim("other") is None
 
 
-async def test_keys_of_all_lengths_and_with_odd_names_come_back_as_they_were(
+async def test_keys_of_any_length_and_id_are_returned_unchanged(
     device: Device,
 ) -> None:
     odd = {
@@ -89,7 +89,7 @@ async def test_keys_of_all_lengths_and_with_odd_names_come_back_as_they_were(
     assert await device.claim() is None
 
 
-async def test_an_upload_that_is_repeated_brings_nothing_back(device: Device) -> None:
+async def test_a_repeated_upload_does_not_bring_claimed_keys_back(device: Device) -> None:
     await device.upload(keys("a", "b", "c"))
     await device.upload(keys("d"))
     assert [await device.claim() for _ in range(2)] == [("a", content("a")), ("b", content("b"))]
@@ -98,14 +98,16 @@ async def test_an_upload_that_is_repeated_brings_nothing_back(device: Device) ->
     assert await device.upload(keys("a", "c", "e")) == 0
 
 
-async def test_what_was_given_out_is_forgotten_after_a_time(
+async def test_digests_of_claimed_keys_are_deleted_after_a_time(
     device: Device, database: Database
 ) -> None:
     await device.upload(keys("a", "b"))
     device.now = 2000
     assert await device.claim_all() == ["a", "b"]
     assert await device.upload(keys("c"), remembered_from=2000) == 1
-    assert await device.upload(keys("a", "c"), remembered_from=2000) == 1, "it is still known"
+    assert await device.upload(keys("a", "c"), remembered_from=2000) == 1, (
+        "its digest is still stored"
+    )
     assert await device.upload(keys("d"), remembered_from=2001) == 2
     rows = await database.read(
         "count", lambda txn: txn.query("SELECT names FROM one_time_key_blocks ORDER BY block_nid")
@@ -114,16 +116,17 @@ async def test_what_was_given_out_is_forgotten_after_a_time(
 
 
 @pytest.fixture
-def few_remembered(monkeypatch: pytest.MonkeyPatch) -> int:
-    """So many keys that were given out, instead of thousands."""
+def few_digests(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Store this number of digests, instead of thousands."""
     monkeypatch.setattr(one_time_keys, "MOST_REMEMBERED", 20)
     return 20
 
 
 async def count_stored(database: Database) -> tuple[int, int]:
-    """Blocks; bytes of what is remembered of others."""
+    """Return the number of blocks, and the bytes of stored digests."""
     sql = (
-        "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT count(*) FROM one_time_key_marks),"
+        "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT count(*)"
+        " FROM one_time_key_marks),"
         " (SELECT sum(length(used)) FROM used_one_time_keys)"
     )
     blocks, marks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
@@ -131,33 +134,35 @@ async def count_stored(database: Database) -> tuple[int, int]:
     return blocks, used or 0
 
 
-async def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(
-    device: Device, database: Database, few_remembered: int
+async def test_digests_are_bounded_and_the_oldest_are_deleted_first(
+    device: Device, database: Database, few_digests: int
 ) -> None:
-    """A device of which a key is claimed again and again, and that uploads one each time."""
-    for number in range(few_remembered + 5):
+    """Keys of a device are claimed again and again, and it uploads one each time."""
+    for number in range(few_digests + 5):
         device.now += 1
         assert await device.upload(keys(f"k{number}")) == 1
         assert await device.claim() == (f"k{number}", content(f"k{number}"))
     await device.upload(keys("last"))
-    assert await count_stored(database) == (1, few_remembered * (8 + DIGEST_BYTES)), "digests alone"
-    assert await device.upload(keys("k5", f"k{few_remembered + 4}")) == 1, "they were given out"
-    assert await device.upload(keys("k4")) == 2, "it was forgotten"
+    assert await count_stored(database) == (1, few_digests * (8 + DIGEST_BYTES)), (
+        "only digests are left"
+    )
+    assert await device.upload(keys("k5", f"k{few_digests + 4}")) == 1, "they were claimed"
+    assert await device.upload(keys("k4")) == 2, "its digest was deleted"
 
 
-async def test_of_many_keys_with_long_names_that_were_given_out_little_is_remembered(
-    device: Device, database: Database, few_remembered: int
+async def test_digests_are_small_whatever_the_length_of_the_ids(
+    device: Device, database: Database, few_digests: int
 ) -> None:
     first = {f"{number}{'x' * 200}": content("y" * 1000) for number in range(KEYS_A_BLOCK)}
     await device.upload(first)
     assert await device.claim_all() == list(first)
     assert await device.upload(first) == 0
     assert await device.upload(keys("a")) == 1
-    assert await count_stored(database) == (1, few_remembered * (8 + DIGEST_BYTES))
+    assert await count_stored(database) == (1, few_digests * (8 + DIGEST_BYTES))
 
 
 async def test_blocks_are_small_whatever_is_uploaded(device: Device, database: Database) -> None:
-    """A claim may write all of a block anew: one long key does not make many short ones long."""
+    """A claim may rewrite the whole block. One long key does not enlarge many short ones."""
     uploaded = keys(*(f"short{number}" for number in range(KEYS_A_BLOCK + 30)))
     uploaded |= {f"long{number}": content("x" * 4000) for number in range(9)} | keys("a", "b", "c")
     assert await device.upload(uploaded) == len(uploaded)
@@ -170,13 +175,15 @@ async def test_blocks_are_small_whatever_is_uploaded(device: Device, database: D
     assert [await device.claim() for _ in uploaded] == list(uploaded.items())
 
 
-async def test_a_key_that_is_longer_than_a_block_is_one(device: Device) -> None:
+async def test_a_key_longer_than_a_block_gets_its_own_block(device: Device) -> None:
     uploaded = {"a": content("a"), "b": content("x" * BYTES_A_BLOCK), "c": content("c")}
     await device.upload(uploaded)
     assert [await device.claim() for _ in uploaded] == list(uploaded.items())
 
 
-async def test_a_device_that_goes_leaves_nothing(device: Device, database: Database) -> None:
+async def test_deleting_a_device_deletes_its_keys_and_digests(
+    device: Device, database: Database
+) -> None:
     await device.upload(keys("a"))
     await device.claim_all()
     await device.upload(keys("b"))
@@ -184,25 +191,25 @@ async def test_a_device_that_goes_leaves_nothing(device: Device, database: Datab
         "remove", lambda txn: DeviceKeyStore(database).remove_devices(txn, ALICE, [DEVICE])
     )
     assert await count_stored(database) == (0, 0)
-    assert await device.upload(keys("a")) == 1, "a new device of its id may have what it likes"
+    assert await device.upload(keys("a")) == 1, "a new device with the same ID may upload any key"
 
 
-async def test_two_keys_of_one_name_are_refused_until_the_first_was_given_out(
+async def test_a_second_key_with_the_same_id_is_refused_until_the_first_is_claimed(
     device: Device,
 ) -> None:
     await device.upload(keys("a", "b"))
     with pytest.raises(KeyExists, match=f"{ALGORITHM}:b"):
         await device.upload({"c": content("c"), "b": content("another")})
-    assert await device.claim_all() == ["a", "b"], "nothing of the upload was taken"
+    assert await device.claim_all() == ["a", "b"], "no key of the upload was stored"
     assert await device.upload({"b": content("another")}) == 1, (
-        "a client that began anew counts from the start"
+        "a client that started over counts from the start"
     )
     assert await device.claim() == ("b", content("another"))
     assert await device.upload({**keys("b"), "b2": content("b2")}) == 1
     assert await device.claim_all() == ["b2"]
 
 
-async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Database) -> None:
+async def test_a_claim_for_many_devices_returns_a_key_of_each(database: Database) -> None:
     store = DeviceKeyStore(database)
     for name in ("A", "B", "C"):
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
@@ -213,7 +220,7 @@ async def test_a_claim_of_many_gives_to_each_device_what_it_has(database: Databa
     assert third == [None] * 3
 
 
-async def test_a_claim_of_very_many_lets_the_writes_of_others_in(database: Database) -> None:
+async def test_other_writes_run_between_the_writes_of_a_large_claim(database: Database) -> None:
     store = DeviceKeyStore(database)
     devices = [f"D{number:03}" for number in range(CLAIMED_AT_ONCE + 20)]
 

@@ -1,5 +1,5 @@
-"""Failures of one write, or of the connection, when many share a transaction: the others are done
-once where that is possible, the rest fails soon, and the writer goes on."""
+"""Failures of one write or of the connection in a batch: the other writes are committed once if
+possible, the rest fail soon, and the writer continues."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ ORDERS: Final = [
 
 
 class WaitingCursor(cursor):
-    """Counts how often a lock did not come."""
+    """Counts lock timeouts."""
 
     waited = 0
 
@@ -57,7 +57,7 @@ class WaitingCursor(cursor):
 
 
 def once(name: str) -> Callable[[WriteTransaction], int]:
-    """It depends on what is there."""
+    """Return a write that depends on the stored rows."""
 
     def fn(txn: WriteTransaction) -> int:
         assert txn.execute(INSERT_ONE, (name, ""))
@@ -79,8 +79,8 @@ def other(postgresql: PostgresConfig) -> Iterator[Connection]:
 
 @pytest.fixture
 def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stepped]:
-    """A process that soon gives up waiting for a lock. Nothing else in it depends on how fast the
-    machine is."""
+    """A process with a short lock timeout. Nothing else in it depends on the speed of the
+    machine."""
     connect = PostgresEngine.open
 
     def open_counting(engine: PostgresEngine, settings: Any) -> Any:
@@ -92,7 +92,7 @@ def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterato
     stepped = Stepped(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
     cast(Any, stepped.database)._writer._pause = lambda _seconds: None
     for kind, make in WRITES.items():
-        write(stepped, kind, make(kind))  # its statements are prepared
+        write(stepped, kind, make(kind))  # prepares its statements
     write(stepped, "clear", lambda txn: txn.execute("DELETE FROM jobs"))
     WaitingCursor.waited = 0
     yield stepped
@@ -102,7 +102,7 @@ def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def queue(
     node: Stepped, order: tuple[str, ...], culprit: Callable[[WriteTransaction], Any]
 ) -> list[str]:
-    """Queue them as one batch; the names of all but the culprit."""
+    """Queue these writes as one batch. Return the names of all but the culprit."""
     names = []
     for number, kind in enumerate(order):
         if kind == "culprit":
@@ -116,10 +116,10 @@ def queue(
 @pytest.mark.parametrize(
     "order", [("asks", "asks", "later"), ("later", "asks", "asks"), ("once",), ("later",)]
 )
-def test_a_lock_that_does_not_come_is_waited_for_once(
+def test_queued_writes_wait_together_for_one_lock_timeout(
     node: Stepped, other: Connection, order: tuple[str, ...]
 ) -> None:
-    """By all who wait by then: another process writes for too long."""
+    """Another process writes for too long."""
     other.begin_write()
     names = queue(node, order, lambda _: None)
     node.step()
@@ -132,11 +132,11 @@ def test_a_lock_that_does_not_come_is_waited_for_once(
 
 @pytest.mark.parametrize("asks", [False, True], ids=["later", "at once"])
 @pytest.mark.parametrize("why", FAILING)
-def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
+def test_a_failed_statement_fails_only_its_own_write(
     node: Stepped, other: Connection, why: str, *, asks: bool
 ) -> None:
-    """Also where it went with the begin, with what others had left to be sent, or with the
-    commit."""
+    """Even if it was sent with the BEGIN, with deferred statements of other writes, or with the
+    COMMIT."""
     other.execute_script("BEGIN; LOCK TABLE devices")
 
     def culprit(txn: WriteTransaction) -> None:
@@ -158,7 +158,7 @@ def test_a_statement_that_is_refused_or_given_up_fails_only_whose_it_is(
 
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("why", FAILING)
-def test_a_lone_write_fails_for_what_it_asked_and_runs_once(
+def test_a_lone_write_fails_with_its_own_error_and_runs_once(
     node: Stepped, other: Connection, why: str, *, later: bool
 ) -> None:
     other.execute_script("BEGIN; LOCK TABLE devices")
@@ -179,7 +179,7 @@ def test_a_lone_write_fails_for_what_it_asked_and_runs_once(
 def ends_once(
     other: Connection, session: int, raises: type[BaseException] | None
 ) -> Callable[[WriteTransaction], str]:
-    """A write during which the session ends; if it raises, having noticed."""
+    """Return a write during which the session ends. With `raises`, it notices and raises."""
     tries: list[int] = []
 
     def fn(txn: WriteTransaction) -> str:
@@ -198,10 +198,10 @@ def ends_once(
 
 @pytest.mark.parametrize("raises", [None, ValueError, Odd])
 @pytest.mark.parametrize("order", [*ORDERS, ("culprit",)])
-def test_what_was_lost_before_its_commit_was_sent_is_run_again(
+def test_a_batch_that_was_lost_before_its_commit_runs_again(
     node: Stepped, other: Connection, order: tuple[str, ...], raises: type[BaseException] | None
 ) -> None:
-    """All of it is undone, also where the one that noticed makes of it what it will."""
+    """The whole batch is undone, even if the write that noticed raises its own error."""
     session = cast(
         list[tuple[int]], write(node, "session", lambda txn: txn.query("SELECT pg_backend_pid()"))
     )
@@ -214,7 +214,7 @@ def test_what_was_lost_before_its_commit_was_sent_is_run_again(
 
 
 @pytest.mark.parametrize("company", [False, True], ids=["alone", "among others"])
-def test_the_writer_goes_on_whatever_a_write_raises_when_its_transaction_is_gone(
+def test_the_writer_continues_whatever_a_write_raises_after_its_transaction_is_lost(
     stepped: Stepped, *, company: bool
 ) -> None:
     engine = stepped.database.engine
@@ -238,8 +238,9 @@ def test_the_writer_goes_on_whatever_a_write_raises_when_its_transaction_is_gone
     assert stepped.names() == sorted([*done, "next"])
 
 
-def test_a_commit_that_the_disk_refuses_is_not_run_again(sqlite: SQLiteConfig) -> None:
-    """Who knows what of it is on the disk: no statement went with it that it could have been."""
+def test_a_commit_that_fails_on_disk_is_not_retried(sqlite: SQLiteConfig) -> None:
+    """Part of it may be on the disk. No other statement was sent with it, so the COMMIT itself
+    failed."""
     stepped = Stepped(sqlite)
     tries: list[str] = []
 

@@ -1,5 +1,5 @@
-"""What the current state says of who is in a room no more, told once more as a room is entered
-again."""
+"""Past memberships: a partial join writes the current state again, and past stays keep their
+positions."""
 
 from itertools import count
 
@@ -13,13 +13,13 @@ from tests.helpers.plans import note_plans
 ALICE, ROOM = "@alice:example.org", 1
 
 
-async def test_where_a_stay_began_stays_with_the_membership(database: Database) -> None:
+async def test_a_membership_keeps_the_positions_of_its_stay(database: Database) -> None:
     store = MembershipStore(database)
     nids = count(1)
 
     async def become(*memberships: str, is_local: bool = True) -> tuple[int | None, int | None]:
-        """One write; where the present stay began, and where the last one ended. Positions are ten
-        times the numbers."""
+        """Set memberships in one write. Return where the current stay began, and where the last one
+        ended. Positions are ten times the numbers."""
         effects = []
         for membership in memberships:
             nid = next(nids)
@@ -41,7 +41,9 @@ async def test_where_a_stay_began_stays_with_the_membership(database: Database) 
 
 
 @pytest.mark.parametrize("membership", ["leave", "ban"])
-async def test_what_is_told_again_changes_nothing(database: Database, membership: str) -> None:
+async def test_writing_a_membership_again_changes_nothing(
+    database: Database, membership: str
+) -> None:
     store = MembershipStore(database)
 
     async def become(membership: str, nid: int, position: int) -> MembershipRow | None:
@@ -65,7 +67,7 @@ async def test_what_is_told_again_changes_nothing(database: Database, membership
 
 
 @pytest.mark.parametrize("membership", ["invite", "knock", "join"])
-async def test_who_came_back_meanwhile_has_not_forgotten_the_room(
+async def test_a_user_who_rejoined_meanwhile_has_not_forgotten_the_room(
     database: Database, membership: str
 ) -> None:
     store = MembershipStore(database)
@@ -79,11 +81,13 @@ async def test_who_came_back_meanwhile_has_not_forgotten_the_room(
 
 
 @pytest.mark.parametrize("room_nid", [None, ROOM])
-async def test_guests_are_looked_for_among_guests(
+async def test_disallowed_guests_are_searched_among_guests(
     database: Database, monkeypatch: pytest.MonkeyPatch, room_nid: int | None
 ) -> None:
     plans = note_plans(database, monkeypatch)
     assert await MembershipStore(database).get_unwelcome_guests(10, room_nid) == []
-    if database.engine.name == "sqlite":  # PostgreSQL decides by what there is
+    if database.engine.name == "sqlite":  # PostgreSQL decides by its statistics
         assert [plan for plan in plans if "accounts_guests" in plan], plans
-        assert not [plan for plan in plans if "SEARCH" not in plan], "nor is anything sorted"
+        assert not [plan for plan in plans if "SEARCH" not in plan], (
+            "every table is searched by an index, and nothing is sorted"
+        )

@@ -1,4 +1,4 @@
-"""Invites that are still to be sent: in their order, each by one doer, until they are done."""
+"""Invites that are still to be sent: in order, each by one node, until they are sent."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
@@ -15,7 +15,7 @@ async def plan(database: Database, room_nid: int, users: list[str], held_until: 
     )
 
 
-async def test_one_after_the_other(database: Database) -> None:
+async def test_invites_are_sent_in_order(database: Database) -> None:
     store = PlannedInviteStore(database)
     await plan(database, 1, ["@z:there", "@b:there", "@c:there"], 100)
     await plan(database, 2, ["@z:there"], 100)
@@ -27,7 +27,7 @@ async def test_one_after_the_other(database: Database) -> None:
     assert await store.take_due(10_000, 20_000, 9) == {2: [invite("@z:there")]}
 
 
-async def test_who_is_at_it_has_a_room_to_themselves(database: Database) -> None:
+async def test_a_leased_room_is_not_due_for_others(database: Database) -> None:
     store = PlannedInviteStore(database)
     for room_nid, due in ((1, 100), (2, 90), (3, 100)):
         await plan(database, room_nid, ["@z:there", "@b:there"], due)
@@ -39,7 +39,7 @@ async def test_who_is_at_it_has_a_room_to_themselves(database: Database) -> None
     assert list(await store.take_due(500, 700, 9)) == [1]
 
 
-async def test_who_comes_back_too_late_finds_that_others_are_at_it(database: Database) -> None:
+async def test_a_caller_whose_lease_expired_learns_that_it_was_lost(database: Database) -> None:
     store = PlannedInviteStore(database)
     await plan(database, 1, ["@z:there", "@b:there"], 100)
     left = [invite("@z:there"), invite("@b:there")]
@@ -50,14 +50,14 @@ async def test_who_comes_back_too_late_finds_that_others_are_at_it(database: Dat
     assert await store.take_due(300, 1000, 9) == {1: left}
 
 
-async def test_what_is_given_back_is_anybodys(database: Database) -> None:
+async def test_a_released_room_is_due_at_once(database: Database) -> None:
     store = PlannedInviteStore(database)
     await plan(database, 1, ["@z:there", "@b:there"], 100)
     await store.give_back(1, 100)
     assert await store.take_due(1, 200, 9) == {1: [invite("@z:there"), invite("@b:there")]}
 
 
-async def test_to_go_on_touches_none_of_those_that_wait(database: Database) -> None:
+async def test_sending_one_invite_rewrites_only_the_next(database: Database) -> None:
     def select(txn: Transaction) -> list[tuple[object, ...]]:
         return [
             tuple(row)

@@ -1,4 +1,4 @@
-"""Who has agreed to what."""
+"""Consents to policies, and accounts that await approval."""
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.accounts.policy_consents import ConsentRow, PolicyConsentStore
@@ -6,7 +6,9 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 
-async def test_consents(database: Database) -> None:
+async def test_consents_are_stored_by_version_and_counted_for_active_users(
+    database: Database,
+) -> None:
     store, accounts = PolicyConsentStore(database), AccountStore(database)
 
     def write(txn: WriteTransaction) -> None:
@@ -40,7 +42,7 @@ async def test_consents(database: Database) -> None:
     assert await store.count_users({"terms": "1", "privacy": "3"}) == {"terms": 2, "privacy": 0}
 
 
-async def test_accounts_that_wait(database: Database) -> None:
+async def test_accounts_awaiting_approval_are_listed_oldest_first(database: Database) -> None:
     accounts = AccountStore(database)
 
     def write(txn: WriteTransaction) -> list[bool]:

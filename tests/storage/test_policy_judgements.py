@@ -1,4 +1,4 @@
-"""What policy servers have said, as it is kept."""
+"""Stored verdicts of policy servers."""
 
 from storage.engine.database import Database
 from storage.federation.policy_server_verdicts import MAX_AGE_MS, PolicyJudgementStore
@@ -6,7 +6,7 @@ from storage.federation.policy_server_verdicts import MAX_AGE_MS, PolicyJudgemen
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
 
-async def test_it_is_remembered_by_room_and_key(database: Database) -> None:
+async def test_verdicts_are_stored_by_room_and_key(database: Database) -> None:
     store = PolicyJudgementStore(database)
     await store.add_judgements(1, KEY, {"$good": True, "$bad": False}, 1000)
     await store.add_judgements(1, OTHER_KEY, {"$good": False}, 1000)
@@ -18,7 +18,7 @@ async def test_it_is_remembered_by_room_and_key(database: Database) -> None:
     assert await store.get_judgements(1, KEY, names) == {"$good": True, "$bad": True}
 
 
-async def test_it_has_an_end(database: Database) -> None:
+async def test_the_number_and_age_of_verdicts_are_limited(database: Database) -> None:
     store = PolicyJudgementStore(database, most_of_room=3)
     for number in range(5):
         await store.add_judgements(1, KEY, {f"${number}": True}, 1000 + number)

@@ -1,5 +1,4 @@
-"""The writer on PostgreSQL: how many messages it sends, other nodes that write, and servers that go
-away."""
+"""The PostgreSQL writer: the number of messages, writes of other nodes, and lost servers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
@@ -37,7 +36,7 @@ MOVE: Final = "UPDATE jobs SET progress = ? WHERE name = ? AND progress = ?"
 
 
 class CountingCursor(cursor):
-    """Counts the messages that go to the server, and keeps the last."""
+    """Counts the messages to the server, and stores the last one."""
 
     messages = 0
     last = b""
@@ -52,7 +51,7 @@ class CountingCursor(cursor):
 def nodes(
     postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Stepped, Stepped]]:
-    """Two processes on one database; of the first what it sends is counted."""
+    """Two processes on one database. The messages of both are counted."""
     connect = PostgresEngine.open
 
     def open_counting(engine: PostgresEngine, settings: Any) -> Any:
@@ -85,7 +84,7 @@ def put_later(name: str) -> Callable[[WriteTransaction], int]:
 
 
 def move(name: str, before: str, after: str) -> Callable[[WriteTransaction], int]:
-    """A change of which nothing is asked."""
+    """Return a write whose only statement is a deferred update."""
 
     def fn(txn: WriteTransaction) -> int:
         txn.execute_later(MOVE, (after, name, before))
@@ -96,10 +95,10 @@ def move(name: str, before: str, after: str) -> Callable[[WriteTransaction], int
     return fn
 
 
-def test_statements_whose_results_nobody_needs_cost_no_message(
+def test_deferred_statements_cost_no_message(
     nodes: tuple[Stepped, Stepped],
 ) -> None:
-    """The begin, the end of each write with its statements, and the commit."""
+    """Messages: the begin, the end of each write with its statements, and the commit."""
     node, _ = nodes
     write(node, "prepared", put_later("prepared"))
     for number, count in enumerate((1, 3, 30)):
@@ -124,7 +123,7 @@ def test_statements_whose_results_nobody_needs_cost_no_message(
     assert CountingCursor.messages == 6
 
 
-def test_nodes_that_write_in_turn_take_each_position_once(nodes: tuple[Stepped, Stepped]) -> None:
+def test_alternating_nodes_take_each_position_once(nodes: tuple[Stepped, Stepped]) -> None:
     taken = [
         write(nodes[number % 2], f"{number}", lambda txn: txn.next_position())
         for number in range(10)
@@ -133,23 +132,25 @@ def test_nodes_that_write_in_turn_take_each_position_once(nodes: tuple[Stepped, 
 
 
 @pytest.mark.parametrize("what", ["ask", "later", "last", "nothing"])
-def test_what_another_wrote_is_heard_of_before_what_follows_it(
+def test_changes_of_another_node_are_published_before_later_ones(
     nodes: tuple[Stepped, Stepped], what: str
 ) -> None:
     here, there = nodes
     write(here, "job", put_later("job"))
     head = write(there, "elsewhere", put("elsewhere"))
     assert isinstance(head, int)
-    heard: list[object] = []
-    here.database.streams.watch(lambda after, upto: heard.append((after, upto)))
-    here.database.streams.subscribe(lambda told: heard.append([change.position for change in told]))
+    received: list[object] = []
+    here.database.streams.watch(lambda after, upto: received.append((after, upto)))
+    here.database.streams.subscribe(
+        lambda told: received.append([change.position for change in told])
+    )
     writes = {"ask": put("new"), "later": put_later("new"), "last": move("job", "here", "there")}
     if what == "nothing":
         run_coroutine(catch_up(here), None)
-        assert heard == [(head - 1, head)]
+        assert received == [(head - 1, head)]
         return
     assert write(here, "new", writes[what]) == head + 1
-    assert heard == [(head - 1, head), [head + 1]], "each once, and in order"
+    assert received == [(head - 1, head), [head + 1]], "each change once, in order"
     assert here.names() == sorted(["elsewhere", "job", *(["new"] if what != "last" else [])])
     assert write(here, "next", put("next")) == head + 2
 
@@ -164,7 +165,7 @@ async def catch_up(node: Stepped) -> None:
     waiting.close()
 
 
-def test_a_batch_of_many_follows_what_another_wrote(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_batch_follows_a_write_of_another_node(nodes: tuple[Stepped, Stepped]) -> None:
     here, there = nodes
     write(there, "elsewhere", put("elsewhere"))
     first = here.database.streams.current() + 2
@@ -180,7 +181,7 @@ def test_a_batch_of_many_follows_what_another_wrote(nodes: tuple[Stepped, Steppe
     assert here.names() == ["a", "elsewhere", "later"]
 
 
-def test_other_counters_than_the_position_are_seen_to_have_moved(
+def test_numbers_of_all_counters_taken_by_another_node_are_seen(
     nodes: tuple[Stepped, Stepped],
 ) -> None:
     here, there = nodes
@@ -189,7 +190,7 @@ def test_other_counters_than_the_position_are_seen_to_have_moved(
     assert write(here, "mine again", lambda txn: txn.allocate("room")) == 7
 
 
-def test_a_write_that_fails_before_it_asks_anything_takes_no_position(
+def test_a_write_that_fails_without_a_query_takes_no_position(
     nodes: tuple[Stepped, Stepped],
 ) -> None:
     node, _ = nodes
@@ -204,7 +205,7 @@ def test_a_write_that_fails_before_it_asks_anything_takes_no_position(
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_commit_whose_outcome_is_unknown_is_never_run_again(
+def test_a_commit_with_unknown_outcome_is_never_retried(
     nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch, *, arrives: bool
 ) -> None:
     node, _ = nodes
@@ -238,11 +239,11 @@ def test_a_commit_whose_outcome_is_unknown_is_never_run_again(
     assert isinstance(write(node, "next", put("next")), int)
 
 
-def test_a_statement_that_fails_with_the_commit_costs_a_retry(
+def test_a_statement_that_fails_in_the_commit_message_is_retried(
     nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counters are written in the message of the COMMIT. The transaction is open after that: it
-    was not the COMMIT that failed."""
+    """The counters are written in the message of the COMMIT. The transaction is still open
+    afterwards, so the COMMIT itself did not fail."""
     node, _ = nodes
     cast(Any, node.database)._writer._pause = lambda _seconds: None
     write(node, "before", put("before"))
@@ -270,11 +271,11 @@ def test_a_statement_that_fails_with_the_commit_costs_a_retry(
 
 
 @pytest.mark.parametrize("what", ["ask", "later", "last", "nothing"])
-def test_a_write_after_the_server_was_away_is_done(
+def test_a_write_after_a_server_restart_succeeds(
     nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig, what: str
 ) -> None:
-    """The server ended the session while nothing was asked of it, as when it is started anew:
-    nothing can have been done."""
+    """The server ended the idle session, as when it restarts, so nothing can have been
+    committed."""
     node, _ = nodes
     write(node, "job", put_later("job"))
     make_engine(postgresql).connect_writer().query_one(END_OTHERS, ())
@@ -290,11 +291,11 @@ def test_a_write_after_the_server_was_away_is_done(
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "0A000", "26000"])
-def test_a_change_that_may_succeed_is_tried_again(
+def test_a_write_with_a_temporary_error_is_retried(
     nodes: tuple[Stepped, Stepped], code: str
 ) -> None:
-    """The server has said that it did nothing: another program changed a table under it, or was in
-    the way."""
+    """The server reports that it did nothing: another program changed a table or caused a
+    conflict."""
     node, _ = nodes
     write(node, "job", put_later("job"))
     write(node, "sequence", lambda txn: txn.execute("CREATE SEQUENCE tries"))
@@ -312,10 +313,10 @@ def test_a_change_that_may_succeed_is_tried_again(
 
 
 @pytest.mark.parametrize("kind", ["begin", "commit"])
-def test_a_message_that_could_not_be_sent_is_an_outage(
+def test_a_message_that_cannot_be_sent_is_an_outage(
     nodes: tuple[Stepped, Stepped], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The driver then takes the connection for whole, and has a bare error without a code."""
+    """The driver then considers the connection intact, and raises a plain error without a code."""
     node, _ = nodes
     write(node, "job", put_later("job"))
     write(node, "prepared", move("nobody", "", ""))
@@ -335,20 +336,20 @@ def test_a_message_that_could_not_be_sent_is_an_outage(
     outcome = write(node, kind, put("new"))
     assert tries
     if kind == "begin":
-        assert isinstance(outcome, int), "it is tried again"
+        assert isinstance(outcome, int), "the batch is retried"
     else:
         assert outcome is DatabaseUnavailable, "it may have been committed"
     assert isinstance(write(node, "next", put("next")), int)
 
 
-def test_a_counter_of_nothing_is_seen_to_have_come(nodes: tuple[Stepped, Stepped]) -> None:
+def test_a_counter_created_by_another_node_is_seen(nodes: tuple[Stepped, Stepped]) -> None:
     here, there = nodes
     assert write(there, "none", lambda txn: txn.allocate("room", 0)) == 1
     assert write(here, "some", lambda txn: txn.allocate("room", 2)) == 1
     assert write(there, "more", lambda txn: txn.allocate("room")) == 3
 
 
-def test_a_change_of_which_nothing_is_asked_is_undone_with_what_it_breaks(stepped: Stepped) -> None:
+def test_a_failed_deferred_statement_undoes_its_whole_write(stepped: Stepped) -> None:
     """Alone or among others, on both databases."""
     for name in ("a", "b"):
         write(stepped, name, put(name))
@@ -378,7 +379,7 @@ def test_a_change_of_which_nothing_is_asked_is_undone_with_what_it_breaks(steppe
         max_size=60,
     )
 )
-def test_whoever_writes_in_whatever_order_each_position_is_taken_once(
+def test_any_interleaving_of_two_nodes_takes_each_position_once(
     nodes: tuple[Stepped, Stepped], steps: list[tuple[int, str]]
 ) -> None:
     taken: list[int] = []
@@ -416,7 +417,7 @@ def test_whoever_writes_in_whatever_order_each_position_is_taken_once(
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_bytes_arrive_as_they_are(database: Database, value: bytes) -> None:
+def test_bytes_are_passed_unchanged(database: Database, value: bytes) -> None:
     async def check() -> None:
         same = await database.read(
             "bytes", lambda txn: txn.query("SELECT ?, length(?)", (value, value))
@@ -430,17 +431,18 @@ def test_bytes_arrive_as_they_are(database: Database, value: bytes) -> None:
 @pytest.mark.parametrize(
     "value", [b"", b"'", b"\\x41", b"\\", b"%s", b"''; --", b'{"a":"it\'s %(b)s"}', b"\0", b"\xff"]
 )
-def test_bytes_that_mean_something_in_a_statement_arrive_as_they_are(
+def test_bytes_with_sql_syntax_are_passed_unchanged(
     postgresql: PostgresConfig, value: bytes, conforming: str
 ) -> None:
-    """Whatever the operator has set for the database."""
+    """With either setting of the database."""
     setter = make_engine(postgresql).connect_writer()
     setter.execute_script(
-        f"ALTER DATABASE {postgresql.connect['dbname']} SET standard_conforming_strings = {conforming}"
+        f"ALTER DATABASE {postgresql.connect['dbname']}"
+        f" SET standard_conforming_strings = {conforming}"
     )
     setter.close()
     connection = make_engine(postgresql).connect_reader()
     assert isinstance(connection, PostgresConnection)
-    for _ in range(4):  # prepared from the third time on
+    for _ in range(4):  # the later ones use the prepared statement
         assert connection.query_one("SELECT ? || ?", (value, b"end")) == (value + b"end",)
     connection.close()

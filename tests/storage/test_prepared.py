@@ -1,4 +1,4 @@
-"""Statements that come again are prepared on PostgreSQL, and mean what they meant before."""
+"""Repeated statements are prepared on PostgreSQL, without a change of meaning."""
 
 from http import HTTPStatus
 from typing import Any, cast
@@ -22,14 +22,14 @@ PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE ?"
 
 
 def run(prepared: Prepared, sql: str, args: list[Argument]) -> tuple[str, str]:
-    """What is run for a statement, and that it went well is told."""
+    """Return the texts to run for a statement, and record that the preparation succeeded."""
     before, text = prepared.find(sql, args)
     if before:
         prepared.keep(sql, args, text)
     return before, text
 
 
-def test_a_statement_is_prepared_when_it_comes() -> None:
+def test_a_statement_is_prepared_at_its_first_use() -> None:
     prepared = Prepared()
     sql = "SELECT a FROM t WHERE b = ? AND c = ?"
     args: list[Argument] = [1, "x"]
@@ -40,7 +40,7 @@ def test_a_statement_is_prepared_when_it_comes() -> None:
     assert run(prepared, sql, args) == ("", "EXECUTE s1 (%s, %s)")
 
 
-def test_arguments_of_other_types_are_another_statement() -> None:
+def test_arguments_of_other_types_need_another_prepared_statement() -> None:
     prepared = Prepared()
     shapes: list[list[Argument]] = [
         [1],
@@ -66,13 +66,13 @@ def test_arguments_of_other_types_are_another_statement() -> None:
     ]
     for args, expected in zip(shapes, types, strict=True):
         before, _ = run(prepared, "DELETE FROM t WHERE a = ?", args)
-        if args == [[]]:  # as a list of text, which is prepared already
+        if args == [[]]:  # treated as a list of text, which is already prepared
             assert before == ""
         else:
             assert f"({expected}) AS DELETE FROM t WHERE a = $1" in before
 
 
-def test_what_was_not_used_for_longest_is_given_up() -> None:
+def test_the_least_recently_used_statement_is_deallocated() -> None:
     prepared = Prepared(most=2)
     for sql in ("SELECT 1", "SELECT 2", "SELECT 1"):
         run(prepared, sql, [])
@@ -81,30 +81,28 @@ def test_what_was_not_used_for_longest_is_given_up() -> None:
     before, _ = prepared.find("SELECT 4", [])
     assert before == "PREPARE s4 AS SELECT 4; DEALLOCATE s2"
     before, _ = run(prepared, "SELECT 4", [])
-    assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", (
-        "where the first of these failed, nothing was given up"
-    )
+    assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", "a failed PREPARE deallocates nothing"
     assert run(prepared, "SELECT 3", []) == ("", "EXECUTE s3")
     assert run(prepared, "SELECT 2", [])[0] == "PREPARE s6 AS SELECT 2; DEALLOCATE s1"
 
 
-def test_other_statements_are_left_alone() -> None:
+def test_statements_that_cannot_be_prepared_run_unchanged() -> None:
     prepared = Prepared()
     for _ in range(3):
         assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
 
 
-def test_what_is_to_be_planned_for_its_arguments_is_not_prepared() -> None:
+def test_statements_that_need_a_custom_plan_are_not_prepared() -> None:
     prepared = Prepared()
-    looked_for = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
+    custom = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
     few = "DELETE FROM t WHERE a IN\n (SELECT a FROM t WHERE b < ? ORDER BY b LIMIT ?) RETURNING a"
     for _ in range(2):
-        assert run(prepared, looked_for, [1]) == ("", looked_for.replace("?", " %s"))
+        assert run(prepared, custom, [1]) == ("", custom.replace("?", " %s"))
         assert run(prepared, few, [1, 2]) == ("", few.replace("?", " %s"))
     assert run(prepared, "DELETE FROM t WHERE a = ?", [1])[0].startswith("PREPARE")
 
 
-def test_text_and_numbers_of_a_kind_of_their_own() -> None:
+def test_subclasses_of_str_and_int_have_the_type_of_their_base() -> None:
     class Address(str):
         __slots__ = ()
 
@@ -114,7 +112,7 @@ def test_text_and_numbers_of_a_kind_of_their_own() -> None:
     assert run(prepared, "SELECT ?, ?, ?", ["y", 2, ["y"]]) == ("", "EXECUTE s1 (%s, %s, %s)")
 
 
-async def test_the_same_comes_back_each_time(database: Database) -> None:
+async def test_results_are_the_same_before_and_after_preparation(database: Database) -> None:
     await make_table(database)
     rows: list[tuple[SQLValue, ...]] = [
         (1, "a%s", b"\0\xff"),
@@ -123,13 +121,17 @@ async def test_the_same_comes_back_each_time(database: Database) -> None:
     ]
 
     def add_one_by_one(txn: WriteTransaction) -> int:
-        sql = "INSERT INTO things (id, text, raw) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
+        sql = (
+            "INSERT INTO things (id, text, raw) VALUES (?, ?, ?) ON CONFLICT (id)"
+            " DO UPDATE SET text = excluded.text"
+        )
         return sum(txn.execute(sql, row) for row in rows)
 
     def look(txn: Transaction) -> list[Any]:
         return [
             txn.query(
-                "SELECT id, text, raw FROM things WHERE text = ? OR text LIKE '''%' ORDER BY text DESC",
+                "SELECT id, text, raw FROM things WHERE text = ? OR text LIKE '''%'"
+                " ORDER BY text DESC",
                 (rows[0][1],),
             ),
             txn.query_in("SELECT id FROM things WHERE id IN {keys} ORDER BY id", [1, 2, 3]),
@@ -160,9 +162,12 @@ async def test_the_same_comes_back_each_time(database: Database) -> None:
     ]
 
 
-async def test_rows_that_are_updated_one_by_one(database: Database) -> None:
+async def test_upserts_of_many_rows_apply_in_order(database: Database) -> None:
     await make_table(database)
-    sql = "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
+    sql = (
+        "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id)"
+        " DO UPDATE SET text = excluded.text"
+    )
     rows: list[tuple[SQLValue, ...]] = [
         (at % 700, f"{at}" if at % 3 else None) for at in range(1500)
     ]
@@ -172,7 +177,7 @@ async def test_rows_that_are_updated_one_by_one(database: Database) -> None:
     assert dict(found) == last
 
 
-async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database: Database) -> None:
+async def test_a_prepared_statement_survives_a_rollback(postgres_database: Database) -> None:
     await make_table(postgres_database)
 
     def fail(txn: WriteTransaction) -> None:
@@ -197,7 +202,9 @@ async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database
     assert await postgres_database.read("look", look) == 1
 
 
-async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -> None:
+async def test_discarded_prepared_statements_are_prepared_again(
+    postgres_database: Database,
+) -> None:
     await make_table(postgres_database)
     find, add = "SELECT id FROM things WHERE id = ?", "INSERT INTO things (id) VALUES (?)"
 
@@ -217,7 +224,7 @@ async def test_what_was_prepared_may_be_discarded(postgres_database: Database) -
             discard(reader)
 
 
-async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(
+async def test_a_changed_table_under_a_prepared_statement_needs_a_new_connection(
     postgresql: PostgresConfig,
 ) -> None:
     engine = make_engine(postgresql)
@@ -254,8 +261,10 @@ ODD = [
 ]
 
 
-async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database) -> None:
-    """A list of text or of numbers is one literal."""
+async def test_lists_with_special_characters_are_passed_unchanged(
+    postgres_database: Database,
+) -> None:
+    """A list of text or numbers is one literal."""
     rows = [(text, number * (2**59 - 1)) for number, text in enumerate(ODD, -7)]
     for _ in range(2):
         found = await postgres_database.read(
@@ -278,10 +287,10 @@ async def test_lists_come_whole_whatever_is_in_them(postgres_database: Database)
 
 
 @pytest.mark.parametrize("manner", ["", FOR_ITS_ARGUMENTS])
-async def test_numbers_are_what_they_are_behind_a_change_that_waits(
+async def test_negative_numbers_behind_a_deferred_statement_are_passed_unchanged(
     database: Database, manner: str
 ) -> None:
-    """A minus before one that has its own begins no comment."""
+    """A minus before a negative number must not begin a comment."""
 
     def ask(txn: WriteTransaction) -> object:
         txn.execute_later("UPDATE jobs SET progress = ? WHERE name = ?", ("here", "nobody"))

@@ -1,4 +1,4 @@
-"""What changed in profiles, removed fields too."""
+"""Changes of profiles, including removed fields."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -7,7 +7,7 @@ from storage.profiles.profiles import REMOVALS_KEPT, ProfileStore
 ALICE = "@alice:example.org"
 
 
-async def test_changes_by_position(database: Database) -> None:
+async def test_changes_are_returned_by_position(database: Database) -> None:
     store = ProfileStore(database)
     first = await database.write("t", store.set_field, ALICE, "m.tz", b'"UTC"', propagate=False)
     second = await database.write("t", store.set_field, ALICE, "m.x", b"1", propagate=False)
@@ -32,7 +32,7 @@ async def test_removals_are_bounded(database: Database) -> None:
     assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, REMOVALS_KEPT + 5)}
 
 
-async def test_what_is_not_shown_is_seen_by_its_owner(database: Database) -> None:
+async def test_only_the_owner_sees_shadow_fields(database: Database) -> None:
     store = ProfileStore(database)
 
     def shown(txn: WriteTransaction) -> None:

@@ -1,4 +1,4 @@
-"""What a purge takes and what it leaves, on both databases."""
+"""Effects of a purge, on both databases."""
 
 from collections.abc import Collection
 from typing import cast
@@ -33,7 +33,7 @@ SHOWN = EventFlag.TIMELINE
 def add_event(
     txn: WriteTransaction, nid: int, *, room: int = 1, state: str | None = None, flags: int = SHOWN
 ) -> None:
-    """An event with its number as its depth, position and time."""
+    """An event whose depth, position and time are its number."""
     txn.execute(
         "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags, event_id, type, state_key, sender,"
         " pdu, thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, 'm.room.message', ?, ?, ?, '$1')",
@@ -67,7 +67,7 @@ def add_room(txn: WriteTransaction, nid: int = 1) -> None:
 
 
 def fill(txn: WriteTransaction) -> None:
-    """Ten events, the even ones state; two rooms."""
+    """Ten events, the even ones are state; two rooms."""
     add_room(txn)
     add_room(txn, 2)
     for nid in range(1, 11):
@@ -93,7 +93,7 @@ def rows_of(txn: Transaction, sql: str) -> list[tuple[object, ...]]:
     return [tuple(row) for row in txn.query(sql)]
 
 
-async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database) -> None:
+async def test_a_purge_removes_content_and_derived_data(database: Database) -> None:
     heard: list[Change] = []
     database.streams.subscribe(heard.extend, Topic.PURGED)
     store = PurgingStore(database)
@@ -107,7 +107,7 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     ]
     assert [each.event_nid for each in await store.get_older(1, 6, (3, 3), 10)] == [5]
 
-    # state, another room's, and what is not there are left alone
+    # state, events of another room, and missing ones are left alone
     asked = pruned(1, 2, 3, 11, 99)
     assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 2
     assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 0
@@ -129,7 +129,7 @@ async def test_a_purge_takes_content_and_what_was_made_of_it(database: Database)
     assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
 
 
-async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
+async def test_the_thread_of_a_purged_event_stays_known(database: Database) -> None:
     def fill_thread(txn: WriteTransaction) -> None:
         add_room(txn)
         add_room(txn, 2)
@@ -138,7 +138,7 @@ async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
         txn.execute("UPDATE events SET thread_root = NULL")
         txn.execute("UPDATE events SET thread_root = '$noted' WHERE event_nid = 6")
         txn.execute("INSERT INTO redactions (redacts, event_nid) VALUES ('$3', 5)")
-        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to what is
+        # 2 in the thread, 3 an edit of it, 4 a reaction to that, 5 redacts 3; 8 relates to an event
         # of another room
         said = [
             ("m.thread", "$1", 2),
@@ -183,7 +183,7 @@ async def test_in_which_thread_it_stood_stays_known(database: Database) -> None:
     }
 
 
-async def test_pages_and_times_go_on_without_what_was_purged(database: Database) -> None:
+async def test_pages_and_timestamps_skip_purged_events(database: Database) -> None:
     store, timelines = PurgingStore(database), TimelineStore(database)
     await database.write("fill", fill)
     await database.write("purge", store.purge, 1, pruned(1, 5, 7), Cause.PURGE, NOW)
@@ -204,7 +204,7 @@ async def test_pages_and_times_go_on_without_what_was_purged(database: Database)
     ]
 
 
-async def test_files_lose_their_references_and_the_record_says_why(database: Database) -> None:
+async def test_files_lose_their_references_with_the_cause(database: Database) -> None:
     store = PurgingStore(database)
     await database.write("fill", fill)
     sql = (
@@ -229,7 +229,7 @@ async def test_files_lose_their_references_and_the_record_says_why(database: Dat
     assert await store.remove_days(1001 * DAY, 10) == 2
 
 
-async def test_other_nodes_hear_in_which_rooms(database: Database) -> None:
+async def test_other_nodes_are_notified_of_the_rooms(database: Database) -> None:
     store, events = PurgingStore(database), EventStore(database)
     await database.write("fill", fill)
     before = database.streams.current()
@@ -238,7 +238,7 @@ async def test_other_nodes_hear_in_which_rooms(database: Database) -> None:
     assert (await events.get_lost_since(0, database.streams.current())).changed_rooms == frozenset()
 
 
-async def test_what_rooms_say_is_heard_in_order(database: Database) -> None:
+async def test_retention_periods_are_announced_in_order(database: Database) -> None:
     store = RoomLifetimeStore(database)
     await database.write("fill", fill)
     await database.write("set", set_lifetime, 1, 5)
@@ -269,7 +269,7 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     await store.add(_purge("third", 2))
     assert await store.get_active() == first
     await database.write("move", move_purge, first, (5, 6), 2)
-    await database.write("move", move_purge, first, (5, 4), 1)  # a node that is behind
+    await database.write("move", move_purge, first, (5, 4), 1)  # from a node that is behind
     moved = await store.get("first")
     assert moved is not None
     assert (moved.after, moved.messages, moved.finished_ts) == ((5, 6), 3, None)
@@ -301,7 +301,7 @@ async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(
     assert await store.get_extent(1, types) == Extent(11, 1)
 
 
-async def test_what_belongs_to_the_message_that_stays(database: Database) -> None:
+async def test_events_that_belong_to_the_kept_message_stay(database: Database) -> None:
     store = HistoryPurgeStore(database)
 
     def fill_thread(txn: WriteTransaction) -> None:
@@ -334,12 +334,12 @@ async def test_what_belongs_to_the_message_that_stays(database: Database) -> Non
     assert await store.get_kept(99, range(1, 10)) == frozenset()
 
 
-async def test_what_redactions_took_the_content_of(database: Database) -> None:
+async def test_redacted_messages_are_found_by_their_redactions(database: Database) -> None:
     store = HistoryPurgeStore(database)
 
     def fill_redactions(txn: WriteTransaction) -> None:
         fill(txn)
-        # 7 redacted 3, and 9 came too late to; 5 redacted a name; 11 is of another room
+        # 7 redacted 3, and 9 arrived too late; 5 redacted a state event; 11 is in another room
         redactions = [("$3", 7), ("$3", 9), ("$2", 5), ("$11", 1)]
         txn.execute_many("INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)", redactions)
         txn.execute_many(
@@ -356,7 +356,7 @@ async def test_what_redactions_took_the_content_of(database: Database) -> None:
     assert await store.get_redacted(1, range(1, 10)) == {5: None}
 
 
-async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
+async def test_rooms_that_nobody_remembers_are_purged(database: Database) -> None:
     store = HistoryPurgeStore(database)
     await database.write("fill", fill)
     forget = "UPDATE memberships SET forgotten = ?, membership = 'leave' WHERE room_nid = 1"
@@ -365,7 +365,7 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert (await store.note_forgotten(1, 10, NOW)).count == 1
     assert not await store.begin_forgotten(NOW - 1, NOW, "early")
     await database.write("remember", lambda txn: txn.execute(forget, (0,)))
-    assert await store.begin_forgotten(NOW, NOW, "none")  # it was looked at
+    assert await store.begin_forgotten(NOW, NOW, "none")  # the room was checked
     assert await store.get_active() is None
     await database.write("forget", lambda txn: txn.execute(forget, (1,)))
     await store.note_forgotten(0, 10, NOW)
@@ -381,7 +381,9 @@ async def test_the_rooms_that_nobody_remembers(database: Database) -> None:
     assert not await store.begin_forgotten(NOW, NOW, "again")
 
 
-async def test_the_log_is_emptied_unless_somebody_reads(sqlite_database: Database) -> None:
+async def test_the_write_ahead_log_is_truncated_unless_it_is_read(
+    sqlite_database: Database,
+) -> None:
     engine = sqlite_database.engine
     assert isinstance(engine, SQLiteEngine)
     log = engine.path.with_name(f"{engine.path.name}-wal")
@@ -399,7 +401,7 @@ async def test_the_log_is_emptied_unless_somebody_reads(sqlite_database: Databas
 
 
 @pytest.mark.parametrize("flags", [EventFlag.OUTLIER, EventFlag.REJECTED, EventFlag.SOFT_FAILED])
-async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: int) -> None:
+async def test_hidden_messages_are_purged_too(database: Database, flags: int) -> None:
     store = PurgingStore(database)
     await database.write("room", add_room)
     await database.write("event", add_event, 1, flags=flags)
@@ -410,13 +412,13 @@ async def test_what_nobody_was_shown_is_purged_too(database: Database, flags: in
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
 
 
-async def test_what_is_purged_is_found_by_its_number_however_large_the_room(
+async def test_messages_to_purge_are_read_by_number_in_rooms_of_any_size(
     database: Database,
 ) -> None:
     plans: list[str] = []
 
     class Explained:
-        """A transaction that tells how it would look, and finds nothing."""
+        """A transaction that records its query plan, and returns no rows."""
 
         def __init__(self, txn: WriteTransaction) -> None:
             self.txn = txn

@@ -1,5 +1,4 @@
-"""Counts and lists of what events are to users, on both databases, against the same done by
-hand."""
+"""Counts and lists of push actions, on both databases, compared with a plain computation."""
 
 from dataclasses import dataclass
 from random import Random
@@ -85,7 +84,7 @@ def outcome_of(each: Stored, attention: AttentionHistory) -> int:
     return flags_outcome(each.flags, attention.at(f"!{each.room_nid}", each.position))
 
 
-async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> None:
+async def test_counts_and_lists_match_a_plain_computation(database: Database) -> None:
     random = Random(7)
     store = PushOutcomeStore(database)
     events = some_events(random, 120)
@@ -175,10 +174,10 @@ async def test_any_number_of_threads_can_be_read_further_than_the_room(database:
     assert sum(each.notifications for each in counts[1]) == 2999 + 2
 
 
-async def test_the_oldest_of_too_many_threads_are_read(
+async def test_the_oldest_of_too_many_threads_count_as_read(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of those that are read further than the room; the main timeline is not among them."""
+    """Among the threads read further than the room; the main timeline is not one of them."""
     monkeypatch.setattr(event_push_actions, "_MOST_THREADS", 3)
     events = [
         Stored(1, position, BOB, NEWS, f"${position}", False, None) for position in range(2, 9)
@@ -192,20 +191,20 @@ async def test_the_oldest_of_too_many_threads_are_read(
     assert {each.thread: each.notifications for each in counts[1]} == {"$5": 1, "$8": 1, MAIN: 1}
 
 
-async def test_attention_is_what_held_at_a_position(database: Database) -> None:
+async def test_the_level_at_a_position_is_the_one_set_before(database: Database) -> None:
     store = PushAttentionStore(database)
 
-    async def hold(position: int, **wanted: int) -> AttentionHistory:
+    async def set_levels(position: int, **wanted: int) -> AttentionHistory:
         named = {
             "" if room == "elsewhere" else room: attention for room, attention in wanted.items()
         }
         await database.write("t", store.set_attention, ALICE, position, named)
         return (await store.get_rules([ALICE])).get(ALICE, (None, AttentionHistory()))[1]
 
-    assert not (await hold(5, elsewhere=0)).changes, "nothing else than what holds for everybody"
-    assert (await hold(10, elsewhere=0, muted=2)).changes == {"muted": ((10, 2),)}
-    await hold(20, elsewhere=1, muted=2)
-    history = await hold(30, elsewhere=1)
+    assert not (await set_levels(5, elsewhere=0)).changes, "it is the default"
+    assert (await set_levels(10, elsewhere=0, muted=2)).changes == {"muted": ((10, 2),)}
+    await set_levels(20, elsewhere=1, muted=2)
+    history = await set_levels(30, elsewhere=1)
     assert [history.at("muted", position) for position in (10, 11, 30, 31)] == [0, 2, 2, 1]
     assert [history.at("other", position) for position in (20, 21)] == [0, 1]
     assert (history.now("muted"), history.now("other")) == (1, 1)
@@ -219,7 +218,7 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
     assert await store.get_rules([ALICE]) == {}
 
 
-async def test_rules_come_with_what_they_made_of_messages(database: Database) -> None:
+async def test_rules_come_with_their_history(database: Database) -> None:
     store, account_data = PushAttentionStore(database), AccountDataStore(database)
     for user_id, type_ in ((ALICE, "m.push_rules"), (ALICE, "m.direct"), (BOB, "m.push_rules")):
         await database.write(
@@ -239,7 +238,7 @@ async def test_rules_come_with_what_they_made_of_messages(database: Database) ->
     assert await store.get_rules([BOB]) == {BOB: rules[BOB]}
 
 
-async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_time(
+async def test_the_history_of_rooms_that_are_no_longer_muted_is_bounded(
     database: Database,
 ) -> None:
     store = PushAttentionStore(database)

@@ -1,5 +1,5 @@
-"""The stream in stretches, for who pushes: each is bounded in all that it may hold, and together
-they leave out nothing."""
+"""The stream in batches for the push sender: each kind of row is bounded per batch, and together
+they are complete."""
 
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
@@ -10,7 +10,7 @@ LIMIT = 3
 MANY = 10
 
 
-async def stretches(database: Database) -> list[Stretch]:
+async def read_batches(database: Database) -> list[Stretch]:
     stream, found, done = PushStream(database), list[Stretch](), 0
     while done < database.streams.current():
         found.append(await stream.get_stretch(done, database.streams.current(), LIMIT))
@@ -19,7 +19,7 @@ async def stretches(database: Database) -> list[Stretch]:
     return found
 
 
-async def test_who_hides_others_is_told_a_few_at_a_time(database: Database) -> None:
+async def test_changed_filters_come_a_few_at_a_time(database: Database) -> None:
     users = [f"@{number}:example.org" for number in range(MANY)]
     data = AccountDataStore(database)
 
@@ -28,12 +28,12 @@ async def test_who_hides_others_is_told_a_few_at_a_time(database: Database) -> N
             data.set_entry(txn, user_id, None, HIDING[number % len(HIDING)], b"{}")
 
     await database.write("put", write)
-    found = await stretches(database)
+    found = await read_batches(database)
     assert max(len(each.hiding) for each in found) == LIMIT
     assert [user_id for each in found for user_id in each.hiding] == users
 
 
-async def test_rooms_that_lost_messages_are_told_a_few_at_a_time(database: Database) -> None:
+async def test_rooms_with_removals_come_a_few_at_a_time(database: Database) -> None:
     def write(txn: WriteTransaction) -> None:
         for room_nid in range(1, MANY + 1):
             txn.execute(
@@ -47,7 +47,7 @@ async def test_rooms_that_lost_messages_are_told_a_few_at_a_time(database: Datab
             )
 
     await database.write("put", write)
-    found = await stretches(database)
+    found = await read_batches(database)
     assert max(len(each.taken_from) for each in found) <= 2 * LIMIT
     assert sorted(room_nid for each in found for room_nid in each.taken_from) == list(
         range(1, 2 * MANY + 1)

@@ -8,7 +8,7 @@ from storage.push.pushers import PusherStore
 from tests.helpers.plans import note_plans
 
 
-async def test_who_is_due_is_found_without_a_look_at_all_accounts(
+async def test_due_pushers_are_found_without_scanning_accounts(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"@{number}:example.org" for number in range(2000)]

@@ -1,4 +1,4 @@
-"""Receipts move forwards, and a user has so many of them in a room."""
+"""Receipts move forwards, and their number per user and room is limited."""
 
 from random import Random
 
@@ -12,11 +12,11 @@ from storage.rooms.receipts import UNTHREADED, NewReceipt, ReceiptStore, threads
 ALICE, ROOM = "@alice:example.org", "!room:example.org"
 
 
-async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) -> None:
+async def test_a_receipt_with_a_position_is_not_replaced_by_one_without(database: Database) -> None:
     store = ReceiptStore(database)
 
     async def read(event_id: str, position: int | None) -> bool:
-        """Whether it is told to anybody."""
+        """Whether the receipt moves."""
         before = database.streams.current()
         await store.set_receipts(
             [NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, position, 0)]
@@ -37,7 +37,7 @@ async def test_what_is_known_is_not_replaced_by_what_is_not(database: Database) 
     assert (row.event_id, row.event_position) == ("$6", 6)
 
 
-async def test_in_the_past_they_move_forwards_too(database: Database) -> None:
+async def test_receipts_of_backfilled_events_move_forwards_too(database: Database) -> None:
     store = ReceiptStore(database)
 
     def write(txn: WriteTransaction) -> None:
@@ -55,7 +55,7 @@ async def test_in_the_past_they_move_forwards_too(database: Database) -> None:
     await database.write("write", write)
 
     async def read(event_id: str, ts: int) -> str:
-        """Where the receipt stands then."""
+        """Return the event of the receipt afterwards."""
         await store.set_receipts(
             [NewReceipt(1, ROOM, ALICE, "m.read", UNTHREADED, event_id, None, ts)]
         )
@@ -65,14 +65,14 @@ async def test_in_the_past_they_move_forwards_too(database: Database) -> None:
     assert [
         await read(*each) for each in (("$3", 9), ("$5", 8), ("$3", 10), ("$5b", 1), ("$5", 20))
     ] == [*("$3", "$5", "$5", "$5b", "$5b")]
-    # what nobody can compare: as they were read, in whatever order they come
+    # incomparable events: by the receipts' timestamps, in any order of arrival
     assert [
         await read(*each)
         for each in (("$unknown", 0), ("$unknown", 2), ("$elsewhere", 1), ("$elsewhere", 3))
     ] == [*("$5b", "$unknown", "$unknown", "$elsewhere")]
 
 
-async def test_receipts_of_threads_have_an_end(
+async def test_the_number_of_thread_receipts_is_limited(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receipts, "MOST_THREADS", 3)
@@ -100,10 +100,10 @@ async def test_receipts_of_threads_have_an_end(
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_what_was_read_of_threads_stays_read_when_their_receipts_go(
+async def test_threads_stay_read_after_their_receipts_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """In whatever order they are read; and it never goes back."""
+    """For any order of reading; and the position never moves back."""
     monkeypatch.setattr(receipts, "MOST_THREADS", 4)
     store, random = ReceiptStore(database), Random(seed)
     said: dict[str, int] = {}
@@ -125,7 +125,7 @@ async def test_what_was_read_of_threads_stays_read_when_their_receipts_go(
 
 
 @pytest.mark.parametrize("rooms", [[1], [1, 2, 3]])
-async def test_what_changed_and_what_is_ones_own_is_one_question(
+async def test_changed_and_own_receipts_are_read_in_one_query(
     database: Database, rooms: list[int]
 ) -> None:
     store = ReceiptStore(database)

@@ -1,4 +1,4 @@
-"""What was purged since nobody remembered its room gets its content back, on both databases."""
+"""Restoring messages that were purged because nobody remembered their room, on both databases."""
 
 from collections.abc import Sequence
 
@@ -37,12 +37,12 @@ async def restore(database: Database, *regained: Regained) -> int:
 
 
 async def states(database: Database, *nids: int) -> Sequence[tuple[int, int | None, bool]]:
-    """Flags, the redaction, and whether there is content."""
+    """Return flags, the redaction, and whether there is content."""
     events = await EventStore(database).get_events(nids)
     return [(events[nid].flags, events[nid].redacted_by, b"url" in events[nid].pdu) for nid in nids]
 
 
-async def test_content_comes_back_with_what_is_made_of_it(database: Database) -> None:
+async def test_content_is_restored_with_derived_data(database: Database) -> None:
     heard: list[Change] = []
     await database.write("fill", fill)
     sql = (
@@ -75,10 +75,10 @@ async def test_content_comes_back_with_what_is_made_of_it(database: Database) ->
     assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, (
         "other nodes hear of it"
     )
-    assert await restore(database, Regained(3, WHOLE, None, related)) == 0, "it is there"
+    assert await restore(database, Regained(3, WHOLE, None, related)) == 0, "it is restored already"
 
 
-async def test_only_what_was_forgotten_comes_back(database: Database) -> None:
+async def test_only_messages_of_forgotten_rooms_are_restored(database: Database) -> None:
     await database.write("fill", fill)
     await forget(database, 1, cause=Cause.RETENTION)
     await forget(database, 3, cause=Cause.PURGE)
@@ -91,7 +91,7 @@ async def test_only_what_was_forgotten_comes_back(database: Database) -> None:
     assert await restore(database, Regained(5, WHOLE, None, None)) == 1
 
 
-async def test_what_is_redacted_stays_without_content(database: Database) -> None:
+async def test_redacted_messages_stay_without_content(database: Database) -> None:
     def redact(txn: WriteTransaction) -> None:
         fill(txn)
         txn.execute("UPDATE events SET redacted_by = 9 WHERE event_nid = 1")
@@ -100,7 +100,8 @@ async def test_what_is_redacted_stays_without_content(database: Database) -> Non
 
     await database.write("fill", redact)
     await forget(database, 1, 3, 5)
-    # before the purge; after it; and 7 has come while it was asked whether 5 is redacted
+    # one redacted before the purge, one after it; 7 has arrived while the redaction of 5 was
+    # checked
     known = frozenset({9})
     given = (
         Regained(1, None, None, None),
@@ -118,7 +119,7 @@ async def test_what_is_redacted_stays_without_content(database: Database) -> Non
     )
 
 
-async def test_what_may_be_had_from_others(database: Database) -> None:
+async def test_gaps_name_purged_messages_until_fetching_stops(database: Database) -> None:
     timelines, store = TimelineStore(database), RegainingStore(database)
     await database.write("fill", fill)
     await forget(database, 1, 3, 5)
@@ -147,7 +148,7 @@ async def test_what_may_be_had_from_others(database: Database) -> None:
     ]
 
 
-async def test_rooms_that_were_never_forgotten_cost_a_look_into_an_empty_index(
+async def test_rooms_that_were_never_forgotten_cost_one_lookup_in_an_empty_index(
     database: Database,
 ) -> None:
     await database.write("fill", fill)

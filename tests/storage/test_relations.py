@@ -1,4 +1,4 @@
-"""Pages of an event's children: what they are, and that they cost no more in a room with many other
+"""Pages of an event's children: their contents, and their cost in a room with many other
 threads."""
 
 import pytest
@@ -28,7 +28,7 @@ def child(nid: int, target: str, rel_type: str, type_: str = "m.room.message") -
 async def test_children_are_found_by_their_parent(
     database: Database, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
 ) -> None:
-    """And not among all that was said in the threads of the room, once for each child."""
+    """The query does not search all thread events of the room once per child."""
     rows = [child(nid, f"$0{nid % 50 or ''}", "m.thread") for nid in range(1, 2001)]
     await database.write("add", add_relations, rows)
     await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
@@ -42,7 +42,7 @@ async def test_children_are_found_by_their_parent(
     assert not [plan for plan in plans if "relations_by_thread" in plan]
 
 
-async def test_pages_forwards_and_backwards(database: Database) -> None:
+async def test_pages_are_read_forwards_and_backwards(database: Database) -> None:
     rows = [
         child(1, "$0", "m.thread"),
         child(2, "$0", "m.annotation", "m.reaction"),
@@ -77,7 +77,7 @@ async def test_pages_forwards_and_backwards(database: Database) -> None:
     ] == []
 
 
-async def test_how_far_children_of_children_are_not_too_many(database: Database) -> None:
+async def test_the_depth_of_descendants_is_limited_by_their_number(database: Database) -> None:
     rows = [child(1, "$0", "m.thread"), child(2, "$0", "m.reference")]
     rows += [child(nid, "$1", "m.replace") for nid in range(10, 15)]
     rows += [child(nid, "$10", "m.annotation") for nid in range(20, 30)]
@@ -91,4 +91,4 @@ async def test_how_far_children_of_children_are_not_too_many(database: Database)
     assert [await levels(most, deep) for most in (1, 2, 6, 7, 16, 17)] == [1, 1, 1, 2, 2, 3]
     assert await levels(17, Wanted(levels=2)) == 2
     assert await levels(1, Wanted("m.thread", levels=3)) == 3
-    assert await store.find_levels(2, "$0", deep, 0) == 3, "nothing of another room"
+    assert await store.find_levels(2, "$0", deep, 0) == 3, "children in another room do not count"

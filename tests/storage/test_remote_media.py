@@ -1,4 +1,4 @@
-"""Rows of copies of other servers' files, on both databases."""
+"""Rows of copies of remote files, on both databases."""
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
 ROW = RemoteMediaRow("north.example", "abc", CONTENT, NOW, NOW, True)
 
 
-async def test_a_copy_comes_back_and_stays_as_it_is(database: Database) -> None:
+async def test_a_copy_is_read_back_and_never_replaced(database: Database) -> None:
     store = RemoteMediaStore(database)
     assert await database.write("add", store.add_copy, ROW)
     assert not await database.write(
@@ -28,7 +28,7 @@ async def test_a_copy_comes_back_and_stays_as_it_is(database: Database) -> None:
     }
 
 
-async def test_of_which_servers_there_are_the_most_copies(database: Database) -> None:
+async def test_servers_with_the_largest_copies_come_first(database: Database) -> None:
     store, usage = RemoteMediaStore(database), MediaUsageStore(database, "example.org")
     assert (await usage.get_of_server(10, 10)).servers == []
     for origin, media_id, size in (
@@ -44,7 +44,7 @@ async def test_of_which_servers_there_are_the_most_copies(database: Database) ->
     assert await usage.get_of_room("!x:example.org") is None
 
 
-async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> None:
+async def test_files_that_were_read_meanwhile_stay(database: Database) -> None:
     store = RemoteMediaStore(database)
     rows = [
         replace(ROW, media_id=name, content=replace(CONTENT, hash=name.encode() * 32))
@@ -78,7 +78,7 @@ async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> Non
     assert left == [False, False, True, True]
 
 
-async def test_what_is_old_is_found_though_it_is_read(database: Database) -> None:
+async def test_old_files_are_found_even_if_they_are_read(database: Database) -> None:
     store, media = RemoteMediaStore(database), MediaStore(database)
     for number, name in enumerate("abcd"):
         row = replace(ROW, media_id=name, created_ts=NOW + number, last_access_ts=NOW + 10 - number)
@@ -100,7 +100,7 @@ async def test_what_is_old_is_found_though_it_is_read(database: Database) -> Non
         assert [each.address.media_id for each in await removal.get_old(NOW + 1, 10, own=own)] == [
             "a"
         ]
-    # a picture of a preview goes with the preview
+    # a picture of a URL preview is deleted with the preview
     assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=False)] == [
         "a",
         "b",
@@ -118,7 +118,7 @@ async def test_what_is_old_is_found_though_it_is_read(database: Database) -> Non
     )
 
 
-async def test_a_copy_that_is_held_back_before_it_comes(database: Database) -> None:
+async def test_a_file_can_be_quarantined_before_its_copy_arrives(database: Database) -> None:
     store, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
     address, unknown = MediaAddress("north.example", "abc"), MediaAddress("north.example", "xyz")
     assert await quarantine.set_held([address], "@root:x") == 0

@@ -1,4 +1,4 @@
-"""The index of texts: both databases find the same, which is what the terms say."""
+"""The text index: both databases give the same results."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +20,7 @@ ME = "@me:a.test"
 
 
 def term(*keys: str, prefix: bool = False) -> Term:
-    """One term whose alternatives are single keys."""
+    """A term whose alternatives are single keys."""
     return Term(tuple((key,) for key in keys), is_prefix=prefix)
 
 
@@ -34,107 +34,113 @@ def text(
     return TextRow(nid, said or nid, room, nid, nid, kind, sender, f" {words} ")
 
 
-class Shelf:
-    """Some texts in the database, with the rooms that they are in."""
+class TextDatabase:
+    """Some texts in the database, and their rooms."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.store = SearchStore(database)
 
-    async def put(self, *rows: TextRow, instead_of: tuple[int, ...] = ()) -> None:
+    async def put(self, *rows: TextRow, replacing: tuple[int, ...] = ()) -> None:
         await self.database.write(
-            "put", self.store.put_texts, {*instead_of, *(row.event_nid for row in rows)}, rows
+            "put", self.store.put_texts, {*replacing, *(row.event_nid for row in rows)}, rows
         )
 
     async def find(self, *terms: Term, limit: int = 100, **more: object) -> list[int]:
-        """The numbers of what is found."""
+        """Return the numbers of the texts that match."""
         rooms = more.pop("rooms", range(1, 10))
         query = TextQuery(ME, terms, rooms, **more)  # type: ignore[arg-type]
         return [hit.event_nid for hit in await self.store.get_hits(query, limit, len)]
 
 
 @pytest.fixture
-def shelf(database: Database) -> Shelf:
-    return Shelf(database)
+def texts_database(database: Database) -> TextDatabase:
+    return TextDatabase(database)
 
 
-async def test_terms(shelf: Shelf) -> None:
-    await shelf.put(
+async def test_terms_match_alternatives_sequences_and_prefixes(
+    texts_database: TextDatabase,
+) -> None:
+    await texts_database.put(
         text(1, "yangi kitob"), text(2, "eski kitoblar"), text(3, "daftar"), text(4, "kitob yangi")
     )
-    assert await shelf.find(term("kitob")) == [4, 1]
-    assert await shelf.find(term("kitob", prefix=True)) == [4, 2, 1]
-    assert await shelf.find(term("kitob"), term("yangi")) == [4, 1]
-    assert await shelf.find(sequence("yangi", "kitob")) == [1]
-    assert await shelf.find(term("daftar", "eski")) == [3, 2]
-    assert await shelf.find(Term((("yangi", "kitob"), ("daftar",)))) == [3, 1]
-    assert await shelf.find(term("itob", prefix=True)) == []
-    assert await shelf.find(term("kitob", prefix=True), limit=2) == [4, 2]
+    assert await texts_database.find(term("kitob")) == [4, 1]
+    assert await texts_database.find(term("kitob", prefix=True)) == [4, 2, 1]
+    assert await texts_database.find(term("kitob"), term("yangi")) == [4, 1]
+    assert await texts_database.find(sequence("yangi", "kitob")) == [1]
+    assert await texts_database.find(term("daftar", "eski")) == [3, 2]
+    assert await texts_database.find(Term((("yangi", "kitob"), ("daftar",)))) == [3, 1]
+    assert await texts_database.find(term("itob", prefix=True)) == []
+    assert await texts_database.find(term("kitob", prefix=True), limit=2) == [4, 2]
 
 
-async def test_keys_are_taken_as_they_are(shelf: Shelf) -> None:
-    await shelf.put(
+async def test_keys_are_not_changed_by_the_database(texts_database: TextDatabase) -> None:
+    await texts_database.put(
         text(1, "東京 京都 都"), text(2, "हिन्दी"), text(3, "and or not near"), text(4, "ß")
     )
-    assert await shelf.find(term("東", prefix=True)) == [1]
-    assert await shelf.find(sequence("東京", "京都")) == [1]
-    assert await shelf.find(term("हिन्दी")) == [2]
-    assert await shelf.find(term("हि")) == []
-    assert await shelf.find(term("or"), term("not"), term("near")) == [3]
-    assert await shelf.find(term("ss")) == []
+    assert await texts_database.find(term("東", prefix=True)) == [1]
+    assert await texts_database.find(sequence("東京", "京都")) == [1]
+    assert await texts_database.find(term("हिन्दी")) == [2]
+    assert await texts_database.find(term("हि")) == []
+    assert await texts_database.find(term("or"), term("not"), term("near")) == [3]
+    assert await texts_database.find(term("ss")) == []
 
 
 @pytest.mark.parametrize("key", ['"', "a b", "'", "\\", "", "\ue0001"])
-async def test_what_is_no_key_is_refused(shelf: Shelf, key: str) -> None:
-    with pytest.raises(ValueError, match="not a key"):
-        await shelf.find(term(key))
+async def test_invalid_keys_are_refused(texts_database: TextDatabase, key: str) -> None:
+    with pytest.raises(ValueError, match="not a valid index key"):
+        await texts_database.find(term(key))
 
 
-async def test_two_spaces_part_what_does_not_follow(shelf: Shelf) -> None:
-    await shelf.put(text(1, "yolka yaxshi  elka yomon"))
-    assert await shelf.find(sequence("elka", "yomon")) == [1]
-    assert await shelf.find(sequence("yaxshi", "elka")) == []
-    assert await shelf.find(term("yaxshi"), term("elka")) == [1]
+async def test_two_spaces_separate_keys_that_do_not_follow_each_other(
+    texts_database: TextDatabase,
+) -> None:
+    await texts_database.put(text(1, "yolka yaxshi  elka yomon"))
+    assert await texts_database.find(sequence("elka", "yomon")) == [1]
+    assert await texts_database.find(sequence("yaxshi", "elka")) == []
+    assert await texts_database.find(term("yaxshi"), term("elka")) == [1]
 
 
-async def test_what_is_wanted(shelf: Shelf) -> None:
-    await shelf.put(
+async def test_a_query_filters_by_room_kind_and_sender(texts_database: TextDatabase) -> None:
+    await texts_database.put(
         text(1, "kitob", 1),
         text(2, "kitob", 2, kind=1),
         text(3, "kitob", 3, sender="@b:a.test"),
         text(4, "kitob", 12),
     )
     kitob = term("kitob")
-    assert await shelf.find(kitob) == [3, 2, 1]
-    assert await shelf.find(kitob, rooms={1, 12}) == [4, 1]
-    assert await shelf.find(kitob, rooms=set(range(2, 3 + MOST_ROOM_KEYS))) == [4, 3, 2]
-    assert await shelf.find(kitob, rooms=set()) == []
-    assert await shelf.find(kitob, not_rooms=(2,)) == [3, 1]
-    assert await shelf.find(kitob, kinds={1}) == [2]
-    assert await shelf.find(kitob, kinds={0, 2}) == [3, 1]
-    assert await shelf.find(kitob, senders={"@b:a.test"}) == [3]
-    assert await shelf.find(kitob, senders=()) == []
-    assert await shelf.find(kitob, not_senders=("@b:a.test",)) == [2, 1]
-    assert await shelf.find(kitob, upto=2) == [2, 1]
-    assert await shelf.find() == []
+    assert await texts_database.find(kitob) == [3, 2, 1]
+    assert await texts_database.find(kitob, rooms={1, 12}) == [4, 1]
+    assert await texts_database.find(kitob, rooms=set(range(2, 3 + MOST_ROOM_KEYS))) == [4, 3, 2]
+    assert await texts_database.find(kitob, rooms=set()) == []
+    assert await texts_database.find(kitob, not_rooms=(2,)) == [3, 1]
+    assert await texts_database.find(kitob, kinds={1}) == [2]
+    assert await texts_database.find(kitob, kinds={0, 2}) == [3, 1]
+    assert await texts_database.find(kitob, senders={"@b:a.test"}) == [3]
+    assert await texts_database.find(kitob, senders=()) == []
+    assert await texts_database.find(kitob, not_senders=("@b:a.test",)) == [2, 1]
+    assert await texts_database.find(kitob, upto=2) == [2, 1]
+    assert await texts_database.find() == []
 
 
-async def test_texts_change_and_go(shelf: Shelf) -> None:
-    await shelf.put(text(1, "yangi kitob"), text(2, "kitob"))
-    await shelf.put(text(1, "daftar", said=7))
-    assert await shelf.find(term("kitob")) == [2]
-    assert await shelf.find(term("daftar")) == [1]
-    await shelf.put(instead_of=(2, 99))
-    assert await shelf.find(term("kitob")) == []
-    await shelf.put(text(1, "daftar"), text(1_000_000, "daftar"))
-    assert await shelf.find(term("daftar")) == [1_000_000, 1]
-    await shelf.database.write("clear", shelf.store.clear)
-    assert await shelf.find(term("daftar")) == []
-    await shelf.put(text(1, "daftar"))
-    assert await shelf.find(term("daftar")) == [1]
+async def test_texts_can_be_replaced_and_removed(texts_database: TextDatabase) -> None:
+    await texts_database.put(text(1, "yangi kitob"), text(2, "kitob"))
+    await texts_database.put(text(1, "daftar", said=7))
+    assert await texts_database.find(term("kitob")) == [2]
+    assert await texts_database.find(term("daftar")) == [1]
+    await texts_database.put(replacing=(2, 99))
+    assert await texts_database.find(term("kitob")) == []
+    await texts_database.put(text(1, "daftar"), text(1_000_000, "daftar"))
+    assert await texts_database.find(term("daftar")) == [1_000_000, 1]
+    await texts_database.database.write("clear", texts_database.store.clear)
+    assert await texts_database.find(term("daftar")) == []
+    await texts_database.put(text(1, "daftar"))
+    assert await texts_database.find(term("daftar")) == [1]
 
 
-async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
+async def test_only_unencrypted_rooms_of_the_user_are_searched(
+    texts_database: TextDatabase,
+) -> None:
     def prepare(txn: WriteTransaction) -> None:
         for room, membership, forgotten in (
             (1, "join", 0),
@@ -144,7 +150,8 @@ async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
             (5, "ban", 0),
         ):
             txn.execute(
-                "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local, forgotten)"
+                "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+                " position, is_local, forgotten)"
                 " VALUES (?, ?, ?, 1, '@a:a.test', 1, 1, ?)",
                 (room, ME, membership, forgotten),
             )
@@ -152,24 +159,25 @@ async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
             "INSERT INTO room_summaries (room_nid, encryption) VALUES (5, 'm.megolm.v1.aes-sha2')"
         )
 
-    await shelf.database.write("prepare", prepare)
-    await shelf.put(*(text(room, "kitob", room) for room in range(1, 8)))
-    assert await shelf.find(term("kitob"), rooms=None) == [3, 2, 1]
-    assert await shelf.find(term("kitob"), rooms={5, 6}) == [6]
+    await texts_database.database.write("prepare", prepare)
+    await texts_database.put(*(text(room, "kitob", room) for room in range(1, 8)))
+    assert await texts_database.find(term("kitob"), rooms=None) == [3, 2, 1]
+    assert await texts_database.find(term("kitob"), rooms={5, 6}) == [6]
 
 
-async def test_the_longest_texts_fit_in(database: Database) -> None:
-    """The worst that the folding makes of a message: three spellings, in characters of four
-    bytes."""
-    shelf = Shelf(database)
+async def test_the_longest_texts_can_be_indexed(database: Database) -> None:
+    """The worst case of folding a message: three spellings, in characters of four bytes."""
+    texts_database = TextDatabase(database)
     folding = Folding(("uz", "kaa", "ru"))
     for nid, said in enumerate(("ёў𐐨𐐩𐐪𐐫" + " ", "ё" + "𐐨" * 63 + " ", "ﷺё ", "𠀀𠀁ё"), 1):
         numbered = "".join(said + str(number) for number in range(20_000))
-        await shelf.put(text(nid, format_words(folding.lines(numbered)).strip(" ")), text(9, "gap"))
-    assert await shelf.find(term("gap")) == [9]
+        await texts_database.put(
+            text(nid, format_words(folding.lines(numbered)).strip(" ")), text(9, "gap")
+        )
+    assert await texts_database.find(term("gap")) == [9]
 
 
-async def test_how_far_the_index_is_can_be_seen(
+async def test_batches_report_the_progress_of_the_index(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexing, "AT_ONCE", 2)
@@ -193,7 +201,7 @@ async def test_how_far_the_index_is_can_be_seen(
     assert await steps.do_step(100) == 0
 
 
-async def test_notes_of_jobs(database: Database) -> None:
+async def test_job_progress_is_stored(database: Database) -> None:
     def read(txn: Transaction) -> str | None:
         return select_note(txn, "job")
 
@@ -221,12 +229,12 @@ terms = st.builds(
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-async def test_the_index_finds_what_a_look_at_all_texts_finds(
+async def test_the_index_finds_the_same_as_a_scan_of_all_texts(
     database: Database, written: list[str], asked: list[Term]
 ) -> None:
-    shelf = Shelf(database)
-    await database.write("clear", shelf.store.clear)
-    await shelf.put(*(text(nid, words) for nid, words in enumerate(written, 1)))
+    texts_database = TextDatabase(database)
+    await database.write("clear", texts_database.store.clear)
+    await texts_database.put(*(text(nid, words) for nid, words in enumerate(written, 1)))
 
     def has(words: str, wanted: Term) -> bool:
         end = "" if wanted.is_prefix else " "
@@ -237,4 +245,4 @@ async def test_the_index_finds_what_a_look_at_all_texts_finds(
     expected = [
         nid for nid, words in enumerate(written, 1) if all(has(words, wanted) for wanted in asked)
     ]
-    assert await shelf.find(*asked) == expected[::-1]
+    assert await texts_database.find(*asked) == expected[::-1]

@@ -1,4 +1,4 @@
-"""Keys of other servers: kept for good, read for many servers at once."""
+"""Keys of other servers: stored for good, read for many servers at once."""
 
 from storage.engine.database import Database
 from storage.federation.server_keys import (
@@ -10,7 +10,7 @@ from storage.federation.server_keys import (
 )
 
 
-async def test_keys_that_a_server_no_longer_speaks_of_stay(database: Database) -> None:
+async def test_withdrawn_keys_stay(database: Database) -> None:
     store = ServerKeyStore(database)
     old, new = StoredKey(b"o" * 32, 100), StoredKey(b"n" * 32, 900)
     await store.set_keys("a.example", {"ed25519:o": old}, StoredDocument(b"{}", 100, 1))
@@ -25,7 +25,7 @@ async def test_keys_that_a_server_no_longer_speaks_of_stay(database: Database) -
     }
 
 
-async def test_a_key_that_is_said_anew_takes_the_place_of_the_old_one(database: Database) -> None:
+async def test_a_key_with_the_same_id_replaces_the_old_one(database: Database) -> None:
     store = ServerKeyStore(database)
     for until in (900, 100):
         said = StoredDocument(b"{}", until, until)
@@ -35,7 +35,7 @@ async def test_a_key_that_is_said_anew_takes_the_place_of_the_old_one(database: 
     }
 
 
-async def test_of_ever_new_keys_a_bounded_number_stays_and_always_what_is_said_now(
+async def test_the_number_of_keys_is_bounded_and_current_ones_stay(
     database: Database,
 ) -> None:
     store = ServerKeyStore(database)

@@ -1,5 +1,5 @@
-"""Contents in an object store and in a folder: with a store that others wrote, and one that fails
-when it is told to."""
+"""Contents in an object store and in a folder: with an independent store, and one that fails on
+demand."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ TEA = b"green tea"
 LONG = bytes(range(256)) * (WHOLE_BYTES // 256 + 100)
 
 
-async def test_what_one_node_takes_in_another_gives_out_and_removes(
+async def test_another_node_serves_and_removes_an_uploaded_file(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     north = Node(database, tmp_path / "north", bucket.open())
@@ -38,14 +38,14 @@ async def test_what_one_node_takes_in_another_gives_out_and_removes(
     assert await south.read(digest) == TEA
     assert len(south.kept()) == 1
     assert await south.read(long) == LONG
-    assert len(south.kept()) == 1  # it was read where it is
+    assert len(south.kept()) == 1  # it was read in the store
     async with south.contents.lend(long) as path:
         assert path is not None
         assert hashlib.sha256(path.read_bytes()).digest() == long
     assert await south.read(b"x" * 32) is None
     assert await south.remove("a", digest) == {digest}
     assert [name for name in bucket.names() if digest.hex() in name] == []
-    # the other node's copy goes when it looks through its folder
+    # the other node deletes its copy when it walks its folder
     assert await Trimming(database, north.files, None).do_trim(FOLDERS + 1) == FOLDERS
     assert await north.read(digest) is None
     assert await south.read(digest) is None
@@ -93,7 +93,7 @@ async def test_objects_are_encrypted_by_the_store(
     assert head.get("SSEKMSKeyId", "").endswith(encryption.get("kms_key_id", ""))
 
 
-async def test_clients_may_be_sent_to_the_store(
+async def test_clients_may_be_redirected_to_the_store(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     digest = await Node(sqlite_database, tmp_path, bucket.open()).upload(TEA)
@@ -112,7 +112,7 @@ async def test_clients_may_be_sent_to_the_store(
     )
 
 
-async def test_the_main_store_must_have_it_before_it_is_acknowledged(
+async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     store = Cut(bucket.open())
@@ -124,11 +124,11 @@ async def test_the_main_store_must_have_it_before_it_is_acknowledged(
     assert node.kept() == node.incoming() == []
     store.is_cut = False
     node.clock.advance(WRITING_SECONDS + 1)
-    assert await node.contents.do_take_away(10) == 1  # what was begun
+    assert await node.contents.do_take_away(10) == 1  # the unfinished object
     assert await node.contents.do_take_away(10) == 0
 
 
-async def test_a_second_copy_comes_later(
+async def test_a_second_copy_is_written_later(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     store = Cut(bucket.open())
@@ -149,19 +149,19 @@ async def test_a_second_copy_comes_later(
 async def test_an_upload_does_not_wait_for_the_second_copy(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """The store hangs; what was acknowledged meanwhile comes there later, also after a restart."""
+    """The store hangs; acknowledged uploads reach it later, also after a restart."""
     node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", LaterExecutor())
     uploading = Deferred.fromCoroutine(node.upload(TEA))
     assert uploading.called
     levelling = Deferred.fromCoroutine(node.levelling.do_level(10))
-    assert not levelling.called  # it is the job that waits
+    assert not levelling.called  # the job waits
     assert Deferred.fromCoroutine(node.upload(b"black tea", "b")).called
     again = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
     assert await again.levelling.do_level(10) == 2
     assert len(bucket.names()) == 2
 
 
-async def test_what_came_lately_gets_its_second_copy_first(
+async def test_recent_uploads_get_their_second_copy_first(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
@@ -178,7 +178,7 @@ async def test_what_came_lately_gets_its_second_copy_first(
     assert not [event for event in told if event["log_level"].name == "error"]
 
 
-async def test_all_move_to_the_store_and_back(
+async def test_all_contents_move_to_the_store_and_back(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     before = Node(database, tmp_path, bucket.open(), "retired")
@@ -186,7 +186,7 @@ async def test_all_move_to_the_store_and_back(
     assert bucket.names() == []
     node = Node(database, tmp_path, bucket.open())
     assert await node.levelling.do_level(3) == 3
-    again = Node(database, tmp_path, bucket.open())  # it was interrupted
+    again = Node(database, tmp_path, bucket.open())  # after an interruption
     assert [await again.levelling.do_level(3) for _ in range(3)] == [3, 1, 0]
     assert len(bucket.names()) == 7
     again.lose_folder()
@@ -209,14 +209,14 @@ async def test_all_move_to_the_store_and_back(
     ]
 
 
-async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
+async def test_a_failed_move_does_not_block_the_others(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
     digests = sorted([await before.upload(b"%d" % number, str(number)) for number in range(4)])
 
     class Particular:
-        """A store that does not take one of them."""
+        """A store that refuses one object."""
 
         def __init__(self, store: ObjectStore) -> None:
             self.store = store
@@ -241,7 +241,7 @@ async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
         await node.levelling.do_level(10)  # the next walk
 
 
-async def test_how_far_it_is_is_told_once_in_a_while(
+async def test_the_progress_is_logged_now_and_then(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
@@ -260,11 +260,11 @@ async def test_how_far_it_is_is_told_once_in_a_while(
         "1 of 5 files are in the object store, 1 of 5 bytes",
         "3 of 5 files are in the object store, 3 of 5 bytes",
         "5 of 5 files are in the object store, 5 of 5 bytes",
-        "every file is where media_object_store.role wants it",
+        "every file is where media_object_store.role requires it",
     ]
 
 
-async def test_the_folder_is_trimmed_to_what_was_read_last(
+async def test_the_folder_keeps_the_most_recently_read_contents(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     node = Node(sqlite_database, tmp_path, bucket.open())
@@ -272,7 +272,7 @@ async def test_the_folder_is_trimmed_to_what_was_read_last(
     for number, digest in enumerate(digests):
         when = 1_700_000_000 + number * 7200
         os.utime(node.files.content_path(digest), (when, when))
-    assert await node.read(digests[0]) == bytes(1000)  # so it was read last
+    assert await node.read(digests[0]) == bytes(1000)  # read last
     trimming = Trimming(sqlite_database, node.files, 2500)
     for _ in range(2):
         assert await trimming.do_trim(FOLDERS + 1) == FOLDERS
@@ -282,7 +282,7 @@ async def test_the_folder_is_trimmed_to_what_was_read_last(
     ]
 
 
-async def test_a_spoilt_object_is_given_to_nobody(
+async def test_a_corrupt_object_is_not_served(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     node = Node(sqlite_database, tmp_path, bucket.open())
@@ -294,11 +294,10 @@ async def test_a_spoilt_object_is_given_to_nobody(
     assert node.kept() == node.incoming() == []
 
 
-async def test_an_object_that_goes_away_meanwhile_is_written_anew(
+async def test_an_object_that_is_deleted_meanwhile_is_written_again(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    """Somebody uploads what somebody else has, who removes it before the row of the first is
-    written."""
+    """A user uploads a content that another user deletes before the row of the first is written."""
     north, south = (Node(database, tmp_path / name, bucket.open()) for name in ("north", "south"))
     digest = await north.upload(TEA, "a")
     place = south.files.place
@@ -316,7 +315,7 @@ async def test_an_object_that_goes_away_meanwhile_is_written_anew(
     assert await south.read(digest) == TEA
 
 
-async def test_who_writes_for_long_is_believed_to_live(
+async def test_a_slow_writer_renews_its_lease(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     later = LaterExecutor()
@@ -334,7 +333,7 @@ async def test_who_writes_for_long_is_believed_to_live(
     assert len(bucket.names()) == 1
 
 
-async def test_what_was_never_finished_is_taken_away_with_its_parts(
+async def test_unfinished_uploads_are_deleted_with_their_parts(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     table = MediaObjectStore(sqlite_database)
@@ -349,7 +348,7 @@ async def test_what_was_never_finished_is_taken_away_with_its_parts(
     assert bucket.unfinished() == bucket.names() == []
 
 
-async def test_a_long_file_goes_in_parts(
+async def test_a_long_file_is_sent_in_parts(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     node = Node(sqlite_database, tmp_path, bucket.open())

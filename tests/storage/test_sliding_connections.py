@@ -1,4 +1,4 @@
-"""The states of sliding connections."""
+"""Stored states of sliding sync connections."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -13,7 +13,7 @@ from storage.sync.sliding_connections import (
 KEY = ConnectionKey("@alice:example.org", "D", "rooms")
 
 
-async def test_the_states_before_the_one_that_the_client_has_go(database: Database) -> None:
+async def test_states_before_the_one_of_the_client_are_deleted(database: Database) -> None:
     store = SlidingConnectionStore(database)
     first = await store.add_state(KEY, None, b"1", 1000)
     second = await store.add_state(KEY, first, b"2", 2000)
@@ -29,12 +29,12 @@ async def test_the_states_before_the_one_that_the_client_has_go(database: Databa
     assert fresh > third
     assert (
         await store.get_state(KEY, third) is not None
-    )  # the client may not have begun anew after all
+    )  # the client may not have started over after all
     await store.add_state(KEY, fresh, b"5", 5000)
     assert await store.get_state(KEY, third) is None
 
 
-async def test_a_late_answer_takes_nothing_from_who_has_gone_on(database: Database) -> None:
+async def test_a_late_response_does_not_delete_newer_states(database: Database) -> None:
     store = SlidingConnectionStore(database)
     first = await store.add_state(KEY, None, b"1", 1000)
     second = await store.add_state(KEY, first, b"2", 2000)
@@ -62,7 +62,7 @@ async def test_the_states_of_a_connection_are_bounded(database: Database) -> Non
     assert began[-1] in kept
 
 
-async def test_what_is_old_or_too_much_goes(database: Database) -> None:
+async def test_unused_and_excess_connections_are_deleted(database: Database) -> None:
     store = SlidingConnectionStore(database)
     old = await store.add_state(KEY, None, b"1", 1000)
     used = ConnectionKey("@bob:example.org", "D", "")
@@ -84,7 +84,7 @@ async def test_what_is_old_or_too_much_goes(database: Database) -> None:
     assert all([await store.get_state(key, number) for key, number in rest])
 
 
-async def test_they_go_with_their_devices(database: Database) -> None:
+async def test_connections_are_deleted_with_their_devices(database: Database) -> None:
     store = SlidingConnectionStore(database)
     gone = await store.add_state(KEY, None, b"1", 1000)
     other = ConnectionKey(KEY.user_id, "E", KEY.conn_id)
@@ -98,7 +98,7 @@ async def test_they_go_with_their_devices(database: Database) -> None:
     assert await store.get_state(other, stays) is not None
 
 
-async def test_rooms_that_are_not_there_have_no_newest_event(database: Database) -> None:
+async def test_unknown_rooms_have_no_newest_event(database: Database) -> None:
     store = RoomRecencyStore(database)
     assert await store.get_latest_positions([1, 2]) == {}
     assert await store.get_latest_of_types([1], {"m.room.message"}) == {}

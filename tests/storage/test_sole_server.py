@@ -11,7 +11,7 @@ from storage.engine.sole_server import DatabaseInUse, SoleServer
 from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.programs import ROOT
 
-CLAIM = """
+CLAIM_PROGRAM = """
 import sys
 from storage.engine.sole_server import DatabaseInUse, SoleServer
 from storage.engine.sqlite import SQLiteConfig
@@ -24,41 +24,40 @@ else:
 """
 
 
-def claim_elsewhere(path: Path) -> str:
-    """What another process is told."""
-    command = [sys.executable, "-c", CLAIM, str(path)]
+def claim_in_another_process(path: Path) -> str:
+    """Return the output of another process that claims the file."""
+    command = [sys.executable, "-c", CLAIM_PROGRAM, str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
-def test_a_second_server_is_told_so_and_begins_when_the_first_has_ended(tmp_path: Path) -> None:
+def test_a_second_server_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.db"
     first = SoleServer.claim(SQLiteConfig(str(path)))
-    assert f"another server uses the SQLite file {path} already" in claim_elsewhere(path)
-    assert claim_elsewhere(tmp_path / "other.db") == "claimed\n"
+    assert f"another server uses the SQLite file {path} already" in claim_in_another_process(path)
+    assert claim_in_another_process(tmp_path / "other.db") == "claimed\n"
     first.give_up()
-    assert claim_elsewhere(path) == "claimed\n"
+    assert claim_in_another_process(path) == "claimed\n"
     SoleServer.claim(
         SQLiteConfig(str(path))
-    ).give_up()  # a process that ended without a word keeps nobody out
+    ).give_up()  # a process that ended without releasing the lock does not hold it
 
 
-def test_the_lock_is_nobody_elses(tmp_path: Path) -> None:
+def test_the_lock_file_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
     first = SoleServer.claim(SQLiteConfig(str(tmp_path / "homeserver.db")))
     assert (tmp_path / "homeserver.db-lock").stat().st_mode & 0o777 == 0o600
     first.give_up()
 
 
-def test_without_a_folder_there_is_no_lock(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SoleServer.claim(SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")))
     assert not issubclass(DatabaseInUse, OSError)
 
 
-def test_the_lock_that_root_makes_is_the_server_s(
+def test_a_lock_file_created_by_root_belongs_to_the_database_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator runs `after-restore` as root, and the server as another user begins after
-    that."""
+    """An operator runs `after-restore` as root; the server then runs as another user."""
     path = tmp_path / "homeserver.db"
     path.touch()
     given: list[tuple[int, int]] = []
@@ -71,8 +70,9 @@ def test_the_lock_that_root_makes_is_the_server_s(
     assert len(given) == 1
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
-    """As root it gives the file to the database's owner, who could have put the link there."""
+def test_a_symbolic_link_as_lock_file_is_refused(tmp_path: Path) -> None:
+    """As root, the program gives the file to the owner of the database, who could have put the link
+    there."""
     other = tmp_path / "other"
     other.touch()
     (tmp_path / "homeserver.db-lock").symlink_to(other)

@@ -1,5 +1,4 @@
-"""The counters of an SQLite database: no number may be given out twice, whichever connection
-counts."""
+"""Counters of an SQLite database: no number is used twice, whichever connection counts."""
 
 import sqlite3
 from pathlib import Path
@@ -20,7 +19,7 @@ def connect(engine: SQLiteEngine) -> SQLiteConnection:
     return connection
 
 
-def test_what_another_connection_counts_is_seen(engine: SQLiteEngine) -> None:
+def test_numbers_taken_by_another_connection_are_seen(engine: SQLiteEngine) -> None:
     one = connect(engine)
     one.execute_script(
         "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL)"
@@ -47,7 +46,7 @@ def test_what_another_connection_counts_is_seen(engine: SQLiteEngine) -> None:
         connection.close()
 
 
-def test_what_was_not_committed_is_not_counted(engine: SQLiteEngine) -> None:
+def test_uncommitted_numbers_are_not_counted(engine: SQLiteEngine) -> None:
     connection = connect(engine)
     connection.execute_script(
         "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"

@@ -1,16 +1,16 @@
-"""The log of an SQLite database has its length before the first write, and what is behind its last
-page is nobody's."""
+"""The write-ahead log of SQLite is extended before the first write, without changing its
+content."""
 
 import resource
 import shutil
 import sqlite3
 from pathlib import Path
 
-from storage.engine.sqlite import LOG_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
+from storage.engine.sqlite import WAL_BYTES, SQLiteConfig, SQLiteConnection, SQLiteEngine
 
 
 def make_database(path: Path) -> Path:
-    """With what a writer needs; the path of the log."""
+    """Create a database for a writer. Return the path of the log."""
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(
@@ -44,7 +44,7 @@ def numbers(path: Path) -> list[int]:
         connection.close()
 
 
-def test_what_was_committed_outlives_a_crash(tmp_path: Path) -> None:
+def test_committed_writes_survive_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     log = make_database(path)
     connection = connect(path)
@@ -55,12 +55,12 @@ def test_what_was_committed_outlives_a_crash(tmp_path: Path) -> None:
             shutil.copy(path, crashed)
             shutil.copy(log, crashed.with_name(f"{crashed.name}-wal"))
             assert numbers(crashed) == list(range(number + 1))
-    assert log.stat().st_size == LOG_BYTES + -LOG_BYTES % 4096
+    assert log.stat().st_size == WAL_BYTES + -WAL_BYTES % 4096
     connection.close()
     assert numbers(path) == list(range(50))
 
 
-def test_nothing_that_another_connection_wrote_is_overwritten(tmp_path: Path) -> None:
+def test_writes_of_another_connection_are_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     make_database(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -77,7 +77,7 @@ def test_nothing_that_another_connection_wrote_is_overwritten(tmp_path: Path) ->
     assert numbers(path) == list(range(21))
 
 
-def test_it_becomes_no_longer_by_use(tmp_path: Path) -> None:
+def test_the_log_does_not_grow_further(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     log = make_database(path)
     connection = connect(path)
@@ -90,11 +90,11 @@ def test_it_becomes_no_longer_by_use(tmp_path: Path) -> None:
     assert numbers(path) == list(range(500))
 
 
-def test_a_longer_one_stays(tmp_path: Path) -> None:
+def test_a_longer_log_is_not_truncated(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     log = make_database(path)
     other = sqlite3.connect(path)
-    other.execute("INSERT INTO kept VALUES (0, randomblob(?))", (2 * LOG_BYTES,))
+    other.execute("INSERT INTO kept VALUES (0, randomblob(?))", (2 * WAL_BYTES,))
     other.commit()
     length = log.stat().st_size
     connection = connect(path)
@@ -105,14 +105,14 @@ def test_a_longer_one_stays(tmp_path: Path) -> None:
     assert numbers(path) == [0, 1]
 
 
-def test_where_there_is_no_room_it_stays_as_it_was(tmp_path: Path) -> None:
+def test_the_log_is_not_extended_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     log = make_database(path)
     connection = connect(path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (1 << 20, before[1])
-    )  # what is written beyond fails, as on a full disk
+    )  # further writes fail, as on a full disk
     try:
         write(connection, 0)
     finally:

@@ -1,5 +1,5 @@
-"""Collection of state nodes takes what nobody needs and nothing else, whatever happens while it
-goes on."""
+"""Garbage collection of state nodes deletes exactly the unneeded ones, whatever happens during a
+collection."""
 
 from itertools import count
 
@@ -27,8 +27,8 @@ START = {key(number): 1 for number in range(150)}
 
 
 class RoomModel:
-    """A room with events that have states, and what these states should be. Events are written as
-    little as may be."""
+    """A room with events that have states, and the expected contents of these states. Events have
+    only the columns they need."""
 
     def __init__(
         self, database: Database, states: StateTreeStore, collector: StateCollector
@@ -46,13 +46,14 @@ class RoomModel:
 
     def _create(self, txn: WriteTransaction) -> None:
         txn.execute(
-            "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+            "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+            " creation_ts)"
             " VALUES (?, ?, '11', 0, '[]', 0, 0)",
             (self.room_nid, f"!{self.room_nid}"),
         )
 
     async def add_event(self, base: int, changes: State, depth: int, moves_head: bool) -> None:
-        """Add an event whose state differs from that of another, or (0) of the head."""
+        """Add an event whose state differs from that of another event, or (0) of the head."""
         nids = [0, *self.events]
         root, state = self.head if (nid := nids[base % len(nids)]) == 0 else self.events[nid]
         event_nid = next(EVENTS)
@@ -75,7 +76,8 @@ class RoomModel:
         root = self.states.apply(txn, self.room_nid, root, changes)
         txn.execute(
             "INSERT INTO events"
-            " (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu, state_root)"
+            " (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu,"
+            " state_root)"
             " VALUES (?, ?, ?, ?, 'm', '@a:b', 1, 0, ?, ?)",
             (event_nid, f"${event_nid}", self.room_nid, depth, b"{}", root),
         )
@@ -98,7 +100,7 @@ class RoomModel:
         self.head = (await self.database.write("resolve", write), state | changes)
 
     async def fail(self, changes: State) -> None:
-        """Make nodes in a write that is undone, so that they are in the cache alone."""
+        """Make nodes in a write that is rolled back, so that they are only in the cache."""
 
         def write(txn: WriteTransaction) -> None:
             self.states.apply(txn, self.room_nid, self.head[0], changes)
@@ -120,12 +122,12 @@ class RoomModel:
         del self.events[event_nid]
 
     async def check(self) -> None:
-        """Everything that is needed can be read by someone who has nothing cached."""
+        """Check that a reader without a cache can read everything that is needed."""
         fresh = StateTreeStore(self.database)
         for root, state in (self.head, *self.events.values()):
             assert await fresh.get_all(self.room_nid, root) == state
 
-    async def check_nothing_else_is_kept(self) -> None:
+    async def check_nothing_else_is_stored(self) -> None:
         def read(txn: Transaction) -> dict[bytes, bytes]:
             rows = txn.query(
                 "SELECT node, content FROM state_nodes WHERE room_nid = ?", (self.room_nid,)
@@ -143,7 +145,7 @@ class RoomModel:
         assert nodes.keys() == needed
 
 
-# Few keys and few values, so that what was collected is often made again
+# Few keys and few values, so that collected nodes are often made again
 CHANGES = st.dictionaries(
     st.sampled_from([key(0), key(70), key(140)]), st.integers(1, 3), max_size=2
 )
@@ -161,7 +163,7 @@ ACTIONS = st.one_of(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(ACTIONS, max_size=25), st.integers(1, 3))
-async def test_a_collection_amid_writes_keeps_what_is_needed_and_no_more(
+async def test_a_collection_during_writes_keeps_exactly_the_needed_nodes(
     database: Database, actions: list[tuple[object, ...]], nodes: int
 ) -> None:
     collector = StateCollector(nodes=nodes)
@@ -184,17 +186,17 @@ async def test_a_collection_amid_writes_keeps_what_is_needed_and_no_more(
     await database.write("note", collector.note_garbage, room.room_nid)
     while await database.write("step", collector.step):
         await room.check()
-    await room.check_nothing_else_is_kept()
+    await room.check_nothing_else_is_stored()
 
 
-async def test_without_a_removal_there_is_nothing_to_do(database: Database) -> None:
+async def test_without_a_removal_nothing_is_collected(database: Database) -> None:
     collector = StateCollector()
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     assert await database.write("step", collector.step) is False
 
 
-async def test_what_is_made_again_at_any_moment_of_a_collection_is_kept(database: Database) -> None:
+async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Database) -> None:
     collector = StateCollector(nodes=1)
     states = StateTreeStore(database)
     steps_in_all = 30
@@ -206,20 +208,20 @@ async def test_what_is_made_again_at_any_moment_of_a_collection_is_kept(database
         going_on = True
         for _ in range(steps):
             going_on = await database.write("step", collector.step)
-        # the nodes are in the cache of the store all the time
+        # the nodes stay in the cache of the store
         await room.add_event(0, {key(70): 5}, depth=0, moves_head=False)
         while await database.write("step", collector.step):
             await room.check()
         await room.check()
-    assert not going_on, "the last of these rooms was to be collected before the event came back"
+    assert not going_on, "the collection of the last room must end before the event is stored again"
 
 
-async def test_a_head_made_from_one_that_only_the_head_had_is_kept(database: Database) -> None:
+async def test_a_head_based_on_a_state_without_an_event_stays(database: Database) -> None:
     collector = StateCollector()
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     await room.remove_event(0)
-    # marked as new in this collection, while most of what is below it is not
+    # marked as new in this collection, unlike most nodes below it
     await room.resolve({key(0): 2})
     while await database.write("step", collector.step):
         await room.check()

@@ -53,7 +53,7 @@ def test_two_nodes_give_each_pair_one_number(
     batches: list[tuple[int, list[tuple[list[list[StateKey]], bool]]]],
     forgetful: bool,
 ) -> None:
-    """Whoever writes in between, and whichever of the writes of a batch fail."""
+    """For any order of writes, and whichever writes of a batch fail."""
     write(nodes[0], "clear", lambda txn: txn.execute("DELETE FROM state_keys"))
     known = [StateKeys(0 if forgetful else 1000) for _ in nodes]
     given: dict[StateKey, int] = {}
@@ -82,7 +82,7 @@ def test_two_nodes_give_each_pair_one_number(
             result = node.results[str(at)]
             assert fails == (result is ValueError)
             if isinstance(result, dict):
-                assert {**given, **result} == {**result, **given}, "a number is for good"
+                assert {**given, **result} == {**result, **given}, "a number never changes"
                 given.update(result)
     assert sorted(given.values()) == list(range(len(given)))
     rows = write(

@@ -1,5 +1,5 @@
-"""States of rooms: what was set is found, sharing and differing, caches, and failures that must not
-leave wrong numbers."""
+"""States of rooms: reads, sharing and differences, caches, and failures that must not leave wrong
+numbers."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ MAPS = st.dictionaries(st.integers(0, 40), st.integers(1, 1 << 33), max_size=12)
 
 
 class Nodes(dict[bytes, bytes]):
-    """Nodes in memory; loading one that is not there fails, and loads are counted."""
+    """Nodes in memory. Counts loads; loading a missing node fails."""
 
     loads = 0
 
@@ -45,7 +45,7 @@ class Nodes(dict[bytes, bytes]):
 
 
 @given(st.lists(MAPS, max_size=6))
-def test_a_tree_is_the_map_that_was_set_however_it_came_about(steps: list[dict[int, int]]) -> None:
+def test_a_tree_equals_the_map_for_any_order_of_changes(steps: list[dict[int, int]]) -> None:
     nodes, model, root = Nodes(), dict[int, int](), None
     for changes in steps:
         root = nodes.apply(root, changes)
@@ -66,7 +66,7 @@ def test_equal_subtrees_in_two_places_change_apart() -> None:
 
 
 @given(MAPS, MAPS, MAPS)
-def test_a_difference_is_that_of_the_maps(
+def test_the_difference_of_trees_is_that_of_the_maps(
     common: dict[int, int], a: dict[int, int], b: dict[int, int]
 ) -> None:
     nodes = Nodes()
@@ -96,14 +96,14 @@ def test_a_difference_costs_its_size() -> None:
     assert nodes.loads <= 4
 
 
-def test_a_change_to_the_same_value_makes_nothing() -> None:
+def test_setting_the_same_value_makes_no_nodes() -> None:
     tree, nodes = RadixTree(), Nodes()
     root = nodes.apply(None, {1: 5, 900: 6}, tree)
     assert tree.apply(nodes.load, root, {900: 6}) == (root, {})
 
 
 @pytest.mark.parametrize("changes", [{-1: 5}, {1: 0}])
-def test_what_cannot_be_stored_is_refused(changes: dict[int, int]) -> None:
+def test_invalid_keys_and_values_are_refused(changes: dict[int, int]) -> None:
     with pytest.raises(ValueError, match="keys are"):
         RadixTree().apply(Nodes().load, None, changes)
 
@@ -121,11 +121,11 @@ def apply_all(
     return roots
 
 
-async def test_what_is_read_at_once_has_an_end(
+async def test_reads_on_the_calling_thread_are_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a type there may be as many keys as people put there: the reactor thread does not wait for
-    all of them."""
+    """Users can create any number of keys of a type: the reactor thread does not read all of
+    them."""
     states = StateTreeStore(database)
     everyone = {member(number): 100 + number for number in range(300)}
     (root,) = await database.write(
@@ -140,7 +140,9 @@ async def test_what_is_read_at_once_has_an_end(
     assert found == {CREATE: 1} | everyone
 
 
-async def test_states_are_read_whole_by_type_by_key_and_as_differences(database: Database) -> None:
+async def test_states_are_read_complete_by_type_by_key_and_as_differences(
+    database: Database,
+) -> None:
     states = StateTreeStore(database)
     everyone = {member(number): 100 + number for number in range(300)}
     first, second = await database.write(
@@ -218,7 +220,7 @@ async def test_a_state_is_read_without_its_members(database: Database, members: 
         assert await each.get_all_but(ROOM, None, "m.room.member") == {}
 
 
-async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
+async def test_a_write_reads_the_numbering_once(database: Database) -> None:
     store = StateTreeStore(database)
     await database.write(
         "begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2})
@@ -242,7 +244,7 @@ async def test_a_write_asks_once_what_is_numbered(database: Database) -> None:
     assert await StateTreeStore(database).get_all(ROOM, root) == everything
 
 
-async def test_numbers_of_a_failed_write_are_given_again(database: Database) -> None:
+async def test_numbers_of_a_failed_write_are_reused(database: Database) -> None:
     states = StateTreeStore(database)
     [first] = await database.write("apply", apply_all, states, None, {CREATE: 1})
 
@@ -258,7 +260,7 @@ async def test_numbers_of_a_failed_write_are_given_again(database: Database) -> 
         assert await reader.get_all(ROOM, second) == {CREATE: 1, POWER: 3, TOPIC: 4}
 
 
-async def test_a_store_learns_what_another_node_numbered(database: Database) -> None:
+async def test_a_store_reads_numbers_that_another_node_assigned(database: Database) -> None:
     here, there = StateTreeStore(database), StateTreeStore(database)
     [first] = await database.write("apply", apply_all, here, None, {CREATE: 1})
     assert await there.get_entries(ROOM, first, [TOPIC]) == {}
@@ -269,7 +271,7 @@ async def test_a_store_learns_what_another_node_numbered(database: Database) -> 
     assert await here.get_by_type(ROOM, third, ["m.room.power_levels"]) == {POWER: 3}
 
 
-async def test_what_a_cache_does_not_hold_is_not_taken_for_absent(database: Database) -> None:
+async def test_uncached_keys_are_not_taken_for_unset(database: Database) -> None:
     writer, reader = StateTreeStore(database), StateTreeStore(database)
     [first] = await database.write("apply", apply_all, writer, None, {CREATE: 1})
     assert reader.get_cached(ROOM, first, [CREATE]) is None
@@ -279,7 +281,7 @@ async def test_what_a_cache_does_not_hold_is_not_taken_for_absent(database: Data
     assert reader.get_cached(ROOM, second, [TOPIC]) is None
 
 
-async def test_small_caches_forget_and_read_again(database: Database) -> None:
+async def test_small_caches_evict_and_read_again(database: Database) -> None:
     states = StateTreeStore(database, cache_bytes=2000, cache_keys=50)
     everyone = {member(number): 100 + number for number in range(300)}
     roots = await database.write(
@@ -304,7 +306,7 @@ async def test_small_caches_forget_and_read_again(database: Database) -> None:
         st.dictionaries(st.integers(0, 150), st.integers(1, 9), max_size=6), min_size=1, max_size=5
     )
 )
-async def test_any_steps_give_the_state_that_was_set(
+async def test_any_sequence_of_changes_gives_the_expected_state(
     database: Database, steps: list[dict[int, int]]
 ) -> None:
     changes = [{member(number): value for number, value in step.items()} for step in steps]

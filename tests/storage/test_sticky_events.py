@@ -1,4 +1,4 @@
-"""Sticky events as they are kept."""
+"""Stored sticky events."""
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ ROOM = "!room:example.org"
 BOB = "@bob:example.org"
 
 
-async def test_what_waits_is_told_once_it_is_released(database: Database) -> None:
+async def test_a_held_event_is_announced_when_it_is_released(database: Database) -> None:
     store = StickyEventStore(database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
@@ -46,7 +46,9 @@ async def test_what_waits_is_told_once_it_is_released(database: Database) -> Non
     assert set(await store.get_unexpired(1000)) == {told, released}
 
 
-async def test_they_go_with_their_content_and_with_time(database: Database) -> None:
+async def test_sticky_rows_are_deleted_with_their_content_or_after_expiry(
+    database: Database,
+) -> None:
     store = StickyEventStore(database)
     rows = [StickyRow(nid, 7, BOB, nid, nid * 1000) for nid in range(1, 6)]
     await database.write("t", add_sticky_events, ROOM, rows)

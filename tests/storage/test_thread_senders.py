@@ -1,5 +1,5 @@
-"""How much was said in threads, and what last, is kept exactly; and to tell of a thread costs the
-same however long it is."""
+"""Events per thread and sender are counted exactly, and reading a thread costs the same at any
+length."""
 
 from random import Random
 
@@ -51,7 +51,7 @@ def reply(
     )
 
 
-async def kept(database: Database) -> list[Row]:
+async def stored(database: Database) -> list[Row]:
     rows, follows = await database.read(
         "compare", lambda txn: (txn.query(_KEPT), txn.query(_FOLLOWS))
     )
@@ -59,11 +59,11 @@ async def kept(database: Database) -> list[Row]:
     return rows
 
 
-async def test_children_that_come_twice_and_go(database: Database) -> None:
+async def test_duplicates_and_removals_are_counted_exactly(database: Database) -> None:
     later = [reply(nid, depth=9 - nid) for nid in range(8)]
     await database.write("add", add_relations, [*later, later[0], reply(8, rel_type="m.reference")])
     await database.write("add", add_relations, [later[1], reply(9, "$1")])
-    assert [row[3] for row in await kept(database)] == [3, 3, 1, 1, 1]
+    assert [row[3] for row in await stored(database)] == [3, 3, 1, 1, 1]
     for nid in (
         0,
         9,
@@ -71,14 +71,14 @@ async def test_children_that_come_twice_and_go(database: Database) -> None:
         8,
     ):  # the latest of somebody, the only one, what has gone already, and no reply
         await database.write("remove", remove_relation, nid)
-        await kept(database)
+        await stored(database)
     await database.write("remove", remove_relations, [1, 2, 3, 4])
-    assert await kept(database)
+    assert await stored(database)
     await database.write("remove", remove_relations, range(10))
-    assert await kept(database) == []
+    assert await stored(database) == []
 
 
-async def test_whatever_comes_and_goes(database: Database) -> None:
+async def test_counts_match_the_children_after_any_changes(database: Database) -> None:
     chance = Random(5)
     for _ in range(150):
         nids = [chance.randrange(13) for _ in range(chance.randrange(7))]
@@ -87,12 +87,12 @@ async def test_whatever_comes_and_goes(database: Database) -> None:
             await database.write("add", add_relations, rows)
         else:
             await database.write("remove", remove_relations, nids)
-        await kept(database)
+        await stored(database)
 
 
 async def test_a_long_thread_costs_no_more(sqlite_database: Database) -> None:
-    """Steps of the database's own machine: they are as many for ten replies as for thousands, and
-    so for the threads of a room."""
+    """Counts steps of SQLite's virtual machine: ten replies take as many as thousands, also for the
+    threads of a room."""
     database, steps = sqlite_database, [0]
     parents = [Parent(nid, f"$t{nid}", 1, "m.room.message", SENDERS[0]) for nid in (1, 2)]
 

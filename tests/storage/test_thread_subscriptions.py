@@ -1,4 +1,5 @@
-"""Subscriptions to threads by position, and which of two wishes counts."""
+"""Subscriptions to threads by position, and conflicts between automatic subscriptions and a user's
+choice."""
 
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
@@ -8,7 +9,7 @@ ALICE = "@alice:example.org"
 ROOM = "!room:example.org"
 
 
-async def test_the_latest_of_a_thread_is_told_once(database: Database) -> None:
+async def test_each_thread_is_listed_once_with_its_latest_change(database: Database) -> None:
     store = ThreadSubscriptionStore(database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend)
@@ -40,7 +41,9 @@ async def test_the_latest_of_a_thread_is_told_once(database: Database) -> None:
     assert await store.get_subscription("@bob:example.org", ROOM, "$a") is not None
 
 
-async def test_an_old_call_does_not_undo_a_wish(database: Database) -> None:
+async def test_an_automatic_subscription_does_not_undo_a_later_unsubscribe(
+    database: Database,
+) -> None:
     store = ThreadSubscriptionStore(database)
 
     async def now() -> tuple[bool, bool]:

@@ -1,5 +1,5 @@
-"""What was said in threads, in a stretch of the sequence: on both databases, against the same done
-by hand."""
+"""Threads with new events in a range of positions: on both databases, compared with a plain
+computation."""
 
 from collections.abc import Callable
 from random import Random
@@ -17,14 +17,16 @@ from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 PEOPLE = ("@alice:a.test", "@bob:a.test")
 
 
-Told = tuple[int, str, int, Place, int]
+Summary = tuple[int, str, int, Place, int]
 
 
-def told(row: ThreadUpdateRow) -> Told:
+def summarize(row: ThreadUpdateRow) -> Summary:
     return row.room_nid, row.root, row.position, row.newest, row.count
 
 
-async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_threads_of_a_range_are_listed_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = Random(7)
     said: list[
         tuple[int, int, int, str, str, str]
@@ -63,9 +65,9 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
     await database.write("write", write)
     store = ThreadUpdateStore(database)
 
-    def by_hand(
+    def compute(
         rooms: set[int], after: int, upto: int, last: int, ignored: list[str]
-    ) -> list[Told]:
+    ) -> list[Summary]:
         found: dict[tuple[int, str], list[tuple[int, Place]]] = {}
         for room, at, depth, sender, root, kind in said:
             if room in rooms and after < at <= upto and sender not in ignored and kind == THREAD:
@@ -82,7 +84,7 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
         ]
         return sorted((row for row in rows if row[2] <= last), key=lambda row: -row[2])
 
-    for chunk in (1000, 2):  # rooms are asked for in several queries
+    for chunk in (1000, 2):  # rooms are read in several queries
         monkeypatch.setattr(transaction, "LARGEST_CHUNK", chunk)
         for _ in range(30):
             rooms = set(random.sample(range(1, 8), random.randrange(1, 6)))
@@ -91,11 +93,11 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
                 random.choice([upto, random.randrange(301)]),
                 random.choice([[], [], [PEOPLE[0]]]),
             )
-            rows = by_hand(rooms, after, upto, last, ignored)
+            rows = compute(rooms, after, upto, last, ignored)
             page = await store.get_updates(rooms, after, upto, last, 100, ignored)
-            assert (list(map(told, page.rows)), page.reached) == (rows, None)
+            assert (list(map(summarize, page.rows)), page.reached) == (rows, None)
             page = await store.get_updates(rooms, after, upto, last, 3, ignored)
-            assert list(map(told, page.rows)) == rows[:3]
+            assert list(map(summarize, page.rows)) == rows[:3]
             assert page.reached == (rows[3][2] if len(rows) > 3 else None)
             if chunk == 2:
                 continue
@@ -104,22 +106,21 @@ async def test_threads_of_a_stretch(database: Database, monkeypatch: pytest.Monk
             ):  # pages of what was walked over, all of which tell each thread once
                 for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED", "MOST_ROOMS"):
                     small.setattr(thread_updates, name, random.randrange(1, 9))
-                paged: list[Told] = []
+                paged: list[Summary] = []
                 end: int | None = last
                 while end is not None:
                     page = await store.get_updates(rooms, after, upto, end, 3, ignored)
                     assert all(row.position <= end for row in page.rows)
                     assert page.reached is None or page.reached < end
-                    paged += map(told, page.rows)
+                    paged += map(summarize, page.rows)
                     end = page.reached
                 assert paged == rows
 
 
-async def test_a_page_costs_so_much_whatever_was_said(
+async def test_the_cost_of_a_page_is_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one thread more was said than a page walks over: the pages get to the other one all the
-    same."""
+    """One thread has more events than a page reads: the pages still reach the other one."""
     monkeypatch.setattr(thread_updates, "MOST_WALKED", 100)
     replies = 400
 
@@ -166,10 +167,10 @@ async def test_a_page_costs_so_much_whatever_was_said(
     assert max(queries) <= 6
 
 
-async def test_many_rooms_are_walked_from_the_latest_on(
+async def test_many_rooms_are_read_from_the_latest_event_on(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page is full though each room has more than is looked at for it."""
+    """A page is full though each room has more events than are read for it."""
     monkeypatch.setattr(thread_updates, "MOST_WALKED", 400)
     monkeypatch.setattr(thread_updates, "MOST_ROOMS", 10)
     rooms = 60

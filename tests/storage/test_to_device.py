@@ -1,4 +1,4 @@
-"""Messages that wait for devices."""
+"""Queues of to-device messages."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ from storage.engine.transaction import WriteTransaction
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
 LATER = LOGGED_MS + 1
-"""When what was sent at the time 0 is no longer in the log, once the job has been at it."""
+"""A time at which messages sent at time 0 are no longer in the log, once the job has run."""
 OPENING = b'{"n":'
 
 
 async def put_devices(database: Database) -> None:
-    """Both devices, or anew the one that has gone."""
+    """Create both devices, or create the deleted one again."""
 
     def put(txn: WriteTransaction) -> None:
         for user_id, device_id in (AWAY, OTHER):
@@ -48,7 +48,7 @@ def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
     return [json.decode(message.content)["n"] for message in messages]
 
 
-async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(
+async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
     database: Database,
 ) -> None:
     store = ToDeviceStore(database, most_waiting=KEPT)
@@ -62,11 +62,13 @@ async def test_what_waits_for_a_device_that_does_not_come_back_is_bounded(
         pass
     waiting = numbers_of(await store.get_messages(*AWAY, 0, 10**9, 10**6))
     assert KEPT <= len(waiting) <= KEPT + LOOK_EVERY
-    assert waiting == list(range(sent - len(waiting), sent)), "the newest stay, in order"
-    assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, "other devices have theirs"
+    assert waiting == list(range(sent - len(waiting), sent)), "the newest messages stay, in order"
+    assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, (
+        "other devices keep their messages"
+    )
 
 
-async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(
+async def test_many_messages_are_invisible_at_once_and_deleted_in_small_steps(
     database: Database,
 ) -> None:
     store = ToDeviceStore(database, most_logged=0)
@@ -96,8 +98,10 @@ async def test_many_messages_are_gone_at_once_and_removed_in_small_steps(
         *OTHER, (await store.get_messages(*OTHER, 0, 10**9, 650))[-1].position
     )
     await database.write("send", send, store, AWAY, range(5000, 5003))
-    assert await stored() == 2 * number + 3, "nothing was removed yet"
-    assert await waiting(AWAY) == [5000, 5001, 5002], "a device of the old name begins anew"
+    assert await stored() == 2 * number + 3, "nothing is deleted yet"
+    assert await waiting(AWAY) == [5000, 5001, 5002], (
+        "a new device with the same ID has an empty queue"
+    )
     assert await waiting(OTHER) == list(range(650, number))
     steps = 0
     while await store.sweep(100, LATER):

@@ -1,5 +1,5 @@
-"""A database with messages to devices in the log, copied to the other kind of database: nothing is
-lost, and all goes on."""
+"""Copying a database with to-device messages in the log to the other kind of database loses
+nothing."""
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -12,7 +12,7 @@ from tests.storage.test_to_device_log import EVER, count_rows, numbers_of, put_d
 
 
 @pytest.mark.parametrize("is_back", [False, True])
-def test_a_copy_has_what_waits_in_the_log(
+def test_a_copy_has_the_messages_of_the_log(
     sqlite: SQLiteConfig, postgresql: PostgresConfig, is_back: bool
 ) -> None:
     configs: list[SQLiteConfig | PostgresConfig] = [sqlite, postgresql]

@@ -1,4 +1,4 @@
-"""Messages to devices that were sent many at once: in the log, out of it, and at every moment in
+"""To-device messages that were sent in bulk: in the log, out of it, and at every moment in
 between."""
 
 import os
@@ -46,7 +46,7 @@ SENT_AT_A_RACE = 40
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """What is done at once, as everything is with an inline database."""
+    """Run a coroutine that completes at once, as with an inline database."""
     results: list[T | Failure] = []
     Deferred.fromCoroutine(work).addBoth(results.append)
     (result,) = results
@@ -78,7 +78,7 @@ def send(
     numbers: Sequence[int],
     now: int = 0,
 ) -> list[int]:
-    """Send each number to each of the devices, together; the positions."""
+    """Send each number to each of the devices in one request. Return the positions."""
 
     def write(txn: WriteTransaction) -> int:
         there = store.get_devices(txn, [user_id])[user_id]
@@ -121,11 +121,11 @@ STEPS = st.one_of(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(STEPS, max_size=25))
-def test_what_waits_is_what_was_sent_and_not_acknowledged(
+def test_queues_hold_what_was_sent_and_not_acknowledged(
     database: Database, steps: list[tuple[Any, ...]]
 ) -> None:
-    """Beside a list for each device: whatever is sent, read, acknowledged and moved, by either of
-    two nodes, which may begin anew."""
+    """Compares with a list for each device, whatever two nodes send, read, acknowledge and move,
+    and even if they restart."""
     user = f"@{uuid4().hex}:example.org"
     stores = [ToDeviceStore(database), ToDeviceStore(database)]
     waiting: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
@@ -213,8 +213,9 @@ def test_what_waits_is_what_was_sent_and_not_acknowledged(
     }
 
 
-async def test_many_messages_are_few_rows_and_each_is_read_alone(database: Database) -> None:
-    """Of 16 KiB or so, whatever lengths there are; a content that goes to all is there once."""
+async def test_many_messages_share_few_rows_and_are_read_separately(database: Database) -> None:
+    """Rows have about 16 KiB, whatever the lengths. A content that goes to all devices is stored
+    once."""
     user, store = "@bob:example.org", ToDeviceStore(database)
     put_device(database, user, "D0")
     lengths = [3, ROW_BYTES + 5, 2, 700, ROW_BYTES - 1000, 900, 100, *[60] * 300]
@@ -235,11 +236,11 @@ async def test_many_messages_are_few_rows_and_each_is_read_alone(database: Datab
         "sizes",
         lambda txn: txn.query("SELECT length(contents) FROM to_device_log ORDER BY first_position"),
     )
-    assert max(size for (size,) in sizes) == ROW_BYTES + 7, "the one that is longer by itself"
+    assert max(size for (size,) in sizes) == ROW_BYTES + 7, "the message that is longer than a row"
     assert [size for (size,) in sizes][-3:] == [len(equal)] * 3, f"{ROW_MESSAGES} in a row at most"
 
 
-async def test_what_does_not_fit_into_the_log_is_kept_by_device(database: Database) -> None:
+async def test_messages_that_exceed_the_log_are_stored_by_device(database: Database) -> None:
     user, store = "@bob:example.org", ToDeviceStore(database, most_logged=30)
     put_device(database, user, "D0")
     for first in range(0, 40, 10):
@@ -254,15 +255,15 @@ async def test_what_does_not_fit_into_the_log_is_kept_by_device(database: Databa
         "to_device_floors": 0,
     }
     send(database, store, user, ["D0"] * 10, range(40, 50))
-    assert count_rows(database)["to_device_log"] == 1, "there is room again"
+    assert count_rows(database)["to_device_log"] == 1, "the log has space again"
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(50))
 
 
-async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
+async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node moves it after a reader has looked at what is kept by device, and before it
-    looks into the log."""
+    """Another node moves it after a reader has read the messages stored by device, and before the
+    reader reads the log."""
     user, store, other = "@bob:example.org", ToDeviceStore(database), ToDeviceStore(database)
     put_device(database, user, "D0")
     for first in range(0, 30, 10):
@@ -271,7 +272,8 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     moved: list[int] = []
 
     def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
-        monkeypatch.setattr(to_device_log, "select_events", select_events)  # the reader looks again
+        # the reader has to read again
+        monkeypatch.setattr(to_device_log, "select_events", select_events)
         moved.append(run(other.sweep(8, LOGGED_MS)))
         return select_events(txn, places)
 
@@ -281,7 +283,9 @@ async def test_what_leaves_the_log_while_it_is_read_is_read_elsewhere(
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(30))
 
 
-async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: Database) -> None:
+async def test_a_device_snapshot_is_valid_until_a_device_is_added_or_deleted(
+    database: Database,
+) -> None:
     user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
     put_device(database, user, "D0")
     users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
@@ -295,7 +299,7 @@ async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: 
     assert find(known) is None
     assert find(None) == users
     put_device(database, user, "D0")
-    assert find(known) is None, "it was there"
+    assert find(known) is None, "it was in the log"
     put_device(database, user, "D1")
     assert (find(known) or {})[user].keys() == {"D0", "D1"}
     later = KnownDevices(users, database.streams.current())
@@ -304,9 +308,9 @@ async def test_what_is_known_of_devices_holds_until_one_comes_or_goes(database: 
     assert find(KnownDevices({}, 0), ()) == {}
 
 
-def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
-    """Threads come with what they saw in any order: none may miss what another has learned to be
-    gone."""
+def test_a_reader_with_a_stale_log_snapshot_reads_again() -> None:
+    """Threads arrive with snapshots in any order. None may miss messages that another thread knows
+    to have left the log."""
     index = LogIndex()
     rows = [
         (first, (7).to_bytes(8, "little") + bytes(4) + (1).to_bytes(4, "little"))
@@ -317,23 +321,23 @@ def test_who_saw_the_log_before_it_lost_rows_has_to_look_again() -> None:
     assert index.extend(Seen(40, 20, rows[2:])), "the first has left the log"
     assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
     assert not index.extend(Seen(26, 10, [])), (
-        "where the first is not found any more, and was not elsewhere yet"
+        "the first is no longer in the log, and was not in the table yet"
     )
     assert index.has_lost(10)
     assert not index.has_lost(20)
-    assert index.extend(Seen(35, 20, rows[2:])), "a row that is known comes once"
+    assert index.extend(Seen(35, 20, rows[2:])), "a known row is indexed once"
     assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
     assert index.extend(Seen(50, None, []))
     assert index.find(7, 0, 50, 10) == []
-    assert index.extend(Seen(45, None, [])), "an empty log has nothing to miss"
+    assert index.extend(Seen(45, None, [])), "an empty log cannot be stale"
 
 
 @pytest.mark.reactor(120)
-async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
+async def test_readers_on_two_nodes_miss_nothing_while_messages_are_sent_and_moved(
     threaded_database: Database, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
-    """Threads see the log at many moments, and learn from each other; each answer has all up to
-    where it ends, once."""
+    """Threads see the log at many moments, and learn from each other. Each result has all messages
+    up to its end, once."""
     second = open_database(database_config, cast(ReactorBase, installed_reactor))
     nodes = [(database, ToDeviceStore(database)) for database in (threaded_database, second)]
     user = "@bob:example.org"
@@ -381,7 +385,7 @@ async def test_readers_on_two_nodes_miss_nothing_while_it_is_sent_and_moved(
     await second.close()
 
 
-def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
+def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     database = open_inline(database_config)
@@ -428,12 +432,12 @@ def test_a_kill_amid_the_moving_loses_nothing_and_doubles_nothing(
                         numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5)))
                         == sent[device]
                     )
-    assert were_apart > KILLS // 4, "the job was ended while some had been moved"
+    assert were_apart > KILLS // 4, "the job ended after some messages were moved"
     Deferred.fromCoroutine(database.close())
 
 
-async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database) -> None:
-    """A content that went to very many devices is there once in the log, and once for each when it
+async def test_a_step_of_the_job_moves_a_bounded_number_of_bytes(database: Database) -> None:
+    """A content for very many devices is stored once in the log, and once for each device after it
     has been moved."""
     user, store, number = "@bob:example.org", ToDeviceStore(database), 2000
     put_device(database, user, "D0")
@@ -457,9 +461,9 @@ async def test_a_step_moves_no_more_than_others_can_wait_for(database: Database)
     }
 
 
-async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Database) -> None:
-    """Devices that keep up have floors as long as there is something in the log: they stay, and
-    what is below others goes."""
+async def test_a_step_of_the_job_looks_at_a_bounded_number_of_floors(database: Database) -> None:
+    """Active devices have floors as long as the log has messages. These floors stay, and messages
+    below other floors are deleted."""
     user, store = "@bob:example.org", ToDeviceStore(database)
     put_device(database, user, "D0")
     send(database, store, user, ["D0"] * 10, range(10))
@@ -487,7 +491,7 @@ async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Data
         _sweep(WriteTransaction(SQLiteConnection(connection), {}), 50, -(1 << 62), 0)
         connection.execute("ROLLBACK")
         connection.close()
-        assert steps < 100, "some hundred instructions for each of fifty would be many"
+        assert steps < 100, "fifty times some hundred statements would be too many"
     sweeps = 0
     while await store.sweep(2000, 0):
         sweeps += 1
@@ -497,7 +501,8 @@ async def test_a_step_of_the_job_looks_at_few_of_very_many_floors(database: Data
         "to_device_log": 1,
         "to_device_floors": floors,
     }
-    for _ in range(2):  # what was looked at before the log was empty goes the next time
+    # floors that were checked before the log was empty are deleted the next time
+    for _ in range(2):
         while await store.sweep(2000, LOGGED_MS):
             pass
     assert count_rows(database) == {

@@ -1,5 +1,5 @@
-"""Messages to devices, read by many threads while they are sent, acknowledged and moved: each
-reader sees a moment."""
+"""To-device messages that many threads read while messages are sent, acknowledged and moved: each
+reader sees one moment."""
 
 import sys
 import threading
@@ -23,34 +23,34 @@ SECONDS = 2.0
 
 @pytest.fixture
 def often() -> Iterator[None]:
-    """Threads take turns all the time."""
+    """Let threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
 
 
-class Law:
-    """What a reader has to find, at least and at most."""
+class Expectation:
+    """The messages that a reader has to find, at least and at most."""
 
     def __init__(self) -> None:
         self.sent: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
-        """Position and number, of those that were sent for sure."""
+        """Position and number of the messages that were certainly sent."""
         self.acknowledging = dict.fromkeys(DEVICES, 0)
-        """Before the write."""
+        """The acknowledged position before the write."""
         self.acknowledged = dict.fromkeys(DEVICES, 0)
-        """After it."""
+        """The acknowledged position after the write."""
 
 
 class Reader(threading.Thread):
-    """Reads with connections of its own, and with the index of all."""
+    """A reader with its own connections and a shared index."""
 
     def __init__(
         self,
         config: SQLiteConfig | PostgresConfig,
         store: ToDeviceStore,
         user: str,
-        law: Law,
+        law: Expectation,
         seed: int,
     ) -> None:
         super().__init__(daemon=True)
@@ -96,11 +96,11 @@ class Reader(threading.Thread):
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("most_logged", [MOST_LOGGED, 60])
-def test_every_thread_sees_each_message_once_while_they_come_and_go(
+def test_every_thread_sees_each_message_once(
     database_config: SQLiteConfig | PostgresConfig, most_logged: int
 ) -> None:
     database: Database = open_inline(database_config)
-    user, random, law = f"@{uuid4().hex}:example.org", Random(3), Law()
+    user, random, law = f"@{uuid4().hex}:example.org", Random(3), Expectation()
     stores = [ToDeviceStore(database, most_logged=most_logged) for _ in range(2)]
     for device in DEVICES:
         put_device(database, user, device)

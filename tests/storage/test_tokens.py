@@ -1,4 +1,4 @@
-"""Tokens of sessions: which era of the account they belong to."""
+"""Login tokens and the credential epoch of their account."""
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
@@ -8,7 +8,7 @@ from storage.login.login_tokens import LoginTokenRow, LoginTokenStore
 ALICE = "@alice:example.org"
 
 
-async def test_a_login_token_keeps_the_era_in_which_it_was_given(database: Database) -> None:
+async def test_a_login_token_keeps_the_epoch_in_which_it_was_issued(database: Database) -> None:
     accounts, tokens = AccountStore(database), LoginTokenStore(database)
 
     def write(txn: WriteTransaction) -> None:

@@ -1,4 +1,4 @@
-"""What shadow-banned accounts have made of rooms, which they alone see."""
+"""Changes of rooms by shadow-banned users, which only they see."""
 
 from storage.directory.aliases import AliasRow, AliasStore
 from storage.engine.database import Database
@@ -11,7 +11,7 @@ MALLORY, EVE = "@mallory:example.org", "@eve:example.org"
 
 
 async def make_rooms(database: Database) -> list[int]:
-    """Three with somebody in them, of which the first stands in the directory."""
+    """Create three rooms with a member. The first is in the room directory."""
 
     def write(txn: WriteTransaction) -> list[int]:
         nids = [add_room(txn, f"!{name}:example.org", "10", 1)[0].room_nid for name in "abc"]
@@ -22,7 +22,7 @@ async def make_rooms(database: Database) -> list[int]:
     return await database.write("t", write)
 
 
-async def test_the_directory_is_somebodys_own(database: Database) -> None:
+async def test_directory_changes_are_visible_to_their_user_only(database: Database) -> None:
     store, summaries = UnshownRoomStore(database), RoomSummaryStore(database)
     first, second, third = await make_rooms(database)
 
@@ -54,7 +54,7 @@ async def test_the_directory_is_somebodys_own(database: Database) -> None:
     assert await store.get_listings(EVE, [first, second]) == {}
 
 
-async def test_aliases_and_successors_are_somebodys_own(database: Database) -> None:
+async def test_alias_and_upgrade_changes_are_visible_to_their_user_only(database: Database) -> None:
     store, aliases = UnshownRoomStore(database), AliasStore(database)
     first, second, _ = await make_rooms(database)
     for number, alias in enumerate(("#b:example.org", "#a:example.org", "#c:example.org")):
@@ -69,7 +69,7 @@ async def test_aliases_and_successors_are_somebodys_own(database: Database) -> N
     assert await store.get_aliases(EVE, names) == {}
     assert await store.get_aliases_of_room(MALLORY, second) == ["#b:example.org", "#a:example.org"]
     assert await store.get_aliases_of_room(MALLORY, first) == []
-    await aliases.remove_alias("#a:example.org")  # for all, by somebody else
+    await aliases.remove_alias("#a:example.org")  # for all users, by another user
     assert await store.get_aliases_of_room(MALLORY, second) == ["#b:example.org"]
     await database.write("t", store.set_successor, MALLORY, first, 7)
     await database.write("t", store.set_successor, MALLORY, first, second)

@@ -1,5 +1,4 @@
-"""Links between people of providers and accounts, sign-ins that are under way, and devices that
-were signed in so."""
+"""The tables of external ids, pending upstream sign-ins, and devices of upstream sessions."""
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
@@ -11,7 +10,7 @@ from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 
-async def test_a_person_has_one_account_and_an_account_one_person(database: Database) -> None:
+async def test_links_are_unique_on_both_sides(database: Database) -> None:
     store = ExternalIdStore(database)
 
     async def add(provider: str, subject: str, user_id: str) -> bool:
@@ -32,7 +31,7 @@ async def test_a_person_has_one_account_and_an_account_one_person(database: Data
     }
 
 
-async def test_who_has_left(database: Database) -> None:
+async def test_removal_from_the_directory_is_stored(database: Database) -> None:
     store, accounts = ExternalIdStore(database), AccountStore(database)
     for user_id in (ALICE, BOB):
         await database.write("add", accounts.add_account, AccountRow(user_id, None, 1))
@@ -46,7 +45,7 @@ async def test_who_has_left(database: Database) -> None:
     assert [link.user_id for link in await store.get_links_of_provider("ldap")] == [ALICE]
 
 
-async def test_a_flow_is_taken_once_by_whom_it_is_for(database: Database) -> None:
+async def test_a_flow_is_taken_once_by_its_browser(database: Database) -> None:
     store = UpstreamFlowStore(database)
     row = UpstreamFlowRow("f" * 24, "away", b"browser", 100, "{}")
     await store.add_flow(row)
@@ -60,7 +59,7 @@ async def test_a_flow_is_taken_once_by_whom_it_is_for(database: Database) -> Non
     assert await store.take_flow(row.flow_id, "away", None, 99) == row
 
 
-async def test_what_is_old_is_removed(database: Database) -> None:
+async def test_expired_rows_are_removed(database: Database) -> None:
     store = UpstreamFlowStore(database)
     for number in range(3):
         await store.add_flow(UpstreamFlowRow(f"f{number}", "away", b"b", 100 + number, "{}"))
@@ -72,7 +71,7 @@ async def test_what_is_old_is_removed(database: Database) -> None:
     assert await store.add_taken_assertion("a0", 100)
 
 
-async def test_devices_of_a_sign_in(database: Database) -> None:
+async def test_devices_of_a_session(database: Database) -> None:
     store = UpstreamSessionStore(database)
     rows = [
         UpstreamSessionRow(ALICE, "A", "oidc-x", "1", "s1"),

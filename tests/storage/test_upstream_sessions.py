@@ -1,5 +1,4 @@
-"""Devices and browsers that were signed in with sign-ins at a provider, found by how those are
-called."""
+"""Finding devices and browsers by the name of their session at a provider."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -14,7 +13,7 @@ from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
 
-async def test_devices_are_found_by_the_beginning(database: Database) -> None:
+async def test_devices_are_found_by_prefix(database: Database) -> None:
     store = UpstreamSessionStore(database)
     rows = [
         UpstreamSessionRow(ALICE, "A", "saml", "1", "aa.11.x"),
@@ -36,7 +35,7 @@ async def test_devices_are_found_by_the_beginning(database: Database) -> None:
     assert await find("a.") == []
 
 
-async def test_people_in_browsers_are_found_by_the_beginning(database: Database) -> None:
+async def test_browsers_are_found_by_prefix(database: Database) -> None:
     accounts, store = AccountStore(database), BrowserSessionStore(database)
     origins = [
         (ALICE, '{"provider":"saml","subject":"1","session":"aa.11.x"}'),
@@ -73,8 +72,8 @@ async def test_browsers_of_a_session(database: Database) -> None:
     assert await database.read("t", store.get_browsers_of_session, "t") == []
 
 
-async def test_nobody_looks_through_all_of_them(sqlite_database: Database) -> None:
-    """Who signs out at a provider is found by an index, devices and browsers."""
+async def test_lookups_use_an_index(sqlite_database: Database) -> None:
+    """Finding the devices and browsers of a logout uses an index."""
 
     def plans(txn: Transaction) -> str:
         asked: list[str] = []

@@ -1,4 +1,4 @@
-"""The directory of people on both databases."""
+"""The user directory, on both databases."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,9 @@ async def ids(store: UserDirectoryStore, query: DirectoryQuery) -> list[tuple[st
     return sorted((found.row.user_id, found.shares_room) for found in await store.get_users(query))
 
 
-async def test_who_is_found(database: Database, store: UserDirectoryStore) -> None:
+async def test_users_are_found_by_words_and_visibility(
+    database: Database, store: UserDirectoryStore
+) -> None:
     await register(database, ME, ALI, VALI)
     for user, keys in (
         (ME, ("ali",)),
@@ -95,7 +97,9 @@ async def test_who_is_found(database: Database, store: UserDirectoryStore) -> No
     assert await ids(store, QUERY) == [(FAR, True)]
 
 
-async def test_notes_are_left_and_worked_off(database: Database, store: UserDirectoryStore) -> None:
+async def test_changed_users_are_queued_and_processed(
+    database: Database, store: UserDirectoryStore
+) -> None:
     async def notes() -> dict[str, int]:
         return await database.read("notes", store.select_changes, 10)
 
@@ -110,7 +114,7 @@ async def test_notes_are_left_and_worked_off(database: Database, store: UserDire
     )
     assert (await notes())[ALI] > before[ALI]
     await database.write("put", store.put_users, before, [])
-    assert (await notes()).keys() == {ALI}, "it has changed since it was read"
+    assert (await notes()).keys() == {ALI}, "the user has changed since they were read"
     await database.write("put", store.put_users, await notes(), [])
     assert await notes() == {}
     await put(database, store, VALI, "vali")
@@ -119,7 +123,7 @@ async def test_notes_are_left_and_worked_off(database: Database, store: UserDire
     assert await notes() == {VALI: 0, FAR: 8}
 
 
-async def test_what_rooms_show_of_remote_users(
+async def test_names_of_remote_users_come_from_rooms(
     database: Database, store: UserDirectoryStore
 ) -> None:
     await join(database, 1, FAR, rule="public")

@@ -1,4 +1,4 @@
-"""Invites to a room that this server is not in, of several servers."""
+"""Invites of several servers to one room that this server is not in."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from storage.rooms.out_of_room_memberships import (
 USER = "@alice:example.org"
 
 
-async def test_the_first_is_shown_and_the_others_follow(database: Database) -> None:
+async def test_the_first_invite_is_shown_and_the_others_are_queued(database: Database) -> None:
     store, memberships = OutsideMembershipStore(database), MembershipStore(database)
     room_nid = (await store.get_room("!r:a", "10", 1)).room_nid
 
@@ -34,13 +34,13 @@ async def test_the_first_is_shown_and_the_others_follow(database: Database) -> N
         row = (await memberships.get_memberships(room_nid, [USER]))[USER]
         return row.membership, row.sender
 
-    async def waiting() -> list[str]:
+    async def queued() -> list[str]:
         return [row.server for row in await store.get_waiting(room_nid, USER)]
 
     for server in ("a", "b", "c", "b"):
         assert await put(server)
     assert await shown() == ("invite", "@x:a")
-    assert await waiting() == ["c", "b"]
+    assert await queued() == ["c", "b"]
     with pytest.raises(Untouchable):
         await put("b", "leave")
     assert await put("a", "leave", may_end=True)
@@ -52,7 +52,7 @@ async def test_the_first_is_shown_and_the_others_follow(database: Database) -> N
         assert await put(f"s{number}")
     with pytest.raises(Untouchable):
         await put("s")
-    assert await put("s0"), "in the place of its own"
+    assert await put("s0"), "it replaces the queued invite of the same server"
     assert await put("c", "leave", USER, may_end=True)
     assert await shown() == ("leave", USER)
-    assert await waiting() == []
+    assert await queued() == []

@@ -1,4 +1,4 @@
-"""A writer on PostgreSQL that waits for the lock which another node holds."""
+"""A PostgreSQL writer that waits for the write lock of another node."""
 
 from threading import Thread
 from time import sleep
@@ -12,7 +12,7 @@ from tests.storage.test_writer import Stepped, names, put
 __all__ = ["nodes"]
 
 
-def test_what_is_committed_while_the_lock_is_waited_for_is_seen(
+def test_a_writer_sees_commits_made_while_it_waited_for_the_lock(
     nodes: tuple[Stepped, Stepped], postgresql: PostgresConfig
 ) -> None:
     here, _ = nodes
@@ -27,7 +27,7 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_seen(
         args=(here, "new", lambda txn: (put("new")(txn), txn.allocate("room"), names(txn))),
     )
     writer.start()
-    wait_until_it_waits(watch, writer)
+    wait_until_blocked(watch, writer)
     holder.execute(INSERT, ("elsewhere", ""))
     holder.commit({"position": head + 1, "room": 7})
     writer.join()
@@ -37,27 +37,28 @@ def test_what_is_committed_while_the_lock_is_waited_for_is_seen(
     holder.close()
 
 
-def wait_until_it_waits(watch: Connection, writer: Thread) -> None:
-    """Of locks the server tells those of all databases, also of other tests'."""
+def wait_until_blocked(watch: Connection, writer: Thread) -> None:
+    """Wait until a session of this database waits for the lock. The server lists locks of all
+    databases, including those of other tests."""
     waiting = (
         "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
         " WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted"
     )
     while watch.query_one(waiting, ()) != (1,):
-        assert writer.is_alive(), "it has to wait"
+        assert writer.is_alive(), "the writer must wait"
 
 
-def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(
+def test_a_waiting_writer_outlasts_a_silent_lock_holder(
     postgresql: PostgresConfig,
 ) -> None:
-    """Also where that one did something when it was waited for already."""
+    """Even if the holder was still active when the wait began."""
     config = PostgresConfig(postgresql.connect, write_lock_timeout=3.0)
     engine, here = make_engine(config), Stepped(config)
     watch, silent = engine.connect_reader(), engine.connect_writer()
     silent.begin_write()
     writer = Thread(target=write, args=(here, "new", put("new")))
     writer.start()
-    wait_until_it_waits(watch, writer)
+    wait_until_blocked(watch, writer)
     sleep(0.5)
     silent.query_one("SELECT 1", ())
     writer.join()
@@ -68,10 +69,10 @@ def test_who_waits_for_one_that_goes_silent_amid_a_write_does_not_give_up_first(
     silent.close()
 
 
-def test_whatever_the_role_prefers_each_statement_of_a_write_sees_what_was_committed_before(
+def test_writes_use_read_committed_whatever_the_role_default(
     postgresql: PostgresConfig,
 ) -> None:
-    """Else what was committed while the lock was waited for would not be seen."""
+    """Otherwise commits made during the wait for the lock would be invisible."""
     strict = {**postgresql.connect, "options": "-c default_transaction_isolation=serializable"}
     for engine in (make_engine(PostgresConfig(strict)), make_engine(postgresql)):
         writer = engine.connect_writer()

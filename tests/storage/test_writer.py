@@ -1,5 +1,4 @@
-"""Group commit: batches, isolation of the writes in them, failure and recovery. On both
-databases."""
+"""Group commit: batches, isolation of their writes, failure and recovery, on both databases."""
 
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -22,11 +21,11 @@ from storage.engine.streams import Change, Topic
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
-asked_by: ContextVar[str] = ContextVar("asked_by", default="nobody")
+asked_by: ContextVar[str] = ContextVar("asked_by", default="none")
 
 
 class Stepped:
-    """A database whose writes wait for `step`, and what has come of them."""
+    """A database whose writes wait for `step`, and their results."""
 
     def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
         self.writer = SteppedExecutor()
@@ -80,14 +79,14 @@ def put(name: str, fail: bool = False, positions: int = 1) -> Callable[[WriteTra
 
 
 def twice(txn: WriteTransaction) -> None:
-    """Breaks a rule of the database."""
+    """Violate a constraint."""
     for _ in range(2):
         txn.execute("INSERT INTO jobs (name, progress) VALUES ('twice', '')")
 
 
 def put_later(name: str) -> Callable[[WriteTransaction], None]:
-    """Nothing is asked of the database before the write has ended; a second one of the name breaks
-    a rule then."""
+    """Return a write whose only statement is deferred. A second one of the same name violates a
+    constraint at its end."""
 
     def fn(txn: WriteTransaction) -> None:
         txn.execute_later(
@@ -99,21 +98,21 @@ def put_later(name: str) -> Callable[[WriteTransaction], None]:
     return fn
 
 
-def put_unless_there(name: str, said_by: str) -> Callable[[WriteTransaction], None]:
-    """It is announced only if nothing of the name is there yet."""
+def put_unless_there(name: str, user_id: str) -> Callable[[WriteTransaction], None]:
+    """Return a write that announces changes only if it adds the row."""
 
     def fn(txn: WriteTransaction) -> None:
         if txn.execute(
             "INSERT INTO jobs (name, progress) VALUES (?, '') ON CONFLICT DO NOTHING", (name,)
         ):
             for _ in range(2):
-                txn.announce(Change(txn.next_position(), Topic.PROFILE, user_id=said_by))
+                txn.announce(Change(txn.next_position(), Topic.PROFILE, user_id=user_id))
 
     return fn
 
 
 def put_many(name: str, further: int) -> Callable[[WriteTransaction], None]:
-    """Likewise, with so many further rows that go again."""
+    """As `put_later`, with further rows that are deleted again."""
 
     def fn(txn: WriteTransaction) -> None:
         names = [(f"{name}, {number}",) for number in range(further)]
@@ -130,7 +129,7 @@ def raise_later(txn: WriteTransaction) -> None:
     raise ValueError
 
 
-def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
+def test_queued_writes_share_one_commit(stepped: Stepped) -> None:
     for name in "abcdefgh":
         stepped.queue(name, put(name))
     assert stepped.results == {}
@@ -141,19 +140,17 @@ def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
     assert stepped.names() == list("abcdefgh")
 
 
-def test_what_waits_when_the_database_is_closed_is_written(stepped: Stepped) -> None:
+def test_closing_the_database_commits_queued_writes(stepped: Stepped) -> None:
     for name in "ab":
         stepped.queue(name, put(name))
     run_coroutine(stepped.database.close(), None)
     assert stepped.results == {"a": 1, "b": 2}
 
 
-def test_a_write_that_comes_while_the_database_is_closed_is_refused_and_those_before_it_are_done(
+def test_closing_refuses_new_writes_and_commits_earlier_ones(
     stepped: Stepped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        stepped.writer, "close", lambda: succeed(None)
-    )  # as with a thread, which is busy
+    monkeypatch.setattr(stepped.writer, "close", lambda: succeed(None))  # as if a thread were busy
     closing: list[Deferred[None]] = []
 
     def close(txn: WriteTransaction) -> int:
@@ -200,8 +197,8 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
     stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     stepped.queue("first", put("the first"))
     stepped.step()
-    heard: list[Change] = []
-    end = stepped.database.streams.subscribe(heard.extend)
+    received: list[Change] = []
+    end = stepped.database.streams.subscribe(received.extend)
     expected: dict[str, object] = {}
     for number, outcome in enumerate(outcomes):
         name = f"{number}{outcome}"
@@ -240,8 +237,8 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
         if outcome.startswith("good")
     ]
     assert stepped.names() == [*good, "the first"]
-    assert [change.user_id for change in heard] == [name for name in good for _ in range(2)]
-    positions = [change.position for change in heard]
+    assert [change.user_id for change in received] == [name for name in good for _ in range(2)]
+    positions = [change.position for change in received]
     assert positions == sorted(set(positions))
     assert stepped.database.streams.current() >= max(positions, default=0)
     for name, result in expected.items():
@@ -252,10 +249,10 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
             assert issubclass(stepped.results[f"{number}{outcome}"], refused)  # type: ignore[arg-type]
 
 
-def test_a_rule_that_is_broken_at_the_end_of_a_write_is_its_own_error(stepped: Stepped) -> None:
-    """The statement was left for later. The connection serves on."""
-    heard: list[Change] = []
-    stepped.database.streams.subscribe(heard.extend)
+def test_an_error_of_a_deferred_statement_fails_its_own_write(stepped: Stepped) -> None:
+    """The connection stays in use."""
+    received: list[Change] = []
+    stepped.database.streams.subscribe(received.extend)
     session = (
         "SELECT pg_backend_pid()" if stepped.database.engine.name == "postgres" else "SELECT 1"
     )
@@ -271,12 +268,12 @@ def test_a_rule_that_is_broken_at_the_end_of_a_write_is_its_own_error(stepped: S
     stepped.queue("session later", lambda txn: txn.query(session))
     stepped.step()
     assert stepped.results["next"] == head + 1
-    assert [change.user_id for change in heard] == ["first", "next"]
+    assert [change.user_id for change in received] == ["first", "next"]
     assert stepped.names() == ["first", "next"]
     assert stepped.results["session"] == stepped.results["session later"]
 
 
-def test_a_conflict_at_the_end_of_a_write_costs_a_retry(postgresql: PostgresConfig) -> None:
+def test_a_conflict_in_a_deferred_statement_is_retried(postgresql: PostgresConfig) -> None:
     stepped = Stepped(postgresql)
     tries: list[int] = []
 
@@ -297,7 +294,7 @@ def test_a_conflict_at_the_end_of_a_write_costs_a_retry(postgresql: PostgresConf
     run_coroutine(stepped.database.close(), None)
 
 
-def test_an_outage_at_the_end_of_a_write_is_no_error_of_the_write(
+def test_an_outage_in_a_deferred_statement_is_reported_as_unavailable(
     postgresql: PostgresConfig,
 ) -> None:
     stepped = Stepped(postgresql)
@@ -311,9 +308,9 @@ def test_an_outage_at_the_end_of_a_write_is_no_error_of_the_write(
     run_coroutine(stepped.database.close(), None)
 
 
-def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:
+def test_callers_are_acknowledged_after_streams_and_callbacks(stepped: Stepped) -> None:
     order: list[str] = []
-    stepped.database.streams.subscribe(lambda told: order.append(f"stream {len(told)}"))
+    stepped.database.streams.subscribe(lambda published: order.append(f"stream {len(published)}"))
 
     def write(name: str) -> Callable[[WriteTransaction], None]:
         def fn(txn: WriteTransaction) -> None:
@@ -338,9 +335,11 @@ def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:
     ]
 
 
-def test_a_write_from_a_callback_is_done_too(stepped: Stepped) -> None:
+def test_a_write_from_a_subscriber_is_committed(stepped: Stepped) -> None:
     stepped.database.streams.subscribe(
-        lambda told: stepped.queue("second", put("second")) if told[0].user_id == "first" else None
+        lambda published: (
+            stepped.queue("second", put("second")) if published[0].user_id == "first" else None
+        )
     )
     stepped.queue("first", put("first"))
     stepped.step()
@@ -348,7 +347,7 @@ def test_a_write_from_a_callback_is_done_too(stepped: Stepped) -> None:
     assert stepped.results == {"first": 1, "second": 2}
 
 
-def test_each_write_and_read_has_the_context_of_its_caller(stepped: Stepped) -> None:
+def test_each_write_runs_in_the_context_of_its_caller(stepped: Stepped) -> None:
     for name in "ab":
         asked_by.set(name)
         stepped.queue(name, lambda _: asked_by.get())
@@ -357,7 +356,7 @@ def test_each_write_and_read_has_the_context_of_its_caller(stepped: Stepped) -> 
     assert stepped.results == {"a": "a", "b": "b"}
 
 
-def test_counters_are_independent_and_go_on_after_a_restart(
+def test_counters_are_independent_and_continue_after_a_restart(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     taken: list[object] = []
@@ -374,7 +373,7 @@ def test_counters_are_independent_and_go_on_after_a_restart(
     assert taken == [0, (1, 1, 2), (4, 4), 4, (5, 5, 6), (8, 8)]
 
 
-def test_a_swallowed_error_of_the_database_is_an_error_where_it_spoils_the_write(
+def test_a_swallowed_sql_error_fails_the_write_on_postgresql(
     stepped: Stepped,
 ) -> None:
     def swallow(txn: WriteTransaction) -> None:
@@ -395,7 +394,7 @@ def test_a_swallowed_error_of_the_database_is_an_error_where_it_spoils_the_write
         assert stepped.names() == ["after", "before", "swallowed"]
 
 
-def test_a_lost_connection_costs_a_retry(postgresql: PostgresConfig) -> None:
+def test_a_write_is_retried_after_a_lost_connection(postgresql: PostgresConfig) -> None:
     stepped = Stepped(postgresql)
     tries: list[int] = []
 
@@ -433,7 +432,7 @@ def test_a_write_that_fails_takes_no_numbers(stepped: Stepped) -> None:
     assert stepped.results["next"] == 3
 
 
-def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(
+def test_the_writer_recovers_after_losing_every_connection(
     postgresql: PostgresConfig,
 ) -> None:
     stepped = Stepped(postgresql)
@@ -448,7 +447,7 @@ def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(
     run_coroutine(stepped.database.close(), None)
 
 
-def test_a_full_disk_is_an_error_and_afterwards_all_is_well(sqlite: SQLiteConfig) -> None:
+def test_the_writer_recovers_after_a_full_disk(sqlite: SQLiteConfig) -> None:
     stepped = Stepped(sqlite)
 
     def fill(txn: WriteTransaction) -> None:
@@ -471,13 +470,15 @@ def test_a_full_disk_is_an_error_and_afterwards_all_is_well(sqlite: SQLiteConfig
     run_coroutine(stepped.database.close(), None)
 
 
-def test_another_process_on_the_same_database_is_heard_of(
+def test_changes_of_another_process_are_published(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     here, there = Stepped(database_config), Stepped(database_config)
-    heard: list[object] = []
-    here.database.streams.watch(lambda after, upto: heard.append((after, upto)))
-    here.database.streams.subscribe(lambda told: heard.append([change.position for change in told]))
+    received: list[object] = []
+    here.database.streams.watch(lambda after, upto: received.append((after, upto)))
+    here.database.streams.subscribe(
+        lambda published: received.append([change.position for change in published])
+    )
     there.queue("a", put("a", positions=3))
     there.step()
     here.queue("b", put("b"))
@@ -486,7 +487,7 @@ def test_another_process_on_the_same_database_is_heard_of(
     there.step()
     Deferred.fromCoroutine(here.database.catch_up())
     here.step()
-    assert heard == [(0, 3), [4], (4, 5)]
+    assert received == [(0, 3), [4], (4, 5)]
     assert here.database.streams.current() == 5
     for stepped in (here, there):
         run_coroutine(stepped.database.close(), None)

@@ -1,4 +1,4 @@
-"""Servers that others wrote, each started once for the file that needs it."""
+"""Third-party servers, each started once per test file that needs it."""
 
 import time
 from collections.abc import Iterator

@@ -1,5 +1,4 @@
-"""Signing in with a CAS server that others wrote, django-cas-server; and what is believed of an
-answer."""
+"""Sign-in with a third-party CAS server (django-cas-server), and the checks of its responses."""
 
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ cas_config:
     return TestServer(folder, database, config, web=OutsideWeb(), now=time.time())
 
 
-def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_a_user_signs_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: library}")
     traveller = Traveller(server, BASE)
     traveller.go(START)
@@ -58,11 +57,11 @@ def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideS
     assert session["user_id"] == "@alice:example.org"
     profile = server.get("/_matrix/client/v3/profile/@alice:example.org").json
     assert profile["displayname"] == "Alice <Liddell>"
-    traveller.go(START)  # they are signed in there, so they come back at once
+    traveller.go(START)  # already signed in at the provider, so it redirects back
     assert traveller.url.startswith("https://client.example/?loginToken=")
 
 
-def test_who_is_to_sign_in_again_is_asked_there(
+def test_reauthentication_is_required_and_checked(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
@@ -71,7 +70,9 @@ def test_who_is_to_sign_in_again_is_asked_there(
     traveller.send(username="alice", password="wonderland")
     button = f"{BASE}_mahalla/upstream/sign_in?provider=cas&next=/%3Fhello"
     traveller.go(button)
-    assert traveller.home.path == "/?hello"  # they are signed in there, so they come back at once
+    assert (
+        traveller.home.path == "/?hello"
+    )  # already signed in at the provider, so it redirects back
     traveller.go(f"{button}&again=true")
     assert traveller.url.startswith(f"{cas.url}/cas/login?service=")
     traveller.send(username="alice", password="wonderland")
@@ -84,11 +85,11 @@ def test_who_is_to_sign_in_again_is_asked_there(
     traveller.home.cookies |= leaving.home.cookies
     traveller.go(
         f"{cas.url}/cas/login?{urlencode({'service': service})}"
-    )  # who leaves `renew` out is not believed
-    assert "does not answer as it should" in traveller.words
+    )  # a sign-in without `renew` is refused
+    assert "sign-in service is not working" in traveller.words
 
 
-def test_a_ticket_is_good_once(
+def test_a_ticket_is_used_once(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
@@ -96,13 +97,13 @@ def test_a_ticket_is_good_once(
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
     (back,) = [path for path in traveller.home.visited if "ticket=" in path]
-    assert "was used before" in _words(traveller, back)
+    assert "was already used" in _words(traveller, back)
     leaving = Traveller(server, BASE)
-    leaving.go(START)  # another sign-in that is under way, and the ticket of the first
+    leaving.go(START)  # another pending sign-in, with the ticket of the first
     flow = parse_qs(urlsplit(parse_qs(urlsplit(leaving.url).query)["service"][0]).query)["flow"][0]
     ticket = parse_qs(urlsplit(back).query)["ticket"][0]
     leaving.go(f"{BASE}_matrix/client/v3/login/cas/ticket?flow={flow}&ticket={ticket}")
-    assert "does not answer as it should" in leaving.words
+    assert "sign-in service is not working" in leaving.words
 
 
 def _words(traveller: Traveller, path: str) -> str:
@@ -110,21 +111,21 @@ def _words(traveller: Traveller, path: str) -> str:
     return traveller.home.words
 
 
-def test_who_lacks_an_attribute(
+def test_a_missing_required_attribute_is_refused(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: pupils}")
     traveller = Traveller(server, BASE)
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
 SUCCESS = """<cas:serviceResponse xmlns:cas="http://www.yale.edu/tp/cas"><cas:authenticationSuccess>
 <cas:user>{user}</cas:user>{rest}</cas:authenticationSuccess></cas:serviceResponse>"""
 
 
-def test_both_forms_of_attributes() -> None:
+def test_both_forms_of_attributes_are_read() -> None:
     rest = (
         "<cas:attributes><cas:mail>a@example.com</cas:mail><cas:mail>b@example.com</cas:mail>"
         '<cas:attribute name="cn" value="Alice"/></cas:attributes>'
@@ -152,12 +153,12 @@ def test_both_forms_of_attributes() -> None:
         '<?xml version="1.0" encoding="x-unknown"?>' + SUCCESS.format(user="alice", rest=""),
     ],
 )
-def test_answers_that_are_refused(answer: str) -> None:
+def test_invalid_validation_responses_are_refused(answer: str) -> None:
     with pytest.raises(Refused):
         read_validation(answer.encode())
 
 
 @given(st.binary(max_size=200))
-def test_no_answer_is_a_fault_of_ours(answer: bytes) -> None:
+def test_no_validation_response_causes_a_500(answer: bytes) -> None:
     with pytest.raises(Refused):
         read_validation(answer)

@@ -1,9 +1,8 @@
-"""A person in a real browser, Debian's Chromium, signs in with providers of another site, and
-confirms something.
+"""Sign-in and confirmation with providers of another site, in Debian's Chromium.
 
-The server is a process, at 127.0.0.1; the providers are at `localhost`, which browsers take for
-another site: so cookies, forms and policies are put to the test here. With the environment variable
-`MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
+The server is a process at 127.0.0.1. The providers are at `localhost`, which is another site for
+browsers, so this tests cookies, forms and policies. The environment variable `MAHALLA_SCREENSHOTS`
+names a folder for a screenshot of each page.
 """
 
 import json
@@ -26,14 +25,17 @@ from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.slapd import Slapd, config_of
 
 CHROMIUM = shutil.which("chromium")
-NO_BROWSER = "NO REAL BROWSER SIGNED IN: Debian's chromium is not installed here. scripts/browser installs it"
+NO_BROWSER = (
+    "NO REAL BROWSER SIGNED IN: Debian's chromium is not installed here."
+    " scripts/browser installs it"
+)
 V3 = "/_matrix/client/v3"
 MILLISECONDS = 60_000
 
 
 @dataclass(frozen=True)
 class Served:
-    """The server, and the address of an app, which is at the providers."""
+    """The server, and the URL of a client, which the providers' process serves."""
 
     server: RunningServer
     app: str
@@ -112,7 +114,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Person:
-    """Somebody with a browser."""
+    """A user with a browser."""
 
     def __init__(self, browser: Browser, served: Served, locale: str) -> None:
         self.served = served
@@ -124,11 +126,11 @@ class Person:
         self.page.set_default_timeout(MILLISECONDS)
 
     def at_school(self, name: str) -> None:
-        """This is who is signed in there."""
+        """Set who is signed in at the SAML provider."""
         self.context.add_cookies([{"name": "user", "value": name, "url": self.served.app}])
 
     def look(self, words: str, page: Page | None = None) -> None:
-        """Wait until the page says so."""
+        """Wait until the page has a text."""
         shown = page or self.page
         shown.get_by_text(words).first.wait_for()
         folder = os.environ.get("MAHALLA_SCREENSHOTS")
@@ -139,7 +141,7 @@ class Person:
             )
 
     def redeem(self) -> dict[str, Any]:
-        """The app, which the browser has reached, signs in."""
+        """Sign in the client that the browser was redirected to."""
         self.page.wait_for_url(f"{self.served.app}?**")
         token = parse_qs(urlsplit(self.page.url).query)["loginToken"][0]
         reply = self.served.server.request(
@@ -158,7 +160,7 @@ def sign_in_at_the_town_hall(page: Page, name: str) -> None:
     page.click("button[type=submit]")
 
 
-def test_a_person_signs_in_and_confirms(served: Served, chromium: Browser) -> None:
+def test_a_user_signs_in_with_oidc_and_confirms(served: Served, chromium: Browser) -> None:
     person = Person(chromium, served, "uz")
     page = person.page
     page.goto(f"{person.base}{V3}/login/sso/redirect?redirectUrl={served.app}")
@@ -172,7 +174,7 @@ def test_a_person_signs_in_and_confirms(served: Served, chromium: Browser) -> No
     page.fill("#username", "alice")
     page.keyboard.press("Enter")
     person.look("localhost:")
-    page.keyboard.press("Tab")  # past the link for somebody else
+    page.keyboard.press("Tab")  # skip the link to sign in with another account
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     session = person.redeem()
@@ -193,13 +195,15 @@ def test_a_person_signs_in_and_confirms(served: Served, chromium: Browser) -> No
     asked = delete(None)[1]["session"]
     with page.expect_popup() as opened:
         page.evaluate(
-            "url => { window.heard = []; window.addEventListener('message', e => window.heard.push(e.data)); window.open(url); }",
+            "url => { window.heard = [];"
+            " window.addEventListener('message', e => window.heard.push(e.data));"
+            " window.open(url); }",
             f"{person.base}{V3}/auth/m.login.sso/fallback/web?session={asked}",
         )
     popup = opened.value
     person.look("qurilmalarni hisobdan chiqarish", popup)
     popup.click("text=Town hall")
-    popup.fill("[name=login]", "alice")  # who is signed in there is asked once more
+    popup.fill("[name=login]", "alice")  # the provider asks again, despite its session
     popup.fill("[name=password]", "whatever")
     popup.keyboard.press("Enter")
     person.look("Rahmat, tasdiqlandi", popup)
@@ -207,7 +211,7 @@ def test_a_person_signs_in_and_confirms(served: Served, chromium: Browser) -> No
     assert delete({"session": asked})[0] == 200
 
 
-def test_a_person_comes_by_saml_from_another_site(served: Served, chromium: Browser) -> None:
+def test_a_user_signs_in_with_saml(served: Served, chromium: Browser) -> None:
     person = Person(chromium, served, "ru")
     served.server.register("bob")
     person.at_school("bob")
@@ -217,7 +221,7 @@ def test_a_person_comes_by_saml_from_another_site(served: Served, chromium: Brow
     assert person.redeem()["user_id"] == "@bob:localhost"
 
 
-def test_a_person_signs_in_to_the_pages(served: Served, chromium: Browser) -> None:
+def test_a_user_signs_in_to_the_pages(served: Served, chromium: Browser) -> None:
     person = Person(chromium, served, "en")
     served.server.register("carol")
     person.at_school("carol")
@@ -226,7 +230,7 @@ def test_a_person_signs_in_to_the_pages(served: Served, chromium: Browser) -> No
     person.page.wait_for_url(f"{person.base}/?done")
 
 
-def test_a_person_comes_by_cas_from_another_site(served: Served, chromium: Browser) -> None:
+def test_a_user_signs_in_with_cas(served: Served, chromium: Browser) -> None:
     person = Person(chromium, served, "en")
     person.page.goto(f"{person.base}/_mahalla/sign_in?next=/%3Fdone")
     person.page.click("text=Library")
@@ -238,7 +242,7 @@ def test_a_person_comes_by_cas_from_another_site(served: Served, chromium: Brows
     person.look("@alice:localhost")
 
 
-def test_a_person_has_the_password_of_a_directory(
+def test_a_user_signs_in_with_a_directory_password(
     served: Served, chromium: Browser, slapd: Slapd
 ) -> None:
     slapd.add_person("dora", cn="Dora Maar", mail="dora@example.com")

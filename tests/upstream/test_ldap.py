@@ -1,4 +1,4 @@
-"""Passwords and people of a real directory, OpenLDAP's slapd."""
+"""Passwords and users of a real directory, OpenLDAP's slapd."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def signed_in(server: TestServer, name: str, password: str = "wonderland") -> Us
 
 
 def look(server: TestServer) -> None:
-    """What the server does by itself within a minute."""
+    """Let the periodic check run."""
     server.app.start_jobs()
     server.clock.advance(60)
 
@@ -46,7 +46,7 @@ def whoami(user: User) -> Answer:
     return user.get("/_matrix/client/v3/account/whoami")
 
 
-def test_people_sign_in_with_their_password_there(server: TestServer, slapd: Slapd) -> None:
+def test_a_directory_password_signs_in(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("alice", cn="Alice Liddell", mail="Alice@Example.com")
     alice = signed_in(server, "alice")
     assert alice.user_id == "@alice:example.org"
@@ -69,7 +69,7 @@ def test_people_sign_in_with_their_password_there(server: TestServer, slapd: Sla
     assert server.post("/_matrix/client/v3/login", body).status == 200
 
 
-def test_what_is_wrong_is_wrong(server: TestServer, slapd: Slapd) -> None:
+def test_wrong_names_and_passwords_are_refused(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("bob")
     slapd.add_person("visitor", staff=False)
     for name, password in (
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_wrong(server: TestServer, slapd: Slapd) -> None:
     assert signed_in(server, "bob").user_id == "@bob:example.org"
 
 
-def test_a_name_that_signs_need_escaping_in(server: TestServer, slapd: Slapd) -> None:
+def test_special_characters_in_names_are_escaped(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("o(brien)*")
     assert signed_in(server, "o(brien)*").user_id == "@o=28brien=29=2a:example.org"
     assert (
@@ -100,20 +100,20 @@ def test_a_name_that_signs_need_escaping_in(server: TestServer, slapd: Slapd) ->
     )
 
 
-def test_an_account_belongs_to_the_entry_and_not_to_the_name(
-    server: TestServer, slapd: Slapd
-) -> None:
+def test_an_account_belongs_to_the_entry_not_the_name(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("carol", "first")
     carol = signed_in(server, "carol", "first")
     slapd.remove_person("carol")
-    slapd.add_person("carol", "second")  # somebody else of that name
+    slapd.add_person("carol", "second")  # another person with that name
     assert login(server, "carol", "second").status == 403
-    look(server)  # the first Carol has left
+    look(server)  # the first Carol was removed
     assert whoami(carol).status == 401
     assert login(server, "carol", "second").status == 403
 
 
-def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_existing_accounts_are_linked_only_if_configured(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     server = TestServer(tmp_path, sqlite_database, config_of(slapd))
     slapd.add_person("dora", "directory")
     server.register("dora", "own")
@@ -126,7 +126,7 @@ def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slap
     assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
 
 
-def test_own_passwords_may_not_count(
+def test_local_passwords_can_be_disabled(
     tmp_path: Path, sqlite_database: Database, slapd: Slapd
 ) -> None:
     further = (
@@ -140,7 +140,7 @@ def test_own_passwords_may_not_count(
     assert signed_in(server, "emil", "directory").user_id == "@emil:example.org"
 
 
-def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) -> None:
+def test_names_are_imported_at_each_sign_in(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("fay", cn="Fay")
     fay = signed_in(server, "fay")
     slapd.set("fay", cn="Fay Wray")
@@ -154,7 +154,7 @@ def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) 
         assert [each["address"] for each in threepids] == [address]
 
 
-def test_names_are_taken_over_when_they_change(
+def test_names_are_imported_when_they_change(
     server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shown(user: User) -> tuple[str, list[str]]:
@@ -166,7 +166,7 @@ def test_names_are_taken_over_when_they_change(
         slapd.add_person(uid, cn=uid.title(), mail=f"{uid}@example.org")
     uma, una = signed_in(server, "uma"), signed_in(server, "una")
     uma.put(f"/_matrix/client/v3/profile/{uma.user_id}/displayname", {"displayname": "G."})
-    look(server)  # from now on, every twenty seconds
+    look(server)  # checks run every twenty seconds from now on
     written: list[str] = []
     write = server.app.database.write
 
@@ -177,7 +177,7 @@ def test_names_are_taken_over_when_they_change(
     monkeypatch.setattr(server.app.database, "write", counting)
     server.clock.advance(20)
     assert {"set_said", "set_profile_field", "set_vouched_threepids"}.isdisjoint(written)
-    # nor what people call themselves, while the directory says the same
+    # users keep the names they chose while the directory is unchanged
     assert shown(uma) == ("G.", ["uma@example.org"])
     monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
     for uid in ("uma", "una"):
@@ -190,7 +190,7 @@ def test_names_are_taken_over_when_they_change(
     assert shown(una) == ("una Blas", ["blas.una@example.org"])
 
 
-def test_only_what_changes_is_taken_over(server: TestServer, slapd: Slapd) -> None:
+def test_only_changed_values_are_imported(server: TestServer, slapd: Slapd) -> None:
     def shown(user: User) -> tuple[str, list[str]]:
         name = server.get(f"/_matrix/client/v3/profile/{user.user_id}").json["displayname"]
         threepids = user.get("/_matrix/client/v3/account/3pid").json["threepids"]
@@ -214,13 +214,13 @@ def test_only_what_changes_is_taken_over(server: TestServer, slapd: Slapd) -> No
     assert shown(uri) == (
         "Mine",
         ["uri@example.org"],
-    )  # it is not known what the directory said before
+    )  # the directory's last value is unknown
     slapd.set("uri", cn="Uri Again")
     server.clock.advance(20)
     assert shown(uri) == ("Uri Again", ["uri@example.org"])
 
 
-def test_an_address_that_another_still_has(
+def test_an_address_of_another_account_is_retried(
     server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def addresses(user: User) -> list[str]:
@@ -235,20 +235,20 @@ def test_an_address_that_another_still_has(
     look(server)
     slapd.set("abe", mail="office@example.org")
     server.clock.advance(20)
-    assert addresses(abe) == ["abe@example.org"]  # Ada has the other
+    assert addresses(abe) == ["abe@example.org"]  # Ada has the other address
     monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
     slapd.set("ada", mail="ada@example.org")
-    server.clock.advance(20)  # he, who waits, holds nobody up
+    server.clock.advance(20)  # his retries do not delay others
     assert addresses(ada) == ["ada@example.org"]
     server.clock.advance(20)
     assert addresses(abe) == ["office@example.org"]
 
 
 @pytest.mark.parametrize("at_once", [200, 1])
-def test_people_swap_their_addresses(
+def test_users_swap_their_addresses(
     server: TestServer, slapd: Slapd, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    """Two of them, and three in a ring; also where a look takes over no more than one."""
+    """Swap addresses in a pair and in a ring of three, also if a check imports only one user."""
 
     def addresses(user: User) -> list[str]:
         return [
@@ -270,7 +270,7 @@ def test_people_swap_their_addresses(
     assert [addresses(user) for user in people] == [[f"{other}@example.org"] for other in after]
 
 
-def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:
+def test_the_directory_password_confirms_operations(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("gus")
     gus = signed_in(server, "gus")
     path = f"/_matrix/client/v3/devices/{gus.device_id}"
@@ -285,13 +285,14 @@ def test_something_is_confirmed_with_the_password_there(server: TestServer, slap
     assert gus.delete(path, {"auth": {**auth, "password": "wonderland"}}).status == 200
 
 
-def test_the_mode_bind_and_tls_from_the_start(
-    tmp_path: Path, sqlite_database: Database, slapd: Slapd
-) -> None:
+def test_the_bind_mode_over_ldaps(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
     slapd.add_person("hal,9000")
     further = f"""
 ldap_providers:
-- {{uri: ["ldap://127.0.0.1:1", "{slapd.secure_url}"], tls_ca_file: {slapd.authority}, base: "{PEOPLE}", mode: bind}}
+- uri: ["ldap://127.0.0.1:1", "{slapd.secure_url}"]
+  tls_ca_file: {slapd.authority}
+  base: "{PEOPLE}"
+  mode: bind
 """
     server = TestServer(tmp_path, sqlite_database, further)
     assert signed_in(server, "hal,9000").user_id == "@hal=2c9000:example.org"
@@ -299,7 +300,7 @@ ldap_providers:
     assert login(server, "hal", "wonderland").status == 403
 
 
-def test_a_certificate_that_does_not_fit(
+def test_an_invalid_certificate_is_refused(
     tmp_path: Path, sqlite_database: Database, slapd: Slapd
 ) -> None:
     slapd.add_person("ida")
@@ -310,16 +311,19 @@ def test_a_certificate_that_does_not_fit(
         (slapd.secure_url, other),
         (f"ldap://127.0.0.1:{port}", slapd.authority),
     ):
-        further = f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority}, base: '{PEOPLE}', mode: bind}}]"
+        further = (
+            f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority},"
+            f" base: '{PEOPLE}', mode: bind}}]"
+        )
         answer = login(TestServer(tmp_path, sqlite_database, further), "ida")
         assert (answer.status, answer.errcode) == (503, "M_UNKNOWN"), uri
 
 
-# Who leaves.
+# Removed users.
 
 
 @pytest.mark.parametrize("leaves", ["remove_person", "dismiss"])
-def test_who_leaves_loses_the_account(server: TestServer, slapd: Slapd, leaves: str) -> None:
+def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: str) -> None:
     stays, goes = f"stays-{leaves}", f"goes-{leaves}"
     for uid in (stays, goes):
         slapd.add_person(uid)
@@ -332,7 +336,7 @@ def test_who_leaves_loses_the_account(server: TestServer, slapd: Slapd, leaves: 
     assert login(server, goes).status == 403
 
 
-def test_an_attempt_to_sign_in_makes_the_server_look(server: TestServer, slapd: Slapd) -> None:
+def test_a_login_of_a_removed_user_starts_a_check(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("jack")
     jack = signed_in(server, "jack")
     slapd.dismiss("jack")
@@ -340,7 +344,7 @@ def test_an_attempt_to_sign_in_makes_the_server_look(server: TestServer, slapd: 
     assert whoami(jack).status == 401
 
 
-def test_who_is_locked_out_comes_back(
+def test_a_returned_user_is_unlocked(
     tmp_path: Path, sqlite_database: Database, slapd: Slapd
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  leavers: lock"))
@@ -358,10 +362,10 @@ def test_who_is_locked_out_comes_back(
     assert told(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
     assert whoami(kate).status == 200
-    assert whoami(karl).errcode == "M_USER_LOCKED"  # an administrator did that
+    assert whoami(karl).errcode == "M_USER_LOCKED"  # locked by an administrator
 
 
-def test_nobody_goes_by_mistake(
+def test_a_faulty_directory_removes_nobody(
     tmp_path: Path, sqlite_database: Database, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"crowd{number}" for number in range(4)]
@@ -374,13 +378,13 @@ def test_nobody_goes_by_mistake(
         look(server)
         return all(whoami(each).status == 200 for each in crowd)
 
-    slapd.stop()  # it does not answer
+    slapd.stop()  # the directory does not respond
     assert all_are_here()
     answer = login(server, names[0])
     assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
     slapd.start()
 
-    for further in (  # it lets nobody look, it has nothing there, nobody fits
+    for further in (  # wrong bind password, empty base, filter without matches
         config_of(slapd).replace(SECRET, "wrong"),
         config_of(slapd).replace(PEOPLE, f"ou=nowhere,{BASE}"),
         config_of(slapd).replace(STAFF, f"cn=nobody,{BASE}"),
@@ -389,9 +393,9 @@ def test_nobody_goes_by_mistake(
         assert all_are_here()
 
     server = TestServer(tmp_path, sqlite_database, config_of(slapd), 3)
-    monkeypatch.setattr(asking, "PAGE", 2)  # in several pages
+    monkeypatch.setattr(asking, "PAGE", 2)  # several pages of results
     assert all_are_here()
-    for uid in names[:2]:  # half of them at once: more than may be
+    for uid in names[:2]:  # half of them at once, more than the limit
         slapd.dismiss(uid)
     assert all_are_here()
     slapd.hire(names[0])

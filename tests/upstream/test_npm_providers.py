@@ -1,5 +1,4 @@
-"""Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML
-2."""
+"""Sign-in with third-party providers: oidc-provider for OpenID Connect, samlp for SAML 2."""
 
 import base64
 import zlib
@@ -37,7 +36,7 @@ def sign_in_at_the_town_hall(traveller: Traveller, name: str) -> None:
     traveller.send()
 
 
-def test_people_sign_in_with_openid_connect(
+def test_a_user_signs_in_with_openid_connect(
     server: TestServer, providers: OutsideServer, listener: LogoutListener
 ) -> None:
     traveller = Traveller(server, BASE)
@@ -52,7 +51,9 @@ def test_people_sign_in_with_openid_connect(
         alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"]
         == "alice@example.com"
     )
-    traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")  # signed in there: nobody is asked
+    traveller.go(
+        f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}"
+    )  # already signed in at the provider, which does not ask again
     assert redeem(server, traveller).user_id == alice.user_id
     traveller.go(f"{providers.url}/oidc/session/end")
     traveller.send(button="yes")
@@ -61,19 +62,17 @@ def test_people_sign_in_with_openid_connect(
     assert alice.get("/_matrix/client/v3/account/whoami").status == 401
 
 
-def test_who_is_in_another_group_is_refused(server: TestServer) -> None:
+def test_a_user_of_another_group_is_refused(server: TestServer) -> None:
     traveller = Traveller(server, BASE)
     sign_in_at_the_town_hall(traveller, "bob")
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
-def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
+def test_a_cancelled_sign_in_shows_a_page(server: TestServer) -> None:
     traveller = Traveller(server, BASE)
     traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     cancel = next(link for words, link in traveller.page.links.items() if "Cancel" in words)
-    traveller.go(
-        f"{urlsplit(traveller.url).scheme}://{urlsplit(traveller.url).netloc}{urlsplit(cancel).path}"
-    )
+    traveller.go(urlsplit(traveller.url)._replace(path=urlsplit(cancel).path, query="").geturl())
     assert "You did not sign in there" in traveller.words
 
 
@@ -81,7 +80,7 @@ def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
 
 
 @needs_saml
-def test_people_sign_in_with_saml(server: TestServer) -> None:
+def test_a_user_signs_in_with_saml(server: TestServer) -> None:
     traveller = answer_of(server)
     form = traveller.page.forms[0]
     traveller.home.cookies.clear()
@@ -112,47 +111,47 @@ def test_people_sign_in_with_saml(server: TestServer) -> None:
         ("expired", "Condition not OK"),
     ],
 )
-def test_assertions_that_are_refused(server: TestServer, path: str, reason: str) -> None:
+def test_invalid_assertions_are_refused(server: TestServer, path: str, reason: str) -> None:
     traveller = answer_of(server, f"/saml/{path}")
     with capturedLogs() as logged:
         traveller.send()
-    assert "does not answer as it should" in traveller.words
+    assert "sign-in service is not working" in traveller.words
     assert reason in str([event.get("why") for event in logged])
 
 
 @needs_saml
-def test_assertions_that_were_changed_or_taken(server: TestServer) -> None:
+def test_changed_or_used_assertions_are_refused(server: TestServer) -> None:
     first = answer_of(server)
     fields = first.page.forms[0].fields
     second = answer_of(server)
     other = second.page.forms[0].fields
     second.home.post(
         f"/{ACS}", {**fields, "RelayState": other["RelayState"]}
-    )  # the answer to another request
-    assert "does not answer as it should" in second.home.words
+    )  # the response to another request
+    assert "sign-in service is not working" in second.home.words
     third = answer_of(server)
     good = base64.b64decode(third.page.forms[0].fields["SAMLResponse"]).decode()
     changed = base64.b64encode(good.replace(">alice<", ">admin<").encode()).decode()
     third.send(SAMLResponse=changed)
-    assert "does not answer as it should" in third.words
+    assert "sign-in service is not working" in third.words
     first.send()
     redeem(server, first)
-    first.home.post(f"/{ACS}", fields)  # once more
-    assert "was used before" in first.home.words
+    first.home.post(f"/{ACS}", fields)  # used again
+    assert "was already used" in first.home.words
     for fields in ({}, {"SAMLResponse": "x", "RelayState": "y"}):
         first.home.post(f"/{ACS}", fields)
         assert first.home.status == 400
 
 
 @needs_saml
-def test_who_lacks_an_attribute(server: TestServer) -> None:
+def test_a_missing_required_attribute_is_refused(server: TestServer) -> None:
     traveller = answer_of(server, user="bob")
     traveller.send()
-    assert "not among those who may use this server" in traveller.words
+    assert "not allowed to use this server" in traveller.words
 
 
 @needs_saml
-def test_the_provider_is_told_of_this_server(server: TestServer) -> None:
+def test_the_metadata_of_this_server(server: TestServer) -> None:
     answer = server.get("/_synapse/client/saml2/metadata.xml")
     assert answer.headers["content-type"].startswith("application/samlmetadata+xml")
     root = fromstring(answer.body)
@@ -162,7 +161,7 @@ def test_the_provider_is_told_of_this_server(server: TestServer) -> None:
 
 
 @needs_saml
-def test_who_is_to_sign_in_again_is_asked_there(server: TestServer) -> None:
+def test_reauthentication_is_required_and_checked(server: TestServer) -> None:
     button = "/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello"
     for to, wanted in ((button, False), (f"{button}&again=true", True)):
         traveller = answer_of(server, to=to)
@@ -173,15 +172,15 @@ def test_who_is_to_sign_in_again_is_asked_there(server: TestServer) -> None:
 
 
 @needs_saml
-def test_an_old_sign_in_is_none_of_now(server: TestServer) -> None:
+def test_an_expired_saml_flow_is_refused(server: TestServer) -> None:
     traveller = answer_of(
         server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true"
     )
     text = base64.b64decode(traveller.page.forms[0].fields["SAMLResponse"]).decode()
     assert "AuthnInstant=" in text
-    server.clock.advance(300)  # so long ago it began, for the answer of another sign-in
+    server.clock.advance(300)  # the flow began too long ago, for the response to another request
     later = answer_of(
         server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true"
     )
     later.send()
-    assert "were not asked there" in later.words
+    assert "did not ask you to" in later.words

@@ -1,4 +1,4 @@
-"""Signing out with a SAML provider that others wrote (samlp), there and here."""
+"""Single logout with a third-party SAML provider (samlp), in both directions."""
 
 import base64
 import re
@@ -34,7 +34,7 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
 def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
-    """A device of Alice's, and the browser in which she signed in."""
+    """Sign Alice in; return her device and her browser."""
     traveller = answer_of(server)
     traveller.send()
     return redeem(server, traveller), traveller
@@ -43,13 +43,13 @@ def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
 def logout_request(
     providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout"
 ) -> str:
-    """With what the provider sends a browser here that signs out there."""
+    """Return the query with which the provider redirects a browser that signs out there."""
     traveller.go_no_further(f"{providers.url}{path}")
     return traveller.url
 
 
 @needs_saml
-def test_who_signs_out_there_is_signed_out_here(
+def test_a_logout_at_the_provider_ends_the_session(
     server: TestServer, providers: OutsideServer
 ) -> None:
     other, _ = sign_in_at_the_school(server)
@@ -58,13 +58,13 @@ def test_who_signs_out_there_is_signed_out_here(
     assert request.startswith(f"{BASE}{LOGOUT}?SAMLRequest=")
     traveller.go(request)
     assert traveller.url.startswith(f"{providers.url}/saml/logout?SAMLResponse=")
-    assert traveller.text == "OK"  # the provider takes our answer
+    assert traveller.text == "OK"  # the provider accepts our response
     assert alice.get(WHOAMI).status == 401
-    assert other.get(WHOAMI).status == 200  # another sign-in there
+    assert other.get(WHOAMI).status == 200  # another session at the provider
 
 
 @needs_saml
-def test_a_browser_that_came_from_there_is_signed_out(
+def test_a_logout_at_the_provider_ends_the_browser_session(
     server: TestServer, providers: OutsideServer
 ) -> None:
     stays = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
@@ -76,7 +76,7 @@ def test_a_browser_that_came_from_there_is_signed_out(
     assert traveller.home.path == "/_mahalla/account"
     elsewhere = Traveller(
         server, BASE
-    )  # the provider asks in a frame, to which no cookie of ours comes
+    )  # the provider uses a frame, to which the browser sends no cookie of ours
     elsewhere.go(logout_request(providers, elsewhere))
     for each, path in ((traveller, "/_mahalla/sign_in"), (stays, "/_mahalla/account")):
         each.go(f"{BASE}_mahalla/account")
@@ -85,7 +85,7 @@ def test_a_browser_that_came_from_there_is_signed_out(
 
 @needs_saml
 @pytest.mark.parametrize("way", ["everywhere", "there"])
-def test_an_answer_that_waits_ends_too(
+def test_a_logout_ends_pending_flows(
     server: TestServer, providers: OutsideServer, way: str
 ) -> None:
     sign_in_at_the_school(server)
@@ -104,7 +104,7 @@ def test_an_answer_that_waits_ends_too(
 
 
 @needs_saml
-def test_a_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     fields = traveller.page.forms[0].fields
@@ -119,14 +119,15 @@ def test_a_request_in_a_form(server: TestServer, providers: OutsideServer) -> No
 
 ENVELOPE = (
     '<?xml version="1.0" encoding="UTF-8"?>'
-    '<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/"><soap:Body>{}</soap:Body></soap:Envelope>'
+    '<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/">'
+    "<soap:Body>{}</soap:Body></soap:Envelope>"
 )
 
 
 def envelope(
     server: TestServer, text: str, content_type: str = "text/xml; charset=utf-8"
 ) -> Answer:
-    """What the provider sends from server to server; it comes with no browser of anybody."""
+    """Return a SOAP request, which the provider sends without a browser."""
     headers = {
         "Content-Type": content_type,
         "SOAPAction": "http://www.oasis-open.org/committees/security",
@@ -135,7 +136,7 @@ def envelope(
 
 
 @needs_saml
-def test_a_request_from_server_to_server(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_by_soap(server: TestServer, providers: OutsideServer) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
@@ -167,12 +168,12 @@ def test_a_request_from_server_to_server(server: TestServer, providers: OutsideS
     assert told.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
     assert b"urn:oasis:names:tc:SAML:2.0:status:Success" in answer.body
     assert alice.get(WHOAMI).status == 401
-    assert envelope(server, whole).status == 200  # told once more, it is as it was
+    assert envelope(server, whole).status == 200  # repeating it changes nothing
     assert b"bindings:SOAP" in server.get("/_synapse/client/saml2/metadata.xml").body
 
 
 @needs_saml
-def test_requests_that_are_refused(server: TestServer, providers: OutsideServer) -> None:
+def test_invalid_logout_requests_are_refused(server: TestServer, providers: OutsideServer) -> None:
     alice, traveller = sign_in_at_the_school(server)
     request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
     unsigned = request.partition("&SigAlg")[0]
@@ -190,28 +191,25 @@ def test_requests_that_are_refused(server: TestServer, providers: OutsideServer)
     traveller.home.open(request)
     assert alice.get(WHOAMI).status == 401
     again, _ = sign_in_at_the_school(server)
-    traveller.home.open(request)  # what was taken before ends nothing more
+    traveller.home.open(request)  # a used request ends nothing
     assert again.get(WHOAMI).status == 200
 
 
 def sign(folder: Path, query: str) -> str:
-    """The path of a request with this query, as the provider signs it."""
+    """Return the path of a request with this query, signed as the provider does."""
     signature = rsa_key(folder).sign(query.encode(), PKCS1v15(), SHA256())
     return f"/{LOGOUT}?{query}&{urlencode({'Signature': base64.b64encode(signature)})}"
 
 
 @needs_saml
-def test_a_request_that_was_kept_back_is_too_old(
-    server: TestServer, providers: OutsideServer
-) -> None:
-    """Whoever caught it on its way, so that it was never taken, ends nothing with it that began
-    since."""
+def test_an_old_logout_request_is_refused(server: TestServer, providers: OutsideServer) -> None:
+    """An intercepted request that was never used cannot end later sessions."""
     alice, traveller = sign_in_at_the_school(server)
     sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
     text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
 
     def issued(seconds: int, name: str) -> str:
-        """The path of a request as it would be if it had been issued so many seconds ago."""
+        """Return the path of a request that was issued this many seconds ago."""
         instant = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds))
         then = re.sub('IssueInstant="[^"]*"', f'IssueInstant="{instant}"', text, count=1)
         then = re.sub(' ID="[^"]*"', f' ID="{name}"', then, count=1)
@@ -228,12 +226,12 @@ def test_a_request_that_was_kept_back_is_too_old(
 
 
 @needs_saml
-def test_what_is_signed_is_the_query_as_it_was_sent(
+def test_the_signature_covers_the_query_as_sent(
     server: TestServer, providers: OutsideServer
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]
-    query = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), sent)  # as some encode
+    query = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), sent)  # another valid encoding
     assert "%2f" in query
     request = sign(providers.folder, query)
     for wrong in (
@@ -249,7 +247,7 @@ def test_what_is_signed_is_the_query_as_it_was_sent(
 
 
 @needs_saml
-def test_a_request_that_failed_is_not_taken(
+def test_a_failed_request_can_be_repeated(
     server: TestServer, providers: OutsideServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
@@ -267,7 +265,9 @@ def test_a_request_that_failed_is_not_taken(
 
 
 @needs_saml
-def test_a_request_names_many_sessions(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_with_several_sessions(
+    server: TestServer, providers: OutsideServer
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
     text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
@@ -284,10 +284,10 @@ def test_a_request_names_many_sessions(server: TestServer, providers: OutsideSer
 
 @needs_saml
 @pytest.mark.parametrize("waits", ["answer", "token"])
-def test_a_request_that_names_no_session_ends_what_waits(
+def test_a_logout_request_without_a_session_ends_pending_flows(
     server: TestServer, providers: OutsideServer, waits: str
 ) -> None:
-    """Nothing else of the person is known here."""
+    """The user has no session here yet."""
     traveller = answer_of(server)
     if waits == "token":
         traveller.send()
@@ -322,7 +322,7 @@ def test_a_request_that_names_no_session_ends_what_waits(
 
 
 @needs_saml
-def test_who_signs_out_here_is_signed_out_there(
+def test_a_logout_here_ends_the_session_at_the_provider(
     server: TestServer, providers: OutsideServer
 ) -> None:
     traveller = answer_of(
@@ -335,18 +335,18 @@ def test_who_signs_out_here_is_signed_out_there(
     assert traveller.home.answer.headers["refresh"].startswith(
         f"0;url={providers.url}/saml/logout?SAMLRequest="
     )
-    traveller.go(traveller.page.links["Go on"])
+    traveller.go(traveller.page.links["Continue"])
     assert traveller.home.path.startswith("/_mahalla/sign_in?next=")
     for path in (
         "https://evil.example/",
         "//evil.example",
-    ):  # what comes back leads to this server only
+    ):  # the response redirects only to paths of this server
         traveller.home.open(f"/{LOGOUT}?{urlencode({'SAMLResponse': 'x', 'RelayState': path})}")
         assert traveller.home.path.startswith("/_mahalla/sign_in?next=%2F_mahalla%2Faccount")
 
 
 @needs_saml
-def test_with_a_key_of_our_own_the_request_is_signed(
+def test_the_logout_request_is_signed_if_a_key_is_configured(
     tmp_path: Path, sqlite_database: Database, providers: OutsideServer
 ) -> None:
     certificate, key = rsa_certificate(tmp_path)
@@ -363,5 +363,5 @@ def test_with_a_key_of_our_own_the_request_is_signed(
     form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
     traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
     assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(
-        urlsplit(traveller.page.links["Go on"]).query
+        urlsplit(traveller.page.links["Continue"]).query
     ).keys()

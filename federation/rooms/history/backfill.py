@@ -1,11 +1,11 @@
-"""A room's past, as far as this server does not have it: fetched from other servers when one of our
-users reads back.
+"""Fetches the past of a room that this server does not have, when one of our users reads back.
 
-- The places where the known past ends are stored with their depth, so that a page knows whether it
-  meets one. And what was here, and was forgotten, is had back (`regaining.py`).
-- One fetch a room is under way at a time, for all who wait; they wait so long, and then read what
-  is here while it goes on.
-- Where nobody could help, nobody is asked again for a while.
+- The backward extremities are stored with their depths, so that a page knows whether it meets one.
+  Messages that this server purged when it left the room are fetched again
+  (`history_refetch.py`).
+- A room has one fetch at a time, which all readers share. They wait with a time limit, and then
+  read what is stored while the fetch goes on.
+- If no server could help, none is asked again for a while.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events
 """
@@ -34,28 +34,28 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.events.timelines import Gaps, TimelineStore
 
 PAGE: Final = 100
-"""Events that are asked for at once."""
-MAX_ENDS: Final = 5
-"""From how many places at once the past is asked for."""
+"""Events per request."""
+MAX_EXTREMITIES: Final = 5
+"""Backward extremities per request."""
 LONGEST_WAIT: Final = 20.0
 """Seconds that a reader waits."""
 REST_MS: Final = 60_000
-"""Seconds after which servers that could not help are asked again."""
+"""Pause in milliseconds before we ask again after no server could help."""
 
 
 class Gap(Enum):
-    """What there is between two depths of a room."""
+    """The state of the history between two depths of a room."""
 
     NONE = "none"
-    """All of it is here."""
+    """Nothing is missing."""
     FILLED = "filled"
-    """Some of what was missing has come."""
+    """Some missing events have been fetched."""
     OPEN = "open"
-    """Something is missing, and cannot be had now."""
+    """Events are missing, and cannot be fetched now."""
 
 
 class Backfill:
-    """Fetches the past. For the reactor thread."""
+    """Fetches the past of rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -73,20 +73,22 @@ class Backfill:
         self._regaining = regaining
         self._clock = clock
         self._work: SharedWork[int, Gap] = SharedWork()
-        self._resting: PeerBackoff[int] = PeerBackoff(lambda: int(clock.seconds() * 1000))
-        """Rooms for which nobody could help."""
+        self._backoff: PeerBackoff[int] = PeerBackoff(lambda: int(clock.seconds() * 1000))
+        """Rooms for which no server could help."""
         self._log = Logger()
 
     async def fill(self, snapshot: RoomSnapshot, lowest: int, highest: int) -> Gap:
-        """Fetch some of what is missing between two depths. No request, and at most one query,
-        where nothing is."""
+        """Fetch some missing events between two depths.
+
+        Makes no request, and at most one query, if nothing is missing.
+        """
         room_nid = snapshot.room.room_nid
         if not await self._servers.in_room(room_nid):
             return Gap.NONE
         gaps = await self._timelines.get_gaps(room_nid, lowest, highest)
         if not gaps.ends and gaps.forgotten is None:
             return Gap.NONE
-        if self._resting.left_ms(room_nid):
+        if self._backoff.left_ms(room_nid):
             return Gap.OPEN
         wait = Deferred.fromCoroutine(self._work.run(room_nid, lambda: self._try(snapshot, gaps)))
         try:
@@ -102,11 +104,11 @@ class Backfill:
             is_filled = False
         if is_filled:
             return Gap.FILLED
-        self._resting.pause(snapshot.room.room_nid, REST_MS)
+        self._backoff.pause(snapshot.room.room_nid, REST_MS)
         return Gap.OPEN
 
     async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
-        """Whether anything has found its place, or is here again, or is given up."""
+        """Return whether anything was placed, restored or given up."""
         useless: set[int] = set()
         for server in await self._missing.choose_servers(snapshot):
             try:
@@ -114,7 +116,7 @@ class Backfill:
                     return True
             except (RemoteError, Forbidden) as error:
                 self._log.info(
-                    "{server} does not give the past: {error}", server=server, error=str(error)
+                    "{server} does not send the past: {error}", server=server, error=str(error)
                 )
                 self._missing.heed(server, error)
             except MatrixError:
@@ -128,7 +130,7 @@ class Backfill:
     ) -> bool:
         try:
             if gaps.ends and await self._fetch_ends(
-                server, snapshot, [EventID(name) for name in gaps.ends[:MAX_ENDS]]
+                server, snapshot, [EventID(name) for name in gaps.ends[:MAX_EXTREMITIES]]
             ):
                 return True
         except RefusedByRemote as error:
@@ -136,15 +138,15 @@ class Backfill:
                 raise
         if gaps.forgotten is None:
             return False
-        # what nobody has of the past keeps nobody from what was here
-        _, taken = await self._ask(server, snapshot, [EventID(gaps.forgotten)])
-        useless |= taken.useless
-        return taken.count > 0
+        # a past that no server has must not block what can be restored
+        _, restored = await self._request(server, snapshot, [EventID(gaps.forgotten)])
+        useless |= restored.useless
+        return restored.count > 0
 
-    async def _ask(
+    async def _request(
         self, server: ServerName, snapshot: RoomSnapshot, asked: Sequence[EventID]
     ) -> tuple[Mapping[EventID, Event], Taken]:
-        """What the server gives, and what came of it for what was forgotten."""
+        """Request events; return them, and the result of restoring purged messages."""
         pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
         found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
         return found, await self._regaining.take(snapshot, found)
@@ -152,13 +154,13 @@ class Backfill:
     async def _fetch_ends(
         self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]
     ) -> bool:
-        found, taken = await self._ask(server, snapshot, ends)
-        given = [found[name] for name in ends if name in found]
-        if not given:
-            return taken.count > 0
+        found, restored = await self._request(server, snapshot, ends)
+        received = [found[name] for name in ends if name in found]
+        if not received:
+            return restored.count > 0
         outcomes = await self._missing.take_in(
-            snapshot.room_id, given, server, past=True, walk=False, fetched=found
+            snapshot.room_id, received, server, past=True, walk=False, fetched=found
         )
-        return taken.count > 0 or any(
+        return restored.count > 0 or any(
             outcome.verdict is not None or outcome.was_known for outcome in outcomes.values()
         )

@@ -1,5 +1,4 @@
-"""Events by time: whom else to ask for an event that is nearer to some time than what this server
-has.
+"""The interface for finding events by time on other servers.
 
 spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
 """
@@ -12,15 +11,14 @@ from storage.events.timelines import Direction
 
 
 class RemoteTimes(Protocol):
-    """Asks other servers in a room."""
+    """Asks other servers in a room for events by time."""
 
     async def find_nearest(
         self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
     ) -> StoredEvent | None:
-        """An event from before or after a time, as servers name it that have more of the room's
-        past; None: there is none.
+        """Return an event closest to a time, before or after it, from servers with more history.
 
-        `known` is the nearest that is stored: who finds none that is nearer gives None. What is
-        given is stored, in its place in the room.
+        `known`: the closest stored event. Return None if there is no closer one. The returned event
+        is stored and placed in the room.
         """
         ...

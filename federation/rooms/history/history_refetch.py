@@ -1,12 +1,12 @@
-"""Messages of a room that this server had forgotten, and has come into again: their content, as
-other servers give it.
+"""Restores the content of messages that this server purged after it left a room, once it has joined
+again. Other servers send the content.
 
 Laws:
-- Nobody is believed: an event that is given has to be the one that was here, by its reference hash,
-  and whole, by the hash of its content, which is among what the purge has left.
-- What was redacted, before the purge or since, stays without content.
-- What those who are asked have without content only is asked for no more: it would keep readers
-  from what lies behind it.
+- No server is trusted: the event must have the reference hash of the stored one, and its content
+  the content hash, which the purge has kept.
+- Redacted messages stay without content, whether they were redacted before or after the purge.
+- If the asked servers have a message only without content, it is not requested again: it would
+  hide older messages from readers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -28,16 +28,16 @@ from storage.retention.history_refetch import Regained, give_up_messages, restor
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """What came of events that a server gave."""
+    """The result of restoring messages from the events of a server."""
 
     count: int
-    """How many messages are shown again."""
+    """Messages that are shown again."""
     useless: frozenset[int]
-    """Numbers of those that it gave, and not whole."""
+    """Numbers of messages that came without valid content."""
 
 
 class Regaining:
-    """Takes such messages from what other servers give."""
+    """Restores purged messages from events of other servers."""
 
     def __init__(
         self,
@@ -52,56 +52,58 @@ class Regaining:
         self._placements = placements
 
     async def take(self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]) -> Taken:
-        """Take those of these events that were forgotten."""
+        """Restore the purged messages among these events."""
         room_nid = snapshot.room.room_nid
         stored = await self._events.get_by_id(room_nid, given)
-        lacking = {name: each for name, each in stored.items() if each.flags & EventFlag.FORGOTTEN}
-        if not lacking:
+        forgotten = {
+            name: each for name, each in stored.items() if each.flags & EventFlag.FORGOTTEN
+        }
+        if not forgotten:
             return Taken(0, frozenset())
-        waiting = await self._event_store.get_waiting(room_nid, lacking)
+        waiting = await self._event_store.get_waiting(room_nid, forgotten)
         regained: list[Regained] = []
-        for name, each in lacking.items():
+        for name, each in forgotten.items():
             early = await self._events.get_events(waiting.redactions.get(name, ()))
-            found = await self._examine(snapshot, each, given[name], list(early.values()))
+            found = await self._check(snapshot, each, given[name], list(early.values()))
             if found is not None:
                 regained.append(found)
-        useless = {each.nid for each in lacking.values()} - {each.event_nid for each in regained}
+        useless = {each.nid for each in forgotten.values()} - {each.event_nid for each in regained}
         count = 0
         while regained:
-            part = bounded(regained, lambda each: len(find_addresses(each.pdu or b"")))
+            chunk = bounded(regained, lambda each: len(find_addresses(each.pdu or b"")))
             count += await self._database.write(
-                "restore_messages", restore_messages, room_nid, part
+                "restore_messages", restore_messages, room_nid, chunk
             )
-            regained = regained[len(part) :]
+            regained = regained[len(chunk) :]
         return Taken(count, frozenset(useless))
 
     async def give_up(self, nids: Collection[int]) -> None:
-        """Ask for these no more."""
+        """Do not request these messages again."""
         await self._database.write("give_up_messages", give_up_messages, nids)
 
-    async def _examine(
+    async def _check(
         self,
         snapshot: RoomSnapshot,
         stored: StoredEvent,
         given: Event,
         redactions: Sequence[StoredEvent],
     ) -> Regained | None:
-        """What there is to put back; None where the event is not the one, or not whole."""
+        """Return what to restore; None if it is another event or lacks its content."""
         version = snapshot.version
         if compute_reference_hash(version, given.pdu) != compute_reference_hash(
             version, stored.event.pdu
         ):
             return None
-        named = frozenset(redaction.nid for redaction in redactions)
+        redaction_nids = frozenset(redaction.nid for redaction in redactions)
         if stored.redacted_by != stored.nid:
-            return Regained(stored.nid, None, None, None, named)
+            return Regained(stored.nid, None, None, None, redaction_nids)
         effective = await self._placements.find_redactions(snapshot.room, stored.event, redactions)
         if effective:
-            return Regained(stored.nid, None, effective[0].nid, None, named)
+            return Regained(stored.nid, None, effective[0].nid, None, redaction_nids)
         if not is_content_hash_valid(given):
             return None
-        # the signatures are those that were proved when it came
+        # these signatures were verified when the event came
         pdu = encode_event_json(
             version, {**given.pdu, "signatures": stored.event.pdu.get("signatures", {})}
         )
-        return Regained(stored.nid, pdu, None, read_relation(given), named)
+        return Regained(stored.nid, pdu, None, read_relation(given), redaction_nids)

@@ -1,9 +1,8 @@
-"""Where somebody's stay in a room ended that they are not in any more: what came later is not for
-them.
+"""Finds the end of the last membership period of a user who has left a room.
 
-At which position it ended is kept with their membership, whether they left by an event or the
-resolution of a fork took them out. Nothing later is for them, but their own membership and what the
-history visibility says of events.
+The position at which it ended is stored with their membership, whether they left by an event or
+were removed by the resolution of a fork. Later events are not for them, except their own membership
+and those that the history visibility allows.
 """
 
 import msgspec
@@ -16,17 +15,17 @@ from storage.rooms.memberships import MembershipRow
 
 
 class Departure(msgspec.Struct, frozen=True, gc=False):
-    """Where the last stay of a user in a room ended."""
+    """The end of a user's last membership period in a room."""
 
     position: int
     place: Place
-    """Right after the last event that was for them."""
+    """The place right after the last event that they could see."""
     state_root: bytes | None
-    """Root of the room's state, as they know it."""
+    """The root of the room's state as they know it."""
 
 
 class Stays:
-    """Finds departures. For the reactor thread."""
+    """Finds the departures of users. For the reactor thread."""
 
     def __init__(self, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
         self._timelines = timelines
@@ -34,25 +33,31 @@ class Stays:
         self._store = store
 
     async def find_departure(self, own: MembershipRow | None) -> Departure | None:
-        """Where the last stay of a user ended; None for who was never in the room, or is in it
-        now."""
+        """Return the end of a user's last membership period; None if there is none or they are in
+        the room."""
         if own is None or own.left_position is None:
             return None
-        end, room_nid = own.left_position, own.room_nid
-        newest = (await self._timelines.get_newest({room_nid: end})).get(room_nid)
-        last = None if newest is None else await self._find(newest.event_nid)
+        left_position, room_nid = own.left_position, own.room_nid
+        newest = (await self._timelines.get_newest({room_nid: left_position})).get(room_nid)
+        last = None if newest is None else await self._get_event(newest.event_nid)
         root = None if last is None else last.current_root
-        if last is not None and last.position == end and await self._ends_stay(last, own.user_id):
-            return Departure(end, Place(last.depth, last.nid), root)
-        # a resolution took them out: what made it may stand far behind what they have seen
-        return Departure(end, await self._store.get_deepest_at(room_nid, end), root)
+        if (
+            last is not None
+            and last.position == left_position
+            and await self._ends_stay(last, own.user_id)
+        ):
+            return Departure(left_position, Place(last.depth, last.nid), root)
+        # a resolution removed them; its cause may be far behind the events that they have seen
+        return Departure(
+            left_position, await self._store.get_deepest_at(room_nid, left_position), root
+        )
 
     async def _ends_stay(self, event: StoredEvent, user_id: str) -> bool:
-        """Whether it says itself that the user, who was in the room before it, is in it no more."""
+        """Return whether the event itself ends the membership of a joined user."""
         if event.event.type != MEMBER or event.event.state_key != user_id or event.replaces is None:
             return False
-        before = await self._find(event.replaces)
+        before = await self._get_event(event.replaces)
         return before is not None and before.event.membership == "join"
 
-    async def _find(self, nid: int) -> StoredEvent | None:
+    async def _get_event(self, nid: int) -> StoredEvent | None:
         return (await self._events.get_events([nid])).get(nid)

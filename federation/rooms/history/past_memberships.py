@@ -1,9 +1,8 @@
-"""What a user's membership of a room was at some position: followed back from the present one,
-event by event.
+"""Finds a user's membership of a room at a past position by following it back, event by event.
 
-Every membership event is stored with the number of the one that it took the place of, so this costs
-no query where the events are cached, and no walk of the state. Where the present stay of our own
-users began is kept with their membership.
+Each membership event is stored with the number of the event that it replaced. So this needs no
+query if the events are cached, and no walk of the state. For local users the position of their
+last join is stored with their membership.
 """
 
 from typing import Final
@@ -14,8 +13,8 @@ from federation.rooms.events import RoomEvents, StoredEvent
 from storage.rooms.memberships import MembershipRow
 
 MAX_CHANGES_BACK: Final = 50
-"""How many changes of a membership are followed back; of our users who are in the room not one, if
-it is about their stay."""
+"""Changes of a membership that are followed back. For the last join of local members none need be
+followed."""
 
 
 class PastMemberships:
@@ -25,13 +24,13 @@ class PastMemberships:
         self._events = events
 
     async def at(self, row: MembershipRow, position: int) -> MembershipRow | None:
-        """The membership as it was at a position; None if there was none then, or too much has
-        happened since."""
+        """Return the membership at a position; None if there was none, or too many changes
+        since."""
         if row.position <= position:
             return row
         nid: int | None = row.event_nid
         for _ in range(MAX_CHANGES_BACK):
-            event = await self._get(nid)
+            event = await self._get_event(nid)
             if event is None:
                 return None
             if event.position is not None and event.position <= position:
@@ -48,34 +47,38 @@ class PastMemberships:
         return None
 
     async def joined_since(self, row: MembershipRow) -> int:
-        """Since which position a user who is in the room has been in it: changes of their name are
-        no new joining."""
+        """Return the position since which a present member has been in the room.
+
+        A change of their profile is not a new join.
+        """
         if row.joined_position is not None:
             return row.joined_position
         since = row.position
-        event = await self._get(row.event_nid)
+        event = await self._get_event(row.event_nid)
         for _ in range(MAX_CHANGES_BACK):
             if event is None or event.event.membership != "join":
                 break
             since = event.position if event.position is not None else since
-            event = await self._get(event.replaces)
+            event = await self._get_event(event.replaces)
         return since
 
     async def has_come_since(self, row: MembershipRow, position: int) -> bool:
-        """Whether the present stay of a user who is in the room began after a position, whatever
-        they were then: who left and came back has. Also if too much has happened since to know."""
+        """Return whether a present member last joined after a position.
+
+        True for a member who left and came back, and if there are too many changes to know.
+        """
         if row.position <= position:
             return False
         if row.joined_position is not None:
             return row.joined_position > position
-        event = await self._get(row.event_nid)
+        event = await self._get_event(row.event_nid)
         for _ in range(MAX_CHANGES_BACK):
             if event is None or event.event.membership != "join":
                 return True
             if event.position is not None and event.position <= position:
                 return False
-            event = await self._get(event.replaces)
+            event = await self._get_event(event.replaces)
         return True
 
-    async def _get(self, nid: int | None) -> StoredEvent | None:
+    async def _get_event(self, nid: int | None) -> StoredEvent | None:
         return (await self._events.get_events([nid])).get(nid) if nid is not None else None

@@ -1,8 +1,7 @@
-"""Purges messages of rooms: what stays of each is what a redaction would leave, by the rules of the
-room's version.
+"""Purges messages of rooms: of each message it keeps what a redaction would leave.
 
-A stored event that cannot be read, such as one that a broken disk has changed, is left as it is and
-said: it holds up no other.
+A stored event that cannot be read, for example after disk corruption, is logged and left as it is.
+It does not block the others.
 
 proposal: MSC1763
 """
@@ -21,13 +20,13 @@ from storage.retention.purging import Cause, Message, PurgingStore
 from storage.rooms.rooms import RoomStore
 
 AlsoWrite = Callable[[WriteTransaction, int], None]
-"""What is written with a purge, told how many messages lost their content."""
+"""Writes more in the transaction of a purge; gets the number of purged messages."""
 Asked = Callable[[WriteTransaction], bool]
-"""Asked in the write itself whether the messages are still to be purged."""
+"""Called in the transaction; returns whether the messages are still to be purged."""
 
 
 class Purging:
-    """Takes the content of messages away."""
+    """Removes the content of messages."""
 
     _log = Logger()
 
@@ -53,8 +52,10 @@ class Purging:
         also: AlsoWrite | None = None,
         asked: Asked | None = None,
     ) -> int:
-        """Purge these messages of a room, in one write, unless what is asked there says no; how
-        many had not been purged meanwhile."""
+        """Purge messages of a room in one write, unless `asked` returns False in it.
+
+        Return the number of messages that had not been purged meanwhile.
+        """
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
         pruned: dict[int, bytes] = {}
@@ -75,7 +76,7 @@ class Purging:
         return await self._database.write("purge_messages", write)
 
     def _prune(self, version: RoomVersion, room_id: RoomID, message: Message) -> bytes | None:
-        """What stays of a message; None where it cannot be read."""
+        """Return the redacted message; None if it cannot be read."""
         try:
             event = load_event(version, EventID(message.event_id), room_id, message.pdu)
             return encode_event_json(version, redact(version, event.pdu))
@@ -87,6 +88,6 @@ class Purging:
             return None
 
     async def end(self) -> None:
-        """For now no more is to be purged: what was leaves the log beside the database too, unless
-        somebody is in the way."""
+        """End a run of purges: remove the purged content from the database's log as well, unless
+        another connection prevents that."""
         await self._database.empty_log()

@@ -1,8 +1,7 @@
-"""The event that is nearest to a time, as servers name it that have more of a room's past than this
-one.
+"""Finds the event closest to a time with the help of servers that have more of a room's past.
 
-What a server names is fetched, checked, and given its place, with the state before it, like
-everything from the past.
+The event that a server names is fetched, checked and placed with the state before it, like every
+past event.
 
 spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
 """
@@ -22,11 +21,11 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.events.timelines import Direction
 
 MAX_SECONDS: Final = 20.0
-"""After so long no other server is asked."""
+"""After this time no other server is asked."""
 
 
 class AskedTimes:
-    """`by_time.RemoteTimes` that asks the servers in the room. For the reactor thread."""
+    """Implements `by_time.RemoteTimes` with the servers in the room. For the reactor thread."""
 
     def __init__(
         self,
@@ -35,7 +34,7 @@ class AskedTimes:
         remote: RemoteEvents,
         seconds: Callable[[], float],
     ) -> None:
-        """`seconds` is a clock."""
+        """`seconds`: returns the time."""
         self._events = events
         self._missing = missing
         self._remote = remote
@@ -45,13 +44,12 @@ class AskedTimes:
     async def find_nearest(
         self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
     ) -> StoredEvent | None:
-        """An event that is nearer than the known one, stored and in its place; None where nobody
-        has one."""
+        """Return a placed event that is closer than the known one; None if no server has one."""
         until = self._seconds() + MAX_SECONDS
         distance = None if known is None else abs(known.event.origin_server_ts - ts)
         for server in await self._missing.choose_servers(room):
             try:
-                return await self._ask(server, room, ts, direction, distance)
+                return await self._request(server, room, ts, direction, distance)
             except (RemoteError, Forbidden) as error:
                 self._log.info(
                     "{server} finds no event by its time: {error}", server=server, error=str(error)
@@ -61,7 +59,7 @@ class AskedTimes:
                 break
         return None
 
-    async def _ask(
+    async def _request(
         self,
         server: ServerName,
         room: RoomSnapshot,
@@ -72,22 +70,24 @@ class AskedTimes:
         named = await self._remote.get_event_at(server, room.room_id, ts, direction.value)
         if distance is not None and abs(named.origin_server_ts - ts) >= distance:
             return None
-        stored = await self._find(server, room, named.event_id)
+        stored = await self._get_or_fetch(server, room, named.event_id)
         at = stored.event.origin_server_ts
         is_on_that_side = at <= ts if direction is Direction.BACKWARDS else at >= ts
         if not is_on_that_side or (distance is not None and abs(at - ts) >= distance):
-            raise RemoteError(server, "the event is not of the time that was told", retryable=False)
+            raise RemoteError(server, "the event has another time than it said", retryable=False)
         return stored
 
-    async def _find(self, server: ServerName, room: RoomSnapshot, event_id: EventID) -> StoredEvent:
-        """The event, in its place. Raises RemoteError."""
+    async def _get_or_fetch(
+        self, server: ServerName, room: RoomSnapshot, event_id: EventID
+    ) -> StoredEvent:
+        """Return the placed event; fetch it if needed. Raises RemoteError."""
         stored = await self._events.get_event(room.room.room_nid, event_id)
         if stored is None or stored.is_outlier:
             try:
                 event = parse_event(room.version, await self._remote.get_event(server, event_id))
             except MatrixError as error:
                 raise RemoteError(
-                    server, f"the event is none: {error.text}", retryable=False
+                    server, f"the event is invalid: {error.text}", retryable=False
                 ) from error
             if event.event_id != event_id or event.room_id != room.room_id:
                 raise RemoteError(server, "the answer is another event", retryable=False)
@@ -96,5 +96,5 @@ class AskedTimes:
             )
             stored = await self._events.get_event(room.room.room_nid, event_id)
         if stored is None or not stored.in_timeline:
-            raise RemoteError(server, "the event is not one of the room's", retryable=False)
+            raise RemoteError(server, "the event is not part of the room", retryable=False)
         return stored

@@ -1,7 +1,7 @@
-"""A cache of how long the messages of each room are kept. Readers ask once for each page.
+"""Caches how long the messages of each room are kept. Readers ask once for each page.
 
 Laws:
-- The present policy of the room counts, whenever a message was sent, within what the server allows.
+- The room's present policy applies, whenever a message was sent, within the server's limits.
 - Only rooms that have a policy cost memory.
 - A server without retention rules has no such object.
 
@@ -18,7 +18,7 @@ from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore
 
 
 class Lifetimes:
-    """Tells how long messages are kept, and shown. For the reactor thread."""
+    """Knows how long messages are kept and shown. For the reactor thread."""
 
     def __init__(
         self,
@@ -36,22 +36,24 @@ class Lifetimes:
         """The policies of the rooms that have one, in milliseconds."""
 
     async def get(self, room_nids: Iterable[int]) -> Mapping[int, int]:
-        """The lifetimes of messages in these rooms, in milliseconds; `UNBOUNDED` for those in which
-        they stay."""
+        """Return the lifetimes of messages in these rooms, in milliseconds; `UNBOUNDED` if they are
+        kept forever."""
         rooms = await self._rooms.get()
         return {nid: self.rules.effective(rooms.get(nid)) for nid in room_nids}
 
     async def oldest_shown(self, room_nid: int) -> int:
-        """Messages of the room that were sent before this time are not shown any more. Milliseconds
-        since 1970."""
+        """Return the time in milliseconds since 1970 before which the room's messages are not shown
+        any more."""
         rooms = self._rooms.find()
         if rooms is None:
             rooms = await self._rooms.get()
         return self._now_ms() - self.rules.effective(rooms.get(room_nid))
 
     def keeps(self, room_nid: int, events: Iterable[StoredEvent]) -> bool:
-        """Whether all of these events, of one room, are still shown. False also if the policies are
-        not cached."""
+        """Return whether all of these events, of one room, are still shown.
+
+        False also if the policies are not cached.
+        """
         rooms = self._rooms.find()
         if rooms is None:
             return False
@@ -59,7 +61,7 @@ class Lifetimes:
         return not any(event.is_expired(oldest) for event in events)
 
     async def shows(self, stored: StoredEvent) -> bool:
-        """Whether the event is not too old to be shown."""
+        """Return whether the event is young enough to be shown."""
         return not stored.is_expired(await self.oldest_shown(stored.room_nid))
 
     async def _load(self) -> dict[int, int]:

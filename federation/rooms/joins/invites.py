@@ -1,8 +1,7 @@
-"""Invites between servers: the invited user's server signs the event, before it becomes part of the
-room.
+"""Invites across servers: the invited user's server signs the event before it enters the room.
 
-Nobody is invited into a room that does not federate from outside of its server: they could neither
-come in nor decline.
+In a room that does not federate, remote users cannot be invited: they could neither join nor
+decline.
 
 spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
 """
@@ -65,17 +64,16 @@ from federation.rooms.snapshot import RoomSnapshot
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
 MAX_SIGNATURES: Final = 20
 MAX_PROMISES: Final = 20
-"""To one address; what is more is not looked at."""
+"""Invites promised to one address; the others are ignored."""
 MAX_SERVERS: Final = 3
-"""That are asked about promises to one address: anybody may say that there are some."""
+"""Servers that are asked about promises to one address, since anybody may claim a promise."""
 PATIENCE: Final = 5.0
-"""Seconds for which an invite waits for what it rests upon, where it is of somebody who is in the
-room as far as is known here."""
+"""Seconds that an invite waits for its auth events if the invited user is still joined here."""
 LOOK_EVERY: Final = 0.25
 
 
 class PromisedInvite(msgspec.Struct, frozen=True):
-    """An invite that was promised to an address, as an identity server tells it."""
+    """An invite that was promised to an address, in the form that an identity server sends."""
 
     mxid: str
     room_id: str
@@ -84,7 +82,7 @@ class PromisedInvite(msgspec.Struct, frozen=True):
 
 
 class BoundAddress(msgspec.Struct, frozen=True):
-    """An address that is a user's now, and what was promised to it."""
+    """An address that now belongs to a user, with the invites that were promised to it."""
 
     mxid: str
     medium: str = ""
@@ -97,36 +95,36 @@ class _Promise(msgspec.Struct, frozen=True):
     content: Mapping[str, Any]
 
 
-class _NoPromise(Exception):
-    """Nothing has become of what is said to have been promised."""
+class _InvalidPromise(Exception):
+    """A claimed promise could not be turned into an invite."""
 
 
 class InviteGate(Protocol):
-    """Whether our users want to be invited: known to the layer that knows them."""
+    """Decides whether our users may be invited; implemented by the layer that knows them."""
 
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
         """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
         ...
 
     def claiming(self, ip: str) -> AbstractContextManager[None]:
-        """While it is looked whether an invite was promised, as somebody at this address says: that
-        counts, and goes on to count where it was not true. Entering raises LimitExceeded."""
+        """Count a claimed promise against an IP address while it is checked; keep the count if it
+        is false. Entering raises LimitExceeded."""
         ...
 
 
 class Reach(Protocol):
-    """What is known of whether other servers can be had: known to who sends them what happens."""
+    """Knows which servers can be reached; implemented by the federation sender."""
 
     def would_wait_in_vain(self, server: ServerName) -> bool:
-        """It could not be reached a moment ago, or did not answer."""
+        """Return whether the server was unreachable, or did not answer, a moment ago."""
         ...
 
     def heard_from(self, server: ServerName) -> None:
-        """It has answered."""
+        """Record that the server answered."""
         ...
 
     def note_silence(self, server: ServerName, asked_at: float) -> None:
-        """It has not answered what it was asked at that second of the clock."""
+        """Record that a request, sent at that second of the clock, got no answer."""
         ...
 
 
@@ -176,17 +174,16 @@ class Invitations:
         *,
         tries_failing: bool = False,
     ) -> EventID:
-        """Invite a user of another server into a room that we are in; the invite, or the one that
-        is there already.
+        """Invite a remote user into a room that we are in. Return the invite, new or existing.
 
-        A server that could not be reached a moment ago is not asked, unless `tries_failing`: nobody
-        waits, and nobody would ask again. Raises NotFound, Forbidden, InviteBlocked,
+        A server that was unreachable a moment ago is not asked, unless `tries_failing`: then no
+        client waits, and nobody would retry. Raises NotFound, Forbidden, InviteBlocked,
         UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
         snapshot = await self._engine.get_whole(room_id)
         create = await snapshot.create_event()
-        if _is_closed_to(target, create.sender, create.content):
-            raise Forbidden("This room is only for people of this server")
+        if _excludes(target, create.sender, create.content):
+            raise Forbidden("This room is only for users of this server")
         chain = Chain(snapshot, self._events, self._identity, self._classify)
         draft = Draft(MEMBER, sender, content, target, unless_same=True)
         (built,) = await chain.add([draft], self._now_ms())
@@ -198,9 +195,10 @@ class Invitations:
         server = domain_of(target)
         if not tries_failing and self._reach.would_wait_in_vain(server):
             raise OtherServerFailed(
-                f"{target} was not invited, since {server} could not be reached a moment ago: try again later"
+                f"{target} was not invited, because {server} could not be reached a moment ago: "
+                "try again later"
             )
-        answer = await self._ask(
+        answer = await self._request_signature(
             server, target, built, federation_form(state[key].event for key in keys if key in state)
         )
         event = await self._countersigned(built, server, answer)
@@ -209,10 +207,10 @@ class Invitations:
             raise outcome.error or Forbidden("The room does not allow this invite any more")
         return event.event_id
 
-    async def _ask(
+    async def _request_signature(
         self, server: ServerName, target: UserID, built: Event, room_state: Iterable[msgspec.Raw]
     ) -> Mapping[str, Any]:
-        """The invite as the server of who is invited has it. Raises MatrixError."""
+        """Return the invite with the signature of the invited user's server. Raises MatrixError."""
         asked_at = self._clock.seconds()
         try:
             answer = await self._remote.invite(server, built, room_state)
@@ -220,12 +218,13 @@ class Invitations:
             if is_away(error):
                 self._reach.note_silence(server, asked_at)
                 raise OtherServerFailed(
-                    f"{target} was not invited, since {server} did not answer: try again later ({error.reason})"
+                    f"{target} was not invited, because {server} did not answer: try again later "
+                    f"({error.reason})"
                 ) from error
             if isinstance(error, RefusedByRemote):
                 self._reach.heard_from(server)
                 if error.errcode == "M_NOT_FOUND":
-                    raise NotFound(f"{server} knows of no user {target}") from error
+                    raise NotFound(f"{server} does not have a user {target}") from error
             raise explain([error]) from error
         self._reach.heard_from(server)
         return answer
@@ -233,8 +232,9 @@ class Invitations:
     async def do_exchange(
         self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]
     ) -> None:
-        """Turn the promise of an invite to an address into the invite of a user of another server,
-        who has proved that the address is theirs: `wanted` is a part of the event. Raises NotFound,
+        """Turn an invite promised to an address into an invite of a remote user.
+
+        The user has proved that they own the address. `wanted`: the partial event. Raises NotFound,
         Forbidden, InvalidParam, OtherServerFailed.
 
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
@@ -249,26 +249,25 @@ class Invitations:
             or not isinstance(content, Mapping)
             or content.get("membership") != "invite"
         ):
-            raise InvalidParam("The body is no invite of somebody known by an address")
+            raise InvalidParam("The body is not a third-party invite")
         if wanted.get("room_id") != room_id:
             raise InvalidParam("The invite is to another room")
         if domain_of(target) != origin:
             raise Forbidden(f"The invite is not for a user of {origin}")
-        promise = await self._redeem(snapshot, content)
+        promise = await self._find_promise(snapshot, content)
         if wanted.get("sender") != promise.sender:
-            raise Forbidden("The invite is not by who promised it")
+            raise Forbidden("The sender of the invite is not the one who promised it")
         await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
 
     async def do_bind(self, target: UserID, address: BoundAddress, ip: str) -> None:
-        """One of our users has proved that an address is theirs to which invites were promised:
-        turn them into invites.
+        """Turn the invites promised to an address into invites of the local user that owns it.
 
-        What fails of it is logged: whoever tells us of the address can do nothing about it; and it
-        counts against the address `ip` from which it was said. Raises NotFound; LimitExceeded,
-        where not all was looked at. spec: server-server-api#put_matrixfederationv13pidonbind
+        Failures are logged, because the identity server that calls this can do nothing about them.
+        They count against its IP address `ip`. Raises NotFound; LimitExceeded if not all invites
+        were checked. spec: server-server-api#put_matrixfederationv13pidonbind
         """
         if not self._identity.is_local(target):
-            raise NotFound("The user is not one of this server")
+            raise NotFound("The user is not a user of this server")
         asked: set[ServerName] = set()
         for invite in address.invites[:MAX_PROMISES]:
             if (
@@ -284,18 +283,18 @@ class Invitations:
             try:
                 with self._gate.claiming(ip):
                     await self._claim(target, invite)
-            except _NoPromise as error:
-                self._log.info("an invite promised to an address is lost: {error}", error=error)
+            except _InvalidPromise as error:
+                self._log.info("an invite promised to an address is dropped: {error}", error=error)
 
     async def _claim(self, target: UserID, invite: PromisedInvite) -> None:
-        """Raises _NoPromise."""
+        """Check one promise and send the invite. Raises _NoPromise."""
         try:
-            await self._make_true(target, invite)
+            await self._accept_promise(target, invite)
         except (MatrixError, RemoteError) as error:
-            raise _NoPromise(str(error)) from error
+            raise _InvalidPromise(str(error)) from error
 
-    async def _make_true(self, target: UserID, invite: PromisedInvite) -> None:
-        """Raises MatrixError, RemoteError."""
+    async def _accept_promise(self, target: UserID, invite: PromisedInvite) -> None:
+        """Send the invite, or ask the inviter's server to. Raises MatrixError, RemoteError."""
         room_id = RoomID(invite.room_id)
         content = {
             "membership": "invite",
@@ -311,27 +310,26 @@ class Invitations:
             }
             await self._remote.exchange(domain_of(invite.sender), room_id, event)
             return
-        promise = await self._redeem(await self._engine.get_snapshot(room_id), content)
-        # not before: it counts as an invite of the user, and anybody may claim that there is a
-        # promise
+        promise = await self._find_promise(await self._engine.get_snapshot(room_id), content)
+        # checked last: it counts as an invite of the user, and anybody may claim a promise
         await self._gate.check_may_be_invited(target, promise.sender, room_id)
         await self._engine.send(
             room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)]
         )
 
-    async def _redeem(self, snapshot: RoomSnapshot, content: object) -> "_Promise":
-        """Who promised the invite, and what it is to say. Raises Forbidden, InvalidParam.
+    async def _find_promise(self, snapshot: RoomSnapshot, content: object) -> "_Promise":
+        """Return the sender of the promise and the content of the invite.
 
-        Whether the proof is good the rules of the room tell when the invite is made.
+        The room's rules check the proof when the invite is sent. Raises Forbidden, InvalidParam.
         """
         invite = content.get("third_party_invite") if isinstance(content, Mapping) else None
         signed = invite.get("signed") if isinstance(invite, Mapping) else None
         token = signed.get("token") if isinstance(signed, Mapping) else None
         if not isinstance(signed, Mapping) or not isinstance(token, str):
-            raise InvalidParam("The body is no invite of somebody known by an address")
+            raise InvalidParam("The body is not a third-party invite")
         promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
         if promise is None or not self._identity.is_local(promise.event.sender):
-            raise Forbidden("The invite to this address is not, or no longer, open")
+            raise Forbidden("There is no open invite to this address")
         shown = promise.event.content.get("display_name")
         proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
         return _Promise(promise.event.sender, {"membership": "invite", "third_party_invite": proof})
@@ -345,26 +343,26 @@ class Invitations:
         pdu: Mapping[str, Any],
         state: object,
     ) -> Mapping[str, Any]:
-        """Take an invite of one of our users; the event with our signature. `state`: what the other
-        says of the room.
+        """Receive an invite of one of our users; return the event with our signature.
 
-        Raises IncompatibleRoomVersion, InvalidParam, BadEvent, NotFound, Forbidden (the room's
-        server ACL among the reasons), InviteBlocked, LimitExceeded.
+        `state`: the stripped state that the other server sent. Raises IncompatibleRoomVersion,
+        InvalidParam, BadEvent, NotFound, Forbidden (also by the room's server ACL), InviteBlocked,
+        LimitExceeded.
         """
         version = ROOM_VERSIONS.get(version_id)
         if version is None:
             raise IncompatibleRoomVersion(
-                "This server does not know the room's version", room_version=version_id
+                "This server does not support the room's version", room_version=version_id
             )
         event = parse_event(version, pdu)
         if event.event_id != event_id:
-            raise InvalidParam("The event has another id than the path says")
+            raise InvalidParam("The event has another id than the path")
         check_membership_event(event, room_id, "invite")
         target = UserID(event.state_key or "")
         if not is_user_id(target) or not self._identity.is_local(target):
-            raise InvalidParam("The event invites nobody of this server")
+            raise InvalidParam("The event does not invite a user of this server")
         if domain_of(event.sender) != origin:
-            raise InvalidParam(f"The event is not by a user of {origin}")
+            raise InvalidParam(f"The sender of the event is not a user of {origin}")
         await check_origin_signed(event, self._questions.get_signers)
         snapshot = await self._residence.find_for(origin, room_id)
         stripped = [
@@ -372,26 +370,25 @@ class Invitations:
             *await read_invite_state(self._questions, version, room_id, state),
         ]
         if any(
-            told["type"] == CREATE.type and _is_closed_to(target, told["sender"], told["content"])
-            for told in stripped
+            state_event["type"] == CREATE.type
+            and _excludes(target, state_event["sender"], state_event["content"])
+            for state_event in stripped
         ):
-            raise Forbidden("This room is only for people of the server that made it")
+            raise Forbidden("This room is only for users of the server that created it")
         await self._gate.check_may_be_invited(target, event.sender, room_id)
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
-        if snapshot is not None and await self._receive_inside(event, origin):
+        if snapshot is not None and await self._receive_in_room(event, origin):
             return event.pdu
         if not await self._outside.keep(event, origin, stripped):
             raise Forbidden(f"{target} is in the room already")
         return event.pdu
 
-    async def _receive_inside(self, event: Event, origin: ServerName) -> bool:
-        """An invite into a room that we are in: one event among its others, which may be on their
-        way.
+    async def _receive_in_room(self, event: Event, origin: ServerName) -> bool:
+        """Receive an invite into a room that we are in. Return False if we are in it no more.
 
-        Where they are such as put the invited user out, we may not be in the room any more once
-        they have come, and nobody would tell us of the invite again: they are waited for. False: we
-        are in the room no more.
+        Earlier events may be on their way. If they remove the invited user, we may no longer be in
+        the room afterwards, and nobody would send us the invite again. So we wait for them.
         """
         until = self._clock.seconds() + PATIENCE
         while True:
@@ -409,7 +406,7 @@ class Invitations:
                 return False
 
     async def _is_joined(self, event: Event) -> bool:
-        """Whether, as far as is known here, the invited user is in the room."""
+        """Return whether the invited user is still joined in the state that we know."""
         member = await (await self._engine.get_snapshot(event.room_id)).state.get(
             StateKey(MEMBER, event.state_key or "")
         )
@@ -418,7 +415,7 @@ class Invitations:
     async def _countersigned(
         self, event: Event, server: ServerName, answer: Mapping[str, Any]
     ) -> Event:
-        """Our event with the signature of who was asked for it. Raises OtherServerFailed."""
+        """Return our event with the other server's signature. Raises OtherServerFailed."""
         signatures = answer.get("signatures")
         theirs = signatures.get(server) if isinstance(signatures, Mapping) else None
         if not isinstance(theirs, Mapping) or len(theirs) > MAX_SIGNATURES:
@@ -440,7 +437,9 @@ class Invitations:
         return signed
 
 
-def _is_closed_to(target: UserID, creator: UserID, creation: Mapping[str, Any]) -> bool:
-    """Whether a room is for people of its creator's server only, and the user is none. spec:
-    rooms/v11#authorisation-rules"""
+def _excludes(target: UserID, creator: UserID, creation: Mapping[str, Any]) -> bool:
+    """Return whether the room does not federate and the user is of another server than its creator.
+
+    spec: rooms/v11#authorisation-rules
+    """
     return creation.get("m.federate") is False and domain_of(creator) != domain_of(target)

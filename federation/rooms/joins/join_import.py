@@ -1,14 +1,15 @@
-"""Taking in a room from outside: the state before our join, its auth chain, and the join itself.
+"""Imports a room from another server: the state before our join, its auth chain, and the join.
 
-- All events are first stored as outliers, in chunks. The state is gathered in chunks too, under the
-  join, and so are the memberships of other servers' users. Then one small write gives the join its
-  place and moves the head: until then nobody here is in the room, and nothing of it is shown.
-- Done again after a restart, each step finds what is there already.
-- Of a large room a part of the state is told first, without most memberships: with that the room is
-  entered, and its head says so. `completion.py` fetches the rest.
-- What cannot be checked for want of keys is left out, and noted: see `unverified_events.py`.
-- Where the server that lets us in has not heard of what we did last in the room, that counts all
-  the same: see `unacknowledged_leaves.py`.
+- All events are first stored as outliers, in chunks. The state tree under the join and the
+  memberships of remote users are written in chunks, too. Then one small write places the join and
+  moves the head. Until then no local user is in the room, and no client sees it.
+- After a restart each step is repeated and finds what is stored already.
+- A large room may come with partial state, without most memberships. The room is entered with
+  that, and its head says so. `completion.py` fetches the rest.
+- Events that cannot be verified because keys are unavailable are left out and stored: see
+  `unverified_events.py`.
+- Leaves of our users that the server we join through does not know count: see
+  `unacknowledged_leaves.py`.
 
 spec: server-server-api#joining-rooms
 """
@@ -50,28 +51,28 @@ from storage.rooms.rooms import RoomRow, RoomStore, note_room
 from storage.state.state_tree import StateTreeStore
 
 MAX_EVENTS = 500_000
-"""Of the state and its auth chain together."""
+"""The limit of the state and its auth chain together."""
 CHUNK = 500
-"""Entries written at once."""
+"""Entries per write."""
 CREATE_TYPE: Final = b"m.room.create"
 MAX_CREATE_EVENTS: Final = 10
-"""Whose signatures are looked at: an honest server tells one."""
+"""Create events whose signatures we check: an honest server sends one."""
 
 Entries = Mapping[tuple[str, str], int]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What was told of a room beside its state."""
+    """Facts about a room, besides its state, from the response of another server."""
 
     resident: ServerName
     servers: Collection[ServerName]
     """The servers in the room."""
     members_omitted: bool
-    """Most memberships are not in the state."""
+    """The state lacks most memberships."""
 
 
 class Adoptions:
-    """Takes in rooms. For the reactor thread."""
+    """Imports rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class Adoptions:
         now_ms: Callable[[], int],
         first_attempt: Callable[[], int],
     ) -> None:
-        """`first_attempt`: when what cannot be checked now is tried again, in milliseconds."""
+        """`first_attempt`: returns when unverified events are retried, in milliseconds."""
         self._database = database
         self._engine = engine
         self._rooms = rooms
@@ -119,15 +120,15 @@ class Adoptions:
         join: Mapping[str, Any],
         part: Part | None = None,
     ) -> StoredEvent:
-        """Enter a room that nobody of this server is in, by PDUs; the join as it is stored.
+        """Import a room that no local user is in, from PDUs. Return the stored join.
 
-        `state` is that before the join; what is not valid in it is left out. Raises TooLarge;
-        BadState when the state is none, or someone of this server is in the room (then the join is
-        received like any other event); Forbidden when the join is not allowed; BadEvent.
+        `state`: the state before the join; invalid events are left out. Raises TooLarge; BadState
+        when the state is invalid, or a local user is in the room (receive the join like any other
+        event then); Forbidden when the join is not allowed; BadEvent.
         """
         if len(state) + len(auth_chain) > MAX_EVENTS:
             raise TooLarge(f"The state of the room has more than {MAX_EVENTS} events")
-        await self._prove_version(version, room_id, [*state, *auth_chain])
+        await self._check_create_event(version, room_id, [*state, *auth_chain])
         room = await self._find_room(version, room_id)
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
@@ -139,46 +140,48 @@ class Adoptions:
             raise BadState("The auth chain of the join is not complete")
         if outcome.verdict in (Verdict.DROP, Verdict.REJECT):
             raise outcome.error or Forbidden("The join is not allowed")
-        kept = kept_ids(outcomes[len(auth_chain) :])
+        stored_ids = kept_ids(outcomes[len(auth_chain) :])
         entries = await self._imports.gather(
-            room, [event_id for event_id in kept if event_id != own.event_id]
+            room, [event_id for event_id in stored_ids if event_id != own.event_id]
         )
         await self._check_version(version, entries)
-        told_state = {
+        state_ids = {
             outcome.event_id
             for outcome in outcomes[len(auth_chain) :]
             if outcome.event_id is not None
         }
-        left_out = find_left_out(zip(pdus, outcomes, strict=True), told_state, PartOf.OUR_STATE)
+        left_out = find_left_out(zip(pdus, outcomes, strict=True), state_ids, PartOf.OUR_STATE)
         if (
             part is not None
             and not part.members_omitted
             and not await self._partial.has_events(room.room_nid)
         ):
-            part = None  # else there is something to complete all the same
+            part = None  # else there would be nothing to complete
 
         async def work() -> StoredEvent:
-            return await self._enter(room, version, own.event_id, entries, part, left_out)
+            return await self._place_join(room, version, own.event_id, entries, part, left_out)
 
         return await self._engine.in_turn(room_id, work)
 
     async def _check_version(self, version: RoomVersion, entries: Entries) -> None:
-        """Raises BadState where the room was made in another version than the one that the template
-        named."""
+        """Check that the room has the version that the template named. Raises BadState."""
         create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
         if create.event.content.get("room_version", "1") != version.identifier:
-            raise BadState("The room was made in another version than the server said")
+            raise BadState("The room has another version than the server said")
 
-    async def _prove_version(
+    async def _check_create_event(
         self, version: RoomVersion, room_id: RoomID, pdus: Sequence[Pdu]
     ) -> None:
-        """Before anything is kept of a room that was made in another version: what is kept is
-        judged by the version, and its ids go by it, so a lie would stay. Raises BadState."""
-        looked_at = 0
+        """Check a create event before anything of the room is stored. Raises BadState.
+
+        The version decides how events are checked and what their ids are, so events that were
+        stored with a wrong version would stay wrong.
+        """
+        checked_count = 0
         for pdu in pdus:
             if isinstance(pdu, msgspec.Raw) and CREATE_TYPE not in bytes(pdu):
                 continue
-            if looked_at == MAX_CREATE_EVENTS:
+            if checked_count == MAX_CREATE_EVENTS:
                 break
             try:
                 event = Candidate(version, as_mapping(pdu)).read()
@@ -192,12 +195,12 @@ class Adoptions:
                     room_id
                 ):
                     continue
-                looked_at += 1
+                checked_count += 1
                 check_signed(event, await self._questions.get_signers(event))
             except MatrixError:
                 continue
             return
-        raise BadState("Nothing proves that the room has the version that the server said")
+        raise BadState("No create event proves that the room has the version that the server said")
 
     async def _find_room(self, version: RoomVersion, room_id: RoomID) -> RoomRow:
         room = await self._rooms.get_room(room_id)
@@ -209,7 +212,7 @@ class Adoptions:
             raise BadState(f"The room is known to have version {room.version}")
         return room
 
-    async def _enter(
+    async def _place_join(
         self,
         room: RoomRow,
         version: RoomVersion,
@@ -220,11 +223,9 @@ class Adoptions:
     ) -> StoredEvent:
         join = (await self._events.get_by_id(room.room_nid, [join_id]))[join_id]
         if not join.is_outlier:
-            return join  # done before
+            return join  # this was done before
         auth = await self._events.get_by_id(room.room_nid, join.event.auth_events)
-        if (
-            part is not None
-        ):  # the memberships that the join rests on: an invite, who vouches for it
+        if part is not None:  # add the memberships that the join cites: an invite, the authoriser
             members = [
                 stored
                 for stored in auth.values()
@@ -239,31 +240,30 @@ class Adoptions:
         )
         if checked.verdict not in SHOWN:
             raise checked.error or Forbidden("The join is not allowed by the state of the room")
-        root = await self._grow(room, join, entries)
+        root = await self._store_state(room, join, entries)
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
-        ends: Sequence[StoredEvent] = ()
+        extremities: Sequence[StoredEvent] = ()
         state = StateChange(root)
-        ours = {
+        own_members = {
             key: nid
             for key, nid in entries.items()
             if key[0] == MEMBER and self._identity.is_local(key[1])
         }
-        left = StateChange(snapshot.head.state_root)
+        old_state = StateChange(snapshot.head.state_root)
         replaced = await self._unheard.find_replaced(
-            room.room_nid, left, StateChange(left.root, ours)
+            room.room_nid, old_state, StateChange(old_state.root, own_members)
         )
         if replaced and part is not None and part.members_omitted:
-            # until all of the state is here, and resolved (`recheck.py`): whoever left does not
-            # come back for that long
+            # The members who left stay out until the state is complete and resolved (`recheck.py`).
             replaced = {key: nid for key, nid in replaced.items() if key != join.event.key}
             state, entries = StateChange(root, replaced), {**entries, **replaced}
         elif replaced:
-            ends = list(
+            extremities = list(
                 (
                     await self._events.get_events(nid for nid, _ in snapshot.head.extremities)
                 ).values()
             )
-            state, entries = await self._resolve(room, version, join, root, entries, ends)
+            state, entries = await self._resolve(room, version, join, root, entries, extremities)
         effects = await self._write_members(room, entries)
         effects += await self._effects_of_absence(snapshot, entries, part)
         effects.append((join_id, state_effect(join.event, self._identity)))
@@ -288,17 +288,17 @@ class Adoptions:
         )
         appended = await self._database.write(
             "enter_room",
-            self._append,
+            self._write_join,
             room,
             snapshot,
             new,
-            [end.event.event_id for end in ends],
+            [end.event.event_id for end in extremities],
             current,
             missing,
             part,
             left_out,
         )
-        # nothing that was read of an earlier state counts any more
+        # drop what was read of an earlier state
         fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
         return self._engine.advance(fresh, appended)[0]
 
@@ -309,23 +309,25 @@ class Adoptions:
         join: StoredEvent,
         root: bytes | None,
         entries: Entries,
-        ends: Sequence[StoredEvent],
+        extremities: Sequence[StoredEvent],
     ) -> tuple[StateChange, Entries]:
-        """The state after our join and after the events in which we left; its entries, but for the
-        join. Raises Forbidden."""
+        """Resolve the state after our join with the states after the events in which we left.
+
+        Returns the state, and its entries without the join. Raises Forbidden.
+        """
         create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
         after = StateChange(root, {join.event.key: join.nid})
         state = await self._resolver.resolve(
             room.room_nid,
             version,
             create.event,
-            [after, *(StateChange(end.state_root) for end in ends)],
+            [after, *(StateChange(end.state_root) for end in extremities)],
         )
         resolved = dict(entries)
         for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
             if key == join.event.key:
                 raise LeftBefore(
-                    "You left this room or were put out of it, and may not come in again without being let in anew"
+                    "You left this room or were removed from it, and need to be let in again"
                 )
             if now is None:
                 resolved.pop(key, None)
@@ -333,33 +335,35 @@ class Adoptions:
                 resolved[key] = now
         return state, resolved
 
-    async def _grow(self, room: RoomRow, join: StoredEvent, entries: Entries) -> bytes | None:
-        """Gather the state under the join; its root."""
+    async def _store_state(
+        self, room: RoomRow, join: StoredEvent, entries: Entries
+    ) -> bytes | None:
+        """Write the state tree under the join in chunks; return its root."""
         root = await self._database.write("begin_state", self._writer.begin_state, join.nid)
         there = await self._trees.get_all(room.room_nid, root)
         if any(entries.get(key) != nid for key, nid in there.items()):
-            # an earlier attempt was told of another state
+            # an earlier attempt got another state
             root, there = (
                 await self._database.write(
                     "begin_state", self._writer.begin_state, join.nid, afresh=True
                 ),
                 {},
             )
-        left = [(key, nid) for key, nid in entries.items() if key not in there]
-        for start in range(0, len(left), CHUNK):
+        remaining = [(key, nid) for key, nid in entries.items() if key not in there]
+        for start in range(0, len(remaining), CHUNK):
             root = await self._database.write(
                 "grow_state",
                 self._writer.grow_state,
                 room,
                 join.nid,
-                dict(left[start : start + CHUNK]),
+                dict(remaining[start : start + CHUNK]),
             )
         return root
 
     async def _write_members(
         self, room: RoomRow, entries: Entries
     ) -> list[tuple[int | str, StateEffect]]:
-        """Write the memberships of other servers' users; what remains for the last write."""
+        """Write the memberships of remote users; return the effects for the last write."""
         remaining: list[tuple[int | str, StateEffect]] = []
         nids = list(entries.values())
         for start in range(0, len(nids), CHUNK):
@@ -377,7 +381,7 @@ class Adoptions:
     async def _effects_of_absence(
         self, snapshot: RoomSnapshot, entries: Entries, part: Part | None
     ) -> list[tuple[int | str, StateEffect]]:
-        """What it means that entries of the state in which we last left the room are gone."""
+        """Return the effects of entries that are gone since we last left the room."""
         old = await snapshot.state.load_nids()
         gone: Collection[int] = [
             nid
@@ -389,20 +393,20 @@ class Adoptions:
             (nid, effect_of_absence(stored.event, self._identity)) for nid, stored in loaded.items()
         ]
 
-    def _append(
+    def _write_join(
         self,
         txn: WriteTransaction,
         room: RoomRow,
         snapshot: RoomSnapshot,
         new: NewEvent,
-        ends: Sequence[EventID],
+        extremities: Sequence[EventID],
         current: NewCurrentState,
         missing: Sequence[EventID],
         part: Part | None,
         left_out: Sequence[LeftOut],
     ) -> Appended:
         room_nid = snapshot.room.room_nid
-        # an invite may have said another version since it was proved
+        # an invite may have named another version since it was checked
         note_room(txn, room.room_id, room.version, self._now_ms())
         forget_partial(txn, room_nid)
         end_unproved(txn, room_nid)
@@ -414,7 +418,7 @@ class Adoptions:
             snapshot.room,
             snapshot.head,
             [new],
-            [*ends, new.event_id],
+            [*extremities, new.event_id],
             current=current,
             now_ms=self._now_ms(),
         )

@@ -1,13 +1,10 @@
-"""What servers that are not in a room ask of us, who are in it: to let their users in and out, and
-to knock.
+"""Serves the make_* and send_* endpoints: remote users join, leave and knock through this server.
 
 Laws:
-- Each asks for its own users only, and its signature on the event is checked before anything is
-  done with the event.
-- What comes in is received like any other event: the room's rules decide.
-- Whom we let in counts among the joins of the room, like people of our own. Whom the room refuses
-  does not count, nor a join that was there before: otherwise any server could close a room to
-  others.
+- A server asks only for its own users. Its signature is checked before the event is used.
+- The event is received like any other: the room's rules decide.
+- A remote user who joins through us counts as a join of the room for rate limits, like a local one.
+  Refused joins and existing members do not count: else any server could block a room for others.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -36,15 +33,15 @@ from federation.rooms.server_in_room import Residence
 from federation.rooms.snapshot import RoomSnapshot
 
 CheckJoin = Callable[[RoomID], None]
-"""Somebody wants to join a room. Raises LimitExceeded where too many have joined."""
+"""Checks the rate limit of joins into a room. Raises LimitExceeded."""
 CountJoin = Callable[[RoomID], None]
-"""Somebody has joined a room."""
+"""Counts a join into a room."""
 INSIDE: Final = frozenset({"join", "invite"})
-"""Whoever is so joins a restricted room without being vouched for."""
+"""Memberships with which a user joins a restricted room without an authorising user."""
 
 
 class Handshakes:
-    """Serves handshakes. For the reactor thread."""
+    """Serves make_join, send_join and the like. For the reactor thread."""
 
     def __init__(
         self,
@@ -73,29 +70,32 @@ class Handshakes:
     async def make_join(
         self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str]
     ) -> dict[str, Any]:
-        """A template for a join. Raises NotFound, IncompatibleRoomVersion, Forbidden,
-        UnableToAuthoriseJoin, UnableToGrantJoin."""
-        snapshot = await self._enter(origin, room_id, user_id, versions)
+        """Make a template for a join.
+
+        Raises NotFound, IncompatibleRoomVersion, Forbidden, UnableToAuthoriseJoin,
+        UnableToGrantJoin.
+        """
+        snapshot = await self._find_room(origin, room_id, user_id, versions)
         content = {"membership": "join"}
-        if await self._membership(snapshot, user_id) not in INSIDE:
+        if await self._get_membership(snapshot, user_id) not in INSIDE:
             authoriser = await self._restricted.get_authoriser(snapshot, user_id)
             if authoriser is not None:
                 content[AUTHORISER] = authoriser
-        return await self._template(snapshot, user_id, content)
+        return await self._make_template(snapshot, user_id, content)
 
     async def make_leave(
         self, origin: ServerName, room_id: RoomID, user_id: UserID
     ) -> dict[str, Any]:
-        """A template for leaving, or for declining an invite. Raises NotFound, Forbidden."""
-        snapshot = await self._enter(origin, room_id, user_id, None)
-        return await self._template(snapshot, user_id, {"membership": "leave"})
+        """Make a template for leaving, or for declining an invite. Raises NotFound, Forbidden."""
+        snapshot = await self._find_room(origin, room_id, user_id, None)
+        return await self._make_template(snapshot, user_id, {"membership": "leave"})
 
     async def make_knock(
         self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str]
     ) -> dict[str, Any]:
-        """A template for a knock. Raises NotFound, IncompatibleRoomVersion, Forbidden."""
-        snapshot = await self._enter(origin, room_id, user_id, versions)
-        return await self._template(snapshot, user_id, {"membership": "knock"})
+        """Make a template for a knock. Raises NotFound, IncompatibleRoomVersion, Forbidden."""
+        snapshot = await self._find_room(origin, room_id, user_id, versions)
+        return await self._make_template(snapshot, user_id, {"membership": "knock"})
 
     async def do_join(
         self,
@@ -107,15 +107,14 @@ class Handshakes:
         omit_members: bool,
         in_pair: bool,
     ) -> Response:
-        """Let a user in; the state of the room before that. Raises NotFound, Forbidden,
-        InvalidParam, BadEvent, LimitExceeded.
+        """Receive a join; return the state of the room before it.
 
-        `omit_members`: without most memberships. `in_pair`: the answer as version 1 of the endpoint
-        has it.
+        `omit_members`: leave out most memberships. `in_pair`: answer in the form of version 1 of
+        the endpoint. Raises NotFound, Forbidden, InvalidParam, BadEvent, LimitExceeded.
         """
         snapshot = await self._residence.get_for(origin, room_id)
-        event = await self._read(snapshot, origin, event_id, pdu, "join")
-        membership = await self._membership(snapshot, event.sender)
+        event = await self._parse(snapshot, origin, event_id, pdu, "join")
+        membership = await self._get_membership(snapshot, event.sender)
         if membership != "join":
             self._check_join(room_id)
         authoriser = event.content.get(AUTHORISER)
@@ -128,7 +127,7 @@ class Handshakes:
                 snapshot, event.sender
             ):
                 raise Forbidden(
-                    "Only members of certain other rooms may join this room, or who is invited"
+                    "Only invited users and members of certain other rooms may join this room"
                 )
             signed = sign_event(
                 snapshot.version, event.pdu, self._identity.server_name, self._identity.key
@@ -144,22 +143,24 @@ class Handshakes:
     async def do_leave(
         self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
     ) -> None:
-        """Let a user leave. Raises NotFound, Forbidden, InvalidParam, BadEvent."""
+        """Receive a leave. Raises NotFound, Forbidden, InvalidParam, BadEvent."""
         snapshot = await self._residence.get_for(origin, room_id)
-        await self._receive(snapshot, await self._read(snapshot, origin, event_id, pdu, "leave"))
+        await self._receive(snapshot, await self._parse(snapshot, origin, event_id, pdu, "leave"))
 
     async def do_knock(
         self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
     ) -> list[msgspec.Raw]:
-        """Let a user knock; what they are told of the room. Raises NotFound, Forbidden,
-        InvalidParam, BadEvent."""
+        """Receive a knock; return the stripped state of the room.
+
+        Raises NotFound, Forbidden, InvalidParam, BadEvent.
+        """
         snapshot = await self._residence.get_for(origin, room_id)
-        await self._receive(snapshot, await self._read(snapshot, origin, event_id, pdu, "knock"))
+        await self._receive(snapshot, await self._parse(snapshot, origin, event_id, pdu, "knock"))
         keys = stripped_state_keys()
         state = await snapshot.state.load(keys)
         return federation_form(state[key].event for key in keys if key in state)
 
-    async def _enter(
+    async def _find_room(
         self, origin: ServerName, room_id: RoomID, user_id: UserID, versions: Collection[str] | None
     ) -> RoomSnapshot:
         if domain_of(user_id) != origin:
@@ -167,12 +168,13 @@ class Handshakes:
         snapshot = await self._residence.get_for(origin, room_id)
         if versions is not None and snapshot.version.identifier not in versions:
             raise IncompatibleRoomVersion(
-                f"This room has version {snapshot.version.identifier}, which your server does not know",
+                f"This room has version {snapshot.version.identifier}, "
+                "which your server does not support",
                 room_version=snapshot.version.identifier,
             )
         return snapshot
 
-    async def _template(
+    async def _make_template(
         self, snapshot: RoomSnapshot, user_id: UserID, content: Mapping[str, Any]
     ) -> dict[str, Any]:
         event = await make_template(
@@ -180,11 +182,11 @@ class Handshakes:
         )
         return {"room_version": snapshot.version.identifier, "event": event}
 
-    async def _membership(self, snapshot: RoomSnapshot, user_id: UserID) -> str | None:
+    async def _get_membership(self, snapshot: RoomSnapshot, user_id: UserID) -> str | None:
         own = await snapshot.state.get(StateKey(MEMBER, user_id))
         return None if own is None else own.event.membership
 
-    async def _read(
+    async def _parse(
         self,
         snapshot: RoomSnapshot,
         origin: ServerName,
@@ -194,19 +196,21 @@ class Handshakes:
     ) -> Event:
         event = parse_event(snapshot.version, pdu)
         if event.event_id != event_id:
-            raise InvalidParam("The event has another id than the path says")
+            raise InvalidParam("The event has another id than the path")
         check_membership_event(event, snapshot.room_id, membership)
         if event.state_key != event.sender or domain_of(event.sender) != origin:
-            raise InvalidParam(f"The event is not by a user of {origin} about themselves")
+            raise InvalidParam(f"The event does not change the membership of a user of {origin}")
         await check_origin_signed(event, self._get_signers, {self._identity.server_name})
         return event
 
     async def _receive(self, snapshot: RoomSnapshot, event: Event) -> tuple[StoredEvent, bool]:
-        """(the event with its place in the room, whether it was not there before). Raises
-        Forbidden, InvalidParam."""
+        """Receive the event. Return it as stored, and whether it is new.
+
+        Raises Forbidden, InvalidParam.
+        """
         (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], send_on=True)
         if outcome.is_waiting:
-            raise InvalidParam("The event stands upon events that this server does not know")
+            raise InvalidParam("The event refers to events that this server does not have")
         stored = await self._events.get_event(snapshot.room.room_nid, event.event_id)
         if outcome.verdict is not None and outcome.verdict not in SHOWN:
             raise outcome.error or Forbidden("The room does not allow this")
@@ -216,9 +220,9 @@ class Handshakes:
 
 
 def check_membership_event(event: Event, room_id: RoomID, membership: str) -> None:
-    """Raises InvalidParam for an event of another kind, or of another room."""
+    """Check the kind and the room of an event. Raises InvalidParam."""
     if event.type != MEMBER or event.membership != membership:
-        raise InvalidParam(f"The event is no m.room.member of membership {membership}")
+        raise InvalidParam(f"The event is not an m.room.member event of membership {membership}")
     if event.room_id != room_id:
         raise InvalidParam("The event is of another room")
 
@@ -226,8 +230,7 @@ def check_membership_event(event: Event, room_id: RoomID, membership: str) -> No
 async def check_origin_signed(
     event: Event, get_signers: GetSigners, excepted: Collection[ServerName] = ()
 ) -> None:
-    """Raises InvalidParam for an event that is not whole, or lacks the signature of a server that
-    must have signed it."""
+    """Check the content hash and the signatures of an event. Raises InvalidParam."""
     try:
         missing = required_signers(event).difference(await get_signers(event), excepted)
     except BadEvent as error:
@@ -235,4 +238,4 @@ async def check_origin_signed(
     if missing:
         raise InvalidParam(f"The event lacks a valid signature of {min(missing)}")
     if not is_content_hash_valid(event):
-        raise InvalidParam("The content of the event is not what its hash says")
+        raise InvalidParam("The content of the event does not match its hash")

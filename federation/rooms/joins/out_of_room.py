@@ -1,12 +1,12 @@
-"""Rooms that this server is not in, as its users know them: who is invited, who knocks, and what
-was told of the room.
+"""Memberships of our users in rooms that this server is not in: invites, knocks, and the stripped
+state that came with them.
 
-Nothing that strangers say of such a room can be proved. So the first word stands: an invite is
-ended by its user, by the server that it came from, or by an event that rests upon it, whose id only
-servers in the room know. An invite of another server waits beside it, and is shown when the first
-was ended by others; who accepts one has the servers of all of them asked. A knock may be answered
-by an invite of any server that does not refer to it; but then the server that was knocked at may
-still invite. And each is of the version of the room that its server names, whatever others name.
+Nothing that another server says of such a room can be proved. So the first membership stands. An
+invite ends by its user, by the server that sent it, or by an event that cites it, whose id only
+servers in the room know. Invites from other servers wait, and the next is shown when somebody else
+ends the first. A user who accepts an invite joins through the servers of all of them. A knock may
+be followed by an invite from any server, which need not cite the knock. After that the server that
+was knocked at may still send an invite. Each membership has the room version that its server names.
 
 spec: server-server-api#inviting-to-a-room
 """
@@ -35,20 +35,20 @@ from storage.rooms.out_of_room_memberships import (
 from storage.rooms.rooms import RoomRow
 
 OPEN: Final = frozenset({"invite", "knock"})
-"""Memberships that wait for something to follow."""
+"""Memberships that another event is expected to end."""
 MAX_STATE_BYTES: Final = 1 << 18
-"""Of what is kept of another server's words about a room."""
+"""The limit of the stripped state that we store."""
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a server told of a room when our user was invited or knocked."""
+    """The stripped state of a room that came with an invite or a knock, and its server."""
 
     server: ServerName
     state: tuple[StrippedEvent, ...]
 
 
 class OutsideMemberships:
-    """Keeps memberships of rooms that this server is not in. For the reactor thread."""
+    """Stores memberships in rooms that this server is not in. For the reactor thread."""
 
     def __init__(
         self, store: OutsideMembershipStore, identity: ServerIdentity, now_ms: Callable[[], int]
@@ -64,15 +64,14 @@ class OutsideMemberships:
         state: Iterable[Mapping[str, Any]],
         untold: Mapping[str, str] | None = None,
     ) -> bool:
-        """Keep our user's new membership and what the server says of the room; False if they are in
-        it by now. `untold`: servers that have yet to hear of it, each with the id of what it told
-        that this ends (empty: not known).
+        """Store a user's new membership and the stripped state; return False if they are joined.
 
-        Raises BadState when the room is known to have another version; Forbidden when they have an
-        invite to it or knock there, and the event may not end that.
+        `untold`: servers that still need the event sent, each with the id of the event that it
+        sent us and that this one ends (empty: unknown). Raises BadState when the room has another
+        version; Forbidden when the user has an invite or a knock that the event may not end.
         """
         member = state_effect(event, self._identity).membership
-        assert member is not None, "it is a membership of one of the five kinds"
+        assert member is not None, "the event has one of the five memberships"
         room = await self._store.get_room(event.room_id, event.version.identifier, self._now_ms())
         if room.version != event.version.identifier:
             raise BadState(f"The room is known to have version {room.version}")
@@ -80,41 +79,43 @@ class OutsideMemberships:
             room.room_nid,
             member.user_id,
             event.event_id,
-            await self._find_counterpart(room, event, server),
+            await self._find_trusted_server(room, event, server),
             event.version.identifier,
             encode_pdu(event),
             _encode_bounded(state),
         )
 
-        def may_end(kept: OutsideRow, present: MembershipRow) -> bool:
-            return _may_end(event, kept, present)
+        def may_end(stored: OutsideRow, present: MembershipRow) -> bool:
+            return _may_end(event, stored, present)
 
         try:
             return await self._store.set_outside(row, member, may_end, untold, self._now_ms())
         except Untouchable as error:
             raise Forbidden(
-                f"{member.user_id} has other invites to this room already, or knocks there"
+                f"{member.user_id} has other invites to this room already, or has knocked"
             ) from error
 
-    async def _find_counterpart(
+    async def _find_trusted_server(
         self, room: RoomRow, event: Event, server: ServerName
     ) -> ServerName:
-        """Which server may replace the membership: that at which the user knocked, if this is an
-        invite that may be its answer."""
-        kept = None
+        """Return the server that may replace the membership.
+
+        If an invite may be the answer to a knock, it is the server that received the knock.
+        """
+        stored = None
         if event.membership == "invite" and event.state_key is not None:
-            kept = (await self._store.get_outside(room.room_nid, [event.state_key])).get(
+            stored = (await self._store.get_outside(room.room_nid, [event.state_key])).get(
                 event.state_key
             )
-        if kept is None or kept.event_id in event.auth_events:
+        if stored is None or stored.event_id in event.auth_events:
             return server
         known = load_event(
-            ROOM_VERSIONS[kept.version], EventID(kept.event_id), event.room_id, kept.pdu
+            ROOM_VERSIONS[stored.version], EventID(stored.event_id), event.room_id, stored.pdu
         )
-        return ServerName(kept.server) if known.membership == "knock" else server
+        return ServerName(stored.server) if known.membership == "knock" else server
 
     async def find(self, room_nid: int, user_id: UserID) -> Told | None:
-        """What was last told about the room to this user."""
+        """Return the stripped state of the room that this user last got."""
         row = (await self._store.get_outside(room_nid, [user_id])).get(user_id)
         if row is None:
             return None
@@ -122,7 +123,7 @@ class OutsideMemberships:
         return Told(ServerName(row.server), state)
 
     async def find_last(self, room: RoomRow, user_id: UserID, event_id: EventID) -> Event | None:
-        """The membership of that id, if none was kept of this user since."""
+        """Return the user's membership event with that id if it is the latest; else None."""
         row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
         if row is None or row.event_id != event_id:
             return None
@@ -131,8 +132,10 @@ class OutsideMemberships:
     async def find_version(
         self, room: RoomRow, user_id: UserID, cited: Collection[str] = ()
     ) -> RoomVersion:
-        """The version of the room, as whoever told this user of it says: first, or by an invite
-        that is cited."""
+        """Return the room version according to the first server that named it to this user.
+
+        If `cited` names another waiting invite, its server counts.
+        """
         row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
         if row is None:
             return ROOM_VERSIONS[room.version]
@@ -142,50 +145,51 @@ class OutsideMemberships:
         return ROOM_VERSIONS[row.version]
 
     async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
-        """The servers that told this user of the room, each with the event that it told."""
+        """Return the servers that sent this user an event of the room, with the event's id."""
         first = (await self._store.get_outside(room_nid, [user_id])).values()
         rows = (*first, *await self._store.get_waiting(room_nid, user_id))
         return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
     async def is_upon_waiting(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """Whether an event rests upon an invite that waits beside another."""
+        """Return whether an event cites an invite that waits."""
         return any(
             row.event_id in event.auth_events
             for row in await self._store.get_waiting(room.room_nid, user_id)
         )
 
     async def take_back(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
-        """An invite that waits beside another is ended by an event that rests upon it; False: there
-        was none such."""
+        """Remove the waiting invite that an event cites; return False if there is none."""
         return await self._store.remove_waiting(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
-        """The event of a membership that is kept here, for who is told of it: it has no place in
-        the room."""
-        told = (await self._store.get_outside(row.room_nid, [row.user_id])).get(row.user_id)
-        return None if told is None else _event_of(room, row, told)
+        """Return the event of a stored membership, as clients get it."""
+        stored_row = (await self._store.get_outside(row.room_nid, [row.user_id])).get(row.user_id)
+        return None if stored_row is None else _to_event(room, row, stored_row)
 
     async def find_events(
         self, user_id: UserID, rooms: Mapping[int, RoomRow], rows: Iterable[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
-        """The same for memberships of one user, by room; one query."""
-        told = await self._store.get_outside_of(user_id, rooms)
+        """Return the same for memberships of one user, by room, in one query."""
+        stored_rows = await self._store.get_outside_of(user_id, rooms)
         return {
-            row.room_nid: _event_of(rooms[row.room_nid], row, told[row.room_nid])
+            row.room_nid: _to_event(rooms[row.room_nid], row, stored_rows[row.room_nid])
             for row in rows
-            if row.room_nid in told
+            if row.room_nid in stored_rows
         }
 
 
-def _event_of(room: RoomRow, row: MembershipRow, told: OutsideRow) -> StoredEvent:
+def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutsideRow) -> StoredEvent:
     event = load_event(
-        ROOM_VERSIONS[told.version], EventID(told.event_id), RoomID(room.room_id), told.pdu
+        ROOM_VERSIONS[stored_row.version],
+        EventID(stored_row.event_id),
+        RoomID(room.room_id),
+        stored_row.pdu,
     )
     return StoredEvent(
         event,
         EventRow(
             OUTSIDE,
-            told.event_id,
+            stored_row.event_id,
             row.room_nid,
             row.position,
             event.depth,
@@ -197,37 +201,37 @@ def _event_of(room: RoomRow, row: MembershipRow, told: OutsideRow) -> StoredEven
             None,
             None,
             None,
-            told.pdu,
+            stored_row.pdu,
             None,
         ),
     )
 
 
-def _may_end(event: Event, kept: OutsideRow, present: MembershipRow) -> bool:
-    """Whether an event may come in the place of a membership that is kept here."""
+def _may_end(event: Event, stored: OutsideRow, present: MembershipRow) -> bool:
+    """Return whether an event may replace a stored membership."""
     if (
         present.membership not in OPEN
         or event.sender == present.user_id
-        or kept.event_id in event.auth_events
+        or stored.event_id in event.auth_events
     ):
         return True
     if present.membership == "knock" and event.membership == "invite":
         return True
-    return domain_of(event.sender) in (kept.server, domain_of(UserID(present.sender)))
+    return domain_of(event.sender) in (stored.server, domain_of(UserID(present.sender)))
 
 
 def is_outside(row: MembershipRow) -> bool:
-    """Whether the event of a membership is kept outside its room."""
+    """Return whether a membership is of a room that this server is not in."""
     return row.event_nid == OUTSIDE
 
 
 def _encode_bounded(state: Iterable[Mapping[str, Any]]) -> bytes:
-    """As much of the state as there is room for."""
-    kept: list[bytes] = []
+    """Encode as much of the state as fits."""
+    stored: list[bytes] = []
     left = MAX_STATE_BYTES
     for event in state:
         encoded = msgspec.json.encode(event)
         if len(encoded) <= left:
-            kept.append(encoded)
+            stored.append(encoded)
             left -= len(encoded) + 1
-    return b"[" + b",".join(kept) + b"]"
+    return b"[" + b",".join(stored) + b"]"

@@ -1,9 +1,8 @@
-"""What servers tell of our users in rooms that this server is not in: that an invite was taken
-back, or a knock refused.
+"""Receives events about our users in rooms that this server is not in: a withdrawn invite, or a
+refused knock.
 
-The rules of the room cannot be checked from outside. What can be: the event is signed by its
-sender's server, and it rests upon the very invite or knock that it ends, whose id only servers in
-the room know.
+We cannot check the rules of such a room. We check that the event is signed by its sender's server
+and cites the invite or knock that it ends, whose id only servers in the room know.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#knocking-rooms
 """
@@ -22,11 +21,11 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.receive.check_sources import GetSigners
 from federation.rooms.snapshot import RoomSnapshot
 
-ENDS: Final = frozenset({"leave", "ban"})
+ENDING_MEMBERSHIPS: Final = frozenset({"leave", "ban"})
 
 
 class OutsideNews:
-    """Takes in such events. For the reactor thread."""
+    """Receives events that end invites and knocks of our users. For the reactor thread."""
 
     def __init__(
         self,
@@ -41,8 +40,10 @@ class OutsideNews:
         self._identity = identity
 
     async def find_version(self, snapshot: RoomSnapshot, pdu: Mapping[str, Any]) -> RoomVersion:
-        """The version of the room for a PDU that may be about one of our users: see
-        `OutsideMemberships.find_version`."""
+        """Return the room version of a PDU that may concern one of our users.
+
+        See `OutsideMemberships.find_version`.
+        """
         user_id = pdu.get("state_key")
         if (
             not isinstance(user_id, str)
@@ -50,10 +51,10 @@ class OutsideNews:
             or not self._identity.is_local(user_id)
         ):
             return snapshot.version
-        named = pdu.get("auth_events")
+        auth_events = pdu.get("auth_events")
         names = (
-            [each[0] if isinstance(each, list) and each else each for each in named]
-            if isinstance(named, list)
+            [each[0] if isinstance(each, list) and each else each for each in auth_events]
+            if isinstance(auth_events, list)
             else []
         )
         return await self._outside.find_version(
@@ -61,18 +62,24 @@ class OutsideNews:
         )
 
     async def take_in(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> bool:
-        """Whether the event ended an invite or a knock of one of our users. Raises Forbidden,
-        BadEvent (signatures)."""
+        """Return whether the event ended an invite or a knock of one of our users.
+
+        Raises Forbidden, BadEvent (signatures).
+        """
         user_id = event.state_key
-        if event.membership not in ENDS or user_id is None or not self._identity.is_local(user_id):
+        if (
+            event.membership not in ENDING_MEMBERSHIPS
+            or user_id is None
+            or not self._identity.is_local(user_id)
+        ):
             return False
         own = (await self._memberships.of_user(UserID(user_id))).get(snapshot.room.room_nid)
         if own is None or own.membership not in OPEN or not is_outside(own):
             return False
-        told = await self._outside.find_event(snapshot.room, own)
-        if told is None:
+        first = await self._outside.find_event(snapshot.room, own)
+        if first is None:
             return False
-        is_first = told.event.event_id in event.auth_events
+        is_first = first.event.event_id in event.auth_events
         if not is_first and not await self._outside.is_upon_waiting(
             snapshot.room, UserID(user_id), event
         ):
@@ -83,10 +90,10 @@ class OutsideNews:
         return await self._outside.keep(event, origin, ())
 
     async def refusal(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> str | None:
-        """Take the event in; why it was not, or None."""
+        """Receive the event. Return why it was refused, or None."""
         try:
             if await self.take_in(snapshot, origin, event):
                 return None
         except MatrixError as error:
             return error.text
-        return "Nobody here is in the room"
+        return "No user of this server is in the room"

@@ -1,14 +1,13 @@
-"""Invites of users of other servers with which a room is made: they are part of what was
-acknowledged, and their servers may be slow.
+"""Sends the invites to remote users that a new room is created with. Their servers may be slow.
 
 Laws:
-- They are written with the room, so that whatever ends the server ends none of them.
-- Those of a room are sent by turns: invites that are made at the same time would fork it.
-- Each is sent as long as who made the room may still invite: their account is asked before, and the
-  room by the event.
-- The room is there, so that one of them is refused, or fails, is no error of its making, and stands
-  in no other's way. Nobody is invited of whom the room says more than that they knock: such as that
-  they were invited before a crash, and have declined.
+- The invites are written with the room, so no crash loses any of them.
+- Those of one room are sent one after the other: concurrent invites would fork the room.
+- Each is sent while the room's creator may still invite: their account is checked before, and the
+  room's rules with the event.
+- The room exists already. An invite that is refused or fails is no error of the room's creation,
+  and does not delay the others. A user who has any membership but a knock is not invited: they may
+  have been invited before a crash and have declined.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,33 +32,34 @@ from storage.rooms.planned_invites import PlannedInvite, PlannedInviteStore
 from storage.rooms.rooms import RoomRow, RoomStore
 
 INVITING_SECONDS: Final = 20
-"""How long who makes a room waits for the servers of whom they invite into it."""
+"""Time for which a client that creates a room waits for the invited users' servers."""
 LEASE_MS: Final = 5 * 60_000
-"""After so long with one invite somebody else goes on with those of its room: much longer than a
-server is waited for."""
-MOST_LEFT: Final = 16
-"""Rooms that somebody else left, in which a node goes on at a time; however many people make new
-ones."""
+"""After this time with one invite another node may take over those of its room. It is much longer
+than the timeout of a request."""
+MAX_RESUMED_ROOMS: Final = 16
+"""Rooms of stopped nodes that one node works on at a time. New rooms do not count."""
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be sent into a room, and until when (ms since 1970) it is the holder's."""
+    """Invites to send into a room, and the end of the lease for them (ms since 1970)."""
 
     invites: Sequence[PlannedInvite]
     held_until: int
 
 
 class InviterGate(Protocol):
-    """Whether our users may invite: known to the layer that knows them."""
+    """Decides whether our users may invite; implemented by the layer that knows them."""
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
-        """Whether somebody whose request was answered before may still invite as far as their
-        account goes. Raises MatrixError."""
+        """Check whether an account may still invite, after its request was answered.
+
+        Raises MatrixError.
+        """
         ...
 
 
 class PlannedInvites:
-    """Sends them. For the reactor thread."""
+    """Sends planned invites. For the reactor thread."""
 
     _log = Logger()
 
@@ -80,78 +80,81 @@ class PlannedInvites:
         self._gate = gate
         self._clock = clock
         self._now_ms = now_ms
-        self._beginning: set[Deferred[None]] = set()
-        self._going_on: set[Deferred[None]] = set()
-        """What sends into new rooms, and what goes on with what somebody left."""
+        self._new_tasks: set[Deferred[None]] = set()
+        self._resumed_tasks: set[Deferred[None]] = set()
+        """Tasks that continue with the invites of stopped nodes."""
         self._is_stopped = False
 
     def plan(self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]) -> Plan:
-        """What is to be written with the room."""
+        """Return the invites to write with the room."""
         data = msgspec.json.encode(content)
-        return Plan([PlannedInvite(target, sender, data) for target in targets], self._next_hold())
+        return Plan([PlannedInvite(target, sender, data) for target in targets], self._lease_end())
 
     async def do_send(self, room: RoomRow, plan: Plan) -> None:
-        """Send those of a room that was just made. Servers that do not answer keep nobody waiting
-        for long, who would think that there is no room, and make another: what is left is done
-        afterwards."""
-        task = self._begin(room, plan, self._beginning)
+        """Send the invites of a new room, and wait for that with a time limit.
+
+        A client that waits too long would think that the room does not exist, and create another.
+        The rest is sent afterwards.
+        """
+        task = self._start(room, plan, self._new_tasks)
 
         async def wait() -> None:
             await task
 
-        await wait_at_most(wait(), INVITING_SECONDS, self._clock, self._note_failure)
+        await wait_at_most(wait(), INVITING_SECONDS, self._clock, self._log_failure)
 
     def start(self) -> None:
-        """Go on at once with what was left when the server stopped: where there is no other node
-        that may be at it."""
-        Deferred.fromCoroutine(self._resume_all()).addErrback(self._note_failure)
+        """Continue at once with the invites that this node left when it stopped.
+
+        Call it only where no other node may be working on them.
+        """
+        Deferred.fromCoroutine(self._resume_all()).addErrback(self._log_failure)
 
     async def _resume_all(self) -> None:
         await self._store.release()
-        await self.do_resume(MOST_LEFT)
+        await self.do_resume(MAX_RESUMED_ROOMS)
 
     async def do_resume(self, limit: int) -> int:
-        """Begin with those of up to `limit` rooms that somebody left; of how many."""
-        free = min(limit, MOST_LEFT - len(self._going_on))
+        """Start on up to `limit` rooms whose lease has ended; return their number."""
+        free = min(limit, MAX_RESUMED_ROOMS - len(self._resumed_tasks))
         if free <= 0:
             return 0
-        held_until = self._next_hold()
+        held_until = self._lease_end()
         left = await self._store.take_due(self._now_ms(), held_until, free)
         for room_nid, room in (await self._rooms.get_rooms_by_nid(left)).items():
-            self._begin(room, Plan(left[room_nid], held_until), self._going_on)
+            self._start(room, Plan(left[room_nid], held_until), self._resumed_tasks)
         return len(left)
 
     def stop(self) -> None:
-        """Send nothing more. The write is queued by which others may go on, as this node may after
-        its next start."""
+        """Stop sending, and queue the write that ends the lease, so that another node may go on."""
         self._is_stopped = True
-        for task in (*self._beginning, *self._going_on):
+        for task in (*self._new_tasks, *self._resumed_tasks):
             task.cancel()
 
-    def _next_hold(self) -> int:
+    def _lease_end(self) -> int:
         return self._now_ms() + LEASE_MS
 
-    def _begin(self, room: RoomRow, plan: Plan, tasks: "set[Deferred[None]]") -> "Deferred[None]":
-        task = Deferred.fromCoroutine(self._send_by_turns(room, plan))
+    def _start(self, room: RoomRow, plan: Plan, tasks: "set[Deferred[None]]") -> "Deferred[None]":
+        task = Deferred.fromCoroutine(self._send_all(room, plan))
         tasks.add(task)
-        return task.addErrback(self._note_failure).addBoth(lambda _: tasks.discard(task))
+        return task.addErrback(self._log_failure).addBoth(lambda _: tasks.discard(task))
 
-    def _note_failure(self, failure: Failure) -> None:
+    def _log_failure(self, failure: Failure) -> None:
         if failure.check(CancelledError) is None:
-            self._log.failure("invites to a new room wait, and are sent later", failure)
+            self._log.failure("invites to a new room are delayed and sent later", failure)
 
-    async def _send_by_turns(self, room: RoomRow, plan: Plan) -> None:
+    async def _send_all(self, room: RoomRow, plan: Plan) -> None:
         held_until = plan.held_until
-        following = [*(each.user_id for each in plan.invites[1:]), None]
+        next_users = [*(each.user_id for each in plan.invites[1:]), None]
         try:
-            for invite, after in zip(plan.invites, following, strict=True):
+            for invite, after in zip(plan.invites, next_users, strict=True):
                 if not self._is_stopped:
                     await self._send(RoomID(room.room_id), invite)
-                if self._is_stopped:  # whatever the sending came to
+                if self._is_stopped:  # whether or not the invite was sent
                     raise CancelledError
-                held_before, held_until = held_until, self._next_hold()
+                old_lease, held_until = held_until, self._lease_end()
                 if not await self._store.go_on(
-                    room.room_nid, invite.user_id, after, held_before, held_until
+                    room.room_nid, invite.user_id, after, old_lease, held_until
                 ):
                     return
         except CancelledError:
@@ -160,7 +163,7 @@ class PlannedInvites:
             raise
 
     async def _send(self, room_id: RoomID, invite: PlannedInvite) -> None:
-        """Raises DatabaseUnavailable."""
+        """Send one invite; log a failure. Raises DatabaseUnavailable."""
         try:
             member = await (await self._engine.get_snapshot(room_id)).state.get(
                 StateKey(MEMBER, invite.user_id)
@@ -183,7 +186,5 @@ class PlannedInvites:
             )
         except (CancelledError, DatabaseUnavailable):
             raise
-        except (
-            Exception
-        ):  # whatever befalls one, the others are invited, and it is not tried for ever
+        except Exception:  # one bad invite must not block the others, or be retried forever
             self._log.failure("{user} was not invited to a new room", user=invite.user_id)

@@ -1,11 +1,12 @@
-"""Into rooms that this server is not in: the handshakes that we ask for. (Out of them:
-`remote_leaves.py`.)
+"""Joins and knocks on rooms that this server is not in, through a server that is.
+
+Leaving such rooms is in `remote_leaves.py`.
 
 Laws:
-- What a server says of a room is believed as far as its events prove it (`join_import.py`). When it
-  cannot be believed, our join is taken back as well as that goes, and nobody here is in the room.
-- Two of our users who want into the same room at once make one handshake; the second then joins
-  like anyone here.
+- A server's response is trusted as far as its events prove it (`join_import.py`). If it is invalid,
+  we try to undo our join, and no local user is in the room.
+- When two of our users join the same room at once, one joins through the other server. The second
+  then joins like any local user.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -47,11 +48,11 @@ from storage.rooms.rooms import RoomStore
 
 LONGEST_ENTRY_MS: Final = 3_600_000
 MAX_SERVERS: Final = 2_000
-"""Servers of a room that we are told of."""
+"""Servers in a room that we accept from a response."""
 
 
 class RemoteMemberships:
-    """Changes memberships of our users in rooms elsewhere. For the reactor thread."""
+    """Joins and knocks through other servers. For the reactor thread."""
 
     _log = Logger()
 
@@ -73,28 +74,27 @@ class RemoteMemberships:
         *,
         in_part: bool,
     ) -> None:
-        """`in_part`: large rooms are entered with a part of their state, and the rest is fetched
-        afterwards."""
+        """`in_part`: join large rooms with partial state, and fetch the rest afterwards."""
         self._remote = remote
         self._handshake = handshake
         self._candidates = candidates
         self._residence = residence
         self._rooms = rooms
-        self._adoptions = adoptions
+        self._importer = adoptions
         self._receiver = receiver
         self._imports = imports
         self._outside = outside
         self._questions = questions
-        self._untold = untold
+        self._pending_leaves = untold
         self._identity = identity
         self._now_ms = now_ms
-        self._in_part = in_part
+        self._omits_members = in_part
         self._joining: FairSemaphore[RoomID] = FairSemaphore(sys.maxsize, 1)
 
     async def join(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> bool:
-        """Enter a room through one of these servers; False when others of this server have done so
+        """Join a room through one of these servers. Return False if another local user has joined
         meanwhile.
 
         Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed.
@@ -114,15 +114,15 @@ class RemoteMemberships:
     async def join_vouched_for(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> None:
-        """Join a room that this server is in, by the word of another: nobody here may let the user
-        in, or a part of the room's state is lacking here.
+        """Join a room that we are in through another server.
 
+        This is needed when no local user may authorise the join, or the room has partial state.
         Raises NotFound, Forbidden, OtherServerFailed.
         """
 
         async def ask(server: ServerName) -> None:
-            in_part = await self._is_in_part(room_id)
-            async with self._shake_hands(
+            in_part = await self._has_partial_state(room_id)
+            async with self._join_through(
                 server, room_id, user_id, content, omit_members=in_part
             ) as (event, answer):
                 await self._receive(server, event, answer)
@@ -132,16 +132,16 @@ class RemoteMemberships:
     async def knock(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> None:
-        """Ask to be let in. Raises NotFound, Forbidden, UnsupportedRoomVersion,
+        """Knock on a room. Raises NotFound, Forbidden, UnsupportedRoomVersion,
         OtherServerFailed."""
 
         async def ask(server: ServerName) -> None:
             event = await self._handshake.make(server, "knock", room_id, user_id, content)
-            told = await self._remote.send_knock(server, event)
+            response = await self._remote.send_knock(server, event)
             try:
-                state = await read_knock_state(self._questions, event.version, room_id, told)
+                state = await read_knock_state(self._questions, event.version, room_id, response)
             except InvalidParam:
-                state = []  # the knock has been made all the same
+                state = []  # the knock was accepted nevertheless
             await self._outside.keep(event, server, [strip_event(event), *state])
 
         async with self._entering(room_id, user_id):
@@ -149,19 +149,20 @@ class RemoteMemberships:
 
     @asynccontextmanager
     async def _entering(self, room_id: RoomID, user_id: UserID) -> AsyncIterator[None]:
-        """The user is about to enter: no server is told meanwhile that they left before, by
-        whichever node of this server; what others declined is told when it is known whether we are
-        in the room."""
-        await self._untold.set_due(room_id, self._now_ms() + LONGEST_ENTRY_MS)
+        """Hold back pending leaves of the room on all nodes while the user enters it.
+
+        Leaves of other local users are sent when it is known whether we are in the room.
+        """
+        await self._pending_leaves.set_due(room_id, self._now_ms() + LONGEST_ENTRY_MS)
         try:
             yield
         except (RemoteError, MatrixError):
-            await self._untold.set_due(room_id, self._now_ms())
+            await self._pending_leaves.set_due(room_id, self._now_ms())
             raise
-        await self._untold.forget(room_id, user_id, self._now_ms())
+        await self._pending_leaves.forget(room_id, user_id, self._now_ms())
 
     @asynccontextmanager
-    async def _shake_hands(
+    async def _join_through(
         self,
         server: ServerName,
         room_id: RoomID,
@@ -180,12 +181,12 @@ class RemoteMemberships:
     async def _enter(
         self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
     ) -> None:
-        async with self._shake_hands(
-            server, room_id, user_id, content, omit_members=self._in_part
+        async with self._join_through(
+            server, room_id, user_id, content, omit_members=self._omits_members
         ) as (event, answer):
-            await self._take_in(server, room_id, user_id, event, answer)
+            await self._import_join(server, room_id, user_id, event, answer)
 
-    async def _take_in(
+    async def _import_join(
         self,
         server: ServerName,
         room_id: RoomID,
@@ -195,29 +196,29 @@ class RemoteMemberships:
     ) -> None:
         try:
             servers = _servers(server, answer, self._identity.server_name)
-            part = Part(server, servers, answer.members_omitted)
-            await self._adoptions.adopt(
-                event.version, room_id, answer.state, answer.auth_chain, event.pdu, part
+            room_part = Part(server, servers, answer.members_omitted)
+            await self._importer.adopt(
+                event.version, room_id, answer.state, answer.auth_chain, event.pdu, room_part
             )
         except MatrixError:
             if await self._residence.find(room_id) is not None:
-                await self._receive(server, event, answer)  # another node of this server was faster
+                await self._receive(server, event, answer)  # another node has joined meanwhile
                 return
-            await self._take_back(server, room_id, user_id)
+            await self._undo_join(server, room_id, user_id)
             raise
 
-    async def _is_in_part(self, room_id: RoomID) -> bool:
+    async def _has_partial_state(self, room_id: RoomID) -> bool:
         snapshot = await self._residence.find(room_id)
         return snapshot is not None and snapshot.head.partial_join is not None
 
     async def _receive(self, server: ServerName, event: Event, answer: JoinedState) -> None:
-        """Take a join into a room that this server is in. Raises Forbidden, BadState."""
+        """Receive a join into a room that this server is in. Raises Forbidden, BadState."""
         room_id = event.room_id
         (outcome,) = await self._receiver.receive(room_id, [event.pdu])
         if outcome.is_waiting:
-            if answer.members_omitted and not await self._is_in_part(room_id):
+            if answer.members_omitted and not await self._has_partial_state(room_id):
                 raise BadState(
-                    "The room has become whole meanwhile, and what is told of a part is too little"
+                    "The room has complete state by now, and the response has only a part of it"
                 )
             room = (await self._rooms.get_rooms([room_id]))[room_id]
             outcomes = await self._imports.keep(room, [*answer.auth_chain, *answer.state])
@@ -228,11 +229,10 @@ class RemoteMemberships:
         if outcome.was_known:
             return
         if outcome.verdict not in SHOWN:
-            raise outcome.error or Forbidden(f"The join that {server} let pass is not allowed")
+            raise outcome.error or Forbidden(f"The join that {server} accepted is not allowed")
 
-    async def _take_back(self, server: ServerName, room_id: RoomID, user_id: UserID) -> None:
-        """The others think that our user is in the room: let them leave again, if that can be
-        done."""
+    async def _undo_join(self, server: ServerName, room_id: RoomID, user_id: UserID) -> None:
+        """Try to let our user leave again, because other servers have them in the room."""
         try:
             event = await self._handshake.make(
                 server, "leave", room_id, user_id, {"membership": "leave"}
@@ -248,8 +248,8 @@ class RemoteMemberships:
 
 
 def _servers(resident: ServerName, answer: JoinedState, own: ServerName) -> list[ServerName]:
-    """The other servers in the room, as we are told: the one that let us in is among them whatever
-    it says."""
+    """Return the other servers in the room according to the response, with the one we joined
+    through."""
     named = dict.fromkeys(
         [resident, *(ServerName(name) for name in answer.servers_in_room if is_server_name(name))]
     )

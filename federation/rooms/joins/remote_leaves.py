@@ -1,12 +1,12 @@
-"""Out of rooms that this server is not in: invites that are declined, knocks that are taken back.
+"""Declines invites and withdraws knocks in rooms that this server is not in.
 
 Laws:
-- The user has left at once, whoever answers.
-- Each server that told them of the room hears of it: which have yet to is noted in the write that
-  keeps the leave, and each is tried again after pauses that grow, for a week; one that says when to
-  come again (429), not before. Nothing is told that is no longer so.
-- Where others of this server enter the room meanwhile, the invite that was declined stands in it
-  still: then the user leaves there.
+- The user has left at once, whether or not a server answers.
+- Each server that sent us the invite is sent the leave. The servers that still need it are stored
+  in the same write as the leave. Each is retried for a week with growing pauses, and after a 429
+  not before the time it names. An outdated leave is not sent.
+- If other local users enter the room meanwhile, the declined invite is still in its state. Then the
+  user leaves there.
 
 spec: server-server-api#leaving-rooms-rejecting-invites
 """
@@ -36,18 +36,18 @@ from storage.federation.pending_leaves import UntoldLeave, UntoldLeaveStore
 from storage.rooms.rooms import RoomStore
 
 MEMBER: Final = "m.room.member"
-MOST_ASKED: Final = 3
-"""Servers, before the user has left without them."""
-TOLD_AT_ONCE: Final = 16
-"""Servers."""
+MAX_ASKED: Final = 3
+"""Servers that are asked while the client waits."""
+CONCURRENT_SERVERS: Final = 16
+"""Servers that leaves are sent to at the same time."""
 RETRIES: Final = BackoffSchedule(5 * 60_000, 6 * 3_600_000)
-LONGEST_MS: Final = 7 * 24 * 3_600_000
-"""For so long a server is told again."""
+MAX_RETRY_MS: Final = 7 * 24 * 3_600_000
+"""A leave is retried for this time."""
 _FINAL: Final = frozenset({"M_FORBIDDEN", "M_NOT_FOUND"})
 
 
 class Leaving:
-    """Takes our users out of rooms elsewhere. For the reactor thread."""
+    """Lets our users leave rooms that this server is not in. For the reactor thread."""
 
     _log = Logger()
 
@@ -75,26 +75,25 @@ class Leaving:
         self._identity = identity
         self._now_ms = now_ms
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
-        self._telling: dict[ServerName, Deferred[None]] = {}
+        self._tasks: dict[ServerName, Deferred[None]] = {}
         self._is_stopped = False
 
     async def leave(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> None:
-        """Decline an invite, or take a knock back: at least for this server, if no other can be
-        told for now.
+        """Decline an invite, or withdraw a knock; only locally if no server can be reached now.
 
-        Where several servers have invited, the others are told afterwards: the one that answers may
-        be a stranger to the room.
+        If several servers sent invites, the others get the leave later: the server that answers
+        may not be in the room.
         """
         room = await self._rooms.get_room(room_id)
-        assert room is not None, "it is a room with a membership"
+        assert room is not None, "the user has a membership in the room"
         named = [ServerName(name) for name in dict.fromkeys(servers) if is_server_name(name)]
-        told_by = await self._outside.find_servers(room.room_nid, user_id)
-        untold: dict[str, str] = (
-            dict(told_by.items()) if told_by else dict.fromkeys(named[:MOST_ASKED], "")
+        sources = await self._outside.find_servers(room.room_nid, user_id)
+        pending: dict[str, str] = (
+            dict(sources.items()) if sources else dict.fromkeys(named[:MAX_ASKED], "")
         )
-        untold.pop(self._identity.server_name, None)
+        pending.pop(self._identity.server_name, None)
         askable = [server for server in named if not self._backoff.left_ms(server)]
 
         async def ask(server: ServerName) -> None:
@@ -103,80 +102,82 @@ class Leaving:
                 await self._remote.send_leave(server, event)
             except RefusedByRemote as refusal:
                 if _is_final(refusal):
-                    untold.pop(server, None)
+                    pending.pop(server, None)
                 self._backoff.record_failure(server, refusal)
                 raise
-            untold.pop(server, None)
-            await self._outside.keep(event, server, (), untold if told_by else None)
+            pending.pop(server, None)
+            await self._outside.keep(event, server, (), pending if sources else None)
 
         try:
-            await self._candidates.ask(askable, ask, most=MOST_ASKED)
+            await self._candidates.ask(askable, ask, most=MAX_ASKED)
         except MatrixError as error:
             self._log.info(
-                "nobody else hears for now that {user} left {room}: {error}",
+                "no server accepts for now that {user} left {room}: {error}",
                 user=user_id,
                 room=room_id,
                 error=error,
             )
             version = await self._outside.find_version(room, user_id)
             left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
-            await self._outside.keep(left, self._identity.server_name, (), untold)
-        for name in untold:
+            await self._outside.keep(left, self._identity.server_name, (), pending)
+        for name in pending:
             if left_ms := self._backoff.left_ms(ServerName(name)):
                 await self._store.let_wait(name, self._now_ms() + left_ms)
-        if untold:
-            Deferred.fromCoroutine(self.do_tell(TOLD_AT_ONCE)).addErrback(self._report)
+        if pending:
+            Deferred.fromCoroutine(self.do_tell(CONCURRENT_SERVERS)).addErrback(self._report)
 
     async def do_tell(self, _limit: int) -> int:
-        """Begin to tell servers what they have yet to hear; nothing is waited for."""
-        for name in await self._store.get_due_servers(self._now_ms(), 2 * TOLD_AT_ONCE):
+        """Start sending pending leaves, and do not wait for them."""
+        for name in await self._store.get_due_servers(self._now_ms(), 2 * CONCURRENT_SERVERS):
             server = ServerName(name)
             if (
-                server not in self._telling
-                and len(self._telling) < TOLD_AT_ONCE
+                server not in self._tasks
+                and len(self._tasks) < CONCURRENT_SERVERS
                 and not self._is_stopped
             ):
-                task = Deferred.fromCoroutine(self._tell_server(server)).addErrback(self._report)
+                task = Deferred.fromCoroutine(self._send_to_server(server)).addErrback(self._report)
                 if not task.called:
-                    self._telling[server] = task.addBoth(self._has_told, server)
+                    self._tasks[server] = task.addBoth(self._on_sent, server)
         return 0
 
     def stop(self) -> None:
-        """Tell nothing more; what was being told is tried again after the next start."""
+        """Stop sending. Leaves that were being sent are retried after the next start."""
         self._is_stopped = True
-        for task in list(self._telling.values()):
+        for task in list(self._tasks.values()):
             task.cancel()
 
-    def _has_told(self, _result: None, server: ServerName) -> None:
-        self._telling.pop(server, None)
+    def _on_sent(self, _result: None, server: ServerName) -> None:
+        self._tasks.pop(server, None)
 
-    async def _tell_server(self, server: ServerName) -> None:
-        """Tell a server one thing after the other, until it cannot be had."""
+    async def _send_to_server(self, server: ServerName) -> None:
+        """Send a server its pending leaves one by one, until it cannot be reached."""
         while (leave := await self._store.take_due(server, self._now_ms(), _pause_ms)) is not None:
-            ends = self._now_ms() - leave.since_ts >= LONGEST_MS
+            is_last = self._now_ms() - leave.since_ts >= MAX_RETRY_MS
             try:
-                is_told = await self._tell(server, leave)
+                is_done = await self._send_leave(server, leave)
             except (RemoteError, MatrixError) as error:
                 self._log.info(
-                    "{server} does not hear{end} that {user} left: {error}",
+                    "{server} does not accept{end} that {user} left: {error}",
                     server=server,
-                    end="" if ends or _is_final(error) else " for now",
+                    end="" if is_last or _is_final(error) else " for now",
                     user=leave.user_id,
                     error=error,
                 )
                 self._backoff.record_failure(server, error)
                 if not _is_final(error):
                     await self._store.put_off(leave, self._now_ms() + self._backoff.left_ms(server))
-                    if not ends:
+                    if not is_last:
                         return
-                is_told = True
-            if is_told or ends:
+                is_done = True
+            if is_done or is_last:
                 await self._store.remove(leave)
 
-    async def _tell(self, server: ServerName, leave: UntoldLeave) -> bool:
-        """Leave there too, unless the user has thought better of it before that server answers;
-        False where it is to be tried again though that server could be had. Raises RemoteError,
-        MatrixError."""
+    async def _send_leave(self, server: ServerName, leave: UntoldLeave) -> bool:
+        """Send one leave, unless the user has a newer membership by now.
+
+        Return False if it has to be retried though the server could be reached. Raises RemoteError,
+        MatrixError.
+        """
         (room,) = (await self._rooms.get_rooms_by_nid([leave.room_nid])).values()
         room_id, user_id = RoomID(room.room_id), UserID(leave.user_id)
         left = await self._outside.find_last(room, user_id, EventID(leave.event_id))
@@ -189,21 +190,23 @@ class Leaving:
             if await self._residence.find(room_id) is None:
                 await self._remote.send_leave(server, event)
                 return True
-        return await self._leave_inside(room_id, user_id, left.content, leave.ended)
+        return await self._leave_in_room(room_id, user_id, left.content, leave.ended)
 
-    async def _leave_inside(
+    async def _leave_in_room(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], ended: str
     ) -> bool:
-        """Leave a room that this server is in by now, where the invite or knock still stands;
-        False: that is not known yet."""
+        """Leave a room that this server is in by now, if the invite or knock is still current.
+
+        Return False if that is not known yet.
+        """
         if not ended or (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
             return not ended
 
         async def check(_: Sequence[Event]) -> None:
-            if not await self._stands(room_id, user_id, ended):
-                raise Forbidden("Something else has become of the membership")
+            if not await self._is_current(room_id, user_id, ended):
+                raise Forbidden("The membership has changed meanwhile")
 
-        if await self._stands(room_id, user_id, ended):
+        if await self._is_current(room_id, user_id, ended):
             try:
                 await self._engine.send(
                     room_id, [Draft(MEMBER, user_id, content, user_id, check=check)]
@@ -218,20 +221,20 @@ class Leaving:
                 return False
         return True
 
-    async def _stands(self, room_id: RoomID, user_id: UserID, event_id: str) -> bool:
-        """Whether that is the user's membership in the present state."""
+    async def _is_current(self, room_id: RoomID, user_id: UserID, event_id: str) -> bool:
+        """Return whether that event is the user's membership in the current state."""
         key = StateKey(MEMBER, user_id)
         present = (await (await self._engine.get_snapshot(room_id)).state.load([key])).get(key)
         return present is not None and present.event.event_id == event_id
 
     def _report(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.failure("other servers were not told that somebody left", failure)
+            self._log.failure("pending leaves were not sent", failure)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether asking again would be of no use: that server is not in the room, or the user has no
-    longer anything to leave there."""
+    """Return whether a retry is useless: the server is not in the room, or the user has nothing to
+    leave there."""
     return isinstance(error, RefusedByRemote) and not error.retryable and error.errcode in _FINAL
 
 

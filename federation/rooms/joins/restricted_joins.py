@@ -1,4 +1,4 @@
-"""Rooms that members of other rooms may join: who of this server vouches for somebody.
+"""Restricted joins: finds local users who may authorise the join of a member of an allowed room.
 
 spec: client-server-api#restricted-rooms, server-server-api#restricted-rooms
 """
@@ -18,46 +18,45 @@ JOIN_RULES: Final = StateKey("m.room.join_rules", "")
 
 
 class RestrictedJoins:
-    """Finds out who may join by being in another room."""
+    """Decides who may join a restricted room."""
 
     def __init__(self, memberships: Memberships, rooms: RoomStore) -> None:
         self._memberships = memberships
         self._rooms = rooms
 
     async def find_authoriser(self, snapshot: RoomSnapshot, user_id: UserID) -> UserID | None:
-        """A member of the room, of this server, who could invite the user, if the rule lets the
-        user in; else None."""
-        allowed = await self._allowed_rooms(snapshot)
-        if not allowed or not await self._is_in_one(allowed, user_id):
+        """Return a local member of the room with the power to invite, if the user may join; else
+        None."""
+        allowed = await self._get_allowed_rooms(snapshot)
+        if not allowed or not await self._is_in_any(allowed, user_id):
             return None
         return await self._find_inviter(snapshot)
 
     async def lets_in(self, snapshot: RoomSnapshot, user_id: UserID) -> bool:
-        """Whether the rule lets the user in, whoever may vouch for it."""
-        allowed = await self._allowed_rooms(snapshot)
-        return bool(allowed) and await self._is_in_one(allowed, user_id)
+        """Return whether the join rule allows the user, whether or not we can authorise it."""
+        allowed = await self._get_allowed_rooms(snapshot)
+        return bool(allowed) and await self._is_in_any(allowed, user_id)
 
     async def get_authoriser(self, snapshot: RoomSnapshot, user_id: UserID) -> UserID | None:
-        """As `find_authoriser`, for a user of another server; None where the room is not
-        restricted.
+        """Find an authorising user for a remote user; return None if the room is not restricted.
 
-        Raises UnableToAuthoriseJoin where another server may know better whether the user may join,
-        UnableToGrantJoin where nobody of this server may invite, Forbidden.
+        Raises UnableToAuthoriseJoin if another server may know better whether the user may join,
+        UnableToGrantJoin if no local user may invite, Forbidden.
         """
         if not await self._is_restricted(snapshot):
             return None
-        allowed = await self._allowed_rooms(snapshot)
-        if not await self._is_in_one(allowed, user_id):
+        allowed = await self._get_allowed_rooms(snapshot)
+        if not await self._is_in_any(allowed, user_id):
             if await self._knows_all(allowed):
                 raise Forbidden(
-                    "Only members of certain other rooms may join this room, or who is invited"
+                    "Only invited users and members of certain other rooms may join this room"
                 )
             raise UnableToAuthoriseJoin(
                 "This server is not in all the rooms whose members may join"
             )
         inviter = await self._find_inviter(snapshot)
         if inviter is None:
-            raise UnableToGrantJoin("Nobody of this server may invite into this room")
+            raise UnableToGrantJoin("No user of this server may invite into this room")
         return inviter
 
     async def _is_restricted(self, snapshot: RoomSnapshot) -> bool:
@@ -66,18 +65,18 @@ class RestrictedJoins:
             snapshot.version, rules.event.content.get("join_rule")
         )
 
-    async def _allowed_rooms(self, snapshot: RoomSnapshot) -> list[RoomID]:
+    async def _get_allowed_rooms(self, snapshot: RoomSnapshot) -> list[RoomID]:
         rules = await snapshot.state.get(JOIN_RULES)
         if rules is None or not await self._is_restricted(snapshot):
             return []
         return read_allowed_rooms(rules.event.content)
 
-    async def _is_in_one(self, allowed: list[RoomID], user_id: UserID) -> bool:
+    async def _is_in_any(self, allowed: list[RoomID], user_id: UserID) -> bool:
         rooms = await self._rooms.get_rooms(allowed)
-        own = await self._memberships.of_user(user_id)
+        memberships = await self._memberships.of_user(user_id)
         for room in rooms.values():
-            row = own.get(room.room_nid)
-            # of a room that we have left we do not know who is in it
+            row = memberships.get(room.room_nid)
+            # once we have left a room, we do not know its members
             if (
                 row is not None
                 and row.membership == "join"

@@ -1,4 +1,4 @@
-"""The state of a room as the answer to a join, whole or without most of its members.
+"""The response to send_join: the state of a room, complete or without most memberships.
 
 spec: server-server-api#put_matrixfederationv2send_joinroomideventid
 """
@@ -22,17 +22,16 @@ from storage.rooms.summaries import RoomSummaryStore
 
 HEROES: Final = 5
 FEW_MEMBERS: Final = 100
-"""Up to so many memberships are told even to who would do without: to ask for them once more would
-cost more."""
+"""Up to this number, memberships are never omitted: fetching them later would cost more."""
 FEW_SERVERS: Final = 10
-"""But not where they are of more servers, whose keys have to be had first: one that is away keeps
-people waiting for ten seconds."""
+"""The same holds only up to this number of servers. The joining server needs their keys first, and
+each one that is down delays the join by ten seconds."""
 NAMES: Final = (StateKey("m.room.name", ""), StateKey("m.room.canonical_alias", ""))
 _encode = msgspec.json.encode
 
 
 class JoinAnswers:
-    """Puts together what a server gets whose user has joined."""
+    """Builds send_join responses."""
 
     def __init__(
         self,
@@ -51,10 +50,12 @@ class JoinAnswers:
     async def answer(
         self, snapshot: RoomSnapshot, join: StoredEvent, *, omit_members: bool, in_pair: bool
     ) -> Response:
-        """The state before the join, with its auth chain. `in_pair`: as version 1 of the endpoint
-        has it."""
+        """Return the state before the join with its auth chain.
+
+        `in_pair`: in the form of version 1 of the endpoint.
+        """
         room_nid, own = snapshot.room.room_nid, self._identity.server_name
-        heroes = await self._heroes(snapshot, join) if omit_members else frozenset()
+        heroes = await self._get_hero_events(snapshot, join) if omit_members else frozenset()
 
         def choose(after: Mapping[tuple[str, str], int]) -> Iterable[int]:
             nonlocal omit_members
@@ -64,24 +65,24 @@ class JoinAnswers:
                 return entries.values()
             return [nid for key, nid in entries.items() if key[0] != MEMBER or nid in heroes]
 
-        told = await self._states.get_state(
+        state = await self._states.get_state(
             room_nid, join.state_root, choose, [join.nid], only_beyond=omit_members
         )
         others = await self._servers.in_room(room_nid)
-        # a server that has come in with this very join was not in the room before
+        # a server that is in the room since this very join was not in it before
         servers = [own, *(server for server, since in others.items() if since != join.position)]
         head = _encode({"origin": own, "members_omitted": omit_members})[:-1]
         parts: list[Part] = [
             (b"[200," if in_pair else b"") + head + b',"event":' + join.pdu + b',"state":[',
-            part_of(told, told.state),
+            part_of(state, state.state),
             b'],"auth_chain":[',
-            part_of(told, told.chain),
+            part_of(state, state.chain),
             b'],"servers_in_room":' + _encode(servers) + (b"}]" if in_pair else b"}"),
         ]
         return spliced(self._store, parts, str(join.nid))
 
-    async def _heroes(self, snapshot: RoomSnapshot, join: StoredEvent) -> frozenset[int]:
-        """The membership events of those by whom a room is called that has no name."""
+    async def _get_hero_events(self, snapshot: RoomSnapshot, join: StoredEvent) -> frozenset[int]:
+        """Return the membership events of the heroes of a room without a name."""
         if await snapshot.state.load(NAMES):
             return frozenset()
         nids = [snapshot.room.room_nid]

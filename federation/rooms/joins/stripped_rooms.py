@@ -1,9 +1,8 @@
-"""What another server tells of a room, with an invite or as the answer to a knock: as much of it as
-may be shown.
+"""Reads the stripped state that another server sends with an invite or as the response to a knock.
 
-Where the create event names the room, all of it are whole events: it has to be there, since it
-proves what it says, and the others are signed by whom they must be. In older versions servers are
-lenient, since many send events of four keys.
+In room versions whose room id is the hash of the create event, the stripped state consists of full
+events. The create event is required, since the room id proves it, and the other events need their
+signatures. In older versions we are lenient, since many servers send events with only four keys.
 
 spec: server-server-api#put_matrixfederationv2inviteroomideventid,
 server-server-api#put_matrixfederationv1send_knockroomideventid
@@ -31,8 +30,11 @@ from federation.rooms.receive.check_sources import Questions
 async def read_invite_state(
     questions: Questions, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
-    """As clients get it. Raises InvalidParam for what is malformed or wrongly signed; what cannot
-    be checked just now is left out."""
+    """Return the stripped state of an invite in the form for clients.
+
+    Events whose keys are unavailable are left out. Raises InvalidParam if an event is malformed or
+    has an invalid signature.
+    """
     if not version.room_id_is_create_hash:
         return parse_stripped_state(state)
     events = parse_room_state(version, room_id, state)
@@ -48,8 +50,10 @@ async def read_invite_state(
 async def read_knock_state(
     questions: Questions, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
-    """As clients get it, without what is malformed or not signed. Raises InvalidParam where it is
-    no list, or too long a one."""
+    """Return the stripped state of a knock in the form for clients, without invalid events.
+
+    Raises InvalidParam if it is no list, or a list that is too long.
+    """
     if not version.room_id_is_create_hash:
         return parse_stripped_state(state)
     signed = await _find_signed(questions, sift_room_state(version, room_id, state))
@@ -57,7 +61,7 @@ async def read_knock_state(
 
 
 async def _find_signed(questions: Questions, events: Collection[Event]) -> list[Event]:
-    """Those whose signatures are valid, and the create event, which the room's id proves."""
+    """Return the events with valid signatures, and the create event, which the room id proves."""
     others = [event for event in events if event.key != CREATE]
     await questions.prepare(others)
     return [event for event in events if event.key == CREATE or await _is_signed(questions, event)]
@@ -68,4 +72,4 @@ async def _is_signed(questions: Questions, event: Event) -> bool:
         signers: Collection[ServerName] = await questions.get_signers(event)
         return required_signers(event) <= set(signers)
     except MatrixError:
-        return False  # it does not say who has to sign it, or we do not talk with who has
+        return False  # it does not name its required signers, or we do not talk to one of them

@@ -1,17 +1,17 @@
-"""Completes rooms that were entered with a part of their state: fetches the rest, looks again at
-what came meanwhile, and puts all of it in its place with one last write.
+"""Completes rooms with partial state: fetches the rest of the state, rechecks the events that came
+meanwhile, and applies the result in one last write.
 
 Laws:
-- The room goes on with its part all the while; only the last step takes its queue.
-- What is fetched and found is kept as it comes. After a restart each step finds what is there
+- The room is used with its partial state meanwhile; only the last step needs its queue.
+- Fetched states and results are stored as they come. After a restart each step finds what is stored
   already.
-- One attempt a room is under way; servers are asked in turn, first the one that let us in. After an
-  attempt in vain the room rests, longer each time. It is never given up while somebody here is in
-  it; but where nobody tells the rest any more (`state_sources.py`), nobody waits for it, and it is
-  asked for each hour.
-- What cannot be checked for want of keys is left out, and noted (`unverified_events.py`): it is put
-  in once it is proved.
-- Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
+- A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
+  After a failed attempt the room pauses, longer each time. We never give up while a local user is
+  in the room. But if no server sends the rest any more (`state_sources.py`), no request waits for
+  it, and we retry once an hour.
+- Events that cannot be verified because keys are unavailable are left out and stored
+  (`unverified_events.py`). They are added once they are verified.
+- Requests that wait for the room continue after the last write (`PartialRooms.tell`).
 """
 
 from collections.abc import Coroutine, Iterable, Sequence
@@ -55,32 +55,32 @@ from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.rooms import RoomRow
 
 ROOMS_AT_ONCE: Final = 2
-"""A large room's state takes as much memory as its bytes."""
+"""Rooms that are completed at the same time: the state of a large room takes much memory."""
 MAX_NEW: Final = 500_000
-"""Events that are taken in for the sake of one room."""
+"""New events that one room may bring."""
 WITNESSES: Final = 2
-"""Servers that are asked about the members, where who let us in does not answer."""
+"""Servers that are asked for the members when the server we joined through does not answer."""
 CHUNK: Final = 500
-"""Entries written at once."""
+"""Entries per write."""
 MAX_TRIES: Final = 20
 RETRIES: Final = BackoffSchedule(5_000, 600_000)
 REST_IN_VAIN: Final = 3600.0
-"""Where nobody waits any longer."""
+"""Seconds between attempts when no request waits for the room any longer."""
 LOOK_EVERY: Final = 60.0
-"""Seconds between looks for rooms that another node has entered."""
+"""Seconds between two searches for rooms that another node has joined."""
 LEASE_MS: Final = 15 * 60_000
-"""So long no other node takes up a room that one is at work on."""
+"""For this time no other node works on a room that one works on."""
 
 
 class PartialObserver(Protocol):
-    """Hears how many rooms lack a part of their state. May not raise or block."""
+    """Receives the number of rooms with partial state. May not raise or block."""
 
     def partial_rooms_changed(self, count: int) -> None:
-        """So many do."""
+        """The number changed."""
 
 
 class Completions:
-    """Completes rooms. For the reactor thread."""
+    """Completes rooms with partial state. For the reactor thread."""
 
     _log = Logger()
 
@@ -108,39 +108,39 @@ class Completions:
         self._engine = engine
         self._events = events
         self._memberships = memberships
-        self._tellers = tellers
+        self._sources = tellers
         self._partial = partial
         self._states = states
         self._imports = imports
         self._recheck = recheck
-        self._unproved = unproved
+        self._unverified = unproved
         self._resolver = resolver
         self._effects = effects
         self._inbox = inbox
         self._identity = identity
         self._clock = clock
         self._observer = observer
-        self._at_once = DeferredSemaphore(ROOMS_AT_ONCE)
+        self._semaphore = DeferredSemaphore(ROOMS_AT_ONCE)
         self._working: set[int] = set()
-        self._resting: dict[int, IDelayedCall] = {}
+        self._paused: dict[int, IDelayedCall] = {}
         self._attempts: dict[int, int] = {}
-        self._look: IDelayedCall | None = None
+        self._next_poll: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
         streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP)
 
     def start(self) -> None:
-        """Go on with what was under way when the server stopped; then look at intervals."""
+        """Continue what was running when the server stopped, and then poll at intervals."""
         self._started = True
         self._run(self._resume(take_over=True))
 
     def stop(self) -> None:
-        """End what is under way: it goes on after the next start."""
+        """Stop the running work. It continues after the next start."""
         self._started = False
-        if self._look is not None and self._look.active():
-            self._look.cancel()
-        while self._resting:
-            self._resting.popitem()[1].cancel()
+        if self._next_poll is not None and self._next_poll.active():
+            self._next_poll.cancel()
+        while self._paused:
+            self._paused.popitem()[1].cancel()
         for task in list(self._tasks):
             task.cancel()
 
@@ -149,37 +149,39 @@ class Completions:
             if change.topic is Topic.COMPLETENESS and self._started:
                 room = change.detail
                 if isinstance(room, PartialRoom) and room.completed is None:
-                    # in a later turn: who enters the room has to be done with it
-                    self._rest(room.room_nid, 0)
+                    # later in the reactor: the join has to finish first
+                    self._pause(room.room_nid, 0)
             elif (
                 isinstance(change.detail, MembershipRow)
                 and change.detail.is_local
                 and change.detail.room_nid
-                in self._resting  # whether somebody of ours is there may have changed
+                in self._paused  # there may be a local member again, or no longer
             ):
-                self._rest(change.detail.room_nid, 0)
+                self._pause(change.detail.room_nid, 0)
 
-    def _rest(self, room_nid: int, seconds: float) -> None:
-        call = self._resting.pop(room_nid, None)
+    def _pause(self, room_nid: int, seconds: float) -> None:
+        call = self._paused.pop(room_nid, None)
         if call is not None:
             call.cancel()
-        self._resting[room_nid] = self._clock.callLater(seconds, self._begin, room_nid)
+        self._paused[room_nid] = self._clock.callLater(seconds, self._start_work, room_nid)
 
     async def _resume(self, *, take_over: bool = False) -> None:
         try:
             now = int(self._clock.seconds() * 1000)
             for nid in await self._tables.partial.get_incomplete():
-                if nid in self._working or nid in self._resting:
+                if nid in self._working or nid in self._paused:
                     continue
                 if take_over or await self._tables.partial.is_free(nid, now):
-                    self._begin(nid)
+                    self._start_work(nid)
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
         finally:
             if self._started:
-                self._look = self._clock.callLater(LOOK_EVERY, lambda: self._run(self._resume()))
+                self._next_poll = self._clock.callLater(
+                    LOOK_EVERY, lambda: self._run(self._resume())
+                )
 
-    def _begin(self, room_nid: int) -> None:
-        self._resting.pop(room_nid, None)
+    def _start_work(self, room_nid: int) -> None:
+        self._paused.pop(room_nid, None)
         if room_nid not in self._working:
             self._working.add(room_nid)
             self._run(self._work(room_nid))
@@ -188,36 +190,36 @@ class Completions:
         done = False
         try:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
-            await self._at_once.acquire()
+            await self._semaphore.acquire()
             try:
                 done = await self._attempt(room_nid)
             finally:
-                self._at_once.release()
+                self._semaphore.release()
         except HeadMoved:
             self._log.info("another node is at work on the state of room {nid}", nid=room_nid)
         except (RemoteError, MatrixError) as error:
             self._log.info(
                 "the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error)
             )
-        except Exception:  # a bug of ours, or the database is away: the next attempt may do better
+        except Exception:  # a bug of ours, or a database failure; the next attempt may succeed
             if self._started:
                 self._log.failure("the state of room {nid} could not be completed", nid=room_nid)
         finally:
             self._working.discard(room_nid)
             if done:
                 self._attempts.pop(room_nid, None)
-                self._tellers.forget(room_nid)
+                self._sources.forget(room_nid)
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
                 is_waited_for = await self._partial.find(room_nid) is not None
-                self._rest(
+                self._pause(
                     room_nid, RETRIES.nth(attempts) / 1000 if is_waited_for else REST_IN_VAIN
                 )
         if self._started:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
 
     async def _attempt(self, room_nid: int) -> bool:
-        """Try once to complete a room; whether nothing is left to do. Raises RemoteError,
+        """Try once to complete a room; return whether it is done. Raises RemoteError,
         MatrixError."""
         partial = (await self._partial.get_all()).get(room_nid)
         room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
@@ -225,31 +227,30 @@ class Completions:
         if partial is None or snapshot.head.partial_join is None:
             return True
         if not await self._memberships.local_members(room_nid):
-            await self._wait_no_longer(snapshot)
+            await self._abandon(snapshot)
             return True
         await self._tables.partial.take_lease(
             room_nid, int(self._clock.seconds() * 1000) + LEASE_MS
         )
         join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
         attempts = self._attempts.get(room_nid, 0)
-        askable = await self._tellers.find(partial)
-        servers = self._tellers.choose(partial, askable, attempts)
+        askable = await self._sources.find(partial)
+        servers = self._sources.choose(partial, askable, attempts)
         try:
-            before = await self._fetch_before(join, partial, servers, snapshot)
+            before = await self._fetch_state_before_join(join, partial, servers, snapshot)
         except (RemoteError, MatrixError):
             age_ms = int(self._clock.seconds() * 1000) - join.event.origin_server_ts
-            if self._tellers.is_in_vain(room_nid, askable, attempts + 1, age_ms):
-                await self._wait_no_longer(snapshot)
+            if self._sources.is_in_vain(room_nid, askable, attempts + 1, age_ms):
+                await self._abandon(snapshot)
             raise
         walk = Walk(
-            StateChange(await self._gather(room, before)),
-            lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
+            StateChange(await self._store_state(room, before)),
+            lambda event_id: self._fetch_gap_state(servers, snapshot, event_id, walk),
         )
-        snapshot = await self._engine.get_snapshot(
-            RoomID(room.room_id)
-        )  # the room has gone on meanwhile
+        # new events have come meanwhile
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         if snapshot.head.partial_join != partial.join_nid:
-            return False  # and has been left, and entered anew
+            return False  # the room was left and joined again
         await self._recheck.go_on(snapshot, walk)
         known = await self._recheck.current(snapshot, walk)
         differing = await self._write_members(room, snapshot, known)
@@ -258,30 +259,30 @@ class Completions:
             await self._finish(
                 room, partial, walk, StateChange(snapshot.head.state_root), known, differing
             )
-            await self._unproved.settle(RoomID(room.room_id))
+            await self._unverified.settle(RoomID(room.room_id))
 
         await self._engine.in_turn(RoomID(room.room_id), work)
         self._partial.tell(room_nid)
         self._inbox.wake(room_nid)
-        self._log.info("all of the state of {room_id} is here", room_id=room.room_id)
+        self._log.info("the state of {room_id} is complete", room_id=room.room_id)
         return True
 
-    async def _fetch_before(
+    async def _fetch_state_before_join(
         self,
         join: StoredEvent,
         partial: PartialRoom,
         servers: Sequence[ServerName],
         snapshot: RoomSnapshot,
     ) -> dict[tuple[str, str], int]:
-        """The state before our join. Raises RemoteError, MatrixError.
+        """Fetch the state before our join. Raises RemoteError, MatrixError.
 
-        Who let us in is believed about all of it, as at any join; another server about the members
-        alone, so that whoever is in the room cannot bring back old powers or rules by answering in
-        its place; and two of them where two answer, so that what one leaves out or makes old is put
-        right by the resolution.
+        The server that we joined through is trusted about all of it, as at any join. Other servers
+        are trusted about members only, so that no server can restore old powers or rules by
+        answering instead. Two of them are asked if two answer, so that the resolution corrects what
+        one leaves out or what is outdated.
         """
         others = [server for server in servers if server != partial.resident]
-        if len(others) < len(servers):  # who let us in may be asked
+        if len(others) < len(servers):  # the server that we joined through may be asked
             try:
                 return await self._fetch(
                     [ServerName(partial.resident)],
@@ -327,10 +328,10 @@ class Completions:
         part_of: PartOf = PartOf.SOME_STATE,
         only: str | None = None,
     ) -> dict[tuple[str, str], int]:
-        """The state before an event, from the first server that tells it. Raises RemoteError,
-        MatrixError.
+        """Fetch the state before an event from the first server that sends it.
 
-        What cannot be checked of it is noted: as `part_of`, and `only` what has that type.
+        Events that cannot be verified are stored: as `part_of`, and only those of type `only`.
+        Raises RemoteError, MatrixError.
         """
         failure: RemoteError | MatrixError = RemoteError(
             "nobody", "no server may be asked now", retryable=True
@@ -339,24 +340,26 @@ class Completions:
             try:
                 told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
                 entries = await self._imports.gather(snapshot.room, told.event_ids)
-                await self._unproved.note(
+                await self._unverified.note(
                     snapshot.room.room_nid,
                     [each for each in told.left_out if only is None or is_of_type(each, only)],
                 )
                 return entries
             except (RemoteError, MatrixError) as error:
                 self._log.info(
-                    "{server} does not tell the state: {error}", server=server, error=str(error)
+                    "{server} does not send the state: {error}", server=server, error=str(error)
                 )
-                self._tellers.note(snapshot.room.room_nid, server, error)
+                self._sources.note(snapshot.room.room_nid, server, error)
                 failure = error
         raise failure
 
-    async def _fetch_other(
+    async def _fetch_gap_state(
         self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID, walk: Walk
     ) -> StateChange | None:
-        """The state before an event at a gap, by what differs from the one before our join; None if
-        nobody tells it."""
+        """Fetch the state before an event at a gap, as a difference to the state before our join.
+
+        Return None if no server sends it.
+        """
         try:
             entries = await self._fetch(servers, snapshot, event_id)
         except (RemoteError, MatrixError):
@@ -369,14 +372,18 @@ class Completions:
             {key: nid for key, nid in entries.items() if base.get(key) != nid},
         )
 
-    async def _gather(self, room: RoomRow, entries: dict[tuple[str, str], int]) -> bytes | None:
-        """Keep the state before the join; its root."""
+    async def _store_state(
+        self, room: RoomRow, entries: dict[tuple[str, str], int]
+    ) -> bytes | None:
+        """Store the state before the join; return its root."""
         tables, nid = self._tables, room.room_nid
         root = await tables.partial.get_gathered(nid)
-        there = await tables.trees.get_all(nid, root)
-        afresh = any(entries.get(key) != event_nid for key, event_nid in there.items())
+        present = await tables.trees.get_all(nid, root)
+        replace_existing = any(entries.get(key) != event_nid for key, event_nid in present.items())
         left = [
-            (key, event_nid) for key, event_nid in entries.items() if afresh or key not in there
+            (key, event_nid)
+            for key, event_nid in entries.items()
+            if replace_existing or key not in present
         ]
         for start in range(0, len(left), CHUNK):
             chunk = dict(left[start : start + CHUNK])
@@ -386,33 +393,35 @@ class Completions:
                 room,
                 root,
                 chunk,
-                afresh=afresh and not start,
+                afresh=replace_existing and not start,
             )
         return root
 
     async def _write_members(
         self, room: RoomRow, snapshot: RoomSnapshot, known: StateChange
     ) -> dict[tuple[str, str], int | None]:
-        """Write the memberships of a state before it becomes the present one; its other entries
-        that differ from that.
+        """Write the remote memberships of a state before it becomes the current one.
 
-        What the part has of somebody's membership is left to it: it is as new, or newer.
+        Memberships in the partial state stay: they are as new or newer. Return the other entries
+        that differ from the current state.
         """
         tables, nid = self._tables, room.room_nid
         part = await tables.trees.get_all(nid, snapshot.state.root)
-        whole = {**await tables.trees.get_all(nid, known.root), **known.entries}
+        complete = {**await tables.trees.get_all(nid, known.root), **known.entries}
         rows = await tables.memberships.get_all(nid)
         new = [
             event_nid
-            for (type, key), event_nid in whole.items()
+            for (type, key), event_nid in complete.items()
             if type == MEMBER and (type, key) not in part and _may_differ(rows.get(key), event_nid)
         ]
         for start in range(0, len(new), CHUNK):
             effects = await self._effects.of(room, new[start : start + CHUNK])
             await self._write_effects(room, effects.items())
-        # of an earlier time that we were in the room
+        # these are from an earlier time when we were in the room
         gone = [
-            event_nid for user_id, (event_nid, _) in rows.items() if (MEMBER, user_id) not in whole
+            event_nid
+            for user_id, (event_nid, _) in rows.items()
+            if (MEMBER, user_id) not in complete
         ]
         for start in range(0, len(gone), CHUNK):
             stored = await self._events.get_events(gone[start : start + CHUNK])
@@ -425,11 +434,11 @@ class Completions:
             )
         differing: dict[tuple[str, str], int | None] = {
             key: event_nid
-            for key, event_nid in whole.items()
+            for key, event_nid in complete.items()
             if part.get(key) != event_nid
             and (key[0] != MEMBER or key in part or self._identity.is_local(key[1]))
         }
-        return differing | dict.fromkeys(part.keys() - whole.keys())
+        return differing | dict.fromkeys(part.keys() - complete.keys())
 
     async def _write_effects(
         self, room: RoomRow, effects: Iterable[tuple[int, StateEffect]]
@@ -453,15 +462,15 @@ class Completions:
         known: StateChange,
         differing: dict[tuple[str, str], int | None],
     ) -> None:
-        """Look at what came since, and move the head. In the turn of the room.
+        """Recheck the events that came since, and move the head. Call it in the turn of the room.
 
-        `part`: the present state by which `differing` was found.
+        `part`: the current state that `differing` was computed from.
         """
         tables = self._tables
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if snapshot.head.partial_join != partial.join_nid:
-                return  # another node was faster
+                return  # another node has completed the room
             await self._recheck.go_on(snapshot, walk)
             state = await self._recheck.current(snapshot, walk)
             changes = dict(differing)
@@ -470,18 +479,18 @@ class Completions:
                 changes[key] = now
                 if now is None and was is not None:
                     gone[key] = was
-            # what the part let pass since, whatever came of it
+            # changes that the partial state accepted since, whether or not they are kept
             moved = await self._resolver.diff(
                 room.room_nid, part, StateChange(snapshot.head.state_root)
             )
-            whole = await self._resolver.load(room.room_nid, state, moved)
-            changes |= {key: whole[key].nid if key in whole else None for key in moved}
+            complete = await self._resolver.load(room.room_nid, state, moved)
+            changes |= {key: complete[key].nid if key in complete else None for key in moved}
             completed = Completed(
                 tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
                 state,
                 await self._find_effects(room, snapshot, changes, gone),
                 walk.hidden,
-                *await self._find_late(snapshot, walk),
+                *await self._find_late_events(snapshot, walk),
             )
             try:
                 head = await tables.database.write(
@@ -504,10 +513,10 @@ class Completions:
             f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed"
         )
 
-    async def _find_late(
+    async def _find_late_events(
         self, snapshot: RoomSnapshot, walk: Walk
     ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateNews]]:
-        """What those events say of others that are shown now and were not, and which are news."""
+        """Return relations and redactions of events that are shown now, and which are news."""
         children: list[RelationRow] = []
         redactions: list[tuple[int, Redaction]] = []
         for stored in walk.shown:
@@ -535,7 +544,7 @@ class Completions:
         changes: dict[tuple[str, str], int | None],
         gone: dict[tuple[str, str], int],
     ) -> list[tuple[int, StateEffect]]:
-        """What the entries mean that differ from what was written, and that others are gone."""
+        """Return the effects of changed and removed entries."""
         effects = list(
             (
                 await self._effects.of(room, [nid for nid in changes.values() if nid is not None])
@@ -548,9 +557,8 @@ class Completions:
             effects.append((nid, effect_of_absence(stored.event, self._identity)))
         return [(nid, effect) for nid, effect in effects if effect != NO_EFFECT]
 
-    async def _wait_no_longer(self, snapshot: RoomSnapshot) -> None:
-        """Nobody tells the rest, or nobody here is in the room any more: until that changes, it
-        stays with the part."""
+    async def _abandon(self, snapshot: RoomSnapshot) -> None:
+        """Go on with the partial state: no server sends the rest, or no local user is left."""
         room_nid = snapshot.room.room_nid
 
         async def work() -> None:
@@ -574,10 +582,10 @@ class Completions:
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.failure("work on a room that is not complete failed", failure)
+            self._log.failure("work on a room with partial state failed", failure)
 
 
 def _may_differ(row: tuple[int, str] | None, event_nid: int) -> bool:
-    """Whether what is written of a membership may be another than what an event says: it may have
-    been in no state for a while."""
+    """Return whether the stored membership may differ from that of the event: for some time the
+    event may have been in no state."""
     return row is None or row[0] != event_nid or row[1] == "leave"

@@ -1,10 +1,10 @@
-"""Messages that a part of a room's state refused when they came, and that all of it allows: to whom
-they are news.
+"""Decides whom to notify of messages that the partial state refused and the complete state allows.
 
 Laws:
-- What arrives is shown to who is in the room, and counted as unread (`visibility.py`). These arrive
-  after people have come who were not there when they were sent: who came later is notified of none,
-  and what they may not see is news to nobody; it stands in the past.
+- A new message is shown to the members of the room, and counted as unread (`visibility.py`). These
+  messages become visible after users have joined who were not there when they were sent. Such users
+  are not notified. If one of them may not see a message, it is news to nobody, and is shown as part
+  of the past.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ from storage.partial_state.completion import LateNews
 from storage.persist.room_writer import StateChange
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
-NOTHING: Final = 0
-"""What a message is to somebody: see `storage/push/event_push_actions.py`."""
+NO_ACTIONS: Final = 0
+"""Push actions of a message for a user: none. See `storage/push/event_push_actions.py`."""
 
 
 class HeardLate(msgspec.Struct, frozen=True):
-    """Such a message, upon the state that was before it."""
+    """A late message with the state before it."""
 
     stored: StoredEvent
     before: StateChange
@@ -39,7 +39,7 @@ class HeardLate(msgspec.Struct, frozen=True):
 
 
 class LateHearing:
-    """Says of messages what they are to whom. For the reactor thread."""
+    """Decides which late messages notify which users. For the reactor thread."""
 
     def __init__(
         self,
@@ -56,41 +56,49 @@ class LateHearing:
     async def note(
         self, snapshot: RoomSnapshot, stored: StoredEvent, before: StateChange
     ) -> HeardLate:
-        """The message as it is to those who were in the room."""
-        said = await self._placements.classify(snapshot, stored.event, before)
+        """Classify the message for the users who were in the room."""
+        classification = await self._placements.classify(snapshot, stored.event, before)
         return HeardLate(
-            stored, before, LateNews(stored.nid, said.flags, said.outcomes, said.thread_root)
+            stored,
+            before,
+            LateNews(
+                stored.nid,
+                classification.flags,
+                classification.outcomes,
+                classification.thread_root,
+            ),
         )
 
     async def choose(self, room_nid: int, heard: Sequence[HeardLate]) -> list[LateNews]:
-        """Those of the messages that are news, in their order, as they are to those who are in the
-        room now."""
+        """Return the messages that are news, in order, classified for the present members."""
         if not heard:
             return []
-        ours = await self._memberships.local_members(room_nid)
-        members = await self._store.get_memberships(room_nid, ours)
+        local_members = await self._memberships.local_members(room_nid)
+        members = await self._store.get_memberships(room_nid, local_members)
         news = []
         for each in heard:
-            # numbers are given as events come
+            # event numbers increase in the order of arrival
             later = {user: row for user, row in members.items() if row.event_nid > each.stored.nid}
-            found = await self._to_newcomers(room_nid, each, later) if later else each.news
+            found = await self._adjust_for_newcomers(room_nid, each, later) if later else each.news
             if found is not None:
                 flags = found.flags | (EventFlag.OUTCOMES if found.outcomes else 0)
                 news.append(replace(found, flags=flags))
         return news
 
-    async def _to_newcomers(
+    async def _adjust_for_newcomers(
         self, room_nid: int, heard: HeardLate, members: Mapping[str, MembershipRow]
     ) -> LateNews | None:
-        """The message where these came into the room after it, or changed their names; None if one
-        of them may not see it."""
+        """Remove the notifications of users who joined, or changed their names, after the message.
+
+        Return None if one of them may not see it.
+        """
         event = heard.stored.event
         keys = {user: StateKey("m.room.member", user) for user in members}
         state = await self._resolver.load(
             room_nid, heard.before, [HISTORY_VISIBILITY, *keys.values()]
         )
-        told = state.get(HISTORY_VISIBILITY)
-        visibility = read_visibility(None if told is None else told.event)
+        stored = state.get(HISTORY_VISIBILITY)
+        visibility = read_visibility(None if stored is None else stored.event)
         outcomes = dict(heard.news.outcomes)
         for user, key in keys.items():
             membership = state[key].event.membership if key in state else None
@@ -100,5 +108,5 @@ class LateHearing:
                 event, UserID(user), visibility=visibility, membership=membership, joined_later=True
             ):
                 return None
-            outcomes[user] = NOTHING
+            outcomes[user] = NO_ACTIONS
         return replace(heard.news, outcomes=outcomes)

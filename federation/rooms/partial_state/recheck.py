@@ -1,6 +1,7 @@
-"""Events that were placed upon a part of a room's state, looked at again with all of it: in the
-order in which they were placed, each by the state that was before it and by what then was the
-present one. Nothing of the result is seen until the room is completed (`completion.py`).
+"""Rechecks the events that were placed on partial state, once the complete state is known.
+
+Events are rechecked in the order in which they were placed, each against the state before it and
+the current state of that time. Nobody sees a result until the room is completed (`completion.py`).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -32,37 +33,37 @@ from storage.rooms.rooms import RoomRow
 
 CHUNK: Final = 100
 MAX_FETCHED: Final = 50
-"""States before events at a gap that are asked for; at further gaps the state before our join
-stands for them."""
+"""States before events at gaps that are fetched. For further gaps the state before our join is
+used."""
 
 FetchState = Callable[[EventID], Awaitable[StateChange | None]]
-"""The state before an event as other servers tell it; None if none does."""
+"""Fetches the state before an event from other servers; returns None if no server sends it."""
 
 
 class Walk(msgspec.Struct):
-    """How far the events have been looked at, and what the room is then."""
+    """The progress of a recheck, and the resulting room."""
 
     before_join: StateChange
     fetch: FetchState
     place: int = 0
     after: dict[int, StateChange] = msgspec.field(default_factory=dict)
-    """The states after the events."""
+    """The states after the events, by event number."""
     extremities: dict[EventID, int] = msgspec.field(default_factory=dict)
     unseen: dict[EventID, Sequence[EventID]] = msgspec.field(default_factory=dict)
-    """What was refused, with what it follows."""
+    """Refused events, each with its prev_events."""
     hidden: set[int] = msgspec.field(default_factory=set)
-    """What was shown and is no more."""
+    """Events that were shown and are not any more."""
     shown: list[StoredEvent] = msgspec.field(default_factory=list)
-    """What was refused and is shown now."""
+    """Events that were refused and are shown now."""
     heard: list[HeardLate] = msgspec.field(default_factory=list)
-    """The messages among it that came as news."""
+    """The messages among these that came as news."""
     assumed: set[int] = msgspec.field(default_factory=set)
-    """Events the state before which nobody tells, and what follows them: what that does not allow
-    is not refused for good."""
+    """Events whose state before them no server sends, and their descendants. What this state does
+    not allow is not refused for good."""
     fetched: int = 0
 
     def pass_by(self, event: Event) -> None:
-        """The event stands upon these: none of them is an extremity any more."""
+        """Remove the prev_events of an event, and what they hide, from the extremities."""
         names = list(event.prev_events)
         while names:
             name = names.pop()
@@ -71,7 +72,7 @@ class Walk(msgspec.Struct):
 
 
 class Recheck:
-    """Looks at events again. For the reactor thread."""
+    """Rechecks events. For the reactor thread."""
 
     def __init__(
         self,
@@ -87,10 +88,10 @@ class Recheck:
         timelines: Timelines,
         unheard: Unheard,
     ) -> None:
-        self._hearing = hearing
+        self._late_notifications = hearing
         self._timelines = timelines
-        self._unheard = unheard
-        self._unproved = unproved
+        self._unacknowledged_leaves = unheard
+        self._unverified = unproved
         self._placements = placements
         self._database = database
         self._store = store
@@ -100,7 +101,7 @@ class Recheck:
         self._questions = questions
 
     async def go_on(self, snapshot: RoomSnapshot, walk: Walk) -> None:
-        """Look at all that is left."""
+        """Recheck all events that are left."""
         room_nid = snapshot.room.room_nid
         while True:
             rows = await self._store.get_events(room_nid, walk.place, CHUNK)
@@ -109,9 +110,9 @@ class Recheck:
             stored = await self._events.get_events(row.event_nid for row in rows)
             found: list[Found] = []
             for row in rows:
-                found.append(await self._look(snapshot, walk, row, stored[row.event_nid]))
+                found.append(await self._recheck_event(snapshot, walk, row, stored[row.event_nid]))
                 walk.place = row.place
-                if found[-1].auth:  # what is to be resolved next may rest on it
+                if found[-1].auth:  # the next resolution may depend on it
                     break
             roots = await self._database.write(
                 "recheck_events", self._writer.keep_found, room_nid, found
@@ -119,34 +120,36 @@ class Recheck:
             walk.after.update((nid, StateChange(root)) for nid, root in roots.items())
 
     async def current(self, snapshot: RoomSnapshot, walk: Walk) -> StateChange:
-        """The present state, as far as the events have been looked at."""
+        """Return the current state according to the events that are rechecked."""
         return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
 
     async def find_news(self, snapshot: RoomSnapshot, walk: Walk) -> Sequence[LateNews]:
-        """The messages that are news, as far as the events have been looked at."""
-        return await self._hearing.choose(snapshot.room.room_nid, walk.heard)
+        """Return the messages that are news, among the events that are rechecked."""
+        return await self._late_notifications.choose(snapshot.room.room_nid, walk.heard)
 
-    async def _look(
+    async def _recheck_event(
         self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
     ) -> Found:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
         if is_join:
-            await self._begin_where_we_left(walk, stored)
-        before = walk.before_join if is_join else await self._before(snapshot, walk, row, stored)
-        told, before = before, await self._with_noted(snapshot, before, event)
+            await self._add_last_state(walk, stored)
+        before = (
+            walk.before_join if is_join else await self._state_before(snapshot, walk, row, stored)
+        )
+        base, before = before, await self._add_unverified_cited(snapshot, before, event)
         verdict = (
-            Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
+            Verdict.ACCEPT if is_join else await self._check(snapshot, walk, row, stored, before)
         )
         flags = _flags(stored, verdict)
         if flags & EventFlag.TIMELINE and not stored.flags & EventFlag.TIMELINE:
-            if await self._takes_nothing_away(snapshot, event, before):
+            if await self._is_forbidden_redaction(snapshot, event, before):
                 flags = 0
             else:
                 walk.shown.append(stored)
                 if event.state_key is None and stored.redacted_by is None and not row.is_past:
-                    walk.heard.append(await self._hearing.note(snapshot, stored, before))
-        if before is not told:
+                    walk.heard.append(await self._late_notifications.note(snapshot, stored, before))
+        if before is not base:
             flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
         after = before
@@ -175,9 +178,11 @@ class Recheck:
             row.place, stored.nid, event.key if is_change else None, flags, before, current, auth
         )
 
-    async def _begin_where_we_left(self, walk: Walk, join: StoredEvent) -> None:
-        """Where we had been in the room before: what we did last counts, if who let us in had not
-        heard of it."""
+    async def _add_last_state(self, walk: Walk, join: StoredEvent) -> None:
+        """If we were in the room before, add the state in which we left, if it counts.
+
+        It counts if the server that we joined through did not know our last events.
+        """
         if join.position is None:
             return
         last = (await self._timelines.get_newest({join.room_nid: join.position - 1})).get(
@@ -186,18 +191,20 @@ class Recheck:
         if last is None:
             return
         end = (await self._events.get_events([last.event_nid]))[last.event_nid]
-        left = StateChange(end.state_root)
-        if await self._unheard.find_replaced(join.room_nid, left, walk.before_join):
-            walk.after[end.nid] = left
+        old_state = StateChange(end.state_root)
+        if await self._unacknowledged_leaves.find_replaced(
+            join.room_nid, old_state, walk.before_join
+        ):
+            walk.after[end.nid] = old_state
             walk.extremities[end.event.event_id] = end.nid
 
-    async def _with_noted(
+    async def _add_unverified_cited(
         self, snapshot: RoomSnapshot, before: StateChange, event: Event
     ) -> StateChange:
-        """A state with what the event cites of what could be proved later only, as far as nothing
-        is in its place."""
+        """Add cited events that were verified late to a state, where it has no event for their
+        key."""
         room_nid = snapshot.room.room_nid
-        noted = await self._unproved.find_noted(room_nid, event.auth_events)
+        noted = await self._unverified.find_noted(room_nid, event.auth_events)
         names = [
             name
             for name in event.auth_events
@@ -213,11 +220,13 @@ class Recheck:
             {**before.entries, **{k: nid for k, nid in cited.items() if k not in known}},
         )
 
-    async def _takes_nothing_away(
+    async def _is_forbidden_redaction(
         self, snapshot: RoomSnapshot, event: Event, before: StateChange
     ) -> bool:
-        """Whether it is a redaction of something that its sender may not redact. spec:
-        rooms/v3#handling-redactions"""
+        """Return whether the event is a redaction that its sender may not make.
+
+        spec: rooms/v3#handling-redactions
+        """
         target = (
             None
             if event.redacts is None
@@ -227,16 +236,16 @@ class Recheck:
             snapshot.room, event, target.event.sender, before
         )
 
-    async def _before(
+    async def _state_before(
         self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
     ) -> StateChange:
         event = stored.event
         if not event.prev_events:
             return StateChange(None)
         if row.has_gap:
-            told = await self._before_gap(snapshot, walk, event)
-            if told is not None:
-                return told
+            base = await self._state_before_gap(snapshot, walk, event)
+            if base is not None:
+                return base
             walk.assumed.add(stored.nid)
         known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
         if any(prev.nid in walk.assumed for prev in known.values()):
@@ -250,12 +259,11 @@ class Recheck:
             states.append(walk.before_join)
         return await self._resolve(snapshot, states)
 
-    async def _before_gap(
+    async def _state_before_gap(
         self, snapshot: RoomSnapshot, walk: Walk, event: Event
     ) -> StateChange | None:
-        """The state before an event some of what it follows was missing when it came; None where
-        nobody tells it."""
-        assert snapshot.head.partial_join is not None, "the room lacks a part of its state"
+        """Return the state before an event at a gap; None if no server sends it."""
+        assert snapshot.head.partial_join is not None, "the room has partial state"
         join = (await self._events.get_events([snapshot.head.partial_join]))[
             snapshot.head.partial_join
         ]
@@ -266,7 +274,7 @@ class Recheck:
         walk.fetched += 1
         return await walk.fetch(event.event_id)
 
-    async def _judge(
+    async def _check(
         self,
         snapshot: RoomSnapshot,
         walk: Walk,
@@ -277,7 +285,7 @@ class Recheck:
         event = stored.event
         auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
         if len(auth) < len(set(event.auth_events)):
-            return Verdict.REJECT  # events are stored after what they cite
+            return Verdict.REJECT  # an event is stored after its auth events
         current = await self.current(snapshot, walk) if walk.extremities else walk.before_join
         create = await snapshot.create_event()
         named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
@@ -320,13 +328,12 @@ class _Sources(StoredSources):
         *,
         was_approved: bool,
     ) -> None:
-        """`was_approved`: what lets events pass besides the room's rules let it pass when it
-        came."""
+        """`was_approved`: the policy server allowed the event when it came."""
         super().__init__(questions, room, auth, before, current, signers, create, judged)
         self._was_approved = was_approved
 
     async def is_approved(self, event: Event) -> bool:
-        # whoever was refused may have been so by the policy, or may not have been looked at by it
+        # the policy server may have refused the event, or was not asked about it
         return self._was_approved or await super().is_approved(event)
 
 

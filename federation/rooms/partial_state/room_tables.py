@@ -1,4 +1,4 @@
-"""Where a room is kept, for who completes its state: all of its tables together."""
+"""The stores that the completion of a room's state uses."""
 
 import msgspec
 
@@ -12,7 +12,7 @@ from storage.state.state_tree import StateTreeStore
 
 
 class RoomTables(msgspec.Struct, frozen=True):
-    """Where a room is kept."""
+    """The stores of a room's tables."""
 
     database: Database
     rooms: RoomStore

@@ -1,9 +1,8 @@
-"""Events that came together: read, put in the order in which they are taken in, and answered for
-one by one.
+"""Parses events that came together, orders them, and collects their outcomes.
 
-Each comes after those that it refers to. Works whatever the input is: references to events that are
-not among them do not count; events on a cycle (which the ids of room versions 1 and 2 cannot rule
-out), or upon one, are dropped. Nothing here recurses.
+Each event comes after those that it refers to. References to events outside the batch do not count.
+Each event comes after those that it refers to. References to events outside the batch do not count.
+Events on a cycle, or that depend on one, are dropped; room versions 1 and 2 allow cycles of ids.
 """
 
 from collections import deque
@@ -22,44 +21,42 @@ from federation.rooms.check import Candidate, Verdict
 
 CREATE = "m.room.create"
 SORTED_AT_ONCE: Final = 1000
-"""Events, of a few milliseconds, between two turns of others."""
+"""Events that are sorted between two turns of other work: a few milliseconds."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one PDU."""
+    """The result of receiving one PDU."""
 
     event_id: EventID | None
-    """None when it is no event."""
+    """None when the PDU is not a valid event."""
     verdict: Verdict | None
-    """None: it waits for what is missing, or had been received before."""
+    """None: it waits for missing events, or was received before."""
     error: MatrixError | None = None
     was_known: bool = False
     missing_prev: Sequence[EventID] = ()
-    """Without these, or else the state before it, the event has no place."""
+    """The event cannot be placed without these, or the state before it."""
     missing_auth: Sequence[EventID] = ()
     is_of_the_past: bool = False
-    """It waits, and what is here already follows it: it may be fetched when somebody reads back so
+    """It waits, and events that we have follow it. It may be backfilled when a client reads that
     far."""
     is_unproved: bool = False
-    """It is dropped since a key cannot be had with which it is signed: later it may turn out to be
-    valid."""
+    """It is dropped because a signing key cannot be fetched. It may prove valid later."""
     is_crowded_out: bool = False
-    """Nothing is missing, but the room's history has too many ends already; see
+    """Nothing is missing, but the room has too many forward extremities already; see
     `extremity_limit.py`."""
     is_unjudged: bool = False
-    """Nothing is missing, but the room's policy server cannot be asked now whether it may be
-    shown."""
+    """Nothing is missing, but the room's policy server is unavailable."""
 
     @property
     def is_waiting(self) -> bool:
-        """It has to be given again once what is missing is there."""
+        """Return whether it has to be received again once it can be placed."""
         return bool(
             self.missing_prev or self.missing_auth or self.is_crowded_out or self.is_unjudged
         )
 
 
 def dropped(event: Event, text: str) -> Outcome:
-    """The outcome of an event that has no place in the room."""
+    """Return the outcome of an event that has no place in the room."""
     return Outcome(event.event_id, Verdict.DROP, BadEvent(text))
 
 
@@ -69,13 +66,13 @@ class Batch:
     def __init__(self, candidates: Sequence[Candidate], room_id: RoomID) -> None:
         self._given = candidates
         self.candidates: dict[EventID, Candidate] = {}
-        """Those that are events of the room, the first of each id."""
+        """The first valid event of this room for each id."""
         self.outcomes: dict[EventID, Outcome] = {}
         for candidate in candidates:
             try:
                 event = candidate.read()
             except MatrixError:
-                continue  # answered for at the end
+                continue  # `answer` reports it
             if event.event_id in self.candidates:
                 continue
             if event.room_id != room_id:
@@ -90,12 +87,11 @@ class Batch:
         """The events, each after its prev_events and auth_events."""
         for event in circular:
             self.outcomes[event.event_id] = dropped(
-                event, "The event refers to itself by what it refers to"
+                event, "The event is part of a cycle of references"
             )
 
     def answer(self) -> list[Outcome]:
-        """An outcome for each PDU, in the order given; a second one of the same id was known by
-        then."""
+        """Return an outcome for each PDU, in the order given. A repeated id counts as known."""
         answered: set[EventID] = set()
         outcomes: list[Outcome] = []
         for candidate in self._given:
@@ -116,15 +112,17 @@ class Batch:
 async def parse_events(
     version: RoomVersion, room_id: RoomID, pdus: Iterable[Mapping[str, Any]], clock: IReactorTime
 ) -> dict[EventID, Event]:
-    """Those of the PDUs that are events of the room, by id. Others are served in between: an event
-    of nothing but empty objects takes milliseconds."""
+    """Parse the PDUs, and return the events of the room by id.
+
+    Yields to other work in between: an event of only empty objects takes milliseconds.
+    """
     turns = Turns(clock)
     found: dict[EventID, Event] = {}
     for pdu in pdus:
         try:
             event = parse_event(version, pdu)
         except MatrixError:
-            await turns.after(MAX_PDU_BYTES)  # as if it had been as long as may be
+            await turns.after(MAX_PDU_BYTES)  # as if it had the maximal length
             continue
         if event.room_id == room_id:
             found.setdefault(event.event_id, event)
@@ -133,8 +131,7 @@ async def parse_events(
 
 
 def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], list[Event]]:
-    """(events, each after its prev_events and auth_events; those that have no place since they are
-    on or upon a cycle)."""
+    """Return the events in reference order, and those that are on a cycle or depend on one."""
     sorting = _sort(events)
     while True:
         try:
@@ -147,7 +144,7 @@ def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], lis
 async def sort_many_by_reference(
     events: Mapping[EventID, Event], clock: IReactorTime
 ) -> tuple[list[Event], list[Event]]:
-    """The same, and others are served in between."""
+    """Like `sort_by_reference`, but yields to other work in between."""
     sorting, turns = _sort(events), Turns(clock, 1)
     while True:
         try:
@@ -161,7 +158,7 @@ async def sort_many_by_reference(
 def _sort(
     events: Mapping[EventID, Event],
 ) -> Generator[None, None, tuple[list[Event], list[Event]]]:
-    """Yields where others may be served, however the events refer to each other."""
+    """Sort the events; yields where other work may run, whatever the references are."""
     waits_for: dict[EventID, set[EventID]] = {}
     followers: dict[EventID, list[EventID]] = {}
     creations: list[EventID] = []
@@ -171,7 +168,7 @@ def _sort(
         if names:
             waits_for[event_id] = names
         else:
-            # where a room is named by its create event, nobody refers to it as an auth event
+            # where a room id is the hash of its create event, no auth_events name that event
             (creations if event.type == CREATE else first).append(event_id)
         for name in names:
             followers.setdefault(name, []).append(event_id)

@@ -1,4 +1,4 @@
-"""What the checks on receipt ask for, answered from what is stored."""
+"""Answers the queries of the checks on receipt (`check.Sources`) from stored events."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -15,28 +15,27 @@ from storage.persist.room_writer import StateChange
 from storage.rooms.rooms import RoomRow
 
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
-"""Those of an event's required signers whose valid signatures it has."""
+"""Returns the required signers of an event whose valid signatures it has."""
 Prepare = Callable[[Iterable[Event]], Awaitable[None]]
-"""Have at hand what the signatures of these events need, before they are checked one after the
-other."""
+"""Prefetches the keys that the signatures of these events need."""
 LacksKeys = Callable[[Event], bool]
-"""Whether a signature of the event could not be checked just now, since its key cannot be had."""
+"""Returns whether a signature of the event could not be checked because its key is unavailable."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
-"""Whether the policy server of a room (its number), if it has one (the event that says so), lets an
-event pass."""
+"""Returns whether the policy server of a room (its number) allows an event. The policy server is
+named by the last argument, a state event; None: the room has none, and every event passes."""
 Judge = Callable[
     [int, Collection[Event], Event | None, Collection[EventID]],
     Awaitable[Mapping[EventID, bool | None]],
 ]
-"""The same for many events, as far as that can be said before their turn in the room; None: it can
-be said later. Last: which of them the room lets a server have that is not in it."""
+"""Returns the same for many events, before their turn in the room; None: the policy server is
+unavailable. The last argument: events that the room allows to users of servers outside it."""
 FindTrue = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
-"""What stands in the place of events of a room (its number) that another server sent with an
-altered content: see `TrueCopies.find`."""
+"""Returns replacements of events of a room (its number) that another server sent with an altered
+content: see `TrueCopies.find`."""
 
 
 class Questions(msgspec.Struct, frozen=True):
-    """Whom the checks ask, about all rooms."""
+    """The services that the checks on receipt use, for all rooms."""
 
     events: RoomEvents
     resolver: StateResolver
@@ -50,8 +49,10 @@ class Questions(msgspec.Struct, frozen=True):
     async def find_create(
         self, room: RoomRow, event: Event
     ) -> tuple[Event | None, Collection[EventID]]:
-        """The create event that names the room, where rooms have such names; and its id again if it
-        was rejected."""
+        """Return the create event that the room id names, in room versions with such ids.
+
+        Returns its id again if it was rejected.
+        """
         if not event.version.room_id_is_create_hash:
             return None, ()
         create_id = EventID("$" + room.room_id[1:])
@@ -62,21 +63,21 @@ class Questions(msgspec.Struct, frozen=True):
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """What a room's policy server says of events."""
+    """The verdicts of a room's policy server about events."""
 
     named: Event | None = None
-    """The event that names it."""
+    """The state event that names the policy server."""
     allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
-    """What it was asked before these events got their turn."""
+    """The verdicts that came before the events got their turn."""
     open: Collection[EventID] = ()
-    """Those that wait for its word."""
+    """Events that wait for the policy server."""
 
 
 NO_JUDGE: Final = Judged()
 
 
 class StoredSources:
-    """`check.Sources` for one event whose prev_events and auth_events are at hand."""
+    """Implements `check.Sources` for one event whose prev_events and auth_events are loaded."""
 
     def __init__(
         self,
@@ -90,10 +91,10 @@ class StoredSources:
         judged: Judged = NO_JUDGE,
         at_hand: StateView | None = None,
     ) -> None:
-        """`before` is None where it is not known well enough; `current` is None where the present
-        state has no say. `signers`: whose signatures it has, where that is known. `create`: the
-        event that the room began with, where that is known. `judged`: names no policy server where
-        none has a say. `at_hand`: see `StateResolver.load`."""
+        """`before` is None if it is not known well enough; `current` is None if the event is not
+        checked against the current state. `signers`: its verified signers, if known. `create`: the
+        room's create event, if known. `judged`: names no policy server where none applies.
+        `at_hand`: see `StateResolver.load`."""
         self._questions = questions
         self._room = room
         self._auth = auth
@@ -102,7 +103,7 @@ class StoredSources:
         self._signers = signers
         self._create = create
         self._judged = judged
-        self._at_hand = at_hand
+        self._loaded = at_hand
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         return await self._questions.get_signers(event) if self._signers is None else self._signers
@@ -143,7 +144,5 @@ class StoredSources:
     async def _load(
         self, state: StateChange, keys: Collection[StateKey]
     ) -> Mapping[StateKey, Event]:
-        loaded = await self._questions.resolver.load(
-            self._room.room_nid, state, keys, self._at_hand
-        )
+        loaded = await self._questions.resolver.load(self._room.room_nid, state, keys, self._loaded)
         return {key: stored.event for key, stored in loaded.items()}

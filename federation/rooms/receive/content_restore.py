@@ -1,8 +1,9 @@
-"""The content of events that are here without it, since an altered copy came first
-(`unaltered_copies.py`): put in when the true copy comes.
+"""Restores the content of events that are stored without it.
 
-Nothing is judged anew by it: what the rules of a room read, a redaction leaves. Nor is it news: who
-reads the event again sees it.
+This happens when an altered copy came first (`unaltered_copies.py`). The content is added when the
+unaltered copy arrives. The event is not checked again, because a redaction leaves everything that
+the rules of a room read. Clients are not notified: they see the content when they read the event
+again.
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -27,7 +28,7 @@ MAX_TRIES = 3
 
 
 class LateContents:
-    """Puts contents in. For the reactor thread."""
+    """Adds contents to stored events. For the reactor thread."""
 
     def __init__(
         self,
@@ -44,8 +45,7 @@ class LateContents:
         self._identity = identity
 
     async def take(self, room_id: RoomID, own: StoredEvent, candidate: Candidate) -> None:
-        """Put in the content of an event that is here, if it lacks it and the copy that came now is
-        whole."""
+        """Add the content to a stored event if it lacks it and the new copy is unaltered."""
         event = find_whole(own, candidate)
         if event is None:
             return
@@ -76,7 +76,7 @@ class LateContents:
 
 
 def find_whole(own: StoredEvent, candidate: Candidate) -> Event | None:
-    """The event with the content that it lacks here, if the copy has it."""
+    """Return the event with the content that the stored one lacks, if the copy has it."""
     event = candidate.read()
     if own.redacted_by is not None or own.is_purged or own.event.content == event.content:
         return None
@@ -86,7 +86,7 @@ def find_whole(own: StoredEvent, candidate: Candidate) -> Event | None:
         or not is_same(own.event, event)
     ):
         return None
-    # whose signatures were looked at are those that are here: they cover the same
+    # the verified signatures are those of the stored copy; they cover the same fields
     return parse_event(
         event.version,
         {**event.pdu, "signatures": own.event.pdu["signatures"]},

@@ -1,17 +1,15 @@
-"""How many ends the history of a room may have at once: what would add one too many waits until
-others have met.
+"""Limits the forward extremities of a room: an event that would add one too many waits.
 
 The current state is the resolution of the states after all forward extremities, so each of them
-makes every further event dearer. Honest servers build upon all that they know, their own events
-first: there is rarely more than one end of each. But whoever is in a room may send any number of
-events that follow one and the same.
+makes every further event more expensive. Honest servers build upon all extremities that they know,
+so there is rarely more than one per server. But a server in the room may send any number of events
+that follow one and the same event.
 
-So a server gets a few ends of its own, and all together some more. Beyond that an event that would
-add one waits in the inbox; events that go on from an end, or join some, are taken in always, and
-make room.
+So each server may have a few extremities, and the room a larger number. An event beyond that waits
+in the inbox. Events that replace or merge extremities are always received, and make room.
 
-The specification has no such limit; that an event is placed later changes nothing about where it
-stands.
+The specification has no such limit. It does not matter when an event is placed: its place in the
+room stays the same.
 """
 
 from collections import Counter
@@ -22,20 +20,19 @@ from federation.protocol.ids import domain_of
 from federation.rooms.events import RoomEvents
 from federation.rooms.snapshot import RoomSnapshot
 
-MOST_OF_SERVER: Final = 10
-MOST: Final = 100
+MAX_PER_SERVER: Final = 10
+MAX_EXTREMITIES: Final = 100
 
 
 async def is_one_too_many(snapshot: RoomSnapshot, event: Event, events: RoomEvents) -> bool:
-    """Whether an event would add an end to a room that has as many as its server, or all, may
-    have."""
-    ends = snapshot.head.extremities
-    if len(ends) < MOST_OF_SERVER or not {event_id for _, event_id in ends}.isdisjoint(
-        event.prev_events
-    ):
+    """Return whether the event would exceed the extremities of its server or of the room."""
+    extremities = snapshot.head.extremities
+    if len(extremities) < MAX_PER_SERVER or not {
+        event_id for _, event_id in extremities
+    }.isdisjoint(event.prev_events):
         return False
-    if len(ends) >= MOST:
+    if len(extremities) >= MAX_EXTREMITIES:
         return True
-    loaded = await events.get_events(nid for nid, _ in ends)
+    loaded = await events.get_events(nid for nid, _ in extremities)
     by_server = Counter(domain_of(stored.event.sender) for stored in loaded.values())
-    return by_server[domain_of(event.sender)] >= MOST_OF_SERVER
+    return by_server[domain_of(event.sender)] >= MAX_PER_SERVER

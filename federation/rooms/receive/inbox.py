@@ -1,20 +1,21 @@
-"""Events that were acknowledged and wait for what this server lacks (what they refer to, or a key
-with which they are signed): tried again until they have their place, or are given up.
+"""Holds acknowledged events that lack something: events that they refer to, or a signing key.
+
+They are retried until they can be placed, or expire.
 
 Laws:
-- What waits is in the database, so a restart forgets nothing; `resume` goes on where it was.
-- A room has one worker at a time, and few rooms have one at once; fewer yet on behalf of one
-  server, which may let us wait for what its events refer to. After a try in vain the room rests,
-  longer each time; news of the room end the rest early, since then somebody can be reached again.
-- What was tried least is tried first, by turns among the servers that sent it: events that nobody
-  can complete do not hold up the others. Of servers that were tried as often, the one that has been
-  in the room for longest comes first; it has little time at the first try, more at each further
-  one. What takes long ends when there is news, and others have their turn.
-- For what comes from outside the room nothing is asked of anybody, unless it has to do with the
-  room (`participants.py`): it waits for what others bring. Rooms in which only such events wait are
-  worked on as for one server.
-- After two days an event is given up. Should others build upon it, it is missing like any other
-  then, and asked for again.
+- The inbox is in the database, so it survives a restart; `start` continues the work.
+- A room has one worker at a time. Few rooms have one at once, and fewer because of one server,
+  which may be slow to answer for its events. After a try without success the room pauses, longer
+  each time. News of the room ends the pause early, because a server can be reached again.
+- Events with the fewest attempts come first, server by server: events that nobody can complete do
+  not delay the others. Among servers with equal attempts, the one that has been in the room for
+  longest comes first. A server gets little time at the first try and more at each further one. A
+  long try ends when there is news, so that other rooms have their turn.
+- For events from outside the room no server is asked, unless the events concern the room
+  (`participants.py`): they wait for what other servers send. Rooms with only such events share the
+  limit of one server.
+- An event expires after two days. If other events build upon it, it is missing like any other then,
+  and fetched again.
 """
 
 from collections.abc import Coroutine, Sequence
@@ -46,32 +47,32 @@ BATCH: Final = 50
 """Events of one room that are tried together."""
 ROOMS_AT_ONCE: Final = 20
 ROOMS_OF_ONE: Final = 5
-"""Of these, in which the event that is tried next came from servers of one registered domain:
-whoever has one machine may be any number of servers."""
+"""Rooms at once whose next event came from servers of one registered domain: the owner of one
+machine may run any number of servers."""
 OUTSIDE: Final = ""
-"""Stands for all servers that were not in the room for which they sent something."""
+"""Stands for all servers that were not in the room when they sent an event for it."""
 FIRST_SECONDS: Final = 30.0
-"""For the events of one server, when they are tried first; twice as long each time after."""
+"""Time limit of the first try for the events of one server. It doubles with each try."""
 RETRIES: Final = BackoffSchedule(10_000, 3_600_000)
 SHORTEST_REST: Final = 2.0
-"""So long a room rests even when there is news of it."""
+"""A room pauses at least this long, even if there is news of it."""
 MAX_AGE_MS: Final = 2 * 24 * 3600 * 1000
 LOOK_EVERY: Final = 60.0
-"""Seconds between looks for what another node, now gone, has left."""
+"""Seconds between two searches for events that a stopped node has left."""
 
 
 class ReceiptObserver(Protocol):
-    """Hears what becomes of events from other servers. May not raise or block."""
+    """Receives the outcomes of events from other servers. May not raise or block."""
 
     def pdu_received(self, verdict: str) -> None:
-        """An event got its verdict: a value of `Verdict`, or `known`, `waiting` or `given_up`."""
+        """An event got its outcome: a value of `Verdict`, or `known`, `waiting` or `expired`."""
 
     def inbox_changed(self, length: int) -> None:
-        """So many events wait."""
+        """The number of waiting events changed."""
 
 
 class Inbox:
-    """Keeps what waits, and works on it. For the reactor thread."""
+    """Stores waiting events and retries them. For the reactor thread."""
 
     def __init__(
         self,
@@ -90,11 +91,11 @@ class Inbox:
         self._insiders = insiders
         self._clock = clock
         self._observer = observer
-        self._at_once: FairSemaphore[str] = FairSemaphore(ROOMS_AT_ONCE, ROOMS_OF_ONE)
+        self._semaphore: FairSemaphore[str] = FairSemaphore(ROOMS_AT_ONCE, ROOMS_OF_ONE)
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
-        self._resting: dict[int, IDelayedCall] = {}
-        self._look: IDelayedCall | None = None
+        self._paused: dict[int, IDelayedCall] = {}
+        self._next_poll: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._last_tried: dict[int, float] = {}
         self._stopped = False
@@ -110,10 +111,10 @@ class Inbox:
         is_outside: bool = False,
         is_news: bool = True,
     ) -> None:
-        """Keep events until they have their place. Raises InboxFull: then none of them is kept.
+        """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
-        `judge`: the policy server for whose word they wait. `is_outside`: that server is not in the
-        room. `is_news`: they end the rest of the room.
+        `judge`: the policy server whose answer they wait for. `is_outside`: the origin is not in
+        the room. `is_news`: they end the pause of the room.
         """
         rows = [
             NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), _is_own(event, origin))
@@ -128,66 +129,65 @@ class Inbox:
             is_outside=is_outside,
             domain=registered_domain_of(origin),
         )
-        if is_news or room.room_nid not in self._resting:
+        if is_news or room.room_nid not in self._paused:
             self.wake(room.room_nid)
 
     def newcomer(self, room_nid: int) -> None:
-        """Somebody has joined the room: what they have said may wait for that."""
-        if room_nid in self._working or room_nid in self._resting:
+        """Retry the room's events: somebody has joined, and their events may be waiting."""
+        if room_nid in self._working or room_nid in self._paused:
             self.wake(room_nid)
 
     def start(self) -> None:
-        """Go on with what waited when the server stopped; then look at intervals."""
+        """Continue with what waited when the server stopped, and then at intervals."""
         self._run(self._resume())
 
     def stop(self) -> None:
-        """End what is under way: it is done again after the next start."""
+        """Stop the running work. It is repeated after the next start."""
         self._stopped = True
-        if self._look is not None and self._look.active():
-            self._look.cancel()
-        self._look = None
-        while self._resting:
-            self._resting.popitem()[1].cancel()
+        if self._next_poll is not None and self._next_poll.active():
+            self._next_poll.cancel()
+        self._next_poll = None
+        while self._paused:
+            self._paused.popitem()[1].cancel()
         for task in list(self._tasks):
             task.cancel()
 
     def wake(self, room_nid: int) -> None:
-        """There is something new in the room: work on it now, or as soon as it has rested a
-        little."""
+        """Work on a room that has news: now, or when its shortest pause is over."""
         if room_nid in self._working:
             self._working[room_nid] = True
             return
-        call = self._resting.pop(room_nid, None)
+        call = self._paused.pop(room_nid, None)
         if call is not None:
             call.cancel()
         wait = (
             self._last_tried.get(room_nid, -SHORTEST_REST) + SHORTEST_REST - self._clock.seconds()
         )
         if call is not None and wait > 0:
-            self._rest(room_nid, wait)
+            self._pause(room_nid, wait)
         else:
-            self._begin(room_nid)
+            self._start_work(room_nid)
 
-    def _begin(self, room_nid: int) -> None:
-        self._resting.pop(room_nid, None)
+    def _start_work(self, room_nid: int) -> None:
+        self._paused.pop(room_nid, None)
         self._working[room_nid] = False
         self._run(self._work(room_nid))
 
-    def _rest(self, room_nid: int, seconds: float) -> None:
-        self._resting[room_nid] = self._clock.callLater(seconds, self._begin, room_nid)
+    def _pause(self, room_nid: int, seconds: float) -> None:
+        self._paused[room_nid] = self._clock.callLater(seconds, self._start_work, room_nid)
 
     async def _resume(self) -> None:
         try:
             for room_nid in await self._store.get_rooms():
-                if room_nid not in self._working and room_nid not in self._resting:
-                    self._begin(room_nid)
+                if room_nid not in self._working and room_nid not in self._paused:
+                    self._start_work(room_nid)
             self._observer.inbox_changed(await self._store.count())
         finally:
             if not self._stopped:
-                self._look = self._clock.callLater(LOOK_EVERY, self.start)
+                self._next_poll = self._clock.callLater(LOOK_EVERY, self.start)
 
     async def _work(self, room_nid: int) -> None:
-        """Try what waits in a room until nothing moves any more."""
+        """Retry the events of a room until nothing changes any more."""
         rest: float | None = RETRIES.first_ms / 1000
         slot: str | None = None
         try:
@@ -197,7 +197,7 @@ class Inbox:
                 if not first or first[0].is_outside
                 else registered_domain_of(first[0].origin)
             )
-            await self._at_once.acquire(origin)
+            await self._semaphore.acquire(origin)
             slot = origin
             while True:
                 self._working[room_nid] = False
@@ -206,7 +206,7 @@ class Inbox:
                     rest = None
                     break
                 settled, attempts = left
-                if attempts is None:  # others have their turn before it goes on
+                if attempts is None:  # let other rooms have their turn
                     rest = SHORTEST_REST
                     break
                 if not settled and not self._working[room_nid]:
@@ -214,30 +214,33 @@ class Inbox:
                     break
         finally:
             if slot is not None:
-                self._at_once.release(slot)
+                self._semaphore.release(slot)
             del self._working[room_nid]
             if rest is None:
                 self._last_tried.pop(room_nid, None)
             elif not self._stopped:
                 self._last_tried[room_nid] = self._clock.seconds()
-                self._rest(room_nid, rest)
+                self._pause(room_nid, rest)
         self._observer.inbox_changed(await self._store.count())
 
     async def _try_room(self, room_nid: int) -> tuple[int, int | None] | None:
-        """Try once: how many events are settled, and how often the others were tried before, or
-        None where some had no turn since it took so long; None when nothing waits."""
+        """Try once. Return the number of settled events, and the attempts of the others.
+
+        The attempts are None if some events had no turn in the time limit. Returns None when
+        nothing waits.
+        """
         rows = await self._store.get_of_room(room_nid, BATCH)
         if not rows:
             return None
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
-        given_up = [row for row in rows if row.received_ts < self._now_ms() - MAX_AGE_MS]
-        for row in given_up:
+        expired = [row for row in rows if row.received_ts < self._now_ms() - MAX_AGE_MS]
+        for row in expired:
             self._log.info(
-                "event {event_id} is given up: what it refers to cannot be had",
+                "event {event_id} expired: what it refers to cannot be fetched",
                 event_id=row.event_id,
             )
             self._observer.pdu_received("given_up")
-        settled = {row.inbox_nid for row in given_up}
+        settled = {row.inbox_nid for row in expired}
         rows = [row for row in rows if row.inbox_nid not in settled]
         try:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -260,30 +263,34 @@ class Inbox:
                 if took >= MAX_SECONDS or (took >= FIRST_SECONDS and self._working[room_nid]):
                     break
                 origin = turns.pop(0)
-                asked, done = await self._try_together(snapshot, origin, by_origin[origin])
-                tried |= asked
+                attempted, done = await self._try_together(snapshot, origin, by_origin[origin])
+                tried |= attempted
                 settled |= done
         except MatrixError as error:
             self._log.info(
-                "what waits in {room_id} is dropped: {why}", room_id=room.room_id, why=error.text
+                "waiting events of {room_id} are dropped: {why}",
+                room_id=room.room_id,
+                why=error.text,
             )
-            settled = {row.inbox_nid for row in (*rows, *given_up)}
+            settled = {row.inbox_nid for row in (*rows, *expired)}
             turns = []
         if settled:
             await self._store.remove(settled)
-        vain = [row for row in rows if row.inbox_nid not in settled and row.origin not in turns]
-        if vain:
-            await self._store.note_attempt(row.inbox_nid for row in vain)
+        unsettled = [
+            row for row in rows if row.inbox_nid not in settled and row.origin not in turns
+        ]
+        if unsettled:
+            await self._store.note_attempt(row.inbox_nid for row in unsettled)
         if turns:
             return len(settled), None
-        matter = [row for row in vain if row.inbox_nid in tried] or vain
-        return len(settled), min((row.attempts for row in matter), default=0)
+        relevant = [row for row in unsettled if row.inbox_nid in tried] or unsettled
+        return len(settled), min((row.attempts for row in relevant), default=0)
 
     async def _try_together(
         self, snapshot: RoomSnapshot, origin: ServerName, rows: Sequence[InboxRow]
     ) -> tuple[set[int], set[int]]:
-        """What one server sent: those of the rows that were tried, and of these those that need not
-        wait any longer."""
+        """Try the events of one server. Return the rows that were tried, and those of them that
+        are settled."""
         events: dict[EventID, Event] = {}
         for row in rows:
             event_id = EventID(row.event_id)
@@ -296,12 +303,12 @@ class Inbox:
         if not rows:
             return tried, set()
         seconds = min(FIRST_SECONDS * 2 ** min(row.attempts for row in rows), MAX_SECONDS)
-        given = [events[EventID(row.event_id)] for row in rows]
+        batch = [events[EventID(row.event_id)] for row in rows]
         try:
-            outcomes = await self._missing.take_in(snapshot.room_id, given, origin, seconds=seconds)
+            outcomes = await self._missing.take_in(snapshot.room_id, batch, origin, seconds=seconds)
         except MatrixError as error:  # this server is no longer in the room
             self._log.info(
-                "what waits in {room_id} is dropped: {why}",
+                "waiting events of {room_id} are dropped: {why}",
                 room_id=snapshot.room_id,
                 why=error.text,
             )
@@ -311,8 +318,8 @@ class Inbox:
                 "events of {room_id} wait on: {error}", room_id=snapshot.room_id, error=error
             )
             return tried, set()
-        except Exception:  # a bug of ours: it may be mended by the time of the next try
-            self._log.failure("events of {room_id} could not be taken in", room_id=snapshot.room_id)
+        except Exception:  # a bug of ours, which may be fixed by the next try
+            self._log.failure("events of {room_id} could not be received", room_id=snapshot.room_id)
             return tried, set()
         for outcome in outcomes.values():
             if not must_wait(outcome):
@@ -329,17 +336,19 @@ class Inbox:
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(DatabaseUnavailable):
-            self._log.warn("what waits is left for later: {error}", error=failure.value)
+            self._log.warn("waiting events are left for later: {error}", error=failure.value)
         elif not failure.check(CancelledError):
-            self._log.failure("work on what waits failed", failure)
+            self._log.failure("work on waiting events failed", failure)
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
 
 def _is_own(event: Event, origin: ServerName) -> bool:
-    """Whether the event is of a user of that server, and its name too: in room versions 1 and 2
-    anybody may give it any."""
+    """Return whether a user of that server sent the event, and the server chose its id.
+
+    In room versions 1 and 2 any server may give an event any id.
+    """
     is_named_by_itself = event.version.event_format is EventFormat.V1
     return domain_of(event.sender) == origin and (
         not is_named_by_itself or domain_of(event.event_id) == origin
@@ -347,13 +356,12 @@ def _is_own(event: Event, origin: ServerName) -> bool:
 
 
 def must_wait(outcome: Outcome) -> bool:
-    """Whether the event may have its place later: what it refers to is missing, or a key with which
-    it is signed."""
+    """Return whether the event may be placed later: it lacks events or a signing key."""
     return outcome.is_waiting or outcome.is_unproved
 
 
 def verdict_of(outcome: Outcome) -> str:
-    """What metrics call it."""
+    """Return the label of an outcome in metrics."""
     if must_wait(outcome):
         return "waiting"
     return "known" if outcome.verdict is None else outcome.verdict.value

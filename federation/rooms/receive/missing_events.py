@@ -1,20 +1,19 @@
-"""Events that refer to what this server does not have: how the gap is filled, from the servers in
-the room.
+"""Fills the gaps before events that refer to events that we do not have, from servers in the room.
 
-1. What lies between is asked for (`get_missing_events`), a few times, back to what is known.
-2. Auth events that lack are fetched with their chains.
-3. Where the past still has a gap, the state before the events at its edge is asked for, and they
-   are placed upon it.
+1. Request the events in between with `get_missing_events`, a few times, back to known events.
+2. Fetch missing auth events with their chains.
+3. If there still is a gap in the past, request the state before the events at its edge, and place
+   them upon it.
 
 Laws:
-- Who sent the events is asked first, then a few others in the room; one that is not in it comes
-  last, and is not believed about any state. None but the last has more than half of the time that
-  is left. Nobody is believed about more than was asked: what does not precede the events is passed
-  over, and everything goes through the checks on receipt.
-- Who says when to come again (429) is not asked for events of any room before that.
-- A server that makes up a past without end costs so many requests, events and seconds, and then its
-  gap is closed by a state (or not at all). Nothing here loops until something comes.
-- What cannot be filled is told; whoever called decides when to try again.
+- The server that sent the events is asked first, then a few others in the room. A server that is
+  not in the room comes last, and its states are not used. Each but the last gets at most half of
+  the time that is left. Events that were not requested are ignored, and all go through the checks
+  on receipt.
+- A server that answers 429 is not asked for events of any room until it allows that.
+- A server that invents an endless past costs a bounded number of requests, events and seconds.
+  Then its gap is closed by a state, or not at all. Nothing loops until something arrives.
+- Gaps that cannot be filled are reported; the caller decides when to try again.
 
 spec: server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#checks-performed-on-receipt-of-a-pdu
@@ -45,48 +44,47 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.events.timelines import TimelineStore
 
 MAX_ROUNDS: Final = 10
-"""How often one server is asked for what lies still further back."""
+"""Requests to one server, each for events further back."""
 PAGE: Final = 100
-"""Events that are asked for at once; servers may give fewer."""
+"""Events per request; servers may send fewer."""
 MAX_POOL: Final = 1000
-"""Events that one gap may bring."""
+"""Events that are fetched for one gap."""
 MAX_LATEST: Final = 20
-"""Events from which one request goes back."""
+"""Events that one request starts from."""
 MAX_STATES: Final = 4
-"""Events at the edge of a gap whose states are asked for."""
+"""Events at the edge of a gap whose states are requested."""
 MAX_AUTH_CHAINS: Final = 10
 MAX_SERVERS: Final = 4
 MAX_SECONDS: Final = 120.0
-"""After so long no other server is tried."""
+"""After this time no other server is tried."""
 PUT_OUT: Final = frozenset({"leave", "ban"})
 CHUNK: Final = 100
-"""Events that are taken in at a time: between two chunks our own users have their turn."""
+"""Events that are received at a time. Our own users have their turn between two chunks."""
 
 
 FindRefused = Callable[[int, Iterable[Event], Event | None], Awaitable[Collection[EventID]]]
-"""Which events of the past of a room (its number) its policy server (the event that names it) does
-not let pass. Raises RemoteError while it cannot be asked."""
+"""Returns the past events of a room (its number) that its policy server (the event that names it)
+refuses. Raises RemoteError while it is unavailable."""
 
 
 class Pool:
-    """Events of one room that are to be taken in together: those given, and what was fetched for
-    them."""
+    """Events of one room that are received together: the given ones, and those fetched for them."""
 
     def __init__(self, given: Iterable[Event], until: float) -> None:
-        """`until`: when nothing more is asked for them, of the server that is being asked."""
+        """`until`: when requests for them to the current server end."""
         self.until = until
         self._given = {event.event_id: event for event in given}
         self._events = dict(self._given)
         self.outcomes: dict[EventID, Outcome] = {}
         self.refused: Collection[EventID] = ()
-        """What the room's policy server does not let pass."""
+        """Events that the room's policy server refuses."""
 
     def __len__(self) -> int:
         return len(self._events)
 
     @property
     def given(self) -> Collection[EventID]:
-        """The events that all this is about."""
+        """The ids of the events that the gap was found for."""
         return self._given.keys()
 
     @property
@@ -99,7 +97,7 @@ class Pool:
         }
 
     def references(self) -> set[EventID]:
-        """What the open events follow and is not in the pool."""
+        """Return the prev_events of the open events that are not in the pool."""
         return {
             name
             for event in self.open.values()
@@ -108,14 +106,14 @@ class Pool:
         }
 
     def is_done(self) -> bool:
-        """Whether each of the given events has its outcome."""
+        """Return whether each of the given events has a final outcome."""
         return all(
             name in self.outcomes and not self.outcomes[name].is_waiting for name in self._given
         )
 
     def add(self, found: Mapping[EventID, Event], wanted: Iterable[EventID]) -> int:
-        """Add the wanted ones of these events and what they follow, as far as it is among them; how
-        many are new."""
+        """Add wanted events and their ancestors, as far as they were found. Return the number of
+        new ones."""
         stack, before = list(wanted), len(self._events)
         while stack and len(self._events) < MAX_POOL:
             event_id = stack.pop()
@@ -125,12 +123,12 @@ class Pool:
         return len(self._events) - before
 
     def forget_fetched(self) -> None:
-        """Go back to the given events."""
+        """Remove all but the given events."""
         self._events = dict(self._given)
 
 
 class MissingEvents:
-    """Fills gaps. For the reactor thread."""
+    """Fills gaps in the history of rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -173,23 +171,23 @@ class MissingEvents:
         fetched: Mapping[EventID, Event] | None = None,
         seconds: float = MAX_SECONDS,
     ) -> Mapping[EventID, Outcome]:
-        """Take in events of a room, fetching what they refer to; an outcome for each.
+        """Receive events of a room and fetch what they refer to; return an outcome for each.
 
-        Those that still wait could not be placed with what the servers gave. `origin` is asked
-        first. `past`: they are no news. `walk`: what lies between them and what is known is asked
-        for; else only the state at the gap. `fetched`: what was fetched of it before. `seconds`:
-        after so long nothing more is asked for. Raises NotFound when this server is not in the
+        Events that still wait could not be placed with what the servers sent. `origin` is asked
+        first. `past`: they are not news. `walk`: request the events between them and known ones;
+        else only the state at the gap. `fetched`: events of the gap that were fetched before.
+        `seconds`: the time limit of all requests. Raises NotFound when this server is not in the
         room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
         pool = Pool(events, self._clock.seconds() + seconds)
         if fetched is not None:
-            pool.add(await self._without_placed(snapshot, fetched), pool.references())
-        if past and not await self._judge(snapshot, pool):
+            pool.add(await self._remove_placed(snapshot, fetched), pool.references())
+        if past and not await self._ask_policy_server(snapshot, pool):
             return {name: Outcome(name, None, is_unjudged=True) for name in pool.given}
-        await self._take(pool, room_id, past)
+        await self._receive_pool(pool, room_id, past)
         if not pool.is_done():
-            there = await self._servers.in_room(snapshot.room.room_nid)
+            present = await self._servers.in_room(snapshot.room.room_nid)
             chosen = await self.choose_servers(snapshot, origin)
             end = pool.until
             for server in chosen:
@@ -197,7 +195,7 @@ class MissingEvents:
                 pool.until = end if server == chosen[-1] else self._clock.seconds() + left / 2
                 try:
                     await self._fill_from(
-                        server, snapshot, pool, past, walk, may_tell=server in there
+                        server, snapshot, pool, past, walk, trust_states=server in present
                     )
                 except (RemoteError, Forbidden) as error:
                     self._log.info(
@@ -208,13 +206,12 @@ class MissingEvents:
                     self.heed(server, error)
                 if pool.is_done() or self._clock.seconds() > end:
                     break
-                pool.forget_fetched()  # it may all be an invention of that server
-        await self._place_departures(pool, room_id)
+                pool.forget_fetched()  # that server may have invented all of it
+        await self._place_removals(pool, room_id)
         return {name: pool.outcomes[name] for name in pool.given}
 
-    async def _judge(self, snapshot: RoomSnapshot, pool: Pool) -> bool:
-        """Ask the room's policy server about all that is to be shown as the past; whether it could
-        be asked."""
+    async def _ask_policy_server(self, snapshot: RoomSnapshot, pool: Pool) -> bool:
+        """Ask the room's policy server about past events. Return whether it answered."""
         named = find_naming(await snapshot.state.load(NAMING))
         if named is None:
             return True
@@ -229,14 +226,13 @@ class MissingEvents:
             return False
         return True
 
-    async def _place_departures(self, pool: Pool, room_id: RoomID) -> None:
-        """Where a part of the state is lacking: place what puts a user of ours out, though what it
-        follows cannot be had.
+    async def _place_removals(self, pool: Pool, room_id: RoomID) -> None:
+        """In a room with partial state, place removals of our users whose past cannot be fetched.
 
-        Who was put out is told nothing any more, so neither that nor the rest of the state may ever
-        come.
+        A server without users in the room gets no events of it any more. So neither the past of
+        the removal nor the rest of the state may ever arrive.
         """
-        departures = [
+        removals = [
             event
             for name, event in pool.open.items()
             if name in pool.given
@@ -244,17 +240,17 @@ class MissingEvents:
             and event.state_key is not None
             and self._identity.is_local(event.state_key)
         ]
-        if departures and (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
-            outcomes = await self._receiver.receive(room_id, departures, upon_gap=True)
-            pool.outcomes.update(
-                zip((event.event_id for event in departures), outcomes, strict=True)
-            )
+        if removals and (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
+            outcomes = await self._receiver.receive(room_id, removals, upon_gap=True)
+            pool.outcomes.update(zip((event.event_id for event in removals), outcomes, strict=True))
 
     async def choose_servers(
         self, snapshot: RoomSnapshot, first: ServerName | None = None
     ) -> list[ServerName]:
-        """Servers that may be asked: that one first if it is in the room, or else last; and those
-        who have been there longest. Tell what one fails with (`heed`)."""
+        """Return servers to ask: `first` if it is in the room, then those that joined earliest.
+
+        If `first` is not in the room it comes last. Report failures with `heed`.
+        """
         since = await self._servers.in_room(snapshot.room.room_nid)
         others = sorted(since, key=lambda server: (since[server], server))
         chosen = [first] if first is not None and first in since else []
@@ -268,8 +264,7 @@ class MissingEvents:
         ][:MAX_SERVERS]
 
     def heed(self, server: ServerName, failure: Exception) -> None:
-        """A server was asked for events, and failed so: where that says how long to leave it alone,
-        it is."""
+        """Record that a request for events failed, and respect the server's Retry-After."""
         self._backoff.record_failure(server, failure)
 
     async def _fill_from(
@@ -280,15 +275,15 @@ class MissingEvents:
         past: bool,
         walk: bool,
         *,
-        may_tell: bool,
+        trust_states: bool,
     ) -> None:
-        """`may_tell`: the server is asked for states, too."""
+        """Fill the gap from one server. `trust_states`: its states are used, too."""
         if walk:
             await self._walk(server, snapshot, pool)
-            await self._take(pool, snapshot.room_id, past)
-        lacking = [name for name in pool.open if pool.outcomes[name].missing_auth]
-        for name in lacking[:MAX_AUTH_CHAINS]:
-            if self._is_late(pool):
+            await self._receive_pool(pool, snapshot.room_id, past)
+        lacking_auth = [name for name in pool.open if pool.outcomes[name].missing_auth]
+        for name in lacking_auth[:MAX_AUTH_CHAINS]:
+            if self._is_timed_out(pool):
                 return
             outcome = pool.outcomes[name]
             await self._states.fetch_auth_chain(
@@ -296,12 +291,12 @@ class MissingEvents:
                 snapshot,
                 pool.open[name],
                 outcome.missing_auth,
-                left=lambda: self._left(pool),
+                left=lambda: self._seconds_left(pool),
             )
         states: dict[EventID, Collection[EventID]] = {}
-        # the whole state may have come meanwhile; while it is on its way they wait for it
+        # the state may have become complete meanwhile; until then the events wait for it
         if (
-            may_tell
+            trust_states
             and (await self._engine.get_snapshot(snapshot.room_id)).head.partial_join is None
         ):
             edges = await self._find_edges(snapshot, pool)
@@ -309,24 +304,24 @@ class MissingEvents:
                 pool.forget_fetched()
                 edges = await self._find_edges(snapshot, pool)
             for name in edges[:MAX_STATES]:
-                if not self._is_late(pool):
-                    told = await self._states.fetch_state(
-                        server, snapshot, name, left=lambda: self._left(pool)
+                if not self._is_timed_out(pool):
+                    remote_state = await self._states.fetch_state(
+                        server, snapshot, name, left=lambda: self._seconds_left(pool)
                     )
-                    await self._unproved.note(snapshot.room.room_nid, told.left_out)
-                    states[name] = told.event_ids
-        if lacking or states:
-            await self._take(pool, snapshot.room_id, past, states)
+                    await self._unproved.note(snapshot.room.room_nid, remote_state.left_out)
+                    states[name] = remote_state.event_ids
+        if lacking_auth or states:
+            await self._receive_pool(pool, snapshot.room_id, past, states)
 
     async def _walk(self, server: ServerName, snapshot: RoomSnapshot, pool: Pool) -> None:
-        """Ask for what lies between the pool and what is known."""
+        """Request the events between the pool and known events."""
         head = (await self._engine.get_snapshot(snapshot.room_id)).head
         earliest = [EventID(event_id) for _, event_id in head.extremities]
-        # what is before the oldest that is here (our join, say) is the past: no news, and read back
-        # when somebody wants it
+        # what precedes our oldest event (our join, say) is the past: it is not news, and is
+        # backfilled when a client reads it
         ends = await self._timelines.get_backward_extremities(snapshot.room.room_nid)
         floor = min(ends.values(), default=0)
-        if head.partial_join is not None:  # what was before our join is of no use now
+        if head.partial_join is not None:  # nothing before our join is of use now
             join = (await self._events.get_events([head.partial_join]))[head.partial_join]
             earliest += join.event.prev_events[:MAX_LATEST]
         for _ in range(MAX_ROUNDS):
@@ -336,7 +331,7 @@ class MissingEvents:
                 for name, event in pool.open.items()
                 if not missing.isdisjoint(event.prev_events)
             ]
-            if not edges or len(pool) >= MAX_POOL or self._is_late(pool):
+            if not edges or len(pool) >= MAX_POOL or self._is_timed_out(pool):
                 return
             pdus = await self._remote.get_missing_events(
                 server,
@@ -345,42 +340,42 @@ class MissingEvents:
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
                 min_depth=floor,
-                seconds=self._left(pool),
+                seconds=self._seconds_left(pool),
             )
             found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
             deep = {name: event for name, event in found.items() if event.depth >= floor}
-            if not pool.add(await self._without_placed(snapshot, deep), missing):
+            if not pool.add(await self._remove_placed(snapshot, deep), missing):
                 return
 
-    async def _without_placed(
+    async def _remove_placed(
         self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]
     ) -> Mapping[EventID, Event]:
-        """The events that have no place here yet: what lies behind one that has is no part of the
+        """Return the events that are not placed yet. Those before a placed one are not in the
         gap."""
         known = await self._events.get_by_id(snapshot.room.room_nid, found)
         placed = {name for name, stored in known.items() if not stored.is_outlier}
         return {name: event for name, event in found.items() if name not in placed}
 
-    def _is_late(self, pool: Pool) -> bool:
-        return self._left(pool) <= 0
+    def _is_timed_out(self, pool: Pool) -> bool:
+        return self._seconds_left(pool) <= 0
 
-    def _left(self, pool: Pool) -> float:
+    def _seconds_left(self, pool: Pool) -> float:
         return pool.until - self._clock.seconds()
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
-        """What the open events follow, and has no place here."""
+        """Return the ids of events that open events follow and that are not placed here."""
         names = pool.references()
         known = await self._events.get_by_id(snapshot.room.room_nid, names)
         return {name for name in names if name not in known or known[name].is_outlier}
 
     async def _find_edges(self, snapshot: RoomSnapshot, pool: Pool) -> list[EventID]:
-        """The open events that follow something that has no place here."""
+        """Return the open events that follow an event that is not placed here."""
         missing = await self._find_missing(snapshot, pool)
         return [
             name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)
         ]
 
-    async def _take(
+    async def _receive_pool(
         self,
         pool: Pool,
         room_id: RoomID,
@@ -390,7 +385,7 @@ class MissingEvents:
         ordered, circular = sort_by_reference(pool.open)
         for event in circular:
             pool.outcomes[event.event_id] = dropped(
-                event, "The event refers to itself by what it refers to"
+                event, "The event is part of a cycle of references"
             )
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]

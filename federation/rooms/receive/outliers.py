@@ -1,9 +1,8 @@
-"""Events that are kept without their place in the room: auth events, and the states that other
-servers tell of.
+"""Stores events as outliers: auth events, and the states that other servers send.
 
 Only their signatures, hashes and auth events can be checked. They are written in chunks, each event
-after those that it rests on, so that a large import never holds the writer for long and goes on
-where it was after a restart.
+after its auth events. So a large import never blocks the writer for long, and continues after a
+restart.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,11 +26,11 @@ from storage.persist.room_writer import NewEvent, RoomWriter
 from storage.rooms.rooms import RoomRow
 
 CHUNK = 200
-"""Events written at once."""
+"""Events per write."""
 
 
 class Outliers:
-    """Takes in events without their place. For the reactor thread."""
+    """Checks and stores outliers. For the reactor thread."""
 
     def __init__(
         self,
@@ -44,7 +43,7 @@ class Outliers:
         late: LateContents,
         now_ms: Callable[[], int],
     ) -> None:
-        self._late = late
+        self._content_restorer = late
         self._database = database
         self._events = events
         self._store = store
@@ -54,7 +53,7 @@ class Outliers:
         self._now_ms = now_ms
 
     async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
-        """Check and store events of a room, in any order; an outcome for each, in the order
+        """Check and store events of a room, in any order; return their outcomes in the order
         given."""
         batch = Batch(candidates, RoomID(room.room_id))
         await self._questions.prepare(batch.ordered)
@@ -63,22 +62,24 @@ class Outliers:
         return batch.answer()
 
     async def _add_chunk(self, room: RoomRow, batch: Batch, chunk: Sequence[Event]) -> None:
-        named = {name for event in chunk for name in (event.event_id, *event.auth_events)}
-        known = dict(await self._events.get_anywhere(named))
+        create_id = {name for event in chunk for name in (event.event_id, *event.auth_events)}
+        known = dict(await self._events.get_anywhere(create_id))
         waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
         signers = await self._find_signers(
             [event for event in chunk if event.event_id not in known]
         )
-        taken = await take_true(
+        copies = await take_true(
             self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers
         )
-        batch.candidates.update(taken.true)
+        batch.candidates.update(copies.true)
         new: dict[EventID, tuple[Event, NewEvent]] = {}
         for each in chunk:
             name = each.event_id
             event = batch.candidates[name].read()
             if name in known:
-                await self._late.take(RoomID(room.room_id), known[name], batch.candidates[name])
+                await self._content_restorer.take(
+                    RoomID(room.room_id), known[name], batch.candidates[name]
+                )
                 batch.outcomes[name] = Outcome(name, None, was_known=True)
                 continue
             missing = [
@@ -121,8 +122,8 @@ class Outliers:
     async def _find_signers(
         self, events: Sequence[Event]
     ) -> Mapping[EventID, Collection[ServerName]]:
-        """Whose signatures the events have, all at once: one server that does not answer is waited
-        for once."""
+        """Find the signatures of all events at once, so that a server that does not answer delays
+        us only once."""
         signers = await map_at_once(self._get_signers, events, len(events))
         return {event.event_id: found for event, found in zip(events, signers, strict=True)}
 
@@ -130,12 +131,11 @@ class Outliers:
         try:
             return await self._questions.get_signers(event)
         except MatrixError:
-            return ()  # it does not say who has to sign it
+            return ()  # it does not name its required signers
 
 
 class _OutlierSources:
-    """`check.Sources` for an event without its place, whose auth events are stored or about to
-    be."""
+    """Implements `check.Sources` for an outlier whose auth events are stored or in its chunk."""
 
     def __init__(
         self,
@@ -169,12 +169,11 @@ class _OutlierSources:
         return AuthEvents(events, rejected, create)
 
     async def _find_create(self, event: Event) -> tuple[Event | None, set[EventID]]:
-        """As `Questions.find_create`; mostly the event is among those that are about to be
-        stored."""
-        named = EventID("$" + self._room.room_id[1:])
-        if event.version.room_id_is_create_hash and named in self._new:
-            create, new = self._new[named]
-            return create, {named} if new.flags & EventFlag.REJECTED else set()
+        """Like `Questions.find_create`, but looks in the chunk first."""
+        create_id = EventID("$" + self._room.room_id[1:])
+        if event.version.room_id_is_create_hash and create_id in self._new:
+            create, new = self._new[create_id]
+            return create, {create_id} if new.flags & EventFlag.REJECTED else set()
         found, refused = await self._questions.find_create(self._room, event)
         return found, set(refused)
 

@@ -1,19 +1,16 @@
-"""Whose events are worth asking other servers about: those of servers that have to do with the
-room.
+"""Decides for which events we ask other servers: those that concern the room.
 
-A server that knows no more than a room's id may send events for it that follow what nobody has; and
-whoever has one machine may be any number of servers. So nothing is fetched, and no key asked for,
-on behalf of an event unless
+A server that knows a room's id may send events for it that follow events nobody has, and the owner
+of one machine may run any number of servers. So we fetch events and keys for an event only if
 
-- the server that brings it is in the room, or its sender's is,
-- or its sender has, or ever had, a membership of the room,
-- or it cites a membership of its sender that is here, though it may have no place yet, or something
-  that servers in the room have told of its state and that could not be checked yet
-  (`unverified_events.py`),
-- or it is a membership that the room as it is now lets the sender have.
+- the server that sent it, or the server of its sender, is in the room,
+- or its sender has, or ever had, a membership in the room,
+- or it cites a stored membership of its sender, which may be an outlier, or an unverified event of
+  a state that a server in the room sent (`unverified_events.py`),
+- or it is a membership that the current state of the room allows.
 
-Others wait without that (`inbox.py`), since the join of a newcomer may come after what the newcomer
-says: it comes from the server that let them in.
+Other events wait in the inbox without requests (`inbox.py`). The join of a new member may arrive
+after their first events: it comes from the server that they joined through.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,11 +29,11 @@ from federation.rooms.snapshot import CREATE, RoomSnapshot
 from storage.rooms.memberships import MembershipStore
 
 OWN_DOING: Final = frozenset({"join", "knock", "leave"})
-"""What users do of themselves, whose servers need not be in the room."""
+"""Memberships that users set themselves. Their servers need not be in the room."""
 
 
 class Insiders:
-    """Tells them from others. For the reactor thread."""
+    """Finds the events that concern a room. For the reactor thread."""
 
     def __init__(
         self,
@@ -53,42 +50,42 @@ class Insiders:
         self._own_name = own_name
 
     async def in_room(self, snapshot: RoomSnapshot) -> Mapping[ServerName, int]:
-        """The servers in the room, as far as is known here, and the position since which each is
-        there: 0 for this one."""
+        """Return the known servers in the room with the position of their join; 0 for this one."""
         return {**await self._servers.in_room(snapshot.room.room_nid), self._own_name: 0}
 
     async def find(
         self, snapshot: RoomSnapshot, origin: ServerName, events: Sequence[Event]
     ) -> Collection[EventID]:
-        """Those of the events of the room, brought by that server, on whose behalf others may be
-        asked. A few queries, however many."""
-        there = await self.in_room(snapshot)
-        if origin in there:
+        """Return the events from a server that justify requests to other servers.
+
+        Makes a few queries, however many events there are.
+        """
+        present = await self.in_room(snapshot)
+        if origin in present:
             return {event.event_id for event in events}
         room_nid = snapshot.room.room_nid
-        # an invite by a third-party identifier need not be signed by the server of whom it names as
-        # its sender
-        others = [event for event in events if domain_of(event.sender) in _signers(event)]
-        found = {event.event_id for event in others if domain_of(event.sender) in there}
-        others = [event for event in others if event.event_id not in found]
-        if others:
+        # the server of the sender need not sign an invite by a third-party identifier
+        undecided = [event for event in events if domain_of(event.sender) in _signers(event)]
+        found = {event.event_id for event in undecided if domain_of(event.sender) in present}
+        undecided = [event for event in undecided if event.event_id not in found]
+        if undecided:
             known = await self._memberships.get_memberships(
-                room_nid, {event.sender for event in others}
+                room_nid, {event.sender for event in undecided}
             )
-            found.update(event.event_id for event in others if event.sender in known)
-            others = [event for event in others if event.sender not in known]
-        if others:
-            names = {name for event in others for name in event.auth_events}
+            found.update(event.event_id for event in undecided if event.sender in known)
+            undecided = [event for event in undecided if event.sender not in known]
+        if undecided:
+            names = {name for event in undecided for name in event.auth_events}
             cited = await self._events.get_by_id(room_nid, names)
-            noted = await self._unproved.find_noted(room_nid, names)
-            members = {name: stored.event for name, stored in cited.items() if not stored.rejected}
-            for event in others:
-                own = [members[name] for name in event.auth_events if name in members]
+            unverified = await self._unproved.find_noted(room_nid, names)
+            by_id = {name: stored.event for name, stored in cited.items() if not stored.rejected}
+            for event in undecided:
+                own = [by_id[name] for name in event.auth_events if name in by_id]
                 if (
                     any(
                         each.membership == "join" and each.state_key == event.sender for each in own
                     )
-                    or not noted.keys().isdisjoint(event.auth_events)
+                    or not unverified.keys().isdisjoint(event.auth_events)
                     or (
                         event.membership in OWN_DOING
                         and await lets_in(snapshot, event, _signers(event))
@@ -99,7 +96,7 @@ class Insiders:
 
 
 def can_be_proved_by(event: Event, server: ServerName) -> bool:
-    """Whether no key but of that server is needed to know whose the event is."""
+    """Return whether the key of that server is enough to verify the event."""
     return _signers(event) == {server}
 
 
@@ -111,7 +108,7 @@ def _signers(event: Event) -> Collection[ServerName]:
 
 
 async def lets_in(snapshot: RoomSnapshot, event: Event, signers: Collection[ServerName]) -> bool:
-    """Whether the room as it is now lets a user of any server join, knock or leave so."""
+    """Return whether the current state of the room allows a user's own join, knock or leave."""
     if event.state_key != event.sender:
         return False
     stored = await snapshot.state.load(auth_events_needed(event.version, event) | {CREATE})

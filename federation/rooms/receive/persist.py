@@ -1,14 +1,14 @@
-"""Where an event from outside stands: what it means for the head of its room, and the write that
-puts it there.
+"""Persists checked events from other servers: computes what they change in the room, and writes
+them.
 
-- A rejected event leaves the state before it as it is; a soft-failed one and one from the past
-  change the state after them, and not the head.
-- A redaction that takes nothing away, since its sender may not redact its target, stands in the
-  room and is shown to nobody: clients would carry it out all the same.
-- An accepted one takes the place of its prev_events among the forward extremities. Where others
-  remain, the current state is the resolution of the states after all of them.
-- Resolution works on stored events. So a state event that makes a fork is first stored as an
-  outlier and then placed: after a crash in between it is received again, as any outlier may be.
+- A rejected event leaves the state unchanged. A soft-failed or past event changes the state after
+  it, but not the head.
+- A redaction whose sender may not redact its target is stored and never shown, because clients
+  would apply it.
+- An accepted event replaces its prev_events among the forward extremities. If others remain, the
+  current state is the resolution of the states after all of them.
+- Resolution works on stored events. So a state event that makes a fork is stored as an outlier
+  first and then placed. After a crash in between it is received again, like any outlier.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -48,37 +48,37 @@ from storage.rooms.early_receipts import select_awaited, take_early_receipts
 from storage.rooms.rooms import RoomRow, select_head
 
 MAX_UNSEEN_ANCESTORS = 100
-"""How many rejected and soft-failed events are passed through to find what an event stands upon."""
+"""Rejected and soft-failed ancestors that we pass through to find the visible ones."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
-    """A checked event with what was found about its place."""
+    """A checked event, with everything that its place in the room depends on."""
 
     checked: Checked
     event: Event
     before: StateChange
     prev: Sequence[StoredEvent]
     missing: Sequence[EventID]
-    """Those of its prev_events that are not stored: it has come with its state."""
+    """The prev_events that are not stored. The event came with its state then."""
     auth: Sequence[StoredEvent]
     outlier: StoredEvent | None
-    """Itself, where it was an outlier."""
+    """The event itself, if it is stored as an outlier."""
     redactions: Sequence[StoredEvent]
     """Accepted redactions of it that came before it."""
     is_past: bool
-    """It belongs to what is known already: it is no news and no forward extremity."""
+    """It is part of the past: neither news nor a forward extremity."""
     send_on: bool = False
-    """It falls to us to tell the other servers in the room."""
+    """We send it to the other servers in the room."""
     has_gap: bool = False
-    """The state before it is assumed: in a room with a part of its state."""
+    """The state before it is assumed, because the room has partial state."""
     is_mended: bool = False
-    """The state before it has more than its past gives: what could be proved later only."""
+    """The state before it also has events that were verified later than its ancestors."""
     is_after_hole: bool = False
-    """It is news, and something is missing between what was here and it."""
+    """It is news, and events between our last one and it are missing."""
 
 
 class Placements:
-    """Writes events from outside into rooms. For the reactor thread."""
+    """Persists events from other servers. For the reactor thread."""
 
     def __init__(
         self,
@@ -101,13 +101,15 @@ class Placements:
         self._now_ms = now_ms
 
     async def place(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent:
-        """Write the event where it stands. Raises HeadMoved when the room, or what is known of it,
-        has changed."""
+        """Write the event at its place in the room. Raises HeadMoved when the room, or what is
+        stored of the event, has changed."""
         new = await self._new_event(snapshot, arrival)
         if arrival.is_past or arrival.checked.verdict not in SHOWN:
-            row = await self._database.write("place_aside", self._add_aside, snapshot, arrival, new)
+            row = await self._database.write(
+                "place_aside", self._add_off_timeline, snapshot, arrival, new
+            )
             return self._events.keep(snapshot.room, row)
-        remaining = await self._remaining(snapshot, arrival)
+        remaining = await self._remaining_extremities(snapshot, arrival)
         if remaining and new.state_key is not None and new.placed_nid is None:
             outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, outcomes={})
             await self._database.write(
@@ -115,9 +117,9 @@ class Placements:
             )
             nids = await self._events.get_by_id(snapshot.room.room_nid, [arrival.event.event_id])
             new = replace(new, placed_nid=nids[arrival.event.event_id].nid)
-        current, changes = await self._current(snapshot, arrival, new, remaining)
+        current, changes = await self._compute_current_state(snapshot, arrival, new, remaining)
         if current is None:
-            new = replace(new, state_before=None)  # it goes on from the current state
+            new = replace(new, state_before=None)  # it builds on the current state
         extremities = [*(stored.event.event_id for stored in remaining), arrival.event.event_id]
         if not arrival.redactions:
             self._events.expect([arrival.event])
@@ -136,7 +138,7 @@ class Placements:
     async def find_redactions(
         self, room: RoomRow, event: Event, redactions: Iterable[StoredEvent]
     ) -> Sequence[StoredEvent]:
-        """Those of the redactions of an event, stored before it, that take its content away."""
+        """Return the earlier redactions of an event that their senders were allowed to make."""
         effective: list[StoredEvent] = []
         for redaction in redactions:
             if redaction.room_nid == room.room_nid and redaction.in_timeline:
@@ -145,7 +147,7 @@ class Placements:
                     effective.append(redaction)
         return effective
 
-    async def _levels(
+    async def _load_power_levels(
         self, room: RoomRow, before: StateChange, at_hand: StateView | None = None
     ) -> PowerLevels | None:
         state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS], at_hand)
@@ -155,22 +157,22 @@ class Placements:
         return PowerLevels.of(create.version, None if power is None else power.event, create)
 
     async def classify(
-        self, snapshot: RoomSnapshot, event: Event, before_event: StateChange
+        self, snapshot: RoomSnapshot, event: Event, state_before: StateChange
     ) -> Classification:
-        """What an event upon a state is to the people of this server."""
+        """Classify an event for the users of this server: push rules, threads, flags."""
         room_nid = snapshot.room.room_nid
         member_count = snapshot.head.joined_count
         if event.membership is not None and event.state_key is not None:
-            before = (await self._resolver.load(room_nid, before_event, [event.key])).get(event.key)
+            before = (await self._resolver.load(room_nid, state_before, [event.key])).get(event.key)
             member_count += joins(event, None if before is None else before.event)
-        levels = await self._levels(snapshot.room, before_event, snapshot.state)
+        levels = await self._load_power_levels(snapshot.room, state_before, snapshot.state)
         return await self._classify(event, Circumstances(room_nid, member_count, levels))
 
     async def may_redact(
         self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange
     ) -> bool:
-        """Whether a redaction upon a state takes content of that user away."""
-        levels = await self._levels(room, before)
+        """Return whether a redaction after a state may redact an event of that user."""
+        levels = await self._load_power_levels(room, before)
         return levels is not None and may_redact(
             redaction.version,
             redacter=redaction.sender,
@@ -187,7 +189,7 @@ class Placements:
             flags = EventFlag.REJECTED
         elif verdict is Verdict.SOFT_FAIL:
             flags = EventFlag.SOFT_FAILED
-        elif await self._may_take_effect(snapshot, arrival):
+        elif await self._is_effective(snapshot, arrival):
             flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
             if not arrival.is_past and not arrival.redactions:
@@ -211,22 +213,24 @@ class Placements:
             has_gap=arrival.has_gap,
         )
 
-    async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
-        """Whether it is no redaction of something that its sender may not redact. spec:
-        rooms/v3#handling-redactions"""
-        target = await self._target(snapshot, arrival)
+    async def _is_effective(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
+        """Return whether it is anything but a redaction that its sender may not make.
+
+        spec: rooms/v3#handling-redactions
+        """
+        target = await self._find_target(snapshot, arrival)
         return target is None or await self.may_redact(
             snapshot.room, arrival.event, target.event.sender, arrival.before
         )
 
     async def _redaction(self, snapshot: RoomSnapshot, arrival: Arrival) -> Redaction | None:
-        """What an effective redaction takes away: nothing that is not known, or gone already."""
-        target = await self._target(snapshot, arrival)
+        """Return the redaction to apply; None if the target is unknown or redacted already."""
+        target = await self._find_target(snapshot, arrival)
         if target is None or target.redacted_by is not None:
             return None
         return await prune(snapshot, target, self._identity)
 
-    async def _target(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent | None:
+    async def _find_target(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent | None:
         target_id = arrival.event.redacts
         return (
             None
@@ -234,30 +238,34 @@ class Placements:
             else await self._events.get_event(snapshot.room.room_nid, target_id)
         )
 
-    async def _remaining(self, snapshot: RoomSnapshot, arrival: Arrival) -> list[StoredEvent]:
-        """The forward extremities that the event does not stand upon."""
+    async def _remaining_extremities(
+        self, snapshot: RoomSnapshot, arrival: Arrival
+    ) -> list[StoredEvent]:
+        """Return the forward extremities that the event does not replace."""
         passed = {stored.event.event_id for stored in arrival.prev} | set(arrival.missing)
-        unseen = [stored for stored in arrival.prev if not stored.in_timeline]
+        invisible = [stored for stored in arrival.prev if not stored.in_timeline]
         for _ in range(MAX_UNSEEN_ANCESTORS):
-            if not unseen:
+            if not invisible:
                 break
-            names = [name for name in unseen.pop().event.prev_events if name not in passed]
+            names = [name for name in invisible.pop().event.prev_events if name not in passed]
             passed.update(names)
             before = await self._events.get_by_id(snapshot.room.room_nid, names)
-            unseen += [stored for stored in before.values() if not stored.in_timeline]
+            invisible += [stored for stored in before.values() if not stored.in_timeline]
         nids = [nid for nid, event_id in snapshot.head.extremities if event_id not in passed]
         loaded = await self._events.get_events(nids)
         return [loaded[nid] for nid in nids]
 
-    async def _current(
+    async def _compute_current_state(
         self,
         snapshot: RoomSnapshot,
         arrival: Arrival,
         new: NewEvent,
         remaining: Sequence[StoredEvent],
     ) -> tuple[NewCurrentState | None, dict[StateKey, StoredEvent | None] | None]:
-        """The new current state, and what differs from the old one; (None, None): it is simply the
-        event's own change."""
+        """Compute the new current state and its difference from the old one.
+
+        (None, None): the event's own change is the whole difference.
+        """
         room_nid, old = snapshot.room.room_nid, StateChange(snapshot.head.state_root)
         if not remaining:
             if arrival.before.root == old.root and not arrival.before.entries:
@@ -280,12 +288,12 @@ class Placements:
         )
         changes: dict[StateKey, StoredEvent | None] = {}
         effects: list[tuple[int | str, StateEffect]] = []
-        for key, (was, now) in difference.items():
-            changes[key] = None if now is None else loaded[now]
-            if now is not None:
-                effects.append((now, state_effect(loaded[now].event, self._identity)))
-            elif was is not None:
-                effects.append((was, effect_of_absence(loaded[was].event, self._identity)))
+        for key, (old_nid, new_nid) in difference.items():
+            changes[key] = None if new_nid is None else loaded[new_nid]
+            if new_nid is not None:
+                effects.append((new_nid, state_effect(loaded[new_nid].event, self._identity)))
+            elif old_nid is not None:
+                effects.append((old_nid, effect_of_absence(loaded[old_nid].event, self._identity)))
         batch_entries: dict[tuple[str, str], str] = {}
         if not remaining and new.state_key is not None:
             batch_entries[(new.type, new.state_key)] = new.event_id
@@ -320,7 +328,7 @@ class Placements:
             take_early_receipts(txn, snapshot.room.room_id, appended.rows)
         return appended
 
-    def _add_aside(
+    def _add_off_timeline(
         self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
     ) -> EventRow:
         is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
@@ -332,7 +340,7 @@ class Placements:
             ):
                 raise HeadMoved(
                     snapshot.room.room_id
-                )  # it was judged by a state that is no longer the present one
+                )  # it was checked against a state that is outdated
         rows = self._writer.add_aside(
             txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
         )
@@ -343,7 +351,10 @@ class Placements:
     def _check_unchanged(
         self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
     ) -> bool:
-        """Another node may have received the same event meanwhile. Whether receipts wait for it."""
+        """Check that no other node stored the event meanwhile, and update the backward extremities.
+
+        Returns whether receipts wait for the event. Raises HeadMoved.
+        """
         flags, is_awaited = select_awaited(txn, new.event_id)
         was_outlier = bool((flags or 0) & EventFlag.OUTLIER)
         if was_outlier != (new.placed_nid is not None) or (flags is not None and not was_outlier):
@@ -355,8 +366,10 @@ class Placements:
 
 
 def _depth(arrival: Arrival) -> int:
-    """How deep an event stands: one more than what it follows. What it claims counts only where
-    that is not known."""
+    """Return the depth of an event: one more than that of its prev_events.
+
+    The depth that the event claims counts only where these are missing.
+    """
     if arrival.missing or not arrival.prev:
         return min(arrival.event.depth, MAX_DEPTH)
     return min(1 + max(stored.depth for stored in arrival.prev), MAX_DEPTH)
@@ -365,8 +378,10 @@ def _depth(arrival: Arrival) -> int:
 def new_event(
     event: Event, flags: int, auth_nids: Sequence[int], redactions: Sequence[StoredEvent]
 ) -> NewEvent:
-    """What is stored of an event wherever it stands; without its content, where redactions of it
-    came before it."""
+    """Return the row of an event, wherever it is placed.
+
+    It has no content if redactions of it came before it.
+    """
     pdu = encode_pdu(event)
     if redactions:
         pdu = encode_event_json(event.version, redact(event.version, event.pdu))

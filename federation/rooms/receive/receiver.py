@@ -1,17 +1,17 @@
-"""How events that were made elsewhere get into a room, without any network: check, place, write.
+"""Receives events that were made elsewhere: checks them, places them in the room, and writes them.
+
+This module uses no network, with two exceptions. Before events get their turn in the room's queue,
+it asks the room's policy server, and it fetches keys and the unaltered copies of altered events.
 
 Laws:
-- Events are taken in through the queue of their room, like those of our own users: heads never
-  conflict on one node.
-- Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms
-  no other.
-- What is missing is said, never fetched: that is for whoever holds the wire. (Whom a room has made
-  its judge is asked, though, and keys, and for the true copy of what came altered: before the
-  events get their turn.)
-- In a room of which only a part of the state is here, an event is judged by that part and by the
-  memberships that it cites; what follows the events before our join is taken to come upon the state
-  that we joined upon, and so is what puts a user of ours out and follows what nobody tells us. All
-  of it is looked at again when the rest has come (`completion.py`).
+- Events go through the queue of their room, like those of our own users: heads never conflict on
+  one node.
+- Each PDU gets an outcome. A hostile event costs no more than an honest one and harms no other.
+- Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
+- In a room with partial state, an event is checked against that state and the memberships that it
+  cites. An event that follows only what our join follows gets the state that we joined with. So
+  does an event that removes a user of ours and follows events that no server gives us. All of these
+  are checked again when the state is complete (`completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -54,24 +54,24 @@ from storage.partial_state.unverified_events import PartOf
 from storage.persist.room_writer import HeadMoved, StateChange
 
 MAX_PDUS = 500
-"""How many PDUs are taken at once; a transaction has 50 at most."""
+"""PDUs that one call takes. A transaction has 50 at most."""
 MAX_TRIES = 20
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What is stored of the events that a batch has and names; grows as the batch is taken in."""
+    """The stored events that a batch contains or names. Grows as the batch is received."""
 
     events: dict[EventID, StoredEvent]
     waiting: Waiting
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
-    """Of those that were looked at before."""
+    """The servers whose signatures each event has. Only events that were checked before."""
     noted: Mapping[str, PartOf]
-    """Cited events that are part of states that we were told, and could prove later only."""
+    """Cited events of remote states that could not be verified when we got those states."""
 
 
-class _Manner(msgspec.Struct, frozen=True):
-    """How events are taken in: see `Receiver.receive`."""
+class _ReceiveOptions(msgspec.Struct, frozen=True):
+    """Options of `Receiver.receive`, which explains them."""
 
     past: bool
     send_on: bool
@@ -81,7 +81,7 @@ class _Manner(msgspec.Struct, frozen=True):
 
 
 class Receiver:
-    """Takes in events from outside. For the reactor thread."""
+    """Receives events from other servers. For the reactor thread."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class Receiver:
         unproved: UnprovedStates,
         late: LateContents,
     ) -> None:
-        self._late = late
+        self._content_restorer = late
         self._access = access
-        self._unproved = unproved
+        self._unverified = unproved
         self._engine = engine
         self._events = events
         self._store = store
@@ -120,19 +120,17 @@ class Receiver:
         refused: Collection[EventID] = (),
         may_wait: bool = False,
     ) -> list[Outcome]:
-        """Take in events of a known room, as they came or parsed; their outcomes, in the order
-        given.
+        """Receive raw or parsed events of a known room, and return their outcomes in order.
 
-        `origin` is the server whose transaction brought them, which the room's server ACL must
-        allow. `past`: they were fetched from the room's history, so they are no news and the
-        present state has no say. `states` gives, for events some of whose prev_events cannot be
-        had, the state before them as another server tells it, by the ids of stored events; it does
-        not replace what we know of the state after the others. `send_on`: it falls to us to tell
-        the other servers in the room, since the events were made with our help. `upon_gap`: in a
-        room of which a part of the state is lacking, they need not wait for what they follow.
-        `refused`: of the past, what the room's policy server does not let pass. `may_wait`: they
-        are given again later, so they wait while the room's policy server has no time for them.
-        Raises NotFound, TooLarge.
+        `origin`: the server whose transaction brought them; the room's server ACL must allow it.
+        `past`: they were fetched from the room's history, so they are not news and are not checked
+        against the current state. `states`: for events with missing prev_events, the state before
+        them according to another server, as ids of stored events. It is resolved with the states
+        after the prev_events that we have. `send_on`: we send them to the other servers in the
+        room, because they were made with our help. `upon_gap`: in a room with partial state, they
+        do not wait for missing prev_events. `refused`: past events that the room's policy server
+        refuses. `may_wait`: the caller gives them again later, so they wait while the policy server
+        is unavailable. Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
         snapshot = await self._engine.get_snapshot(room_id)
@@ -142,34 +140,36 @@ class Receiver:
 
         signers = await self._find_signers(candidates)
         room_nid = snapshot.room.room_nid
-        taken = await take_true(
+        copies = await take_true(
             self._questions, room_nid, candidates, signers, origin=origin, is_news=not past
         )
-        candidates = taken.candidates
+        candidates = copies.candidates
         judged = (
             NO_JUDGE
             if past
-            else await self._judge(snapshot, candidates, signers, may_wait=may_wait)
+            else await self._ask_policy_server(snapshot, candidates, signers, may_wait=may_wait)
         )
-        manner = _Manner(past, send_on, upon_gap, refused, judged)
+        options = _ReceiveOptions(past, send_on, upon_gap, refused, judged)
 
         async def work() -> list[Outcome]:
-            noted = await self._unproved.settle_cited(room_id, _cited(candidates))
-            return await self._receive(room_id, candidates, manner, states or {}, signers, noted)
+            noted = await self._unverified.settle_cited(room_id, _collect_cited(candidates))
+            return await self._receive(room_id, candidates, options, states or {}, signers, noted)
 
-        return taken.answer(await self._engine.in_turn(room_id, work))
+        return copies.answer(await self._engine.in_turn(room_id, work))
 
     async def _is_allowed(
         self, snapshot: RoomSnapshot, origin: ServerName, candidates: Sequence[Candidate]
     ) -> bool:
-        """Whether the room's ACL lets a server tell of events: it may be that very list which came
-        without its content."""
+        """Return whether the room's ACL allows a server to send events.
+
+        One of the events may be the ACL event itself, which we had without its content.
+        """
         if await self._access.is_allowed(snapshot, origin):
             return True
         acl = await snapshot.state.get(SERVER_ACL)
         for candidate in candidates:
             if acl is not None and _id_of(candidate) == acl.event.event_id:
-                await self._late.take(snapshot.room_id, acl, candidate)
+                await self._content_restorer.take(snapshot.room_id, acl, candidate)
                 return await self._access.is_allowed(
                     await self._engine.get_snapshot(snapshot.room_id), origin
                 )
@@ -178,8 +178,8 @@ class Receiver:
     async def receive_outliers(
         self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]
     ) -> list[Outcome]:
-        """Keep events without their place: auth events, and the state at some event. Raises
-        NotFound, TooLarge."""
+        """Store events as outliers: auth events, and the state at some event. Raises NotFound,
+        TooLarge."""
         candidates = await self._candidates(room_id, pdus)
         return await self._outliers.add((await self._engine.get_snapshot(room_id)).room, candidates)
 
@@ -197,14 +197,16 @@ class Receiver:
     async def _find_signers(
         self, candidates: Sequence[Candidate]
     ) -> Mapping[EventID, Collection[ServerName]]:
-        """Whose signatures the events have, all at once and before their turn: a key that has to be
-        fetched from a slow server holds up nobody else in the room."""
+        """Find the signatures of all events at once, before their turn in the queue.
+
+        So fetching a key from a slow server delays no other event in the room.
+        """
         events: dict[EventID, Event] = {}
         for candidate in candidates:
             try:
                 event = candidate.read()
             except MatrixError:
-                continue  # it gets its outcome later
+                continue  # the batch gives it its outcome
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
         if len(events) > 1:
@@ -212,7 +214,7 @@ class Receiver:
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
-    async def _judge(
+    async def _ask_policy_server(
         self,
         snapshot: RoomSnapshot,
         candidates: Sequence[Candidate],
@@ -220,9 +222,12 @@ class Receiver:
         *,
         may_wait: bool,
     ) -> Judged:
-        """Ask the room's policy server about those that are new, and are signed by whom they must
-        be: before their turn, so that a slow one holds up nobody else in the room."""
-        named = await _named_policy(snapshot)
+        """Ask the room's policy server about new events that have their required signatures.
+
+        This happens before their turn in the queue, so that a slow policy server delays no other
+        event in the room.
+        """
+        named = await _find_policy_event(snapshot)
         if named is None:
             return NO_JUDGE
         new: list[Event] = []
@@ -232,7 +237,7 @@ class Receiver:
             if event.membership in OWN_DOING and await lets_in(snapshot, event, signed_by):
                 let_in.add(event.event_id)
         judged = await self._questions.judge(snapshot.room.room_nid, new, named, let_in)
-        allowed = {event_id: said for event_id, said in judged.items() if said is not None}
+        allowed = {event_id: allows for event_id, allows in judged.items() if allows is not None}
         return Judged(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
 
     async def _find_new(
@@ -241,14 +246,16 @@ class Receiver:
         candidates: Sequence[Candidate],
         signers: Mapping[EventID, Collection[ServerName]],
     ) -> list[tuple[Event, Collection[ServerName]]]:
-        """The events that have no place yet and are signed by whom they must be, with the content
-        that counts; and whose signatures each has."""
+        """Return the events that are not placed yet and have their required signatures.
+
+        Each comes with the content that counts, and with the servers that signed it.
+        """
         events: dict[EventID, Event] = {}
         for candidate in candidates:
             try:
                 event = candidate.read()
             except MatrixError:
-                continue  # it gets its outcome later
+                continue  # the batch gives it its outcome
             events[event.event_id] = event
         known = await self._events.get_by_id(snapshot.room.room_nid, events)
         new: list[tuple[Event, Collection[ServerName]]] = []
@@ -259,7 +266,7 @@ class Receiver:
                     check_signed(event, signed_by)
                     new.append((as_hashed(event), signed_by))
                 except MatrixError:
-                    continue  # it gets its outcome later
+                    continue  # the batch gives it its outcome
             elif stored.is_outlier:  # it was checked when it was stored
                 new.append((stored.event, required_signers(stored.event)))
         return new
@@ -268,13 +275,13 @@ class Receiver:
         try:
             return await self._questions.get_signers(event)
         except MatrixError:
-            return ()  # it does not say who has to sign it, or we do not talk with who has
+            return ()  # it does not name its required signers, or we do not talk to one of them
 
     async def _receive(
         self,
         room_id: RoomID,
         candidates: Sequence[Candidate],
-        manner: _Manner,
+        options: _ReceiveOptions,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
         noted: Mapping[str, PartOf],
@@ -283,14 +290,14 @@ class Receiver:
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
         batch = Batch(candidates, room_id)
-        known = await self._load(snapshot, batch.ordered, states, signers, noted)
+        known = await self._load_known(snapshot, batch.ordered, states, signers, noted)
         for event in batch.ordered:
-            batch.outcomes[event.event_id] = await self._receive_one(
-                room_id, batch.candidates[event.event_id], known, manner
+            batch.outcomes[event.event_id] = await self._receive_event(
+                room_id, batch.candidates[event.event_id], known, options
             )
         return batch.answer()
 
-    async def _load(
+    async def _load_known(
         self,
         snapshot: RoomSnapshot,
         events: Sequence[Event],
@@ -298,7 +305,7 @@ class Receiver:
         signers: Mapping[EventID, Collection[ServerName]],
         noted: Mapping[str, PartOf],
     ) -> _Known:
-        """One batch of reads for all that the events name."""
+        """Load all that the events name in one batch of reads."""
         own = [event.event_id for event in events]
         named = {
             name
@@ -313,14 +320,14 @@ class Receiver:
         )
         return _Known(found, waiting, states, signers, noted)
 
-    async def _receive_one(
-        self, room_id: RoomID, candidate: Candidate, known: _Known, manner: _Manner
+    async def _receive_event(
+        self, room_id: RoomID, candidate: Candidate, known: _Known, options: _ReceiveOptions
     ) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, manner)
+                return await self._place(snapshot, candidate, known, options)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.forget([event_id])
@@ -330,21 +337,20 @@ class Receiver:
         )
 
     async def _place(
-        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, manner: _Manner
+        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, options: _ReceiveOptions
     ) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
-            await self._late.take(RoomID(snapshot.room.room_id), own, candidate)
+            await self._content_restorer.take(RoomID(snapshot.room.room_id), own, candidate)
             return Outcome(event.event_id, None, was_known=True)
         if own is not None:
-            # what was stored has been checked, and may have lost its content since; or it came
-            # without
+            # the stored one was checked, and may have been redacted since or lack its content
             event = find_whole(own, candidate) or own.event
             candidate = Candidate(event.version, event.pdu, event)
         signers = None if own is not None else known.signers.get(event.event_id)
         try:
-            if signers is not None:  # before anything is asked or kept on its behalf
+            if signers is not None:  # before we ask or store anything because of it
                 check_signed(event, signers)
         except MatrixError as error:
             is_unproved = self._questions.lacks_keys(event)
@@ -355,11 +361,11 @@ class Receiver:
             return dropped(event, "The event follows one of another room")
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
-        # while a part of the state is lacking, nothing is known of what was before our join
-        is_beside_join = join is not None and _follows(missing, join)
-        is_assumed = join is not None and (manner.past or manner.upon_gap or is_beside_join)
+        # with partial state, nothing before our join is known
+        is_before_join = join is not None and _follows(missing, join)
+        is_assumed = join is not None and (options.past or options.upon_gap or is_before_join)
         has_gap = is_assumed and not has_state and bool(missing)
-        is_past = manner.past or event.event_id in known.waiting.backward
+        is_past = options.past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
             lacking = () if has_state or has_gap else missing
             return Outcome(
@@ -369,8 +375,8 @@ class Receiver:
                 missing_auth=missing_auth,
                 is_of_the_past=is_past,
             )
-        said = await self._said_now(snapshot, manner)
-        if event.event_id in said.open:
+        verdicts = await self._get_policy_verdicts(snapshot, options)
+        if event.event_id in verdicts.open:
             return Outcome(event.event_id, None, is_unjudged=True)
         if not is_past and await is_one_too_many(snapshot, event, self._events):
             return Outcome(event.event_id, None, is_crowded_out=True)
@@ -378,29 +384,27 @@ class Receiver:
             before = await self._state_before(
                 snapshot, event, prev, known.states, join if has_gap else None
             )
-            believed = [
-                other
-                for other in auth
-                if _is_believed(other, known.noted, in_part=join is not None)
+            trusted = [
+                other for other in auth if _is_trusted(other, known.noted, in_part=join is not None)
             ]
-            told = before
-            before = await self._with_cited(snapshot, told, believed)
+            from_prev = before
+            before = await self._add_cited(snapshot, from_prev, trusted)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
         current = None if is_past else StateChange(snapshot.head.state_root)
         if current is not None:
-            # what was told of another state than that before our join may be over
+            # the state before another event than our join may be outdated
             ours = PartOf.OUR_STATE
-            lasting = [
-                other for other in believed if known.noted.get(other.event.event_id, ours) is ours
+            still_valid = [
+                other for other in trusted if known.noted.get(other.event.event_id, ours) is ours
             ]
-            current = await self._with_cited(snapshot, current, lasting)
+            current = await self._add_cited(snapshot, current, still_valid)
             if current == before:
-                current = None  # which is asked already
+                current = None  # `before` is checked already
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
-        # the past of a room that we know in part cannot be judged by what is known of the present
+        # with partial state, the past cannot be checked against what is known of the present
         judged = None if join is not None and is_past else before
         sources = StoredSources(
             self._questions,
@@ -410,13 +414,13 @@ class Receiver:
             current,
             signers,
             create,
-            said,
+            verdicts,
             snapshot.state,
         )
         checked = await check_on_receipt(
             candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None
         )
-        if event.event_id in manner.refused and checked.verdict in SHOWN:
+        if event.event_id in options.refused and checked.verdict in SHOWN:
             checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
@@ -432,25 +436,29 @@ class Receiver:
             if own is None or own.redacted_by is None
             else (),
             is_past,
-            manner.send_on,
+            options.send_on,
             has_gap or (join is not None and bool(missing)),
-            is_mended=join is None and before is not told,
+            is_mended=join is None and before is not from_prev,
             is_after_hole=not is_past
-            and not is_beside_join
-            and (bool(missing) or any(map(_hides_hole, prev))),
+            and not is_before_join
+            and (bool(missing) or any(map(_hides_gap, prev))),
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
 
-    async def _said_now(self, snapshot: RoomSnapshot, manner: _Manner) -> Judged:
-        """What the policy server says that the room has now; of the past it has been asked
-        before."""
-        if manner.past:
+    async def _get_policy_verdicts(
+        self, snapshot: RoomSnapshot, options: _ReceiveOptions
+    ) -> Judged:
+        """Return the verdicts of the room's current policy server.
+
+        Past events have their verdicts already.
+        """
+        if options.past:
             return NO_JUDGE
-        named, asked = await _named_policy(snapshot), manner.judged.named
+        named, asked = await _find_policy_event(snapshot), options.judged.named
         if named is None or asked is None or named.event_id != asked.event_id:
             return Judged(named)
-        return manner.judged
+        return options.judged
 
     async def _redactions(
         self, snapshot: RoomSnapshot, event: Event, known: _Known
@@ -469,7 +477,7 @@ class Receiver:
         states: Mapping[EventID, Collection[EventID]],
         join: StoredEvent | None,
     ) -> StateChange:
-        """`join`: the one whose state stands for that before events which are missing."""
+        """Return the state before an event. The state after `join` stands for missing events."""
         known = [
             StateChange(stored.state_root) for stored in (*prev, *(() if join is None else (join,)))
         ]
@@ -484,14 +492,14 @@ class Receiver:
         )
 
     async def _partial_join(self, snapshot: RoomSnapshot) -> StoredEvent | None:
-        """The join since which only a part of the state is known."""
+        """Return the join since which only a part of the state is known."""
         nid = snapshot.head.partial_join
         return None if nid is None else (await self._events.get_events([nid]))[nid]
 
-    async def _with_cited(
+    async def _add_cited(
         self, snapshot: RoomSnapshot, state: StateChange, auth: Sequence[StoredEvent]
     ) -> StateChange:
-        """A state with events that an event cites, as far as nothing is in their place."""
+        """Add cited events to a state, where the state has no other event for their key."""
         if not auth:
             return state
         cited = {stored.event.key: stored.nid for stored in auth}
@@ -504,10 +512,10 @@ class Receiver:
     async def _gather_state(
         self, snapshot: RoomSnapshot, event_ids: Collection[EventID]
     ) -> dict[tuple[str, str], int]:
-        """A state that was given by its events, all of which must be stored. Raises BadState."""
+        """Return a state that is given as events, all of which must be stored. Raises BadState."""
         found = await self._store.get_entries(snapshot.room.room_nid, event_ids)
         if len(found) != len(set(event_ids)):
-            raise BadState("The state before the event has events that are not known")
+            raise BadState("The state before the event contains events that are not known")
         entries: dict[tuple[str, str], int] = {}
         for stored in found.values():
             if stored.state_key is None or (stored.type, stored.state_key) in entries:
@@ -519,25 +527,25 @@ class Receiver:
         return entries
 
 
-async def _named_policy(snapshot: RoomSnapshot) -> Event | None:
-    """The event that names the room's policy server."""
+async def _find_policy_event(snapshot: RoomSnapshot) -> Event | None:
+    """Return the event that names the room's policy server."""
     stored = find_naming(await snapshot.state.load(NAMING))
     return None if stored is None else stored.event
 
 
-def _cited(candidates: Sequence[Candidate]) -> set[EventID]:
-    """What the PDUs that are events cite."""
+def _collect_cited(candidates: Sequence[Candidate]) -> set[EventID]:
+    """Return the auth events of the PDUs that are valid events."""
     cited: set[EventID] = set()
     for candidate in candidates:
         try:
             cited.update(candidate.read().auth_events)
         except MatrixError:
-            continue  # it gets its outcome later
+            continue  # the batch gives it its outcome
     return cited
 
 
-def _is_believed(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bool) -> bool:
-    """Whether something cited counts where the state has nothing in its place."""
+def _is_trusted(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bool) -> bool:
+    """Return whether a cited event counts where the state has no event for its key."""
     if cited.rejected or cited.event.state_key is None:
         return False
     if in_part and cited.event.type == MEMBER:
@@ -545,21 +553,23 @@ def _is_believed(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bo
     return noted.get(cited.event.event_id, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
 
 
-def _hides_hole(stored: StoredEvent) -> bool:
-    """Whether something is missing before an event that nobody is shown."""
+def _hides_gap(stored: StoredEvent) -> bool:
+    """Return whether there is a gap before an event that clients do not see."""
     return stored.is_after_hole and not stored.in_timeline
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
-    """Whether what an event follows and is missing is what the join follows."""
+    """Return whether the join follows everything that is missing."""
     return set(missing) <= set(join.event.prev_events)
 
 
 def _split(
     names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, placed: bool
 ) -> tuple[list[StoredEvent], list[EventID]]:
-    """(the events that are stored, and where so asked have a place; the ids of the others), each in
-    the order given."""
+    """Return the stored events, and the ids of the others, in the order given.
+
+    `placed`: an outlier counts as missing.
+    """
     found = [known.get(name) for name in names]
     usable = [
         stored for stored in found if stored is not None and not (placed and stored.is_outlier)

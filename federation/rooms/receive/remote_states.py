@@ -1,11 +1,10 @@
-"""What other servers say of the state at some event, and of an event's auth chain: fetched,
-checked, kept.
+"""Fetches the state at an event, and the auth chain of an event, from other servers; stores both.
 
-Only events that are not here yet are fetched: few one by one, many all at once. They are kept as
-outliers, each after those that it rests on. A server that tells of more than a room can hold, or of
-something that is no state, is not believed.
+Only events that we do not have are fetched: few one by one, many all at once. They are stored as
+outliers, each after its auth events. A state that is larger than a room can be, or is not a valid
+state, is refused.
 
-Answers may be long, so few of them are in memory at once, whatever room they are for
+Responses may be long, so few of them are in memory at once, whatever room they are for
 (`federation/remote/large_responses.py`).
 """
 
@@ -29,21 +28,21 @@ from federation.rooms.snapshot import CREATE, RoomSnapshot
 from storage.events.events import EventFlag, EventStore, StateEntry
 from storage.partial_state.unverified_events import LeftOut, PartOf
 
-FEW: Final = 30
-"""Up to so many events are fetched one by one."""
-AT_ONCE: Final = 5
-"""How many of them at a time."""
+MAX_SINGLE_REQUESTS: Final = 30
+"""Up to this number, missing events are fetched one by one."""
+CONCURRENT_REQUESTS: Final = 5
+"""Requests for single events at a time."""
 MAX_NEW: Final = 50_000
-"""Events that are taken in for the sake of one state."""
+"""New events that one state may bring."""
 
 
 class ToldState(msgspec.Struct, frozen=True):
-    """A state as another server tells it, by ids of events that are stored."""
+    """A state according to another server, as ids of stored events."""
 
     event_ids: Sequence[EventID]
     left_out: Sequence[LeftOut]
-    """What is left out only since keys cannot be had now with which it, or what it rests on, is
-    signed."""
+    """Events that are left out only because a signing key, of them or of their auth events, cannot
+    be fetched now."""
 
 
 class RemoteStates:
@@ -59,8 +58,8 @@ class RemoteStates:
         states: LongAnswers,
         clock: IReactorTime,
     ) -> None:
-        """`lists`: the places for lists of ids, and auth chains; `states`: those for whole
-        states."""
+        """`lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
+        with complete states."""
         self._receiver = receiver
         self._imports = imports
         self._store = store
@@ -79,10 +78,10 @@ class RemoteStates:
         *,
         left: TimeLeft = as_long_as_it_takes,
     ) -> ToldState:
-        """The state before an event as a server tells it; its events are stored by then.
+        """Fetch the state before an event from a server, and store its events.
 
-        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`:
-        what it is worth. `left`: how long it may still take. Raises RemoteError.
+        Invalid events are left out. `most_new`: the limit of new events. `part_of`: how far the
+        state is trusted. `left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
 
@@ -96,25 +95,27 @@ class RemoteStates:
                 server, room_id, event_id, seconds=left(), max_bytes=most
             )
 
-        async with self._lists.read(server, ask_ids, left) as told:
+        async with self._lists.read(server, ask_ids, left) as ids:
             pass
-        wanted = {*told.state, *told.auth_chain}
+        wanted = {*ids.state, *ids.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
         if len(missing) > most_new:
             raise RemoteError(
                 server, f"{len(missing)} events would be new in the state", retryable=False
             )
-        if len(missing) <= FEW:
-            kept = await self._keep(snapshot, await self._fetch(server, missing, left), missing)
-            left_out = find_left_out(kept, told.state, part_of)
+        if len(missing) <= MAX_SINGLE_REQUESTS:
+            stored = await self._store_outliers(
+                snapshot, await self._fetch(server, missing, left), missing
+            )
+            left_out = find_left_out(stored, ids.state, part_of)
         else:
             async with self._states.read(server, ask_state, left) as state:
                 pdus: list[Pdu] = [*state.auth_chain, *state.state]
                 del state
                 outcomes = await self._imports.keep(snapshot.room, pdus)
-                left_out = find_left_out(zip(pdus, outcomes, strict=True), told.state, part_of)
+                left_out = find_left_out(zip(pdus, outcomes, strict=True), ids.state, part_of)
                 del pdus
-        entries = await self._store.get_entries(room_nid, told.state)
+        entries = await self._store.get_entries(room_nid, ids.state)
         _check_is_state(server, entries.values())
         return ToldState([EventID(name) for name in entries], left_out)
 
@@ -127,10 +128,9 @@ class RemoteStates:
         *,
         left: TimeLeft = as_long_as_it_takes,
     ) -> None:
-        """Keep what an event rests on as far as the server gives it; `missing` are its auth events
-        that are not here.
+        """Fetch and store the auth chain of an event, as far as the server has it.
 
-        Raises RemoteError.
+        `missing`: its auth events that we do not have. Raises RemoteError.
         """
 
         async def ask(most: int) -> Sequence[Pdu]:
@@ -139,11 +139,11 @@ class RemoteStates:
             )
 
         async with self._lists.read(server, ask, left) as chain:
-            await self._keep(snapshot, chain, None)
+            await self._store_outliers(snapshot, chain, None)
             del chain
         lacking = set(missing) - (await self._store.get_event_nids(missing)).keys()
         if lacking:
-            await self._keep(snapshot, await self._fetch(server, lacking, left), lacking)
+            await self._store_outliers(snapshot, await self._fetch(server, lacking, left), lacking)
 
     async def _fetch(
         self, server: ServerName, event_ids: Iterable[EventID], left: TimeLeft
@@ -151,33 +151,30 @@ class RemoteStates:
         async def fetch(event_id: EventID) -> Pdu:
             return await self._remote.get_event(server, event_id, seconds=left())
 
-        return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
+        return await map_at_once(fetch, sorted(event_ids), CONCURRENT_REQUESTS)
 
-    async def _keep(
+    async def _store_outliers(
         self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None
     ) -> list[tuple[Pdu, Outcome]]:
-        """Keep those of the events that are wanted (None: all), each after those that it rests
-        on."""
+        """Store the wanted events (None: all), each after its auth events."""
         mappings = (as_mapping(pdu) for pdu in pdus)
         found = await parse_events(snapshot.version, snapshot.room_id, mappings, self._clock)
         events = {name: event for name, event in found.items() if wanted is None or name in wanted}
         ordered, _ = await sort_many_by_reference(events, self._clock)
-        kept: list[tuple[Pdu, Outcome]] = []
+        stored: list[tuple[Pdu, Outcome]] = []
         for start in range(0, len(ordered), MAX_PDUS):
             chunk = ordered[start : start + MAX_PDUS]
             outcomes = await self._receiver.receive_outliers(snapshot.room_id, chunk)
-            kept += [(event.pdu, outcome) for event, outcome in zip(chunk, outcomes, strict=True)]
-        return kept
+            stored += [(event.pdu, outcome) for event, outcome in zip(chunk, outcomes, strict=True)]
+        return stored
 
 
 def _check_is_state(server: ServerName, entries: Collection[StateEntry]) -> None:
-    """Raises RemoteError."""
+    """Check that entries form a state. Raises RemoteError."""
     keys = [
         (entry.type, entry.state_key) for entry in entries if not entry.flags & EventFlag.REJECTED
     ]
     if CREATE not in keys:
         raise RemoteError(server, "the state lacks the room's create event", retryable=False)
     if len(set(keys)) != len(keys) or any(entry.state_key is None for entry in entries):
-        raise RemoteError(
-            server, "the state has no single event for each of its entries", retryable=False
-        )
+        raise RemoteError(server, "the state has several events for one state key", retryable=False)

@@ -1,9 +1,9 @@
-"""States of rooms as other servers send them whole: kept chunk by chunk, so that memory holds the
-bytes and little more.
+"""Imports complete states of rooms from other servers, chunk by chunk, so that memory holds little
+more than the received bytes.
 
-An event is taken apart when its turn comes. Turns go by the depth that events claim, by which an
-honest one stands after those that it rests on; what comes too early all the same has another turn,
-as long as there is progress.
+Events are parsed chunk by chunk, ordered by the depth that they claim. By that order an event of an
+honest server comes after its auth events. Events that still come too early are tried in another
+pass, as long as there is progress.
 """
 
 from array import array
@@ -26,31 +26,31 @@ from storage.events.events import EventFlag, EventStore
 from storage.rooms.rooms import RoomRow
 
 CHUNK: Final = 500
-"""Events that are taken apart at once."""
+"""Events that are parsed at once."""
 CHUNK_BYTES: Final = 1 << 20
-"""As much of them: read, it may take twenty times its bytes. Five hundred ordinary events are
-shorter."""
-MAX_TURNS: Final = 20
-"""More turns than an honest server's events need."""
+"""Bytes of events that are parsed at once; parsed, they may take twenty times as much. Five hundred
+ordinary events are smaller."""
+MAX_PASSES: Final = 20
+"""More passes than the events of an honest server need."""
 
 Pdu = Mapping[str, Any] | msgspec.Raw
 Entries = dict[tuple[str, str], int]
 
 
-SORTED_AT_ONCE: Final = 20_000
-"""Events that are sorted between two turns of others, some milliseconds."""
-PEEKED_AT_ONCE: Final = 4 << 20
-"""Bytes of events of which the depth is looked up between two turns of others, the same."""
-DEEPEST: Final = 2.0**63
-"""What claims to be deeper stands beside it."""
+SORT_CHUNK: Final = 20_000
+"""Events that are sorted between two turns of other work: some milliseconds."""
+DEPTH_CHUNK_BYTES: Final = 4 << 20
+"""Bytes of events whose depth is read between two turns of other work: some milliseconds."""
+MAX_CLAIMED_DEPTH: Final = 2.0**63
+"""Larger depths count as this one."""
 
 
-class _Peek(msgspec.Struct):
+class _DepthOnly(msgspec.Struct):
     depth: float | None = None
 
 
 class StateImports:
-    """Keeps states. For the reactor thread."""
+    """Imports states. For the reactor thread."""
 
     def __init__(self, outliers: Outliers, store: EventStore, clock: IReactorTime) -> None:
         self._outliers = outliers
@@ -58,10 +58,10 @@ class StateImports:
         self._clock = clock
 
     async def keep(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
-        """Keep events as outliers; an outcome for each, in the order given."""
+        """Store events as outliers; return an outcome for each, in the order given."""
         outcomes: dict[int, Outcome] = {}
         waiting, count = await self._by_depth(pdus), len(pdus)
-        for _ in range(MAX_TURNS):
+        for _ in range(MAX_PASSES):
             later: list[int] = []
             for chunk in _chunks(pdus, waiting):
                 version = ROOM_VERSIONS[room.version]
@@ -78,23 +78,25 @@ class StateImports:
         return [outcomes[at] for at in range(len(pdus))]
 
     async def _by_depth(self, pdus: Sequence[Pdu]) -> Iterable[int]:
-        """The numbers of the events by the depth that they claim: sorted piece by piece, and put
-        together as they are taken."""
-        turns, depths = Turns(self._clock, PEEKED_AT_ONCE), array("d")
+        """Return the indexes of the events ordered by claimed depth: sorted in chunks, which are
+        merged while they are read."""
+        turns, depths = Turns(self._clock, DEPTH_CHUNK_BYTES), array("d")
         for pdu in pdus:
             depths.append(_depth(pdu))
             await turns.after(_length(pdu))
         turns, pieces = Turns(self._clock, 1), []
-        for start in range(0, len(pdus), SORTED_AT_ONCE):
-            end = min(start + SORTED_AT_ONCE, len(pdus))
+        for start in range(0, len(pdus), SORT_CHUNK):
+            end = min(start + SORT_CHUNK, len(pdus))
             pieces.append(sorted(range(start, end), key=depths.__getitem__))
             if end < len(pdus):
                 await turns.after(1)
         return merge(*pieces, key=depths.__getitem__)
 
     async def gather(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
-        """The entries of a state that is given by its events, as far as they are kept. Raises
-        BadState."""
+        """Return the entries of a state that is given as events, as far as these are stored.
+
+        Raises BadState.
+        """
         entries: Entries = {}
         for stored in (await self._store.get_entries(room.room_nid, event_ids)).values():
             if stored.flags & EventFlag.REJECTED:
@@ -104,14 +106,14 @@ class StateImports:
                 stored.state_key is None
                 or entries.setdefault(key, stored.event_nid) != stored.event_nid
             ):
-                raise BadState("The state of the room has no single event for each of its entries")
+                raise BadState("The state of the room has several events for one state key")
         if CREATE not in entries:
             raise BadState("The state of the room lacks its create event")
         return entries
 
 
 def kept_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
-    """The ids of those that are kept, whatever they are worth."""
+    """Return the ids of the stored events, whether accepted or rejected."""
     return [
         outcome.event_id
         for outcome in outcomes
@@ -122,7 +124,7 @@ def kept_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
 
 
 def _chunks(pdus: Sequence[Pdu], numbers: Iterable[int]) -> Iterator[Sequence[int]]:
-    """The numbers of the events that are taken apart together."""
+    """Return the indexes of the events that are parsed together."""
     chunk: list[int] = []
     size = 0
     for number in numbers:
@@ -137,20 +139,22 @@ def _chunks(pdus: Sequence[Pdu], numbers: Iterable[int]) -> Iterator[Sequence[in
 
 
 def _length(pdu: Pdu) -> int:
-    """In bytes; nothing, where it is read already."""
+    """Return the length in bytes; 0 for a parsed event."""
     return len(memoryview(pdu)) if isinstance(pdu, msgspec.Raw) else 0
 
 
 def _depth(pdu: Pdu) -> float:
     if not isinstance(pdu, msgspec.Raw):
         depth = pdu.get("depth")
-        return max(min(depth, DEEPEST), -DEEPEST) if isinstance(depth, int) else 0
+        return (
+            max(min(depth, MAX_CLAIMED_DEPTH), -MAX_CLAIMED_DEPTH) if isinstance(depth, int) else 0
+        )
     try:
-        return min(msgspec.json.decode(pdu, type=_Peek).depth or 0, DEEPEST)
+        return min(msgspec.json.decode(pdu, type=_DepthOnly).depth or 0, MAX_CLAIMED_DEPTH)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
 
 
 def as_mapping(pdu: Pdu) -> Mapping[str, Any]:
-    """What is no object is no event, which is found out when it is read."""
+    """Return the event as a mapping. A value that is no object fails when it is parsed."""
     return read_event(pdu) if isinstance(pdu, msgspec.Raw) else pdu

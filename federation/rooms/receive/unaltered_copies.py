@@ -1,19 +1,20 @@
-"""The true copy of an event that came with another content than its sender hashed.
+"""Fetches the unaltered copy of an event whose content does not match its content hash.
 
-Whoever has an event can send it on with another content: its signatures hold all the same, since
-they cover what a redaction leaves. The specification has such an event redacted, and if that copy
-came first the sender's own would be known already. So its sender's server is asked before the
-content is given up, and then a few others in the room.
+Any server that has an event can send it on with another content. Its signatures stay valid, since
+they cover only what a redaction leaves. By the specification we redact such an event, and then the
+sender's own copy would be a duplicate. So we ask the sender's server before we drop the content,
+and then a few other servers in the room.
 
 Laws:
-- Only for an event that is signed by whom it must be: else anybody could make us ask anybody.
-- A request each to few servers, of a bounded time, and of all events of a batch, some at a time:
-  else the copies of many events would be altered so that nobody asks for the rest. What was asked
-  in vain, and who did not answer, is not asked again for a while; who says when to come again
-  (429), not before that.
-- The sender's own server is believed: what it sends, or answers, without the content has none. Most
-  such copies are of redacted events, so those of the past, and in states, are looked at only where
-  the room may depend on the content (`is_to_ask`).
+- We ask only for events with all required signatures. Else anybody could make us send requests to
+  any server.
+- Few servers get one request each, with a time limit, and some events of a batch are requested at a
+  time. Else an attacker could alter many events to exhaust the limits. Events that no server had,
+  and servers that did not answer, are not asked again for a while; after a 429 not before the time
+  it names.
+- The sender's own server is trusted: if it sends the event without the content, the event has none.
+  Most such copies are of redacted events. So past events and states are requested only where the
+  room may depend on the content (`is_to_ask`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid
@@ -44,23 +45,23 @@ from federation.rooms.receive.check_sources import Questions
 from federation.rooms.room_servers import RoomServers, longest_in
 
 AT_ONCE: Final = 20
-"""Events of one batch that are asked for at the same time."""
-LONGEST: Final = 30.0
-"""Seconds after which no more of a batch are asked for."""
-OTHERS: Final = 2
-"""Servers in the room that are asked when the sender's does not know."""
-SECONDS: Final = 8.0
-"""That one server has to answer."""
-REST_MS: Final = 60_000
-"""Seconds for which nothing is asked again that was asked in vain."""
-MOST_REMEMBERED: Final = 2_000
+"""Events of one batch that are requested at the same time."""
+BATCH_SECONDS: Final = 30.0
+"""After this time no more events of a batch are requested."""
+MAX_OTHER_SERVERS: Final = 2
+"""Servers in the room to ask when the sender's does not have the event."""
+REQUEST_SECONDS: Final = 8.0
+"""Time limit of one request."""
+BACKOFF_MS: Final = 60_000
+"""Pause in milliseconds before we ask again for an event, or ask a server, without success."""
+MAX_BACKOFFS: Final = 2_000
 ALTERED: Final = BadEvent(
-    "The content of the event is not what its hash says, and nobody tells what it was"
+    "The content of the event does not match its hash, and no server has the original"
 )
 
 
 class TrueCopies:
-    """Asks for them. For the reactor thread."""
+    """Fetches unaltered copies of events. For the reactor thread."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class TrueCopies:
         own: ServerName,
         seconds: Callable[[], float],
     ) -> None:
-        """`own`: this server; `seconds`: a clock."""
+        """`own`: this server; `seconds`: returns the time."""
         self._remote = remote
         self._servers = servers
         self._policy = policy
@@ -78,17 +79,17 @@ class TrueCopies:
         self._seconds = seconds
         self._backoff: PeerBackoff[str] = PeerBackoff(
             lambda: int(seconds() * 1000),
-            BackoffSchedule(REST_MS, REST_MS),
-            max_remembered=MOST_REMEMBERED,
+            BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
+            max_remembered=MAX_BACKOFFS,
         )
-        """Of events, by id, and servers, by name."""
-        self._asking: SharedWork[str, Event | None] = SharedWork()
+        """Keyed by event id and by server name."""
+        self._lookups: SharedWork[str, Event | None] = SharedWork()
 
     async def find_all(
         self, room_nid: int, events: Sequence[Event], origin: ServerName | None
     ) -> list[Event]:
-        """`find` for events of a room, as far as there is time."""
-        until = self._seconds() + LONGEST
+        """Call `find` for events of a room, until the time is over."""
+        until = self._seconds() + BATCH_SECONDS
 
         async def find(event: Event) -> Event | None:
             return None if self._seconds() > until else await self.find(room_nid, event, origin)
@@ -96,17 +97,19 @@ class TrueCopies:
         return [event for event in await map_at_once(find, events, AT_ONCE) if event is not None]
 
     async def find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
-        """What stands in the place of an altered copy that came from `origin`: the true one; the
-        copy itself, where the sender's server has no other; None where nobody tells."""
+        """Return the event to use for an altered copy from `origin`, or None if no server has it.
+
+        This is the unaltered copy, or the altered one if the sender's server has no other.
+        """
         if self._backoff.left_ms(event.event_id):
             return None
 
         async def ask() -> Event | None:
             return await self._find(room_nid, event, origin)
 
-        found = await self._asking.run(event.event_id, ask)
+        found = await self._lookups.run(event.event_id, ask)
         if found is None:
-            self._backoff.pause(event.event_id, REST_MS)
+            self._backoff.pause(event.event_id, BACKOFF_MS)
             return None
         return found if is_content_hash_valid(found) else event
 
@@ -117,7 +120,7 @@ class TrueCopies:
             for server in longest_in(await self._servers.in_room(room_nid))
             if server not in (home, origin)
         ]
-        for server in [home, *others[:OTHERS]]:
+        for server in [home, *others[:MAX_OTHER_SERVERS]]:
             if (
                 server == self._own
                 or self._backoff.left_ms(server)
@@ -125,9 +128,9 @@ class TrueCopies:
             ):
                 continue
             try:
-                pdu = await self._remote.get_event(server, event.event_id, seconds=SECONDS)
-                # whose signatures were looked at are those of the copy: they cover the same
-                told = parse_event(event.version, {**pdu, "signatures": event.pdu["signatures"]})
+                pdu = await self._remote.get_event(server, event.event_id, seconds=REQUEST_SECONDS)
+                # the verified signatures are those of the altered copy; they cover the same fields
+                copy = parse_event(event.version, {**pdu, "signatures": event.pdu["signatures"]})
             except RefusedByRemote as error:
                 if asked_wait_ms(error):
                     self._backoff.record_failure(server, error)
@@ -137,27 +140,26 @@ class TrueCopies:
                 continue
             except MatrixError:
                 continue
-            if not is_same(told, event):
+            if not is_same(copy, event):
                 continue
-            if server == home or is_content_hash_valid(told):
-                return told
+            if server == home or is_content_hash_valid(copy):
+                return copy
         return None
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """What is taken in of what came."""
+    """The events of a batch to receive, after altered copies were replaced."""
 
     given: Sequence[Candidate]
     true: Mapping[EventID, Candidate]
-    """By their ids: the true copies, or what is taken as it came although it is not what its hash
-    says."""
+    """Unaltered copies by event id, or altered ones that are received as they are."""
     refused: Collection[EventID]
-    """They would stand in the way of the true ones: others than their senders' servers sent them,
-    and nobody tells what they said."""
+    """Altered copies that did not come from the sender's server, and whose original no server has.
+    Storing them would make the original a duplicate."""
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What takes the place of those given, without the refused."""
+        """The given events with replacements, without the refused ones."""
         named = [(_id_of(each), each) for each in self.given]
         return [
             each if name is None else self.true.get(name, each)
@@ -166,7 +168,7 @@ class Taken(msgspec.Struct, frozen=True):
         ]
 
     def answer(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """An outcome for each of those given, by those of `candidates`."""
+        """Return an outcome for each given event, from the outcomes of `candidates`."""
         found = iter(outcomes)
         return [
             Outcome(name, Verdict.DROP, ALTERED) if name in self.refused else next(found)
@@ -183,8 +185,10 @@ async def take_true(
     origin: ServerName | None = None,
     is_news: bool = False,
 ) -> Taken:
-    """Ask for the true copies of those that came altered. Looked at are events of whose signers is
-    given; `origin`: whose transaction brought them."""
+    """Fetch unaltered copies of altered events.
+
+    Only events in `signers` are checked. `origin`: the server whose transaction brought them.
+    """
     altered: dict[EventID, Event] = {}
     for candidate in candidates:
         name = _id_of(candidate)
@@ -196,9 +200,9 @@ async def take_true(
             altered.setdefault(name, candidate.read())
     if not altered:
         return Taken(candidates, {}, ())
-    known = await questions.events.get_anywhere(altered)  # they stay as they are
-    asked = [event for name, event in altered.items() if name not in known]
-    found = await questions.find_true(room_nid, asked, origin) if asked else []
+    known = await questions.events.get_anywhere(altered)  # stored events stay unchanged
+    lookups = [event for name, event in altered.items() if name not in known]
+    found = await questions.find_true(room_nid, lookups, origin) if lookups else []
     true = {event.event_id: Candidate(event.version, event.pdu, event) for event in found}
     return Taken(
         candidates, true, () if origin is None else altered.keys() - true.keys() - known.keys()
@@ -212,11 +216,11 @@ def is_to_ask(
     *,
     is_news: bool,
 ) -> bool:
-    """Whether an event came altered, so that its true copy is asked for.
+    """Return whether an event was altered and its unaltered copy is worth a request.
 
-    What looks as after a redaction mostly was redacted. It is asked for as news, since a redaction
-    comes after its target; and as state other than a membership, of which nothing that matters is
-    left.
+    An event that looks redacted mostly was redacted. We still ask for it if it is news, since a
+    redaction comes after its target; and if it is a state event other than a membership, because
+    nothing that matters is left of that.
     """
     event = candidate.read()
     if candidate.hashed() is event or domain_of(event.sender) == origin:
@@ -231,7 +235,7 @@ def is_to_ask(
 
 
 def is_same(one: Event, other: Event) -> bool:
-    """Whether two copies are of one event: an id proves it only where it is a hash."""
+    """Return whether two copies are of one event: an id proves that only if it is a hash."""
     hashes: list[bytes] = [
         compute_reference_hash(event.version, event.pdu) for event in (one, other)
     ]
@@ -244,4 +248,4 @@ def _id_of(candidate: Candidate) -> EventID | None:
     try:
         return candidate.read().event_id
     except MatrixError:
-        return None  # it gets its outcome later
+        return None  # the batch gives it its outcome

@@ -1,16 +1,15 @@
-"""What is left out of the states of rooms since it cannot be checked now: noted, tried again, and
-put in once it is proved.
+"""Stores state events that could not be verified, retries them, and adds them to the state later.
 
-Who is left out of a state is not heard in the room any more: what they say later is judged by that
-state. The keys of a server that is away for a moment can be had an hour later, those of one that is
-gone perhaps never. So nothing waits for them.
+A member whose event is left out of the state cannot speak in the room: their later events are
+checked against that state. The keys of a server may be available an hour later, or never if the
+server is gone. So nothing waits for them.
 
 Laws:
-- What was told by the server that let us in is believed as it was then: it fills the places that
-  nobody has filled since. What others tell of some state goes through the resolution with the
-  present one, so that nobody brings back what is over.
-- An event that cites something noted brings it along: it is proved before the event is judged, and
-  is put in first.
+- Events from the server that we joined through are trusted as the state of that time: they fill
+  the state keys that are still empty. Events that other servers sent as some state are resolved
+  with the current state, so that no server can restore what is outdated.
+- When an event cites a stored unverified event, that one is verified first and added to the state
+  before the citing event is checked.
 
 spec: server-server-api#joining-rooms, server-server-api#checks-performed-on-receipt-of-a-pdu
 """
@@ -53,22 +52,24 @@ from storage.rooms.rooms import RoomRow, RoomStore
 
 RETRIES: Final = BackoffSchedule(5_000, 6 * 3_600_000)
 MAX_ATTEMPTS: Final = 60
-"""About two weeks; afterwards it is put in only if somebody cites it."""
-LOOK_EVERY: Final = 600.0
-"""Seconds between looks for what another node has noted."""
+"""About two weeks. Afterwards the event is added only if another event cites it."""
+POLL_SECONDS: Final = 600.0
+"""Seconds between two searches for events that another node has stored."""
 MAX_TRIES: Final = 20
 
 
 def find_left_out(
-    told: Iterable[tuple[Pdu, Outcome]], state: Collection[str], part_of: PartOf
+    events: Iterable[tuple[Pdu, Outcome]], state: Collection[str], part_of: PartOf
 ) -> list[LeftOut]:
-    """What of the events that were told cannot be checked now, with what rests on it; `state`: by
-    id what is not only cited."""
-    told = list(told)
-    if not any(outcome.is_unproved for _, outcome in told):
+    """Return the events of a remote state that cannot be verified now, with those that cite them.
+
+    `state`: the ids of events that are in the state itself, not only in its auth chain.
+    """
+    events = list(events)
+    if not any(outcome.is_unproved for _, outcome in events):
         return []
     left: dict[str, LeftOut] = {}
-    for pdu, outcome in told:
+    for pdu, outcome in events:
         if outcome.event_id is not None and (outcome.is_unproved or outcome.missing_auth):
             depth = as_mapping(pdu).get("depth")
             raw = bytes(pdu) if isinstance(pdu, msgspec.Raw) else msgspec.json.encode(pdu)
@@ -80,14 +81,14 @@ def find_left_out(
 
 
 def is_of_type(event: LeftOut, type: str) -> bool:
-    """Whether the event has that type, or is only cited by others."""
+    """Return whether the event has that type, or is only part of the auth chain."""
     return (
         event.part_of is PartOf.AUTH_CHAIN or as_mapping(msgspec.Raw(event.pdu)).get("type") == type
     )
 
 
 class UnprovedStates:
-    """Keeps what could not be checked, and puts it in. For the reactor thread."""
+    """Stores unverified state events and adds them to the state. For the reactor thread."""
 
     _log = Logger()
 
@@ -115,44 +116,46 @@ class UnprovedStates:
         self._resolver = resolver
         self._identity = identity
         self._clock = clock
-        self._known: StreamValue[Mapping[int, int | None]] = StreamValue(
+        self._cached_rooms: StreamValue[Mapping[int, int | None]] = StreamValue(
             streams, Topic.COMPLETENESS, load=store.get_rooms
         )
-        """The rooms for which something is noted, and when it is tried next."""
-        self._call: IDelayedCall | None = None
+        """The rooms that have unverified events, with the time of their next retry."""
+        self._delayed_call: IDelayedCall | None = None
         self._task: Deferred[None] | None = None
         self._started = False
-        # the writes of these rows announce nothing
-        streams.watch(lambda _after, _upto: self._known.invalidate(), stage=Stage.CACHE)
+        # writes of these rows are not announced on the stream
+        streams.watch(lambda _after, _upto: self._cached_rooms.invalidate(), stage=Stage.CACHE)
 
     def start(self) -> None:
-        """Go on with what is noted."""
+        """Continue with the stored events."""
         self._started = True
-        self._arm(0)
+        self._schedule(0)
 
     def stop(self) -> None:
-        """End what is under way: it goes on after the next start."""
+        """Stop the running work. It continues after the next start."""
         self._started = False
-        if self._call is not None and self._call.active():
-            self._call.cancel()
+        if self._delayed_call is not None and self._delayed_call.active():
+            self._delayed_call.cancel()
         if self._task is not None:
             self._task.cancel()
 
     def first_attempt(self) -> int:
-        """When what is noted now is tried, in milliseconds."""
-        self._arm(RETRIES.first_ms / 1000)
+        """Schedule the first retry of events stored now; return its time in milliseconds."""
+        self._schedule(RETRIES.first_ms / 1000)
         return self._now_ms() + RETRIES.first_ms
 
     async def note(self, room_nid: int, left_out: Sequence[LeftOut]) -> None:
-        """Keep what was left out of a state."""
+        """Store events that were left out of a state."""
         if left_out:
             await self._store.add(room_nid, left_out, self.first_attempt())
-            self._known.invalidate()
+            self._cached_rooms.invalidate()
 
     async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
-        """Those of the cited events that are noted, proved by now or not. No query in rooms for
-        which nothing is."""
-        if room_nid not in await self._known.get():
+        """Return the cited events that are stored as unverified, even if verified by now.
+
+        Makes no query in rooms without such events.
+        """
+        if room_nid not in await self._cached_rooms.get():
             return {}
         return {
             name: part_of
@@ -162,27 +165,29 @@ class UnprovedStates:
     async def settle_cited(
         self, room_id: RoomID, cited: Collection[EventID]
     ) -> Mapping[str, PartOf]:
-        """Put in what of the cited events is noted and stored by now; those that are noted. In the
-        turn of the room."""
+        """Add cited events to the state that were stored as unverified and verified since.
+
+        Returns all cited ones that are stored as unverified. Call it in the turn of the room.
+        """
         room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
-        if room_nid not in await self._known.get():
+        if room_nid not in await self._cached_rooms.get():
             return {}
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
             await self.settle(room_id)
         return {name: part_of for name, (part_of, _) in noted.items()}
 
-    # ------------------------------------------------------------------------------------------------
-    # putting it in
+    # ----------------------------------------------------------------------------------------
+    # adding to the state
 
     async def settle(self, room_id: RoomID) -> None:
-        """Put in all that is noted and stored. In the turn of the room."""
+        """Add all events that are verified by now. Call it in the turn of the room."""
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
-            if snapshot.room.room_nid not in await self._known.get():
+            if snapshot.room.room_nid not in await self._cached_rooms.get():
                 return
             if snapshot.head.partial_join is not None or not snapshot.head.extremities:
-                return  # the state comes whole, and what is stored by then is in it
+                return  # the complete state will contain what is stored by then
             rows = [
                 row
                 for row in await self._store.get_of_room(snapshot.room.room_nid)
@@ -196,18 +201,18 @@ class UnprovedStates:
                 await self._store.remove(snapshot.room.room_nid, refused)
             proved = {name: stored for name, stored in found.items() if not stored.rejected}
             try:
-                await self._put_in(snapshot, rows, proved)
+                await self._add_to_state(snapshot, rows, proved)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 continue
             finally:
-                self._known.invalidate()
+                self._cached_rooms.invalidate()
             return
         raise RuntimeError(
-            f"the head of {room_id} moved {MAX_TRIES} times while its state was mended"
+            f"the head of {room_id} moved {MAX_TRIES} times while its state was completed"
         )
 
-    async def _put_in(
+    async def _add_to_state(
         self,
         snapshot: RoomSnapshot,
         rows: Sequence[UnprovedRow],
@@ -225,8 +230,8 @@ class UnprovedStates:
             if stored is not None and stored.event.state_key is not None and row.part_of in chosen:
                 chosen[row.part_of][stored.event.key] = stored
         wanted = chosen[PartOf.SOME_STATE] | chosen[PartOf.OUR_STATE]
-        there = await snapshot.state.load(wanted)
-        free = dict.fromkeys(key for key in wanted if key not in there)
+        present = await snapshot.state.load(wanted)
+        free = dict.fromkeys(key for key in wanted if key not in present)
         ours = {key: stored for key, stored in chosen[PartOf.OUR_STATE].items() if key in free}
         states = [
             StateChange(
@@ -260,19 +265,19 @@ class UnprovedStates:
                 Appended(head, []),
             )
 
-    # ------------------------------------------------------------------------------------------------
-    # trying again
+    # ----------------------------------------------------------------------------------------
+    # retries
 
-    def _arm(self, seconds: float) -> None:
+    def _schedule(self, seconds: float) -> None:
         if not self._started:
             return
-        if self._call is not None and self._call.active():
-            if self._call.getTime() <= self._clock.seconds() + seconds:
+        if self._delayed_call is not None and self._delayed_call.active():
+            if self._delayed_call.getTime() <= self._clock.seconds() + seconds:
                 return
-            self._call.cancel()
-        self._call = self._clock.callLater(seconds, self._begin)
+            self._delayed_call.cancel()
+        self._delayed_call = self._clock.callLater(seconds, self._start_work)
 
-    def _begin(self) -> None:
+    def _start_work(self) -> None:
         if self._task is None:
             self._task = Deferred.fromCoroutine(self._work())
             self._task.addErrback(self._failed)
@@ -283,43 +288,43 @@ class UnprovedStates:
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.failure("work on what could not be checked of states failed", failure)
+            self._log.failure("work on unverified state events failed", failure)
 
     async def _work(self) -> None:
-        rest = LOOK_EVERY
+        rest = POLL_SECONDS
         try:
-            self._known.invalidate()
-            for room_nid, due in (await self._known.get()).items():
+            self._cached_rooms.invalidate()
+            for room_nid, due in (await self._cached_rooms.get()).items():
                 if due is not None and due <= self._now_ms():
                     await self._try(room_nid)
-            dues = [due for due in (await self._known.get()).values() if due is not None]
+            dues = [due for due in (await self._cached_rooms.get()).values() if due is not None]
             if dues:
-                rest = min(max((min(dues) - self._now_ms()) / 1000, 1), LOOK_EVERY)
+                rest = min(max((min(dues) - self._now_ms()) / 1000, 1), POLL_SECONDS)
         finally:
-            self._arm(rest)
+            self._schedule(rest)
 
     async def _try(self, room_nid: int) -> None:
-        """Check again what is noted for a room."""
+        """Verify the stored events of a room again."""
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         rows = [row for row in await self._store.get_of_room(room_nid) if row.event_nid is None]
         outcomes = await self._outliers.add(room, [_candidate(room, row) for row in rows])
-        useless = [
+        refused = [
             row.event_id
             for row, outcome in zip(rows, outcomes, strict=True)
-            if _is_useless(outcome)
+            if _is_refused(outcome)
         ]
-        if useless:
-            await self._store.remove(room_nid, useless)
+        if refused:
+            await self._store.remove(room_nid, refused)
         now = self._now_ms()
         await self._store.note_attempt(
-            room_nid, {row.event_id: now + _rest_ms(row.attempts + 1) for row in rows}
+            room_nid, {row.event_id: now + _retry_delay_ms(row.attempts + 1) for row in rows}
         )
         room_id = RoomID(room.room_id)
         if any(
             outcome.verdict is not Verdict.DROP and not outcome.is_waiting for outcome in outcomes
         ):
             await self._engine.in_turn(room_id, lambda: self.settle(room_id))
-        self._known.invalidate()
+        self._cached_rooms.invalidate()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
@@ -329,14 +334,14 @@ def _candidate(room: RoomRow, row: UnprovedRow) -> Candidate:
     return Candidate(ROOM_VERSIONS[room.version], as_mapping(msgspec.Raw(row.pdu)))
 
 
-def _is_useless(outcome: Outcome) -> bool:
-    """Whether it is known by now that the event is no valid one."""
+def _is_refused(outcome: Outcome) -> bool:
+    """Return whether the event turned out to be invalid."""
     return outcome.verdict is Verdict.REJECT or (
         outcome.verdict is Verdict.DROP and not outcome.is_unproved
     )
 
 
-def _rest_ms(attempts: int) -> int:
+def _retry_delay_ms(attempts: int) -> int:
     if attempts >= MAX_ATTEMPTS:
         return 2**52
     return RETRIES.nth(attempts + 1)

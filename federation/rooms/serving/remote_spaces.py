@@ -1,7 +1,8 @@
-"""Rooms of spaces that this server is not in, as other servers tell of them.
+"""Fetches the hierarchies of rooms that this server is not in, from servers that are.
 
-- A page of a tree asks for many rooms: some at a time, each of a few servers in turn.
-- Answers are remembered for some minutes, refusals too: the next page asks for the same rooms
+- A page of a hierarchy needs many rooms: some are requested at a time, each from a few servers in
+  turn.
+- Responses and refusals are cached for some minutes, because the next page needs the same rooms
   again. A refusal counts for the servers that gave it.
 
 spec: server-server-api#get_matrixfederationv1hierarchyroomid
@@ -20,15 +21,15 @@ from federation.rooms.concurrent import map_at_once
 from federation.rooms.server_fallback import Candidates
 from storage.cache import LRU
 
-AT_ONCE: Final = 8
-SERVERS_ASKED: Final = 3
-"""For one room."""
-REMEMBERED_MS: Final = 5 * 60_000
-MOST_REMEMBERED: Final = 2000
+CONCURRENT_ROOMS: Final = 8
+MAX_SERVERS: Final = 3
+"""Servers that are asked for one room."""
+CACHE_MS: Final = 5 * 60_000
+MAX_CACHED: Final = 2000
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """An answer, None where the servers that were asked had none, and until when it counts."""
+class _Cached(msgspec.Struct, frozen=True):
+    """A cached answer, None if the servers had none, and the time when it expires."""
 
     until: int
     answer: RemoteHierarchy | None
@@ -36,7 +37,7 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class RemoteHierarchies:
-    """Asks other servers: `RemoteSpaces`. For the reactor thread."""
+    """Implements `RemoteSpaces` with requests to other servers. For the reactor thread."""
 
     def __init__(
         self, requests: DirectoryRequests, candidates: Candidates, now_ms: Callable[[], int]
@@ -44,34 +45,34 @@ class RemoteHierarchies:
         self._requests = requests
         self._candidates = candidates
         self._now_ms = now_ms
-        self._cache: LRU[tuple[RoomID, bool], _Told] = LRU(max_entries=MOST_REMEMBERED)
+        self._cache: LRU[tuple[RoomID, bool], _Cached] = LRU(max_entries=MAX_CACHED)
 
     async def get_hierarchies(
         self, rooms: Mapping[RoomID, Sequence[ServerName]], *, suggested_only: bool
     ) -> Mapping[RoomID, RemoteHierarchy]:
-        """As `RemoteSpaces.get_hierarchies`."""
+        """Implement `RemoteSpaces.get_hierarchies`."""
         now = self._now_ms()
         found: dict[RoomID, RemoteHierarchy | None] = {}
         for room_id, servers in rooms.items():
-            told = self._cache.peek((room_id, suggested_only))
+            cached = self._cache.peek((room_id, suggested_only))
             if (
-                told is not None
-                and told.until > now
-                and (told.answer is not None or told.servers.issuperset(servers))
+                cached is not None
+                and cached.until > now
+                and (cached.answer is not None or cached.servers.issuperset(servers))
             ):
-                found[room_id] = told.answer
+                found[room_id] = cached.answer
 
         async def ask(room_id: RoomID) -> None:
-            answer = found[room_id] = await self._ask(room_id, rooms[room_id], suggested_only)
-            told = _Told(self._now_ms() + REMEMBERED_MS, answer, frozenset(rooms[room_id]))
-            self._cache.put((room_id, suggested_only), told)
+            answer = found[room_id] = await self._request(room_id, rooms[room_id], suggested_only)
+            cached = _Cached(self._now_ms() + CACHE_MS, answer, frozenset(rooms[room_id]))
+            self._cache.put((room_id, suggested_only), cached)
 
-        lacking = [room_id for room_id in rooms if room_id not in found]
-        if lacking:
-            await map_at_once(ask, lacking, AT_ONCE)
+        missing = [room_id for room_id in rooms if room_id not in found]
+        if missing:
+            await map_at_once(ask, missing, CONCURRENT_ROOMS)
         return {room_id: answer for room_id, answer in found.items() if answer is not None}
 
-    async def _ask(
+    async def _request(
         self, room_id: RoomID, servers: Sequence[ServerName], suggested_only: bool
     ) -> RemoteHierarchy | None:
         async def request(server: ServerName) -> RemoteHierarchy:
@@ -80,6 +81,6 @@ class RemoteHierarchies:
             )
 
         try:
-            return await self._candidates.ask(servers, request, most=SERVERS_ASKED)
+            return await self._candidates.ask(servers, request, most=MAX_SERVERS)
         except MatrixError:
-            return None  # whoever looks at the tree sees as much of it as could be had
+            return None  # the client sees as much of the hierarchy as could be fetched

@@ -1,15 +1,13 @@
-"""What other servers may read of the rooms that they are in: events, states, auth chains, the past.
+"""Serves rooms to the servers in them: events, states, auth chains, the past.
 
 Laws:
-- Only a server that is in the room now, and that the room's ACL does not deny, is told anything;
-  and only by a server that is in the room itself, since another knows neither who is in it nor the
-  ACL.
-- An event that nobody of the server may see, by the history visibility, is given without its
-  content. What was rejected is not given at all. What was soft-failed is given to who asks for it,
-  or for something that stands upon it.
-- Of a room of which only a part of the state is here, no state and nothing of the past is told:
-  others know more.
-- Bytes are given as they are stored. The number of queries does not grow with the size of the room.
+- Only a server that is in the room now, and that the room's ACL allows, gets anything. We answer
+  only while we are in the room ourselves, since else we know neither its members nor its ACL.
+- An event that no user of the server may see, by the history visibility, is sent without its
+  content. A rejected event is never sent. A soft-failed event is sent if it is requested, or an
+  event that builds upon it is.
+- Of a room with partial state no state and no past is sent: other servers know more.
+- Bytes are sent as they are stored. The number of queries does not grow with the size of the room.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events, server-server-api#soft-failure
@@ -38,32 +36,32 @@ from storage.events.timelines import Direction, Place, TimelineStore
 from storage.rooms.served_states import ToldStates
 
 MAX_PAGE: Final = 100
-"""Events that one request gets."""
+"""Events in one response."""
 MAX_NAMED: Final = 100
 """Events that a request may name."""
-LOOKED_AT: Final = (20, 200, 200, 200, 200)
-"""Events next to a time that are looked at, page by page, until one is found that the server may
-see. Many at once have become too old."""
+PAGE_SIZES: Final = (20, 200, 200, 200, 200)
+"""Numbers of events near a time that are checked, page by page, until the server may see one. Many
+may have passed the retention at once."""
 
 Pdus = list[msgspec.Raw]
 
 
 class ServedStateIDs(msgspec.Struct, frozen=True):
-    """A state and its auth chain, as ids."""
+    """A state and its auth chain, as event ids."""
 
     state: list[str]
     auth_chain: list[str]
 
 
 class TransactionForm:
-    """Gives PDUs the form of a transaction of this server's, which some answers have."""
+    """Wraps PDUs in a transaction, the form of some responses."""
 
     def __init__(self, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
         self._identity = identity
         self._now_ms = now_ms
 
     def wrap(self, pdus: Pdus) -> dict[str, Any]:
-        """The transaction."""
+        """Return a transaction with these PDUs."""
         return {
             "origin": self._identity.server_name,
             "origin_server_ts": self._now_ms(),
@@ -72,7 +70,7 @@ class TransactionForm:
 
 
 class ServedRooms:
-    """Answers other servers. For the reactor thread."""
+    """Serves rooms to other servers. For the reactor thread."""
 
     def __init__(
         self,
@@ -93,26 +91,27 @@ class ServedRooms:
         self._visibility = visibility
 
     async def get_event(self, server: ServerName, event_id: EventID) -> Pdus:
-        """One event. Raises NotFound, Forbidden."""
+        """Return one event. Raises NotFound, Forbidden."""
         stored = (await self._events.get_anywhere([event_id])).get(event_id)
         if stored is None:
-            raise NotFound("This server does not know the event")
+            raise NotFound("This server does not have the event")
         snapshot = await self._access.get_room(server, stored.event.room_id)
         if stored.rejected or (stored.is_outlier and stored.event.state_key is None):
-            raise NotFound("This server does not know the event")
-        return await self._show(server, snapshot, [stored])
+            raise NotFound("This server does not have the event")
+        return await self._encode_visible(server, snapshot, [stored])
 
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Response:
-        """The state before an event, and its auth chain, as JSON. Raises NotFound, Forbidden."""
-        stored = await self._find_placed(server, room_id, event_id)
-        told = await self._states.get_state(
+        """Return the state before an event and its auth chain as JSON. Raises NotFound,
+        Forbidden."""
+        stored = await self._get_placed(server, room_id, event_id)
+        state = await self._states.get_state(
             stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
         )
         parts: list[Part] = [
             b'{"pdus":[',
-            part_of(told, told.state),
+            part_of(state, state.state),
             b'],"auth_chain":[',
-            part_of(told, told.chain),
+            part_of(state, state.chain),
             b"]}",
         ]
         return spliced(self._store, parts, "state")
@@ -120,19 +119,19 @@ class ServedRooms:
     async def get_state_ids(
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> ServedStateIDs:
-        """As `get_state`, by the ids of the events."""
-        stored = await self._find_placed(server, room_id, event_id)
+        """Return the same as `get_state`, as event ids."""
+        stored = await self._get_placed(server, room_id, event_id)
         state, chain = await self._states.get_ids(
             stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
         )
         return ServedStateIDs(state, chain)
 
     async def get_auth_chain(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Pdus:
-        """The auth chain of an event. Raises NotFound, Forbidden."""
+        """Return the auth chain of an event. Raises NotFound, Forbidden."""
         snapshot = await self._get_whole(server, room_id)
         stored = await self._find(snapshot, event_id)
-        cited = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
-        nids = {other.nid for other in cited.values() if not other.rejected}
+        auth_events = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
+        nids = {other.nid for other in auth_events.values() if not other.rejected}
         return await self._load_raw(nids | await self._chains.get_auth_chain(nids))
 
     async def _load_raw(self, event_nids: Iterable[int]) -> Pdus:
@@ -141,12 +140,14 @@ class ServedRooms:
     async def get_before(
         self, server: ServerName, room_id: RoomID, from_: Sequence[EventID], limit: int
     ) -> Pdus:
-        """Events of the room and what precedes them, the latest first. Raises NotFound, Forbidden,
-        InvalidParam."""
+        """Return events of the room and their ancestors, the latest first.
+
+        Raises NotFound, Forbidden, InvalidParam.
+        """
         snapshot = await self._get_whole(server, room_id)
-        start = await self._starts(snapshot, from_)
+        start = await self._find_starts(snapshot, from_)
         events = await self._walk(snapshot, start, (), min(max(limit, 1), MAX_PAGE))
-        return await self._show(server, snapshot, events)
+        return await self._encode_visible(server, snapshot, events)
 
     async def get_between(
         self,
@@ -158,27 +159,29 @@ class ServedRooms:
         limit: int,
         min_depth: int,
     ) -> Pdus:
-        """What precedes `latest`, without it, as far as `earliest`; the first comes first.
+        """Return the ancestors of `latest` back to `earliest`, the oldest first.
 
         Raises NotFound, Forbidden, InvalidParam.
         """
         snapshot = await self._access.get_room(server, room_id)
-        start = await self._starts(snapshot, latest)
+        start = await self._find_starts(snapshot, latest)
         names = {name for stored in start for name in stored.event.prev_events}
         skipped = {*earliest, *latest}
         before = await self._events.get_by_id(snapshot.room.room_nid, names - skipped)
         first = [stored for stored in before.values() if stored.event.depth >= min_depth]
         events = await self._walk(snapshot, first, skipped, min(max(limit, 1), MAX_PAGE), min_depth)
-        return await self._show(server, snapshot, events[::-1])
+        return await self._encode_visible(server, snapshot, events[::-1])
 
     async def find_next_to(
         self, server: ServerName, room_id: RoomID, ts: int, direction: Direction
     ) -> tuple[EventID, int]:
-        """The event next to a time in milliseconds, and its own time. Raises NotFound,
-        Forbidden."""
+        """Return the event closest to a time in milliseconds, and its own time.
+
+        Raises NotFound, Forbidden.
+        """
         snapshot = await self._access.get_room(server, room_id)
         place: tuple[int, int] | None = None
-        for limit in LOOKED_AT:
+        for limit in PAGE_SIZES:
             page = await self._timelines.get_by_time(
                 snapshot.room.room_nid, ts, direction, place, limit
             )
@@ -202,20 +205,22 @@ class ServedRooms:
     async def _find(self, snapshot: RoomSnapshot, event_id: EventID) -> StoredEvent:
         stored = await self._events.get_event(snapshot.room.room_nid, event_id)
         if stored is None or stored.rejected:
-            raise NotFound("This server does not know the event")
+            raise NotFound("This server does not have the event")
         return stored
 
-    async def _find_placed(
+    async def _get_placed(
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> StoredEvent:
-        """An event the state before which is known."""
+        """Return an event that has a place in the room."""
         stored = await self._find(await self._get_whole(server, room_id), event_id)
         if stored.is_outlier:
-            raise NotFound("This server does not know the state at the event")
+            raise NotFound("This server does not have the state at the event")
         return stored
 
-    async def _starts(self, snapshot: RoomSnapshot, names: Sequence[EventID]) -> list[StoredEvent]:
-        """Those of the named events that are known."""
+    async def _find_starts(
+        self, snapshot: RoomSnapshot, names: Sequence[EventID]
+    ) -> list[StoredEvent]:
+        """Return the named events that are stored."""
         if len(names) > MAX_NAMED:
             raise InvalidParam(f"At most {MAX_NAMED} events may be named")
         found = await self._events.get_by_id(snapshot.room.room_nid, names)
@@ -229,14 +234,14 @@ class ServedRooms:
         limit: int,
         min_depth: int = 0,
     ) -> list[StoredEvent]:
-        """Some events and what precedes them, the deepest first: those that have a place and were
-        not rejected."""
+        """Return events and their ancestors, the deepest first, without outliers and rejected
+        ones."""
         room_nid = snapshot.room.room_nid
         heap = [(-stored.depth, -stored.nid, stored) for stored in start if not stored.is_outlier]
         heap.sort(key=lambda entry: entry[:2])
         seen = {*skipped, *(stored.event.event_id for _, _, stored in heap)}
         if heap:
-            # nearly all that the walk will meet, by one query
+            # one query loads nearly all that the walk will meet
             page = await self._timelines.get_page(
                 room_nid, Place(heap[0][2].depth + 1, 0), None, Direction.BACKWARDS, 2 * limit
             )
@@ -255,7 +260,7 @@ class ServedRooms:
                     heappush(heap, (-before.depth, -before.nid, before))
         return found
 
-    async def _show(
+    async def _encode_visible(
         self, server: ServerName, snapshot: RoomSnapshot, events: Sequence[StoredEvent]
     ) -> Pdus:
         seen = await self._visibility.see(server, snapshot.room.room_nid, events)

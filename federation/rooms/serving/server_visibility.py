@@ -1,9 +1,9 @@
-"""Which of a room's events another server may see: those that any of its users may see.
+"""Decides which events of a room another server may see: those that any of its users may see.
 
-A server that has been in the room since before an event sees it without any look-up. For older
-events the history visibility counts, and only where that shows little the memberships of the
-server's users: for a whole page at once. Messages that are older than their room keeps them are
-shown whole to no server; those of an erased user to none that came after the erasure.
+A server that has been in the room since before an event sees it without a query. For older events
+the history visibility decides. Only if that is restrictive, the memberships of the server's users
+are read, at once for a whole page. Messages older than the room's retention are sent to no server
+in full. Messages of an erased user are not sent in full to servers that joined after the erasure.
 
 spec: client-server-api#room-history-visibility,
 server-server-api#backfilling-and-retrieving-missing-events
@@ -27,12 +27,12 @@ from federation.rooms.room_servers import RoomServers
 from storage.rooms.memberships import MembershipStore
 from storage.state.state_tree import StateTreeStore
 
-MAX_USERS: Final = 200
-"""Users of a server whose memberships are looked at."""
+MAX_USERS_CHECKED: Final = 200
+"""Users of a server whose memberships are checked."""
 
 
 class ServerVisibility:
-    """Looks at pages of events for another server. For the reactor thread."""
+    """Checks pages of events for another server. For the reactor thread."""
 
     def __init__(
         self,
@@ -53,8 +53,9 @@ class ServerVisibility:
     async def see(
         self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]
     ) -> list[bool]:
-        """Which of the events (of one room) a server, which is in the room now, may see whole."""
-        seen = await self._see(server, room_nid, events)
+        """Return for each of the events, of one room, whether a server in the room may see it in
+        full."""
+        seen = await self._see_by_history(server, room_nid, events)
         joined = (await self._servers.in_room(room_nid)).get(server)
         if self._erased is not None and joined is not None and await self._erased.get():
             hidden = [await self._erased.hides_from_server(joined, stored) for stored in events]
@@ -69,13 +70,13 @@ class ServerVisibility:
             for stored, visible in zip(events, seen, strict=True)
         ]
 
-    async def _see(
+    async def _see_by_history(
         self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]
     ) -> list[bool]:
         since = (await self._servers.in_room(room_nid)).get(server)
         if since is None:
-            return [False] * len(events)  # it has left since it asked
-        # it has been there ever since; and what has no place is given as part of a state only
+            return [False] * len(events)  # it has left since it sent the request
+        # it has been in the room ever since; and outliers are only sent as part of a state
         seen = [
             stored.is_outlier or (stored.position is not None and stored.position >= since)
             for stored in events
@@ -83,13 +84,13 @@ class ServerVisibility:
         older = [stored for stored, visible in zip(events, seen, strict=True) if not visible]
         if not older:
             return seen
-        visibilities = await self._visibilities(room_nid, older)
+        visibilities = await self._get_visibilities(room_nid, older)
         restricted = [
             stored
             for stored, visibility in zip(older, visibilities, strict=True)
             if visibility in (HistoryVisibility.INVITED, HistoryVisibility.JOINED)
         ]
-        memberships = await self._memberships_at(room_nid, server, restricted)
+        memberships = await self._get_memberships_at(room_nid, server, restricted)
         visible_nids = {
             stored.nid
             for stored, visibility in zip(older, visibilities, strict=True)
@@ -106,11 +107,11 @@ class ServerVisibility:
             for stored, visible in zip(events, seen, strict=True)
         ]
 
-    async def _visibilities(
+    async def _get_visibilities(
         self, room_nid: int, events: Sequence[StoredEvent]
     ) -> list[HistoryVisibility]:
-        """The history visibility before each of the events."""
-        before = await self._entries_before(room_nid, events, [HISTORY_VISIBILITY])
+        """Return the history visibility before each of the events."""
+        before = await self._get_entries_before(room_nid, events, [HISTORY_VISIBILITY])
         loaded = await self._events.get_events(
             {nid for entries in before for nid in entries.values()}
         )
@@ -120,15 +121,17 @@ class ServerVisibility:
             found.append(read_visibility(None if nid is None else loaded[nid].event))
         return found
 
-    async def _memberships_at(
+    async def _get_memberships_at(
         self, room_nid: int, server: ServerName, events: Sequence[StoredEvent]
     ) -> dict[int, set[str | None]]:
-        """The memberships that users of a server had before each of the events, by its number."""
+        """Return the memberships of a server's users before each of the events, by event number."""
         if not events:
             return {}
-        users = await self._membership_store.get_users_of_server(room_nid, server, MAX_USERS)
+        users = await self._membership_store.get_users_of_server(
+            room_nid, server, MAX_USERS_CHECKED
+        )
         keys = [StateKey("m.room.member", user_id) for user_id in users]
-        before = await self._entries_before(room_nid, events, keys)
+        before = await self._get_entries_before(room_nid, events, keys)
         loaded = await self._events.get_events(
             {nid for entries in before for nid in entries.values()}
         )
@@ -137,10 +140,10 @@ class ServerVisibility:
             for stored, entries in zip(events, before, strict=True)
         }
 
-    async def _entries_before(
+    async def _get_entries_before(
         self, room_nid: int, events: Sequence[StoredEvent], keys: Sequence[StateKey]
     ) -> list[dict[StateKey, int]]:
-        """Entries of the state before each of the events, by the numbers of theirs."""
+        """Return entries of the state before each of the events."""
         after = await self._trees.get_entries_of(
             room_nid, (stored.state_root for stored in events), keys
         )

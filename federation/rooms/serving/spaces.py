@@ -1,5 +1,4 @@
-"""Spaces as this server knows them: rooms with their children, many in one go; what other servers
-are told of a space.
+"""Reads spaces: rooms with their children, many at once. Serves them to other servers.
 
 spec: client-server-api#spaces, server-server-api#spaces
 """
@@ -20,18 +19,17 @@ from storage.rooms.spaces import ChildRow, SpaceStore
 from storage.rooms.summaries import RoomSummaryStore, SummaryRow
 
 MAX_CHILDREN_FOR_SERVERS: Final = 100
-"""How many children of a space other servers are told of at once; they ask on for what they want to
-know more of."""
+"""Children of a space in one response to a server, which can request the children's hierarchies."""
 
 
 class KnownRoom(msgspec.Struct, frozen=True):
-    """A room that this server knows."""
+    """A room that this server has stored."""
 
     row: SummaryRow
     children: Sequence[ChildRow]
-    """In their order; none where the room is no space."""
+    """In order; empty if the room is no space."""
     is_ours: bool
-    """Somebody of this server is in it, so what is known of it is not out of date."""
+    """A local user is in it, so the stored state is up to date."""
 
 
 class RemoteSpaces(Protocol):
@@ -40,17 +38,16 @@ class RemoteSpaces(Protocol):
     async def get_hierarchies(
         self, rooms: Mapping[RoomID, Sequence[ServerName]], *, suggested_only: bool
     ) -> Mapping[RoomID, RemoteHierarchy]:
-        """What servers tell of these rooms, each with the servers that know it; what nobody tells
-        of is missing.
+        """Return the hierarchies of rooms from the servers that know them, as far as found.
 
-        Answers, refusals too, are remembered for some minutes: pages of one tree ask for the same
-        rooms again.
+        Responses and refusals are cached for some minutes, because each page of a hierarchy
+        requests the same rooms again.
         """
         ...
 
 
 class Spaces:
-    """Reads spaces."""
+    """Reads spaces from the database."""
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class Spaces:
         self._previews = previews
 
     async def load(self, room_ids: Collection[RoomID]) -> Mapping[RoomID, KnownRoom]:
-        """Those of the rooms that this server knows: three queries."""
+        """Return the rooms that this server has stored; makes three queries."""
         rows = await self._summaries.get_summaries_by_id(room_ids)
         if not rows:
             return {}
@@ -82,7 +79,7 @@ class Spaces:
     async def load_children_state(
         self, rooms: Collection[KnownRoom], *, suggested_only: bool
     ) -> Mapping[int, list[dict[str, Any]]]:
-        """For each of the rooms its m.space.child events, stripped, in the order of the children.
+        """Return the stripped m.space.child events of each room, in the order of the children.
 
         spec:
         client-server-api#get_matrixclientv1roomsroomidhierarchy_response-200_strippedchildstateevent
@@ -105,7 +102,7 @@ class Spaces:
     async def load_contents(
         self, children: Collection[ChildRow]
     ) -> Mapping[str, Mapping[str, Any]]:
-        """What the m.space.child events of these children say, by child."""
+        """Return the contents of the m.space.child events of these children, by child."""
         events = await self._events.get_events(child.event_nid for child in children)
         return {
             child.child_id: events[child.event_nid].event.content
@@ -116,8 +113,7 @@ class Spaces:
     async def answer_server(
         self, server: ServerName, room_id: RoomID, *, suggested_only: bool
     ) -> dict[str, Any]:
-        """What another server is told of a space: the room, its children, and which of these it can
-        do nothing with.
+        """Return the hierarchy of a space for another server, with its inaccessible children.
 
         Raises NotFound. spec: server-server-api#get_matrixfederationv1hierarchyroomid
         """
@@ -128,21 +124,21 @@ class Spaces:
             or not root.is_ours
             or not await self._previews.visible_to_server(server, [root.row])
         ):
-            raise NotFound("This server does not know the room, or may not tell you of it")
-        links = wanted_children(root.children, suggested_only)[:MAX_CHILDREN_FOR_SERVERS]
-        found = await self.load([RoomID(link.child_id) for link in links])
+            raise NotFound("This server does not have the room, or you may not see it")
+        wanted = wanted_children(root.children, suggested_only)[:MAX_CHILDREN_FOR_SERVERS]
+        found = await self.load([RoomID(link.child_id) for link in wanted])
         ours = {child_id: child for child_id, child in found.items() if child.is_ours}
         visible = await self._previews.visible_to_server(
             server, [child.row for child in ours.values()]
         )
-        shown = [ours[child] for link in links if (child := RoomID(link.child_id)) in ours]
-        told = [child for child in shown if child.row.room_nid in visible]
-        states = await self.load_children_state([root, *told], suggested_only=suggested_only)
+        shown = [ours[child] for link in wanted if (child := RoomID(link.child_id)) in ours]
+        sent = [child for child in shown if child.row.room_nid in visible]
+        states = await self.load_children_state([root, *sent], suggested_only=suggested_only)
         return {
             "room": summarise_room(root.row) | {"children_state": states[root.row.room_nid]},
             "children": [
                 summarise_room(child.row) | {"children_state": states[child.row.room_nid]}
-                for child in told
+                for child in sent
             ],
             "inaccessible_children": [
                 child.row.room_id for child in shown if child.row.room_nid not in visible
@@ -151,5 +147,5 @@ class Spaces:
 
 
 def wanted_children(children: Sequence[ChildRow], suggested_only: bool) -> Sequence[ChildRow]:
-    """All of the children, or those that the space suggests."""
+    """Return all children, or the suggested ones."""
     return [child for child in children if child.suggested] if suggested_only else children

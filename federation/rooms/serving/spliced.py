@@ -1,5 +1,7 @@
-"""Answers that hold stored events: spliced from their bytes. Where they are many, they are sent
-piece by piece, so that a large room costs neither memory for all of it nor a query for each event.
+"""Builds JSON responses from the stored bytes of events.
+
+A large response is streamed chunk by chunk, so that it needs neither memory for all of it nor a
+query for each event.
 """
 
 from collections import deque
@@ -12,33 +14,33 @@ from storage.rooms.served_states import ToldState
 
 EVENTS_AT_ONCE: Final = 500
 BYTES_AT_ONCE: Final = 4 << 20
-"""Of PDUs, in memory for one answer; see `storage.rooms.served_states.WITH_BYTES`."""
+"""Bytes of PDUs in memory for one response; see `storage.rooms.served_states.WITH_BYTES`."""
 
 Part = bytes | Sequence[tuple[int, int]]
-"""Bytes, or stored events by their numbers and the sizes of their PDUs."""
+"""Bytes, or stored events as their numbers and the sizes of their PDUs."""
 
 
 def part_of(told: ToldState, event_nids: Sequence[int]) -> Part:
-    """Some of the events that are told."""
+    """Return a part of the response with some of the state's events."""
     if told.pdus is None:
         return [(nid, told.sizes[nid]) for nid in event_nids]
     return b",".join([told.pdus[nid] for nid in event_nids])
 
 
 def spliced(store: EventStore, parts: Sequence[Part], name: str) -> Response:
-    """JSON of these parts; `name` tells it from others."""
+    """Return a JSON response of these parts; `name` distinguishes it from others."""
     headers = {"Content-Type": "application/json"}
-    whole = [part for part in parts if isinstance(part, bytes)]
-    if len(whole) == len(parts):
-        return Response(headers=headers, body=b"".join(whole))
+    complete = [part for part in parts if isinstance(part, bytes)]
+    if len(complete) == len(parts):
+        return Response(headers=headers, body=b"".join(complete))
     pieces = _Pieces(store, parts)
     return Response(headers=headers, body=File(pieces, pieces.size, f"{name}-{pieces.size}"))
 
 
 class _Pieces:
-    """A `Source` of fixed bytes and of lists of stored events, read once from front to back.
+    """A `Source` of fixed bytes and lists of stored events, read once from front to back.
 
-    An event that loses its content by a redaction while it is waited for is filled up with spaces.
+    If an event is redacted after its size was read, spaces fill the difference.
     """
 
     def __init__(self, store: EventStore, parts: Iterable[Part]) -> None:
@@ -53,13 +55,13 @@ class _Pieces:
                 self._parts.append(part)
                 continue
             self.size += sum(size for _, size in part) + max(len(part) - 1, 0)
-            for number, load in enumerate(_in_loads(part)):
+            for number, chunk in enumerate(_split(part)):
                 if number:
                     self._parts.append(b",")
-                self._parts.append(load)
+                self._parts.append(chunk)
 
     async def read(self, offset: int, size: int) -> bytes:
-        """What comes next; `offset` is where the last piece ended."""
+        """Return the next bytes; `offset` is the end of the previous ones."""
         while len(self._ready) < size and self._parts:
             part = self._parts.popleft()
             self._ready += part if isinstance(part, bytes) else await self._load(part)
@@ -75,15 +77,15 @@ class _Pieces:
         return b",".join(pdus[nid].ljust(size) for nid, size in events)
 
 
-def _in_loads(events: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
-    """The events, as many together as are read at once."""
-    load: list[tuple[int, int]] = []
+def _split(events: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """Split events into chunks that are read at once."""
+    chunk: list[tuple[int, int]] = []
     size = 0
     for event_nid, event_size in events:
-        if load and (len(load) == EVENTS_AT_ONCE or size + event_size > BYTES_AT_ONCE):
-            yield load
-            load, size = [], 0
-        load.append((event_nid, event_size))
+        if chunk and (len(chunk) == EVENTS_AT_ONCE or size + event_size > BYTES_AT_ONCE):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((event_nid, event_size))
         size += event_size
-    if load:
-        yield load
+    if chunk:
+        yield chunk

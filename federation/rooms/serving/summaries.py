@@ -1,7 +1,6 @@
-"""What may be told of a room to whom who is not in it: its summary, for members, for those who may
-join, for other servers.
+"""Decides who may see the summary of a room: members, users who may join, other servers.
 
-What decides stands in the summaries, so that many rooms are decided at once.
+All that decides is part of the summaries, so many rooms are decided at once.
 
 spec: client-server-api#get_matrixclientv1roomsroomidhierarchy,
 client-server-api#get_matrixclientv1room_summaryroomidoralias,
@@ -25,7 +24,7 @@ _OPTIONAL: Final = ("name", "topic", "canonical_alias", "avatar_url", "room_type
 
 
 class Previews:
-    """Decides who may be told of rooms."""
+    """Decides who may see summaries of rooms."""
 
     def __init__(
         self, memberships: Memberships, membership_store: MembershipStore, rooms: RoomStore
@@ -37,8 +36,8 @@ class Previews:
     async def visible_to_user(
         self, user_id: UserID | None, rows: Collection[SummaryRow]
     ) -> set[int]:
-        """The numbers of those rooms of which a user of ours, or somebody without an account, may
-        be told."""
+        """Return the numbers of the rooms that a local user, or a guest without an account, may
+        see."""
         own = {} if user_id is None else await self._memberships.of_user(user_id)
         visible: set[int] = set()
         restricted: list[SummaryRow] = []
@@ -66,7 +65,7 @@ class Previews:
         return visible
 
     async def visible_to_server(self, server: ServerName, rows: Collection[SummaryRow]) -> set[int]:
-        """The numbers of those rooms which users of another server could look at or join."""
+        """Return the numbers of the rooms that users of another server could peek into or join."""
         open_rooms = {
             row.room_nid
             for row in rows
@@ -90,8 +89,10 @@ class Previews:
         }
 
     async def is_told_of(self, user_id: UserID | None, summary: Mapping[str, Any]) -> bool:
-        """Whether a user of ours may be told of a room of which another server tells: one that we
-        are not in."""
+        """Return whether a local user may see a room's summary from another server.
+
+        This server is not in the room.
+        """
         if summary.get(WORLD_READABLE) is True:
             return True
         join_rule = summary.get("join_rule")
@@ -105,7 +106,7 @@ class Previews:
         )
 
     async def find_joined(self, user_id: UserID, room_ids: Collection[str]) -> frozenset[str]:
-        """Those of the rooms that the user is in."""
+        """Return the rooms that the user is in."""
         rooms = await self._rooms.get_rooms(room_ids)
         own = await self._memberships.of_user(user_id)
         return frozenset(
@@ -116,14 +117,14 @@ class Previews:
 
 
 def allowed_rooms(row: SummaryRow) -> list[RoomID]:
-    """The rooms whose members may join, where the room's version knows such rules."""
+    """Return the rooms whose members may join, if the room version has such join rules."""
     if not lets_members_in(ROOM_VERSIONS[row.version], row.join_rule):
         return []
     return [RoomID(name) for name in row.allowed_rooms]
 
 
 def describe_room(row: SummaryRow) -> dict[str, Any]:
-    """A room as directories show it.
+    """Return a room as directories show it.
 
     spec: client-server-api#get_matrixclientv3publicrooms_response-200_publishedroomschunk
     """
@@ -139,11 +140,11 @@ def describe_room(row: SummaryRow) -> dict[str, Any]:
 
 
 def summarise_room(row: SummaryRow) -> dict[str, Any]:
-    """A room's summary: as a directory shows it, and the rooms whose members may join."""
+    """Return a room's summary: its directory entry and the rooms whose members may join."""
     allowed = allowed_rooms(row)
     return describe_room(row) | ({"allowed_room_ids": allowed} if allowed else {})
 
 
 def _is_open(row: SummaryRow) -> bool:
-    """Whether anyone may join, or ask to."""
+    """Return whether anyone may join or knock."""
     return row.join_rule == "public" or takes_knocks(ROOM_VERSIONS[row.version], row.join_rule)

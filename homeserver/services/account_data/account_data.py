@@ -1,4 +1,4 @@
-"""Account data and tags: what clients keep with the server for their user, and for nobody else.
+"""Account data and tags: private data that clients store on the server for their user.
 
 spec: client-server-api#client-config, client-server-api#room-tagging
 """
@@ -25,16 +25,18 @@ from storage.engine.transaction import WriteTransaction
 
 TAGS: Final = "m.tag"
 LARGEST_CONTENT: Final = 1024 * 1024
-"""In bytes, of one entry."""
+"""Bytes of one entry."""
 
-_LONGEST_TYPE: Final = 255
-_LONGEST_TAG: Final = 255
-_LARGEST_TAGS: Final = 65536
+_MAX_TYPE_BYTES: Final = 255
+_MAX_TAG_BYTES: Final = 255
+_MAX_TAGS_BYTES: Final = 65536
 _FULLY_READ: Final = "m.fully_read"
 
 
 class ManagedByServer(BadJson):
-    status, default_text = 405, "This account data is kept by the server"
+    """Clients cannot write an account data type that the server manages."""
+
+    status, default_text = 405, "The server manages this account data"
 
 
 class AccountData:
@@ -50,11 +52,11 @@ class AccountData:
         info_uri: str,
         computed: Mapping[str, Callable[[UserID, bytes | None], Mapping[str, object]]],
     ) -> None:
-        """`most_entries` and `largest` (bytes of all contents): of one user; None: no bound.
-        `info_uri`: a page about it.
+        """`most_entries` and `largest` (bytes of all contents): limits for one user; None: no
+        limit. `info_uri`: a page about the limits.
 
-        `computed`: types whose content the server makes from what is stored for a user, such as
-        the push rules. Clients cannot write these. spec: client-server-api#server-behaviour-16
+        `computed`: types whose content the server computes from the stored entry, such as the push
+        rules. Clients cannot write these. spec: client-server-api#server-behaviour-16
         """
         self._database = database
         self._store = store
@@ -67,7 +69,7 @@ class AccountData:
     async def get(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str
     ) -> msgspec.Raw:
-        """One entry's content. Raises `Forbidden`, `NotFound`."""
+        """Return the content of one entry. Raises `Forbidden`, `NotFound`."""
         _check_owner(caller, user_id)
         content = await self._store.get_entry(user_id, room_id, type_)
         compute = self._computed.get(type_) if room_id is None else None
@@ -92,13 +94,12 @@ class AccountData:
         _check_owner(caller, user_id)
         self._check_type(type_)
         data = bytes(content)
-        is_empty = not decode_object(
-            data
-        )  # it is spliced into other answers as it is, so must be valid to its last bracket
+        # decoded to check all of it: the bytes are spliced into other responses
+        is_empty = not decode_object(data)
 
         def write(txn: WriteTransaction) -> None:
-            # told even where there was nothing to delete: clients wait for what they set to come
-            # back
+            # announced even if there was nothing to delete: clients wait for the echo of what they
+            # set
             self._set(txn, user_id, room_id, type_, b"{}" if is_empty else data, deleted=is_empty)
 
         await self._database.write("set_account_data", write)
@@ -106,7 +107,7 @@ class AccountData:
     async def do_remove(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str
     ) -> None:
-        """Remove one entry; that there is none is no error. Raises as `do_set`."""
+        """Remove one entry if there is one. Raises as `do_set`."""
         _check_owner(caller, user_id)
         self._check_type(type_)
 
@@ -118,7 +119,7 @@ class AccountData:
     async def get_tags(
         self, caller: Requester, user_id: UserID, room_id: RoomID
     ) -> Mapping[str, object]:
-        """The tags of a room, none where there are none. Raises `Forbidden`."""
+        """Return the tags of a room. Raises `Forbidden`."""
         _check_owner(caller, user_id)
         return _tags(await self._store.get_entry(user_id, room_id, TAGS))
 
@@ -130,7 +131,7 @@ class AccountData:
         tag: str,
         content: Mapping[str, object],
     ) -> None:
-        """Put a tag on a room, or replace it. Raises `Forbidden`, `InvalidParam`, `TooLarge`,
+        """Add or replace a tag of a room. Raises `Forbidden`, `InvalidParam`, `TooLarge`,
         `UserLimitExceeded`."""
         _check_owner(caller, user_id)
         _check_tag(tag)
@@ -138,7 +139,7 @@ class AccountData:
         def write(txn: WriteTransaction) -> None:
             tags = {**_tags(self._store.get_entry_in(txn, user_id, room_id, TAGS)), tag: content}
             data = msgspec.json.encode({"tags": tags})
-            if len(data) > _LARGEST_TAGS:
+            if len(data) > _MAX_TAGS_BYTES:
                 raise TooLarge("A room's tags may have at most 64 KiB")
             self._set(txn, user_id, room_id, TAGS, data)
 
@@ -147,7 +148,7 @@ class AccountData:
     async def do_remove_tag(
         self, caller: Requester, user_id: UserID, room_id: RoomID, tag: str
     ) -> None:
-        """Take a tag off a room; that there is none is no error. Raises `Forbidden`."""
+        """Remove a tag of a room if there is one. Raises `Forbidden`."""
         _check_owner(caller, user_id)
 
         def write(txn: WriteTransaction) -> None:
@@ -169,8 +170,8 @@ class AccountData:
         *,
         deleted: bool = False,
     ) -> None:
-        """Set an entry, unless the user would keep too much with it. What makes it less is always
-        taken, and so is a deletion."""
+        """Set an entry, unless the user's data would exceed the limits. A change that reduces the
+        size is always accepted, and so is a deletion. Raises `UserLimitExceeded`."""
         sums = None if deleted else self._store.find_growth(txn, user_id, room_id, type_, content)
         if sums is not None:
             if self._most_entries is not None and sums.entries > self._most_entries:
@@ -181,13 +182,14 @@ class AccountData:
 
     def _check_type(self, type_: str) -> None:
         if type_ in self._managed:
-            raise ManagedByServer(f"{type_} is kept by the server")
-        if not type_ or len(type_.encode()) > _LONGEST_TYPE or "\0" in type_:
-            raise InvalidParam("A type has 1 to 255 bytes")
+            raise ManagedByServer(f"The server manages {type_}")
+        if not type_ or len(type_.encode()) > _MAX_TYPE_BYTES or "\0" in type_:
+            raise InvalidParam("A type must have 1 to 255 bytes, without NUL")
 
     def _refusal(self, bound: str) -> UserLimitExceeded:
         return UserLimitExceeded(
-            f"You may keep {bound} of account data on this server", info_uri=self._info_uri
+            f"You may store at most {bound} of account data on this server",
+            info_uri=self._info_uri,
         )
 
 
@@ -197,12 +199,13 @@ def _check_owner(caller: Requester, user_id: UserID) -> None:
 
 
 def _check_tag(tag: str) -> None:
-    if not tag or len(tag.encode()) > _LONGEST_TAG or "\0" in tag:
-        raise InvalidParam("A tag has 1 to 255 bytes")
+    if not tag or len(tag.encode()) > _MAX_TAG_BYTES or "\0" in tag:
+        raise InvalidParam("A tag must have 1 to 255 bytes, without NUL")
 
 
 def _tags(content: bytes | None) -> dict[str, object]:
-    """The tags in an m.tag entry, which clients may also write as a whole, in whatever form."""
+    """Return the tags of an m.tag entry. Clients may also write the entry directly, so it may be
+    malformed."""
     if content is None:
         return {}
     tags = msgspec.json.decode(content).get("tags")

@@ -1,4 +1,4 @@
-"""Whom users do not want to hear of. spec: client-server-api#ignoring-users"""
+"""Lists of ignored users. spec: client-server-api#ignoring-users"""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Final
@@ -15,14 +15,14 @@ from storage.engine.streams import Streams
 IGNORED_USERS: Final = "m.ignored_user_list"
 NOBODY: Final[frozenset[str]] = frozenset()
 MAX_IGNORED: Final = 500
-"""Of a user; what is named beyond that is not ignored."""
+"""Entries of a user's list that count; further ones are not ignored."""
 
 
 class IgnoredUsers:
-    """The lists of users. For the reactor thread."""
+    """Reads the lists through a cache. For the reactor thread."""
 
     def __init__(self, account_data: AccountDataStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: how many users' lists are kept."""
+        """`capacity`: users whose lists are cached."""
         self._lists = ParsedAccountData(
             account_data, streams, [IGNORED_USERS], _parse, capacity=capacity
         )
@@ -33,29 +33,31 @@ class IgnoredUsers:
         return self._lists.cache
 
     async def of_user(self, user_id: UserID) -> Set[str]:
-        """Whom the user ignores."""
+        """Return the users whom a user ignores."""
         return await self._lists.of_user(user_id)
 
     def known_of(self, user_id: UserID) -> Set[str] | None:
-        """The same as far as it is in memory."""
+        """Return the users whom a user ignores if that is cached."""
         return self._lists.known_of(user_id)
 
     @property
     def heard(self) -> int:
-        """To be noted before all of a user's account data is read, for `learn`."""
+        """Changes whenever a list may have changed. Read it before reading a user's account data,
+        and pass it to `learn`."""
         return self._lists.heard
 
     def learn(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
-        """Whom the user ignores, by all their global account data, which was just read anyway."""
+        """Return the users whom a user ignores, and cache them. `account_data`: all global account
+        data of the user, read when `heard` had this value."""
         return self._lists.learn(user_id, account_data, heard)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
-        """Whom each of these users ignores; one query at most."""
+        """Return the users whom each of these users ignores, with at most one query."""
         return await self._lists.of_users(user_ids)
 
 
 def without_ignored(seen: Iterable[Seen], ignored: Set[str]) -> list[Seen]:
-    """The events without those that ignored users sent; their state events are shown."""
+    """Return the events without those that ignored users sent. State events stay."""
     if not ignored:
         return list(seen)
     return [

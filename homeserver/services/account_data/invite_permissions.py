@@ -1,7 +1,7 @@
-"""Whose invites people take: what they set in their account data, or ignore.
+"""Invite permissions: which invites a user accepts, by their account data and ignored users.
 
-An invite that is blocked is refused where it is made. One that is ignored is made, and its target
-hears nothing of it; nor of invites from before that are blocked by now.
+A blocked invite is refused when it is sent. An ignored invite is sent, but hidden from its target;
+so are earlier invites that are blocked by now.
 
 spec: client-server-api#invite-permission; MSC4155 adds lists of people and servers.
 """
@@ -27,11 +27,11 @@ CONFIG: Final = (
     "org.matrix.msc4155.invite_permission_config",
 )
 MOST_GLOBS: Final = 1000
-"""Of each list; what is named beyond that does not count."""
+"""Entries of each list that count."""
 
 
 class Verdict(Enum):
-    """What becomes of an invite."""
+    """The decision about an invite."""
 
     ALLOW = "allow"
     IGNORE = "ignore"
@@ -46,15 +46,15 @@ _LISTS: Final = (
     ("ignored_servers", Verdict.IGNORE),
     ("blocked_servers", Verdict.BLOCK),
 )
-"""The lists in the order in which they are asked."""
+"""The lists in order of priority."""
 
 
 class _Config(msgspec.Struct, frozen=True):
-    """One entry of account data."""
+    """A parsed entry of account data."""
 
     blocks_all: bool
     lists: tuple[tuple[bool, Globs, Verdict], ...]
-    """Whether a list is of servers, what stands in it, and what that says."""
+    """For each list: whether it has servers (not users), its globs, and the decision."""
 
     def judge(self, inviter: UserID) -> Verdict:
         user, host = inviter.lower(), host_of(domain_of(inviter)).lower()
@@ -65,7 +65,7 @@ class _Config(msgspec.Struct, frozen=True):
 
 
 class InvitePermissions:
-    """Judges invites for this server's users. For the reactor thread."""
+    """Decides about invites to local users. For the reactor thread."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class InvitePermissions:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: how many users' settings are kept."""
+        """`capacity`: users whose settings are cached."""
         self._ignored = ignored
         self._configs = ParsedAccountData(account_data, streams, CONFIG, _parse, capacity=capacity)
 
     async def judge(self, user_id: UserID, inviter: UserID) -> Verdict:
-        """What becomes of an invite for the user."""
+        """Decide about an invite to the user."""
         if inviter in await self._ignored.of_user(user_id):
             return Verdict.IGNORE
         verdicts = {config.judge(inviter) for config in await self._configs.of_user(user_id)}
@@ -93,12 +93,12 @@ class InvitePermissions:
         )
 
     async def check_may_invite(self, inviter: UserID, user_id: UserID) -> None:
-        """Raises InviteBlocked."""
+        """Raise InviteBlocked if the user blocks the invite."""
         if await self.judge(user_id, inviter) is Verdict.BLOCK:
-            raise InviteBlocked(f"{user_id} takes no invites from you")
+            raise InviteBlocked(f"{user_id} does not accept invites from you")
 
     async def hides(self, row: MembershipRow) -> bool:
-        """Whether the membership is an invite of which the user is to hear nothing."""
+        """Return whether the membership is an invite that is hidden from the user."""
         return (
             row.membership == "invite"
             and await self.judge(UserID(row.user_id), UserID(row.sender)) is not Verdict.ALLOW
@@ -114,7 +114,7 @@ def _parse(contents: Mapping[str, bytes], _user_id: UserID) -> tuple[_Config, ..
 
 
 def _parse_one(content: Mapping[str, Any]) -> _Config | None:
-    """None for one that says nothing, or is not as it should be."""
+    """Parse a setting. Return None if it is malformed or has no effect."""
     blocks_all = content.get("default_action") == "block"
     lists: list[tuple[bool, Globs, Verdict]] = []
     if content.get("enabled", True) is not False:

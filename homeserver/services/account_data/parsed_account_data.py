@@ -1,4 +1,4 @@
-"""A cache of account data that the server itself acts on, parsed. For the reactor thread."""
+"""Cache of account data that the server itself acts on, in parsed form. For the reactor thread."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
@@ -11,12 +11,12 @@ from storage.engine.streams import Change, Streams, Topic
 T = TypeVar("T")
 
 BYTES_OF_A_USER: Final = 1024
-"""As JSON, on average: if users have more, fewer users are cached. One user may have a thousand
-times as much."""
+"""Average bytes of JSON per cached user. If users have more, fewer are cached; one user may have a
+thousand times as much."""
 
 
 class ParsedAccountData(Generic[T]):
-    """Some types of global account data, parsed, by user."""
+    """Caches some types of global account data by user."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class ParsedAccountData(Generic[T]):
         *,
         capacity: int,
     ) -> None:
-        """`parse` gets the contents that exist, by type. `capacity`: users."""
+        """`parse`: gets the existing contents by type. `capacity`: cached users."""
         self._account_data = account_data
         self._types = tuple(types)
         self._parse = parse
@@ -47,28 +47,29 @@ class ParsedAccountData(Generic[T]):
         return self._cache
 
     async def of_user(self, user_id: UserID) -> T:
-        """The parsed account data of a user."""
+        """Return a user's data, from the database if it is not cached."""
         return (await self._cache.get(user_id))[0]
 
     def known_of(self, user_id: UserID) -> T | None:
-        """As `of_user`, if it is cached; else None."""
+        """Return a user's data if it is cached."""
         found = self._cache.find(user_id)
         return None if found is None else found[0]
 
     @property
     def heard(self) -> int:
-        """A count of changes, to be read before all account data of a user is, for `learn`."""
+        """The number of invalidations. Read it before reading a user's account data, and pass it to
+        `learn`."""
         return self._cache.changes
 
     def learn(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
-        """Parse the account data of a user who had all their global account data read anyway, and
-        cache it if nothing has changed since `heard` was read."""
+        """Parse and return a user's data, and cache it if nothing has changed. `contents`: all
+        global account data of the user, read when `self.heard` was `heard`."""
         parsed = self._parse_all(user_id, contents)
         self._cache.put(user_id, parsed, since=heard)
         return parsed[0]
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
-        """The parsed account data of some users: one query for all that are not cached."""
+        """Return the data of these users, with one query for all that is not cached."""
         found = await self._cache.get_many(user_ids)
         return {user_id: parsed for user_id, (parsed, _) in found.items()}
 
@@ -79,7 +80,7 @@ class ParsedAccountData(Generic[T]):
         }
 
     def _parse_all(self, user_id: UserID, contents: Mapping[str, bytes]) -> tuple[T, int]:
-        """The parsed entries and their size in bytes."""
+        """Return the parsed entries and their size in bytes."""
         of_user = {type: contents[type] for type in self._types if type in contents}
         return self._parse(of_user, user_id), sum(map(len, of_user.values()))
 

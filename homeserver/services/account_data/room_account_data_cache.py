@@ -1,8 +1,8 @@
-"""A cache of the account data of users: a user who has read all of it looks into one room after
-another.
+"""Cache of users' account data: a client that has read all of it then reads one room after another.
 
-A change in a room leaves the user's other rooms cached; that room is read again when it is needed.
-The same goes for global account data. A user is dropped with their devices and with their account.
+After a change in a room, the user's other rooms stay cached, and that room is read again when it is
+needed. The same goes for global account data. A user is evicted when a device or all of their data
+is removed.
 
 For the reactor thread.
 """
@@ -17,24 +17,25 @@ from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 
 ENTRY: Final = 200
-"""Bytes, about, for an entry, for a room, and for a user, beside their contents."""
+"""Approximate overhead in bytes of an entry, of a room and of a user."""
 MOST_CHANGED: Final = 200
-"""Changed rooms of a user; if there are more, the user is dropped."""
+"""Changed rooms of a user; a user with more is evicted."""
 LARGEST_SHARE: Final = 16
-"""A user who has more than one part in so many of the capacity is not cached."""
+"""A user whose data would take more than this fraction (1/16) of the capacity is not cached."""
 
 
-class _OfUser(msgspec.Struct, gc=False):
+class _CachedUser(msgspec.Struct, gc=False):
+    """The cached account data of a user."""
+
     everywhere: dict[str, bytes] | None
-    """Global account data; None once something of it has changed."""
+    """Global account data; None after a change of it."""
     rooms: dict[str, dict[str, bytes]]
     size: int
     changed: set[str] = set()
-    """Rooms that have changed since they were read. They are not in `rooms`, and count in
-    `size`."""
+    """Rooms with changes since: they are not in `rooms`, but count in `size`."""
 
     def update(self, change: Change) -> bool:
-        """Take a change into account, unless everything has changed."""
+        """Apply a change. Return False if the user has to be evicted."""
         room_id = change.room_id
         if change.topic is not Topic.ACCOUNT_DATA or (room_id is None and change.detail is None):
             return False
@@ -52,8 +53,8 @@ class _OfUser(msgspec.Struct, gc=False):
         return len(self.changed) <= MOST_CHANGED
 
     def put_rooms(self, room_ids: Collection[str], read: Mapping[str, dict[str, bytes]]) -> None:
-        """Put in what was read of changed rooms, as far as no other reader has done so
-        meanwhile."""
+        """Add the data that was read of changed rooms. Rooms that another call has read meanwhile
+        are skipped."""
         for room_id in self.changed.intersection(room_ids):
             self.changed.remove(room_id)
             self.size -= ENTRY
@@ -66,15 +67,15 @@ class KeptAccountData:
     """Reads account data, through a cache."""
 
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
-        """`capacity`: about how many bytes."""
+        """`capacity`: in bytes, approximately."""
         self._store = store
-        self._users: StreamCache[str, _OfUser] = StreamCache(
+        self._users: StreamCache[str, _CachedUser] = StreamCache(
             streams,
             Topic.ACCOUNT_DATA,
             Topic.DEVICES_GONE,
             load=self._load,
             keys_of=lambda change: None if change.user_id is None else (change.user_id,),
-            update=_OfUser.update,
+            update=_CachedUser.update,
             max_weight=capacity,
             weigh=lambda _, of_user: of_user.size,
             largest_share=LARGEST_SHARE,
@@ -82,26 +83,26 @@ class KeptAccountData:
         self._rooms_read = 0
 
     def __len__(self) -> int:
-        """Users in the cache."""
+        """Return the number of cached users."""
         return len(self._users)
 
     @property
     def weight(self) -> int:
-        """About how many bytes the cache takes."""
+        """The approximate size of the cache in bytes."""
         return self._users.weight
 
     @property
     def hits(self) -> int:
-        """Reads that needed no query."""
+        """The number of reads without a query."""
         return self._users.hits
 
     @property
     def misses(self) -> int:
-        """Reads that needed a query."""
+        """The number of reads with a query."""
         return self._users.misses + self._rooms_read
 
     async def of_user(self, user_id: str) -> AccountData:
-        """All account data of a user."""
+        """Return all account data of a user."""
         while True:
             of_user = await self._users.get(user_id)
             if of_user.everywhere is None:
@@ -114,7 +115,7 @@ class KeptAccountData:
     async def of_rooms(
         self, user_id: str, room_ids: Collection[str]
     ) -> dict[str, dict[str, bytes]]:
-        """A user's account data of some rooms, by room; rooms without any are missing."""
+        """Return a user's account data of some rooms, by room. Rooms without any are missing."""
         of_user = self._users.find(user_id)
         if of_user is None:
             self._rooms_read += 1
@@ -124,7 +125,7 @@ class KeptAccountData:
         return {room_id: of_user.rooms[room_id] for room_id in room_ids if room_id in of_user.rooms}
 
     async def _read_rooms(
-        self, user_id: str, of_user: _OfUser, room_ids: Collection[str]
+        self, user_id: str, of_user: _CachedUser, room_ids: Collection[str]
     ) -> dict[str, dict[str, bytes]]:
         self._rooms_read += 1
         changes = self._users.changes
@@ -134,12 +135,12 @@ class KeptAccountData:
             self._users.reweigh(user_id)
         return read
 
-    async def _load(self, user_ids: Sequence[str]) -> Mapping[str, _OfUser]:
-        found: dict[str, _OfUser] = {}
+    async def _load(self, user_ids: Sequence[str]) -> Mapping[str, _CachedUser]:
+        found: dict[str, _CachedUser] = {}
         for user_id in user_ids:
             data = await self._store.get_account_data(user_id)
             size = _weigh(data.everywhere) + sum(map(_weigh, data.rooms.values()))
-            found[user_id] = _OfUser(dict(data.everywhere), dict(data.rooms), size)
+            found[user_id] = _CachedUser(dict(data.everywhere), dict(data.rooms), size)
         return found
 
 

@@ -1,5 +1,4 @@
-"""What becomes of an account: its password, what an administrator lays on it, what has to be
-confirmed.
+"""Changes to accounts: password, administrator flags, user type, deactivation by the owner.
 
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """
@@ -31,7 +30,7 @@ from storage.threepids.threepids import ThreepidStore
 
 
 class Accounts:
-    """Changes accounts."""
+    """Reads and changes accounts."""
 
     def __init__(
         self,
@@ -49,8 +48,8 @@ class Accounts:
         by_email: bool = False,
         by_phone: bool = False,
     ) -> None:
-        """`by_email`, `by_phone`: a new password can be set with the e-mail address, or with the
-        telephone number, of the account."""
+        """`by_email`, `by_phone`: whether a validated e-mail address or telephone number of the
+        account allows a password reset."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -61,7 +60,7 @@ class Accounts:
         self._confirmation = confirmation
         self._deactivation = deactivation
         self._threepids = threepids
-        self._resetting_stages = [
+        self._reset_stages = [
             *([EMAIL_IDENTITY] if by_email else []),
             *([MSISDN_IDENTITY] if by_phone else []),
         ]
@@ -75,9 +74,12 @@ class Accounts:
         *,
         log_out_others: bool,
     ) -> None:
-        """Change it, once that is confirmed. Raises `WeakPassword`, and as `AccountConfirmation.check_confirmed`."""
+        """Change the caller's password, once the caller has confirmed it.
+
+        Raises `WeakPassword`, and what `AccountConfirmation.check_confirmed` raises.
+        """
         self._passwords.check_policy(new_password)
-        era = await self._confirmation.check_confirmed(
+        epoch = await self._confirmation.check_confirmed(
             caller, "POST account/password", auth, address
         )
         await self.do_set_password(
@@ -85,38 +87,40 @@ class Accounts:
             new_password,
             log_out_but=caller if log_out_others else None,
             ip=address,
-            era=era,
+            era=epoch,
         )
 
     async def do_reset_password(
         self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool
     ) -> None:
-        """Change the password of the account whose e-mail address or telephone number is confirmed.
-        Raises `WeakPassword`, `AuthenticationRequired`, `Forbidden`, `MissingToken` where nothing
-        can be sent."""
-        if not self._resetting_stages or not self._sign_in.password_login:
+        """Set a new password for the account with the validated e-mail address or telephone number.
+
+        Raises `WeakPassword`, `AuthenticationRequired`, `Forbidden`, and `MissingToken` where
+        password resets are disabled.
+        """
+        if not self._reset_stages or not self._sign_in.password_login:
             raise MissingToken
         self._passwords.check_policy(new_password)
-        flows = [[stage] for stage in self._resetting_stages]
+        flows = [[stage] for stage in self._reset_stages]
         confirmation = await self._uia.check(
             Operation("POST account/password", None, ip), flows, auth
         )
         proved = next(
             confirmation.completed[stage]
-            for stage in self._resetting_stages
+            for stage in self._reset_stages
             if stage in confirmation.completed
         )
         proof = parse_proof(proved)
         owner = await self._threepids.get_owner(proof.medium, proof.address)
         account = None if owner is None else await self.get_account(UserID(owner))
         if account is None or account.deactivated_ts is not None:
-            raise Forbidden("No account has this address any more")
+            raise Forbidden("No account has this address")
         await self.do_set_password(
             UserID(account.user_id), new_password, log_out_all=log_out, ip=ip, era=account.era
         )
 
     def check_password_policy(self, password: str) -> None:
-        """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
+        """Raise `WeakPassword` or `InvalidParam` unless this is acceptable as a new password."""
         self._passwords.check_policy(password)
 
     async def do_set_password(
@@ -131,9 +135,12 @@ class Accounts:
         era: Era | None = None,
         also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one; `by`: the administrator who does; `ip`:
-        whence its owner does, and `era`: in which of the account they have proved to be; `also` is
-        done in the same write. Raises `WeakPassword`, `InvalidParam`, and as `check_era`."""
+        """Set a password, and end all sessions (`log_out_all`) or all but one (`log_out_but`).
+
+        `by`: the administrator who sets it. `ip`, `era`: the IP address and credential epoch of
+        the owner who sets it. `also`: runs in the same write. Raises `WeakPassword`,
+        `InvalidParam`, and what `check_era` raises.
+        """
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password, ip)
 
@@ -154,20 +161,23 @@ class Accounts:
     async def do_deactivate_self(
         self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool
     ) -> str:
-        """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises
-        as `AccountConfirmation.check_confirmed`."""
-        era = await self._confirmation.check_confirmed(
+        """Deactivate the caller's account, once the caller has confirmed it.
+
+        Return as `Deactivation.do_deactivate`. Raises what `AccountConfirmation.check_confirmed`
+        raises.
+        """
+        epoch = await self._confirmation.check_confirmed(
             caller, "POST account/deactivate", auth, address
         )
         return await self._deactivation.do_deactivate(
-            caller.user_id, erase=erase, ip=address, era=era
+            caller.user_id, erase=erase, ip=address, era=epoch
         )
 
     async def get_account(self, user_id: UserID) -> AccountRow:
-        """Raises `NotFound`."""
+        """Return an account. Raises `NotFound`."""
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is None:
-            raise NotFound("There is no such user here")
+            raise NotFound("There is no such user on this server")
         return account
 
     async def do_set_flags(
@@ -181,8 +191,10 @@ class Accounts:
         by: UserID | None = None,
         also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who
-        does; `also` is done in the same write. Raises `NotFound`."""
+        """Set or clear flags of an account; None leaves a flag unchanged.
+
+        `by`: the administrator who sets them. `also`: runs in the same write. Raises `NotFound`.
+        """
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
@@ -224,8 +236,10 @@ class Accounts:
         await self._database.write("set_account_flags", write)
 
     async def do_set_user_type(self, user_id: UserID, user_type: str | None, *, by: UserID) -> None:
-        """Say what kind of user it is; None: a person. `by`: the administrator who does. Raises
-        `NotFound`."""
+        """Set the user type; None: a person. `by`: the administrator who sets it.
+
+        Raises `NotFound`.
+        """
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:

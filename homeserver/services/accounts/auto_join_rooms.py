@@ -1,10 +1,9 @@
-"""The rooms that every new account joins.
+"""Auto-join rooms: the rooms that every new account joins.
 
-That an account is to come into them is noted in the write that makes it, and taken away when it has
-been tried. Those that a server leaves that ends meanwhile are tried again, by it after its start
-where it is the only one, else by any node after a while. A room that does not let somebody in is
-told to the operator, not to them; nor does one of servers that do not answer keep them waiting for
-their account.
+The write that stores the account also stores a row for the pending joins; it is removed after the
+attempt. If the server stops in between, the joins are retried: after the restart if there is one
+node, otherwise by any node once the lease has expired. A refused join is logged for the operator
+and does not fail the registration. Unresponsive servers delay it by `WELCOMING_SECONDS` at most.
 """
 
 from collections.abc import Sequence
@@ -25,15 +24,14 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 
 WELCOMING_SECONDS: Final = 10
-"""How long a new account waits for its rooms."""
+"""How long a registration waits for the joins."""
 MOST_AT_START: Final = 10_000
 LEASE_MS: Final = 10 * 60_000
-"""After so long somebody else lets an account in: there may be rooms of other servers, which take
-their time."""
+"""After this time another node may retry the joins; joins by way of other servers can be slow."""
 
 
 class FirstRooms:
-    """Lets new accounts into rooms. What `Registration` asks of `Newcomers`."""
+    """Joins new accounts to rooms. Implements `Newcomers`."""
 
     def __init__(
         self,
@@ -43,7 +41,7 @@ class FirstRooms:
         rooms: Sequence[str],
         clock: IReactorTime,
     ) -> None:
-        """`rooms`: aliases or ids."""
+        """`rooms`: room aliases or ids."""
         self._database = database
         self._accounts = accounts
         self._memberships = memberships
@@ -52,17 +50,17 @@ class FirstRooms:
         self._log = Logger()
 
     def note(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In the write that makes the account."""
+        """Store the pending joins, in the write that stores the account."""
         self._accounts.add_arriving_account(txn, user_id, self._now_ms() + LEASE_MS)
 
     async def welcome(self, user_id: UserID) -> None:
-        """Let the account join the rooms; what takes long is done afterwards."""
+        """Join the rooms; slow joins continue in the background."""
         await wait_at_most(
             self._join_all(user_id),
             WELCOMING_SECONDS,
             self._clock,
             lambda failure: self._log.failure(
-                "{user_id} could not join the first rooms", failure, user_id=user_id
+                "{user_id} could not join the auto-join rooms", failure, user_id=user_id
             ),
         )
 
@@ -74,7 +72,7 @@ class FirstRooms:
                 await self._memberships.do_join(caller, room_id, None, servers=servers)
             except (MatrixError, RemoteError) as error:
                 self._log.warn(
-                    "{user_id} could not join {room}, which every new account shall: {error}",
+                    "{user_id} could not join the auto-join room {room}: {error}",
                     user_id=user_id,
                     room=room,
                     error=str(error),
@@ -84,29 +82,30 @@ class FirstRooms:
         )
 
     def start(self) -> None:
-        """Let accounts join that had not yet when the server stopped: where there is no other node
-        that may be at them."""
+        """Retry the joins that were pending when the server stopped. Only for a single node."""
         Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
-            lambda failure: self._log.failure("new accounts join the first rooms later", failure)
+            lambda failure: self._log.failure("auto-joins are retried later", failure)
         )
 
     async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
-        """Let up to so many accounts join that somebody left; how many. `at_start`: all that have
-        not joined, as nobody is at them."""
+        """Retry pending joins of up to `limit` accounts; return the number.
+
+        `at_start`: ignore leases, as no other node can hold one.
+        """
         now = self._now_ms()
         due_by = ALL_TIMES if at_start else now
         until = now + LEASE_MS
-        left = await self._accounts.take_arriving_accounts(due_by, until, limit)
-        for number, user_id in enumerate(left):
-            if self._now_ms() >= until:  # others may be at those that are left
+        taken = await self._accounts.take_arriving_accounts(due_by, until, limit)
+        for number, user_id in enumerate(taken):
+            if self._now_ms() >= until:  # other nodes may have taken the rest
                 return number
             try:
                 await self._join_all(UserID(user_id))
-            except DatabaseUnavailable:  # that befalls all of them
+            except DatabaseUnavailable:  # the rest would fail too
                 raise
             except Exception:
-                self._log.failure("{user_id} joins the first rooms later", user_id=user_id)
-        return len(left)
+                self._log.failure("auto-joins of {user_id} are retried later", user_id=user_id)
+        return len(taken)
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -1,11 +1,10 @@
-"""The end of an account.
+"""Deactivation of accounts.
 
 Laws:
-- The account is closed and its sessions are ended in one write; it leaves its rooms after that, and
-  what it could not leave later, also where the server stopped in between. So it is with its
-  addresses at identity servers.
-- Where another server was just letting it into a room, it comes in after that, and leaves once
-  more.
+- One write deactivates the account and ends its sessions. Afterwards the account leaves its rooms
+  and is unbound at identity servers; failures are retried, also after a restart.
+- A join in progress at another server may complete after the deactivation; the account then leaves
+  that room too.
 - The user id stays taken.
 
 spec: client-server-api#account-deactivation
@@ -31,29 +30,32 @@ from storage.profiles.profiles import ProfileStore
 from storage.threepids.threepids import ThreepidStore
 
 LATE_JOINS_MS: Final = 3 * 3600_000
-"""For so long it is looked whether a closed account has come into a room: of a room, twenty servers
-are asked for five minutes each."""
+"""How long a late join of a deactivated account is possible: a join asks twenty servers, for five
+minutes each."""
 
 
 class RoomsOfUser(Protocol):
-    """The rooms that a user is in."""
+    """The rooms of a user."""
 
     async def leave_all(self, user_id: UserID) -> bool:
-        """Leave them all, reject invites, take back knocks, and forget them. False: some could not
-        be left for now. May be called again for the same user, until it returns True."""
+        """Leave all rooms, reject invites, retract knocks, and forget them all.
+
+        Return False if some rooms could not be left yet. May be called again for the same user
+        until it returns True.
+        """
         ...
 
 
 class Forgets(Protocol):
-    """Something that is kept of users while they have an account."""
+    """A store with data that is deleted with the account."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove all that is kept of a user."""
+        """Delete the user's rows."""
         ...
 
 
 class Deactivation:
-    """Closes accounts."""
+    """Deactivates accounts."""
 
     _log = Logger()
 
@@ -70,8 +72,8 @@ class Deactivation:
         kept_by_user: Sequence[Forgets] = (),
         bindings: IdentityBindings | None = None,
     ) -> None:
-        """`kept_by_user`: what an account that ends has no more; `bindings`: by which its owner was
-        found at an identity server."""
+        """`kept_by_user`: stores with data to delete with the account. `bindings`: of its addresses
+        at identity servers."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -92,13 +94,15 @@ class Deactivation:
         ip: str | None = None,
         era: Era | None = None,
     ) -> str:
-        """End an account for good, then leave its rooms; what became of its addresses at identity
-        servers (`IdentityBindings.try_unbind`); `erase`: take away its profile and account data
-        too, and mark it so that who comes later sees no content of its events; `by`: the
-        administrator who does; `ip`: whence its owner does, and `era`: in which of the account they
-        have proved to be. Raises `NotFound`, and as `check_era`."""
+        """Deactivate an account permanently, then leave its rooms and unbind its addresses.
+
+        `erase`: also delete its profile and account data, and hide the content of its events from
+        users who join later. `by`: the administrator who deactivates it. `ip`, `era`: the IP
+        address and credential epoch of the owner who does. Return the result of
+        `IdentityBindings.try_unbind`. Raises `NotFound`, and what `check_era` raises.
+        """
         if not await self._accounts.get_accounts([user_id]):
-            raise NotFound("There is no such user here")
+            raise NotFound("There is no such user on this server")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
@@ -121,8 +125,10 @@ class Deactivation:
         return SUCCESS if self._bindings is None else await self._bindings.try_unbind(user_id)
 
     async def do_resume_departures(self, _limit: int) -> int:
-        """Let deactivated accounts leave the rooms that they have not left yet; nothing is waited
-        for, so none is left for now."""
+        """Retry to leave the remaining rooms of deactivated accounts.
+
+        Return 0: the job has no backlog to continue with at once.
+        """
         departing = await self._accounts.get_departing_accounts()
         closed_before = int(self._clock.seconds() * 1000) - LATE_JOINS_MS
         for user_id, account in (await self._accounts.get_accounts(departing)).items():
@@ -130,9 +136,9 @@ class Deactivation:
                 has_left = await self._rooms.leave_all(UserID(user_id))
             except Exception:
                 self._log.failure(
-                    "the closed account {user_id} leaves its rooms later", user_id=user_id
+                    "the deactivated account {user_id} leaves its rooms later", user_id=user_id
                 )
-                continue  # which keeps no other account in its rooms
+                continue  # a failure of one account must not stop the others
             if has_left and (account.deactivated_ts or 0) <= closed_before:
                 await self._database.write(
                     "remove_departing_account", self._accounts.remove_departing_account, user_id

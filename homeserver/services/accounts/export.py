@@ -1,5 +1,4 @@
-"""What the server keeps of an account, for its owner to take along: no messages, which belong to
-rooms."""
+"""Export of an account's data for its owner, without messages, which belong to rooms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -23,11 +22,11 @@ from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
 
 MOST: Final = 10_000
-"""Records, and files, in one export: the newest."""
+"""Maximum number of audit records, and of files, in one export: the newest."""
 
 
 class AccountExport:
-    """Gathers it."""
+    """Creates exports."""
 
     def __init__(
         self,
@@ -62,10 +61,12 @@ class AccountExport:
         self._files = files
 
     async def do_make(self, user_id: UserID, ip: str) -> Mapping[str, Any]:
-        """An object of JSON; times are milliseconds since 1970. Files are listed, with how many
-        there are and how large together, and are fetched one by one. That it was taken, and whence
-        (`ip`), is recorded before."""
-        await self._database.write("note_export", self._note, user_id, ip)
+        """Return the export as a JSON object; times are milliseconds since 1970.
+
+        Files are listed with their total number and size; the owner downloads them one by one.
+        The export is recorded in the audit log first, with the client's address `ip`.
+        """
+        await self._database.write("note_export", self._record, user_id, ip)
         account = await self._accounts.get_account(user_id)
         overview = await self._own_account.look(user_id)
         data = await self._account_data.get_account_data(user_id)
@@ -131,7 +132,7 @@ class AccountExport:
             },
         }
 
-    def _note(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
+    def _record(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
         now = int(self._clock.seconds() * 1000)
         note(txn, user_id, Happened.DATA_EXPORTED, now, ip=ip, unless_since=now - FOLDED_MS)
 

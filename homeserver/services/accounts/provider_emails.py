@@ -1,10 +1,12 @@
-"""What changes of the e-mail addresses of accounts, by what an identity provider says of their
-people now: pure, values in, values out.
+"""Computes the changes to e-mail addresses of accounts from what an identity provider asserts now.
+
+Pure: values in, values out.
 
 Laws:
-- What somebody has confirmed, and what another provider vouches for, no provider takes away.
-- Nobody is left without an address because another has theirs; but people of whom the provider
-  speaks at once make room for one another: two who swap theirs, and any number in a ring.
+- No provider removes an address that the user has validated or another provider asserts.
+- No account loses its last address because another account has the new one. But accounts that the
+  provider asserts together free addresses for each other: two can swap, and any number can rotate
+  in a ring.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,16 +19,17 @@ from storage.threepids.threepids import ThreepidRow
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What changes of one account."""
+    """The changes to the addresses of an account."""
 
     new: Sequence[str]
     confirmed: Sequence[str]
-    """Another provider vouches for these already."""
+    """Addresses that another provider asserts already."""
     disowned: Sequence[str]
-    """Another provider goes on to vouch for these."""
+    """Addresses that only other providers still assert."""
     gone: Sequence[str]
+    """Addresses to remove."""
     refused: Sequence[str]
-    """These are another account's."""
+    """Addresses of other accounts."""
 
     @property
     def has_changes(self) -> bool:
@@ -37,35 +40,39 @@ class Plan(msgspec.Struct, frozen=True):
 def compute_plans(
     rows: Mapping[str, Sequence[ThreepidRow]],
     owners: Mapping[str, str],
-    said: Mapping[UserID, Sequence[str]],
+    asserted: Mapping[UserID, Sequence[str]],
     provider: str,
     most: int,
 ) -> Mapping[UserID, Plan]:
-    """What changes of each account of which `provider` speaks. `rows`: what the accounts have;
-    `owners`: whose the addresses are that are `said`, as far as they are anybody's; `most`:
-    addresses of one account.
+    """Return the changes of each account for which `provider` asserts addresses.
 
-    It begins as if everybody gave up what is said of them no more. Who would get nothing for it
-    keeps what they have, and who had claimed that is planned anew: each keeps once at most, so it
-    ends."""
+    `rows`: the addresses of these accounts. `owners`: the current owners of the asserted
+    addresses. `most`: the maximum per account.
+
+    First, all addresses that are no longer asserted count as free. An account that would get
+    nothing in exchange keeps its own; accounts that had claimed those are planned again. Each
+    account keeps its addresses at most once, so the loop ends.
+    """
     losses = {
-        user_id: _find_losses(rows.get(user_id, ()), said[user_id], provider) for user_id in said
+        user_id: _find_losses(rows.get(user_id, ()), asserted[user_id], provider)
+        for user_id in asserted
     }
     freed = {address for gone in losses.values() for address in gone}
     claims: dict[str, UserID] = {}
     plans: dict[UserID, Plan] = {}
-    # who makes room comes before who only wants some: a ring is not broken by somebody outside of
-    # it
-    waiting = sorted(said, key=lambda user_id: not losses[user_id], reverse=True)
-    while waiting:
-        user_id = waiting.pop()
+    # plan accounts that free an address first, so that no account outside a ring breaks it
+    unplanned = sorted(asserted, key=lambda user_id: not losses[user_id], reverse=True)
+    while unplanned:
+        user_id = unplanned.pop()
         taken = {
             address
-            for address in said[user_id]
+            for address in asserted[user_id]
             if (owners.get(address, user_id) != user_id and address not in freed)
             or address in claims
         }
-        plan = plans[user_id] = _plan(rows.get(user_id, ()), taken, said[user_id], provider, most)
+        plan = plans[user_id] = _plan(
+            rows.get(user_id, ()), taken, asserted[user_id], provider, most
+        )
         claims.update(dict.fromkeys(plan.new, user_id))
         kept = [
             address for address in losses[user_id] if address not in plan.gone and address in freed
@@ -75,14 +82,14 @@ def compute_plans(
             if (claimant := claims.get(address)) is not None:
                 for claimed in plans.pop(claimant).new:
                     del claims[claimed]
-                waiting.append(claimant)
+                unplanned.append(claimant)
     return plans
 
 
 def _find_losses(
     rows: Sequence[ThreepidRow], addresses: Collection[str], provider: str
 ) -> list[str]:
-    """For which addresses nobody vouches any more."""
+    """Return the addresses that no provider asserts any more."""
     return [
         row.address for row in rows if row.vouched_by == {provider} and row.address not in addresses
     ]
@@ -95,13 +102,13 @@ def _plan(
     provider: str,
     most: int,
 ) -> Plan:
-    """`rows`: those of the account; `taken`: those of `addresses` that it cannot have."""
+    """Plan one account. `rows`: its addresses; `taken`: those of `addresses` it cannot have."""
     gone = _find_losses(rows, addresses, provider)
     known = {row.address for row in rows if row.medium == EMAIL}
     unknown = [address for address in dict.fromkeys(addresses) if address not in known]
     new = [address for address in unknown if address not in taken]
     if not new and known == set(gone):
-        gone = []  # better the address from before than none
+        gone = []  # keep the old address rather than none
     free = max(0, most - len(rows) + len(gone))
     return Plan(
         new=new[:free],

@@ -1,14 +1,14 @@
-"""New accounts: by people themselves, by who knows the shared secret, and for guests.
+"""Registration of accounts: by users, administrators, identity providers, application services, and
+for guests.
 
 Laws:
-- An account, its first display name, its first session, the use of its registration token and the
-  note of all that in the session of user-interactive authentication are one write.
-- Such a session makes one account, however many requests come in it at once: the write claims it,
-  and who was there first has it.
-- A request that is repeated in that session, since its answer was lost, gets the account that is
-  there.
-- What counts against the limit of registrations is an account, not each request on the way to it.
-- A name is checked before anything is asked of people, and again in the write.
+- One write stores the account, its first display name, its first session, the use of its
+  registration token, and the result in the session of user-interactive authentication (UIA).
+- A UIA session creates one account, however many requests use it at the same time: the first write
+  claims it.
+- A repeated request in that session, after a lost response, gets the existing account.
+- The rate limit of registrations counts accounts, not the requests that lead to one.
+- A user name is checked before the UIA stages, and again in the write.
 
 spec: client-server-api#post_matrixclientv3register
 """
@@ -61,47 +61,50 @@ from storage.profiles.profiles import ProfileStore
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 
 _ATTEMPTS: Final = 5
-"""At finding a name that nobody has."""
+"""Attempts to generate an unused name or token."""
 
 
 class ReservedNames(Protocol):
-    """Names that are somebody's own: application services have whole ranges of them."""
+    """User ids reserved for application services, which have whole namespaces."""
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Whether people may not take this one."""
+        """Return whether users cannot register this id."""
         ...
 
 
 class NoReservedNames:
-    """A server without application services."""
+    """The reserved names of a server without application services."""
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """None is."""
+        """Return False."""
         return False
 
 
 class Addresses(Protocol):
-    """What is done with the e-mail address that somebody gives for a new account."""
+    """Handles the e-mail addresses of new accounts."""
 
     def note_address(
         self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
     ) -> None:
-        """In the write that makes the account. `languages`: as in `Accept-Language`."""
+        """Handle an address, in the write that stores the account.
+
+        `languages`: the owner's languages, as in `Accept-Language`.
+        """
         ...
 
 
 class NoNewcomers:
-    """Nothing is done."""
+    """The tasks of a server that has none for new accounts."""
 
     def note(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """Nothing is to be done."""
+        """Schedule nothing."""
 
     async def welcome(self, user_id: UserID) -> None:
-        """Nothing was noted."""
+        """Run nothing."""
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What somebody asks for."""
+    """The parameters of a registration."""
 
     username: str | None = None
     password: str | None = None
@@ -112,36 +115,35 @@ class Wish(msgspec.Struct, frozen=True):
     is_admin: bool = False
     user_type: str | None = None
     languages: str = ""
-    """What its owner wants to read, as in `Accept-Language`."""
+    """The owner's languages, as in `Accept-Language`."""
     display_name: str | None = None
     emails: tuple[str, ...] = ()
-    """Addresses that somebody else has confirmed; those that are another's are left out."""
+    """Addresses validated by a third party; those of other accounts are skipped."""
     vouched_by: str | None = None
-    """The identity provider that has."""
+    """The identity provider that validated them."""
     by: UserID | None = None
-    """The administrator who makes the account."""
+    """The administrator who creates the account."""
     address: str | None = None
-    """Whence it is asked for, as far as that is known."""
+    """The client's IP address, if known."""
     guest_token: str | None = None
-    """The access token of the guest whom `username` names, who becomes a user like others and keeps
-    what they have."""
+    """The access token of the guest `username`, who is upgraded to a full account."""
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """An account, and its first session where one was wanted."""
+    """A new account, with its first session if one was requested."""
 
     user_id: UserID
     session: NewSession | None
     era: int = 0
-    """Of the account (`homeserver/services/login/credential_epoch.py`)."""
+    """The credential epoch (`homeserver/services/login/credential_epoch.py`)."""
 
 
 Also = Callable[[WriteTransaction, UserID], None]
-"""What else belongs to the write that makes an account. May raise, which undoes it."""
+"""A further part of the write that stores an account. May raise, which rolls the write back."""
 
 
 class Registration:
-    """Makes accounts."""
+    """Creates accounts."""
 
     def __init__(
         self,
@@ -182,45 +184,49 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
-        self._newcomers: Newcomers = NoNewcomers()
+        self._new_account_tasks: Newcomers = NoNewcomers()
         self._addresses: Addresses | None = None
         self.server_name = server_name
         self._flows = flows_of(rules)
 
-    def greet_with(self, newcomers: Newcomers) -> None:
-        """From now on let this be done for new accounts; guests are none."""
-        self._newcomers = newcomers
+    def greet_with(self, tasks: Newcomers) -> None:
+        """Set the tasks for new accounts; they do not run for guests."""
+        self._new_account_tasks = tasks
 
     def tell_addresses(self, addresses: Addresses) -> None:
-        """From now on let this be done with the addresses of new accounts."""
+        """Set the handler for e-mail addresses of new accounts."""
         self._addresses = addresses
 
     @property
     def is_open(self) -> bool:
-        """Whether people may register themselves."""
+        """Whether users can register."""
         return self._rules.enabled and bool(self._flows)
 
     @property
     def rules(self) -> RegistrationRules:
-        """Who may make an account."""
+        """The rules of registration."""
         return self._rules
 
     def check_open(self) -> None:
-        """Raises `Forbidden` unless people may register themselves."""
+        """Raise `Forbidden` unless users can register."""
         if not self.is_open:
             raise Forbidden("Registration is closed on this server")
 
     async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
-        """The id that this name makes, in small letters. Raises `InvalidUsername`, `Exclusive`,
-        `UserInUse`."""
+        """Return the user id for a free user name, in lower case.
+
+        Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
+        """
         user_id = self._user_id(username, privileged=privileged)
         if await self._accounts.get_accounts([user_id]):
             raise UserInUse("User ID already taken")
         return user_id
 
     async def check_available(self, username: str) -> None:
-        """Raises as `check_username` does, and `Forbidden`. Tells nothing of who is here where that
-        is not wanted."""
+        """Check that a user name is free, without revealing users if the operator forbids it.
+
+        Raises what `check_username` raises, and `Forbidden`.
+        """
         self.check_open()
         if self._rules.names_can_be_asked:
             await self.check_username(username)
@@ -228,8 +234,10 @@ class Registration:
             self._user_id(username)
 
     async def is_token_valid(self, token: str) -> bool:
-        """Whether a registration token could be used now. Raises `Forbidden` where registration is
-        closed."""
+        """Return whether a registration token is valid now.
+
+        Raises `Forbidden` where registration is closed.
+        """
         self.check_open()
         row = await self._tokens.get_registration_token(token)
         if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()):
@@ -237,8 +245,7 @@ class Registration:
         return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
 
     async def do_make_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
-        """A new registration token, good for so many accounts and for so long; None: without
-        bound."""
+        """Create a registration token. `uses_allowed`, `seconds`: its limits; None: unlimited."""
         expires_ts = None if seconds is None else self._now() + seconds * 1000
         for _ in range(_ATTEMPTS):
             row = RegistrationTokenRow(
@@ -250,94 +257,105 @@ class Registration:
                 "add_registration_token", self._tokens.add_registration_token, row
             ):
                 return row.token
-        raise RuntimeError("the random source gives the same text again and again")
+        raise RuntimeError("the random source repeats its output")
 
-    async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
-        """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`,
-        `UserInUse`, `WeakPassword`, `UserLocked`, `UserSuspended`, `AuthenticationRequired`,
-        `LimitExceeded`: then the confirmation stays good; for a repeated request also as
-        `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
+    async def do_register(self, request: Wish, auth: AuthData | None, address: str) -> Registered:
+        """Create an account, once the UIA stages are complete.
+
+        Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, `WeakPassword`,
+        `UserLocked`, `UserSuspended`, `AuthenticationRequired`, `LimitExceeded` (the UIA session
+        stays valid); for a repeated request also what `SignIn.check_usable` raises. Raises
+        `UserAwaitingApproval` after it has created an account that needs approval.
+        """
         self.check_open()
-        wish = replace(wish, address=address)
+        request = replace(request, address=address)
         taken: MatrixError | None = None
-        if wish.guest_token is not None:
-            await self._check_guest(wish.guest_token, wish.username)
-        elif wish.username is not None:
+        if request.guest_token is not None:
+            await self._check_guest(request.guest_token, request.username)
+        elif request.username is not None:
             try:
-                await self.check_username(wish.username)
+                await self.check_username(request.username)
             except UserInUse as error:
-                # Told at once, unless it may be a repeated request, whose session made this very
-                # account.
+                # Raise at once, unless this may be a repeated request whose session has created
+                # this account.
                 if (auth is None or auth.get("session") is None) and self._rules.names_can_be_asked:
                     raise
                 taken = error
-        if wish.password is not None:
-            self._passwords.check_policy(wish.password)
+        if request.password is not None:
+            self._passwords.check_policy(request.password)
         operation = Operation("POST register", None, address)
         confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
         if confirmation.result is not None:
-            return await self._repeat(wish, UserID(confirmation.result), address)
+            return await self._repeat(request, UserID(confirmation.result), address)
         if taken is not None:
             raise taken
         proved = confirmation.completed.get(EMAIL_IDENTITY)
         emails = [] if proved is None else [parse_proof(proved).address]
-        await self._check_allowed(wish.username, emails, address)
+        await self._check_allowed(request.username, emails, address)
         try:
             with self._limiter.counting(Limit.REGISTRATION, address_key(address)):
-                registered = await self._make(wish, confirmation)
-        except SessionUsed:  # by a request that came with this one: now it is seen what it made
-            return await self.do_register(wish, auth, address)
+                registered = await self._make(request, confirmation)
+        except SessionUsed:  # by a concurrent request: return the account it has created
+            return await self.do_register(request, auth, address)
         if self._rules.needs_approval and self._approvals is not None:
             raise await self._approvals.refusal(registered.user_id)
         return registered
 
     async def _check_guest(self, token: str, username: str | None) -> None:
-        """Raises `Forbidden` unless it is the token of whoever has this name, `UserLocked`, and
-        `UserSuspended`: a suspended account changes nothing of itself. That they are a guest is
-        seen in the write: who repeats a request is none any more."""
+        """Raise `Forbidden` unless the token belongs to the user with this name.
+
+        Also raises `UserLocked`, and `UserSuspended`, as a suspended account cannot change itself.
+        The write checks that the user is a guest: in a repeated request they no longer are.
+        """
         owner = await self._sessions.get_owner(token)
         if owner is None or username is None or localpart_of(owner) != username.lower():
-            raise Forbidden("username and guest_access_token are not those of one guest")
+            raise Forbidden("username and guest_access_token do not belong to the same guest")
         account = (await self._accounts.get_accounts([owner]))[owner]
         if account.locked:
             raise UserLocked(soft_logout=True)
         if account.suspended:
             raise UserSuspended
 
-    async def do_register_privileged(self, wish: Wish) -> Registered:
-        """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
-        `Exclusive`, `UserInUse`."""
-        if wish.username is not None:
-            await self.check_username(wish.username, privileged=True)
-        return await self._make(wish, None)
+    async def do_register_privileged(self, request: Wish) -> Registered:
+        """Create an account for an administrator, regardless of the rules.
+
+        Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
+        """
+        if request.username is not None:
+            await self.check_username(request.username, privileged=True)
+        return await self._make(request, None)
 
     def parse_username(self, username: str) -> UserID:
-        """The id that a name makes, whoever may have it. Raises `InvalidUsername`."""
+        """Return the user id for a name, reserved or not. Raises `InvalidUsername`."""
         return self._user_id(username, privileged=True, for_service=True)
 
-    async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
-        """Make an account without a password for an application service, whose name it is. Raises
-        `InvalidUsername`, `UserInUse`."""
-        own = replace(wish, password=None, is_admin=False, guest_token=None)
+    async def do_register_for_service(self, request: Wish, service_id: str) -> Registered:
+        """Create an account without password in the namespace of an application service.
+
+        Raises `InvalidUsername`, `UserInUse`.
+        """
+        own = replace(request, password=None, is_admin=False, guest_token=None)
         return await self._make(own, None, service_id=service_id)
 
-    async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
-        """Make an account, without a session, for somebody for whom an identity provider vouches,
-        whether registration is open or not; `also` takes part in the write. Raises
-        `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
-        assert wish.username is not None
-        await self._check_allowed(wish.username, wish.emails, "")
+    async def do_register_vouched(self, request: Wish, also: Also) -> UserID:
+        """Create an account for a user authenticated by an identity provider; begin no session.
+
+        Works also where registration is closed. `also`: runs in the write. Raises `Forbidden`,
+        `InvalidUsername`, `Exclusive`, `UserInUse`, and what `also` raises.
+        """
+        assert request.username is not None
+        await self._check_allowed(request.username, request.emails, "")
         now = self._now()
         account = AccountRow(
-            await self.check_username(wish.username),
+            await self.check_username(request.username),
             None,
             now,
             awaiting_ts=now if self._rules.needs_approval else None,
-            awaiting_languages=wish.languages if self._rules.needs_approval else None,
+            awaiting_languages=request.languages if self._rules.needs_approval else None,
         )
-        await self._database.write("register", self._write, account, None, None, wish, also)
+        await self._database.write("register", self._write, account, None, None, request, also)
         if account.awaiting_ts is None:
-            await self._newcomers.welcome(UserID(account.user_id))
+            await self._new_account_tasks.welcome(UserID(account.user_id))
         return UserID(account.user_id)
 
     async def _check_allowed(
@@ -350,9 +368,9 @@ class Registration:
     async def do_register_guest(
         self, device_name: str | None, refreshable: bool, address: str
     ) -> Registered:
-        """Make a guest. Raises `Forbidden`, `LimitExceeded`."""
+        """Create a guest account. Raises `Forbidden`, `LimitExceeded`."""
         if not self._rules.guests:
-            raise Forbidden("This server has no guests")
+            raise Forbidden("Guest access is disabled on this server")
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(
             Wish(device_name=device_name, refreshable=refreshable, address=address),
@@ -362,7 +380,7 @@ class Registration:
 
     async def _make(
         self,
-        wish: Wish,
+        request: Wish,
         confirmation: Confirmation | None,
         *,
         is_guest: bool = False,
@@ -370,14 +388,14 @@ class Registration:
     ) -> Registered:
         password_hash = (
             None
-            if wish.password is None
-            else await self._passwords.hash(wish.password, wish.address)
+            if request.password is None
+            else await self._passwords.hash(request.password, request.address)
         )
-        waits = self._rules.needs_approval and confirmation is not None
-        for _ in range(1 if wish.username is not None else _ATTEMPTS):
+        needs_approval = self._rules.needs_approval and confirmation is not None
+        for _ in range(1 if request.username is not None else _ATTEMPTS):
             user_id = self._user_id(
-                wish.username or self._secret_text.localpart(),
-                privileged=confirmation is None or wish.guest_token is not None,
+                request.username or self._secret_text.localpart(),
+                privileged=confirmation is None or request.guest_token is not None,
                 for_service=service_id is not None,
             )
             account = AccountRow(
@@ -385,21 +403,23 @@ class Registration:
                 password_hash=password_hash,
                 created_ts=self._now(),
                 is_guest=is_guest,
-                is_admin=wish.is_admin,
-                user_type=wish.user_type,
-                awaiting_ts=self._now() if waits else None,
-                awaiting_languages=wish.languages if waits else None,
+                is_admin=request.is_admin,
+                user_type=request.user_type,
+                awaiting_ts=self._now() if needs_approval else None,
+                awaiting_languages=request.languages if needs_approval else None,
                 appservice_id=service_id,
             )
-            session = None if wish.inhibit_login or waits else self._session(wish, user_id)
+            session = (
+                None if request.inhibit_login or needs_approval else self._session(request, user_id)
+            )
             try:
                 await self._database.write(
-                    "register", self._write, account, session, confirmation, wish
+                    "register", self._write, account, session, confirmation, request
                 )
             except UserInUse:
                 continue
-            if not is_guest and service_id is None and not waits:
-                await self._newcomers.welcome(user_id)
+            if not is_guest and service_id is None and not needs_approval:
+                await self._new_account_tasks.welcome(user_id)
             return Registered(user_id, session)
         raise UserInUse("User ID already taken")
 
@@ -409,13 +429,16 @@ class Registration:
         account: AccountRow,
         session: NewSession | None,
         confirmation: Confirmation | None,
-        wish: Wish,
+        request: Wish,
         also: Also | None = None,
     ) -> None:
-        """Raises `SessionUsed`, `UserInUse`, `ThreepidInUse`, and as `also`."""
+        """Store the account and all that belongs to it, in one write.
+
+        Raises `SessionUsed`, `UserInUse`, `ThreepidInUse`, and what `also` raises.
+        """
         if confirmation is not None:
             self._uia.claim(txn, confirmation, account.user_id)
-        was_guest = wish.guest_token is not None
+        was_guest = request.guest_token is not None
         if not (
             self._accounts.set_upgraded(txn, account)
             if was_guest
@@ -427,8 +450,8 @@ class Registration:
             UserID(account.user_id),
             Happened.REGISTERED,
             account.created_ts,
-            ip=wish.address,
-            by=wish.by,
+            ip=request.address,
+            by=request.by,
         )
         if account.is_admin:
             note(
@@ -436,19 +459,19 @@ class Registration:
                 UserID(account.user_id),
                 Happened.ADMIN_GRANTED,
                 account.created_ts,
-                ip=wish.address,
-                by=wish.by,
+                ip=request.address,
+                by=request.by,
             )
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
-            # Until people choose a name, rooms show the local part instead of the whole address.
-            name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
+            # Until the user sets a display name, rooms show the localpart, not the full user id.
+            name = msgspec.json.encode(request.display_name or localpart_of(account.user_id))
             self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
             self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
         elif not account.is_guest and account.appservice_id is None:
-            self._newcomers.note(txn, UserID(account.user_id))
+            self._new_account_tasks.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
@@ -465,34 +488,34 @@ class Registration:
                     UserID(account.user_id),
                     Happened.TERMS_ACCEPTED,
                     account.created_ts,
-                    ip=wish.address,
+                    ip=request.address,
                 )
             for stage in (EMAIL_IDENTITY, MSISDN_IDENTITY):
                 proved = confirmation.completed.get(stage)
                 if proved is not None:
-                    self._add_proved(txn, account, parse_proof(proved), wish)
-        for address in wish.emails:
-            vouched_by = frozenset(() if wish.vouched_by is None else (wish.vouched_by,))
+                    self._add_validated(txn, account, parse_proof(proved), request)
+        for address in request.emails:
+            vouched_by = frozenset(() if request.vouched_by is None else (request.vouched_by,))
             row = ThreepidRow(
                 EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by
             )
             if self._threepids.add_threepid(txn, row):
-                self._note_address(txn, account, EMAIL, address, wish)
+                self._record_address(txn, account, EMAIL, address, request)
         if also is not None:
             also(txn, UserID(account.user_id))
 
-    def _add_proved(
-        self, txn: WriteTransaction, account: AccountRow, proof: Proof, wish: Wish
+    def _add_validated(
+        self, txn: WriteTransaction, account: AccountRow, proof: Proof, request: Wish
     ) -> None:
         row = ThreepidRow(
             proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts
         )
         if not self._threepids.add_threepid(txn, row):
             raise ThreepidInUse
-        self._note_address(txn, account, proof.medium, proof.address, wish)
+        self._record_address(txn, account, proof.medium, proof.address, request)
 
-    def _note_address(
-        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, wish: Wish
+    def _record_address(
+        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, request: Wish
     ) -> None:
         what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
         note(
@@ -500,46 +523,50 @@ class Registration:
             UserID(account.user_id),
             what,
             account.created_ts,
-            ip=wish.address,
-            by=wish.by,
+            ip=request.address,
+            by=request.by,
             detail=address,
         )
         if self._addresses is not None and medium == EMAIL:
-            self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
+            self._addresses.note_address(txn, UserID(account.user_id), address, request.languages)
 
-    async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
-        """The account that an earlier request made, in the same session, for who knows its
-        password, and may sign in."""
+    async def _repeat(self, request: Wish, user_id: UserID, address: str) -> Registered:
+        """Return the account that an earlier request in the same UIA session created.
+
+        Checks its password, and that the account is usable.
+        """
         account = (await self._accounts.get_accounts([user_id]))[user_id]
-        verdict = await self._passwords.verify(wish.password or "", account.password_hash, address)
-        same_name = wish.username is None or self._user_id(wish.username) == user_id
-        no_password = account.password_hash is None and wish.password is None
+        verdict = await self._passwords.verify(
+            request.password or "", account.password_hash, address
+        )
+        same_name = request.username is None or self._user_id(request.username) == user_id
+        no_password = account.password_hash is None and request.password is None
         if (
             account.deactivated_ts is not None
             or not same_name
             or not (verdict.correct or no_password)
         ):
-            raise Forbidden("This session has been used to register another account")
+            raise Forbidden("This session has already registered another account")
         if account.awaiting_ts is not None and self._approvals is not None:
             raise await self._approvals.refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
-        session = None if wish.inhibit_login else self._session(wish, user_id, account.era)
+        session = None if request.inhibit_login else self._session(request, user_id, account.era)
         if session is not None:
             await self._sessions.do_begin(session)
         return Registered(user_id, session, account.era)
 
-    def _session(self, wish: Wish, user_id: UserID, era: int | None = None) -> NewSession:
+    def _session(self, request: Wish, user_id: UserID, era: int | None = None) -> NewSession:
         return self._sessions.prepare(
             user_id,
-            address=wish.address,
+            address=request.address,
             era=era,
-            device_id=wish.device_id,
-            device_name=wish.device_name,
-            refreshable=wish.refreshable,
+            device_id=request.device_id,
+            device_name=request.device_name,
+            refreshable=request.refreshable,
         )
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Whether an application service has the name to itself."""
+        """Return whether the user id is reserved for an application service."""
         return self._reserved.is_reserved(user_id)
 
     def _user_id(

@@ -1,4 +1,4 @@
-"""Who may make an account, and what they show for it.
+"""Rules of registration, and the UIA flows that follow from them.
 
 spec: client-server-api#account-registration
 """
@@ -19,33 +19,33 @@ from homeserver.services.login.uia_stages import (
 
 
 class RegistrationRules(msgspec.Struct, frozen=True):
-    """Who may make an account."""
+    """The configured rules of registration."""
 
     enabled: bool = False
     without_verification: bool = False
     requires_token: bool = False
     captcha: bool = False
-    """Whether people solve a riddle."""
+    """Whether users solve a captcha."""
     email: Literal["none", "optional", "required"] = "none"
-    """Whether people give an e-mail address."""
+    """Whether users validate an e-mail address."""
     phone: Literal["none", "optional", "required"] = "none"
-    """Whether people give a telephone number."""
+    """Whether users validate a telephone number."""
     terms: bool = False
-    """Whether people agree to documents."""
+    """Whether users accept the policies."""
     needs_approval: bool = False
-    """Whether new accounts wait until an administrator has approved them; those that administrators
-    make do not."""
+    """Whether new accounts need approval by an administrator; those that administrators create do
+    not."""
     guests: bool = False
     names_can_be_asked: bool = True
-    """False: a question whether a name is free is always answered with yes."""
+    """False: `GET /register/available` reports every valid name as free."""
     reserved_names: ServerPatterns | None = None
-    """Local parts that only administrators give."""
+    """Localparts that only administrators can register."""
     underscore_names: bool = False
-    """Whether a name may begin with an underscore, as those of bridges do."""
+    """Whether a name may start with an underscore, as those of bridges do."""
 
 
 def flows_of(rules: RegistrationRules) -> list[list[str]]:
-    """The ways to an account, as stages in their order; none where no rule lets people in."""
+    """Return the UIA flows of registration; none where the rules admit nobody."""
     first = [
         *([REGISTRATION_TOKEN] if rules.requires_token else []),
         *([RECAPTCHA] if rules.captcha else []),

@@ -1,7 +1,7 @@
-"""Tokens that let their holders register, as administrators make, see, change and take them away.
+"""Registration tokens: administrators create, list, change and delete them.
 
-What an administrator does to them is in the records of their own account, without the token, which
-is a secret.
+The audit log of the administrator's own account records each change, without the token, which is a
+secret.
 """
 
 import re
@@ -21,14 +21,14 @@ from storage.engine.transaction import WriteTransaction
 
 LONGEST_TOKEN: Final = 64
 MOST: Final = 10_000
-"""Tokens in one list."""
+"""Maximum number of tokens in a list."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")
-_LARGEST: Final = 2**53
+_MAX_INTEGER: Final = 2**53
 _ATTEMPTS: Final = 5
 
 
 class RegistrationTokens:
-    """All of them."""
+    """Lists, creates, changes and deletes registration tokens."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class RegistrationTokens:
         self._store = store
 
     async def get_all(self, *, valid: bool | None = None) -> Sequence[RegistrationTokenRow]:
-        """By their texts; those alone that can be used now, or cannot."""
+        """Return the tokens in their own order. `valid`: only those that are (not) valid now."""
         rows = await self._store.get_registration_tokens(MOST)
         return [row for row in rows if valid is None or self._is_valid(row) is valid]
 
     async def get(self, token: str) -> RegistrationTokenRow:
-        """Raises `NotFound`."""
+        """Return a token. Raises `NotFound`."""
         row = await self._store.get_registration_token(token) if _TOKEN.fullmatch(token) else None
         if row is None:
             raise NotFound("There is no such registration token")
@@ -62,21 +62,24 @@ class RegistrationTokens:
         expires_ts: int | None,
         by: UserID,
     ) -> RegistrationTokenRow:
-        """A new one, good for so many accounts and until then (None: without bound). `token`: its
-        text, made up where there is none; `by`: the administrator. Raises `InvalidParam`."""
+        """Create a token. `token`: its text; None: generate one of `length` characters.
+
+        `uses_allowed`, `expires_ts`: its limits; None: unlimited. `by`: the administrator. Raises
+        `InvalidParam`.
+        """
         if token is not None and not _TOKEN.fullmatch(token):
             raise InvalidParam(
                 f"A token has 1 to {LONGEST_TOKEN} of the characters A-Z a-z 0-9 . _ ~ -"
             )
         if not 1 <= length <= LONGEST_TOKEN:
-            raise InvalidParam(f"length is between 1 and {LONGEST_TOKEN}")
+            raise InvalidParam(f"length must be between 1 and {LONGEST_TOKEN}")
         self._check(uses_allowed, expires_ts)
         for _ in range(1 if token is not None else _ATTEMPTS):
             text = token or self._secret_text.registration_token(length)
             row = RegistrationTokenRow(text, uses_allowed=uses_allowed, expires_ts=expires_ts)
             if await self._database.write("add_registration_token", self._add, row, by):
                 return row
-        raise InvalidParam("There is such a token already")
+        raise InvalidParam("The token already exists")
 
     async def do_change(
         self,
@@ -85,7 +88,10 @@ class RegistrationTokens:
         expires_ts: int | UnsetType | None,
         by: UserID,
     ) -> RegistrationTokenRow:
-        """Set its limits; what is not set stays. Raises `NotFound`, `InvalidParam`."""
+        """Change the limits of a token; UNSET leaves one unchanged.
+
+        Raises `NotFound`, `InvalidParam`.
+        """
         await self.get(token)
         self._check(
             None if uses_allowed is UNSET else uses_allowed,
@@ -105,7 +111,7 @@ class RegistrationTokens:
         return await self.get(token) if changed is None else changed
 
     async def do_remove(self, token: str, by: UserID) -> None:
-        """Take one away. Raises `NotFound`."""
+        """Delete a token. Raises `NotFound`."""
         await self.get(token)
 
         def write(txn: WriteTransaction) -> None:
@@ -121,14 +127,14 @@ class RegistrationTokens:
         return is_new
 
     def _check(self, uses_allowed: int | None, expires_ts: int | None) -> None:
-        if uses_allowed is not None and not 0 <= uses_allowed < _LARGEST:
-            raise InvalidParam("uses_allowed is null, or not negative")
-        if expires_ts is not None and not self._now() < expires_ts < _LARGEST:
-            raise InvalidParam("expiry_time is null, or in the future, in milliseconds since 1970")
+        if uses_allowed is not None and not 0 <= uses_allowed < _MAX_INTEGER:
+            raise InvalidParam("uses_allowed must be null or not negative")
+        if expires_ts is not None and not self._now() < expires_ts < _MAX_INTEGER:
+            raise InvalidParam("expiry_time must be null or in the future, in ms since 1970")
 
     def _is_valid(self, row: RegistrationTokenRow) -> bool:
-        is_left = row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
-        return is_left and (row.expires_ts is None or row.expires_ts > self._now())
+        has_uses_left = row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
+        return has_uses_left and (row.expires_ts is None or row.expires_ts > self._now())
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -1,13 +1,13 @@
-"""The ends of accounts: given to each, told of in a letter in time, and moved by its link or by an
-administrator.
+"""Expiry and renewal of accounts: set expiry times, e-mail the owners in time, renew by the link or
+by an administrator.
 
 Laws:
-- A letter about an end is written once, and noted in the write that queues it; a restart, or a
-  second node, writes no other.
-- Opening the page of a link renews nothing, since programs open links in letters; its button does,
+- One e-mail is sent about each expiry. The write that queues it also records it, so a restart or a
+  second node sends no other.
+- Opening the page of a link renews nothing, since programs open links in e-mails; its button does,
   once.
-- An account that is past its day keeps everything; only its use is refused, and nothing is pushed
-  to it, until it is renewed.
+- An expired account keeps all its data. Until it is renewed, requests are refused and nothing is
+  pushed to it.
 """
 
 import zlib
@@ -40,12 +40,12 @@ RENEW_PATH: Final = "/_matrix/client/unstable/account_validity/renew"
 LAST_TS: Final = 2**53 - 1
 _DAY_MS: Final = 24 * 3600 * 1000
 _SPREAD: Final = 0.1
-"""Of the period: by so much sooner some of the accounts end that were there before ends were given,
-so that not everybody gets a letter on one day."""
+"""Fraction of the period by which accounts older than the feature may expire earlier, so that not
+everybody gets an e-mail on the same day."""
 
 
 class Renewals:
-    """Gives ends, writes letters, renews."""
+    """Sets expiry times, sends e-mails about them, and renews accounts."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Renewals:
         subject: str | None,
         base_url: str,
     ) -> None:
-        """`period_ms`: for how long an account is good; `renew_at_ms`: how long before the end its
-        owner gets a letter (None: no letters); `subject`: of the letter, where the operator has
-        words of their own."""
+        """`period_ms`: the validity period of an account. `renew_at_ms`: how long before the expiry
+        its owner gets an e-mail; None: no e-mails. `subject`: the operator's subject of the
+        e-mail; None: the default."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -81,27 +81,29 @@ class Renewals:
 
     @property
     def by_letter(self) -> bool:
-        """Whether people renew their accounts themselves."""
+        """Whether users renew their accounts by a link in an e-mail."""
         return self._validity.enabled and self._renew_at_ms is not None and self._outbox is not None
 
     async def do_give_ends(self, limit: int) -> int:
-        """Give up to `limit` accounts an end that have none; how many."""
+        """Set the expiry time of up to `limit` accounts that have none; return the number."""
         if not self._validity.enabled:
             return 0
 
         def write(txn: WriteTransaction) -> int:
             now = self._now()
-            endless = self._store.get_endless(txn, limit)
-            for user_id, created_ts in endless:
+            without_expiry = self._store.get_endless(txn, limit)
+            for user_id, created_ts in without_expiry:
                 early = 0 if created_ts > now - _DAY_MS else self._spread(user_id)
                 self._store.set_end(txn, user_id, now + self._period_ms - early)
-            return len(endless)
+            return len(without_expiry)
 
         return await self._database.write("give_accounts_ends", write)
 
     async def do_note_over(self, limit: int) -> int:
-        """Note of up to `limit` accounts that they are past their day, so that nothing is pushed to
-        them; how many. Where accounts do not end, that of none."""
+        """Mark up to `limit` expired accounts, so that nothing is pushed to them.
+
+        Return the number. Where accounts do not expire, remove the marks instead.
+        """
         if not self._validity.enabled:
             return await self._database.write(
                 "forget_accounts_over", self._store.forget_over, limit
@@ -114,8 +116,10 @@ class Renewals:
         return int(self._period_ms * _SPREAD * (zlib.crc32(user_id.encode()) / 2**32))
 
     async def do_write_letters(self, limit: int) -> int:
-        """Write to the owners of up to `limit` accounts that end soon; to how many, or how many
-        have no address."""
+        """E-mail the owners of up to `limit` accounts that expire soon.
+
+        Return the number of accounts handled, including those without an e-mail address.
+        """
         if not self.by_letter or self._renew_at_ms is None:
             return 0
         rows = await self._store.get_unwritten(self._now() + self._renew_at_ms, limit)
@@ -138,15 +142,17 @@ class Renewals:
         return len(rows)
 
     async def do_send_letter(self, user_id: UserID, language: Language) -> None:
-        """Write to the owner of an account, who asks for it. Raises `Forbidden`,
-        `ThreepidNotFound`."""
+        """E-mail the owner of an account at their request.
+
+        Raises `Forbidden`, `ThreepidNotFound`.
+        """
         if not self.by_letter:
-            raise Forbidden("This server sends no letters to renew accounts with")
+            raise Forbidden("This server sends no e-mails to renew accounts")
         rows = (await self._threepids.get_threepids([user_id])).get(user_id, [])
         known = [row.address for row in rows if row.medium == EMAIL]
         if not known:
             raise ThreepidNotFound(
-                "The account has no e-mail address; ask the people who run this server"
+                "The account has no e-mail address; ask the administrators of this server"
             )
         token = self._secret_text.session_id()
 
@@ -171,21 +177,23 @@ class Renewals:
         assert self._outbox is not None  # `by_letter`
         self._store.set_link(txn, row.user_id, hash_token(token))
         link = f"{self._base_url}{RENEW_PATH}?{urlencode({'token': token})}"
-        letter = self._outbox.letters.renew_account(
+        email = self._outbox.letters.renew_account(
             language, link, row.user_id, day_of(row.expires_ts), self._subject
         )
         for address in addresses:
-            self._outbox.offer(txn, language, letter, address)
+            self._outbox.offer(txn, language, email, address)
 
     async def get_link(self, token: str) -> RenewalLinkRow | None:
-        """The link with this secret; None where a later letter took its place, and where accounts
-        do not end."""
+        """Return the link with this token.
+
+        None where a later e-mail replaced it, and where accounts do not expire.
+        """
         if not self._validity.enabled or not token or "\0" in token:
             return None
         return await self._store.get_link(hash_token(token))
 
     async def do_renew(self, token: str) -> RenewalLinkRow | None:
-        """Renew the account of a link, once; the link, or None as for `get_link`."""
+        """Renew the account of a link, once; return the link, or None as `get_link` does."""
         row = await self.get_link(token)
         if row is None or row.used_ts is not None:
             return row
@@ -203,20 +211,22 @@ class Renewals:
     async def do_set_end(
         self, user_id: UserID, expires_ts: int | None, *, letter: bool, by: UserID
     ) -> int:
-        """An administrator sets the end of an account that exists; None: as far off as a renewal
-        would. The end. Raises `Forbidden` where accounts do not end, `InvalidParam`."""
+        """Set the expiry time of an existing account, for the administrator `by`; return it.
+
+        `expires_ts`: None for one period from now. `letter`: whether the owner gets an e-mail
+        before it. Raises `Forbidden` where accounts do not expire, `InvalidParam`.
+        """
         if not self._validity.enabled:
-            raise Forbidden("Accounts of this server do not end (account_validity.enabled)")
+            raise Forbidden("Accounts on this server do not expire (account_validity.enabled)")
         if expires_ts is not None and not 0 <= expires_ts <= LAST_TS:
-            raise InvalidParam("expiration_ts is in milliseconds since 1970")
+            raise InvalidParam("expiration_ts must be in milliseconds since 1970")
         now = self._now()
         end = now + self._period_ms if expires_ts is None else expires_ts
 
         def write(txn: WriteTransaction) -> None:
             self._store.set_end(txn, user_id, end, letter=letter)
-            self._store.remove_user(
-                txn, user_id
-            )  # a link of before would take back what the administrator decided
+            # an earlier link would undo the administrator's decision
+            self._store.remove_user(txn, user_id)
             note(txn, user_id, Happened.RENEWED, now, by=by)
 
         await self._database.write("set_end_of_account", write)
@@ -227,5 +237,5 @@ class Renewals:
 
 
 def day_of(ts: int) -> str:
-    """A day as people of every language read it."""
+    """Return the day of a time in ISO 8601."""
     return datetime.fromtimestamp(min(ts, 253_402_300_799_000) / 1000, UTC).strftime("%Y-%m-%d")

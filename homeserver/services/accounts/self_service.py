@@ -1,10 +1,9 @@
-"""What people do with their own account on its page: see where they are signed in, change and end
-things.
+"""The account page: users see their sessions and data, and change or end them.
 
 Laws:
-- What cannot be undone, or lets somebody else in, wants a proof: the password, or, of an account
-  without one, a sign-in of the last minutes.
-- A password change ends all sessions but the browser's that makes it.
+- Irreversible operations, and those that could let someone else in, need a new authentication: the
+  password, or a recent sign-in for an account without one.
+- A password change ends all sessions except the browser session that makes it.
 
 spec: client-server-api#oauth-20-account-management
 """
@@ -34,7 +33,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import OAuthStore
 
 FRESH_MS: Final = 15 * 60 * 1000
-"""For so long a sign-in is a proof, where there is no password."""
+"""Maximum age of a sign-in that authenticates the user of an account without password."""
 
 
 class WrongProof(Forbidden):
@@ -42,36 +41,36 @@ class WrongProof(Forbidden):
 
 
 class ProveAgain(MatrixError):
-    """An account without a password: its owner has to sign in once more."""
+    """The user of an account without password has to sign in again."""
 
 
 class OwnDevice(msgspec.Struct, frozen=True):
-    """A device, and the app that signed in on it."""
+    """A device, and the OAuth 2.0 client that signed in on it, if any."""
 
     row: DeviceRow
     client: Client | None
 
     @property
     def name(self) -> str:
-        """As its owner knows it; empty where nobody has named it."""
+        """The display name of the device or of its client; empty if neither has one."""
         return self.row.display_name or ("" if self.client is None else self.client.name)
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """What the page shows."""
+    """The content of the account page."""
 
     display_name: str
     devices: Sequence[OwnDevice]
     addresses: Sequence[str]
     numbers: Sequence[str]
-    """Of telephones: the digits of E.164."""
+    """Telephone numbers: the digits of E.164."""
     has_password: bool
     ends_ts: int | None
-    """Until when the account is good, where accounts end."""
+    """The expiry time of the account; None where accounts do not expire."""
 
 
 class OwnAccount:
-    """Shows and changes it."""
+    """Shows and changes a user's own account."""
 
     def __init__(
         self,
@@ -105,11 +104,11 @@ class OwnAccount:
 
     @property
     def has_programs(self) -> bool:
-        """Whether people make passwords for programs."""
+        """Whether application passwords are enabled."""
         return self._programs.enabled
 
     async def look(self, user_id: UserID) -> Overview:
-        """What there is, the devices that were seen last first."""
+        """Return the content of the page, with the most recently seen devices first."""
         account = await self._accounts.get_account(user_id)
         rows = (await self._devices.get_devices([user_id])).get(user_id, [])
         threepids = await self._threepids.get_threepids(user_id)
@@ -138,7 +137,7 @@ class OwnAccount:
         ]
 
     async def get_device(self, user_id: UserID, device_id: str) -> OwnDevice:
-        """One of them. Raises `NotFound`."""
+        """Return a device. Raises `NotFound`."""
         row = (
             await self._devices.get_device(user_id, device_id)
             if device_id and "\0" not in device_id
@@ -150,7 +149,10 @@ class OwnAccount:
         return device
 
     async def check_proof(self, session: BrowserSession, password: str, address: str) -> None:
-        """Raises `WrongProof`, `ProveAgain`, `LimitExceeded`."""
+        """Check the password, or that the sign-in is recent for an account without password.
+
+        Raises `WrongProof`, `ProveAgain`, `LimitExceeded`.
+        """
         account = await self._accounts.get_account(session.user_id)
         if account.password_hash is None or not self._sign_in.password_confirmation:
             if session.proved_ts < self._clock.seconds() * 1000 - FRESH_MS:
@@ -162,18 +164,18 @@ class OwnAccount:
             raise WrongProof from None
 
     async def do_set_name(self, user_id: UserID, name: str) -> None:
-        """Change the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        """Set the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
         await self._profiles.do_choose_display_name(user_id, name)
 
     async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str], ip: str) -> None:
-        """End the sessions of these devices. `ip`, here and below: whence that is asked for."""
+        """End the sessions of these devices. `ip`, here and below: the client's IP address."""
         ids = [DeviceID(device_id) for device_id in device_ids]
         await self._database.write(
             "end_own_devices", self._sessions.remove_devices, user_id, ids, ip
         )
 
     def remove_sessions(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
-        """In a write: end all sessions, of apps and of browsers."""
+        """End all sessions, of apps and browsers, in a write."""
         self._sessions.remove_sessions(txn, user_id, None, ip)
 
     async def do_set_password(
@@ -183,12 +185,15 @@ class OwnAccount:
         ip: str,
         end_others: Callable[[WriteTransaction], None],
     ) -> None:
-        """Change the password; `end_others` ends, in the same write, all sessions but that of the
-        browser. Raises `WeakPassword`, `InvalidParam`, and as `check_era`."""
+        """Change the password.
+
+        `end_others`: ends all sessions but that of the browser, in the same write. Raises
+        `WeakPassword`, `InvalidParam`, and what `check_era` raises.
+        """
         await self._accounts.do_set_password(
             session.user_id, new_password, ip=ip, era=session.era, also=end_others
         )
 
     async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:
-        """Close the account for good. Raises as `check_era`."""
+        """Deactivate the account permanently. Raises what `check_era` raises."""
         await self._deactivation.do_deactivate(session.user_id, erase=erase, ip=ip, era=session.era)

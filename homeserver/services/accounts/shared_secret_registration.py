@@ -1,8 +1,8 @@
-"""Making accounts for who knows the shared secret, whatever the rules of registration.
+"""Shared-secret registration: creates accounts regardless of the rules of registration.
 
-A nonce is kept in the database, so that any node takes it; it is good for one request, right or
-wrong, within a minute. The texts "HMAC incorrect" and "User ID already taken" are looked for by
-scripts that call this.
+A nonce is stored in the database, so that every node accepts it. It is valid for one request, right
+or wrong, within a minute. Scripts that use this API search for the texts "HMAC incorrect" and
+"User ID already taken".
 """
 
 import hmac
@@ -21,7 +21,7 @@ from storage.login.uia import UIASessionRow, UIAStore
 
 _OPERATION: Final = "POST shared-secret registration"
 _NONCE_LIFETIME: Final = 60.0
-_LONGEST: Final = 512
+_MAX_LENGTH: Final = 512
 _USER_TYPES: Final = frozenset({"bot", "support"})
 
 
@@ -30,8 +30,7 @@ class NotEnabled(MatrixError):
 
 
 class SignedWish(msgspec.Struct, frozen=True):
-    """A request, with what shows that its sender knows the secret. `wish.username` is as it was
-    sent."""
+    """A registration with the MAC of the shared secret. `wish.username` is as it was sent."""
 
     nonce: str | None
     mac: str | None
@@ -39,7 +38,7 @@ class SignedWish(msgspec.Struct, frozen=True):
 
 
 class SharedSecretRegistration:
-    """Gives out nonces, and makes accounts. `secret` None: not enabled."""
+    """Issues nonces and creates accounts. `secret`: None disables it."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class SharedSecretRegistration:
         self._secret = secret
 
     async def do_make_nonce(self) -> str:
-        """A nonce for one request. Raises `NotEnabled`."""
+        """Create a nonce for one request. Raises `NotEnabled`."""
         if self._secret is None:
             raise NotEnabled
         nonce = self._secret_text.nonce()
@@ -70,25 +69,28 @@ class SharedSecretRegistration:
         return nonce
 
     async def do_register(self, signed: SignedWish) -> Registered:
-        """Make the account. Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and
-        as `Registration.do_register_privileged`."""
+        """Create the account.
+
+        Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and what
+        `Registration.do_register_privileged` raises.
+        """
         if self._secret is None:
             raise NotEnabled
         if signed.nonce is None:
             raise MissingParam("nonce must be specified")
         if not await self._database.write("use_nonce", self._use_nonce, signed.nonce):
             raise InvalidParam("unrecognised nonce")
-        wish = signed.wish
-        _check_text("username", wish.username)
-        _check_text("password", wish.password)
-        if wish.user_type is not None and wish.user_type not in _USER_TYPES:
+        request = signed.wish
+        _check_text("username", request.username)
+        _check_text("password", request.password)
+        if request.user_type is not None and request.user_type not in _USER_TYPES:
             raise InvalidParam("user_type must be bot or support")
         if signed.mac is None:
             raise MissingParam("mac must be specified")
-        expected = compute_mac(self._secret, signed.nonce, wish)
+        expected = compute_mac(self._secret, signed.nonce, request)
         if not hmac.compare_digest(expected.encode(), signed.mac.encode("utf-8", "replace")):
             raise Forbidden("HMAC incorrect")
-        return await self._registration.do_register_privileged(wish)
+        return await self._registration.do_register_privileged(request)
 
     def _use_nonce(self, txn: WriteTransaction, nonce: str) -> bool:
         nonce_hash = hash_secret(nonce)
@@ -102,22 +104,22 @@ class SharedSecretRegistration:
         )
 
 
-def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
-    """HMAC-SHA1 over nonce, name, password, `admin` or `notadmin` and the user type, if any; NUL
-    between them."""
+def compute_mac(secret: str, nonce: str, request: Wish) -> str:
+    """Return the HMAC-SHA1 over nonce, name, password, `admin` or `notadmin`, and the user type if
+    there is one, separated by NUL."""
     parts = [
         nonce,
-        wish.username or "",
-        wish.password or "",
-        "admin" if wish.is_admin else "notadmin",
+        request.username or "",
+        request.password or "",
+        "admin" if request.is_admin else "notadmin",
     ]
-    if wish.user_type:
-        parts.append(wish.user_type)
+    if request.user_type:
+        parts.append(request.user_type)
     return hmac.new(secret.encode(), "\0".join(parts).encode("utf-8", "replace"), sha1).hexdigest()
 
 
 def _check_text(name: str, text: str | None) -> None:
     if not text:
         raise MissingParam(f"{name} must be specified")
-    if len(text) > _LONGEST or "\0" in text:
+    if len(text) > _MAX_LENGTH or "\0" in text:
         raise InvalidParam(f"Invalid {name}")

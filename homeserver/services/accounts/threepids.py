@@ -1,5 +1,6 @@
-"""E-mail addresses and telephone numbers of accounts: adding one that was shown to be one's own,
-taking one away.
+"""Third-party identifiers of accounts (e-mail addresses and telephone numbers): add and remove.
+
+Below, an address is either of the two.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -21,30 +22,29 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 
 MOST_ADDRESSES: Final = 20
-"""Of one account."""
+"""Maximum number of addresses of an account."""
 
 
 class KeepsByAddress(Protocol):
-    """A store that keeps something for an address of an account."""
+    """A store with data per address of an account."""
 
     def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
-        """Remove what is kept for this address of the user."""
+        """Delete the data of this address of the user."""
         ...
 
 
 class Bindings(Protocol):
-    """By which addresses people are found elsewhere."""
+    """The bindings of addresses at identity servers."""
 
     def note_removed(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str
     ) -> None:
-        """In the write that takes an address from the account: nobody is to find the user by it any
-        more."""
+        """Schedule the unbinding of an address, in the write that removes it from the account."""
         ...
 
 
 class Threepids:
-    """Keeps addresses. `changes`: people may change theirs."""
+    """Lists, adds and removes addresses."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class Threepids:
         *,
         changes: bool,
     ) -> None:
-        """`kept_by_address`: what an address that goes takes with it; `bindings`: where others find
-        people by it."""
+        """`kept_by_address`: stores with data to delete with an address. `bindings`: at identity
+        servers. `changes`: whether users may change their addresses."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -70,34 +70,33 @@ class Threepids:
         self._changes = changes
 
     async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
-        """The addresses of an account."""
+        """Return the addresses of an account."""
         return (await self._store.get_threepids([user_id])).get(user_id, [])
 
     async def get_owner(self, medium: str, address: str) -> UserID | None:
-        """Whose address it is."""
+        """Return the user who has an address."""
         owner = await self._store.get_owner(medium, address.strip().lower())
         return None if owner is None else UserID(owner)
 
     async def do_add(
         self, caller: Requester, sid: str, client_secret: str, auth: AuthData | None, ip: str
     ) -> None:
-        """Give the caller's account an address that they have shown to be theirs, once that is
-        confirmed.
+        """Add a validated address to the caller's account, once the caller has confirmed it.
 
         Raises `Forbidden`, `ThreepidAuthFailed`, `ThreepidInUse`, `AuthenticationRequired`.
         """
         proof = await self._check(caller.user_id, sid, client_secret)
-        era = await self._confirmation.check_confirmed(
+        epoch = await self._confirmation.check_confirmed(
             caller, f"POST account/3pid/add {sid}", auth, ip
         )
-        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, era)
+        await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, epoch)
 
     async def do_take(
-        self, user_id: UserID, sid: str, client_secret: str, ip: str, era: Era
+        self, user_id: UserID, sid: str, client_secret: str, ip: str, epoch: Era
     ) -> None:
-        """As `do_add`, for who has confirmed it in another way, in this era of the account."""
+        """Do `do_add` for a user who has confirmed it in another way, in this credential epoch."""
         proof = await self._check(user_id, sid, client_secret)
-        await self._database.write("add_threepid", self._add, user_id, proof, ip, era)
+        await self._database.write("add_threepid", self._add, user_id, proof, ip, epoch)
 
     async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
         self.check_changes()
@@ -108,8 +107,10 @@ class Threepids:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
-    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, era: Era) -> None:
-        check_era(txn, user_id, era)
+    def _add(
+        self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, epoch: Era
+    ) -> None:
+        check_era(txn, user_id, epoch)
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
@@ -118,7 +119,7 @@ class Threepids:
         note(txn, user_id, what, self._now_ms(), ip=ip, detail=proof.address)
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
-        """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
+        """Remove an address from an account, if it has it. Raises `Forbidden`."""
         self.check_changes()
         if "\0" in address or "\0" in medium:
             return
@@ -143,17 +144,20 @@ class Threepids:
                 store.remove_address(txn, user_id, address)
 
     async def do_set_vouched(
-        self, said: Mapping[UserID, Sequence[str]], provider: str
+        self, asserted: Mapping[UserID, Sequence[str]], provider: str
     ) -> Set[UserID]:
-        """Give accounts the e-mail addresses for which an identity provider vouches, and take away
-        those for which it did before, and no other does, in one write; those of others are left
-        out, unless they too get other ones by it, and what would be too many. Where it says none,
-        all stay; so do those from before while the account can have none of the new ones, and has
-        no other. Returned is who could not have some since they are another account's."""
+        """Set the e-mail addresses of accounts to those that an identity provider asserts now.
+
+        One write adds the new addresses, and removes those that only this provider asserted
+        before. Skipped are addresses of other accounts (unless the same call frees them) and those
+        above the maximum. An account keeps its addresses if the provider asserts none, or if it
+        could get none of the new ones and has no other. Return the users who did not get an
+        address because another account has it.
+        """
 
         def write(txn: WriteTransaction) -> Mapping[UserID, Plan]:
             now = self._now_ms()
-            plans = self._plan(txn, said, provider)
+            plans = self._plan(txn, asserted, provider)
             for user_id, plan in plans.items():
                 for address in plan.disowned:
                     self._store.remove_voucher(txn, EMAIL, address, provider)
@@ -168,28 +172,31 @@ class Threepids:
                     note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
             return plans
 
-        said = {user_id: addresses for user_id, addresses in said.items() if addresses}
-        if not said:
+        asserted = {user_id: addresses for user_id, addresses in asserted.items() if addresses}
+        if not asserted:
             return frozenset()
-        plans = await self._database.read("plan_vouched_threepids", self._plan, said, provider)
+        plans = await self._database.read("plan_vouched_threepids", self._plan, asserted, provider)
         if any(plan.has_changes for plan in plans.values()):
             plans = await self._database.write("set_vouched_threepids", write)
         return {user_id for user_id, plan in plans.items() if plan.refused}
 
     def _plan(
-        self, txn: Transaction, said: Mapping[UserID, Sequence[str]], provider: str
+        self, txn: Transaction, asserted: Mapping[UserID, Sequence[str]], provider: str
     ) -> Mapping[UserID, Plan]:
-        rows = self._store.get_threepids_in(txn, said)
-        wanted = {address for addresses in said.values() for address in addresses}
+        rows = self._store.get_threepids_in(txn, asserted)
+        wanted = {address for addresses in asserted.values() for address in addresses}
         return compute_plans(
-            rows, self._store.get_owners_in(txn, EMAIL, wanted), said, provider, MOST_ADDRESSES
+            rows, self._store.get_owners_in(txn, EMAIL, wanted), asserted, provider, MOST_ADDRESSES
         )
 
     async def do_replace(
         self, user_id: UserID, addresses: Sequence[tuple[str, str]], *, by: UserID
     ) -> None:
-        """Give an account these addresses and numbers, each with its medium, instead of those that
-        it has; an administrator vouches for them. Raises `ThreepidInUse`."""
+        """Replace all addresses of an account, for the administrator `by`.
+
+        `addresses`: pairs of medium and address, which need no validation. Raises
+        `ThreepidInUse`.
+        """
 
         def write(txn: WriteTransaction) -> None:
             now = self._now_ms()
@@ -212,6 +219,6 @@ class Threepids:
         await self._database.write("replace_threepids", write)
 
     def check_changes(self) -> None:
-        """Raises `Forbidden` where people may not change their addresses."""
+        """Raise `Forbidden` where users may not change their addresses."""
         if not self._changes:
-            raise Forbidden("Addresses are set by the people who run this server")
+            raise Forbidden("Only the administrators of this server change addresses")

@@ -1,4 +1,4 @@
-"""What administrators do about people's accounts: lock and suspend them, look whence they are used.
+"""Moderation of accounts by administrators: lock, suspend, and list the sightings of devices.
 
 spec: client-server-api#server-administration, client-server-api#account-locking,
 client-server-api#account-suspension
@@ -17,7 +17,7 @@ from storage.devices.devices import DeviceRow, DeviceStore
 
 
 class AccountModeration:
-    """Moderates accounts. The guard has seen that administrators ask, but for `get_sightings`."""
+    """Moderates accounts. The guard admits only administrators, except for `get_sightings`."""
 
     def __init__(
         self,
@@ -32,14 +32,16 @@ class AccountModeration:
         self._identity = identity
 
     async def get_account(self, user_id: UserID) -> AccountRow:
-        """An account that may be moderated. Raises `InvalidParam`, `NotFound`, `Forbidden` for
-        administrators'."""
+        """Return an account that may be moderated.
+
+        Raises `InvalidParam`, `NotFound`, and `Forbidden` for the account of an administrator.
+        """
         self._check_local(user_id)
         account = await self._accounts.get_account(user_id)
         if account.deactivated_ts is not None:
-            raise NotFound("There is no such user here")
+            raise NotFound("There is no such user on this server")
         if account.is_admin:
-            raise Forbidden("The account is an administrator's")
+            raise Forbidden("The account belongs to an administrator")
         return account
 
     async def do_moderate(
@@ -50,23 +52,25 @@ class AccountModeration:
         locked: bool | None = None,
         suspended: bool | None = None,
     ) -> None:
-        """Lay something on an account, or lift it. Raises as `get_account`, and `Forbidden` for
-        one's own."""
+        """Lock or suspend an account, or lift that; None leaves a flag unchanged.
+
+        Raises what `get_account` raises, and `Forbidden` for the caller's own account.
+        """
         if user_id == caller.user_id:
-            raise Forbidden("Administrators do not lock or suspend themselves")
+            raise Forbidden("Administrators cannot lock or suspend themselves")
         await self.get_account(user_id)
         await self._accounts.do_set_flags(
             user_id, locked=locked, suspended=suspended, by=caller.user_id
         )
 
     async def get_sightings(self, caller: Requester, user_id: UserID) -> Sequence[DeviceRow]:
-        """The devices of a user, with when and whence they were last seen, as it is known now.
+        """Return the devices of a user, with the time and address of the last sighting.
 
-        Raises `Forbidden` where neither the user nor an administrator asks, `InvalidParam`,
+        Raises `Forbidden` unless the caller is the user or an administrator, `InvalidParam`,
         `NotFound`.
         """
         if user_id != caller.user_id and not caller.is_admin:
-            raise Forbidden("Only administrators may look at other people's sessions")
+            raise Forbidden("Only administrators may list the sessions of other users")
         self._check_local(user_id)
         await self._accounts.get_account(user_id)
         await self._last_seen.flush()
@@ -74,4 +78,4 @@ class AccountModeration:
 
     def _check_local(self, user_id: UserID) -> None:
         if not self._identity.is_local(user_id):
-            raise InvalidParam("The user is not one of this server")
+            raise InvalidParam("The user does not belong to this server")

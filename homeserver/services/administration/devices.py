@@ -1,11 +1,11 @@
-"""Devices of accounts, as administrators list, make, name and remove them.
+"""Administration of devices: list, create, rename and remove.
 
 Laws:
-- A device that is removed is signed out as if its user had: with all that is kept for it, at every
-  node, before that is answered. The record says which administrator did it, and whence.
-- A device that is made has no session and no keys: who signs in on it has proved who they are.
-- What is there already, or gone already, is no error: tools that bring two servers in line say
-  things twice.
+- Removing a device has the same effect as a sign-out by its user: sessions and data per device are
+  gone on every node before the response. The audit record names the administrator and the address.
+- A created device has no session and no keys; signing in on it needs authentication as usual.
+- Creating an existing device and removing an unknown one succeed, for tools that synchronise two
+  servers.
 """
 
 from collections.abc import Sequence
@@ -27,29 +27,32 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 MOST_AT_ONCE: Final = 100
-"""Devices that are removed in one write, so that others need not wait for long."""
+"""Devices removed in one write, so that other writes do not wait long."""
 
 
 class NameTooLong(MatrixError):
-    """A name of a device has too many characters."""
+    """A device name has too many characters."""
 
     errcode, status, default_text = (
         "M_TOO_LARGE",
         400,
-        f"A device's name has at most {LONGEST_DEVICE_NAME} characters",
+        f"A device name has at most {LONGEST_DEVICE_NAME} characters",
     )
 
 
 class DevicesOfAccount(msgspec.Struct, frozen=True):
-    """All devices of an account, and which of them is the dehydrated one, if it has one."""
+    """All devices of an account, and the id of the dehydrated one, if there is one."""
 
     devices: Sequence[DeviceRow]
     dehydrated: str | None
 
 
 class DeviceAdministration:
-    """Lists, makes, names and removes devices of accounts. Everything here raises `InvalidParam`
-    for a user of another server, and `NotFound` for one whom there is not."""
+    """Lists, creates, renames and removes devices of accounts.
+
+    All methods raise `InvalidParam` for a user of another server, and `NotFound` for an unknown
+    user.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class DeviceAdministration:
         self._last_seen = last_seen
 
     async def get_devices(self, user_id: UserID) -> DevicesOfAccount:
-        """All of them, with when and whence they were last seen, as it is known now."""
+        """Return all devices, with the time and address of the last sighting."""
         await self._check_user(user_id)
         dehydrated = await self._dehydrated.get_device(user_id)
         return DevicesOfAccount(
@@ -81,21 +84,26 @@ class DeviceAdministration:
         )
 
     async def get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
-        """One of them, likewise. Raises `NotFound` where there is none of this id."""
+        """Return a device, like `get_devices`. Raises `NotFound` for an unknown device."""
         await self._check_user(user_id)
         await self._last_seen.flush()
         return await self._get_device(user_id, device_id)
 
     async def do_make(self, user_id: UserID, device_id: DeviceID) -> None:
-        """Make one that nobody is signed in on; one that is there stays as it is. Raises
-        `InvalidParam` also for an account that was closed, and as `Sessions.add_device`."""
+        """Create a device without a session; leave an existing one unchanged.
+
+        Raises `InvalidParam` also for a deactivated account, and what `Sessions.add_device` raises.
+        """
         await self._check_user(user_id)
         if await self._store.get_device(user_id, device_id) is None:
             await self._database.write("make_device", self._make, user_id, device_id)
 
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
-        """None leaves the name. Raises as `get_device`, `NameTooLong`, `InvalidParam` for a name
-        that cannot be kept."""
+        """Rename a device; None leaves the name.
+
+        Raises what `get_device` raises, `NameTooLong`, and `InvalidParam` for a name that cannot be
+        stored.
+        """
         await self._check_user(user_id)
         await self._get_device(user_id, device_id)
         if name is not None and len(name) > LONGEST_DEVICE_NAME:
@@ -105,8 +113,10 @@ class DeviceAdministration:
     async def do_remove(
         self, user_id: UserID, device_ids: Sequence[DeviceID], by: UserID, ip: str
     ) -> None:
-        """Remove those of them that there are, with their sessions and all that is kept for them.
-        `by`: the administrator who does, `ip`: whence."""
+        """Remove devices with their sessions and data; ignore unknown ones.
+
+        `by`: the administrator who removes them. `ip`: the administrator's address.
+        """
         await self._check_user(user_id)
         wanted = list(dict.fromkeys(device_ids))
         for start in range(0, len(wanted), MOST_AT_ONCE):
@@ -117,7 +127,7 @@ class DeviceAdministration:
 
     async def _check_user(self, user_id: UserID) -> None:
         if not self._identity.is_local(user_id):
-            raise InvalidParam("The user is not one of this server")
+            raise InvalidParam("The user does not belong to this server")
         await self._accounts.get_account(user_id)
 
     async def _get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
@@ -129,7 +139,7 @@ class DeviceAdministration:
     def _make(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
         standing = select_standing(txn, user_id)
         if standing is None or standing.deactivated:
-            raise InvalidParam("The account is closed: it has no devices any more")
+            raise InvalidParam("The account is deactivated and cannot have devices")
         self._sessions.add_device(txn, user_id, device_id, None)
 
     def _remove(
@@ -140,7 +150,7 @@ class DeviceAdministration:
         by: UserID,
         ip: str,
     ) -> None:
-        there = self._store.get_ids_in(txn, user_id, device_ids)
+        existing = self._store.get_ids_in(txn, user_id, device_ids)
         self._sessions.remove_devices(
-            txn, user_id, [each for each in device_ids if each in there], ip, by
+            txn, user_id, [each for each in device_ids if each in existing], ip, by
         )

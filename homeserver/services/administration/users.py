@@ -1,10 +1,10 @@
-"""Accounts as administrators list, make and change them.
+"""Administration of accounts: list, create and change.
 
 Laws:
-- What is asked for is checked as a whole before anything of it is done.
-- What an administrator does to an account is recorded with their name.
-- An account that was closed stays closed, and takes no changes; tools that send back what it is are
-  no error.
+- A request is checked completely before any of it is carried out.
+- The audit log records each change with the name of the administrator.
+- A deactivated account stays deactivated and cannot be changed. A request that matches its current
+  state succeeds, for tools that send back what they have read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,22 +46,22 @@ from storage.upstream.external_ids import ExternalIdRow
 
 USER_TYPES: Final = ("bot", "support")
 MOST: Final = 10_000
-"""Entries of a page."""
+"""Maximum number of entries of a page."""
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What an account is to be; what is not set stays as it is."""
+    """The requested state of an account; UNSET leaves a field unchanged."""
 
     password: str | UnsetType = UNSET
     logout_devices: bool = True
     """Whether a new password ends all sessions."""
     display_name: str | UnsetType = UNSET
-    """Empty: none."""
+    """Empty: remove it."""
     avatar_url: str | UnsetType = UNSET
     addresses: Sequence[tuple[str, str]] | UnsetType = UNSET
-    """E-mail addresses and telephone numbers, all of them: each with its medium."""
+    """All e-mail addresses and telephone numbers, as pairs of medium and address."""
     external_ids: Mapping[str, str] | UnsetType = UNSET
-    """Who it is for identity providers, by provider, all of them."""
+    """All subjects at identity providers, by provider."""
     is_admin: bool | UnsetType = UNSET
     deactivated: bool | UnsetType = UNSET
     locked: bool | UnsetType = UNSET
@@ -70,7 +70,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Details(msgspec.Struct, frozen=True):
-    """What there is to know of an account."""
+    """An account with its profile, addresses, links, consents and last sighting."""
 
     account: AccountRow
     display_name: str | None
@@ -82,7 +82,7 @@ class Details(msgspec.Struct, frozen=True):
 
 
 class UserAdministration:
-    """Lists, shows, makes and changes accounts."""
+    """Lists, shows, creates and changes accounts."""
 
     def __init__(
         self,
@@ -116,13 +116,13 @@ class UserAdministration:
 
     @property
     def approves(self) -> bool:
-        """Whether new accounts wait for approval."""
+        """Whether new accounts need approval."""
         return self._registration.rules.needs_approval
 
     async def get_page(
         self, wanted: UserFilter, order: UserOrder, *, backwards: bool, first: int, limit: int
     ) -> UserPage:
-        """A page of the list. Raises `InvalidParam`."""
+        """Return a page of the list of accounts. Raises `InvalidParam`."""
         if first < 0 or limit < 0:
             raise InvalidParam("from and limit may not be negative")
         await self._last_seen.flush()
@@ -131,7 +131,10 @@ class UserAdministration:
         )
 
     async def get_details(self, user_id: UserID) -> Details:
-        """Raises `InvalidParam` for a user of another server, `NotFound`."""
+        """Return the details of an account.
+
+        Raises `InvalidParam` for a user of another server, `NotFound`.
+        """
         self._check_local(user_id)
         account = await self._accounts.get_account(user_id)
         await self._last_seen.flush()
@@ -151,9 +154,11 @@ class UserAdministration:
         )
 
     async def do_put(self, user_id: UserID, changes: Changes, by: UserID) -> bool:
-        """Make an account, or change one; True where it was made. Raises `InvalidParam`, `BadJson`,
-        `Forbidden`, `WeakPassword`, `ThreepidInUse`, `LinkTaken`, and for a new account
-        `InvalidUsername` and `Exclusive`."""
+        """Create or change an account; return True if it was created.
+
+        Raises `InvalidParam`, `BadJson`, `Forbidden`, `WeakPassword`, `ThreepidInUse`, `LinkTaken`,
+        and for a new account `InvalidUsername` and `Exclusive`.
+        """
         self._check_local(user_id)
         try:
             account = await self._accounts.get_account(user_id)
@@ -164,12 +169,14 @@ class UserAdministration:
             and await self._registration.check_username(localpart_of(user_id), privileged=True)
             != user_id
         ):
-            raise InvalidUsername("Names of new accounts are in small letters")
+            raise InvalidUsername("Names of new accounts must be in lower case")
         await self._check(user_id, account, changes, by)
         if account is not None and account.deactivated_ts is not None:
             return False
         if account is None:
-            await self._registration.do_register_privileged(_wish(user_id, changes, by))
+            await self._registration.do_register_privileged(
+                _registration_request(user_id, changes, by)
+            )
         elif changes.password is not UNSET:
             await self._accounts.do_set_password(
                 user_id, changes.password, log_out_all=changes.logout_devices, by=by
@@ -178,69 +185,77 @@ class UserAdministration:
         return account is None
 
     async def is_administrator(self, user_id: UserID) -> bool:
-        """Raises as `get_details`."""
+        """Return whether the user is an administrator. Raises what `get_details` raises."""
         self._check_local(user_id)
         return (await self._accounts.get_account(user_id)).is_admin
 
     async def do_change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
-        """Change an account that exists. Raises `NotFound`, and as `do_put`."""
+        """Change an existing account. Raises `NotFound`, and what `do_put` raises."""
         self._check_local(user_id)
         await self._accounts.get_account(user_id)
         await self.do_put(user_id, changes, by)
 
     async def do_close(self, user_id: UserID, by: UserID, *, erase: bool) -> str:
-        """End an account for good; as `Deactivation.do_deactivate`. Raises `InvalidParam` for one's
-        own, and as `get_details`."""
+        """Deactivate an account permanently; return as `Deactivation.do_deactivate`.
+
+        Raises `InvalidParam` for the administrator's own account, and what `get_details` raises.
+        """
         self._check_local(user_id)
         if user_id == by:
             raise InvalidParam(
-                "Administrators close their own account as everybody else: in an app, or on the account page"
+                "Administrators deactivate their own account in an app or on the account page"
             )
         return await self._deactivation.do_deactivate(user_id, erase=erase, by=by)
 
     async def check_free(self, username: str) -> None:
-        """Whether an account of this name could be made. Raises `InvalidUsername`, `Exclusive`,
-        `UserInUse`."""
+        """Check that a user name is free.
+
+        Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
+        """
         await self._registration.check_username(username, privileged=True)
 
     async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
-        """Let what somebody sends go nowhere, or go its way again; what they have made of their
-        profile and of rooms in the meantime is forgotten then. Raises `InvalidParam` for one's own
-        account, and as `get_details`."""
+        """Shadow-ban a user: what they send reaches nobody else. Or lift the ban.
+
+        Lifting it discards the profile and room changes made during the ban. Raises `InvalidParam`
+        for the administrator's own account, and what `get_details` raises.
+        """
         self._check_local(user_id)
         if user_id == by:
-            raise InvalidParam("Administrators do not ban themselves")
+            raise InvalidParam("Administrators cannot shadow-ban themselves")
 
-        def forget(txn: WriteTransaction) -> None:
+        def discard_hidden_changes(txn: WriteTransaction) -> None:
             if not banned:
                 self._profiles.forget_unshown(txn, user_id)
                 self._unshown.forget(txn, user_id)
 
-        await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by, also=forget)
+        await self._accounts.do_set_flags(
+            user_id, shadow_banned=banned, by=by, also=discard_hidden_changes
+        )
 
     async def _check(
         self, user_id: UserID, account: AccountRow | None, changes: Changes, by: UserID
     ) -> None:
         if changes.deactivated is True and changes.locked is True:
-            raise InvalidParam("An account is closed or locked, not both")
+            raise InvalidParam("An account cannot be both deactivated and locked")
         if (
             changes.deactivated is False
             and account is not None
             and account.deactivated_ts is not None
         ):
-            raise InvalidParam("An account that was closed stays closed; nobody else gets its name")
+            raise InvalidParam("A deactivated account cannot be reactivated")
         if account is not None and account.deactivated_ts is not None:
-            if not _is_already(await self.get_details(user_id), changes):
-                raise InvalidParam("The account is closed: nothing of it is changed any more")
+            if not _matches(await self.get_details(user_id), changes):
+                raise InvalidParam("The account is deactivated and cannot be changed")
             return
         if user_id == by and (
             changes.is_admin is False or changes.locked is True or changes.deactivated is True
         ):
             raise InvalidParam(
-                "Administrators do not take their own rights or their own account away"
+                "Administrators cannot remove their own rights, or lock or deactivate themselves"
             )
         if changes.user_type is not UNSET and changes.user_type not in (None, *USER_TYPES):
-            raise InvalidParam(f"user_type is null, or one of {', '.join(USER_TYPES)}")
+            raise InvalidParam(f"user_type must be null or one of {', '.join(USER_TYPES)}")
         if changes.password is not UNSET:
             if account is None and len(changes.password) > LONGEST_PASSWORD:
                 raise InvalidParam(f"A password has at most {LONGEST_PASSWORD} characters")
@@ -293,11 +308,11 @@ class UserAdministration:
 
     def _check_local(self, user_id: UserID) -> None:
         if not self._identity.is_local(user_id):
-            raise InvalidParam("The user is not one of this server")
+            raise InvalidParam("The user does not belong to this server")
 
 
-def _is_already(details: Details, changes: Changes) -> bool:
-    """Whether an account is what is asked for."""
+def _matches(details: Details, changes: Changes) -> bool:
+    """Return whether an account is in the requested state already."""
     account = details.account
     addresses = (
         changes.addresses
@@ -305,7 +320,7 @@ def _is_already(details: Details, changes: Changes) -> bool:
         else sorted(_parse_addresses(changes.addresses))
     )
     links = changes.external_ids if changes.external_ids is UNSET else dict(changes.external_ids)
-    asked = (
+    fields = (
         (changes.password, UNSET),
         (changes.deactivated, account.deactivated_ts is not None),
         (changes.display_name, details.display_name or ""),
@@ -316,10 +331,10 @@ def _is_already(details: Details, changes: Changes) -> bool:
         (changes.locked, account.locked),
         (changes.user_type, account.user_type),
     )
-    return all(wanted in (UNSET, present) for wanted, present in asked)
+    return all(wanted in (UNSET, current) for wanted, current in fields)
 
 
-def _wish(user_id: UserID, changes: Changes, by: UserID) -> Wish:
+def _registration_request(user_id: UserID, changes: Changes, by: UserID) -> Wish:
     return Wish(
         username=localpart_of(user_id),
         password=None if changes.password is UNSET else changes.password,
@@ -337,8 +352,10 @@ def _wish(user_id: UserID, changes: Changes, by: UserID) -> Wish:
 
 
 def _parse_addresses(entries: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-    """Each as it is kept. Numbers are those of E.164, with or without the `+`. Raises
-    `InvalidParam`."""
+    """Return the addresses in their stored form, without duplicates.
+
+    Numbers are those of E.164, with or without the `+`. Raises `InvalidParam`.
+    """
     parsed = []
     for medium, address in entries:
         match medium:
@@ -348,13 +365,13 @@ def _parse_addresses(entries: Sequence[tuple[str, str]]) -> Sequence[tuple[str, 
                 number = parse_phone_number("", f"+{address.strip().removeprefix('+')}")
                 parsed.append((MSISDN, digits_of(number)))
             case _:
-                raise InvalidParam("medium is email or msisdn")
+                raise InvalidParam("medium must be email or msisdn")
     return list(dict.fromkeys(parsed))
 
 
 def links_of(entries: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    """Links by provider. Raises `BadJson` where a provider comes twice."""
+    """Return the subjects by provider. Raises `BadJson` if a provider occurs twice."""
     found = dict(entries)
     if len(found) != len(entries):
-        raise BadJson("An account has one external id of each provider")
+        raise BadJson("An account has at most one external id of each provider")
     return found

@@ -1,14 +1,14 @@
-"""Application services (bridges, bots): which names are theirs, and for whom they act.
+"""Application services (bridges, bots): their namespaces, accounts and requests.
 
 Laws:
-- An application service acts for its own user and for accounts in its `users` namespaces, and for
+- An application service acts for its own user and accounts in its `users` namespaces, and for
   nobody else.
-- What is in an exclusive namespace is nobody else's to take, however an account or an alias comes
-  to be.
-- A namespace is a regular expression that fits from the beginning of a name; whether it goes to the
-  end is for it to say.
+- Nobody else can create a name in an exclusive namespace, whatever way creates the account or
+  alias.
+- A namespace is a regular expression that has to match from the start of a name, but not to its
+  end.
 
-No transactions are sent to application services here.
+The server sends no transactions to application services.
 
 spec: application-service-api#identity-assertion, #server-admin-style-permissions
 """
@@ -52,18 +52,20 @@ LOGIN_TYPE = "m.login.application_service"
 
 
 class UnknownDevice(MatrixError):
+    """The request names a device that the user does not have."""
+
     errcode, status, default_text = "M_UNKNOWN_DEVICE", 400, "The user has no such device"
 
 
 class Names(msgspec.Struct, frozen=True):
-    """One namespace."""
+    """A namespace of user IDs or aliases."""
 
     pattern: re.Pattern[str]
     exclusive: bool
 
 
 class ApplicationService(msgspec.Struct, frozen=True):
-    """One of them."""
+    """A registered application service."""
 
     service_id: str
     sender: UserID
@@ -72,12 +74,14 @@ class ApplicationService(msgspec.Struct, frozen=True):
     rate_limited: bool
 
     def acts_for(self, user_id: str) -> bool:
-        """Whether this user is its own, or in its namespaces."""
-        return user_id == self.sender or any(names.pattern.match(user_id) for names in self.users)
+        """Return whether this is the service's own user, or one in its namespaces."""
+        return user_id == self.sender or any(
+            namespace.pattern.match(user_id) for namespace in self.users
+        )
 
 
 class ApplicationServices:
-    """All of them, and what is reserved for them."""
+    """The registered application services and their namespaces."""
 
     def __init__(self, files: Sequence[RegistrationFile], server_name: ServerName) -> None:
         self._server_name = server_name
@@ -90,31 +94,32 @@ class ApplicationServices:
         return bool(self._by_id)
 
     def find(self, token: str) -> ApplicationService | None:
-        """Whose token it is."""
+        """Return the application service with this token."""
         return self._by_token.get(hash_token(token)) if self._by_token else None
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Whether people may not take this name (`ReservedNames`)."""
+        """Return whether the name is reserved for an application service (`ReservedNames`)."""
         return any(
             user_id == service.sender or _is_exclusive(service.users, user_id)
             for service in self._by_id.values()
         )
 
     def may_use(self, service: ApplicationService, user_id: str) -> bool:
-        """Whether a service acts for this user, who is no other's alone."""
+        """Return whether a service may act for this user: no other service has the user
+        exclusively."""
         others = (other for other in self._by_id.values() if other is not service)
         return service.acts_for(user_id) and not any(
             user_id == other.sender or _is_exclusive(other.users, user_id) for other in others
         )
 
     def check_user(self, service: ApplicationService, user_id: UserID) -> None:
-        """Whether a service may make, and sign in, such an account. Raises `Exclusive`."""
+        """Raise `Exclusive` if a service may not create or sign in this account."""
         if not self.may_use(service, user_id):
             raise Exclusive("The user is not in the namespaces of the application service")
 
     def check_alias(self, caller: Requester, alias: RoomAlias) -> bool:
-        """Whether the caller may make or remove an alias, as far as namespaces go; True where they
-        have full control over it. Raises `Exclusive`."""
+        """Check that namespaces let the caller add or remove an alias. Return True if they give the
+        caller full control. Raises `Exclusive`."""
         own = None if caller.appservice_id is None else self._by_id.get(caller.appservice_id)
         if any(
             _is_exclusive(service.aliases, alias)
@@ -124,14 +129,13 @@ class ApplicationServices:
             raise Exclusive("The alias belongs to an application service")
         if own is None:
             return False
-        if not any(names.pattern.match(alias) for names in own.aliases):
+        if not any(namespace.pattern.match(alias) for namespace in own.aliases):
             raise Exclusive("The alias is not in the namespaces of the application service")
         return True
 
 
 class ActingServices:
-    """Application services as callers: whom they act for, the accounts that they make, the sessions
-    that they begin."""
+    """Requests of application services: identity assertion, registration and login."""
 
     def __init__(
         self,
@@ -145,7 +149,7 @@ class ActingServices:
         *,
         token_in_query: bool = True,
     ) -> None:
-        """`token_in_query`: whether tokens count that come in the address."""
+        """`token_in_query`: whether a token in the query string counts."""
         self._token_in_query = token_in_query
         self._services = services
         self._accounts = accounts
@@ -157,14 +161,14 @@ class ActingServices:
 
     @property
     def are_there(self) -> bool:
-        """Whether there are any."""
+        """Whether any application service is registered."""
         return bool(self._services)
 
     async def get_requester(
         self, token: str, user_id: str | None, device_id: str | None, context: RequestContext
     ) -> Requester | None:
-        """For whom a request with the token of an application service is made; None for another
-        token. Raises `Forbidden`, `InvalidParam`, `UnknownDevice`."""
+        """Return the requester of a request with the token of an application service; None for
+        another token. Raises `Forbidden`, `InvalidParam`, `UnknownDevice`."""
         service = self._services.find(token)
         if service is None:
             return None
@@ -173,11 +177,11 @@ class ActingServices:
             raise Forbidden("The user is not in the namespaces of the application service")
         account = (await self._accounts.get_accounts([wanted])).get(wanted)
         if account is None and wanted == service.sender:
-            account = await self._make_sender(service)
+            account = await self._register_sender(service)
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("The application service has not registered this user")
         if account.awaiting_ts is not None:
-            raise Forbidden("The account of this user waits to be approved")
+            raise Forbidden("The account of this user is waiting for approval")
         device = None if device_id is None else parse_device_id(device_id)
         if device is not None and await self._devices.get_device(wanted, device) is None:
             raise UnknownDevice
@@ -195,22 +199,23 @@ class ActingServices:
             rate_limited=service.rate_limited and wanted != service.sender,
         )
 
-    async def _make_sender(self, service: ApplicationService) -> AccountRow | None:
-        wish = Wish(username=localpart_of(service.sender), inhibit_login=True)
-        with suppress(UserInUse):  # another request has just made it
-            await self._registration.do_register_for_service(wish, service.service_id)
+    async def _register_sender(self, service: ApplicationService) -> AccountRow | None:
+        request = Wish(username=localpart_of(service.sender), inhibit_login=True)
+        with suppress(UserInUse):  # another request has just created it
+            await self._registration.do_register_for_service(request, service.service_id)
         return (await self._accounts.get_accounts([service.sender])).get(service.sender)
 
     def find_token(self, context: RequestContext, in_query: str) -> str | None:
-        """The token that a request shows, in its header or in its address, where people come
-        without one, so that the guard does not look. spec: client-server-api#using-access-tokens"""
+        """Return the token in the header or query string of a request. Used for endpoints that need
+        no token, where authentication does not read it. spec:
+        client-server-api#using-access-tokens"""
         scheme, _, token = (context.header("authorization") or "").partition(" ")
         if scheme:
             return token.strip() or None if scheme.lower() == "bearer" else None
         return in_query or None if self._token_in_query else None
 
     async def do_register(self, token: str | None, wish: Wish) -> Registered:
-        """Make an account without a password, for an application service. Raises `MissingToken`,
+        """Create an account without a password for an application service. Raises `MissingToken`,
         `UnknownToken`, `MissingParam`, `Exclusive`, `UserInUse`, `InvalidUsername`."""
         service = self._service_of(token)
         if wish.username is None:
@@ -229,15 +234,16 @@ class ActingServices:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session of a user of an application service, who has no password. Raises
-        `MissingToken`, `Exclusive`, `Forbidden` (also for a token that is no application
-        service's), `UserLocked`, `ExpiredAccount`, `UserDeactivated`.
+        """Start a session of a user of an application service, without a password. Raises
+        `MissingToken`, `Exclusive`, `Forbidden` (also for a token of no application service),
+        `UserLocked`, `ExpiredAccount`, `UserDeactivated`.
 
-        spec: client-server-api#appservice-login"""
+        spec: client-server-api#appservice-login
+        """
         try:
             service = self._service_of(token)
         except UnknownToken:
-            raise Forbidden("The access token is no application service's") from None
+            raise Forbidden("The access token does not belong to an application service") from None
         user_id = self._sign_in.as_user_id(name)
         if user_id is None:
             raise Exclusive("The user is not in the namespaces of the application service")
@@ -267,7 +273,7 @@ class ActingServices:
 
 
 def _is_exclusive(namespaces: Sequence[Names], name: str) -> bool:
-    return any(names.exclusive and names.pattern.match(name) for names in namespaces)
+    return any(namespace.exclusive and namespace.pattern.match(name) for namespace in namespaces)
 
 
 def _service_of(file: RegistrationFile, server_name: ServerName) -> ApplicationService:

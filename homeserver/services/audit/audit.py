@@ -1,7 +1,7 @@
-"""What happened to accounts that their owners, and administrators, want to look up afterwards.
+"""The audit log: security-relevant events of accounts, for their owners and for administrators.
 
-A record is written in the write that does what it tells of: nothing happens without one, and none
-tells of what was undone. It has no secret in it: no password, no token, no code.
+A record is part of the write that carries the operation out, so both are committed or rolled back
+together. It contains no secret: no password, token or code.
 """
 
 from collections.abc import Sequence
@@ -18,44 +18,43 @@ from storage.engine.transaction import WriteTransaction
 
 
 class Happened(Enum):
-    """What."""
+    """The kind of event."""
 
     REGISTERED = "registered"
     SESSION_BEGAN = "session_began"
     SESSION_ENDED = "session_ended"
     BROWSER_SIGNED_IN = "browser_signed_in"
     BROWSER_SIGNED_OUT = "browser_signed_out"
-    """By its owner, by an identity provider, with all sessions of the account, or since its time
-    was over (`TIME_OVER`)."""
+    """By its owner, by an identity provider, with all sessions of the account, or by expiry
+    (`TIME_OVER`)."""
     SIGN_IN_FAILED = "sign_in_failed"
     SIGN_IN_REFUSED = "sign_in_refused"
-    """Somebody has proved who they are, and the account may not be used; the detail says why."""
+    """The user authenticated, but the account is not usable; the detail is the reason."""
     CONFIRMATION_REFUSED = "confirmation_refused"
-    """Something of the account was to be confirmed, and somebody else than its owner proved who
-    they are: nothing was done. The detail says what, and who came."""
+    """Another user than the owner authenticated to confirm an operation, which was refused. The
+    detail names the operation and that user."""
     NEW_ADDRESS = "new_address"
-    """A device was used from an address that the account had not been used from."""
+    """A device was used from an IP address that is new to the account."""
     TOKEN_REUSED = "token_reused"
-    """A code of the OAuth 2.0 API came twice, or a refresh token, of that API or of `/refresh`,
-    after its successor was used: its session ended. Or such a code came to be exchanged by whom it
-    was not meant for, which made it void: the detail says why."""
+    """An OAuth 2.0 code was used twice, or a refresh token (of OAuth 2.0 or `/refresh`) after its
+    successor was used: its session ended. Or a client other than the intended one tried to
+    exchange such a code, which revoked it; the detail is the reason."""
     TOKEN_FOUND = "token_found"
-    """Somebody else than the program of a session showed a token of it, to end it: it has ended."""
+    """A client other than that of the session revoked one of its tokens; the session ended."""
     APP_ALLOWED = "app_allowed"
     APP_DENIED = "app_denied"
-    """By somebody who was asked, on the page where apps ask or that where a device is let in by its
-    code."""
+    """By the user, on the page for authorization requests or the page for device codes."""
     DATA_EXPORTED = "data_exported"
-    """Somebody took the file of what is kept of the account."""
+    """The export of the account's data was downloaded."""
     CLIENT_REGISTERED = "client_registered"
-    """A program of the OAuth 2.0 API, which had made itself known, was let in by somebody for the
-    first time: a record of no account (`NOBODY`)."""
+    """A user allowed an OAuth 2.0 client with dynamic registration for the first time; a record of
+    no account (`NOBODY`)."""
     LOGIN_TOKEN_GIVEN = "login_token_given"
-    """To an app, to let another one in with it."""
+    """Issued to a client, to sign in another client."""
     PASSWORD_CHANGED = "password_changed"
     PASSWORD_RESET_ASKED = "password_reset_asked"
-    """By whom is not known: whoever asked named an address or a number of the account, to which a
-    letter or code has gone."""
+    """By an unknown client that named an e-mail address or telephone number of the account, which
+    got a link or code."""
     APPLICATION_PASSWORD_MADE = "application_password_made"
     APPLICATION_PASSWORD_ENDED = "application_password_ended"
     ADDRESS_ADDED = "address_added"
@@ -64,17 +63,17 @@ class Happened(Enum):
     """A telephone number."""
     NUMBER_REMOVED = "number_removed"
     ADDRESS_BOUND = "address_bound"
-    """Others find the account by it at an identity server; an e-mail address or a number."""
+    """An e-mail address or telephone number was bound to the account at an identity server."""
     ADDRESS_UNBOUND = "address_unbound"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
     KEYS_REPLACED = "keys_replaced"
-    """Those of cross-signing: others have to verify the account anew."""
+    """The cross-signing keys: other users have to verify the account again."""
     LINKED = "linked"
-    """The account was linked to a person of an identity provider: when it was made, by an
-    administrator, or since it has the name of that person."""
+    """The account was linked to a subject of an identity provider: at registration, by an
+    administrator, or because it has the name of that subject."""
     UNLINKED = "unlinked"
     RENEWED = "renewed"
-    """Its end was moved, by its owner or by an administrator."""
+    """Its expiry time was moved, by its owner or by an administrator."""
     ADMIN_GRANTED = "admin_granted"
     ADMIN_REVOKED = "admin_revoked"
     USER_TYPE_CHANGED = "user_type_changed"
@@ -83,31 +82,31 @@ class Happened(Enum):
     SUSPENDED = "suspended"
     UNSUSPENDED = "unsuspended"
     SHADOW_BANNED = "shadow_banned"
-    """For administrators alone, as its lifting: their owners are not to know."""
+    """Visible to administrators only, as is its lifting."""
     SHADOW_BAN_LIFTED = "shadow_ban_lifted"
     DEACTIVATED = "deactivated"
     REGISTRATION_TOKEN_MADE = "registration_token_made"
-    """By an administrator, as its change and its end: a record of theirs."""
+    """By an administrator, in the log of their account; so are its change and its deletion."""
     REGISTRATION_TOKEN_CHANGED = "registration_token_changed"
     REGISTRATION_TOKEN_ENDED = "registration_token_ended"
     TERMS_ACCEPTED = "terms_accepted"
     APPROVED = "approved"
     APPROVAL_WITHDRAWN = "approval_withdrawn"
     FILE_HARMFUL = "file_found_harmful"
-    """A scanner has found a file harmful that the account had uploaded: it is held back."""
+    """A scanner reported a file that the account had uploaded; it is quarantined."""
 
 
 NOBODY: Final = UserID("")
-"""Under this are kept records of what concerns no account."""
+"""The user id of records that concern no account."""
 LONGEST_DETAIL: Final = 400
 TIME_OVER: Final = "time_over"
 FOLDED_MS: Final = 600_000
-"""Refusals of one account, from one address and for one reason, are one record for so long, since
-apps try again by themselves; exports from one address too."""
+"""For this time, refusals of one account from one address for one reason are one record, since apps
+retry by themselves; so are exports from one address."""
 FOR_ADMINISTRATORS: Final = frozenset(
     {Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value}
 )
-"""What owners of accounts are not told."""
+"""Events that owners of accounts do not see."""
 
 
 def note(
@@ -122,12 +121,14 @@ def note(
     detail: str | None = None,
     unless_since: int | None = None,
 ) -> None:
-    """Keep a record; not, where one from `unless_since` or later says the same of the same address.
-    `now`: milliseconds since 1970; `ip`: None or empty where that is not known; `by`: the
-    administrator who did it; `detail`: what there is more to say, nothing secret."""
-    whence = address_key(ip) if ip else None
-    told = None if detail is None else detail[:LONGEST_DETAIL]
-    record = AuditRecord(user_id, now, what.value, whence, device_id, by, told)
+    """Add a record, unless an equal one of the same address is not older than `unless_since`.
+
+    `now`: milliseconds since 1970. `ip`: None or empty if unknown. `by`: the administrator who
+    did it. `detail`: further information, nothing secret.
+    """
+    address = address_key(ip) if ip else None
+    truncated = None if detail is None else detail[:LONGEST_DETAIL]
+    record = AuditRecord(user_id, now, what.value, address, device_id, by, truncated)
     if unless_since is None or not has_record(txn, record, unless_since):
         note_events(txn, [record])
 
@@ -141,7 +142,7 @@ def note_refusal(
     ip: str,
     device_id: DeviceID | None = None,
 ) -> None:
-    """Keep a record that somebody has proved who they are, and was let in nowhere."""
+    """Record that the user authenticated, but the sign-in was refused."""
     since = now - FOLDED_MS
     note(
         txn,
@@ -156,15 +157,15 @@ def note_refusal(
 
 
 class RemovesByUser(Protocol):
-    """A store of what lets somebody in."""
+    """A store of credentials or sessions per user."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
-        """Remove what is kept for a user; how many there were."""
+        """Delete the user's rows; return the number."""
         ...
 
 
 class Recorded:
-    """Such a store, of which is recorded what ends with all sessions of a user."""
+    """Wraps such a store; records the end of each credential or session in the audit log."""
 
     def __init__(self, clock: IReactorTime, store: RemovesByUser, what: Happened) -> None:
         self._clock = clock
@@ -172,13 +173,13 @@ class Recorded:
         self._what = what
 
     def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
-        """As `RecordedWithSessions.remove_user`."""
+        """Delete the user's rows and record each; see `RecordedWithSessions.remove_user`."""
         for _ in range(self._store.remove_user(txn, user_id)):
             note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
 
 
 class Audit:
-    """Reads records."""
+    """Reads and expires audit records."""
 
     def __init__(self, clock: IReactorTime, store: AuditStore, *, keep_ms: int) -> None:
         self._clock = clock
@@ -186,12 +187,14 @@ class Audit:
         self._keep_ms = keep_ms
 
     async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
-        """The newest of a user, newest first."""
+        """Return up to `limit` records of a user, newest first."""
         return await self._store.get_records(user_id, limit)
 
     async def get_records_for_owner(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
-        """The same without what they are not told: some events, and whence an administrator did
-        something."""
+        """Return the records that the owner may see.
+
+        Leaves out events for administrators, and the addresses of administrators.
+        """
         return [
             row if row.by_user in (None, user_id) else msgspec.structs.replace(row, address=None)
             for row in await self.get_records(user_id, limit)
@@ -199,7 +202,7 @@ class Audit:
         ]
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget up to `limit` that have grown old; how many."""
+        """Delete up to `limit` records past the retention time; return the number."""
         return await self._store.remove_old(
             int(self._clock.seconds() * 1000) - self._keep_ms, limit
         )

@@ -1,5 +1,4 @@
-"""The systems that calls of several people go through, as the operator names them. Proposal:
-MSC4143."""
+"""The configured RTC transports for group calls. Proposal: MSC4143."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +6,11 @@ import msgspec
 
 
 class RTCTransports(msgspec.Struct, frozen=True):
-    """As clients are told, best first."""
+    """The transports, the preferred one first."""
 
     transports: Sequence[Mapping[str, object]]
 
     @property
     def in_well_known(self) -> dict[str, object]:
-        """What is added to `/.well-known/matrix/client`, where older clients look."""
+        """Return the keys to add to `/.well-known/matrix/client` for older clients."""
         return {"org.matrix.msc4143.rtc_foci": list(self.transports)} if self.transports else {}

@@ -1,6 +1,6 @@
-"""Credentials for the TURN servers of the operator, through which calls go that find no direct way.
+"""Credentials for the operator's TURN servers, which relay calls without a direct connection.
 
-With a shared secret each is made for its user, and is good for a time: the TURN server checks that
+With a shared secret the credentials are made for one user and expire; the TURN server checks them
 by itself.
 
 spec: client-server-api#get_matrixclientv3voipturnserver
@@ -18,7 +18,7 @@ from homeserver.api.requester import Requester
 
 
 class Turn:
-    """Makes credentials."""
+    """Creates TURN credentials."""
 
     def __init__(
         self,
@@ -31,19 +31,20 @@ class Turn:
         lifetime_ms: int,
         guests: bool,
     ) -> None:
-        """Without a secret all get the same `username` and `password`. `guests`: whether these get
-        any."""
+        """Without a secret all users get the same `username` and `password`. `guests`: whether
+        guests get credentials."""
         self._clock = clock
         self._uris = list(uris)
         self._shared_secret = shared_secret
+        # str() returns the text of a secret
         self._fixed = (
             None if username is None or password is None else (str(username), str(password))
-        )  # of a secret its text
+        )
         self._lifetime = lifetime_ms // 1000
         self._guests = guests
 
     def get_credentials(self, caller: Requester) -> dict[str, object]:
-        """What a call needs; nothing where no TURN server is configured. Raises
+        """Return credentials, or {} if no TURN server is configured. Raises
         GuestAccessForbidden."""
         if caller.is_guest and not self._guests:
             raise GuestAccessForbidden("Guests may not use this server's TURN servers")

@@ -1,7 +1,7 @@
-"""A cache of the devices of our users: a message to each device of a large room needs no query.
+"""Cache of the devices of local users: a message to every device of a large room needs no query.
 
-The cache is current at the head of the stream. The write of a message finds out whether a device
-came or went since, on any node (`ToDeviceStore.get_recipients`). For the reactor thread.
+The cache is true at the head of the stream. The write of a message detects devices that were added
+or removed since, on any node (`ToDeviceStore.get_recipients`). For the reactor thread.
 """
 
 from collections.abc import Mapping, Set
@@ -12,12 +12,12 @@ from storage.encryption.to_device import KnownDevices, Recipients
 from storage.engine.streams import Streams, Topic
 
 CAPACITY: Final = 50_000
-"""Devices and users, some 200 bytes each. Every 200 bytes of a user id count as one: clients can
-make up long ones."""
+"""Devices and users, about 200 bytes each. Every 200 bytes of a user ID count as one more, since
+clients can make up long IDs."""
 
 
 class DevicesOfUsers:
-    """Devices by user, as writes have found them."""
+    """Caches the devices of local users, as writes have found them."""
 
     def __init__(self, streams: Streams, *, capacity: int = CAPACITY) -> None:
         self._streams = streams
@@ -36,17 +36,17 @@ class DevicesOfUsers:
 
     @property
     def changes(self) -> int:
-        """A count of changes, to be read before a write, for `keep`."""
+        """The number of invalidations. Read it before a write, and pass it to `keep`."""
         return self._users.changes
 
     def find(self, user_ids: Set[str]) -> KnownDevices | None:
-        """The devices of these users; None if not all of them are cached."""
+        """Return the devices of these users; None unless all of them are cached."""
         found = self._users.find_many(user_ids)
         return KnownDevices(found, self._streams.current()) if len(found) == len(user_ids) else None
 
     def keep(self, found: Mapping[str, Recipients], changes: int) -> None:
-        """Cache the devices of these users, unless something has changed since `changes` was
-        read."""
+        """Cache the devices of these users, unless a change came after `self.changes` was
+        `changes`."""
         for user_id, devices in found.items():
             self._users.put(user_id, devices, since=changes)
 

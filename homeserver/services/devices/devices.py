@@ -15,13 +15,13 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 LONGEST_DEVICE_NAME = 100
-"""In characters."""
+"""Characters."""
 
 
 def check_device_name(name: str | None) -> str | None:
-    """A name that may be kept, cut to `LONGEST_DEVICE_NAME`. Raises `InvalidParam`."""
+    """Check a name and cut it to `LONGEST_DEVICE_NAME`. Raises `InvalidParam`."""
     if name is not None and "\0" in name:
-        raise InvalidParam("A device's name may not contain NUL")
+        raise InvalidParam("A device name may not contain NUL")
     return None if name is None else name[:LONGEST_DEVICE_NAME]
 
 
@@ -43,20 +43,20 @@ class Devices:
         self._last_seen = last_seen
 
     async def get_devices(self, user_id: UserID) -> Sequence[DeviceRow]:
-        """All of them, with when and whence they were last seen, as it is known now: who is asked
-        whether one that has just signed in is theirs goes by that."""
+        """Return all devices of a user, with the current time and IP address of their last use.
+        Users need these to recognise a device that has just signed in."""
         await self._last_seen.flush()
         return (await self._devices.get_devices([user_id])).get(user_id, [])
 
     async def get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
-        """One of them, likewise. Raises `NotFound`."""
+        """Return one device like `get_devices`. Raises `NotFound`."""
         await self._last_seen.flush()
         return await self._get_device(user_id, device_id)
 
     async def do_make(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
-        """Make a device for a user of an application service, without a session; False where the
-        caller is none, or the device is there. Raises `InvalidParam`, `Forbidden`. spec:
-        application-service-api#creating-devices"""
+        """Create a device without a session for a user of an application service. Return False if
+        the caller is not an application service, or the device exists. Raises `InvalidParam`,
+        `Forbidden`. spec: application-service-api#creating-devices"""
         if caller.appservice_id is None:
             return False
         return await self._sessions.do_add_device(
@@ -64,11 +64,11 @@ class Devices:
         )
 
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
-        """None leaves the name. Raises `NotFound`, `InvalidParam`."""
+        """Rename a device; None keeps the name. Raises `NotFound`, `InvalidParam`."""
         device = await self._get_device(user_id, device_id)
         checked = check_device_name(name)
         if checked is None or checked == device.display_name:
-            return  # else all who share rooms would be told of a change
+            return  # an unchanged name must not be announced to all who share rooms
 
         def write(txn: WriteTransaction) -> bool:
             return self._devices.set_display_name(txn, user_id, device_id, checked)
@@ -79,9 +79,9 @@ class Devices:
     async def do_remove(
         self, caller: Requester, device_ids: Sequence[DeviceID], auth: AuthData | None, address: str
     ) -> None:
-        """Remove them with their sessions, once that is confirmed; an application service confirms
-        nothing. Of those that are not there nobody is told: they may have gone by the same request,
-        whose answer was lost. Raises `AuthenticationRequired`, `Forbidden`."""
+        """Remove devices with their sessions, after confirmation (application services need none).
+        Unknown devices are ignored: a repeated request may have removed them before. Raises
+        `AuthenticationRequired`, `Forbidden`."""
         era = None
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))

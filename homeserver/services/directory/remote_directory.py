@@ -1,10 +1,9 @@
-"""Profiles, aliases and public rooms of other servers, for our users: asked for when somebody
-looks, remembered briefly.
+"""Profiles, aliases and public rooms of other servers: fetched on demand and cached briefly.
 
 Laws:
-- The same question is asked once, however many look at the same time.
-- One server that is slow or flooded with questions is asked few of them at a time.
-- What is remembered of a server that the policy refuses by now is not told.
+- Concurrent equal queries share one request.
+- A server gets a limited number of queries at a time, so that a slow one does not block others.
+- Cached results of a server that the policy refuses by now are not returned.
 
 For the reactor thread.
 """
@@ -35,51 +34,53 @@ from storage.cache import LRU
 SECONDS_REMEMBERED: Final = 30
 ANSWERS_REMEMBERED: Final = 2000
 BYTES_REMEMBERED: Final = 8 << 20
-"""As JSON, of all answers: servers say much or little."""
+"""Bytes of all cached results as JSON: their sizes differ much."""
 QUESTIONS_AT_ONCE: Final = 20
-"""To one server."""
+"""Concurrent queries to one server."""
 PROFILE, ALIAS, DIRECTORY = "profile", "alias", "directory"
 _PATHS: Final = {
     PROFILE: "/_matrix/federation/v1/query/profile",
     ALIAS: "/_matrix/federation/v1/query/directory",
     DIRECTORY: "/_matrix/federation/v1/publicRooms",
 }
-"""Which right of a member of the federation each of them needs goes by the path."""
+"""The paths of the requests, by which the policy grants access."""
 
 T = TypeVar("T")
 
 
-class _Cached(msgspec.Struct, frozen=True):
+class _CachedResult(msgspec.Struct, frozen=True):
+    """A cached result of a query."""
+
     until: float
     value: Any
-    """The answer, or the MatrixError that there was instead."""
+    """The result, or the MatrixError of the query."""
     size: int
-    """In bytes, as JSON."""
+    """Bytes as JSON."""
 
 
 class RemoteDirectory:
-    """Asks other servers on behalf of our users."""
+    """Queries other servers on behalf of local users."""
 
     def __init__(self, requests: DirectoryRequests, policy: Policy, clock: IReactorTime) -> None:
         self._requests = requests
         self._policy = policy
         self._clock = clock
-        self._cache: LRU[Hashable, _Cached] = LRU(
+        self._cache: LRU[Hashable, _CachedResult] = LRU(
             max_entries=ANSWERS_REMEMBERED,
             max_weight=BYTES_REMEMBERED,
             weigh=lambda _, cached: cached.size,
         )
-        self._asking: SharedWork[Hashable, _Cached] = SharedWork()
-        self._questions: FairSemaphore[ServerName] = FairSemaphore(
+        self._queries: SharedWork[Hashable, _CachedResult] = SharedWork()
+        self._slots: FairSemaphore[ServerName] = FairSemaphore(
             sys.maxsize,
             QUESTIONS_AT_ONCE,
             refusal=lambda server: LimitExceeded(
-                f"{server} is being asked a lot already", retry_after_ms=1000
+                f"Too many queries to {server} are in progress", retry_after_ms=1000
             ),
         )
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """The whole profile of another server's user, or one field. Raises NotFound, Forbidden,
+        """Return the complete profile of a remote user, or one field. Raises NotFound, Forbidden,
         OtherServerFailed."""
         server = domain_of(user_id)
 
@@ -96,9 +97,9 @@ class RemoteDirectory:
     async def get_alias(
         self, alias: RoomAlias, *, anew: bool = False
     ) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room of another server's alias, and servers in it. `anew`: whatever is remembered,
-        for who is about to enter the room: an upgrade may just have moved the alias. Raises
-        NotFound, Forbidden, OtherServerFailed."""
+        """Return the room of a remote alias, and servers in it. `anew`: ignore the cache, for a
+        join: an upgrade may just have moved the alias. Raises NotFound, Forbidden,
+        OtherServerFailed."""
         server = domain_of(alias)
 
         async def ask() -> tuple[RoomID, Sequence[ServerName]]:
@@ -110,7 +111,7 @@ class RemoteDirectory:
         return await self._find(server, key, ask, ALIAS)
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
-        """A page of another server's directory. Raises Forbidden, OtherServerFailed."""
+        """Return a page of another server's directory. Raises Forbidden, OtherServerFailed."""
 
         async def ask() -> dict[str, Any]:
             return await self._requests.get_public_rooms(server, query)
@@ -121,26 +122,26 @@ class RemoteDirectory:
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
     ) -> T:
         self._policy.check_destination(server, _PATHS[what])
-        known = self._cache.peek(key)
-        if known is None or known.until <= self._clock.seconds():
-            known = await self._asking.run(key, lambda: self._ask(server, key, ask, what))
-        if isinstance(known.value, MatrixError):
-            # one of its own for each: an exception that was raised holds all that the request had
-            raise type(known.value)(known.value.text)
-        found: T = known.value
+        cached = self._cache.peek(key)
+        if cached is None or cached.until <= self._clock.seconds():
+            cached = await self._queries.run(key, lambda: self._query(server, key, ask, what))
+        if isinstance(cached.value, MatrixError):
+            # a new exception for each caller: a raised one keeps the frames of its request alive
+            raise type(cached.value)(cached.value.text)
+        found: T = cached.value
         return found
 
-    async def _ask(
+    async def _query(
         self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str
-    ) -> _Cached:
+    ) -> _CachedResult:
         value: T | MatrixError
-        with self._questions.hold_now(server):
+        with self._slots.hold_now(server):
             try:
                 value = await ask()
             except RemoteError as error:
                 value = _explain(error, what)
         size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-        cached = _Cached(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        cached = _CachedResult(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
         self._cache.put(key, cached)
         return cached
 
@@ -148,7 +149,7 @@ class RemoteDirectory:
 def _explain(error: RemoteError, what: str) -> MatrixError:
     if isinstance(error, RefusedByRemote):
         if error.status == 404:
-            return NotFound(f"{error.destination} knows of no such {what}")
+            return NotFound(f"{error.destination} has no such {what}")
         if error.status == 403:
             return Forbidden(f"{error.destination} refused: {error.text}")
-    return OtherServerFailed(f"{error.destination} could not be asked: {error.reason}")
+    return OtherServerFailed(f"The query to {error.destination} failed: {error.reason}")

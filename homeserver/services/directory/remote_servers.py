@@ -1,8 +1,7 @@
-"""What services need of other servers.
+"""The federation parts that services use.
 
-The parts that speak with others are made from the room engine, and services from both: this is
-filled once all of them are there, before the first request comes in
-(`homeserver/wiring/federated_rooms.py`).
+These parts are built from the room engine, and services from both. The attributes are set when all
+parts exist, before the first request (`homeserver/wiring/federated_rooms.py`).
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from homeserver.services.directory.remote_directory import RemoteDirectory
 
 
 class Elsewhere:
-    """Other servers, as services see them."""
+    """Access to other servers for services."""
 
     memberships: RemoteMemberships
     leaving: Leaving
@@ -29,5 +28,5 @@ class Elsewhere:
     policy: Policy
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """The profile of another server's user. Raises NotFound, Forbidden, OtherServerFailed."""
+        """Return the profile of a remote user. Raises NotFound, Forbidden, OtherServerFailed."""
         return await self.directory.get_profile(user_id, field)

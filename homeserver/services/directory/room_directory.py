@@ -29,29 +29,28 @@ MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
 MAX_TERM: Final = 256
 MAX_SERVERS: Final = 20
-"""How many servers are told with an alias."""
+"""Servers that are returned with an alias."""
 _SINCE: Final = re.compile(r"([du])([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
-"""d: down the list from a room on; u: up from it."""
+"""d: down the list from a room; u: up from it."""
 
 
 class AliasExists(MatrixError):
-    """The status is what the specification gives. spec:
-    client-server-api#put_matrixclientv3directoryroomroomalias"""
+    """The alias exists. spec: client-server-api#put_matrixclientv3directoryroomroomalias"""
 
-    errcode, status, default_text = "M_UNKNOWN", 409, "This alias exists already"
+    errcode, status, default_text = "M_UNKNOWN", 409, "This alias already exists"
 
 
 class AliasNamespaces(Protocol):
-    """Aliases that are an application service's own."""
+    """The alias namespaces of application services."""
 
     def check_alias(self, caller: Requester, alias: RoomAlias) -> bool:
-        """Whether the caller may make or remove it, as far as that goes; True for full control.
-        Raises `Exclusive`."""
+        """Check that namespaces let the caller add or remove the alias. Return True if they give
+        the caller full control. Raises `Exclusive`."""
         ...
 
 
 class ReadsRooms(Protocol):
-    """What the directory asks of the service that reads rooms."""
+    """The part of the room reading service that the directory uses."""
 
     async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
         """Return the user's membership of the room."""
@@ -88,8 +87,8 @@ class RoomDirectory:
         only_members_add_aliases: bool,
         namespaces: AliasNamespaces,
     ) -> None:
-        """`shown`: there is a directory; otherwise it is shown empty. `readable_elsewhere`: to
-        other servers."""
+        """`shown`: False returns an empty directory. `readable_elsewhere`: whether other servers
+        may read it."""
         self._namespaces = namespaces
         self._readable_elsewhere = readable_elsewhere
         self._servers = servers
@@ -109,15 +108,15 @@ class RoomDirectory:
     async def get_alias(
         self, caller: Requester | None, alias: RoomAlias
     ) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room that an alias stands for, and servers that are in it. Raises NotFound,
-        Forbidden, OtherServerFailed."""
+        """Return the room of an alias, and servers in it. Raises NotFound, Forbidden,
+        OtherServerFailed."""
         if not self._identity.is_local(alias):
             return await self._elsewhere.directory.get_alias(alias)
         return await self._find(caller, alias)
 
     async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room of an alias of this server, and the servers that are longest in it, this one
-        first. Raises NotFound."""
+        """Return the room of a local alias, and the servers that are in it for the longest time,
+        this one first. Raises NotFound."""
         return await self._find(None, alias)
 
     async def _find(
@@ -134,8 +133,7 @@ class RoomDirectory:
         ]
 
     async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
-        """Give a room an alias of this server. Raises InvalidParam, Forbidden, Exclusive,
-        AliasExists."""
+        """Add a local alias to a room. Raises InvalidParam, Forbidden, Exclusive, AliasExists."""
         if not self._identity.is_local(alias):
             raise InvalidParam(f"{alias} is not an alias of this server")
         self._namespaces.check_alias(caller, alias)
@@ -150,12 +148,12 @@ class RoomDirectory:
         try:
             await self._aliases.add_alias(row)
         except AliasTaken:
-            raise AliasExists(f"The alias {alias} exists already") from None
+            raise AliasExists(f"The alias {alias} already exists") from None
         await self._unshown.do_forget_alias(caller, alias)
 
     async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
-        """Take an alias away: by who made it, an administrator, or who may change the room's
-        canonical alias."""
+        """Remove an alias: allowed for its creator, administrators, and users who may change the
+        room's canonical alias. Raises NotFound, Forbidden, Exclusive."""
         row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not exist")
@@ -165,36 +163,38 @@ class RoomDirectory:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
                 raise Forbidden(
-                    "You may only remove aliases that you made, or of rooms whose aliases you may change"
+                    "You may remove only aliases that you created, or of rooms whose aliases you "
+                    "may change"
                 )
-        if caller.is_shadow_banned and row.creator != caller.user_id:  # others would miss it
+        if caller.is_shadow_banned and row.creator != caller.user_id:  # others would notice
             await self._unshown.do_move_alias(caller.user_id, alias, None)
             return
         await self._aliases.remove_alias(alias)
         await self._unshown.do_forget_alias(caller, alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
-        """This server's aliases of a room that the caller is in, or that all may read. Raises
+        """Return the local aliases of a room that the caller may read. Raises NotFound,
         Forbidden."""
         snapshot = await self._reading.check_may_look(caller.user_id, room_id)
         return await self._unshown.get_aliases_of_room(caller, snapshot.room.room_nid)
 
     async def get_visibility(self, caller: Requester | None, room_id: RoomID) -> str:
-        """Whether the room stands in the directory: public or private. Raises NotFound."""
+        """Return `public` if the room is listed in the directory, else `private`. Raises
+        NotFound."""
         snapshot = await self._engine.get_snapshot(room_id)
         return (
             "public" if await self._unshown.is_listed(caller, snapshot.room.room_nid) else "private"
         )
 
     async def do_set_visibility(self, caller: Requester, room_id: RoomID, visibility: str) -> None:
-        """List a room in the directory or take it out: for who may change its aliases. Raises
-        NotFound, Forbidden."""
+        """Add a room to the directory or remove it: allowed for users who may change its aliases.
+        Raises NotFound, Forbidden."""
         snapshot = await self._engine.get_snapshot(room_id)
         if not caller.is_admin and not await self._may_set_state(
             snapshot, caller, "m.room.canonical_alias"
         ):
             raise Forbidden("You may not change whether this room is listed")
-        if caller.is_shadow_banned:  # others would read the names of their rooms, or miss a room
+        if caller.is_shadow_banned:  # others would see the change
             await self._unshown.do_list(
                 caller.user_id, snapshot.room.room_nid, visibility == "public"
             )
@@ -211,21 +211,19 @@ class RoomDirectory:
         room_types: Sequence[str | None] | None,
         server: ServerName | None,
     ) -> dict[str, Any]:
-        """A page of the directory, the largest rooms first. Raises MissingToken, InvalidParam,
-        NotFound."""
+        """Return a page of the directory, the largest rooms first. Raises MissingToken,
+        InvalidParam, NotFound."""
         if caller is None and not self._readable_without_account:
-            raise MissingToken("The directory of this server is for people with an account")
+            raise MissingToken("The directory of this server requires an account")
         if not self._shown:
             return {"chunk": [], "total_room_count_estimate": 0}
         if term is not None and len(term) > MAX_TERM:
-            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+            raise InvalidParam(f"The search term may have at most {MAX_TERM} characters")
         if server is not None and server != self._identity.server_name:
             if caller is None:
-                raise MissingToken(
-                    "The directories of other servers are for people with an account"
-                )
+                raise MissingToken("The directories of other servers require an account")
             if not could_be_found(server):
-                raise InvalidParam(f"server: There can be no server {server!r}")
+                raise InvalidParam(f"server: {server!r} cannot be a server name")
             page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
             types = None if room_types is None else tuple(room_types)
             return await self._elsewhere.directory.get_public_rooms(
@@ -234,20 +232,20 @@ class RoomDirectory:
         return await self._page(limit, since, term, room_types, caller, only_federating=False)
 
     async def get_public_rooms_for_others(self, query: DirectoryQuery) -> dict[str, Any]:
-        """A page of the directory, for another server. Raises Forbidden, InvalidParam."""
+        """Return a page of the directory for another server. Raises Forbidden, InvalidParam."""
         if not self._readable_elsewhere:
-            raise Forbidden("The directory of this server is not for other servers")
+            raise Forbidden("Other servers may not read the directory of this server")
         if query.third_party_instance_id is not None:
             if query.include_all_networks:
                 raise InvalidParam(
-                    "third_party_instance_id names one network, include_all_networks asks for all"
+                    "third_party_instance_id and include_all_networks exclude each other"
                 )
             return {"chunk": [], "total_room_count_estimate": 0}
         if not self._shown:
             return {"chunk": [], "total_room_count_estimate": 0}
         if query.term is not None and len(query.term) > MAX_TERM:
-            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
-        # 0: as many as there may be
+            raise InvalidParam(f"The search term may have at most {MAX_TERM} characters")
+        # a limit of 0 means the maximum
         return await self._page(
             query.limit or MAX_PAGE,
             query.since,
@@ -269,18 +267,18 @@ class RoomDirectory:
     ) -> dict[str, Any]:
         made_by = caller.user_id if caller is not None and caller.is_shadow_banned else None
         page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
-        place = _parse_since(since) if since else None
+        cursor = _parse_since(since) if since else None
         rows = await self._summaries.get_public_rooms(
             term=term,
             room_types=room_types,
-            before=place.room if place is not None and not place.backwards else None,
-            after=place.room if place is not None and place.backwards else None,
+            before=cursor.room if cursor is not None and not cursor.backwards else None,
+            after=cursor.room if cursor is not None and cursor.backwards else None,
             limit=page + 1,
             only_federating=only_federating,
             made_by=made_by,
         )
         more = len(rows) > page
-        backwards = place is not None and place.backwards
+        backwards = cursor is not None and cursor.backwards
         rows = rows[-page:] if backwards else rows[:page]
         answer: dict[str, Any] = {
             "chunk": [describe_room(row) for row in rows],
@@ -288,7 +286,7 @@ class RoomDirectory:
         }
         if rows and (more or backwards):
             answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
-        if rows and (more if backwards else place is not None):
+        if rows and (more if backwards else cursor is not None):
             answer["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
         return answer
 
@@ -305,15 +303,16 @@ class RoomDirectory:
         return power.can_send(caller.user_id, type, is_state=True)
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """A place in the directory: beside a room, and which way to go on."""
+class _Cursor(msgspec.Struct, frozen=True):
+    """A place in the directory next to a room, and the direction to continue."""
 
     room: tuple[int, int]
+    """The room's number of joined members, and its number."""
     backwards: bool
 
 
-def _parse_since(since: str) -> _Place:
+def _parse_since(since: str) -> _Cursor:
     match = _SINCE.fullmatch(since)
     if match is None:
-        raise InvalidParam("Not a token that the directory gave out")
-    return _Place((int(match[2]), int(match[3])), match[1] == "u")
+        raise InvalidParam("The token is not one that the directory returned")
+    return _Cursor((int(match[2]), int(match[3])), match[1] == "u")

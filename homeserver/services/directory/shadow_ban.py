@@ -1,7 +1,7 @@
-"""Aliases, the directory and replaced rooms as somebody sees them: a shadow-banned account sees
-what it has made of them, and all others see what they are.
+"""Aliases, directory listings and room replacements that only a shadow-banned user sees.
 
-Nobody but a shadow-banned caller costs a query more.
+A shadow-banned user sees their own changes; all others see the real state. Only shadow-banned
+callers cost additional queries.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from storage.rooms.rooms import RoomStore
 
 
 class UnshownRooms:
-    """Reads both, and writes what others do not see."""
+    """Reads the state as a user sees it, and writes changes that only that user sees."""
 
     def __init__(
         self, database: Database, store: UnshownRoomStore, aliases: AliasStore, rooms: RoomStore
@@ -31,7 +31,7 @@ class UnshownRooms:
     async def get_aliases(
         self, caller: Requester | None, aliases: Iterable[str]
     ) -> Mapping[str, AliasRow]:
-        """Those of the aliases that exist."""
+        """Return those of the aliases that exist for the caller."""
         found = await self._aliases.get_aliases(aliases)
         if caller is None or not caller.is_shadow_banned or not found:
             return found
@@ -43,7 +43,7 @@ class UnshownRooms:
         }
 
     async def get_aliases_of_room(self, caller: Requester, room_nid: int) -> list[str]:
-        """All aliases of a room, the oldest first."""
+        """Return the aliases of a room as the caller sees them, the oldest first."""
         found = [row.alias for row in await self._aliases.get_aliases_of_room(room_nid)]
         if not caller.is_shadow_banned:
             return found
@@ -52,7 +52,7 @@ class UnshownRooms:
         return [*(alias for alias in found if alias not in moved), *here]
 
     async def is_listed(self, caller: Requester | None, room_nid: int) -> bool:
-        """Whether the room stands in the directory."""
+        """Return whether the caller sees the room in the directory."""
         if caller is not None and caller.is_shadow_banned:
             made = await self._store.get_listings(caller.user_id, [room_nid])
             if room_nid in made:
@@ -60,21 +60,21 @@ class UnshownRooms:
         return (await self._rooms.get_public_flags([room_nid]))[room_nid]
 
     async def do_list(self, user_id: UserID, room_nid: int, is_public: bool) -> None:
-        """Put a room into the directory, or take it out, in the user's eyes."""
+        """Add a room to the directory, or remove it, only for the user."""
         await self._database.write("list_unshown", self.list_in, user_id, room_nid, is_public)
 
     def list_in(
         self, txn: WriteTransaction, user_id: UserID, room_nid: int, is_public: bool
     ) -> None:
-        """As `do_list`, in a write."""
+        """As `do_list`, in the caller's write."""
         self._store.set_listing(txn, user_id, room_nid, is_public)
 
     async def is_removed(self, caller: Requester, alias: str) -> bool:
-        """Whether the caller has removed an alias that is there for others."""
+        """Return whether the caller removed an alias that still exists for others."""
         return (await self._store.get_aliases(caller.user_id, [alias])).get(alias, 0) is None
 
     async def do_move_alias(self, user_id: UserID, alias: str, room_nid: int | None) -> None:
-        """Let an alias point to a room in the user's eyes; None: to none."""
+        """Point an alias to a room, only for the user; None removes the alias."""
         await self._database.write(
             "move_unshown_alias", self.move_alias_in, user_id, alias, room_nid
         )
@@ -82,17 +82,16 @@ class UnshownRooms:
     def move_alias_in(
         self, txn: WriteTransaction, user_id: UserID, alias: str, room_nid: int | None
     ) -> None:
-        """As `do_move_alias`, in a write."""
+        """As `do_move_alias`, in the caller's write."""
         self._store.set_alias(txn, user_id, alias, room_nid)
 
     async def do_forget_alias(self, caller: Requester, alias: str) -> None:
-        """The caller has made or removed an alias for all: what they had made of one of that name
-        before is no more."""
+        """Delete the caller's hidden change of an alias, after they added or removed it for all."""
         if caller.is_shadow_banned:
             await self._store.remove_alias(caller.user_id, alias)
 
     async def find_successor(self, user_id: UserID, room_nid: int) -> int | None:
-        """The room by which the user has replaced one."""
+        """Return the hidden successor that the user gave a room."""
         return await self._store.get_successor(user_id, room_nid)
 
     def replace_in(
@@ -105,8 +104,8 @@ class UnshownRooms:
         *,
         is_listed: bool,
     ) -> None:
-        """In a write: another room takes the place of one, with its aliases and its listing, in the
-        user's eyes."""
+        """Replace a room, with its aliases and listing, only for the user; in the caller's
+        write."""
         self._store.set_successor(txn, user_id, room_nid, successor_nid)
         for alias in aliases:
             self._store.set_alias(txn, user_id, alias, successor_nid)
@@ -115,5 +114,5 @@ class UnshownRooms:
             self._store.set_listing(txn, user_id, successor_nid, True)
 
     def forget(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In a write: somebody is shadow-banned no longer, and sees what all others see."""
+        """Delete all hidden changes of a user whose shadow ban ends, in the caller's write."""
         self._store.remove_user(txn, user_id)

@@ -1,14 +1,13 @@
-"""The directory of people: who is found by a name or an id, and in which order.
+"""The user directory: finds users by name or ID, and orders them.
 
-Found are those who share a room with who asks, those in public rooms, and, if the configuration
-says so, everyone with an account here. Never found is who asks, whose account has ended, and
-(unless configured) whose account is locked.
+A search finds users who share a room with the caller, users in public rooms and, if configured, all
+local users. It never finds the caller, deactivated users and (unless configured) locked users.
 
 Laws:
-- A name in a room is told only where it is no secret: of our own people it is the one of their
-  profile, never what a room shows; of others that of public rooms, or else the one that all of
-  their rooms here agree on.
-- A search makes a fixed number of queries, and looks at a bounded number of people.
+- A result does not reveal names from private rooms. A local user has the name of their profile. A
+  remote user has the name from public rooms, or else the one on which all their rooms on this
+  server agree.
+- A search makes a fixed number of queries and reads a bounded number of users.
 
 spec: client-server-api#user-directory
 """
@@ -36,21 +35,21 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 
 NAME: Final = "index_people"
-"""Of the job, and of its note."""
+"""Of the job, and of its stored progress."""
 AT_ONCE: Final = 200
-"""People who are written at once."""
+"""Users who are written together."""
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 50
 MAX_TERM: Final = 300
 """Characters of a search term."""
 MAX_WORDS: Final = 8
-"""Of a search term."""
+"""Words of a search term."""
 MAX_NAME: Final = 256
-"""Characters of a name that another server gave somebody."""
+"""Characters of a remote user's name."""
 
 
 class UserDirectory:
-    """Finds people."""
+    """Searches users."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class UserDirectory:
         locals_only: bool,
         with_locked: bool,
     ) -> None:
-        """`everyone`: people of this server are found by all of its people."""
+        """`everyone`: local users find all local users."""
         self._store = store
         self._folding = folding
         self._enabled = enabled
@@ -73,10 +72,10 @@ class UserDirectory:
         self._with_locked = with_locked
 
     async def get_results(self, caller: Requester, term: str, limit: int | None) -> dict[str, Any]:
-        """The best matches. Raises InvalidParam. spec:
+        """Return the best matches. Raises InvalidParam. spec:
         client-server-api#post_matrixclientv3user_directorysearch"""
         if len(term) > MAX_TERM:
-            raise InvalidParam(f"search_term may not be longer than {MAX_TERM} characters")
+            raise InvalidParam(f"search_term may have at most {MAX_TERM} characters")
         if not self._enabled:
             return {"results": [], "limited": False}
         text = term.strip()
@@ -84,7 +83,7 @@ class UserDirectory:
         query = DirectoryQuery(
             caller.user_id,
             words,
-            _id_beginning(text),
+            _id_prefix(text),
             self._locals_only,
             self._everyone,
             self._with_locked,
@@ -104,22 +103,22 @@ class UserDirectory:
     def _order(
         self, text: str, keys: str, words: Sequence[Sequence[str]], found: FoundUser
     ) -> tuple[bool, bool, bool, bool, bool, str, str]:
-        """The best first: who is called or named exactly so, who is near, whose names have the
-        words as they are."""
+        """Return the sort key. First come exact matches of name or ID, then users who share a room,
+        then names with the complete words."""
         row = found.row
         user_id = row.user_id.casefold()
         localpart = user_id[1:].partition(":")[0]
         is_exact = text.removeprefix("@") in (user_id[1:], localpart) or bool(
             keys and keys == row.name_keys
         )
-        is_whole = all(
+        has_complete_words = all(
             any(f" {key} " in f"{row.name_keys} {localpart} " for key in word) for word in words
         )
         return (
             self._locals_first and not row.is_local,
             not is_exact,
             not found.shares_room,
-            not is_whole,
+            not has_complete_words,
             row.display_name is None and row.avatar_url is None,
             row.name_keys,
             row.user_id,
@@ -127,7 +126,8 @@ class UserDirectory:
 
 
 class DirectoryUpdates:
-    """Keeps the directory: a job that works notes off, each in the write that removes it."""
+    """Updates the directory: a job that processes queued changes. The write that applies a change
+    also removes it from the queue."""
 
     def __init__(
         self,
@@ -143,10 +143,11 @@ class DirectoryUpdates:
         self._folding = folding
         self._identity = identity
         self._seen = -1
-        """The position of the stream at which there was no note left."""
+        """The position of the stream at which the queue was empty."""
 
     async def do_step(self, limit: int) -> int:
-        """Bring so many people up to date; how many it were. No query while nothing is written."""
+        """Update up to `limit` users and return their number. Makes no query while nothing is
+        written."""
         position = self._database.streams.current()
         if position == self._seen:
             return 0
@@ -193,13 +194,13 @@ class DirectoryUpdates:
         return row, list(dict.fromkeys((*keys, *self._folding.keys(localpart), user_id.casefold())))
 
     def _begin(self, txn: WriteTransaction) -> None:
-        """The keys are made in another way than before: all have to be made anew."""
+        """Queue all users: the folding of keys has changed."""
         self._store.note_everyone(txn)
         put_note(txn, NAME, self._folding.name)
 
 
 def parse_words(folding: Folding, text: str) -> list[tuple[str, ...]]:
-    """What is typed, as words with the spellings of each: beginnings of keys."""
+    """Split a search term into words, each with its spellings: prefixes of keys."""
     lines = folding.lines(text)
     if not lines:
         return []
@@ -210,7 +211,7 @@ def parse_words(folding: Folding, text: str) -> list[tuple[str, ...]]:
 
 
 def choose_names(rooms: Iterable[RemoteName]) -> tuple[str | None, str | None]:
-    """The name and the avatar of a user of another server that give away no secret of a room."""
+    """Choose the name and the avatar of a remote user that reveal nothing about private rooms."""
     known = sorted(rooms, key=lambda each: each.position)
     public = [each for each in known if each.is_public]
     names = {each.display_name for each in public[-1:] or known}
@@ -230,13 +231,12 @@ def _names_of(fields: Mapping[str, bytes]) -> tuple[str | None, str | None]:
     return display_name, avatar_url
 
 
-def _id_beginning(text: str) -> str | None:
-    """What an id may begin with, where the text may be the beginning of one: `@ali`,
-    `ali:example.org`."""
+def _id_prefix(text: str) -> str | None:
+    """Return the prefix of a user ID if the text may be one: `@ali`, `ali:example.org`."""
     if not text.startswith("@") and ":" not in text:
         return None
-    beginning = text.casefold()
-    return beginning if beginning.startswith("@") else f"@{beginning}"
+    prefix = text.casefold()
+    return prefix if prefix.startswith("@") else f"@{prefix}"
 
 
 def _present(row: DirectoryRow) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the people of this server can do. spec: client-server-api#capabilities-negotiation"""
+"""The capabilities of this server. spec: client-server-api#capabilities-negotiation"""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,12 @@ from homeserver.services.rooms.delayed_events import MOST_SCHEDULED
 
 
 class Capabilities:
-    """Answers from what the server was made with; encoded beforehand. `fixed_profile_fields`: those
-    that people may not change themselves. `longest_delay_ms`: of delayed events, None where there
-    are none. `login_tokens_confirmed`: who asks for one has to confirm that."""
+    """Builds and encodes the responses of GET capabilities, once at start.
+
+    `fixed_profile_fields`: fields that users cannot change themselves. `longest_delay_ms`: the
+    maximum delay of delayed events, None if they are disabled. `login_tokens_confirmed`: whether a
+    request for a login token has to be confirmed.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Capabilities:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
             profile_fields["disallowed"] = sorted(fixed_profile_fields)
-        people: dict[str, object] = {
+        of_all: dict[str, object] = {
             "m.change_password": {"enabled": passwords_can_change},
             "m.room_versions": {
                 "default": default_room_version.identifier,
@@ -49,25 +52,25 @@ class Capabilities:
         }
         if longest_delay_ms is not None:
             limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MOST_SCHEDULED}
-            people["org.matrix.msc4140.delayed_events"] = limits
+            of_all["org.matrix.msc4140.delayed_events"] = limits
         moderation = {"suspend": True, "lock": True}
         of_admins = {"m.account_moderation": moderation, "uk.timedout.msc4323": moderation}
-        # what is to be confirmed, apps of the OAuth 2.0 API leave to the account page
-        of_apps = {
+        # OAuth 2.0 clients leave operations that need confirmation to the account page
+        of_oauth = {
             "m.change_password": {"enabled": False},
             "m.3pid_changes": {"enabled": False},
             "m.get_login_token": {"enabled": login_tokens and not login_tokens_confirmed},
         }
         self._bodies = {
-            (is_admin, is_app): _encode(
-                {**people, **(of_admins if is_admin else {}), **(of_apps if is_app else {})}
+            (is_admin, is_oauth): _encode(
+                {**of_all, **(of_admins if is_admin else {}), **(of_oauth if is_oauth else {})}
             )
             for is_admin in (False, True)
-            for is_app in (False, True)
+            for is_oauth in (False, True)
         }
 
     def body(self, caller: Requester) -> msgspec.Raw:
-        """The answer, for the session that asks."""
+        """Return the response for the caller's session."""
         return self._bodies[caller.is_admin, caller.oauth_client is not None]
 
 

@@ -1,5 +1,4 @@
-"""Where clients find this server: `/.well-known/matrix/client`, and the same in the answer to a
-sign-in.
+"""Client discovery: `/.well-known/matrix/client`, and the same document in login responses.
 
 spec: client-server-api#well-known-uris
 """
@@ -8,8 +7,8 @@ from collections.abc import Mapping
 
 
 class ClientDiscovery:
-    """What clients are told. `public_baseurl`: None where nothing is configured; `further`: other
-    keys to tell them."""
+    """The discovery document. `public_baseurl`: None if it is not configured; `further`: additional
+    keys."""
 
     def __init__(
         self, public_baseurl: str | None, further: Mapping[str, object] | None = None
@@ -20,5 +19,5 @@ class ClientDiscovery:
 
     @property
     def in_login(self) -> dict[str, object]:
-        """What is added to the answer to a sign-in."""
+        """Return the fields to add to a login response."""
         return {} if self.document is None else {"well_known": self.document}

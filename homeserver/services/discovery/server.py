@@ -1,14 +1,14 @@
-"""What others are told of where this server is, who cares for it and by which key a policy server
-beside it signs: `/.well-known/matrix/server`, `…/support` and `…/policy_server`.
+"""Server discovery, contact of the operator and key of the policy server:
+`/.well-known/matrix/server`, `…/support` and `…/policy_server`.
 
-(`client.py` has what clients are told.)
+(For clients see `client.py`.)
 """
 
 from federation.protocol.ids import ServerName, host_of, is_user_id
 
 
 class Discovery:
-    """The documents, made once. None: this server does not serve that document."""
+    """The documents. None: this server does not serve that document."""
 
     def __init__(
         self,
@@ -19,8 +19,8 @@ class Discovery:
         support_page: str | None = None,
         policy_server_public_key: str | None = None,
     ) -> None:
-        """`admin_contact`: a user id, an e-mail address, a `mailto:` or the `https://` of a page.
-        `policy_server_public_key`: Ed25519, in unpadded base64."""
+        """`admin_contact`: a user ID, an e-mail address, a `mailto:` URI or the `https://` URL of a
+        page. `policy_server_public_key`: Ed25519, in unpadded base64."""
         self.server: dict[str, object] | None = None
         if delegates_to_443:
             self.server = {"m.server": f"{host_of(server_name)}:443"}
@@ -31,7 +31,7 @@ class Discovery:
 
 
 def _support(contact: str | None, page: str | None) -> dict[str, object] | None:
-    """spec: client-server-api#getwell-knownmatrixsupport"""
+    """Build the support document. spec: client-server-api#getwell-knownmatrixsupport"""
     contacts = []
     if contact is not None:
         address = contact.removeprefix("mailto:")

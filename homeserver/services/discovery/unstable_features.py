@@ -1,5 +1,4 @@
-"""The unstable features that this server offers, as far as that is not the same for every
-server."""
+"""The unstable features that depend on the configuration."""
 
 from collections.abc import Set
 from typing import Final
@@ -9,14 +8,14 @@ ENCRYPTED: Final = {
     "private_chat": "io.element.e2ee_forced.private",
     "trusted_private_chat": "io.element.e2ee_forced.trusted_private",
 }
-"""What tells clients that rooms of a preset are encrypted whatever they ask for."""
+"""By preset, the feature which tells clients that the server encrypts all rooms of the preset."""
 
 RETENTION: Final = "org.matrix.msc1763"
-"""That messages go by age, and clients may ask how."""
+"""Messages expire, and clients may read the retention policy."""
 
 
 class OfferedFeatures:
-    """Names as in `unstable_features` of /versions; only what is offered stands there."""
+    """The enabled features by name, for `unstable_features` of /versions."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""Letters that the server writes to people: what they say, in the reader's language, as text and as
-HTML.
+"""The texts of the server's e-mails, in the reader's language, as plain text and HTML.
 
-A letter names the server that it comes from, says why it was sent, and what to do if one did not
-ask for it. It loads nothing from anywhere: nobody learns who reads it, and a logo comes with it.
+An e-mail names the server, says why it was sent, and what to do if the reader did not ask for it.
+It loads nothing from the network, so that reading it is not tracked; the logo is attached.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +19,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from homeserver.services.pages.branding import Branding
 from homeserver.services.pages.languages import Language
 
-LOGO: Final = "logo@letter"
-"""By what a letter names the picture that comes with it."""
-SHOWN_IN_LETTERS: Final = ("image/png", "image/jpeg", "image/gif")
+LOGO: Final = "logo@email"
+"""Content-ID of the attached logo."""
+LOGO_TYPES: Final = ("image/png", "image/jpeg", "image/gif")
+"""Image types that mail clients show."""
 
 
-class _Lines(EmailPolicy):
-    """How headers become lines, where the library's own way does not do: of a link that is too long
-    for a line it makes encoded words, which are no link to a mail client, and some subjects it
-    begins with an empty line.
+class _HeaderFolding(EmailPolicy):
+    """Folds headers where the library's way does not work. The library turns a link that is too
+    long for a line into encoded words, which mail clients do not take as a link, and starts some
+    subjects with an empty line.
     """
 
     def fold_binary(self, name: str, value: str) -> bytes:
@@ -42,14 +42,13 @@ class _Lines(EmailPolicy):
                 return super().fold_binary(name, value)
 
 
-LINES: Final = _Lines(linesep="\r\n", max_line_length=75, cte_type="7bit")
-"""75: an encoded word has no more characters, a line of an encoded text 76. spec: RFC 2047 section
-2, RFC 2045 section 6.7"""
+EMAIL_POLICY: Final = _HeaderFolding(linesep="\r\n", max_line_length=75, cte_type="7bit")
+"""75 characters is the maximum of an encoded word; a line of an encoded text may have 76. spec:
+RFC 2047 section 2, RFC 2045 section 6.7"""
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """What is to be said: a subject, some paragraphs, a link with the words on it, and a last
-    remark."""
+    """The content of an e-mail: a subject, paragraphs, a link with its text, and a final remark."""
 
     subject: str
     paragraphs: tuple[str, ...]
@@ -59,7 +58,7 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 class DigestMessage(msgspec.Struct, frozen=True):
-    """A message that somebody missed."""
+    """An unread message."""
 
     sender: str
     time: str
@@ -68,7 +67,7 @@ class DigestMessage(msgspec.Struct, frozen=True):
 
 
 class DigestRoom(msgspec.Struct, frozen=True):
-    """A room in which somebody missed something."""
+    """A room with unread messages, or an invite."""
 
     name: str | None
     is_invite: bool
@@ -76,32 +75,32 @@ class DigestRoom(msgspec.Struct, frozen=True):
     link_text: str
     messages: Sequence[DigestMessage]
     further: str
-    """How many messages there are besides, in words."""
+    """A text with the number of further messages."""
 
 
 class Digest(msgspec.Struct, frozen=True):
-    """A letter about what somebody missed, in the reader's language."""
+    """The content of an e-mail about unread messages, in the reader's language."""
 
     subject: str
     greeting: str
     rooms: Sequence[DigestRoom]
     further: str
-    """In how many rooms besides something waits, in words."""
+    """A text with the number of further rooms."""
     remark: str
     unsubscribe_link: str
     unsubscribe_text: str
 
 
 class Letters:
-    """Writes letters."""
+    """Composes e-mails and renders them as MIME messages."""
 
     def __init__(
         self, server_name: str, sender: str, app_name: str, branding: Branding | None = None
     ) -> None:
-        """`sender`: the header `From`, an address with or without a name."""
+        """`sender`: the `From` header, an address with or without a name."""
         self._branding = branding or Branding(server_name)
         logo = self._branding.logo
-        self._logo = logo if logo is not None and logo.content_type in SHOWN_IN_LETTERS else None
+        self._logo = logo if logo is not None and logo.content_type in LOGO_TYPES else None
         self._server_name = server_name
         self._app_name = app_name
         self.sender = sender
@@ -114,8 +113,7 @@ class Letters:
         )
 
     def confirm_address(self, language: Language, link: str, purpose: str) -> Letter:
-        """To somebody who is to show that an address is theirs. `purpose`: register, add,
-        password."""
+        """Compose an e-mail that asks to confirm an address. `purpose`: register, add, password."""
         _ = language.gettext
         name = {"server": self._server_name}
         if purpose == "password":
@@ -123,11 +121,13 @@ class Letters:
                 _("Set a new password on %(server)s") % name,
                 (
                     _(
-                        "Somebody, probably you, asked to set a new password for your account on %(server)s."
+                        "Somebody, probably you, asked to set a new password for your account on "
+                        "%(server)s."
                     )
                     % name,
                     _(
-                        "Open this page to show that it was you; then go on in the app where you began."
+                        "Open this page to confirm that it was you; then continue in the app where "
+                        "you started."
                     ),
                 ),
                 link,
@@ -139,7 +139,8 @@ class Letters:
             (
                 _("This address was given for an account on %(server)s.") % name,
                 _(
-                    "Open this page to confirm that it is yours; then go on in the app where you began."
+                    "Open this page to confirm that it is yours; then continue in the app where "
+                    "you started."
                 ),
             ),
             link,
@@ -148,49 +149,54 @@ class Letters:
         )
 
     def already_registered(self, language: Language) -> Letter:
-        """To somebody whose address was given for a new account although they have one."""
+        """Compose an e-mail for an address that was given for a new account and already belongs to
+        one."""
         _ = language.gettext
         name = {"server": self._server_name}
         return Letter(
             _("You already have an account on %(server)s") % name,
             (
                 _(
-                    "Somebody, perhaps you, tried to make an account on %(server)s with this address."
+                    "Somebody, perhaps you, tried to create an account on %(server)s with this "
+                    "address."
                 )
                 % name,
                 _(
-                    "The address already belongs to an account. Sign in with it, or set a new password in your app."
+                    "The address already belongs to an account. Sign in with it, or set a new "
+                    "password in your app."
                 ),
             ),
-            remark=_("If it was not you, you need do nothing."),
+            remark=_("If it was not you, you do not need to do anything."),
         )
 
     def account_waits(self, language: Language, user_id: str, link: str) -> Letter:
-        """To an administrator who is to approve new accounts."""
+        """Compose an e-mail that asks an administrator to approve a new account."""
         _ = language.gettext
         name = {"server": self._server_name, "user": user_id}
         return Letter(
-            _("A new account on %(server)s waits for approval") % name,
+            _("A new account on %(server)s is waiting for approval") % name,
             (
                 _(
-                    "The account %(user)s was made on %(server)s, and cannot be used before an administrator approves it."
+                    "The account %(user)s was created on %(server)s. It cannot be used until an "
+                    "administrator approves it."
                 )
                 % name,
                 _(
-                    "Others may be waiting, too. While one waits, no further letters tell of the next for an hour."
+                    "Other accounts may be waiting too. While one is waiting, we send no e-mail "
+                    "about further ones for an hour."
                 ),
             ),
             link,
-            _("Look at the accounts that wait"),
+            _("Show the waiting accounts"),
         )
 
     def account_approved(self, language: Language, user_id: str, link: str) -> Letter:
-        """To somebody whose account may be used from now on."""
+        """Compose an e-mail to a user whose account was approved."""
         _ = language.gettext
         name = {"server": self._server_name, "user": user_id}
         return Letter(
             _("Your account on %(server)s is approved") % name,
-            (_("From now on you can sign in as %(user)s, in an app of your choice.") % name,),
+            (_("You can now sign in as %(user)s in an app of your choice.") % name,),
             link,
             _("How to sign in"),
         )
@@ -198,8 +204,8 @@ class Letters:
     def renew_account(
         self, language: Language, link: str, user_id: str, day: str, subject: str | None
     ) -> Letter:
-        """To somebody whose account is good until a day. `subject`: the operator's words, with
-        `%(app)s`."""
+        """Compose an e-mail to a user whose account expires on a day. `subject`: the configured
+        subject, in which `%(app)s` is replaced."""
         _ = language.gettext
         about = {"user": user_id, "server": self._server_name, "day": day}
         return Letter(
@@ -207,7 +213,7 @@ class Letters:
             if subject is None
             else subject.replace("%(app)s", self._app_name),
             (
-                _("Your account %(user)s is good until %(day)s.") % about,
+                _("Your account %(user)s is valid until %(day)s.") % about,
                 _("If you want to keep it, open this page and press the button there."),
             ),
             link,
@@ -215,24 +221,24 @@ class Letters:
             _("After that day it cannot be used until it is renewed. Nothing of it is deleted."),
         )
 
-    def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
-        """The letter as it goes over the wire. Raises ValueError for a recipient that is no
+    def write(self, language: Language, content: Letter, recipient: str, now: float) -> bytes:
+        """Render an e-mail as a MIME message. Raises ValueError if the recipient is not a valid
         address."""
-        message = self._begin(letter.subject, recipient, now)
-        self._set_text(message, language, "letter", {"letter": letter})
+        message = self._build_headers(content.subject, recipient, now)
+        self._set_body(message, language, "notice", {"notice": content})
         return message.as_bytes()
 
     def write_digest(self, language: Language, digest: Digest, recipient: str, now: float) -> bytes:
-        """As `write`, with what lets mail clients offer to end such letters (RFC 2369, RFC
-        8058)."""
-        message = self._begin(digest.subject, recipient, now)
+        """Render a digest as `write` does, with headers that let mail clients offer to unsubscribe
+        (RFC 2369, RFC 8058)."""
+        message = self._build_headers(digest.subject, recipient, now)
         message["List-Unsubscribe"] = f"<{digest.unsubscribe_link}>"
         message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
-        self._set_text(message, language, "digest", {"digest": digest})
+        self._set_body(message, language, "digest", {"digest": digest})
         return message.as_bytes()
 
-    def _begin(self, subject: str, recipient: str, now: float) -> EmailMessage:
-        message = EmailMessage(policy=LINES)
+    def _build_headers(self, subject: str, recipient: str, now: float) -> EmailMessage:
+        message = EmailMessage(policy=EMAIL_POLICY)
         message["Subject"] = _as_header(subject)
         message["From"] = self.sender
         message["To"] = Address(addr_spec=recipient)
@@ -241,7 +247,7 @@ class Letters:
         message["Auto-Submitted"] = "auto-generated"
         return message
 
-    def _set_text(
+    def _set_body(
         self, message: EmailMessage, language: Language, template: str, fields: Mapping[str, object]
     ) -> None:
         further = {
@@ -267,17 +273,17 @@ class Letters:
 
 
 def _as_header(text: str) -> str:
-    """The text in one line, to be read as it stands. Names of people and rooms are what others
-    chose: one that looks like an encoded word (RFC 2047) would be decoded when the header is set,
-    to line ends, and so to headers and a text of their own, if it says so.
+    """Return the text on one line, without encoded words. Other people choose names of users and
+    rooms. A name that looks like an encoded word (RFC 2047) would be decoded when the header is
+    set, and could add line ends and so headers and a body.
     """
-    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+    words = "".join(char if char.isprintable() else " " for char in text).split()
     return " ".join(words).replace("=?", "= ?")
 
 
 def address_of(sender: str) -> str:
-    """The bare address in a header `From`. Raises ValueError where there is none."""
-    message = EmailMessage(policy=LINES)
+    """Return the bare address in a `From` header. Raises ValueError if there is none."""
+    message = EmailMessage(policy=EMAIL_POLICY)
     message["From"] = sender
     addresses = message["From"].addresses
     if len(addresses) != 1 or not addresses[0].domain:

@@ -1,13 +1,13 @@
-"""The outbox: letters that were written go out as soon as the mail server takes them.
+"""The outbox: a durable queue of e-mails to send.
 
 Laws:
-- A letter is queued in the write that it belongs to, and leaves the queue when the mail server has
-  taken it: a restart loses none.
-- A letter that is not taken is tried again, later each time, for two days; what is refused for good
-  is not.
-- What a letter tells is still to be told when it is sent, and not read yet: else it goes, and
-  another is written of what is left.
-- One letter after the other: a mail server that hangs costs one thread.
+- An e-mail is queued in the write that causes it, and leaves the queue when the mail server has
+  accepted it: a restart loses none.
+- A failed e-mail is retried with increasing delays for two days. A permanent rejection is not
+  retried.
+- A digest is sent only if its events are still unread when it is sent. Otherwise it is withdrawn,
+  and another is written about the events that are left.
+- E-mails are sent one after another: a mail server that hangs costs one thread.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,24 +29,23 @@ from storage.engine.transaction import WriteTransaction
 
 BATCH: Final = 10
 FIRST_DELAY_MS: Final = 60_000
-LONGEST_DELAY_MS: Final = 2 * 3600_000
+MAX_DELAY_MS: Final = 2 * 3600_000
 LEASE_MS: Final = 10 * 60_000
-"""For so long a node that took letters has them for itself."""
-KEPT_MS: Final = 48 * 3600_000
+"""How long the e-mails that a node has taken are reserved for it."""
+RETRIED_MS: Final = 48 * 3600_000
+"""Age at which an e-mail is given up."""
 RETRY_SECONDS: Final = 60.0
 MAX_ERROR_CHARS: Final = 300
 LONGEST_SLEEP: Final = 3600.0
-"""Seconds after which the queue is looked at in any case: another node may have left letters in
-it."""
+"""Maximum seconds between two looks at the queue: another node may have left e-mails in it."""
 
 
 IsMissed = Callable[[int, Sequence[int]], Awaitable[bool]]
-"""Whether the pusher with this number is still to be written to, of all the events with these
-numbers."""
+"""Whether the pusher with this number still has to be notified of all events with these numbers."""
 
 
 class Outbox:
-    """Queues letters and sends them. For the reactor thread."""
+    """Queues and sends e-mails. For the reactor thread."""
 
     _log = Logger()
 
@@ -73,25 +72,25 @@ class Outbox:
         self._is_missed: IsMissed | None = None
 
     def ask_of_missed(self, is_missed: IsMissed) -> None:
-        """From now on no letter about what somebody missed goes out of which that is true no
-        longer."""
+        """Set the check that runs before a digest is sent: a digest about events that are no longer
+        unread is withdrawn."""
         self._is_missed = is_missed
 
     def add(
-        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
     ) -> None:
-        """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no
+        """Queue an e-mail in the caller's write. Raises ValueError if the recipient is not a valid
         address."""
-        message = self.letters.write(language, letter, recipient, self._clock.seconds())
+        message = self.letters.write(language, content, recipient, self._clock.seconds())
         self.add_written(txn, message, recipient, None)
 
     def offer(
-        self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str
+        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
     ) -> bool:
-        """As `add`; False for a recipient that no letter can bear, such as an address that came
-        from elsewhere."""
+        """Queue an e-mail as `add` does, but return False if the recipient, for example an address
+        from an identity provider, is not a valid address."""
         try:
-            self.add(txn, language, letter, recipient)
+            self.add(txn, language, content, recipient)
         except ValueError:
             return False
         return True
@@ -99,13 +98,13 @@ class Outbox:
     def add_written(
         self, txn: WriteTransaction, message: bytes, recipient: str, tells: LetterOf | None
     ) -> None:
-        """Queue a letter that is written already, in a write of the caller's; `tells`: of which
-        events, if of any."""
+        """Queue a rendered e-mail in the caller's write. `tells`: the pusher and the events of a
+        digest."""
         self._store.add_mail(txn, recipient, message, self._now(), tells)
         txn.after_commit(self.wake)
 
     def wake(self) -> None:
-        """There may be something to send."""
+        """Look at the queue: there may be something to send."""
         if self._stopped:
             return
         if self._working is not None:
@@ -115,10 +114,10 @@ class Outbox:
             self._timer.cancel()
         self._working = Deferred.fromCoroutine(self._work())
         self._working.addErrback(self._fail)
-        self._working.addBoth(lambda _: self._rest())
+        self._working.addBoth(lambda _: self._finish())
 
     async def stop(self) -> None:
-        """Send nothing more after the letter that is being sent."""
+        """Finish the current e-mail and send no more."""
         self._stopped = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
@@ -149,12 +148,13 @@ class Outbox:
             self._timer = self._clock.callLater(min(seconds, LONGEST_SLEEP), self.wake)
 
     def _is_stopped(self) -> bool:
-        """Asked anew after each wait."""
+        """Return whether `stop` was called. A method, so that the type checker expects the value to
+        change while we wait."""
         return self._stopped
 
     async def _send(self, row: OutgoingMailRow) -> None:
         try:
-            if not await self._is_to_go(row):
+            if not await self._is_still_due(row):
                 return
             await run_in(
                 self._executor,
@@ -164,21 +164,19 @@ class Outbox:
             await self._put_off(row, str(error), for_good=error.for_good)
         except DatabaseUnavailable:
             raise
-        except (
-            Exception
-        ) as error:  # a bug of ours: it must not keep the letters of others from going
-            self._log.failure("a letter could not be sent")
+        except Exception as error:  # a bug of ours: it must not stop other e-mails
+            self._log.failure("an e-mail could not be sent")
             await self._put_off(row, type(error).__name__, for_good=False)
         else:
             self._metrics.count("sent")
             await self._store.note_sent(row.mail_nid, self._now())
 
-    async def _is_to_go(self, row: OutgoingMailRow) -> bool:
-        """Whether what a letter tells is still to be told; if not, it is withdrawn."""
-        told = await self._store.get_told(row.mail_nid)
-        if told is None:
-            return False  # it was withdrawn since it was taken
-        pusher_nid, event_nids = told
+    async def _is_still_due(self, row: OutgoingMailRow) -> bool:
+        """Return whether an e-mail still has to be sent. Withdraw a digest that is out of date."""
+        about = await self._store.get_told(row.mail_nid)
+        if about is None:
+            return False  # it was withdrawn since it was taken from the queue
+        pusher_nid, event_nids = about
         if (
             pusher_nid is None
             or self._is_missed is None
@@ -189,30 +187,30 @@ class Outbox:
         return False
 
     async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
-        """It was not taken: it is tried again later, or given up."""
-        if for_good or self._now() - row.created_ts > KEPT_MS:
+        """Schedule a retry of a failed e-mail, or give it up."""
+        if for_good or self._now() - row.created_ts > RETRIED_MS:
             self._metrics.count("given_up")
-            self._log.error("a letter was given up: {error}", error=error)
+            self._log.error("an e-mail was given up: {error}", error=error)
             await self._store.give_up(row.mail_nid, self._now(), error[:MAX_ERROR_CHARS])
             return
-        delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
+        delay = min(FIRST_DELAY_MS << min(row.attempts, 10), MAX_DELAY_MS)
         self._metrics.count("failed")
         self._log.warn(
-            "a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=error
+            "an e-mail is retried in {seconds} s: {error}", seconds=delay // 1000, error=error
         )
         now = self._now()
         await self._store.put_off(row.mail_nid, now + delay, now, error[:MAX_ERROR_CHARS])
 
     def _fail(self, failure: Failure) -> None:
-        """The database is away, or it is a bug of ours: the queue is looked at again soon."""
+        """Log a failure (the database is unavailable, or a bug of ours) and retry soon."""
         if failure.check(DatabaseUnavailable):
-            self._log.warn("letters are sent later: {error}", error=failure.value)
+            self._log.warn("e-mails are sent later: {error}", error=failure.value)
         else:
-            self._log.failure("letters could not be sent", failure)
+            self._log.failure("e-mails could not be sent", failure)
         if not self._stopped:
             self._timer = self._clock.callLater(RETRY_SECONDS, self.wake)
 
-    def _rest(self) -> None:
+    def _finish(self) -> None:
         self._working = None
         if self._again:
             self._again = False

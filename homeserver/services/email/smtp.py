@@ -1,5 +1,5 @@
-"""The server that takes our letters: one connection a letter, spoken to by the standard library, in
-a thread."""
+"""Sends e-mails to the configured SMTP server: one connection for each e-mail, with the standard
+library, in a thread."""
 
 import smtplib
 import ssl
@@ -9,11 +9,11 @@ from typing import Any, Final, Protocol
 import msgspec
 
 SECONDS: Final = 30
-"""For each step of the conversation."""
+"""Timeout of each step of the SMTP session."""
 
 
 class CannotDeliver(Exception):
-    """A letter was not taken. `for_good`: it never will be."""
+    """The server did not accept an e-mail. `for_good`: the rejection is permanent."""
 
     def __init__(self, text: str, *, for_good: bool) -> None:
         super().__init__(text)
@@ -21,27 +21,27 @@ class CannotDeliver(Exception):
 
 
 class Relay(Protocol):
-    """Takes letters."""
+    """Accepts e-mails for delivery."""
 
     def deliver(self, sender: str, recipient: str, message: bytes) -> None:
-        """Blocks. Raises `CannotDeliver`."""
+        """Deliver an e-mail. Blocks. Raises `CannotDeliver`."""
         ...
 
 
 class SMTPRelay(msgspec.Struct, frozen=True):
-    """A mail server, as the configuration names it."""
+    """The configured mail server."""
 
     host: str
     port: int
     user: str | None = None
     password: str | None = None
     tls_at_once: bool = False
-    """TLS from the first byte on, as on port 465; else STARTTLS where it is offered."""
+    """Implicit TLS, as on port 465; otherwise STARTTLS if the server offers it."""
     tls_required: bool = False
     tls_offered: bool = True
     """Whether STARTTLS is used at all."""
     tls_name: str | None = None
-    """What the server's certificate is for, if not `host`."""
+    """The name in the server's certificate, if it is not `host`."""
 
     def deliver(self, sender: str, recipient: str, message: bytes) -> None:
         """As `Relay.deliver`."""
@@ -56,8 +56,7 @@ class SMTPRelay(msgspec.Struct, frozen=True):
         except smtplib.SMTPDataError as error:
             raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
         except (OSError, smtplib.SMTPException, UnicodeError) as error:
-            # what ails the relay or our account there is no fault of the letter's: it waits until
-            # that is mended
+            # a fault of the relay or of our account there: keep the e-mail until that is fixed
             raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
 
     def _connect(self) -> "_Connection":
@@ -81,7 +80,7 @@ class SMTPRelay(msgspec.Struct, frozen=True):
 
 
 class _InUtf8(str):
-    """A name or a password, which the library means to be ASCII. spec: RFC 4616 section 2"""
+    """A user name or password that the library would encode as ASCII. spec: RFC 4616 section 2"""
 
     __slots__ = ()
 
@@ -90,7 +89,7 @@ class _InUtf8(str):
 
 
 class _Connection(smtplib.SMTP):
-    """Signs in with names and passwords beyond ASCII, too."""
+    """Accepts user names and passwords that are not ASCII."""
 
     def auth(
         self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
@@ -103,18 +102,20 @@ class _Connection(smtplib.SMTP):
 
 
 class _PlainConnection(_Connection):
-    """Expects another name in the certificate where the configuration says so."""
+    """Expects the configured name in the certificate."""
 
     tls_name: str | None = None
 
-    def starttls(self, *, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:  # type: ignore[override]
+    def starttls(  # type: ignore[override]
+        self, *, context: ssl.SSLContext | None = None
+    ) -> tuple[int, bytes]:
         if self.tls_name is not None:
             self._host = self.tls_name
         return super().starttls(context=context)
 
 
 class _TLSConnection(_Connection, smtplib.SMTP_SSL):
-    """TLS from the first byte, with the name that is expected."""
+    """Uses implicit TLS and expects the configured name in the certificate."""
 
     def __init__(self, relay: SMTPRelay) -> None:
         self._expected = relay.tls_name or relay.host

@@ -1,4 +1,4 @@
-"""Cross-signing: the keys with which people vouch for their devices and for each other.
+"""Cross-signing: the keys with which users sign their devices and each other's master keys.
 
 spec: client-server-api#cross-signing
 """
@@ -34,7 +34,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
-MOST_SIGNATURES: Final = 1000
+MAX_SIGNATURES: Final = 1000
 
 Keys = Mapping[str, CrossSigningKey]
 
@@ -48,7 +48,7 @@ class KeySet(msgspec.Struct, frozen=True):
 
 
 class CrossSigning:
-    """Takes keys of cross-signing, and signatures made with them."""
+    """Stores uploaded cross-signing keys and signatures."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class CrossSigning:
     async def do_upload(
         self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str
     ) -> None:
-        """Set keys; the first ones, and the same again, need no confirmation, to add or replace
-        some does. Raises AuthenticationRequired, InvalidParam, MissingParam, InvalidSignature,
+        """Set keys. The first keys and unchanged keys need no confirmation; to add or replace some
+        does. Raises AuthenticationRequired, InvalidParam, MissingParam, InvalidSignature,
         Forbidden.
 
         spec: client-server-api#post_matrixclientv3keysdevice_signingupload
@@ -89,12 +89,12 @@ class CrossSigning:
         if not given:
             raise MissingParam("No key was given")
         while not await self._set(caller, given, auth, address):
-            pass  # another upload came in between: what is new is to be seen again
+            pass  # another upload was faster: compare again
 
     async def _set(
         self, caller: Requester, given: Keys, auth: AuthData | None, address: str
     ) -> bool:
-        """Set keys; False where others were set meanwhile."""
+        """Set keys. Return False if another upload changed them meanwhile."""
         present = (await self._published.get_published([caller.user_id])).cross_signing.get(
             caller.user_id, {}
         )
@@ -109,7 +109,8 @@ class CrossSigning:
         ]
         if changed and await self._programs.is_program(caller):
             raise Forbidden(
-                "Who has signed in with a password for a program sets no keys of the account, which outlive it"
+                "A session with an application password cannot set cross-signing keys, "
+                "which would outlive it"
             )
         if (
             MASTER in present
@@ -135,7 +136,7 @@ class CrossSigning:
         spec: client-server-api#key-and-signature-security
         """
         if self._devices.get_ids_in(txn, user_id, [key.public_key for key in changed]):
-            raise Forbidden("One of the keys is named like one of your devices")
+            raise Forbidden("One of the keys has the name of one of your devices")
         return self._store.set_keys(txn, present, changed)
 
     async def _replace(
@@ -146,7 +147,7 @@ class CrossSigning:
         auth: AuthData | None,
         address: str,
     ) -> bool:
-        """Set keys, of which some take the place of others, once that is confirmed."""
+        """Set keys that replace or extend existing ones, after confirmation."""
         operation = "POST keys/device_signing/upload"
         era = None
         allowed = await self._resets.is_allowed(caller.user_id)
@@ -170,22 +171,23 @@ class CrossSigning:
     async def do_sign(
         self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Add signatures; what was wrong with which of them. spec:
-        client-server-api#post_matrixclientv3keyssignaturesupload"""
-        if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
-            raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        """Add signatures and return the failures by user and key. Raises InvalidParam.
+
+        spec: client-server-api#post_matrixclientv3keyssignaturesupload
+        """
+        if sum(len(keys) for keys in signed.values()) > MAX_SIGNATURES:
+            raise InvalidParam(f"At most {MAX_SIGNATURES} keys can be signed at once")
         while (failures := await self._sign(caller, signed)) is None:
-            # a key was replaced in between: a signature of the former is none of what is there now
-            pass
+            pass  # a key was replaced meanwhile: check the signatures against the new key
         return {"failures": failures}
 
     async def _sign(
         self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, dict[str, Any]] | None:
-        """Add signatures, and say what was wrong with others; None where keys were replaced
-        meanwhile, and nothing was added."""
-        # those of others are read: that a list of another server's user is kept for the first time
-        # is announced to nobody
+        """Add the valid signatures and return the failures. Return None and add nothing if keys
+        were replaced meanwhile."""
+        # read other users' keys from the database: storing the list of a remote user for the first
+        # time is not announced to caches
         others = {user_id for user_id in signed if user_id != caller.user_id}
         published = await self._published.get_published([caller.user_id], others)
         keys = published.cross_signing
@@ -217,11 +219,11 @@ class CrossSigning:
 
 
 def _is_new(key: CrossSigningKey, present: Keys) -> bool:
-    """Whether anything of it is other than what is there; further signatures make no new key."""
+    """Return whether the key differs from the stored one. Signatures do not count."""
     old = present.get(key.usage)
-    return old is None or _bare(msgspec.json.decode(old.content)) != _bare(
-        msgspec.json.decode(key.content)
-    )
+    return old is None or _without_signatures(
+        msgspec.json.decode(old.content)
+    ) != _without_signatures(msgspec.json.decode(key.content))
 
 
 def _parse(user_id: str, usage: str, key: dict[str, Any]) -> CrossSigningKey:
@@ -243,10 +245,10 @@ def _check_new_signatures(
     keys: Mapping[str, Keys],
     identity_keys: Mapping[str, bytes],
 ) -> list[KeySignature]:
-    """The signatures of the caller's on one object. Raises NotFound, InvalidParam,
+    """Check the caller's signatures on one object and return them. Raises NotFound, InvalidParam,
     InvalidSignature."""
     if not isinstance(content, dict) or not isinstance(content.get("signatures"), dict):
-        raise InvalidParam("What is signed is an object with signatures")
+        raise InvalidParam("The signed value has to be an object with signatures")
     own, theirs = keys.get(signer, {}), keys.get(target, {})
     if target == signer and name in identity_keys:
         stored, signing = identity_keys[name], _public(own, SELF_SIGNING)
@@ -255,11 +257,11 @@ def _check_new_signatures(
         signing = _device_public(identity_keys) if target == signer else _public(own, USER_SIGNING)
     else:
         raise NotFound("There is no such device or master key")
-    if _bare(content) != _bare(msgspec.json.decode(stored)):
-        raise InvalidParam("This is not what was published under that name")
+    if _without_signatures(content) != _without_signatures(msgspec.json.decode(stored)):
+        raise InvalidParam("The signed key differs from the published one")
     made = content["signatures"].get(signer)
     if not isinstance(made, dict) or not made:
-        raise InvalidSignature("There is no signature of yours")
+        raise InvalidSignature("The object has no signature of yours")
     found: list[KeySignature] = []
     for key_id, signature in made.items():
         if key_id not in signing or not isinstance(signature, str):
@@ -269,11 +271,11 @@ def _check_new_signatures(
             raise InvalidSignature(f"The signature by {key_id} is wrong")
         found.append(KeySignature(target, name, signer, key_id, signature))
     if not found:
-        raise InvalidSignature("There is no signature by a key that may sign this")
+        raise InvalidSignature("The object has no signature by a key that may sign it")
     return found
 
 
-def _bare(content: Mapping[str, Any]) -> dict[str, Any]:
+def _without_signatures(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("signatures", "unsigned")}
 
 
@@ -290,6 +292,6 @@ def _device_public(identity_keys: Mapping[str, bytes]) -> dict[KeyID, bytes]:
     for device_id, content in identity_keys.items():
         key_id = KeyID(f"ed25519:{device_id}")
         key = msgspec.json.decode(content)["keys"].get(key_id)
-        with suppress(InvalidParam):  # whatever a device published, it cannot sign with that
+        with suppress(InvalidParam):  # a device may have published a key that cannot sign
             public[key_id] = decode_ed25519(key)
     return public

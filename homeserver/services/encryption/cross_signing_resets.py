@@ -1,8 +1,7 @@
-"""Who has allowed, on the account page, that their keys of cross-signing are replaced: for ten
-minutes, once.
+"""Permissions to replace cross-signing keys, which users give on the account page. A permission is
+valid once, for ten minutes.
 
-An app that signed somebody in by the OAuth 2.0 API asks for no password, so it cannot confirm this
-by itself.
+A client that signed in by the OAuth 2.0 API has no password to confirm the replacement with.
 
 spec: client-server-api#oauth-authentication
 """
@@ -24,34 +23,34 @@ from storage.oauth.oauth import CrossSigningResetStore
 
 ALLOWED_MS: Final = 10 * 60 * 1000
 STAGES: Final = ("m.oauth", "org.matrix.cross_signing_reset")
-"""The name of the specification, and that of clients from before it."""
+"""The stable name of the UIA stage, and the unstable one that older clients know."""
 
 
 class OAuthStage:
-    """Told to clients, with where to send people; it is completed there, and not by what a client
-    sends."""
+    """A UIA stage that tells clients which page to open. Users complete it on that page; a client
+    cannot complete it by a request."""
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name
         self._url = url
 
     def params(self) -> Mapping[str, object] | None:
-        """Where people allow it."""
+        """Return the URL of the page where users allow the replacement."""
         return {"url": self._url}
 
     async def check(self, auth: AuthData, operation: Operation) -> str:
-        """Raises `Forbidden`: it was not allowed yet."""
-        raise Forbidden("This is to be allowed on the account page first")
+        """Always raises `Forbidden`: the user has not allowed the replacement yet."""
+        raise Forbidden("Allow this on the account page first")
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing."""
+        """Do nothing: this stage reserves nothing."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Do nothing: this stage reserves nothing."""
 
 
 class CrossSigningResets:
-    """Remembers who has allowed it."""
+    """Stores and checks the permissions."""
 
     def __init__(
         self, clock: IReactorTime, database: Database, store: CrossSigningResetStore, uia: UIA
@@ -62,8 +61,8 @@ class CrossSigningResets:
         self._uia = uia
 
     async def do_allow(self, user_id: UserID, ip: str, era: Era) -> None:
-        """Allow it, to whoever uses this account. `ip`: whence their browser asks; `era`: in which
-        they are signed in there. Raises as `check_era`."""
+        """Allow the replacement to every session of this account. `ip`: address of the browser;
+        `era`: credential epoch of its sign-in. Raises as `check_era`."""
 
         def write(txn: WriteTransaction) -> None:
             check_era(txn, user_id, era)
@@ -73,19 +72,19 @@ class CrossSigningResets:
         await self._database.write("allow_reset", write)
 
     async def is_allowed(self, user_id: UserID) -> bool:
-        """Whether it is allowed now."""
+        """Return whether the user has a valid permission."""
         return await self._store.get_until(user_id) > self._now()
 
     async def ask(
         self, caller: Requester, operation: str, auth: AuthData | None, address: str
     ) -> None:
-        """Raises `AuthenticationRequired`, with where it is allowed."""
+        """Raise `AuthenticationRequired` with the URL of the account page."""
         flows = [[stage] for stage in STAGES]
         await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
 
     def end(self, txn: WriteTransaction, caller: Requester, ip: str) -> None:
-        """In the write that replaces keys: it was done, whether it had to be allowed here or was
-        confirmed otherwise."""
+        """Use up the permission and audit the replacement, in the write that replaces the keys.
+        Also called when the user confirmed in another way."""
         self._store.remove_user(txn, caller.user_id)
         note(
             txn,

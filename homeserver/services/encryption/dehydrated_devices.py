@@ -1,13 +1,14 @@
-"""Dehydrated devices: they collect room keys for their user while none of the user's devices is
-signed in.
+"""Dehydrated devices: they collect room keys for a user while none of the user's devices is signed
+in.
 
 Laws:
-- A user has one. Another takes its place in one write, with its keys; what waits for the old one
-  goes with it. Whether it is another say its identity keys, not its id: only the same one put
-  again, since the answer was lost, keeps what it has.
-- It is a device like others, in lists and for other servers; but nobody can sign in on it.
-- Reading what was sent to it removes nothing: whoever gives up half-way, or another device, begins
-  again.
+- A user has at most one. A new one replaces it in one write, with its keys; the pending messages of
+  the old one are deleted. Identity keys, not the device ID, say whether a device is new: only a
+  repeated upload of the same device keeps its messages.
+- It appears as an ordinary device in device lists and to other servers, but nobody can sign in on
+  it.
+- Reading its messages deletes none of them, so that an interrupted or another reader can start from
+  the beginning.
 
 spec: MSC3814
 """
@@ -35,10 +36,10 @@ from storage.encryption.to_device import DeviceMessage, ToDeviceStore
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-LARGEST_DATA: Final = 64 << 10
-"""In bytes."""
-MESSAGES_A_PAGE: Final = 100
-LONGEST_NUMBER: Final = 18
+MAX_DATA_BYTES: Final = 64 << 10
+PAGE_SIZE: Final = 100
+"""Messages on one page."""
+MAX_TOKEN_DIGITS: Final = 18
 
 
 class NewDehydratedDevice(KeyUpload, frozen=True, kw_only=True):
@@ -50,15 +51,16 @@ class NewDehydratedDevice(KeyUpload, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Messages to the device, and where they end."""
+    """A page of to-device messages."""
 
     messages: Sequence[DeviceMessage]
     end: int
+    """The position of the last message: the next page starts after it."""
     is_last: bool
 
 
 class DehydratedDevices:
-    """Keeps dehydrated devices."""
+    """Stores, reads and removes dehydrated devices."""
 
     def __init__(
         self,
@@ -79,49 +81,49 @@ class DehydratedDevices:
         self._now_ms = now_ms
 
     async def get_device(self, user_id: UserID) -> DehydratedDevice:
-        """The user's. Raises NotFound."""
+        """Return the user's dehydrated device. Raises NotFound."""
         device = await self._store.get_device(user_id)
         if device is None:
             raise NotFound("You have no dehydrated device")
         return device
 
     async def do_set(self, caller: Requester, new: NewDehydratedDevice) -> None:
-        """Keep a device in the place of the one before. Raises BadJson, InvalidParam, MissingParam,
+        """Store a device, replacing the previous one. Raises BadJson, InvalidParam, MissingParam,
         Forbidden."""
         user_id, device_id = caller.user_id, parse_device_id(new.device_id)
         if device_id == ALL_DEVICES:
-            raise InvalidParam("No device can be called *, which stands for all of them")
+            raise InvalidParam("The device ID cannot be *: it stands for all devices")
         if new.device_keys is None:
             raise MissingParam("device_keys of the dehydrated device are missing")
         if not isinstance(new.device_data.get("algorithm"), str):
             raise InvalidParam("device_data has no algorithm")
         data = msgspec.json.encode(new.device_data)
-        if len(data) > LARGEST_DATA:
-            raise InvalidParam(f"device_data may have {LARGEST_DATA} bytes")
+        if len(data) > MAX_DATA_BYTES:
+            raise InvalidParam(f"device_data may have at most {MAX_DATA_BYTES} bytes")
         keys = parse_upload(user_id, device_id, new)
         name = check_device_name(new.initial_device_display_name)
         device = DeviceRow(user_id, device_id, name, self._now_ms())
 
         def write(txn: WriteTransaction) -> None:
             old = select_dehydrated(txn, user_id)
-            is_again = (
+            is_repeat = (
                 old is not None
                 and old.device_id == device_id
                 and _has_identity(txn, device, new.device_keys)
             )
-            if old is not None and not is_again:
+            if old is not None and not is_repeat:
                 self._sessions.remove_devices(txn, user_id, [DeviceID(old.device_id)])
             if has_cross_signing_key(txn, user_id, device_id):
-                raise Forbidden("The device has the name of one of your cross-signing keys")
-            if not self._devices.add_device(txn, device) and not is_again:
-                raise Forbidden("You are signed in on a device of this name")
+                raise Forbidden("The device ID is the name of one of your cross-signing keys")
+            if not self._devices.add_device(txn, device) and not is_repeat:
+                raise Forbidden("You are signed in on a device with this ID")
             self._keys.put_keys(txn, user_id, device_id, keys)
             self._store.set_device(txn, DehydratedDevice(user_id, device_id, data))
 
         await self._database.write("set_dehydrated_device", write)
 
     async def do_remove(self, user_id: UserID) -> str:
-        """Remove the user's; what it was called. Raises NotFound."""
+        """Remove the user's dehydrated device and return its ID. Raises NotFound."""
 
         def write(txn: WriteTransaction) -> str | None:
             device = select_dehydrated(txn, user_id)
@@ -136,27 +138,28 @@ class DehydratedDevices:
         return removed
 
     async def get_messages(self, user_id: UserID, device_id: str, after: str | None) -> Page:
-        """What was sent to it, after the end of a page. Raises Forbidden, InvalidParam."""
+        """Return a page of its messages. `after`: the end of the previous page. Raises Forbidden,
+        InvalidParam."""
         device = await self._store.get_device(user_id)
         if device is None or device.device_id != device_id:
             raise Forbidden("This is not your dehydrated device")
         if after is not None and not (
-            after.isascii() and after.isdigit() and len(after) <= LONGEST_NUMBER
+            after.isascii() and after.isdigit() and len(after) <= MAX_TOKEN_DIGITS
         ):
-            raise InvalidParam("This is not where a page ended")
+            raise InvalidParam("next_batch is not one that this server has sent")
         start = int(after or 0)
         upto = self._database.streams.current()
         messages = await self._to_device.get_messages(
-            user_id, device_id, start, upto, MESSAGES_A_PAGE + 1
+            user_id, device_id, start, upto, PAGE_SIZE + 1
         )
-        page = messages[:MESSAGES_A_PAGE]
+        page = messages[:PAGE_SIZE]
         return Page(page, page[-1].position if page else start, len(page) == len(messages))
 
 
 def _has_identity(
     txn: Transaction, device: DeviceRow, device_keys: Mapping[str, Any] | None
 ) -> bool:
-    """Whether the device has published these identity keys, with whatever signatures."""
+    """Return whether the device has published these identity keys. Signatures do not count."""
     for row in select_device_keys(txn, [device.user_id]).get(device.user_id, ()):
         if row.device_id == device.device_id and device_keys is not None:
             return bool(msgspec.json.decode(row.keys)["keys"] == device_keys["keys"])

@@ -1,10 +1,9 @@
-"""Keys of devices: what clients may publish, and what of it others see.
+"""Upload of device keys, and the form in which readers see them.
 
 Laws:
-- Keys are stored and given back as canonical JSON, so that signatures on them stay valid; what the
-  server adds stands in `unsigned`, and signatures that came later beside the ones that came with
-  the keys.
-- Of signatures a reader sees those of the key's owner and their own.
+- Keys are stored and returned as canonical JSON, so that signatures on them stay valid. The server
+  adds its own data in `unsigned`; later signatures join those that came with the keys.
+- A reader sees the signatures of the key's owner and their own.
 - Numbers and sizes are bounded, per upload and per device.
 
 spec: client-server-api#end-to-end-encryption
@@ -42,35 +41,36 @@ from storage.encryption.published_keys import PublishedKeys
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
-MOST_ONE_TIME_KEYS: Final = 1000
-"""Of a device, in one upload and in all."""
-MOST_ALGORITHMS: Final = 10
+MAX_ONE_TIME_KEYS: Final = 1000
+"""Of a device, in one upload and in total."""
+MAX_ALGORITHMS: Final = 10
 """Of the one-time keys of a device."""
-MOST_FALLBACK_KEYS: Final = 10
+MAX_FALLBACK_KEYS: Final = 10
 """Of a device: one for each algorithm."""
-LONGEST_NAME: Final = 255
-LARGEST_KEY: Final = 4096
-"""In bytes, with its signatures: one-time and fallback keys."""
-LARGEST_IDENTITY: Final = 64 << 10
-"""In bytes: what other servers take."""
-REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
-"""How long an upload may be repeated without bringing back a key that was given out."""
-SHOWN_USAGES: Final = ("master", "self_signing")
-"""Of the keys of cross-signing, those that others see."""
+MAX_QUOTED_NAME: Final = 255
+"""Characters of a key's name that an error quotes."""
+MAX_KEY_BYTES: Final = 4096
+"""Of a one-time or fallback key, with its signatures."""
+MAX_DEVICE_KEYS_BYTES: Final = 64 << 10
+"""Of the identity keys of a device: the limit of other servers."""
+CLAIMS_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
+"""How long the record of a claimed key is kept. A repeated upload in that time does not bring the
+key back."""
+PUBLIC_USAGES: Final = ("master", "self_signing")
+"""The cross-signing keys that other users see."""
 
 Key = str | dict[str, Any]
 _NONE: Final = msgspec.Raw(b"{}")
 _read_usual: Final = msgspec.json.Decoder(
     dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
 ).decode
-"""Keys of the forms that clients use, by name: there is no need to look for a float in each, nor
-how deep they nest."""
+"""Decodes keys in the usual forms. They contain no floats and do not nest, which saves these
+checks."""
 _read: Final = json_decoder(dict[str, Key], may_be_empty=False)
 
 
 class KeyUpload(msgspec.Struct, frozen=True):
-    """The body of /keys/upload. `device_keys` is read twice: its form is checked, and it is kept as
-    it came. The others are not read yet."""
+    """The body of /keys/upload. One-time and fallback keys are not decoded yet."""
 
     device_keys: dict[str, Any] | None = None
     one_time_keys: msgspec.Raw = _NONE
@@ -81,25 +81,26 @@ class KeyUpload(msgspec.Struct, frozen=True):
 
 
 def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> NewKeys:
-    """The keys of an upload for that device. Raises InvalidParam, BadJson, NotJson."""
+    """Check and return the keys of an upload for that device. Raises InvalidParam, BadJson,
+    NotJson."""
     identity = (
         None
         if upload.device_keys is None
         else parse_identity_keys(upload.device_keys, user_id, device_id)
     )
-    if identity is not None and len(identity) > LARGEST_IDENTITY:
-        raise InvalidParam(f"device_keys may have {LARGEST_IDENTITY} bytes")
+    if identity is not None and len(identity) > MAX_DEVICE_KEYS_BYTES:
+        raise InvalidParam(f"device_keys may have at most {MAX_DEVICE_KEYS_BYTES} bytes")
     fallback = {
-        **_named("org.matrix.msc2732.fallback_keys", upload.unstable_fallback_keys),
-        **_named("fallback_keys", upload.fallback_keys),
+        **_parse_keys("org.matrix.msc2732.fallback_keys", upload.unstable_fallback_keys),
+        **_parse_keys("fallback_keys", upload.fallback_keys),
     }
     if len({algorithm for algorithm, _ in fallback}) != len(fallback):
-        raise InvalidParam("A device has one fallback key an algorithm")
-    return NewKeys(identity, _named("one_time_keys", upload.one_time_keys), fallback)
+        raise InvalidParam("A device has one fallback key per algorithm")
+    return NewKeys(identity, _parse_keys("one_time_keys", upload.one_time_keys), fallback)
 
 
 class DeviceKeys:
-    """Publishes keys."""
+    """Stores uploaded device keys."""
 
     def __init__(
         self,
@@ -116,10 +117,10 @@ class DeviceKeys:
         self._now_ms = now_ms
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
-        """Publish keys of the caller's device; how many one-time keys it has by algorithm.
+        """Store keys of the caller's device and return its one-time key counts by algorithm.
 
-        Raises InvalidParam, BadJson, LimitExceeded; UnknownToken where the device has gone
-        meanwhile: nobody shall encrypt for it.
+        Raises InvalidParam, BadJson, NotJson, LimitExceeded; UnknownToken if the device was deleted
+        meanwhile: nobody should encrypt for it.
         """
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
@@ -127,9 +128,8 @@ class DeviceKeys:
         keys = parse_upload(user_id, device_id, upload)
         if keys.is_empty:
             return (await self._counts.get(user_id, device_id)).one_time
-        if (
-            keys.identity is not None and caller.rate_limited
-        ):  # it is sent where it is another one, or was not answered
+        # clients send identity keys only if they are new, or if the response was lost
+        if keys.identity is not None and caller.rate_limited:
             self._limiter.check(Limit.DEVICE_CHANGE, user_id)
         counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
         return with_zero(counts).one_time
@@ -137,33 +137,34 @@ class DeviceKeys:
     def put_keys(
         self, txn: WriteTransaction, user_id: str, device_id: str, keys: NewKeys
     ) -> KeyCounts:
-        """Write what `parse_upload` gave; what the device has then. Raises InvalidParam,
-        UnknownToken."""
+        """Write the result of `parse_upload` and return the new counts of the device. Raises
+        InvalidParam, UnknownToken."""
         try:
             counts = self._keys.put_keys(
-                txn, user_id, device_id, keys, self._now_ms() - REMEMBERED_MS
+                txn, user_id, device_id, keys, self._now_ms() - CLAIMS_REMEMBERED_MS
             )
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
         except TooManyIdentityKeys:
             raise InvalidParam(
-                f"The keys of all your devices may have {MOST_IDENTITY_BYTES} bytes: sign out of some that you use no more"
+                f"The keys of all your devices may have at most {MOST_IDENTITY_BYTES} bytes: sign "
+                "out of devices that you no longer use"
             ) from None
         except KeyExists as error:
-            # matrix-rust-sdk reads these words: its client has lost keys, and tells its user
+            # matrix-rust-sdk parses this text to tell the user that the client has lost keys
             old, new = error.old.decode(), error.new.decode()
             raise InvalidParam(
                 f"One time key {error} already exists. Old key: {old}; new key: {new}"
             ) from None
-        if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
-            raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
-        if len(counts.one_time) > MOST_ALGORITHMS:
+        if sum(counts.one_time.values()) > MAX_ONE_TIME_KEYS:
+            raise InvalidParam(f"A device may have at most {MAX_ONE_TIME_KEYS} one-time keys")
+        if len(counts.one_time) > MAX_ALGORITHMS:
             raise InvalidParam(
-                f"A device has one-time keys of at most {MOST_ALGORITHMS} algorithms"
+                f"A device may have one-time keys of at most {MAX_ALGORITHMS} algorithms"
             )
-        if counts.fallback > MOST_FALLBACK_KEYS:
+        if counts.fallback > MAX_FALLBACK_KEYS:
             raise InvalidParam(
-                f"A device has fallback keys of at most {MOST_FALLBACK_KEYS} algorithms"
+                f"A device may have fallback keys of at most {MAX_FALLBACK_KEYS} algorithms"
             )
         return counts
 
@@ -171,14 +172,14 @@ class DeviceKeys:
 def present_keys(
     published: PublishedKeys, reader: UserID | None, wanted: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """What a reader (None: anybody) sees of users' keys: of their devices (none named: all of
-    them), and by usage of cross-signing."""
+    """Return users' keys as `reader` (None: anybody) sees them: device keys, and cross-signing keys
+    by usage. `wanted`: devices by user; an empty list means all devices."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
         made = published.signatures.get(user_id)
         signatures = signatures_by_target(made) if made else {}
         shown = answer["device_keys"][user_id] = {}
-        named = frozenset(devices)  # there may be very many, and of devices too
+        named = frozenset(devices)  # a set: both lists may be very long
         for row in published.devices.get(user_id, ()):
             if not named or row.device_id in named:
                 shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
@@ -191,43 +192,44 @@ def present_keys(
 
 
 def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
-    """What anybody sees of one of our users."""
+    """Return the keys of one of our users as anybody sees them."""
     seen = present_keys(published, None, {user_id: ()})
     devices = msgspec.json.encode(seen["device_keys"][user_id])
     cross_signing = {
-        usage: seen[f"{usage}_keys"][user_id] for usage in SHOWN_USAGES if f"{usage}_keys" in seen
+        usage: seen[f"{usage}_keys"][user_id] for usage in PUBLIC_USAGES if f"{usage}_keys" in seen
     }
     size = len(devices) + sum(len(bytes(key)) for key in cross_signing.values())
     return ShownKeys(msgspec.Raw(devices), cross_signing, size)
 
 
-def _named(field: str, written: msgspec.Raw) -> dict[tuple[str, str], bytes]:
-    """The keys of a field by name, canonical JSON. Raises InvalidParam, BadJson, NotJson."""
-    if written == _NONE:
+def _parse_keys(field: str, raw: msgspec.Raw) -> dict[tuple[str, str], bytes]:
+    """Return the keys of a field by algorithm and ID, as canonical JSON. Raises InvalidParam,
+    BadJson, NotJson."""
+    if raw == _NONE:
         return {}
     keys: Mapping[str, Key]
     encode: Callable[[object], bytes]
     try:
-        keys, encode = _read_usual(written), encode_checked
+        keys, encode = _read_usual(raw), encode_checked
     except ValueError:
         try:
-            keys, encode = _read(bytes(written)), encode_canonical_json
+            keys, encode = _read(bytes(raw)), encode_canonical_json
         except BadJson as error:
             raise BadJson(f"{field}: {error.text}") from None
         for key in keys.values():
             check_readable(key, MAX_KEY_DEPTH)
-    if len(keys) > MOST_ONE_TIME_KEYS:
-        raise InvalidParam(f"{field}: an upload has at most {MOST_ONE_TIME_KEYS} keys of a kind")
-    named: dict[tuple[str, str], bytes] = {}
+    if len(keys) > MAX_ONE_TIME_KEYS:
+        raise InvalidParam(f"{field} may have at most {MAX_ONE_TIME_KEYS} keys")
+    found: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
         algorithm, _, key_id = name.partition(":")
         if not algorithm or not key_id or len(name) > MAX_KEY_NAME or "\0" in name:
-            raise InvalidParam(f"{name[:LONGEST_NAME]!r} is not the name of a key: ALGORITHM:ID")
+            raise InvalidParam(f"{name[:MAX_QUOTED_NAME]!r} is not a key name: ALGORITHM:ID")
         encoded = encode(key)
-        if len(encoded) > LARGEST_KEY:
-            raise InvalidParam(f"A one-time or fallback key may have {LARGEST_KEY} bytes")
-        named[algorithm, key_id] = encoded
-    return named
+        if len(encoded) > MAX_KEY_BYTES:
+            raise InvalidParam(f"A one-time or fallback key may have at most {MAX_KEY_BYTES} bytes")
+        found[algorithm, key_id] = encoded
+    return found
 
 
 def _present_device(row: DeviceKeysRow, signatures: Sequence[KeySignature]) -> msgspec.Raw:

@@ -1,20 +1,21 @@
-"""Whose devices a client has to ask for again, and whose it may forget.
+"""Computes `device_lists` of a sync: users whose devices a client has to query again (`changed`),
+and users whose devices it may stop tracking (`left`).
 
-A client needs the devices of everyone with whom its user shares an encrypted room. Told as changed:
-those of them whose devices or keys changed, and those with whom such a room is newly shared. Told
-as left: those with whom none is shared any more. What there is to look at comes from the latest
-changes in memory; who was away for long costs a few queries.
+A client tracks the devices of everyone with whom its user shares an encrypted room. `changed` has
+those of them whose devices or keys changed, and those who newly share such a room. `left` has those
+who share none any more. The input comes from the recent changes in memory; a client that was away
+for long costs a few queries.
 
-An answer may end before now (where messages to the device wait for the next one). So who was in
-which room is looked up as it was then, and not only as it is: else a move that another one followed
-upon would be told neither now nor later.
+A response may end before the current position (when to-device messages are left for the next
+response). So memberships are looked up as of that position, not only as they are now. Otherwise a
+membership change that another one followed would appear in neither response.
 
-Of another server's user nothing is known of the time when no room was shared, and what was kept of
-them may be forgotten. So who left and came back between two answers is told as changed, too, and so
-are all when it was the client's own user.
+This server gets no device updates of remote users who share no room with it, and may delete their
+device lists. So a remote user who left and came back between two responses counts as changed; so
+do all remote members if the client's own user left and came back.
 
-Once all of a room's state is here, the states of before are known as they truly were: whoever was a
-member by the part alone is in none of them, and is found by where their stay ended.
+When a room's partial state becomes complete, its past states are known exactly. A user who was a
+member only in the partial state is in none of them, and is found by the end of the membership.
 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
@@ -40,10 +41,10 @@ from storage.rooms.rooms import RoomStore
 
 ENCRYPTION: Final = StateKey("m.room.encryption", "")
 MAX_CHANGES_BACK: Final = 50
-"""How many changes of a room's encryption are followed back."""
-MOST_LOOKED_UP: Final = 50
-"""People whose rooms are looked up one by one, from memory as a rule; of more they are read
-together."""
+"""How many changes of a room's encryption event are followed back."""
+MAX_SINGLE_LOOKUPS: Final = 50
+"""Users whose rooms are looked up one by one, usually from memory. The rooms of more users are read
+in one query."""
 
 
 class DeviceLists:
@@ -78,7 +79,7 @@ class DeviceLists:
         self._partial = partial
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
-        """`changed` and `left` after `since`, up to `upto`."""
+        """Return `changed` and `left` after `since`, up to `upto`."""
         if not self._recent.concerns_device_lists(since):
             return {"changed": [], "left": []}
         own = await self._memberships.of_user(user_id)
@@ -86,26 +87,28 @@ class DeviceLists:
         moves = await self._moves(own, since, upto)
         turned_on = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
-        known, mistaken = await self._completed(own, since, upto)
-        if not (changed or moves or signed or turned_on is None or turned_on or known):
+        completed, mistaken = await self._completed(own, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on or completed):
             return {"changed": [], "left": []}
-        newly, gone = await self._follow(own, moves, since, upto)
+        newly, gone = await self._compare_memberships(own, moves, since, upto)
         newly |= (
             await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
-            | known
+            | completed
         )
         gone |= mistaken
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
-        shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
-        shared |= await self._shared_then(user_id, own, changed - shared, upto)
+        shared = await self._sharing_now(user_id, own, (changed | gone) - newly) | (
+            newly - {user_id}
+        )
+        shared |= await self._sharing_at(user_id, own, changed - shared, upto)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
             "left": sorted(gone - shared - {user_id}),
         }
 
     async def _signed(self, user_id: UserID, since: int, upto: int) -> set[str]:
-        """Those of whom the user signed a key: nobody else sees that."""
+        """Return the users of whom this user signed a key: only this user sees these changes."""
         if not self._recent.concerns_user(user_id, Topic.SIGNATURE, since):
             return set()
         return await self._cross_signing.get_signed_since(user_id, since, upto)
@@ -121,8 +124,8 @@ class DeviceLists:
     async def _moves(
         self, own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> Sequence[MembershipRow]:
-        """Who moved in the rooms that the user has to do with: each change, or of each the latest,
-        which may be a later one."""
+        """Return membership changes in the user's rooms: from memory all of them, from the database
+        the latest of each member, which may be later than `upto`."""
         rows = self._recent.memberships_since(since)
         if rows is not None:
             return [row for row in rows if row.room_nid in own and row.position <= upto]
@@ -130,11 +133,11 @@ class DeviceLists:
             await self._encrypted.among(own), since
         )
 
-    async def _shared_then(
+    async def _sharing_at(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
     ) -> set[str]:
-        """Those of the others with whom an encrypted room was shared where the answer ends: they,
-        or the user, may have left it since, and come back before the next one."""
+        """Return those of `others` with whom the user shared an encrypted room at `upto`. One of
+        the two may have left since, and may come back before the next response."""
         if not others:
             return set()
         later = self._recent.memberships_since(upto)
@@ -153,14 +156,15 @@ class DeviceLists:
         joined = await self._states.joined_at(rows, upto)
         return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
 
-    async def _follow(
+    async def _compare_memberships(
         self,
         own: Mapping[int, MembershipRow],
         moves: Sequence[MembershipRow],
         since: int,
         upto: int,
     ) -> tuple[set[str], set[str]]:
-        """Who came to share an encrypted room by these moves, and who may have ceased to."""
+        """Return the users who share a new encrypted room by these membership changes, and those
+        who may share none any more."""
         newly: set[str] = set()
         gone: set[str] = set()
         if not moves:
@@ -179,7 +183,7 @@ class DeviceLists:
             came = {member for room_nid, member in after - before if room_nid == nid}
             went = {member for room_nid, member in before - after if room_nid == nid}
             if was_in != is_in:
-                present = await self._present_at(nid, upto)
+                present = await self._members_at(nid, upto)
                 came, went = (present, set()) if is_in else (set(), (present - came) | went)
             elif is_in:
                 stayed = {
@@ -188,29 +192,29 @@ class DeviceLists:
                     if row.room_nid == nid and not row.is_local
                 }
                 moved = [stayed[each] for each in stayed.keys() & before & after]
-                came |= await self._come_back(own[nid], moved, since, upto)
-            if is_in:
+                came |= await self._returned(own[nid], moved, since, upto)
+            if is_in and came and await self._was_encrypted(nid, upto):
                 newly |= came
             if was_in and went and await self._was_encrypted(nid, since):
                 gone |= went
         return newly, gone
 
-    async def _come_back(
+    async def _returned(
         self, own: MembershipRow, stayed: Iterable[MembershipRow], since: int, upto: int
     ) -> set[str]:
-        """Other servers' users who left a room and came back; all of them where the client's own
-        user did. `stayed`: those of them who moved, and were in the room before and after."""
+        """Return remote users who left a room and came back; all remote members if the client's own
+        user did. `stayed`: members before and after, with a membership change in between."""
         if await self._past.has_come_since(own, since):
             here = f":{domain_of(own.user_id)}"
             return {
                 user_id
-                for user_id in await self._present_at(own.room_nid, upto)
+                for user_id in await self._members_at(own.room_nid, upto)
                 if not user_id.endswith(here)
             }
         return {row.user_id for row in stayed if await self._past.has_come_since(row, since)}
 
-    async def _present_at(self, room_nid: int, position: int) -> set[str]:
-        """Who was in a room."""
+    async def _members_at(self, room_nid: int, position: int) -> set[str]:
+        """Return the members of a room at a position."""
         rows = await self._membership_store.get_members(room_nid, "join")
         later = await self._membership_store.get_moved_members([room_nid], position)
         joined = await self._states.joined_at(
@@ -219,7 +223,7 @@ class DeviceLists:
         return {user_id for _, user_id in joined}
 
     async def _was_encrypted(self, room_nid: int, position: int) -> bool:
-        """Whether a room that is encrypted was so at a position."""
+        """Return whether a room that is encrypted now was encrypted at a position."""
         (room,) = (await self._rooms.get_rooms_by_nid([room_nid])).values()
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         event = await snapshot.state.get(ENCRYPTION)
@@ -234,8 +238,8 @@ class DeviceLists:
     async def _newly_encrypted(
         self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> set[str]:
-        """The members of rooms where encryption was turned on, be it that this server has seen that
-        or found it in the state."""
+        """Return the members of rooms where encryption was turned on, by an event that this server
+        received or by a state that it fetched."""
         newly: set[int] = set()
         by_state: set[int] = set()
         encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
@@ -250,15 +254,14 @@ class DeviceLists:
         newly |= await self._states.having(by_state, ENCRYPTION, upto)
         members: set[str] = set()
         for nid in newly:
-            members |= await self._present_at(nid, upto)
+            members |= await self._members_at(nid, upto)
         return members
 
     async def _completed(
         self, own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> tuple[set[str], set[str]]:
-        """Of rooms that were entered with a part of their state, and are known whole now, the
-        members, and those who were taken for members by the part: a state of before, as it is known
-        now, does not have them."""
+        """For rooms whose partial state was completed in this interval, return the members, and the
+        users who were members only in the partial state."""
         completed = {
             nid: room.completed
             for nid, room in (await self._partial.get_all()).items()
@@ -270,7 +273,7 @@ class DeviceLists:
         was_in = await self._joined_at(own, completed, since)
         for nid in await self._encrypted.among(is_in | was_in):
             if nid in is_in:
-                members |= await self._present_at(nid, upto)
+                members |= await self._members_at(nid, upto)
             moved = await self._membership_store.get_moved_members([nid], completed[nid] - 1)
             mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
         return members, mistaken
@@ -278,15 +281,15 @@ class DeviceLists:
     async def _joined_at(
         self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int
     ) -> set[int]:
-        """Those of the rooms that the user was in."""
+        """Return the rooms that the user was joined to at a position."""
         rows = [own[nid] for nid in room_nids if nid in own]
         return {nid for nid, _ in await self._states.joined_at(rows, position)}
 
-    async def _sharing(
+    async def _sharing_now(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]
     ) -> set[str]:
-        """Those of the others with whom the user shares an encrypted room."""
-        if len(others) > MOST_LOOKED_UP:
+        """Return those of `others` with whom the user shares an encrypted room now."""
+        if len(others) > MAX_SINGLE_LOOKUPS:
             common = await self._membership_store.get_shared_rooms(user_id, others)
             rooms = await self._encrypted.among({nid for nids in common.values() for nid in nids})
             return {

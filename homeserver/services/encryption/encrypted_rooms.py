@@ -1,5 +1,4 @@
-"""A cache of which rooms are encrypted. A room that is encrypted stays so. For the reactor
-thread."""
+"""Cache of the encrypted rooms. An encrypted room stays encrypted. For the reactor thread."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +12,7 @@ ENCRYPTION = "m.room.encryption"
 
 
 class EncryptedRooms:
-    """Tells which rooms are encrypted."""
+    """Caches whether rooms are encrypted."""
 
     def __init__(self, summaries: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: rooms."""
@@ -34,7 +33,7 @@ class EncryptedRooms:
         return self._cache
 
     async def among(self, room_nids: Iterable[int]) -> set[int]:
-        """Those of the rooms that are encrypted."""
+        """Return those of the rooms that are encrypted."""
         found = await self._cache.get_many(set(room_nids))
         return {nid for nid, is_encrypted in found.items() if is_encrypted}
 
@@ -44,8 +43,8 @@ class EncryptedRooms:
 
 
 def _rooms_of(change: Change) -> Sequence[int] | None:
-    """The room that may be encrypted by this change, also by state that came without an event of
-    its own."""
+    """Return the room whose encryption may have changed, by an event or by fetched state; None for
+    all rooms."""
     row = change.detail
     if isinstance(row, EventRow | EventNews):
         is_concerned = row.type == ENCRYPTION or row.flags & EventFlag.RESOLVED

@@ -1,4 +1,4 @@
-"""Backups of room keys: what clients keep with the server so that a new device can read old
+"""Backups of room keys, which clients store on the server so that a new device can read old
 messages.
 
 spec: client-server-api#server-side-key-backups
@@ -32,20 +32,23 @@ from storage.encryption.key_backups import (
     TooManyBackups,
 )
 
-LARGEST_VERSION_DIGITS: Final = 18
-LONGEST_SESSION_ID: Final = 255
+MAX_VERSION_DIGITS: Final = 18
+MAX_SESSION_ID: Final = 255
 LARGEST_KEY: Final = 64 << 10
 """Bytes of the data of one session: as much as an event may have."""
 KEY_BYTES: Final = 200
-"""What keeping the key of one session takes beside its data."""
+"""Storage that the key of one session takes in addition to its data."""
 KEYS_AT_ONCE: Final = 200
-"""That are read together, and leave as one piece of a long answer."""
+"""Keys that are read together and sent as one piece of a long response."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class SessionKey(msgspec.Struct, frozen=True):
-    """spec: client-server-api#put_matrixclientv3room_keyskeysroomidsessionid"""
+    """The key of one session.
+
+    spec: client-server-api#put_matrixclientv3room_keyskeysroomidsessionid
+    """
 
     first_message_index: Count
     forwarded_count: Count
@@ -66,7 +69,8 @@ class AllKeys(msgspec.Struct, frozen=True):
 
 
 class BackupDefinition(msgspec.Struct, frozen=True):
-    """What a version of a backup is; `version` has to be the one in the path where it is given."""
+    """The body that creates or changes a version. `version`, if given, has to be the one in the
+    path."""
 
     algorithm: Annotated[str, msgspec.Meta(max_length=255)]
     auth_data: dict[str, Any]
@@ -74,14 +78,14 @@ class BackupDefinition(msgspec.Struct, frozen=True):
 
 
 class KeyBackups:
-    """Keeps backups."""
+    """Stores and reads key backups."""
 
     def __init__(self, store: KeyBackupStore, limiter: RateLimiter) -> None:
         self._store = store
         self._limiter = limiter
 
     async def get_version(self, user_id: UserID, version: str | None) -> dict[str, Any]:
-        """A version of the backup, by default the newest. Raises NotFound."""
+        """Return a version of the backup, by default the newest. Raises NotFound."""
         backup = await self._find(user_id, version)
         return {
             "version": str(backup.version),
@@ -91,15 +95,15 @@ class KeyBackups:
         }
 
     async def do_create(self, user_id: UserID, definition: BackupDefinition) -> str:
-        """Begin a new version; its name. Raises Forbidden for who has too many."""
+        """Create a version and return its name. Raises Forbidden if the user has too many."""
         auth_data = msgspec.json.encode(definition.auth_data)
         try:
             return str(await self._store.add_backup(user_id, definition.algorithm, auth_data))
         except TooManyBackups:
-            raise Forbidden("You have too many backups of keys: delete old ones first") from None
+            raise Forbidden("You have too many key backups: delete old ones first") from None
 
     async def do_change(self, user_id: UserID, version: str, definition: BackupDefinition) -> None:
-        """Change the data of a version; its algorithm cannot change. Raises NotFound,
+        """Change the `auth_data` of a version. Its algorithm cannot change. Raises NotFound,
         InvalidParam."""
         backup = await self._find(user_id, version)
         if definition.version is not None and definition.version != version:
@@ -112,33 +116,32 @@ class KeyBackups:
             )
 
     async def do_delete(self, user_id: UserID, version: str) -> None:
-        """Delete a version with its keys; one that was deleted before is no error. Raises
-        NotFound."""
+        """Delete a version and its keys. Deleting it again is no error. Raises NotFound."""
         with _translated():
             await self._store.remove_backup(user_id, _number(version))
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove some keys of versions that were deleted; how many."""
+        """Remove up to `limit` keys of deleted versions and return their number."""
         return await self._store.sweep(limit)
 
     async def get_key(
         self, user_id: UserID, version: str, room_id: str, session_id: str
     ) -> dict[str, Any]:
-        """The key of one session. Raises NotFound."""
+        """Return the key of one session. Raises NotFound."""
         backup = await self._find(user_id, version)
         key = await self._store.get_key(user_id, backup.version, room_id, session_id)
         if key is None:
-            raise NotFound("The backup has no key of this session")
+            raise NotFound("The backup has no key for this session")
         return _present(key)
 
     async def get_room_keys(self, user_id: UserID, version: str, room_id: str) -> Response:
-        """The keys of a room by session. Raises NotFound."""
+        """Return the keys of a room by session. Raises NotFound."""
         backup = await self._find(user_id, version)
         return Response(body=Pieces(self._sessions(user_id, backup.version, room_id)))
 
     async def get_all_keys(self, user_id: UserID, version: str) -> Response:
-        """All keys by room and session: there may be hundreds of thousands, so they are read as
-        they are sent. Raises NotFound."""
+        """Return all keys by room and session. There may be hundreds of thousands, so they are read
+        while the response is sent. Raises NotFound."""
         backup = await self._find(user_id, version)
         return Response(body=Pieces(self._rooms(user_id, backup.version)))
 
@@ -173,7 +176,7 @@ class KeyBackups:
     async def _read(
         self, user_id: UserID, version: int, room_id: str | None
     ) -> AsyncIterator[Sequence[BackedUpKey]]:
-        """The keys in order, some at a time. Raises NotFound where the backup is deleted
+        """Yield the keys in order, in batches. Raises NotFound if the backup is deleted
         meanwhile."""
         after = ("", "")
         while True:
@@ -188,8 +191,8 @@ class KeyBackups:
     async def do_put_keys(
         self, caller: Requester, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
     ) -> dict[str, Any]:
-        """Add keys. What a user puts counts in bytes: a request is taken as long as there is room
-        for any of it, and the next one waits the longer. Raises NotFound, WrongRoomKeysVersion,
+        """Add keys. The rate limit counts bytes: it accepts a request while any budget is left, and
+        a large request makes the next one wait longer. Raises NotFound, WrongRoomKeysVersion,
         InvalidParam, TooLarge, LimitExceeded."""
         keys = list(_stored(rooms))
         size = sum([len(key.session_data) + KEY_BYTES for key in keys])
@@ -199,7 +202,7 @@ class KeyBackups:
             with _translated():
                 backup = await self._store.put_keys(caller.user_id, _number(version), keys)
         except Exception:
-            if caller.rate_limited and len(keys) <= PUT_AT_ONCE:  # of more some may be kept
+            if caller.rate_limited and len(keys) <= PUT_AT_ONCE:  # of more, some may be stored
                 self._limiter.give_back(Limit.BACKUP_BYTES, caller.user_id, size)
             raise
         return _state(backup)
@@ -211,7 +214,7 @@ class KeyBackups:
         room_id: str | None = None,
         session_id: str | None = None,
     ) -> dict[str, Any]:
-        """Delete keys: all, those of a room, or one. Raises NotFound."""
+        """Delete all keys, those of a room, or one key. Raises NotFound."""
         with _translated():
             backup = await self._store.remove_keys(user_id, _number(version), room_id, session_id)
         return _state(backup)
@@ -226,7 +229,7 @@ class KeyBackups:
 
 
 class _translated:  # noqa: N801 (a context manager reads as a verb)
-    """What storage refuses, as clients are told."""
+    """Turns errors of the storage into Matrix errors."""
 
     def __enter__(self) -> None:
         return None
@@ -238,12 +241,12 @@ class _translated:  # noqa: N801 (a context manager reads as a verb)
             raise WrongRoomKeysVersion(current_version=str(error.current)) from None
         if isinstance(error, BackupFull):
             raise TooLarge(
-                "The backup is full: make a new one (reset it in the client's settings)"
+                "The backup is full: create a new one (reset it in the client's settings)"
             ) from None
 
 
 def _number(version: str) -> int:
-    if not (version.isascii() and version.isdecimal() and len(version) <= LARGEST_VERSION_DIGITS):
+    if not (version.isascii() and version.isdecimal() and len(version) <= MAX_VERSION_DIGITS):
         raise NotFound("There is no such backup")
     return int(version)
 
@@ -251,13 +254,13 @@ def _number(version: str) -> int:
 def _stored(rooms: Mapping[str, Mapping[str, SessionKey]]) -> Iterable[BackedUpKey]:
     for room_id, sessions in rooms.items():
         if not is_room_id(room_id):
-            raise InvalidParam(f"{room_id[:255]!r} is not a room id")
+            raise InvalidParam(f"{room_id[:255]!r} is not a room ID")
         for session_id, key in sessions.items():
-            if len(session_id) > LONGEST_SESSION_ID or "\0" in session_id:
-                raise InvalidParam("The id of a session is too long")
+            if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
+                raise InvalidParam("A session ID is too long or contains NUL")
             data = msgspec.json.encode(key.session_data)
             if len(data) > LARGEST_KEY:
-                raise TooLarge(f"The data of a session may have {LARGEST_KEY} bytes")
+                raise TooLarge(f"The data of a session may have at most {LARGEST_KEY} bytes")
             yield BackedUpKey(
                 room_id,
                 session_id,
@@ -278,7 +281,7 @@ def _present(key: BackedUpKey) -> dict[str, Any]:
 
 
 def _member(key: BackedUpKey) -> bytes:
-    """The key by its session, as it stands in an object."""
+    """Encode a key as a member of a JSON object: its session ID and its value."""
     return b"%b:%b" % (msgspec.json.encode(key.session_id), msgspec.json.encode(_present(key)))
 
 

@@ -1,16 +1,16 @@
-"""Keys of whomever a client asks for: our own users', and other servers' users'.
+"""Queries and claims of keys of local and remote users.
 
 Laws:
-- A server that does not answer in time is named in `failures`, and costs the others nothing. So is
-  one whose users have so many keys that those of others would find no place in the answer.
-- What is no user id is somebody without keys: rooms have such members, whom other servers let in,
-  and clients ask for all members.
-- Clients ask for all members of a room at once. That is done in pieces: others are served in
-  between, other servers get requests of a size that they take, and the answer is bounded.
-- Names of servers are easily made up, and each costs this one a try. So of servers with which who
-  asks shares no room, and of whose users none is invited to one by somebody here, few are asked for
-  one question, and a user has so many in time (`rc_key_strangers`); the others are named in
-  `failures`.
+- `failures` names a server that does not answer in time; the keys of other servers are returned
+  anyway. It also names a server whose users' keys would leave no space for those of others.
+- A malformed user ID counts as a user without keys: other servers let such members into rooms, and
+  clients query all members.
+- Clients query all members of a room at once. The work is done in pieces: other requests run in
+  between, requests to other servers have a bounded size, and so has the response.
+- Server names are easily made up, and each costs an attempt. So of servers with which the caller
+  shares no room, and to none of whose users a local user has sent an invite, only a few are
+  contacted for one request, at a limited rate for each user (`rc_key_strangers`). `failures` names
+  the others.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """
@@ -45,38 +45,39 @@ from storage.encryption.cross_signing import CrossSigningKey
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.published_keys import PublishedKeys
 
-LONGEST_TIMEOUT_MS: Final = 30_000
-SHORTEST_TIMEOUT_MS: Final = 1_000
+MAX_TIMEOUT_MS: Final = 30_000
+MIN_TIMEOUT_MS: Final = 1_000
 MOST_USERS: Final = 50_000
-"""In one question."""
+"""In one query."""
 MOST_KEYS: Final = 100_000
 """In one claim."""
 USERS_OF_A_REQUEST: Final = 1000
-"""A question for keys of more users counts as several."""
+"""A query for more users counts as several requests."""
 PRESENTED_AT_ONCE: Final = 200
-"""Users whose keys are put into an answer before others are served."""
+"""Users whose keys are added to a response before the reactor serves other requests."""
 SORTED_AT_ONCE: Final = 2000
-"""Users who are sorted by their servers before others are served."""
+"""Users who are grouped by server before the reactor serves other requests."""
 ASKED_AT_ONCE: Final = 1000
-"""Users, or devices, in one request to another server; of devices of one user it may be more."""
+"""Users or devices in one request to another server. The devices of one user are never split, so a
+request may have more."""
 LARGEST_ANSWER: Final = 128 << 20
-"""Bytes of keys in one answer."""
+"""Bytes of keys in one response."""
 LARGEST_OF_SERVER: Final = 8 << 20
-"""Bytes of keys of another server's users in one answer, and `LARGEST_OF_USER` for each of them."""
+"""Bytes of keys of one server's users in one response, plus `LARGEST_OF_USER` for each user."""
 LARGEST_OF_USER: Final = 64 << 10
-"""Several times what people with many devices have."""
+"""Several times the keys of a user with many devices."""
 MOST_STRANGERS: Final = 100
-"""Servers with which who asks shares no room, for one question or claim."""
+"""Servers with which the caller shares no room, in one query or claim."""
 CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
-"""To ask the class for it is a call of a function, in Python 3.11."""
+"""A constant, because member access on an enum class is a function call in Python 3.11."""
 
-_split = methodcaller("partition", ":")
+_partition = methodcaller("partition", ":")
 T = TypeVar("T")
 V = TypeVar("V")
 
 
 class EveryonesKeys:
-    """Finds and claims keys for our users' clients. For the reactor thread."""
+    """Queries and claims keys for local clients. For the reactor thread."""
 
     def __init__(
         self,
@@ -97,8 +98,8 @@ class EveryonesKeys:
         self._limiter = limiter
 
     def check_asked(self, caller: Requester, users: int) -> None:
-        """Count a question for keys of so many users beyond the request that it is. Raises
-        InvalidParam."""
+        """Check the number of users in a query, and count a large query as several requests.
+        Raises InvalidParam."""
         if users > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
         if caller.rate_limited and users > USERS_OF_A_REQUEST:
@@ -107,8 +108,8 @@ class EveryonesKeys:
             )
 
     def check_claimed(self, caller: Requester, keys: int) -> None:
-        """Count a claim of so many keys. However many it is, it may be made; then the next one
-        waits the longer. Raises InvalidParam, LimitExceeded."""
+        """Count the keys of a claim. The rate limit accepts a claim of any size while budget is
+        left; a large one makes the next one wait longer. Raises InvalidParam, LimitExceeded."""
         if keys > MOST_KEYS:
             raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
         if caller.rate_limited:
@@ -117,13 +118,15 @@ class EveryonesKeys:
     async def get_keys(
         self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them.
-        Raises TooLarge."""
+        """Return device keys and cross-signing keys. `wanted`: devices by user; an empty list means
+        all devices. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
-        whole = [user_id for user_id, devices in wanted.items() if not devices]
+        all_devices = [user_id for user_id, devices in wanted.items() if not devices]
         for users in (
-            _pieces(whole, PRESENTED_AT_ONCE) if await self._published.is_current(whole) else ()
+            _pieces(all_devices, PRESENTED_AT_ONCE)
+            if await self._published.is_current(all_devices)
+            else ()
         ):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
@@ -147,10 +150,10 @@ class EveryonesKeys:
         wanted: Mapping[str, Sequence[str]],
         timeout_ms: int,
     ) -> Mapping[str, Any]:
-        """Put keys into an answer that has so many bytes of them; what failed, by server. Raises
-        TooLarge."""
-        local, by_server = await self._split(wanted)
-        asked, failures = await self._ask_all(
+        """Add keys to a response that already has `size` bytes of keys, and return the failures by
+        server. Raises TooLarge."""
+        local, by_server = await self._group_by_server(wanted)
+        asked, failures = await self._request_all(
             caller, by_server, timeout_ms, self._remote.get_keys, lambda _: 1
         )
         remote = [user_id for users in by_server.values() for user_id in users]
@@ -175,7 +178,7 @@ class EveryonesKeys:
                 server = domain_of(user_id)
                 if of_user > min(room_left[server], LARGEST_ANSWER - size):
                     failures.setdefault(
-                        server, {"error": "The keys of its users are too many for one answer"}
+                        server, {"error": "Its users have too many keys for one response"}
                     )
                 elif user_id in published.devices or server not in failures:
                     size, room_left[server] = size + of_user, room_left[server] - of_user
@@ -187,24 +190,25 @@ class EveryonesKeys:
     async def do_claim(
         self, caller: Requester, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by
-        user and device."""
-        if max(len(wanted), sum(map(len, wanted.values()))) <= ASKED_AT_ONCE and self._are_ours(
+        """Claim one-time keys (or fallback keys) to start Olm sessions with devices. `wanted`:
+        algorithm by user and device."""
+        if max(len(wanted), sum(map(len, wanted.values()))) <= ASKED_AT_ONCE and self._are_local(
             wanted
         ):
             return {"one_time_keys": await self._own_devices.do_claim(wanted), "failures": {}}
-        local, by_server = await self._split(wanted)
+        local, by_server = await self._group_by_server(wanted)
         claimed: dict[str, Any] = {}
-        for piece in _weighed(local, len):
+        for piece in _split_by_weight(local, len):
             claimed |= await self._own_devices.do_claim(piece)
         if not by_server:
             return {"one_time_keys": claimed, "failures": {}}
-        by_others, failures = await self._ask_all(caller, by_server, timeout_ms, self._claim, len)
-        return {"one_time_keys": {**claimed, **by_others}, "failures": failures}
+        remote, failures = await self._request_all(caller, by_server, timeout_ms, self._claim, len)
+        return {"one_time_keys": {**claimed, **remote}, "failures": failures}
 
-    def _are_ours(self, user_ids: Iterable[str]) -> bool:
-        """Whether all of them are of this server, or no user ids: nothing is found of such."""
-        return {server for _, _, server in map(_split, user_ids)} <= {self._identity.server_name}
+    def _are_local(self, user_ids: Iterable[str]) -> bool:
+        """Return whether all IDs end in our server name. Malformed ones among them have no keys."""
+        servers = {server for _, _, server in map(_partition, user_ids)}
+        return servers <= {self._identity.server_name}
 
     async def _claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
@@ -217,8 +221,8 @@ class EveryonesKeys:
     async def _find_too_many(
         self, caller: Requester, by_server: Mapping[ServerName, Mapping[str, Any]]
     ) -> set[ServerName]:
-        """Those of the servers that are not asked, as the caller shares a room with none of them
-        and they are too many; the others count."""
+        """Return the servers that must not be contacted: the caller shares no room with them, and
+        they exceed the limit. Count the other unrelated servers."""
         if not caller.rate_limited or not by_server:
             return set()
         users = (user_id for of_server in by_server.values() for user_id in of_server)
@@ -235,43 +239,40 @@ class EveryonesKeys:
         )
         return set(strangers[MOST_STRANGERS:])
 
-    async def _ask_all(
+    async def _request_all(
         self,
         caller: Requester,
         by_server: Mapping[ServerName, Mapping[str, T]],
         timeout_ms: int,
-        ask: Callable[
+        request: Callable[
             [ServerName, Mapping[str, T], float],
             Awaitable[tuple[Mapping[str, V], Exception | None]],
         ],
         weigh: Callable[[T], int],
     ) -> tuple[dict[str, V], dict[str, dict[str, str]]]:
-        """What servers answer, each asked for its users in requests of a bounded size, one after
-        another, as long as there is time; and what failed, by server. `ask` raises nothing."""
-        until = (
-            self._clock.seconds()
-            + min(max(timeout_ms, SHORTEST_TIMEOUT_MS), LONGEST_TIMEOUT_MS) / 1000
-        )
+        """Send each server requests of a bounded size, one after another, until the timeout. Return
+        the results by user, and the failures by server. `request` raises nothing."""
+        until = self._clock.seconds() + min(max(timeout_ms, MIN_TIMEOUT_MS), MAX_TIMEOUT_MS) / 1000
         found: dict[str, V] = {}
         too_many = await self._find_too_many(caller, by_server)
         failures: dict[str, dict[str, str]] = {
-            server: {"error": "You ask too many servers with which you share no room"}
+            server: {"error": "You query too many servers with which you share no room"}
             for server in too_many
         }
 
-        async def ask_one(server: ServerName, users: Mapping[str, T]) -> None:
-            for piece in _weighed(users, weigh):
+        async def request_one(server: ServerName, users: Mapping[str, T]) -> None:
+            for piece in _split_by_weight(users, weigh):
                 seconds = until - self._clock.seconds()
                 if seconds <= 0:
-                    failures.setdefault(server, {"error": "It did not answer all in time"})
+                    failures.setdefault(server, {"error": "It did not answer in time"})
                     break
-                answer, failure = await ask(server, piece, seconds)
+                answer, failure = await request(server, piece, seconds)
                 found.update(answer)
                 if failure is not None:
                     failures[server] = {"error": str(failure)}
 
         asked = [(server, users) for server, users in by_server.items() if server not in too_many]
-        await gatherResults([Deferred.fromCoroutine(ask_one(*each)) for each in asked])
+        await gatherResults([Deferred.fromCoroutine(request_one(*each)) for each in asked])
         return found, failures
 
     async def _read(
@@ -281,23 +282,27 @@ class EveryonesKeys:
         users: Sequence[str],
         asked: Mapping[str, UserKeys],
     ) -> PublishedKeys:
-        """What these have published, as far as it was asked for just now, or is kept."""
-        now = {user_id: asked[user_id] for user_id in users if user_id in asked}
-        kept = {*users} - {*local} - now.keys()
-        stored = await self._published.get_published(local, kept, caller)
+        """Return the published keys: of the users in `asked` the fresh ones, of others the stored
+        ones."""
+        fresh = {user_id: asked[user_id] for user_id in users if user_id in asked}
+        others = {*users} - {*local} - fresh.keys()
+        stored = await self._published.get_published(local, others, caller)
         return PublishedKeys(
-            {**stored.devices, **{user_id: _rows(user_id, keys) for user_id, keys in now.items()}},
+            {
+                **stored.devices,
+                **{user_id: _rows(user_id, keys) for user_id, keys in fresh.items()},
+            },
             {
                 **stored.cross_signing,
-                **{user_id: _cross_signing(user_id, keys) for user_id, keys in now.items()},
+                **{user_id: _cross_signing(user_id, keys) for user_id, keys in fresh.items()},
             },
             stored.signatures,
         )
 
-    async def _split(
+    async def _group_by_server(
         self, wanted: Mapping[str, T]
     ) -> tuple[dict[str, T], dict[ServerName, dict[str, T]]]:
-        """Our own users, and others by their servers."""
+        """Return the entries of local users, and those of remote users by server."""
         local: dict[str, T] = {}
         by_server: dict[ServerName, dict[str, T]] = {}
         for number, (user_id, what) in enumerate(wanted.items(), 1):
@@ -317,8 +322,11 @@ def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
     return (users[at : at + number] for at in range(0, max(len(users), 1), number))
 
 
-def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapping[str, T]]:
-    """The users in pieces that weigh `ASKED_AT_ONCE`, if no single one weighs more."""
+def _split_by_weight(
+    users: Mapping[str, T], weigh: Callable[[T], int]
+) -> Iterator[Mapping[str, T]]:
+    """Split the users into pieces that weigh at most `ASKED_AT_ONCE`, unless a single user weighs
+    more."""
     if users and sum(map(weigh, users.values())) <= ASKED_AT_ONCE:
         yield users
         return
@@ -335,7 +343,7 @@ def _weighed(users: Mapping[str, T], weigh: Callable[[T], int]) -> Iterator[Mapp
 
 
 def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
-    """Put what everybody sees of these users into the answer; how many bytes it is."""
+    """Add the public keys of these users to the response and return their size in bytes."""
     answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
         if shown.cross_signing:
@@ -347,9 +355,7 @@ def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
 def _check_size(size: int) -> None:
     """Raises TooLarge."""
     if size > LARGEST_ANSWER:
-        raise TooLarge(
-            "The keys of these users are too many for one answer: ask for fewer users at once"
-        )
+        raise TooLarge("These users have too many keys for one response: query fewer users at once")
 
 
 def _size_of(published: PublishedKeys, user_id: str) -> int:

@@ -1,12 +1,11 @@
-"""Cache of the number of one-time keys that devices have left: every /sync needs it.
+"""Cache of the number of unused one-time keys of devices, which every /sync needs.
 
-A device is read once. From then on uploads say what is left, and claims are counted down.
+The counts of a device are read once. Afterwards uploads set them and claims count them down.
 
 Laws:
-- A device is told what it had left at some moment no earlier than what this process had heard of
-  when it asked.
-- A claimed key is counted down once. A read may be ahead of the stream, so each entry has the
-  position as of which it is true, and a read is cached only if nothing later was heard meanwhile.
+- A count is never older than the last change that this process had seen when the device asked.
+- A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
+  position as of which it is true. A read is cached only if no later change arrived meanwhile.
 - The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the
   count that is left.
 
@@ -28,8 +27,8 @@ USUAL_ALGORITHM: Final = "signed_curve25519"
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
-    """With the usual algorithm even where nothing is left of it: clients take what is missing for
-    unchanged."""
+    """Return the counts with an entry for the usual algorithm, even if it is 0: clients take a
+    missing algorithm as unchanged."""
     if USUAL_ALGORITHM in counts.one_time:
         return counts
     return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
@@ -40,49 +39,47 @@ class _Entry(msgspec.Struct):
 
     counts: KeyCounts
     since: int
-    """The position as of which they were stored. Later claims are counted down as they are heard
-    of."""
+    """The position as of which the counts are true. Later claims are counted down as they come."""
 
 
 class KeyCountsInMemory:
-    """What devices have left. For the reactor thread."""
+    """Caches the counts of unused one-time keys. For the reactor thread."""
 
     def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
         """`capacity`: the number of users whose devices are cached."""
         self._keys = keys
-        self._known: LRU[str, dict[str, _Entry]] = LRU(max_entries=capacity)
+        self._counts: LRU[str, dict[str, _Entry]] = LRU(max_entries=capacity)
         """By user and device."""
-        self._heard_upto = 0
-        """The position of the latest change of any key that was heard of."""
+        self._latest_change = 0
+        """The position of the latest change of any key that this process has seen."""
         streams.subscribe(self._on_changes, Topic.KEY_COUNT, Topic.DEVICE, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
     def cache(self) -> LRU[str, dict[str, _Entry]]:
         """The counts by user and device, for metrics."""
-        return self._known
+        return self._counts
 
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
-        """What a device has left."""
+        """Return the counts of a device, from the database if they are not cached."""
         known = self.find(user_id, device_id)
         if known is not None:
             return known
         counts, position = await self._keys.get_counts(user_id, device_id)
-        if position < self._heard_upto:
-            return with_zero(
-                counts
-            )  # true when it was asked for, but changes that came meanwhile are not in it
+        if position < self._latest_change:
+            # correct as of the read, but changes arrived since: do not cache it
+            return with_zero(counts)
         return self._put(user_id, device_id, counts, position)
 
     def find(self, user_id: str, device_id: str) -> KeyCounts | None:
-        """The same as far as it is cached."""
-        entry = (self._known.get(user_id) or {}).get(device_id)
+        """Return the counts of a device if they are cached."""
+        entry = (self._counts.get(user_id) or {}).get(device_id)
         return None if entry is None else entry.counts
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.KEY_COUNT or change.topic is Topic.DEVICE:
-                self._heard_upto = max(self._heard_upto, change.position)
+                self._latest_change = max(self._latest_change, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysClaimed):
                     self._count_down(change.position, detail.taken)
@@ -90,18 +87,18 @@ class KeyCountsInMemory:
                     self._put(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
                     for user_id in change.user_ids if change.user_id is None else (change.user_id,):
-                        self._known.pop(user_id)
+                        self._counts.pop(user_id)
 
     def _put(self, user_id: str, device_id: str, counts: KeyCounts, position: int) -> KeyCounts:
         known = with_zero(counts)
-        of_user = self._known.peek(user_id) or {}
+        of_user = self._counts.peek(user_id) or {}
         of_user[device_id] = _Entry(known, position)
-        self._known.put(user_id, of_user)
+        self._counts.put(user_id, of_user)
         return known
 
     def _count_down(self, position: int, taken: Sequence[KeyOf]) -> None:
         for user_id, device_id, algorithm in taken:
-            entry = (self._known.peek(user_id) or {}).get(device_id)
+            entry = (self._counts.peek(user_id) or {}).get(device_id)
             if entry is not None and entry.since < position:
                 left = {**entry.counts.one_time, algorithm: entry.counts.one_time[algorithm] - 1}
                 if not left[algorithm]:
@@ -109,6 +106,6 @@ class KeyCountsInMemory:
                 entry.counts = with_zero(replace(entry.counts, one_time=left))
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
-        """Another node may have given keys out."""
-        self._heard_upto = max(self._heard_upto, upto)
-        self._known.clear()
+        """Invalidate all: another node may have served claims."""
+        self._latest_change = max(self._latest_change, upto)
+        self._counts.clear()

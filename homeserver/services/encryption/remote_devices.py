@@ -1,18 +1,16 @@
-"""Devices of other servers' users: asked for once, then kept up by what their servers tell of
-changes.
+"""Device lists of remote users: fetched once, then updated by EDUs of their servers.
 
 Laws:
-- A list is kept of users with whom we share a room: only of these their servers tell us. Whoever
-  comes to share one is taken to have changed, since nothing was told before: the write that lets
-  them into a room of ours, or us into one of theirs, marks the list
-  (`storage/encryption/remote_devices.py`).
-- A change that does not follow upon the one before it makes the list stale: it is fetched again, at
-  once and if need be later; meanwhile what there is is answered, and the failure named. So does one
-  with a number of the past that says what is not known: the other server may have been restored
-  from a backup. However many such changes it tells, for them a list is fetched once a minute.
-- What other processes take in counts: whether a change came while a list was on its way is read
-  from the database.
-- A server speaks for its own users only.
+- A list is stored for users who share a room with a local user: servers send updates only for
+  these. A user who newly shares a room counts as changed, since no updates came before. The write
+  of the join marks the list as stale (`storage/encryption/remote_devices.py`).
+- An update that does not follow the one before makes the list stale. So does an update with an old
+  stream ID and unknown content: the server may have been restored from a backup. A stale list is
+  fetched again, at once or later; until then the stored one is returned, with the failure. Such
+  updates cause at most one fetch of a list per minute.
+- Updates that other processes receive count: the database says whether one came while a list was
+  being fetched.
+- A server may send updates only for its own users.
 
 spec: server-server-api#device-management
 """
@@ -50,26 +48,24 @@ from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
 from storage.engine.database import DatabaseUnavailable
 from storage.rooms.memberships import MembershipStore
 
-MOST_FETCHED_AT_ONCE: Final = 20
-"""Lists of one server's users for one question; of further ones the keys are asked for and not
-kept."""
+MAX_FETCHES_PER_QUERY: Final = 20
+"""Lists of one server's users that one query fetches and stores. Keys of further users are only
+queried."""
 CONCURRENT_RESYNCS: Final = 5
 RESYNC_SECONDS: Final = 30.0
 RESYNC_PAUSE: Final = 60.0
-"""Seconds after which a list is fetched again at once because of what its server tells; before that
-it is a job's."""
-MOST_ASKED: Final = 100
-"""Servers that are asked at once for lists that are stale."""
-CLAIM_PAUSE: Final = 1.0
-"""Seconds after which a server that is not there is asked again for one-time keys."""
+"""Minimum seconds between two immediate resyncs of a list. A job fetches it otherwise."""
+MAX_RESYNC_SERVERS: Final = 100
+"""Servers from which stale lists are fetched at the same time."""
+CLAIM_RETRY_SECONDS: Final = 1.0
+"""Seconds between two attempts to claim one-time keys from an unreachable server."""
 MAX_PREV_IDS: Final = 100
-MOST_SAID: Final = 10_000
-"""Users of whom it is known what was said of their keys of cross-signing."""
+MAX_SIGNING_KEY_DIGESTS: Final = 10_000
+"""Users whose latest m.signing_key_update is known."""
 
 
 class RemoteDevices:
-    """Finds keys of other servers' users, and takes in what is told of them. For the reactor
-    thread."""
+    """Fetches keys of remote users, and receives updates of them. For the reactor thread."""
 
     log = Logger()
 
@@ -93,37 +89,36 @@ class RemoteDevices:
         self._fetching: SharedWork[str, None] = SharedWork()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._resyncs: dict[str, float] = {}
-        """Whose lists were fetched at once of late, and when that began, in this order."""
+        """Start times of recent immediate resyncs by user, the oldest first."""
         self._resynced_upto = ""
         self._swept_upto = ""
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
-        """Of those that asked us to wait with questions for lists, when nobody waits for the
-        answer."""
-        self._asked: set[ServerName] = set()
-        """Servers that are being asked for stale lists."""
-        self._said: LRU[str, bytes] = LRU(max_entries=MOST_SAID)
-        """What servers said last of their users' keys of cross-signing, by user, as digests."""
+        """Servers that asked us to wait with background fetches."""
+        self._resyncing: set[ServerName] = set()
+        """Servers from which stale lists are being fetched."""
+        self._signing_key_digests: LRU[str, bytes] = LRU(max_entries=MAX_SIGNING_KEY_DIGESTS)
+        """Digests of the latest m.signing_key_update by user."""
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
     ) -> tuple[Mapping[str, UserKeys], Exception | None]:
-        """See to it that what is kept of one server's users is as they are; keys of those of whom
-        nothing is kept, and what failed: then some of what is kept may not be as they are."""
+        """Bring the stored lists of one server's users up to date. Return the keys of users without
+        a stored list, and a failure: then stored lists may be stale."""
         lists = await self._store.get_lists(wanted)
         shared = await self._membership_store.get_users_with_ours(wanted)
-        untold = [user_id for user_id in lists if user_id not in shared]
-        if untold:
-            await self._store.remove_unshared(untold)
+        unshared = [user_id for user_id in lists if user_id not in shared]
+        if unshared:
+            await self._store.remove_unshared(unshared)
         missing = [
             user_id
             for user_id in wanted
-            if user_id in untold or user_id not in lists or lists[user_id].is_stale
+            if user_id in unshared or user_id not in lists or lists[user_id].is_stale
         ]
         if not missing:
             return {}, None
         if self._sender.would_wait_in_vain(server):
             return {}, _unreachable(server)
-        to_fetch = [user_id for user_id in missing if user_id in shared][:MOST_FETCHED_AT_ONCE]
+        to_fetch = [user_id for user_id in missing if user_id in shared][:MAX_FETCHES_PER_QUERY]
         to_query = {user_id: wanted[user_id] for user_id in missing if user_id not in to_fetch}
         asked_at = self._clock.seconds()
         fetches = [Deferred.fromCoroutine(self._fetch(user_id, seconds)) for user_id in to_fetch]
@@ -139,15 +134,15 @@ class RemoteDevices:
                 await fetch
             except (RemoteError, MatrixError) as error:
                 failure = error
-        self._note(server, asked_at, failure)
+        self._record(server, asked_at, failure)
         return answer, failure
 
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> Mapping[str, Any]:
-        """One-time keys of one server's users. A server that is not there is asked again while
-        there is time, if it may just be starting again: who gets no key now cannot read what is
-        sent. Raises RemoteError, Forbidden."""
+        """Claim one-time keys of one server's users. Retry within the timeout if the server may be
+        restarting: without a key, the recipient cannot read the message. Raises RemoteError,
+        Forbidden."""
         if self._sender.would_wait_in_vain(server) and await self._sender.is_away(server):
             raise _unreachable(server)
         until = self._clock.seconds() + seconds
@@ -159,38 +154,36 @@ class RemoteDevices:
                 try:
                     return await self._remote.claim(server, wanted, left)
                 except RemoteError as error:
-                    has_time = until - self._clock.seconds() > CLAIM_PAUSE
+                    has_time = until - self._clock.seconds() > CLAIM_RETRY_SECONDS
                     if not (
                         has_time and is_away(error) and await self._may_be_starting(server, wanted)
                     ):
                         raise
-                await deferLater(self._clock, CLAIM_PAUSE)
+                await deferLater(self._clock, CLAIM_RETRY_SECONDS)
         except (RemoteError, MatrixError) as error:
             failure = error
             raise
         finally:
-            self._note(server, asked_at, failure)
+            self._record(server, asked_at, failure)
 
     async def _may_be_starting(self, server: ServerName, user_ids: Iterable[str]) -> bool:
-        """Whether a server that does not answer may do so in a moment. Of one with whose users ours
-        share no room nobody knows that it is there: it is not asked again and again for whoever
-        names it."""
+        """Return whether a server that does not answer may do so soon. A server whose users share
+        no room with local ones may not exist: it is not retried."""
         return not await self._sender.is_away(server) and bool(
             await self._membership_store.get_users_with_ours(user_ids)
         )
 
     async def shares_room(self, user_id: str) -> bool:
-        """Whether one of our users is in a room with them."""
+        """Return whether a local user shares a room with this user."""
         rows = await self._memberships.of_user(UserID(user_id))
         for room_nid in [nid for nid, row in rows.items() if row.membership == "join"]:
             if await self._memberships.local_members(room_nid):
                 return True
-        # another process may have let them in a moment ago, of which this one has not heard
+        # another process may have accepted a join that this one has not seen yet
         return user_id in await self._membership_store.get_users_with_ours([user_id])
 
     async def receive_update(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """A device of a user of that server has changed: m.device_list_update. Raises
-        InvalidParam."""
+        """Receive m.device_list_update. Raises InvalidParam."""
         user_id = _check_user(origin, content)
         device_id, stream_id, prev_ids = (
             content.get("device_id"),
@@ -202,7 +195,7 @@ class RemoteDevices:
             or not is_device_id(device_id)
             or not is_stream_id(stream_id)
         ):
-            raise InvalidParam("device_id or stream_id is missing, or malformed")
+            raise InvalidParam("device_id or stream_id is missing or malformed")
         if not await self.shares_room(user_id):
             if await self._store.get_lists([user_id]):
                 await self._store.remove_unshared([user_id])
@@ -219,8 +212,7 @@ class RemoteDevices:
             self._resync(user_id)
 
     async def receive_signing_key(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """A user of that server has other keys of cross-signing: m.signing_key_update. Raises
-        InvalidParam."""
+        """Receive m.signing_key_update. Raises InvalidParam."""
         user_id = _check_user(origin, content)
         if not await self.shares_room(user_id):
             return
@@ -228,26 +220,31 @@ class RemoteDevices:
         for usage in ("master", "self_signing"):
             put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
         found = _cross_signing(user_id, keys)
-        said = sha256(b"".join([key.content for key in found])).digest()
-        if self._said.peek(user_id) == said and not await self._store.get_lists([user_id]):
-            # nothing is kept to compare it with, and all were told of it when it was said first
+        digest = sha256(b"".join([key.content for key in found])).digest()
+        is_repeated = self._signing_key_digests.peek(user_id) == digest
+        if is_repeated and not await self._store.get_lists([user_id]):
+            # no stored list to compare with, and users were notified the first time
             return
         await self._store.set_cross_signing(user_id, found)
-        self._said.put(user_id, said)
+        self._signing_key_digests.put(user_id, digest)
 
     async def do_resync(self, limit: int) -> int:
-        """Begin to fetch some stale lists of servers that can be reached; at how many was looked.
-        Each server is asked for its users one after another, until it does not answer or asks us to
-        wait, and waits for no other."""
+        """Start to fetch up to `limit` stale lists from reachable servers. Return the number of
+        examined lists. The lists of a server are fetched one after another, until it does not
+        answer or asks us to wait; servers do not wait for each other."""
         users = await self._store.get_stale(self._resynced_upto, limit)
         self._resynced_upto = users[-1] if len(users) == limit else ""
         by_server: dict[ServerName, list[str]] = {}
         for user_id in users:
             by_server.setdefault(domain_of(user_id), []).append(user_id)
         for server, of_server in by_server.items():
-            if server in self._asked or len(self._asked) >= MOST_ASKED or not self._may_ask(server):
+            if (
+                server in self._resyncing
+                or len(self._resyncing) >= MAX_RESYNC_SERVERS
+                or not self._may_resync(server)
+            ):
                 continue
-            self._asked.add(server)
+            self._resyncing.add(server)
             Deferred.fromCoroutine(self._fetch_of_server(server, of_server))
         return len(users)
 
@@ -257,11 +254,11 @@ class RemoteDevices:
                 if not await self._fetch_quietly(user_id):
                     break
         finally:
-            self._asked.discard(server)
+            self._resyncing.discard(server)
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget what is kept of some users with whom no room is shared any more; at how many was
-        looked, or 0 at the end."""
+        """Delete the lists of users who share no room any more, among the next `limit` users.
+        Return the number of examined users, or 0 at the end."""
         users = await self._store.get_known(self._swept_upto, limit)
         self._swept_upto = users[-1] if len(users) == limit else ""
         await self._store.remove_unshared(
@@ -270,8 +267,8 @@ class RemoteDevices:
         return len(users) if len(users) == limit else 0
 
     async def _fetch(self, user_id: str, seconds: float) -> None:
-        """Fetch a list and keep it; who asks while it is on its way waits for the same. Raises
-        RemoteError, Forbidden."""
+        """Fetch and store a list. Concurrent calls share one request. Raises RemoteError,
+        Forbidden."""
 
         async def fetch() -> None:
             asked_at = await self._store.get_position(user_id)
@@ -281,21 +278,20 @@ class RemoteDevices:
 
         await self._fetching.run(user_id, fetch)
 
-    def _note(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
-        """Let the sender know whether the server answers what it was asked then."""
+    def _record(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
+        """Tell the sender whether the server answered a request."""
         if failure is None:
             self._sender.heard_from(server)
         elif isinstance(failure, RemoteError) and not isinstance(failure, RefusedByRemote):
             self._sender.note_silence(server, asked_at)
 
-    def _may_ask(self, server: ServerName) -> bool:
-        """Whether a server may be asked for what nobody waits for: it can be reached, as far as is
-        known, and has not asked us to wait."""
+    def _may_resync(self, server: ServerName) -> bool:
+        """Return whether background requests to a server are allowed: it is not failing and did not
+        ask us to wait."""
         return not self._sender.is_failing(server) and not self._backoff.left_ms(server)
 
     def _resync(self, user_id: str) -> None:
-        """Fetch a list in the background, as soon as there is room for that; later if it has been
-        done a moment ago."""
+        """Fetch a list in the background when a slot is free, unless that was done recently."""
         now = self._clock.seconds()
         while (
             self._resyncs and (oldest := next(iter(self._resyncs.items())))[1] <= now - RESYNC_PAUSE
@@ -304,15 +300,15 @@ class RemoteDevices:
         if (
             self._fetching.is_under_way(user_id)
             or user_id in self._resyncs
-            or not self._may_ask(domain_of(user_id))
+            or not self._may_resync(domain_of(user_id))
         ):
             return
         self._resyncs[user_id] = now
         self._slots.run(lambda: Deferred.fromCoroutine(self._fetch_quietly(user_id)))
 
     async def _fetch_quietly(self, user_id: str) -> bool:
-        """Whether the server may be asked for the next: there was an answer, be it a refusal, that
-        does not ask us to wait."""
+        """Fetch a list and log failures. Return whether the next list may be fetched from the
+        server: it answered, and did not ask us to wait."""
         asked_at = self._clock.seconds()
         try:
             await self._fetch(user_id, RESYNC_SECONDS)
@@ -320,16 +316,16 @@ class RemoteDevices:
             self.log.info(
                 "the devices of {user_id} are fetched later: {error}", user_id=user_id, error=error
             )
-            self._note(domain_of(user_id), asked_at, error)
+            self._record(domain_of(user_id), asked_at, error)
             self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
-        except Exception:  # a bug of ours; nobody waits for this
+        except Exception:  # a bug of ours; no caller handles it
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True
 
 
 def _unreachable(server: ServerName) -> RemoteError:
-    return RemoteError(server, "it could not be reached lately", retryable=True)
+    return RemoteError(server, "it could not be reached recently", retryable=True)
 
 
 def _check_user(origin: ServerName, content: Mapping[str, Any]) -> str:
@@ -340,7 +336,7 @@ def _check_user(origin: ServerName, content: Mapping[str, Any]) -> str:
 
 
 def _prev_ids(prev_ids: object) -> list[int] | None:
-    """What an update says of the changes before it; None if that is malformed."""
+    """Return the `prev_id` of an update; None if it is malformed."""
     if not isinstance(prev_ids, list):
         return None
     found = [prev_id for prev_id in prev_ids[:MAX_PREV_IDS] if is_stream_id(prev_id)]

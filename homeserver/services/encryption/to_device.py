@@ -1,10 +1,10 @@
-"""Messages from device to device. spec: client-server-api#send-to-device-messaging
+"""To-device messages. spec: client-server-api#send-to-device-messaging
 
-A message may go to anybody; but a name of a server that somebody makes up costs this one a queue
-and many tries. So of servers with which the sender shares no room, and of whose users none is
-invited to one by somebody here, a request may name a few, and a user so many in time
-(`rc_to_device_strangers`). And what a user sends is kept for each device until that comes back,
-perhaps never: so it is so many bytes in time (`rc_to_device_bytes`).
+A message may go to anybody, but each made-up server name costs a queue and many attempts. So a
+request may name only a few servers with which the sender shares no room and to none of whose users
+a local user has sent an invite, and each user may name them at a limited rate
+(`rc_to_device_strangers`). Each message is stored for each device until the device comes back,
+perhaps for ever, so the bytes are rate limited too (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -45,38 +45,40 @@ from storage.rooms.sent_transactions import (
 )
 
 MOST_MESSAGES: Final = 10_000
-"""In one request, every device of a wildcard counted; to our users, and to others."""
+"""In one request, with every device of a wildcard counted; for local and for remote users each."""
 MOST_STRANGERS: Final = 100
 """Servers with which the sender shares no room, in one request."""
-LONGEST_TYPE: Final = 255
-ANSWER: Final = b"{}"
+MAX_TYPE: Final = 255
+"""Characters of a type, transaction ID or message ID."""
+RESPONSE: Final = b"{}"
 TOO_MANY: Final = f"One request may send to at most {MOST_MESSAGES} devices"
-TOO_LARGE: Final = "A message to a device may have 64 KiB"
-LARGEST_MESSAGE: Final = 64 << 10
-"""Bytes of one message: as much as an event may have."""
-LARGEST_RECEIVED: Final = 256 << 10
-"""Bytes of one message from another server. Others may permit more than we do, and to carry a key
-is better than to lose it."""
-LARGEST_EDU: Final = 256 << 10
-"""Bytes of contents, and characters of names, after which a further EDU begins."""
+TOO_LARGE: Final = "A to-device message may have at most 64 KiB"
+MAX_MESSAGE_BYTES: Final = 64 << 10
+"""Of one message: the limit of an event."""
+MAX_RECEIVED_BYTES: Final = 256 << 10
+"""Of one message from another server. Other servers may permit more than we do, and losing a room
+key is worse."""
+MAX_EDU_BYTES: Final = 256 << 10
+"""Bytes of contents, user IDs and device IDs after which the next EDU begins."""
 MESSAGE_BYTES: Final = 200
+"""Storage of one message in addition to its content."""
 REQUEST_BYTES: Final = 1_000
-"""What keeping one message, and the note of one request, take beside the contents."""
+"""Storage of the record of one request."""
 MOST_BYTES: Final = 64 << 20
-"""Of all copies of what goes to all devices of many users, in one request, or one EDU."""
-TOO_MUCH: Final = "So much for so many devices is more than one request may send"
-REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
-"""How long messages that came from other servers are known again."""
+"""Of all copies of messages to all devices of users, in one request or EDU."""
+TOO_MUCH: Final = "The messages, copied to all devices, are too large for one request"
+DUPLICATES_KNOWN_MS: Final = 30 * 24 * 3600 * 1000
+"""How long IDs of messages from other servers are stored to detect duplicates."""
 
-WARNED_EACH_MS: Final = 60_000
-"""How often at most it is logged that a user of another server sends too much."""
+WARNING_INTERVAL_MS: Final = 60_000
+"""Minimum time between warnings that a remote user sends too much."""
 
 Messages = Mapping[str, Mapping[str, msgspec.Raw]]
-"""Contents by user and device, as they came."""
+"""Undecoded contents by user and device."""
 
 
 class DirectToDevice(msgspec.Struct, frozen=True):
-    """The content of the EDU."""
+    """The content of an m.direct_to_device EDU."""
 
     sender: str
     type: str
@@ -85,7 +87,7 @@ class DirectToDevice(msgspec.Struct, frozen=True):
 
 
 class ToDevice:
-    """Sends messages to devices."""
+    """Sends and receives to-device messages."""
 
     _log = Logger()
 
@@ -113,18 +115,17 @@ class ToDevice:
         self._warned_ms = 0
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
-        """Send each message once, however often the request is repeated. Devices that do not exist
-        get nothing.
+        """Send each message once, even if the request is repeated. Skip devices that do not exist.
 
-        Raises InvalidParam; BadJson, NotJson for contents that nobody could read; TooLarge for a
-        message of more than `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for users who may
-        only read, and write to others than themselves: they may still verify their own devices;
-        LimitExceeded for who writes to too many servers with which they share no room, or too much.
+        Raises InvalidParam; BadJson, NotJson for unreadable contents; TooLarge for a message of
+        more than `MAX_MESSAGE_BYTES`; UserSuspended and ConsentNotGiven for users who may only read
+        and who write to others (they may still verify their own devices); LimitExceeded for too
+        many bytes, or too many servers with which the user shares no room.
 
         spec: client-server-api#account-suspension
         """
-        if len(type) > LONGEST_TYPE or len(txn_id) > LONGEST_TYPE:
-            raise InvalidParam("The type or the transaction id is too long")
+        if len(type) > MAX_TYPE or len(txn_id) > MAX_TYPE:
+            raise InvalidParam("The type or the transaction ID is too long")
         if not messages.keys() <= {caller.user_id}:
             caller.check_may_write()
         if caller.is_shadow_banned:
@@ -155,7 +156,7 @@ class ToDevice:
         try:
             copied = await self._send(caller, type, sent, messages, contents, now)
         except (AlreadySent, MatrixError) as error:
-            if caller.rate_limited:  # what was kept, if anything, was counted then
+            if caller.rate_limited:  # nothing was stored now; an earlier request was counted then
                 self._limiter.give_back(Limit.TO_DEVICE_BYTES, caller.user_id, size)
             if isinstance(error, AlreadySent):
                 return
@@ -172,7 +173,8 @@ class ToDevice:
         contents: Sequence[bytes],
         now: int,
     ) -> int:
-        """How many bytes went to all devices of somebody. Raises AlreadySent, MatrixError."""
+        """Write the messages. Return the bytes of copies that wildcards added. Raises AlreadySent,
+        MatrixError."""
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.changes
@@ -192,20 +194,20 @@ class ToDevice:
             )
             known = self._devices.find(ours.keys())
         opening = _opening(caller.user_id, type)
-        largest = LARGEST_MESSAGE - len(opening) - 1
-        prepared = None if known is None else _for_devices(known.users, local, contents, largest)
-        outgoing = self._for_others(caller.user_id, type, others) if others else ()
+        largest = MAX_MESSAGE_BYTES - len(opening) - 1
+        prepared = None if known is None else _address(known.users, local, contents, largest)
+        outgoing = self._build_edus(caller.user_id, type, others) if others else ()
         if outgoing and (strangers := await self._strangers(caller.user_id, outgoing[0], others)):
             if await self._was_sent(sent):
-                raise AlreadySent(sent, ANSWER)
+                raise AlreadySent(sent, RESPONSE)
             self._count_strangers(caller, len(strangers))
 
         def write(txn: WriteTransaction) -> tuple[Mapping[str, Recipients] | None, int]:
-            add_transaction(txn, sent, None, ANSWER, now)
+            add_transaction(txn, sent, None, RESPONSE, now)
             there = self._store.get_recipients(txn, local, known)
-            addressed = prepared if there is None else _for_devices(there, local, contents, largest)
-            assert addressed is not None, "what is known holds"
-            # what is another list may be for all devices of somebody
+            addressed = prepared if there is None else _address(there, local, contents, largest)
+            assert addressed is not None, "the cached devices are current, so they were prepared"
+            # another list means that a wildcard may have added copies
             copied = 0 if addressed[1] is contents else _size_of(addressed[1])
             if copied > MOST_BYTES:
                 raise TooLarge(TOO_MUCH)
@@ -226,11 +228,12 @@ class ToDevice:
         )
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """Messages of a user of another server: m.direct_to_device, each taken once; what is too
-        large, or not everybody could read, is left out. What is kept counts in bytes, for each
-        device that gets it, as its sender's and the server's. Raises InvalidParam; TooLarge where
-        that was too much of the sender's, with which others of the server have nothing to do;
-        LimitExceeded where it was too much of the server's.
+        """Receive an m.direct_to_device EDU from another server. Ignore duplicates, and messages
+        that are too large or unreadable.
+
+        Stored bytes count for the sender and the server, once for each device. Raises InvalidParam;
+        TooLarge if the sender sent too much, which does not stop other users of the server;
+        LimitExceeded if the server sent too much.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -239,13 +242,13 @@ class ToDevice:
         except msgspec.ValidationError as error:
             raise InvalidParam(f"m.direct_to_device: {error}") from None
         if not is_user_id(message.sender) or domain_of(message.sender) != origin:
-            raise InvalidParam("The sender is no user of the server")
+            raise InvalidParam("The sender is not a user of the origin server")
         if (
-            len(message.type) > LONGEST_TYPE
-            or len(message.message_id) > LONGEST_TYPE
+            len(message.type) > MAX_TYPE
+            or len(message.message_id) > MAX_TYPE
             or "\0" in message.message_id
         ):
-            raise InvalidParam("The type or the message id is too long, or malformed")
+            raise InvalidParam("The type or the message ID is too long or malformed")
         local = {
             user_id: {
                 device_id: content
@@ -260,27 +263,28 @@ class ToDevice:
             for devices in local.values()
             for content in devices.values()
         ]
-        once = dict(zip(encoded, encoded, strict=True))  # what is the same is kept once
-        sent = [once[content] for content in encoded]
+        interned = dict(zip(encoded, encoded, strict=True))  # equal contents share one object
+        sent = [interned[content] for content in encoded]
         opening = _opening(message.sender, message.type)
-        largest = LARGEST_RECEIVED - len(opening) - 1
+        largest = MAX_RECEIVED_BYTES - len(opening) - 1
         now = self._now_ms()
         try:
             self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender)
         except LimitExceeded:
-            if now >= self._warned_ms + WARNED_EACH_MS:
+            if now >= self._warned_ms + WARNING_INTERVAL_MS:
                 self._warned_ms = now
                 self._log.warn(
-                    "{sender} has sent so much to devices here that no more of it is taken in for now",
+                    "to-device messages of {sender} are rejected for now: they exceed the rate "
+                    "limit in bytes",
                     sender=message.sender,
                 )
-            raise TooLarge("The sender has sent too much of late") from None
+            raise TooLarge("The sender has sent too much recently") from None
         self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
             there = self._store.get_devices(txn, local)
-            recipients, contents = _for_devices(there, local, sent, largest, leave_out=True)
-            # what nobody gets needs no note, and a server may send as much of that as it likes
+            recipients, contents = _address(there, local, sent, largest, leave_out=True)
+            # messages without a recipient need no duplicate detection, and cost nothing
             if not recipients or not self._outgoing.add_received(
                 txn, origin, message.sender, message.message_id, now
             ):
@@ -291,27 +295,29 @@ class ToDevice:
             self._store.add_messages(txn, opening, recipients, contents, now)
             return size
 
-        if kept := await self._database.write("receive_to_device", write):
-            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender, cost=kept)
-            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_SERVER, origin, cost=kept)
+        if stored := await self._database.write("receive_to_device", write):
+            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender, cost=stored)
+            self._limiter.count(Limit.TO_DEVICE_BYTES_OF_SERVER, origin, cost=stored)
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove some of the messages that nobody gets any more; how many."""
+        """Remove up to `limit` messages that no device will fetch any more, and return their
+        number."""
         return await self._store.sweep(limit, self._now_ms())
 
     async def forget_received(self, limit: int) -> int:
-        """Forget what came so long ago that nobody sends it again; how many."""
-        return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
+        """Remove up to `limit` old IDs of received messages, and return their number."""
+        return await self._outgoing.forget_received(self._now_ms() - DUPLICATES_KNOWN_MS, limit)
 
     async def _strangers(
         self, sender: UserID, servers: Iterable[str], users: Iterable[str]
     ) -> Collection[ServerName]:
-        """Those with which the sender shares no room, and of whom none of these users is invited to
-        one. Raises InvalidParam."""
+        """Return the servers with which the sender shares no room and of which none of these users
+        was invited to one. Raises InvalidParam."""
         strangers = await self._servers.find_strangers(sender, {*map(ServerName, servers)}, users)
         if len(strangers) > MOST_STRANGERS:
             raise InvalidParam(
-                f"One request may send to at most {MOST_STRANGERS} servers with which you share no room"
+                f"One request may send to at most {MOST_STRANGERS} servers with which you share "
+                "no room"
             )
         return strangers
 
@@ -321,12 +327,13 @@ class ToDevice:
             self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
             self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=strangers)
 
-    def _for_others(
+    def _build_edus(
         self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
     ) -> list[dict[str, bytes]]:
-        """The contents of EDUs by server: several for a server for which it is much. What is for a
-        server that is refused for now waits, as for one that cannot be reached; nothing waits for
-        one that is shut out. Raises InvalidParam, TooLarge."""
+        """Return rounds of EDU contents by server; a server with many messages is in several
+        rounds. Messages to a server that the policy refuses for now are queued, as for an
+        unreachable one; those to a server that it blocks are dropped. Raises InvalidParam,
+        TooLarge."""
         if sum(map(len, others.values())) > MOST_MESSAGES:
             raise InvalidParam(TOO_MANY)
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
@@ -339,12 +346,12 @@ class ToDevice:
                 continue
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():
-                if len(content) > LARGEST_MESSAGE:
+                if len(content) > MAX_MESSAGE_BYTES:
                     raise TooLarge(TOO_LARGE)
                 if not is_device_id(device_id):
-                    continue  # no such one is known of other servers' users
+                    continue  # a remote device cannot have such an ID
                 size = len(content) + len(user_id) + len(device_id)
-                if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
+                if parts[-1] and sizes.get(server, 0) + size > MAX_EDU_BYTES:
                     parts.append({})
                     sizes[server] = 0
                 sizes[server] = sizes.get(server, 0) + size
@@ -364,7 +371,7 @@ class ToDevice:
         return rounds
 
 
-def _for_devices(
+def _address(
     there: Mapping[str, Recipients],
     devices_of: Mapping[str, Iterable[str]],
     contents: Sequence[bytes],
@@ -372,9 +379,9 @@ def _for_devices(
     *,
     leave_out: bool = False,
 ) -> tuple[Sequence[Recipient], Sequence[bytes]]:
-    """Messages to those devices that are there: who gets them, and the content for each. `contents`
-    are those for the devices, in their order. More bytes than `largest` they may not have; what has
-    is left out, or this raises TooLarge. Raises InvalidParam."""
+    """Return the existing devices among the addressed ones, and the content for each of them.
+    `contents` are in the order of `devices_of`. A content of more than `largest` bytes is left out
+    if `leave_out`, else this raises TooLarge. Raises InvalidParam."""
     has_too_large = max(map(len, contents), default=0) > largest
     if has_too_large and not leave_out:
         raise TooLarge(TOO_LARGE)
@@ -406,12 +413,12 @@ def _for_devices(
 
 
 def _size_of(contents: Sequence[bytes]) -> int:
-    """What keeping these for a device each takes, about."""
+    """Return the approximate storage of these messages in bytes."""
     return sum(map(len, contents)) + MESSAGE_BYTES * len(contents)
 
 
 def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:
-    """The contents, in the order of the messages, by user and device as these are."""
+    """Return the contents, which are in the order of `messages`, by user and device."""
     coming = iter(contents)
     return {
         user_id: dict(zip(devices, coming, strict=False)) for user_id, devices in messages.items()
@@ -419,6 +426,6 @@ def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[st
 
 
 def _opening(sender: str, type: str) -> bytes:
-    """How the events begin, as devices get them; their contents follow."""
+    """Return the start of the events that devices get; the content follows."""
     encode = msgspec.json.encode
     return b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))

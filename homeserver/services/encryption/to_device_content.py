@@ -1,13 +1,13 @@
-"""What clients send to devices, checked without taking it apart: a message that no client can read
-would end the `/sync` of whom it is for, for ever.
+"""Checks the contents of to-device messages without decoding them. A content that no client can
+parse would break the recipient's `/sync` for ever.
 
-To make objects of the contents, and bytes of those again, costs more than anything else that a
-message to many devices takes. While a body is read msgspec skips over them, and sees that they are
-JSON, but neither that text is UTF-8, nor that numbers are such as can be kept, nor how deep they
-nest. This is seen here, mostly of all contents at once, on the side of caution: what is not plainly
-well is read and written anew. What nests deeper than is sent, and integers of hundreds of digits,
-other servers could not read, nor could some clients. `tests/http/test_message_contents.py` holds
-what is let through against reading it.
+Decoding and encoding again is the largest cost of a message to many devices. msgspec skips the
+contents while it reads a body: it checks that they are JSON, but not that text is UTF-8, that
+numbers are in range, or how deep the values nest. This module checks these, usually for all
+contents at once. The check is conservative: a content that is not plainly valid is decoded and
+encoded again. Other servers and some clients cannot read values that nest too deep or integers of
+hundreds of digits. `tests/http/test_message_contents.py` compares the contents that pass with a
+real decoder.
 """
 
 import re
@@ -21,8 +21,8 @@ from federation.protocol.errors import BadJson
 from homeserver.http.parameters import json_decoder
 
 _UNUSUAL: Final = re.compile(rb":[- \t\r\n]*+[0-9.](?:[0-9.]{17}|[0-9.]*[eE])")
-"""Finds every number that is long or has an exponent, and may be too large, where there are no
-arrays. It gives up soon at each of the other colons, which are nearly all."""
+"""Matches each number that may be too large (long, or with an exponent) in text without arrays.
+It fails quickly at all other colons."""
 
 _OBJECT: Final = ord("{")
 
@@ -30,39 +30,38 @@ _read: Final = json_decoder(dict[str, Any], may_be_empty=False)
 
 
 def check_contents(contents: Sequence[msgspec.Raw]) -> list[bytes]:
-    """The contents, each a JSON object that every client can read; one that equals the one before
-    is the same object. Raises BadJson, NotJson.
+    """Return the contents, each a JSON object that every client can read. Equal neighbours become
+    the same object. Raises BadJson, NotJson.
 
-    `contents`: what msgspec skipped over in reading a body.
+    `contents`: the raw values of a body, which msgspec did not decode.
     """
     found: list[bytes] = []
-    unlike: list[bytes] = []
-    if contents and contents.count(contents[0]) == len(
-        contents
-    ):  # as is usual of what is not encrypted for each
-        unlike = [bytes(contents[0])]
-        found = unlike * len(contents)
+    distinct: list[bytes] = []
+    # contents that are not encrypted per device are usually all equal
+    if contents and contents.count(contents[0]) == len(contents):
+        distinct = [bytes(contents[0])]
+        found = distinct * len(contents)
     else:
-        before: msgspec.Raw | None = None
-        kept = b""
+        previous: msgspec.Raw | None = None
+        encoded = b""
         for content in contents:
-            if content != before:
-                before, kept = content, bytes(content)
-                unlike.append(kept)
-            found.append(kept)
-    if [content[0] for content in unlike].count(_OBJECT) < len(unlike):
+            if content != previous:
+                previous, encoded = content, bytes(content)
+                distinct.append(encoded)
+            found.append(encoded)
+    if [content[0] for content in distinct].count(_OBJECT) < len(distinct):
         raise BadJson("The content of a message has to be an object")
-    if _is_plain(b"".join(unlike)) and all(map(_is_shallow, unlike)):
+    if _is_plain(b"".join(distinct)) and all(map(_is_shallow, distinct)):
         return found
-    anew = {
-        content: content if _is_plain(content) and _is_shallow(content) else _write_anew(content)
-        for content in unlike
+    checked = {
+        content: content if _is_plain(content) and _is_shallow(content) else _reencode(content)
+        for content in distinct
     }
-    return [anew[content] for content in found]
+    return [checked[content] for content in found]
 
 
 def is_unreadable(content: Mapping[str, Any]) -> bool:
-    """Whether a content that another server sent is none that we would let through."""
+    """Return whether a content from another server fails the checks for our own clients."""
     try:
         check_readable(content, MAX_SENT_DEPTH)
     except BadJson:
@@ -78,8 +77,8 @@ def _is_shallow(content: bytes) -> bool:
     return count_openings(content) <= MAX_SENT_DEPTH
 
 
-def _write_anew(content: bytes) -> bytes:
-    """What was read of it. Raises BadJson, NotJson."""
+def _reencode(content: bytes) -> bytes:
+    """Decode, check and encode a content. Raises BadJson, NotJson."""
     value = _read(content)
     check_readable(value, MAX_SENT_DEPTH)
     return msgspec.json.encode(value)

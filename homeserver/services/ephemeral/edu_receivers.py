@@ -1,7 +1,7 @@
-"""What other servers tell of their users beside events: who types, who has read what, who is there.
+"""Receives typing, receipt and presence EDUs of other servers.
 
-A server speaks for its own users only, and of rooms in which these are. Room ACLs have been applied
-before.
+A server may send them only for its own users, and for rooms in which these are. Room ACLs have been
+applied before.
 
 spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
 """
@@ -28,25 +28,26 @@ from storage.rooms.rooms import RoomStore
 MAX_RECEIPTS: Final = 1000
 """In one EDU."""
 MAX_PRESENCES: Final = 1000
-LONGEST_AGO_MS: Final = (1 << 53) - 1
+"""In one EDU."""
+MAX_AGO_MS: Final = (1 << 53) - 1
 
 
 class ReceiptData(msgspec.Struct):
-    """What is told of one receipt."""
+    """The data of one receipt."""
 
     ts: int | None = None
     thread_id: str | None = None
 
 
 class Receipt(msgspec.Struct):
-    """How far a user has read."""
+    """A user's read receipt."""
 
     event_ids: list[str]
     data: ReceiptData
 
 
-class Person(msgspec.Struct):
-    """How a user is there."""
+class PresenceEntry(msgspec.Struct):
+    """One user in an m.presence EDU."""
 
     user_id: str
     presence: State
@@ -56,7 +57,7 @@ class Person(msgspec.Struct):
 
 
 class ReceivedNotices:
-    """Takes these in. For the reactor thread."""
+    """Validates and applies these EDUs. For the reactor thread."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class ReceivedNotices:
         self._now_ms = now_ms
 
     async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """m.typing. Raises InvalidParam."""
+        """Receive m.typing. Raises InvalidParam."""
         room_id, user_id, is_typing = (
             content.get("room_id"),
             content.get("user_id"),
@@ -92,7 +93,7 @@ class ReceivedNotices:
             or not _is_user_of(origin, user_id)
             or not isinstance(is_typing, bool)
         ):
-            raise InvalidParam("room_id, user_id or typing is missing, or malformed")
+            raise InvalidParam("room_id, user_id or typing is missing or malformed")
         room = await self._rooms.get_room(room_id)
         if room is not None and await self._memberships.local_members(room.room_nid):
             await self._typing.receive(
@@ -100,14 +101,14 @@ class ReceivedNotices:
             )
 
     async def receive_receipts(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """m.receipt: those of users who are in the room.
+        """Receive m.receipt. Only receipts of joined users count.
 
-        One may come before the event at which it stands: then it waits for it
-        (`EarlyReceiptStore`). How many of a user are kept is bounded (`ReceiptStore`).
+        A receipt may arrive before its event: then it is stored until the event arrives
+        (`EarlyReceiptStore`). The number of receipts per user is bounded (`ReceiptStore`).
         """
-        await self._take_receipts(origin, list(_read_receipts(origin, content)))
+        await self._apply_receipts(origin, list(_parse_receipts(origin, content)))
 
-    async def _take_receipts(
+    async def _apply_receipts(
         self, origin: ServerName, found: Sequence[tuple[str, UserID, Receipt]]
     ) -> None:
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
@@ -159,23 +160,24 @@ class ReceivedNotices:
         if new:
             await self._receipts.set_receipts(new)
         if early:
-            come = await self._early_receipts.keep(origin, early)
-            if come:
-                self._events.forget(map(EventID, come))
-                again = [each for each in found if each[2].event_ids[0] in come]
-                await self._take_receipts(origin, again)
+            arrived = await self._early_receipts.keep(origin, early)
+            if arrived:
+                self._events.forget(map(EventID, arrived))
+                retried = [each for each in found if each[2].event_ids[0] in arrived]
+                await self._apply_receipts(origin, retried)
 
     async def receive_presence(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """m.presence: that of users who share a room with ours. Raises InvalidParam."""
+        """Receive m.presence. Only users who share a room with a local user count. Raises
+        InvalidParam."""
         push = content.get("push")
         if not isinstance(push, list):
-            raise InvalidParam("push is missing, or malformed")
+            raise InvalidParam("push is missing or malformed")
         if not self._presence.is_on:
             return
         updates: list[PresenceUpdate] = []
         for entry in push[:MAX_PRESENCES]:
             try:
-                person = msgspec.convert(entry, Person)
+                person = msgspec.convert(entry, PresenceEntry)
             except msgspec.ValidationError:
                 continue
             if _is_user_of(origin, person.user_id):
@@ -188,8 +190,7 @@ class ReceivedNotices:
                         person.status_msg,
                     )
                 )
-        # who is remembered has been looked up; others may be invented, and would take the room of
-        # those who are there
+        # users in memory were checked before; others may be made up, and would evict real ones
         new = {
             update.user_id
             for update in updates
@@ -202,13 +203,13 @@ class ReceivedNotices:
 
 
 def _bounded(ago_ms: int | None) -> int | None:
-    return None if ago_ms is None else min(max(ago_ms, 0), LONGEST_AGO_MS)
+    return None if ago_ms is None else min(max(ago_ms, 0), MAX_AGO_MS)
 
 
-def _read_receipts(
+def _parse_receipts(
     origin: ServerName, content: Mapping[str, Any]
 ) -> Iterator[tuple[str, UserID, Receipt]]:
-    """(room, user, receipt) of what is well-formed, as many as are taken."""
+    """Yield (room, user, receipt) of the well-formed receipts, at most `MAX_RECEIPTS`."""
     count = 0
     for room_id, by_type in content.items():
         users = by_type.get(PUBLIC) if isinstance(by_type, dict) else None

@@ -1,4 +1,4 @@
-"""Tells other servers who types, and who is there, of our users.
+"""Sends typing and presence EDUs of local users to other servers.
 
 spec: server-server-api#typing-notifications, server-server-api#presence
 """
@@ -17,7 +17,7 @@ from storage.rooms.rooms import RoomStore
 
 
 class ToldNotices:
-    """Hears of them, and hands them to the sender. For the reactor thread."""
+    """Passes typing and presence changes to the federation sender. For the reactor thread."""
 
     log = Logger()
 
@@ -26,21 +26,21 @@ class ToldNotices:
         self._rooms = rooms
 
     def hear_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
-        """A user types, or no longer."""
-        self._start(self._tell_typing(room_nid, user_id, is_typing))
+        """Send that a user starts or stops typing."""
+        self._start(self._send_typing(room_nid, user_id, is_typing))
 
     def hear_presence(self, updates: Sequence[PresenceUpdate]) -> None:
-        """Users are there in another way."""
-        self._start(self._tell_presence(updates))
+        """Send presence changes."""
+        self._start(self._send_presence(updates))
 
-    async def _tell_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
+    async def _send_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         content = {"room_id": room.room_id, "user_id": user_id, "typing": is_typing}
         await self._sender.send_notice(
             room_nid, (room.room_id, user_id), encode_edu("m.typing", content)
         )
 
-    async def _tell_presence(self, updates: Sequence[PresenceUpdate]) -> None:
+    async def _send_presence(self, updates: Sequence[PresenceUpdate]) -> None:
         for update in updates:
             presence: dict[str, Any] = {
                 "user_id": update.user_id,
@@ -53,13 +53,13 @@ class ToldNotices:
                 presence["status_msg"] = update.status_msg
             await self._sender.send_presence(update.user_id, presence)
 
-    def _start(self, telling: Awaitable[None]) -> None:
-        Deferred.fromCoroutine(_run(telling)).addErrback(
+    def _start(self, sending: Awaitable[None]) -> None:
+        Deferred.fromCoroutine(_run(sending)).addErrback(
             lambda failure: self.log.failure(
-                "other servers are not told who types or is there", failure
+                "typing or presence could not be sent to other servers", failure
             )
         )
 
 
-async def _run(telling: Awaitable[None]) -> None:
-    await telling
+async def _run(sending: Awaitable[None]) -> None:
+    await sending

@@ -1,9 +1,9 @@
-"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more.
-Nodes tell one another, and a node that starts asks the others.
+"""Typing notifications: in memory, each with a timeout. A user who leaves a room stops typing.
+Nodes send each other notes, and a starting node queries the others.
 
-Positions are of the ephemeral counter: a client that comes with one from before the start is told
-where anybody types. That nobody does any more in the other rooms is not known here then; but the
-client's token names those of which it was told that somebody does.
+Positions belong to the ephemeral counter. A client with a position from before the start gets all
+rooms with typing users. In which rooms users stopped typing is not known then, but the client's
+token names the rooms for which it received typing users.
 
 spec: client-server-api#typing-notifications
 """
@@ -27,48 +27,46 @@ from storage.rooms.memberships import MembershipRow
 
 MAX_TIMEOUT_MS: Final = 120_000
 DEFAULT_TIMEOUT_MS: Final = 30_000
-LONGER_ELSEWHERE: Final = 1.0
-"""Seconds after which what another node told ends by itself: mostly that node says so."""
+REMOTE_GRACE_SECONDS: Final = 1.0
+"""Added to the timeout of a notification from another node, which usually sends its end."""
 MAX_ROOMS: Final = 10_000
-"""Of how many rooms the latest change is remembered."""
+"""Rooms whose latest change is stored."""
 
 KIND: Final = "typing"
 CROSSED: Final = "typing_crossed"
 ASKED: Final = "typing_asked"
-"""Of notes to other nodes."""
+"""Kinds of notes to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
-"""Called with the number of a room, a user, and whether they type there; may not raise and may not
-block."""
+"""Called with the number of a room, a user, and whether they type; may not raise or block."""
 
 
 class TypingNote(msgspec.Struct, frozen=True, array_like=True):
-    """What a node tells the others."""
+    """A note to other nodes: a user starts or stops typing."""
 
     position: int
     room_nid: int
     user_id: UserID
     timeout_ms: int
-    """0: they type no longer."""
+    """0: the user stops typing."""
     is_own: bool
-    """Whether it is a user of this server who said so."""
+    """Whether the change came from a client of this server."""
 
 
 class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
-    """Somebody has stopped typing in a room, and up to that position the node that tells so has
-    answered clients without knowing it: one that comes from there would never hear of it."""
+    """A note to other nodes: a user stopped typing in a room, but the sending node answered clients
+    up to `position` without knowing it. A client with such a position would miss the stop."""
 
     position: int
     room_nid: int
 
 
 class Question(msgspec.Struct, frozen=True, array_like=True):
-    """A node has begun to hear others: each is to tell it who types, of those that it was told of
-    itself."""
+    """A note of a starting node: each node sends it the typing users that it received itself."""
 
 
 class Typing:
-    """The notices of all rooms. For the reactor thread."""
+    """The typing users of all rooms. For the reactor thread."""
 
     def __init__(
         self,
@@ -79,25 +77,26 @@ class Typing:
         streams: Streams,
         notes: NodeNotes | None,
     ) -> None:
-        """`notes`: how other nodes are told; None where there are none."""
+        """`notes`: sends notes to other nodes; None on a single node."""
         self._notifier = notifier
         self._clock = clock
         self._counter = counter
         self._memberships = memberships
         self._notes = notes
         self._subscribers: tuple[Subscriber, ...] = ()
-        self._forgot_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + LONGER_ELSEWHERE
-        """Until then somebody may stop of whom clients heard before the start that they type."""
-        self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
-        self._told_here: set[tuple[int, UserID]] = set()
-        """Of these notices (rooms and users) those that no other node has told."""
+        self._unknown_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + REMOTE_GRACE_SECONDS
+        """Until then, users may stop typing who started before the start of this node."""
+        self._timers: dict[int, dict[UserID, IDelayedCall]] = {}
+        """The timeouts of typing users by room."""
+        self._from_this_node: set[tuple[int, UserID]] = set()
+        """The typing users (with rooms) that this node received itself."""
         self._changed: LatestChanges[int] = LatestChanges(MAX_ROOMS, counter.position)
-        """By room."""
+        """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
         if notes is not None:
-            notes.register(KIND, TypingNote, self._hear_node)
-            notes.register(CROSSED, CrossedNote, self._hear_crossed)
-            notes.register(ASKED, Question, self._hear_question)
+            notes.register(KIND, TypingNote, self._on_note)
+            notes.register(CROSSED, CrossedNote, self._on_crossed)
+            notes.register(ASKED, Question, self._on_question)
             notes.ask(ASKED, Question())
 
     @property
@@ -106,31 +105,29 @@ class Typing:
         return self._counter.position
 
     def meet(self, position: int) -> None:
-        """A client comes with this ephemeral position: another node may have given it out, and told
-        of all up to there."""
+        """Advance to a client's ephemeral position, which another node may have assigned."""
         if self._notes is not None:
             self._counter.meet(position)
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Hear of whoever of this server begins or ends typing, or goes on."""
+        """Call the subscriber whenever a local user starts, continues or stops typing."""
         self._subscribers += (subscriber,)
 
     def put(self, room_nid: int, user_id: UserID, timeout_ms: int | None) -> None:
-        """One of this server's users, who is in the room, says that they type for so long, or
-        (None) no longer."""
+        """Set that a local user, who is in the room, types for that long; None: stops typing."""
         if timeout_ms is None:
             self.stop(room_nid, user_id)
         else:
             self.start(room_nid, user_id, timeout_ms)
-        self._tell_nodes(room_nid, user_id, timeout_ms, is_own=True)
+        self._send_note(room_nid, user_id, timeout_ms, is_own=True)
         for subscriber in self._subscribers:
             subscriber(room_nid, user_id, timeout_ms is not None)
 
     async def receive(
         self, origin: ServerName, room_nid: int, user_id: UserID, *, is_typing: bool
     ) -> None:
-        """What another server says of one of its users; nothing comes of it where they are not its,
-        or not in the room.
+        """Receive a typing notification of another server. Ignore it if the user does not belong to
+        the server or is not in the room.
 
         spec: server-server-api#typing-notifications
         """
@@ -142,93 +139,90 @@ class Typing:
             self.start(room_nid, user_id, DEFAULT_TIMEOUT_MS)
         else:
             return
-        self._tell_nodes(room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False)
+        self._send_note(room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False)
 
     def start(
         self, room_nid: int, user_id: UserID, timeout_ms: int, position: int | None = None
     ) -> None:
-        """The user types, and will be taken to do so for that long. `position`: where another node
-        told so, which says when that ends."""
-        users = self._ends.setdefault(room_nid, {})
+        """Set that a user types, with a timeout. `position`: that of another node's note; that node
+        also sends the end."""
+        users = self._timers.setdefault(room_nid, {})
         known = users.get(user_id)
         seconds = min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
         if position is None:
-            self._told_here.add((room_nid, user_id))
+            self._from_this_node.add((room_nid, user_id))
         else:
-            self._told_here.discard((room_nid, user_id))
-            seconds += LONGER_ELSEWHERE
+            self._from_this_node.discard((room_nid, user_id))
+            seconds += REMOTE_GRACE_SECONDS
         if known is not None and known.active():
             known.reset(seconds)
             return
         users[user_id] = self._clock.callLater(seconds, self._end, room_nid, user_id)
-        self._change(room_nid, position)
+        self._record_change(room_nid, position)
 
     def stop(self, room_nid: int, user_id: UserID, position: int | None = None) -> None:
-        """The user has stopped typing. `position`: as for `start`."""
-        users = self._ends.get(room_nid)
+        """Set that a user stopped typing. `position`: as for `start`."""
+        users = self._timers.get(room_nid)
         if not users or user_id not in users:
             return
         call = users.pop(user_id)
-        self._told_here.discard((room_nid, user_id))
+        self._from_this_node.discard((room_nid, user_id))
         if call.active():
             call.cancel()
         if not users:
-            del self._ends[room_nid]
-        self._change(room_nid, position)
+            del self._timers[room_nid]
+        self._record_change(room_nid, position)
 
     def _end(self, room_nid: int, user_id: UserID) -> None:
         self.stop(room_nid, user_id)
-        self._tell_nodes(room_nid, user_id, None, is_own=False)
+        self._send_note(room_nid, user_id, None, is_own=False)
 
     def get_changed(
         self, room_nids: Iterable[int], since: int | None
     ) -> Mapping[int, list[UserID]]:
-        """Who types in those of the rooms where that has changed since the position; None: where
-        anybody types.
+        """Return the typing users of the rooms with changes after `since`.
 
-        For a position from before all that is remembered: where anybody types, or did lately.
+        If `since` is None: of all rooms with typing users. If it is too old: of rooms with typing
+        users or recent changes.
         """
         found: dict[int, list[UserID]] = {}
         start = self._changed.complete_from
         for room_nid in room_nids:
             if since is None or not start <= since <= self._counter.position:
-                if room_nid in self._ends or (
+                if room_nid in self._timers or (
                     since is not None and since < start and room_nid in self._changed
                 ):
-                    found[room_nid] = list(self._ends.get(room_nid, ()))
+                    found[room_nid] = list(self._timers.get(room_nid, ()))
             elif self._changed.get(room_nid) > since:
-                found[room_nid] = list(self._ends.get(room_nid, ()))
+                found[room_nid] = list(self._timers.get(room_nid, ()))
         return found
 
     def get_known(self, room_nids: Iterable[int]) -> Mapping[int, list[UserID]]:
-        """Who types in those of the rooms where anybody does, or did lately as far as that is
-        remembered."""
-        ends, changed = self._ends, self._changed
+        """Return the typing users of those rooms that have any, or had a recent change."""
+        ends, changed = self._timers, self._changed
         return {nid: list(ends.get(nid, ())) for nid in room_nids if nid in ends or nid in changed}
 
     def find_over(self, room_nids: Iterable[int]) -> set[int]:
-        """Those of the rooms in which nobody types, as far as is known here."""
-        return {room_nid for room_nid in room_nids if room_nid not in self._ends}
+        """Return those of the rooms in which nobody types."""
+        return {room_nid for room_nid in room_nids if room_nid not in self._timers}
 
     def is_quiet_since(self, since: int | None) -> bool:
-        """Whether nobody types, and nobody has stopped since the position."""
-        return not self._ends and (since is None or since == self._counter.position)
+        """Return whether nobody types, and nobody stopped after `since`."""
+        return not self._timers and (since is None or since == self._counter.position)
 
     def changed_rooms(self, since: int) -> set[int]:
-        """The rooms where something has changed since the position; as far as `get_changed`
-        tells."""
+        """Return the rooms with changes after `since`; for an old position as `get_changed`."""
         if since == self._counter.position:
             return set()
         if since < self._changed.complete_from:
-            return self._ends.keys() | set(self._changed)
+            return self._timers.keys() | set(self._changed)
         if since > self._counter.position:
-            return set(self._ends)
+            return set(self._timers)
         return set(self._changed.since(since))
 
     async def only_own(self, user_id: UserID, token: SyncToken) -> SyncToken:
-        """The token of a client, with none but rooms that the user is in: it may be made up, and an
-        answer that says of other rooms whether somebody types there would be no less so for telling
-        it by its own token."""
+        """Return the token without rooms that the user is not joined to. A client can make up a
+        token, and the response must not reveal whether somebody types in other rooms."""
         if not token.typed:
             return token
         rows = await self._memberships.of_user(user_id)
@@ -240,14 +234,14 @@ class Typing:
         return token if own == token.typed else replace(token, typed=own)
 
     @staticmethod
-    def name_typed(before: Iterable[int], told: Mapping[int, Sequence[UserID]]) -> tuple[int, ...]:
-        """For a token: of which rooms a client has been told that somebody types there, that had
-        been told so of some `before`."""
-        known = [nid for nid in dict.fromkeys(before) if nid not in told]
-        return tuple([*known, *(nid for nid, users in told.items() if users)][-MOST_TYPED:])
+    def name_typed(before: Iterable[int], sent: Mapping[int, Sequence[UserID]]) -> tuple[int, ...]:
+        """Return the rooms for the next token: those `before` without a change in `sent`, and those
+        with typing users in `sent`."""
+        known = [nid for nid in dict.fromkeys(before) if nid not in sent]
+        return tuple([*known, *(nid for nid, users in sent.items() if users)][-MOST_TYPED:])
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
-        if not self._ends:
+        if not self._timers:
             return
         for change in changes:
             row = change.detail
@@ -257,11 +251,11 @@ class Typing:
                 and row.membership != "join"
             ):
                 user_id = UserID(row.user_id)
-                if user_id in self._ends.get(row.room_nid, ()):
+                if user_id in self._timers.get(row.room_nid, ()):
                     self.stop(row.room_nid, user_id)
-                    self._tell_nodes(row.room_nid, user_id, None, is_own=False)
+                    self._send_note(row.room_nid, user_id, None, is_own=False)
 
-    def _tell_nodes(
+    def _send_note(
         self, room_nid: int, user_id: UserID, timeout_ms: int | None, *, is_own: bool
     ) -> None:
         if self._notes is not None:
@@ -269,17 +263,17 @@ class Typing:
             note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
             self._notes.put(KIND, (room_nid, user_id), note)
 
-    def _hear_node(self, _node: int, note: TypingNote) -> None:
-        """What another node was told of. Of our own users the one of the nodes that sends tells
-        other servers."""
+    def _on_note(self, _node: int, note: TypingNote) -> None:
+        """Apply another node's note. Subscribers hear of local users too: the node with the
+        federation sender notifies other servers."""
         if note.timeout_ms:
             self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)
         else:
-            has_crossed = note.position <= self._counter.position
-            if note.user_id in self._ends.get(note.room_nid, ()):
+            has_crossed = note.position <= self._counter.position  # clients here may have missed it
+            if note.user_id in self._timers.get(note.room_nid, ()):
                 self.stop(note.room_nid, note.user_id, note.position)
-            elif self._clock.seconds() < self._forgot_until:
-                self._change(note.room_nid, note.position)
+            elif self._clock.seconds() < self._unknown_until:
+                self._record_change(note.room_nid, note.position)
             if has_crossed and self._notes is not None:
                 self._notes.put(
                     CROSSED, note.room_nid, CrossedNote(self._counter.position, note.room_nid)
@@ -288,15 +282,15 @@ class Typing:
             for subscriber in self._subscribers:
                 subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
 
-    def _hear_crossed(self, _node: int, note: CrossedNote) -> None:
-        self._change(note.room_nid, note.position)
+    def _on_crossed(self, _node: int, note: CrossedNote) -> None:
+        self._record_change(note.room_nid, note.position)
 
-    def _hear_question(self, _node: int, _note: Question) -> None:
-        for room_nid, user_id in self._told_here:
-            left = self._ends[room_nid][user_id].getTime() - self._clock.seconds()
-            self._tell_nodes(room_nid, user_id, int(left * 1000), is_own=False)
+    def _on_question(self, _node: int, _note: Question) -> None:
+        for room_nid, user_id in self._from_this_node:
+            left = self._timers[room_nid][user_id].getTime() - self._clock.seconds()
+            self._send_note(room_nid, user_id, int(left * 1000), is_own=False)
 
-    def _change(self, room_nid: int, position: int | None) -> None:
+    def _record_change(self, room_nid: int, position: int | None) -> None:
         taken = self._counter.next() if position is None else self._counter.take(position)
         self._changed.record(room_nid, taken)
         self._notifier.wake_room(room_nid)

@@ -1,4 +1,4 @@
-"""Filters: what a client wants of events, as it says it and as it is applied.
+"""Filters of events: their schema, and their application.
 
 spec: client-server-api#filtering
 """
@@ -17,11 +17,11 @@ from federation.rooms.relations import read_relation
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
 MAX_ENTRIES: Final = 1000
-"""Of each list of a filter."""
-LARGEST_REMEMBERED: Final = 4096
-"""In bytes: larger filters are parsed each time, so that what is remembered of clients stays
-small."""
-MOST_REMEMBERED_NAMES: Final = 50
+"""Entries of each list of a filter."""
+MAX_CACHED_BYTES: Final = 4096
+"""Larger filters are parsed each time, so that the cache stays small."""
+MAX_CACHED_NAMES: Final = 50
+"""Names in a filter whose decisions about event types are cached."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 Name = Annotated[str, msgspec.Meta(max_length=255)]
@@ -30,7 +30,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class EventFilter(msgspec.Struct, frozen=True):
-    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_eventfilter"""
+    """A filter of events without a room.
+
+    spec: client-server-api#post_matrixclientv3useruseridfilter_request_eventfilter
+    """
 
     limit: Count | None = None
     types: Names | None = None
@@ -40,7 +43,7 @@ class EventFilter(msgspec.Struct, frozen=True):
 
     @property
     def is_open(self) -> bool:
-        """Lets everything through."""
+        """Whether everything passes."""
         return (
             self.types is None
             and not self.not_types
@@ -49,7 +52,7 @@ class EventFilter(msgspec.Struct, frozen=True):
         )
 
     def allows(self, type: str, sender: str | None) -> bool:
-        """Whether something of that type and sender (None: it has no sender) passes."""
+        """Return whether content of that type and sender (None: without sender) passes."""
         if self.is_open:
             return True
         if not _allows_type(self.types, self.not_types, type):
@@ -58,7 +61,10 @@ class EventFilter(msgspec.Struct, frozen=True):
 
 
 class RoomEventFilter(EventFilter, frozen=True, dict=True):
-    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomeventfilter"""
+    """A filter of events in rooms.
+
+    spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomeventfilter
+    """
 
     rooms: Names | None = None
     not_rooms: Names = ()
@@ -76,7 +82,7 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
 
     @cached_property
     def passes_all_events(self) -> bool:
-        """No event of an allowed room is left out."""
+        """Whether all events of an allowed room pass."""
         return (
             self.types is None
             and self.senders is None
@@ -89,7 +95,7 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
 
     @property
     def asks_for_children(self) -> bool:
-        """Only events with certain children pass."""
+        """Whether only events with certain children pass."""
         return self.related_by_senders is not None or self.related_by_rel_types is not None
 
     @property
@@ -97,11 +103,11 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
         return self.rel_types is not None or bool(self.not_rel_types)
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether it lets any event of the room through."""
+        """Return whether events of the room can pass."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
     def allows_event(self, event: Event) -> bool:
-        """Whether an event of an allowed room passes, its children aside."""
+        """Return whether an event of an allowed room passes, without regard to its children."""
         if not self.allows(event.type, event.sender):
             return False
         if self._asks_for_parents and not self._allows_relation(event):
@@ -118,7 +124,10 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
 
 
 class RoomFilter(msgspec.Struct, frozen=True):
-    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomfilter"""
+    """The room part of a filter.
+
+    spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomfilter
+    """
 
     rooms: Names | None = None
     not_rooms: Names = ()
@@ -129,12 +138,12 @@ class RoomFilter(msgspec.Struct, frozen=True):
     account_data: RoomEventFilter = RoomEventFilter()
 
     def allows_room(self, room_id: str) -> bool:
-        """Whether the room is wanted at all."""
+        """Return whether the response includes the room."""
         return room_id not in self.not_rooms and (self.rooms is None or room_id in self.rooms)
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):
-    """spec: client-server-api#post_matrixclientv3useruseridfilter"""
+    """The filter of a sync. spec: client-server-api#post_matrixclientv3useruseridfilter"""
 
     event_fields: Names | None = None
     event_format: Literal["client", "federation"] = "client"
@@ -144,13 +153,12 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def loads_lazily(self) -> bool:
-        """Of members only those are told who have to do with the events of the answer."""
+        """Whether the response has only the members that its events need (lazy loading)."""
         return self.room.state.lazy_load_members or self.room.timeline.lazy_load_members
 
     @cached_property
     def passes_all_messages(self) -> bool:
-        """Whatever is written in a room is told, in the usual form, as far as its timeline is long
-        enough."""
+        """Whether all timeline events pass, in the usual format, up to the timeline limit."""
         room, timeline = self.room, self.room.timeline
         return (
             timeline.passes_all_events
@@ -166,22 +174,22 @@ NO_FILTER: Final = Filter()
 
 
 def parse_filter(json: bytes | str) -> Filter:
-    """Raises BadJson."""
-    return _parse_usual(json) if len(json) <= LARGEST_REMEMBERED else _parse(json, Filter)
+    """Parse a sync filter. Raises BadJson."""
+    return _parse_cached(json) if len(json) <= MAX_CACHED_BYTES else _parse(json, Filter)
 
 
 @lru_cache(maxsize=512)
-def _parse_usual(json: bytes | str) -> Filter:
+def _parse_cached(json: bytes | str) -> Filter:
     return _parse(json, Filter)
 
 
 def parse_room_event_filter(json: bytes | str) -> RoomEventFilter:
-    """The filter that /messages, /context and others take in the query. Raises BadJson."""
+    """Parse the filter in the query of /messages, /context and others. Raises BadJson."""
     return _parse(json, RoomEventFilter)
 
 
 def limit_of(filter: EventFilter, default: int = DEFAULT_LIMIT) -> int:
-    """How many events it asks for, within bounds."""
+    """Return the limit of a filter, within bounds."""
     return default if filter.limit is None else max(0, min(filter.limit, MAX_LIMIT))
 
 
@@ -197,8 +205,8 @@ def _is_in(wanted: Sequence[str] | None, unwanted: Sequence[str], value: str) ->
 
 
 def _allows_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
-    is_usual = len(wanted or ()) + len(unwanted) <= MOST_REMEMBERED_NAMES
-    return (_allows_type_usually if is_usual else _match_type)(wanted, unwanted, type)
+    is_cached = len(wanted or ()) + len(unwanted) <= MAX_CACHED_NAMES
+    return (_match_type_cached if is_cached else _match_type)(wanted, unwanted, type)
 
 
 def _match_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
@@ -207,7 +215,7 @@ def _match_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
     return wanted is None or any(_matches(pattern, type) for pattern in wanted)
 
 
-_allows_type_usually = lru_cache(maxsize=2048)(_match_type)
+_match_type_cached = lru_cache(maxsize=2048)(_match_type)
 
 
 def _matches(pattern: str, type: str) -> bool:
@@ -218,8 +226,8 @@ def _matches(pattern: str, type: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _glob(pattern: str) -> re.Pattern[str]:
-    # each part is found as early as can be, and stays there: else a few stars would take all ways
-    # to spread over the text
+    # atomic groups keep each part at its first match: without them a few stars would backtrack
+    # exponentially
     first, *rest = map(re.escape, re.split(r"\*+", pattern))
     return re.compile(
         first + "".join(f"(?>.*?{part})" for part in rest[:-1]) + f".*{rest[-1]}", re.DOTALL

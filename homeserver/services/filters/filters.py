@@ -1,4 +1,4 @@
-"""Filters: what of a /sync or /messages a client wants, kept by number.
+"""Stored filters, which clients name by ID in /sync.
 
 spec: client-server-api#filtering
 """
@@ -16,73 +16,75 @@ from homeserver.services.filters.event_filters import NO_FILTER, Filter, parse_f
 from storage.cache import LRU
 from storage.filters.filters import FilterStore
 
-LARGEST_FILTER: Final = 65536
-NOTED_EVERY_MS: Final = 10 * 60 * 1000
-"""How often the use of a filter is written down while it goes on."""
-_LONGEST_NUMBER: Final = 18
+MAX_FILTER_BYTES: Final = 65536
+USE_INTERVAL_MS: Final = 10 * 60 * 1000
+"""Minimum time between two writes of a filter's last use."""
+_MAX_ID_DIGITS: Final = 18
 
 
-class _Cached(msgspec.Struct):
+class _CachedFilter(msgspec.Struct):
+    """A parsed filter in the cache."""
+
     filter: Filter
     weight: int
-    noted_ms: int
-    """When it was last used, as far as that is noted; 0: it was not."""
+    used_ms: int
+    """The stored time of the last use; 0: none."""
 
 
 class Filters:
     """Stores filters, and caches those in use."""
 
     def __init__(self, store: FilterStore, now_ms: Callable[[], int], *, capacity: int) -> None:
-        """`capacity`: about how many bytes of filters are cached."""
+        """`capacity`: of the cache, in bytes, approximately."""
         self._store = store
         self._now_ms = now_ms
-        self._cache: LRU[tuple[UserID, str], _Cached] = LRU(
+        self._cache: LRU[tuple[UserID, str], _CachedFilter] = LRU(
             max_weight=capacity, weigh=lambda _, cached: cached.weight
         )
 
     @property
-    def cache(self) -> LRU[tuple[UserID, str], _Cached]:
-        """The filters by user and id, for metrics."""
+    def cache(self) -> LRU[tuple[UserID, str], _CachedFilter]:
+        """The filters by user and ID, for metrics."""
         return self._cache
 
     @property
     def weight(self) -> int:
-        """About how many bytes the cached filters take."""
+        """The approximate size of the cached filters in bytes."""
         return self._cache.weight
 
     async def do_add(
         self, caller: Requester, user_id: UserID, definition: dict[str, object]
     ) -> str:
-        """Keep a filter; its id, the same for the same filter. Raises `Forbidden`, `BadJson`,
-        `TooLarge`.
+        """Store a filter and return its ID. Equal filters have the same ID. Raises `Forbidden`,
+        `BadJson`, `TooLarge`.
 
-        Of one user so many are kept (`storage/filters/filters.py`): those that are in use, since
-        who comes with one of them has it noted.
+        A bounded number is stored for each user (`storage/filters/filters.py`). Those in use stay,
+        since each use is recorded.
         """
         if caller.user_id != user_id:
-            raise Forbidden("You may add filters for yourself only")
+            raise Forbidden("You may add filters only for yourself")
         canonical = encode_canonical_json(definition)
-        if len(canonical) > LARGEST_FILTER:
+        if len(canonical) > MAX_FILTER_BYTES:
             raise TooLarge("A filter may have at most 64 KiB")
         parse_filter(canonical)
         text = canonical.decode()
         now_ms = self._now_ms()
         found = await self._store.get_filter_id(user_id, text)
-        if found is not None and found[1] > now_ms - NOTED_EVERY_MS:
+        if found is not None and found[1] > now_ms - USE_INTERVAL_MS:
             return str(found[0])
         return str(await self._store.add_filter(user_id, text, now_ms))
 
     async def get_definition(
         self, caller: Requester, user_id: UserID, filter_id: str
     ) -> msgspec.Raw:
-        """A filter as it was uploaded. Raises `Forbidden`, `NotFound`."""
+        """Return a filter as it was uploaded. Raises `Forbidden`, `NotFound`."""
         if caller.user_id != user_id:
-            raise Forbidden("You may read your own filters only")
+            raise Forbidden("You may read only your own filters")
         return msgspec.Raw((await self._find(user_id, filter_id))[0].encode())
 
     async def get_filter(self, user_id: UserID, text: str | None) -> Filter:
-        """The filter that a request names: by id, as JSON, or none. Raises `InvalidParam`,
-        `BadJson`."""
+        """Return the filter of a request, given as an ID, as JSON or not at all. Raises
+        `InvalidParam`, `BadJson`."""
         if text is None:
             return NO_FILTER
         if text.lstrip().startswith("{"):
@@ -91,27 +93,27 @@ class Filters:
         cached = self._cache.get(key)
         if cached is None:
             try:
-                definition, noted_ms = await self._find(user_id, text)
+                definition, used_ms = await self._find(user_id, text)
             except NotFound as error:
                 raise InvalidParam(error.text) from None
-            cached = _Cached(parse_filter(definition), _weigh(definition), noted_ms)
-            if key not in self._cache:  # two may have asked at once
+            cached = _CachedFilter(parse_filter(definition), _weigh(definition), used_ms)
+            if key not in self._cache:  # two requests may have read it at once
                 self._cache.put(key, cached)
         now_ms = self._now_ms()
-        if cached.noted_ms <= now_ms - NOTED_EVERY_MS:
-            cached.noted_ms = now_ms
+        if cached.used_ms <= now_ms - USE_INTERVAL_MS:
+            cached.used_ms = now_ms
             await self._store.note_used(user_id, int(text), now_ms)
         return cached.filter
 
     async def _find(self, user_id: UserID, filter_id: str) -> tuple[str, int]:
         found = None
-        if filter_id.isascii() and filter_id.isdecimal() and len(filter_id) <= _LONGEST_NUMBER:
+        if filter_id.isascii() and filter_id.isdecimal() and len(filter_id) <= _MAX_ID_DIGITS:
             found = await self._store.get_filter(user_id, int(filter_id))
         if found is None:
-            raise NotFound("There is no such filter, or no longer: upload it again")
+            raise NotFound("This filter does not exist or was deleted: upload it again")
         return found
 
 
 def _weigh(definition: str) -> int:
-    """About how many bytes a filter takes when it is parsed: each name in it is an object."""
+    """Return the approximate size of a parsed filter in bytes: each name in it is an object."""
     return 1024 + 5 * len(definition)

@@ -1,20 +1,19 @@
-"""Who a token belongs to: asked by every request, so answered from memory.
+"""Access tokens and their owners, cached in memory, since every request needs them.
 
 Laws:
-- A remembered token costs no query, and is forgotten when the stream tells of a change of its
-  account (`Topic.ACCOUNT`): on every node, as soon as the change is heard of.
-- On several nodes what is remembered is trusted only for a while after others were last heard
-  (`homeserver/cluster/peers.py`); then the database is asked each time.
-- What was read while such a change came in is not remembered: it may be the state from before. Nor
-  is a token that came of a refresh at its first use, which is such a change itself.
-- What is remembered of a token is one record, whoever has it: forgetting blots it out
-  (`_forget_token`).
-- Memory is bounded: the least recently used token is forgotten first.
-- Until its account is past its day a token is remembered at most: then it is read again.
-- Unknown tokens are not remembered, and damaged ones are refused without a query.
-- The first use of a token from a refresh ends the pair that it replaced, before the request goes
-  on.
-- Whose request waits is asked for again before it is told what came meanwhile (`check_again`).
+- A cached token costs no query. A change of its account on the stream (`Topic.ACCOUNT`)
+  invalidates it, on every node as soon as the change arrives there.
+- On several nodes the cache is trusted only for a while after the last message of the other nodes
+  (`homeserver/cluster/peers.py`); after that each request reads the database.
+- A token that was read while such a change arrived is not cached: its row may be outdated. Nor is a
+  token from a refresh at its first use, which is such a change itself.
+- Both maps hold the same entry for a token; its removal from the cache clears its `owner`.
+- The cache is bounded and evicts the least recently used token.
+- An entry is read again when its token or account expires.
+- Unknown tokens are not cached, and damaged ones are refused without a query.
+- The first use of a token from a refresh ends the pair that it replaced, before the request
+  continues.
+- A request that has waited checks its token again before it returns new data (`check_again`).
 
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
 """
@@ -43,41 +42,43 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow, PairUse, TokenStore
 
-_EVERYBODY: Final = ""
+_ALL_USERS: Final = ""
 MOST_AT_HAND: Final = 2048
-"""So many tokens, of those that came last, are known as they are; others by their hash."""
+"""Maximum number of recent tokens that are looked up by their text, without hashing."""
 LONGEST_USUAL: Final = 256
-"""What is longer is hashed each time."""
+"""Longer tokens are hashed each time."""
 
 
 class OwedConsents(Protocol):
-    """Who has not agreed to terms."""
+    """The consents that users still have to give."""
 
     @property
     def versions(self) -> Sequence[tuple[str, str]]:
-        """The documents, each with its version of now."""
+        """The policies with their current versions."""
         ...
 
     def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
-        """What somebody is told who may not write before they have agreed, and the page where they
-        do; None for others. The row was read with `versions`."""
+        """Return the error text and the URL of the consent page for a user who must consent first.
+
+        None for other users. `row`: read with `versions`.
+        """
         ...
 
 
-class _Known(msgspec.Struct):
-    """What is remembered of a token."""
+class _Entry(msgspec.Struct):
+    """A cache entry of a token."""
 
     owner: Requester | None
-    """None: that was forgotten, for everybody who still has this."""
+    """None: removed from the cache; the map by text may still hold the entry."""
     until: float
-    """When it is to be read again, in seconds since 1970."""
+    """When to read the token again, in seconds since 1970."""
 
 
 class AccessTokens:
-    """Checks access tokens.
+    """Finds the owners of access tokens.
 
-    No `StreamCache`: after a write of another node it asks whose tokens changed, and a token that
-    was revoked is cleared for everybody who still holds its record.
+    Not a `StreamCache`: after a write of another node it reads which accounts have changed, and a
+    revoked token is cleared in every map that holds its entry.
     """
 
     _log = Logger()
@@ -95,8 +96,7 @@ class AccessTokens:
         monotonic: Callable[[], float] = time.monotonic,
         most_remembered: int = 100_000,
     ) -> None:
-        """`validity`: whether accounts end, and which are past their day. `monotonic` counts
-        seconds, and nobody sets it."""
+        """`validity`: the expiry of accounts. `monotonic`: a monotonic clock in seconds."""
         self._validity = validity or AccountValidity(clock)
         self._consents: OwedConsents | None = None
         self._clock = clock
@@ -104,40 +104,40 @@ class AccessTokens:
         self._tokens = tokens
         self._accounts = accounts
         self._last_seen = last_seen
-        self._remembered: LRU[bytes, _Known] = LRU(
+        self._cache: LRU[bytes, _Entry] = LRU(
             max_entries=most_remembered, on_remove=self._on_removed
         )
         """By hash of the token."""
-        self._at_hand: LRU[str, _Known] = LRU(max_entries=MOST_AT_HAND)
-        """By tokens that came of late: after a rest a hash costs more than all else that is done to
-        find out who asks."""
+        self._by_text: LRU[str, _Entry] = LRU(max_entries=MOST_AT_HAND)
+        """By the text of recent tokens: hashing would cost more than the rest of the look-up."""
         self._by_user: dict[str, dict[int, bytes]] = {}
-        """Their hashes, by the tokens' numbers."""
-        self._forgotten_meanwhile: list[set[str]] = []
+        """Hashes of the cached tokens, by user and number of the token."""
+        self._reads_in_progress: list[set[str]] = []
         self._monotonic = monotonic
         self._trusted_until = inf
-        self._taking_in = 0
-        self._settling: list[Deferred[None]] = []
+        self._pending_invalidations = 0
+        self._invalidation_waiters: list[Deferred[None]] = []
         streams.subscribe(self._on_changes, Topic.ACCOUNT, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
-    def cache(self) -> LRU[bytes, _Known]:
+    def cache(self) -> LRU[bytes, _Entry]:
         """The tokens by hash, for metrics. Lookups by the token itself are not counted."""
-        return self._remembered
+        return self._cache
 
     def ask_for_consent(self, consents: OwedConsents) -> None:
-        """From now on tell of who is asked who has not agreed to terms that they have to agree
-        to."""
+        """Set the source of missing consents, which are added to each `Requester`."""
         self._consents = consents
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
-        """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with
-        `soft_logout`, for a session that is only to be renewed. Locked and suspended accounts are
-        told, not refused: the guard decides."""
+        """Return the owner of an access token; None for an unknown token.
+
+        Raises `UnknownToken` with `soft_logout` for an expired token that can be refreshed. Locked
+        and suspended accounts are returned: the guard decides.
+        """
         owner = self.recall(token, context.client_ip, context.headers)
         if owner is None and not is_damaged(token):
-            owner = await self._learn(hash_token(token))
+            owner = await self._read(hash_token(token))
             if owner is not None and owner.device_id is not None:
                 self._last_seen.note(
                     owner.user_id, owner.device_id, context.client_ip, context.headers
@@ -147,14 +147,14 @@ class AccessTokens:
     def recall(
         self, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
-        """As `get_requester`, where that is in memory; None else."""
-        known = self._at_hand.get(token)
-        if known is None or known.owner is None:
-            known = self._find_by_hash(token)
-            if known is None:
+        """Return the owner of a cached token; None if it is not cached or not trusted."""
+        entry = self._by_text.get(token)
+        if entry is None or entry.owner is None:
+            entry = self._find_by_hash(token)
+            if entry is None:
                 return None
-        owner = known.owner
-        if known.until <= self._clock.seconds() or (
+        owner = entry.owner
+        if entry.until <= self._clock.seconds() or (
             self._trusted_until != inf and not self._is_trusted()
         ):
             return None
@@ -162,19 +162,22 @@ class AccessTokens:
             self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
         return owner
 
-    def _find_by_hash(self, token: str) -> _Known | None:
-        known = self._remembered.get(hash_token(token))
-        if known is not None and len(token) <= LONGEST_USUAL:
-            self._at_hand.put(token, known)
-        return known
+    def _find_by_hash(self, token: str) -> _Entry | None:
+        entry = self._cache.get(hash_token(token))
+        if entry is not None and len(token) <= LONGEST_USUAL:
+            self._by_text.put(token, entry)
+        return entry
 
     def check_again(self, caller: Requester) -> Awaitable[None] | None:
-        """Who has waited since they were let in: None where they would be now, as is known from
-        memory; else what finds out, and raises `UnknownToken`, `UserLocked` for who would not."""
+        """Check again the caller of a request that has waited.
+
+        Return None if the cache shows that the token is still valid. Otherwise return an awaitable
+        that reads the database and raises `UnknownToken` or `UserLocked`.
+        """
         if caller.appservice_id is not None:
             return None
         if (
-            not self._taking_in
+            not self._pending_invalidations
             and caller.token_nid in self._by_user.get(caller.user_id, ())
             and self._is_trusted()
         ):
@@ -192,8 +195,7 @@ class AccessTokens:
         if standing.locked:
             raise UserLocked(soft_logout=True)
         if not standing.is_there:
-            # Of a device that goes on, a client that has renewed its session twice meanwhile: it
-            # shall keep its keys.
+            # The client has refreshed the session twice in the meantime: it must keep its keys.
             raise UnknownToken(soft_logout=True) if standing.is_renewed else UnknownToken
         if (
             standing.expires_ts is not None
@@ -203,24 +205,23 @@ class AccessTokens:
             raise UnknownToken("The access token has expired", soft_logout=True)
 
     def _is_trusted(self) -> bool:
-        """Whether what is remembered is trusted now."""
+        """Return whether the cache is trusted now."""
         return self._trusted_until == inf or self._trusted_until > self._monotonic()
 
     def trust_until(self, seconds: float) -> None:
-        """What is remembered is trusted until then, by the clock that nobody sets; from then on the
-        database is asked each time."""
+        """Trust the cache until this time of the monotonic clock; then read the database."""
         self._trusted_until = seconds
 
     async def settle(self) -> None:
-        """Wait until what was heard of is forgotten."""
-        if self._taking_in:
-            settled: Deferred[None] = Deferred()
-            self._settling.append(settled)
-            await settled
+        """Wait until the announced changes have been invalidated."""
+        if self._pending_invalidations:
+            waiter: Deferred[None] = Deferred()
+            self._invalidation_waiters.append(waiter)
+            await waiter
 
-    async def _learn(self, token_hash: bytes) -> Requester | None:
-        forgotten: set[str] = set()
-        self._forgotten_meanwhile.append(forgotten)
+    async def _read(self, token_hash: bytes) -> Requester | None:
+        invalidated_users: set[str] = set()
+        self._reads_in_progress.append(invalidated_users)
         try:
             policies = () if self._consents is None else self._consents.versions
             row = await self._tokens.get_access_token(token_hash, policies)
@@ -229,10 +230,10 @@ class AccessTokens:
             if row.expires_ts is not None and row.expires_ts <= self._clock.seconds() * 1000:
                 raise UnknownToken("The access token has expired", soft_logout=True)
             if not row.first_used:
-                await self._end_replaced(row)
+                await self._end_replaced_pair(row)
         finally:
-            self._forgotten_meanwhile = [
-                each for each in self._forgotten_meanwhile if each is not forgotten
+            self._reads_in_progress = [
+                each for each in self._reads_in_progress if each is not invalidated_users
             ]
         owner = Requester(
             user_id=UserID(row.user_id),
@@ -248,17 +249,17 @@ class AccessTokens:
             oauth_client=row.oauth_client,
             device_made_ts=row.device_made_ts,
         )
-        if row.user_id not in forgotten and _EVERYBODY not in forgotten:
-            self._remember(token_hash, owner, self._holds_until(row, owner))
+        if row.user_id not in invalidated_users and _ALL_USERS not in invalidated_users:
+            self._cache_owner(token_hash, owner, self._holds_until(row, owner))
         return owner
 
     def _holds_until(self, row: AccessTokenRow, owner: Requester) -> float:
-        """When what was read of a token is to be read again, in seconds since 1970."""
+        """Return when to read the token again, in seconds since 1970."""
         account_ends = None if owner.is_expired else self._validity.end_of(row.account_expires_ts)
         ends = [ts for ts in (row.expires_ts, account_ends) if ts is not None]
         return min(ends) / 1000 if ends else float("inf")
 
-    async def _end_replaced(self, row: AccessTokenRow) -> None:
+    async def _end_replaced_pair(self, row: AccessTokenRow) -> None:
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> PairUse:
@@ -272,12 +273,12 @@ class AccessTokens:
         if await self._database.write("set_pair_used", write) is PairUse.TOO_LATE:
             raise UnknownToken("The access token was replaced by another", soft_logout=True)
 
-    def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
-        self._remembered.put(token_hash, _Known(owner, expires))
+    def _cache_owner(self, token_hash: bytes, owner: Requester, expires: float) -> None:
+        self._cache.put(token_hash, _Entry(owner, expires))
         self._by_user.setdefault(owner.user_id, {})[owner.token_nid] = token_hash
 
-    def _on_removed(self, _token_hash: bytes, known: _Known) -> None:
-        owner, known.owner = known.owner, None
+    def _on_removed(self, _token_hash: bytes, entry: _Entry) -> None:
+        owner, entry.owner = entry.owner, None
         if owner is None:
             return
         of_user = self._by_user[owner.user_id]
@@ -288,30 +289,30 @@ class AccessTokens:
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.ACCOUNT and change.user_id is not None:
-                self._forget(change.user_id)
+                self._invalidate(change.user_id)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        self._taking_in += 1
-        Deferred.fromCoroutine(self._forget_changed(after, upto))
+        self._pending_invalidations += 1
+        Deferred.fromCoroutine(self._invalidate_changed(after, upto))
 
-    async def _forget_changed(self, after: int, upto: int) -> None:
-        """Another process wrote these positions: find out whom they concern."""
+    async def _invalidate_changed(self, after: int, upto: int) -> None:
+        """Invalidate the accounts that another node has changed at these positions."""
         try:
             changed = await self._accounts.get_changed_accounts(after, upto)
         except Exception:
-            # Better to ask again for everybody than to let in whom another node has put out.
-            self._log.failure("could not read whose sessions have changed")
-            changed = {*self._by_user, _EVERYBODY}
+            # Invalidate all users rather than accept a token that another node has revoked.
+            self._log.failure("could not read which accounts have changed")
+            changed = {*self._by_user, _ALL_USERS}
         for user_id in changed:
-            self._forget(user_id)
-        self._taking_in -= 1
-        if not self._taking_in:
-            settling, self._settling = self._settling, []
-            for settled in settling:
-                settled.callback(None)
+            self._invalidate(user_id)
+        self._pending_invalidations -= 1
+        if not self._pending_invalidations:
+            waiters, self._invalidation_waiters = self._invalidation_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
 
-    def _forget(self, user_id: str) -> None:
-        for forgotten in self._forgotten_meanwhile:
-            forgotten.add(user_id)
+    def _invalidate(self, user_id: str) -> None:
+        for invalidated_users in self._reads_in_progress:
+            invalidated_users.add(user_id)
         for token_hash in tuple(self._by_user.get(user_id, {}).values()):
-            self._remembered.pop(token_hash)
+            self._cache.pop(token_hash)

@@ -1,15 +1,15 @@
-"""Passwords that people make for one program each: a bot, or an old client, that knows no other way
-to sign in.
+"""Application passwords: each for one program that has no other way to sign in (a bot, an old
+client).
 
 Laws:
-- A password is shown once, to who made it, and kept as Argon2id.
-- It begins with what it is found by, so that a sign-in tries one hash, however many an account has.
-- It is good for `POST /login` alone, on a new device or one that it has let in before; a session
-  that was begun with it cannot let others in, nor set the keys of the account. Its end, by its
-  owner, an administrator or its time, ends the sessions begun with it; the end of all sessions of
-  an account ends it. While the account is locked it lets nobody in.
+- A password is shown once, to its owner, and stored as an Argon2id hash.
+- It starts with its id, so a sign-in checks one hash, however many passwords the account has.
+- It is valid for `POST /login` only, on a new device or one that it has signed in before. Its
+  session cannot sign in other clients or set the keys of the account.
+- When it ends (by its owner, an administrator, or expiry), its sessions end. When all sessions of
+  an account end, its application passwords end. It is refused while the account is locked.
 
-A failure counts as that of any password (`homeserver/services/login/password_login.py`).
+A failure counts like that of any password (`homeserver/services/login/password_login.py`).
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,15 @@ LONGEST_NAME: Final = 100
 
 
 class NameTaken(InvalidParam):
-    """The account has one of this name."""
+    """The account has an application password of this name."""
 
 
 class TooMany(Forbidden):
-    """The account has as many as it may have."""
+    """The account has the maximum number of application passwords."""
 
 
 class ApplicationPasswords:
-    """Makes, finds and ends them."""
+    """Creates, finds and revokes application passwords."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ApplicationPasswords:
         most: int = 20,
         longest_ms: int | None = None,
     ) -> None:
-        """`most`: of one account; `longest_ms`: after how long each ends at the latest."""
+        """`most`: the maximum per account. `longest_ms`: the maximum lifetime."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -71,12 +71,14 @@ class ApplicationPasswords:
         self.longest_ms = longest_ms
 
     async def get_passwords(self, user_id: UserID) -> Sequence[ApplicationPasswordRow]:
-        """Those of a user, the oldest first."""
+        """Return the passwords of a user, oldest first."""
         return await self._store.get_passwords(user_id)
 
     async def find(self, password: str) -> ApplicationPasswordRow | None:
-        """The one that a password claims to be; None where it is none of these, or its time is
-        over."""
+        """Return the row whose id a password contains; None if there is none or it has expired.
+
+        The hash is not checked.
+        """
         password_id = application_password_id(password) if self.enabled else None
         row = None if password_id is None else await self._store.get_password(password_id)
         return (
@@ -94,16 +96,19 @@ class ApplicationPasswords:
         era: Era,
         address: str | None = None,
     ) -> str:
-        """A new one, to be shown once. `lifetime_ms`: None for as long as may be; `address`: whence
-        it is asked for. Raises as `check_era`, `Forbidden` where there are none, `InvalidParam`,
-        `NameTaken`, `TooMany`, `LimitExceeded`."""
+        """Create a password and return it, to be shown once.
+
+        `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises
+        `Forbidden` where they are disabled, `InvalidParam`, `NameTaken`, `TooMany`,
+        `LimitExceeded`, and what `check_era` raises.
+        """
         if not self.enabled:
-            raise Forbidden("This server has no passwords for programs")
+            raise Forbidden("Application passwords are disabled on this server")
         if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable() or not name.strip():
             raise InvalidParam(f"A name has 1 to {LONGEST_NAME} characters")
         if lifetime_ms is not None and lifetime_ms <= 0:
-            raise InvalidParam("It must end in the future")
-        lasts = min(
+            raise InvalidParam("The password must expire in the future")
+        lifetime = min(
             (each for each in (lifetime_ms, self.longest_ms) if each is not None), default=None
         )
         password = self._secret_text.application_password()
@@ -115,22 +120,22 @@ class ApplicationPasswords:
             name=name,
             password_hash=password_hash,
             created_ts=now,
-            expires_ts=None if lasts is None else now + lasts,
+            expires_ts=None if lifetime is None else now + lifetime,
         )
 
         def write(txn: WriteTransaction) -> None:
             check_era(txn, user_id, era)
             if self._store.count_passwords(txn, user_id) >= self._most:
-                raise TooMany(f"An account has at most {self._most} passwords for programs")
+                raise TooMany(f"An account has at most {self._most} application passwords")
             if not self._store.add_password(txn, row):
-                raise NameTaken("You have a password of this name")
+                raise NameTaken("You already have an application password with this name")
             note(txn, user_id, Happened.APPLICATION_PASSWORD_MADE, now, detail=name)
 
         await self._database.write("add_application_password", write)
         return password
 
     async def is_program(self, caller: Requester) -> bool:
-        """Whether a session was begun with one."""
+        """Return whether the caller's session was begun with an application password."""
         return caller.device_id is not None and await self._store.is_program(
             caller.user_id, caller.device_id
         )
@@ -138,33 +143,36 @@ class ApplicationPasswords:
     def check_device(
         self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow
     ) -> None:
-        """Raises `Forbidden` where the session would take the place of one that was begun
-        otherwise."""
+        """Raise `Forbidden` if the device belongs to a session that was begun in another way."""
         if self._store.is_other_device(txn, session.user_id, session.device_id, row.password_id):
             raise Forbidden(
-                "Another session has this device; a program gets a new one without device_id"
+                "The device belongs to another session; omit device_id to get a new device"
             )
 
     def note_use(
         self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow
     ) -> None:
-        """A session was begun with it, in the write that begins it. Raises `Forbidden` where it has
-        just ended."""
+        """Record the use of a password, in the write that begins the session.
+
+        Raises `Forbidden` if the password was revoked in the meantime.
+        """
         if not self._store.set_used(
             txn, session.user_id, session.device_id, row.password_id, session.now
         ):
-            raise Forbidden("This password has just been ended")
+            raise Forbidden("This application password has just been revoked")
 
     async def do_end(self, user_id: UserID, password_id: str, *, by: UserID | None = None) -> None:
-        """End one of a user's, and the sessions that were begun with it. `by`: the administrator
-        who does. Raises `NotFound`."""
+        """Revoke a password of a user and end its sessions.
+
+        `by`: the administrator who revokes it. Raises `NotFound`.
+        """
         if not await self._database.write(
             "end_application_password", self._end, user_id, password_id, by
         ):
-            raise NotFound("There is no such password")
+            raise NotFound("There is no such application password")
 
     async def do_sweep(self, limit: int) -> int:
-        """End up to `limit` whose time is over; how many."""
+        """Revoke up to `limit` expired passwords; return the number."""
 
         def write(txn: WriteTransaction) -> int:
             expired = self._store.get_expired(txn, self._now(), limit)

@@ -1,11 +1,11 @@
-"""Accounts that wait until an administrator has approved them.
+"""Approval of new accounts by an administrator.
 
 Laws:
-- Who waits is let in nowhere: no session of an app or of a browser begins, whichever way they come.
-- That an account waits, and the letter to the administrators, are one write with the account; that
-  it is approved, and the letter to its owner, are one write too.
-- While an account is still waiting since less than an hour, administrators get no letter about the
-  next: nobody can fill their mailbox. The page shows all.
+- An account that awaits approval begins no session, of an app or of a browser, by any sign-in.
+- One write stores the account, its awaiting state and the e-mail to the administrators; another
+  one stores the approval and the e-mail to the owner.
+- While an account has been waiting for less than an hour, administrators get no e-mail about the
+  next one, so that nobody can flood their mailbox. The approvals page lists all.
 
 spec: MSC3866
 """
@@ -34,19 +34,20 @@ BY_NOTHING: Final = "m.none"
 
 
 class Newcomers(Protocol):
-    """What is done for accounts that may be used from now on."""
+    """Tasks for accounts that have just become usable."""
 
     def note(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In the write: note what is to be done."""
+        """Schedule the tasks, in the write that makes the account usable."""
         ...
 
     async def welcome(self, user_id: UserID) -> None:
-        """Afterwards: do it. Raises nothing that would spoil the registration."""
+        """Run the tasks after that write. Raises nothing that would fail the registration."""
         ...
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """An account that waits, since when (milliseconds since 1970), and its e-mail addresses."""
+    """An account that awaits approval since `since_ts` (milliseconds since 1970), with its e-mail
+    addresses."""
 
     user_id: UserID
     since_ts: int
@@ -54,7 +55,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Approvals:
-    """Keeps accounts waiting, and lets them in."""
+    """Lists and approves accounts that await approval, and refuses their sign-ins."""
 
     def __init__(
         self,
@@ -68,8 +69,8 @@ class Approvals:
         letters_to: Mapping[str, str],
         base_url: str,
     ) -> None:
-        """`letters_to`: addresses of administrators who hear of accounts that wait, with their
-        languages."""
+        """`letters_to`: e-mail addresses of administrators to notify of waiting accounts, with
+        their languages."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -78,36 +79,36 @@ class Approvals:
         self._languages = languages
         self._letters_to = dict(letters_to)
         self._base_url = base_url.rstrip("/")
-        self._newcomers: Newcomers | None = None
+        self._new_account_tasks: Newcomers | None = None
 
-    def greet_with(self, newcomers: Newcomers) -> None:
-        """From now on let this be done for accounts that are approved."""
-        self._newcomers = newcomers
+    def greet_with(self, tasks: Newcomers) -> None:
+        """Set the tasks for accounts that are approved."""
+        self._new_account_tasks = tasks
 
     async def check(self, user_id: UserID) -> None:
-        """Raises `UserAwaitingApproval` for who waits."""
+        """Raise `UserAwaitingApproval` if the account awaits approval."""
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is not None and account.awaiting_ts is not None:
             raise await self.refusal(user_id)
 
     async def refusal(self, user_id: UserID) -> UserAwaitingApproval:
-        """What somebody who waits is told."""
+        """Return the error for an account that awaits approval."""
         known = self._outbox is not None and bool(await self._addresses([user_id]))
         return UserAwaitingApproval(approval_notice_medium=BY_EMAIL if known else BY_NOTHING)
 
     def note_waiting(self, txn: WriteTransaction, user_id: UserID, since_ts: int) -> None:
-        """In the write that makes an account which waits: tell the administrators."""
+        """Queue the e-mail to the administrators, in the write that stores the account."""
         if self._outbox is None or self._accounts.has_awaiting(txn, since_ts - QUIET_MS, user_id):
             return
         for address, code in self._letters_to.items():
             language = self._languages.choose(code)
-            letter = self._outbox.letters.account_waits(
+            email = self._outbox.letters.account_waits(
                 language, user_id, f"{self._base_url}{APPROVALS_PATH}"
             )
-            self._outbox.add(txn, language, letter, address)
+            self._outbox.add(txn, language, email, address)
 
     async def get_waiting(self, limit: int) -> Sequence[Waiting]:
-        """Up to `limit` accounts that wait, the first first."""
+        """Return up to `limit` accounts that await approval, oldest first."""
         rows = await self._accounts.get_awaiting(limit)
         addresses = await self._addresses([user_id for user_id, _ in rows])
         return [
@@ -115,8 +116,10 @@ class Approvals:
         ]
 
     async def do_approve(self, user_id: UserID, *, by: UserID) -> bool:
-        """Let an account be used, and tell its owner by e-mail where an address is known; False
-        where it did not wait. Raises `NotFound`."""
+        """Approve an account, and e-mail its owner if an address is known.
+
+        Return False if it did not await approval. Raises `NotFound`.
+        """
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is None or account.deactivated_ts is not None:
             raise NotFound("There is no such user here")
@@ -127,23 +130,26 @@ class Approvals:
             if not self._accounts.set_awaiting(txn, user_id, None):
                 return False
             note(txn, user_id, Happened.APPROVED, self._now(), by=by)
-            if self._newcomers is not None:
-                self._newcomers.note(txn, user_id)
+            if self._new_account_tasks is not None:
+                self._new_account_tasks.note(txn, user_id)
             if self._outbox is not None:
                 for address in addresses:
-                    letter = self._outbox.letters.account_approved(
+                    email = self._outbox.letters.account_approved(
                         language, user_id, f"{self._base_url}/"
                     )
-                    self._outbox.offer(txn, language, letter, address)
+                    self._outbox.offer(txn, language, email, address)
             return True
 
         approved = await self._database.write("approve_account", write)
-        if approved and self._newcomers is not None:
-            await self._newcomers.welcome(user_id)
+        if approved and self._new_account_tasks is not None:
+            await self._new_account_tasks.welcome(user_id)
         return approved
 
     async def do_withdraw(self, user_id: UserID, *, by: UserID) -> None:
-        """Let an account wait again. Its sessions stay; no new one begins. Raises `NotFound`."""
+        """Make an account await approval again. Its sessions stay; no new one can begin.
+
+        Raises `NotFound`.
+        """
         if user_id not in await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
 

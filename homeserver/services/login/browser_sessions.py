@@ -1,16 +1,16 @@
-"""Who is signed in, in a browser, to the server's own pages.
+"""Browser sessions: sign-ins to the server's own pages.
 
 Laws:
-- The cookie is random and signed, is kept as a hash, and is new with each sign-in: no session is
-  taken over that somebody else began.
-- A session begins only while what it rests on holds
+- The cookie is random and signed, stored as a hash, and new with each sign-in, which prevents
+  session fixation.
+- A session begins only while the authentication behind it is valid
   (`homeserver/services/login/credential_epoch.py`).
-- A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a
-  closed account end it; an account past its day has none.
-- No script reads the cookie, no other site sends it with a form, and over https no other host can
-  set it.
+- A session expires after a day. A password change, a sign-out everywhere, a lock and a deactivation
+  end it; an expired account has none.
+- The cookie is out of reach of scripts and is not sent with forms of other sites. Over https no
+  other host can set it.
 
-A browser session is no device: it opens pages, and no endpoint of the client-server API.
+A browser session is not a device: it opens pages, but no endpoint of the client-server API.
 """
 
 from collections.abc import Callable
@@ -35,21 +35,21 @@ LIFETIME_MS: Final = 24 * 3600 * 1000
 
 
 class BrowserSession(msgspec.Struct, frozen=True):
-    """Who looks at a page."""
+    """The signed-in user of a page."""
 
     user_id: UserID
     proved_ts: int
-    """When they last proved who they are, in milliseconds since 1970."""
+    """The last authentication, in milliseconds since 1970."""
     is_admin: bool = False
     is_suspended: bool = False
     origin: str | None = None
-    """JSON: the sign-in at an identity provider by which they came, if any."""
+    """The sign-in at an identity provider that began the session, as JSON; None: another way."""
     era: Era = 0
-    """For the writes of what they do here (`homeserver/services/login/credential_epoch.py`)."""
+    """The epoch to compare in writes (`homeserver/services/login/credential_epoch.py`)."""
 
 
 class BrowserSessions:
-    """Begins, finds and ends them."""
+    """Begins, finds and ends browser sessions."""
 
     def __init__(
         self,
@@ -74,20 +74,23 @@ class BrowserSessions:
         self,
         user_id: UserID,
         context: RequestContext,
-        era: int,
+        epoch: int,
         origin: str | None = None,
         proved_ts: int | None = None,
     ) -> str:
-        """Sign somebody in, who has proved who they are and whose account may be used, in this
-        `era`; what this browser had before ends. Raises as `check_era`. `origin`: the sign-in at an
-        identity provider by which they came; `proved_ts`: when they proved who they are there
-        (None: now, and here). The cookie, to be set with the answer (`Response.cookies`)."""
+        """Begin a session for an authenticated user of a usable account.
+
+        Ends the previous session of this browser. `epoch`: the credential epoch at authentication.
+        `origin`: the sign-in at an identity provider, as JSON. `proved_ts`: when the provider
+        authenticated the user; None: now, by this server. Return the cookie for the response
+        (`Response.cookies`). Raises what `check_era` raises.
+        """
         token = self._secret_text.browser_token()
         old = self._cookies.find(context, COOKIE)
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_era(txn, user_id, epoch)
             check_sign_in(txn, origin)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
@@ -101,7 +104,7 @@ class BrowserSessions:
         return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)
 
     async def get(self, context: RequestContext) -> BrowserSession | None:
-        """Who is signed in in the browser that asks."""
+        """Return the session of the requesting browser."""
         token = self._cookies.find(context, COOKIE)
         if token is None:
             return None
@@ -109,9 +112,9 @@ class BrowserSessions:
         row = await self._store.get_browser_session(token_hash, self._now())
         if row is None or self._validity.is_over(row.account_expires_ts):
             return None
-        era = InBrowser(row.era, token_hash)
+        epoch = InBrowser(row.era, token_hash)
         return BrowserSession(
-            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, era
+            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, epoch
         )
 
     async def do_end_others(
@@ -120,7 +123,7 @@ class BrowserSessions:
         user_id: UserID,
         remove_sessions: Callable[[WriteTransaction, UserID, str], None],
     ) -> None:
-        """As `ending_others`, in a write of its own."""
+        """Run `ending_others` in its own write."""
         await self._database.write(
             "end_other_sessions", self.ending_others(context, user_id, remove_sessions)
         )
@@ -131,8 +134,11 @@ class BrowserSessions:
         user_id: UserID,
         remove_sessions: Callable[[WriteTransaction, UserID, str], None],
     ) -> Callable[[WriteTransaction], None]:
-        """What ends, in a write, all sessions of who asks, of apps and of browsers, but that of the
-        browser that asks, which stays what it was. `remove_sessions`: ends all."""
+        """Return a closure for a write that ends all other sessions of the user.
+
+        It ends the sessions of apps and browsers, and keeps the session of the requesting browser
+        unchanged. `remove_sessions`: ends all sessions.
+        """
         token = self._cookies.find(context, COOKIE) or ""
         now = self._now()
 
@@ -140,7 +146,7 @@ class BrowserSessions:
             row = self._store.get_browser_session_in(txn, hash_token(token), now)
             self._store.remove_browser_session(txn, hash_token(token))
             remove_sessions(txn, user_id, context.client_ip)
-            if row is not None:  # it may have been ended meanwhile
+            if row is not None:  # it may have ended in the meantime
                 self._store.add_browser_session(
                     txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
                 )
@@ -148,8 +154,7 @@ class BrowserSessions:
         return write
 
     async def do_end(self, context: RequestContext) -> str:
-        """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set
-        with the answer."""
+        """End the session of the requesting browser; return the header that deletes the cookie."""
         token = self._cookies.find(context, COOKIE)
 
         def write(txn: WriteTransaction, token_hash: bytes) -> None:
@@ -162,29 +167,31 @@ class BrowserSessions:
     def _end(
         self, txn: WriteTransaction, token_hash: bytes, ip: str, *, unless_of: UserID | None = None
     ) -> None:
-        """End the session of a cookie, and keep a record of it, unless it is of somebody who stays
-        signed in."""
+        """End the session of a cookie and record it in the audit log.
+
+        `unless_of`: the user who goes on with a new session; it is not recorded for them.
+        """
         ended = self._store.remove_browser_session(txn, token_hash)
         if ended is None:
             return
         user_id, expires_ts = ended
         if expires_ts <= self._now():
-            self._note_over(txn, UserID(user_id), expires_ts)
+            self._record_expiry(txn, UserID(user_id), expires_ts)
         elif user_id != unless_of:
             note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now(), ip=ip)
 
     @staticmethod
-    def _note_over(txn: WriteTransaction, user_id: UserID, expires_ts: int) -> None:
+    def _record_expiry(txn: WriteTransaction, user_id: UserID, expires_ts: int) -> None:
         note(txn, user_id, Happened.BROWSER_SIGNED_OUT, expires_ts, detail=TIME_OVER)
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` sessions whose time is over; how many."""
+        """Remove up to `limit` expired sessions; return the number."""
 
         def write(txn: WriteTransaction) -> int:
-            gone = self._store.remove_old(txn, self._now(), limit)
-            for user_id, expires_ts in gone:
-                self._note_over(txn, UserID(user_id), expires_ts)
-            return len(gone)
+            expired = self._store.remove_old(txn, self._now(), limit)
+            for user_id, expires_ts in expired:
+                self._record_expiry(txn, UserID(user_id), expires_ts)
+            return len(expired)
 
         return await self._database.write("end_old_browser_sessions", write)
 

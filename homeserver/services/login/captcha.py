@@ -1,9 +1,8 @@
-"""Riddles that people solve and programs do not: is a solution right? Whoever made the riddle says
-so, or a plug-in.
+"""Captchas: the captcha service or a plug-in verifies the solution.
 
 Laws:
-- A solution that cannot be checked counts for nothing: while nobody answers, nobody passes.
-- The one who is asked hears nothing of the person but the solution.
+- A solution that cannot be verified is refused: while the service is down, nobody passes.
+- The service receives nothing about the person but the solution.
 
 spec: client-server-api#google-recaptcha
 """
@@ -22,7 +21,7 @@ from federation.protocol.errors import CaptchaInvalid, CaptchaNeeded, MatrixErro
 from homeserver.services.plugins.hooks import Plugins
 
 LONGEST_SOLUTION: Final = 12_000
-"""Characters; those of hCaptcha have some thousands."""
+"""In characters; solutions of hCaptcha have some thousands."""
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 _HEADERS: Final = (
@@ -32,27 +31,30 @@ _HEADERS: Final = (
 
 
 class CaptchaUnavailable(MatrixError):
-    """Nobody says whether a solution is right."""
+    """The captcha service cannot be reached or refuses our request."""
 
     status = 503
     default_text = "The captcha cannot be checked at the moment; try again later"
 
 
-class _Verdict(msgspec.Struct, rename={"error_codes": "error-codes"}):
+class _VerifyResponse(msgspec.Struct, rename={"error_codes": "error-codes"}):
     success: bool
     error_codes: Sequence[str] = ()
 
 
 class Captcha:
-    """Checks solutions."""
+    """Verifies captcha solutions."""
 
     log = Logger()
 
     def __init__(
         self, web: Web, plugins: Plugins, *, verify_url: str, site_key: str, secret: str | None
     ) -> None:
-        """`site_key`: what riddles are asked for with. `secret`: our key towards `verify_url`, None
-        where plug-ins check. Raises `ValueError` where nobody does."""
+        """`site_key`: the public key with which clients request a captcha.
+
+        `secret`: our private key at `verify_url`; None where plug-ins verify. Raises `ValueError`
+        where neither is there.
+        """
         if secret is None and not plugins.check_captchas:
             raise ValueError("recaptcha_private_key is needed: no plug-in has `check_captcha`")
         self._web = web
@@ -62,28 +64,30 @@ class Captcha:
         self.site_key = site_key
 
     async def check(self, solution: object, address: str) -> None:
-        """Raises `CaptchaNeeded`, `CaptchaInvalid`, `CaptchaUnavailable`. `address`: where the
-        person is, for plug-ins."""
+        """Verify a solution. `address`: the client's IP address, for plug-ins.
+
+        Raises `CaptchaNeeded`, `CaptchaInvalid`, `CaptchaUnavailable`.
+        """
         if not isinstance(solution, str) or not solution:
             raise CaptchaNeeded
         if len(solution) > LONGEST_SOLUTION or not solution.isascii():
             raise CaptchaInvalid
-        right = (
+        is_solved = (
             await self._plugins.check_captcha(solution, address)
             if self._plugins.check_captchas
             else None
         )
-        if right is None:
-            right = await self._ask(solution)
-        if not right:
+        if is_solved is None:
+            is_solved = await self._verify_remotely(solution)
+        if not is_solved:
             raise CaptchaInvalid
 
-    async def _ask(self, solution: str) -> bool:
+    async def _verify_remotely(self, solution: str) -> bool:
         if self._secret is None:
             return False
         form = urlencode({"secret": self._secret, "response": solution}).encode()
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 "POST",
                 self._verify_url,
                 _HEADERS,
@@ -92,15 +96,19 @@ class Captcha:
                 max_bytes=MAX_BYTES,
                 only_https=True,
             )
-            if answer.status != HTTPStatus.OK:
-                raise OutboundError(f"it answers {answer.status}")
-            verdict = msgspec.json.decode(answer.body, type=_Verdict)
+            if response.status != HTTPStatus.OK:
+                raise OutboundError(f"status {response.status}")
+            verify_response = msgspec.json.decode(response.body, type=_VerifyResponse)
         except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.log.error(
-                "solutions cannot be checked at {url}: {why}", url=self._verify_url, why=str(error)
+                "captcha solutions cannot be verified at {url}: {why}",
+                url=self._verify_url,
+                why=str(error),
             )
             raise CaptchaUnavailable from None
-        if not verdict.success and any("secret" in code for code in verdict.error_codes):
-            self.log.error("{url} does not take recaptcha_private_key", url=self._verify_url)
+        if not verify_response.success and any(
+            "secret" in code for code in verify_response.error_codes
+        ):
+            self.log.error("{url} refuses recaptcha_private_key", url=self._verify_url)
             raise CaptchaUnavailable
-        return verdict.success
+        return verify_response.success

@@ -1,15 +1,15 @@
-"""Whether what somebody proved a moment ago still holds.
+"""Credential epochs: detect that an authentication was invalidated before its write.
 
-Who they are is found out before a write: a password is hashed for a while, a browser session is
-read, an identity provider answers. Meanwhile the password may change, all sessions may be ended,
-the account may be locked or closed: each of these begins a new era of the account
-(`AccountStore.begin_era`). So whatever lets somebody in, or changes how they come in, is told the
-era in which they proved who they are, and compares it in its own write.
+Authentication takes place before the write: a password is hashed, a browser session is read, an
+identity provider responds. In the meantime the password may change, all sessions may end, or the
+account may be locked or closed. Each of these increments the credential epoch of the account
+(`AccountStore.begin_era`). So each write that signs a user in, or changes their credentials,
+receives the epoch of the authentication and compares it with the current one.
 
-A browser session can end alone, and so can a sign-in at an identity provider, by the provider's
-word: neither begins an era, since the person's other sessions go on. So who does something in a
-browser session names it too (`InBrowser`), and what rests on a sign-in at a provider asks whether
-that still stands (`check_sign_in`).
+A browser session can end alone, and so can a sign-in at an identity provider when the provider
+logs the user out. Neither increments the epoch, as the user's other sessions stay. So an operation
+in a browser session names the session too (`InBrowser`), and one that depends on a sign-in at a
+provider checks that it has not ended (`check_sign_in`).
 """
 
 import msgspec
@@ -24,28 +24,29 @@ from storage.upstream.ended_sessions import is_ended
 
 
 class InBrowser(msgspec.Struct, frozen=True):
-    """Somebody is signed in in a browser. `era`: of their account; `browser`: the hash of its
-    cookie."""
+    """The epoch of an authentication by browser session. `era`: the credential epoch of the
+    account; `browser`: the hash of the cookie."""
 
     era: int
     browser: bytes
 
 
 Era = int | InBrowser
-"""In which somebody has proved who they are, and in which browser session, where they work in
-one."""
+"""The credential epoch of an authentication, with the browser session if there is one."""
 
 
 class ProofEnded(Forbidden):
-    """What was proved holds no longer."""
+    """The authentication was invalidated."""
 
     def __init__(self) -> None:
         super().__init__("The account has changed in the meantime; sign in again")
 
 
 def check_era(txn: Transaction, user_id: str, era: Era) -> None:
-    """Raises `UserDeactivated`, `UserLocked` or `ProofEnded` where another era has begun, or the
-    browser session has ended."""
+    """Check that the account is still in this epoch, and that the browser session has not ended.
+
+    Raises `UserDeactivated`, `UserLocked` or `ProofEnded`.
+    """
     standing = select_standing(txn, user_id)
     number = era.era if isinstance(era, InBrowser) else era
     if standing is not None and standing.era == number:
@@ -60,8 +61,11 @@ def check_era(txn: Transaction, user_id: str, era: Era) -> None:
 
 
 def check_session(txn: Transaction, caller: Requester) -> None:
-    """For who has shown nothing but their access token. Raises `UnknownToken` where it has ended
-    meanwhile, `UserDeactivated`, `UserLocked`."""
+    """Check that the caller's access token still exists and that the account is usable.
+
+    For operations that the access token alone authenticates. Raises `UnknownToken`,
+    `UserDeactivated`, `UserLocked`.
+    """
     if caller.appservice_id is None and not has_access_token(txn, caller.token_nid):
         raise UnknownToken("The session has ended")
     standing = select_standing(txn, caller.user_id)
@@ -72,7 +76,9 @@ def check_session(txn: Transaction, caller: Requester) -> None:
 
 
 def check_sign_in(txn: Transaction, origin: str | None) -> None:
-    """Raises `ProofEnded` where the identity provider has said meanwhile that this sign-in ended.
-    `origin`: its JSON, None where somebody came otherwise."""
+    """Raise `ProofEnded` if the identity provider has ended this sign-in.
+
+    `origin`: the sign-in as JSON; None for a sign-in without provider.
+    """
     if is_ended(txn, origin):
         raise ProofEnded

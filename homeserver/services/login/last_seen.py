@@ -1,10 +1,10 @@
-"""When devices were last seen: noted in memory by every request, written in batches.
+"""When and from which address devices were last seen.
 
-A device is noted anew once `granularity` seconds have passed since the last note of it at its
-address, so that an address that is new to the account is never missed for one that was used a
-moment before; the notes are written every `interval` seconds, in one write, when devices are looked
-at, and when the server stops. A crash loses a minute of them, which is as exact as the
-specification asks.
+Each request is recorded in memory; records are written in batches. A device is recorded again
+`granularity` seconds after its last record at the same address, so an address that is new to the
+account is always recorded. All pending records are written in one write: every `interval` seconds,
+before devices are read, and when the server stops. A crash loses a minute of them; the
+specification asks for no more precision.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ from storage.cache import LRU
 from storage.devices.devices import DeviceSighting, DeviceStore
 from storage.engine.database import DatabaseUnavailable
 
-_MOST_REMEMBERED: Final = 100_000
-_MOST_ADDRESSES: Final = 8
-"""Of one device that wait to be written: whoever has very many addresses does not fill the memory,
-nor the records, with them."""
-_KNOWN: Final = frozenset(
+_MAX_RECENT: Final = 100_000
+_MAX_ADDRESSES: Final = 8
+"""Pending addresses of one device: a client with very many addresses must not fill memory or the
+audit log."""
+_SIGN_IN_EVENTS: Final = frozenset(
     {Happened.REGISTERED.value, Happened.SESSION_BEGAN.value, Happened.BROWSER_SIGNED_IN.value}
 )
-"""What tells already that the account is used from an address."""
+"""Events that already record that the account is used from an address."""
 
 
 class LastSeen:
-    """Notes and writes them."""
+    """Records when and from which address devices were seen."""
 
     _log = Logger()
 
@@ -47,25 +47,25 @@ class LastSeen:
         granularity: float = 120.0,
         interval: float = 30.0,
     ) -> None:
-        """`addresses_ms`: how long it is kept whence a device was used last; None: as long as the
-        device is there."""
+        """`addresses_ms`: how long to store the last address of a device; None: as long as the
+        device exists."""
         self._addresses_ms = addresses_ms
         self._clock = clock
         self._devices = devices
         self._granularity = granularity
         self._interval = interval
-        self._noted: LRU[tuple[UserID, DeviceID, str], float] = LRU(max_entries=_MOST_REMEMBERED)
-        self._waiting: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
-        """By what counts as one address, the latest last."""
+        self._recent: LRU[tuple[UserID, DeviceID, str], float] = LRU(max_entries=_MAX_RECENT)
+        self._pending: dict[tuple[UserID, DeviceID], dict[str, DeviceSighting]] = {}
+        """Sightings by address key (`address_key`), the latest last."""
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._loop.clock = clock
 
     def start(self) -> None:
-        """Write every interval from now on."""
+        """Start to write every `interval` seconds."""
         self._loop.start(self._interval, now=False)
 
     async def stop(self) -> None:
-        """Write what waits, and no more."""
+        """Stop, and write the pending records."""
         if self._loop.running:
             self._loop.stop()
         await self.flush()
@@ -73,24 +73,26 @@ class LastSeen:
     def note(
         self, user_id: UserID, device_id: DeviceID, ip: str, headers: Mapping[bytes, bytes]
     ) -> None:
-        """The device made a request just now. `headers`: its headers, by names in small letters."""
+        """Record a request of the device. `headers`: its headers, with lower-case names."""
         key = (user_id, device_id, ip)
         now = self._clock.seconds()
-        if now - (self._noted.peek(key) or 0.0) < self._granularity:
+        if now - (self._recent.peek(key) or 0.0) < self._granularity:
             return
-        waiting = self._waiting.setdefault((user_id, device_id), {})
+        pending = self._pending.setdefault((user_id, device_id), {})
         address = address_key(ip)
-        if waiting.pop(address, None) is None and len(waiting) >= _MOST_ADDRESSES:
+        if pending.pop(address, None) is None and len(pending) >= _MAX_ADDRESSES:
             return
-        self._noted.put(key, now)
+        self._recent.put(key, now)
         agent = find_user_agent(headers).replace("\0", "")
-        waiting[address] = DeviceSighting(
+        pending[address] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
         )
 
     async def do_forget_addresses(self, limit: int) -> int:
-        """Forget whence devices came that were not used for so long, up to so many; how many. A job
-        does it."""
+        """Delete up to `limit` addresses of devices not used for `addresses_ms`; return the number.
+
+        A job calls it.
+        """
         if self._addresses_ms is None:
             return 0
         return await self._devices.forget_addresses(
@@ -98,14 +100,16 @@ class LastSeen:
         )
 
     async def flush(self) -> None:
-        """Write what waits. A failure loses no request: it is logged, and the notes come again in
-        time."""
-        if not self._waiting:
+        """Write the pending records.
+
+        A failure fails no request: it is logged, and later requests record the devices again.
+        """
+        if not self._pending:
             return
-        sightings, self._waiting = self._waiting, {}
+        sightings, self._pending = self._pending, {}
         try:
             await self._devices.set_sightings(
-                [each for of_one in sightings.values() for each in of_one.values()], _KNOWN
+                [each for of_one in sightings.values() for each in of_one.values()], _SIGN_IN_EVENTS
             )
         except DatabaseUnavailable as error:
             self._log.warn(

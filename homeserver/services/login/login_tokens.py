@@ -1,14 +1,15 @@
-"""Signing in on a second client with a token that the first one asked for.
+"""Login tokens: sign in on a second client with a token that the first client requested.
 
 Laws:
-- A token is good for one sign-in, within minutes, by whoever holds it; it is kept as a hash.
-- Whoever signed in with a password for a program gets none: what they let in would outlive it.
-- A token is good in the era of the account in which it was given
-  (`homeserver/services/login/credential_epoch.py`): a password change, whether it ends sessions or
-  not, a sign-out everywhere and a closed or locked account end it, also while it is being given or
-  taken.
+- A token is valid for one sign-in, within minutes, by its holder; only its hash is stored.
+- A session of an application password gets no token: the new session would outlive the password.
+- A token is valid in the credential epoch in which it was issued
+  (`homeserver/services/login/credential_epoch.py`). A password change (whether or not it ends
+  sessions), a sign-out everywhere, a lock and a deactivation revoke it, also while it is being
+  issued or used.
 
-spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#post_matrixclientv3login
+spec: client-server-api#post_matrixclientv1loginget_token,
+client-server-api#post_matrixclientv3login
 """
 
 from typing import Final
@@ -36,7 +37,7 @@ from storage.login.login_tokens import LoginTokenStore
 from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
 UPSTREAM_LIFETIME_MS: Final = 60_000
-"""How long a token is good for that a browser carries to the client."""
+"""Lifetime of a token that a browser passes to the client."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -46,11 +47,11 @@ class Origin(msgspec.Struct, frozen=True):
     subject: str
     session: str | None = None
     began_ts: int = 0
-    """When they left for it, in milliseconds since 1970; nothing where that is not known."""
+    """When the browser was redirected to the provider, in milliseconds since 1970; 0: unknown."""
 
 
 class LoginTokens:
-    """Gives tokens out, and takes them."""
+    """Issues login tokens and signs in with them."""
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class LoginTokens:
         lifetime_ms: int,
         from_browsers: bool = False,
     ) -> None:
-        """`from_sessions`: people may ask for tokens; `confirmed`: they have to confirm that with
-        their password. `from_browsers`: who signs in in a browser gets one."""
+        """`from_sessions`: signed-in clients may request tokens. `confirmed`: that needs
+        user-interactive authentication. `from_browsers`: a sign-in in a browser issues one."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -86,28 +87,26 @@ class LoginTokens:
         self._application_passwords = application_passwords
         self.from_sessions = from_sessions
         self.accepted = from_sessions or from_browsers
-        """Whether people sign in with tokens."""
+        """Whether a sign-in with a token is enabled."""
         self._confirmed = confirmed
         self._lifetime_ms = lifetime_ms
 
     async def do_give(
         self, caller: Requester, auth: AuthData | None, address: str
     ) -> tuple[str, int]:
-        """A token for another client of the caller, and for how many milliseconds it is good.
+        """Issue a token for another client of the caller; return it and its lifetime in ms.
 
-        Raises `Forbidden` where the server gives none, `LimitExceeded`, `AuthenticationRequired`,
-        and as `check_session`.
+        Raises `Forbidden` where the server issues none, `LimitExceeded`, `AuthenticationRequired`,
+        and what `check_session` raises.
         """
         if not self.from_sessions:
-            raise Forbidden("This server gives out no tokens to sign in with")
+            raise Forbidden("This server issues no login tokens")
         if await self._application_passwords.is_program(caller):
-            raise Forbidden(
-                "Who has signed in with a password for a program lets no other client in"
-            )
+            raise Forbidden("A session of an application password cannot sign in other clients")
         self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
-        era = None
+        epoch = None
         if self._confirmed:
-            era = await self._confirmation.check_confirmed(
+            epoch = await self._confirmation.check_confirmed(
                 caller, "POST login/get_token", auth, address
             )
         self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)
@@ -115,8 +114,8 @@ class LoginTokens:
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            if era is not None:
-                check_era(txn, caller.user_id, era)
+            if epoch is not None:
+                check_era(txn, caller.user_id, epoch)
             check_session(txn, caller)
             self._store.add_login_token(
                 txn, hash_token(token), caller.user_id, now + self._lifetime_ms
@@ -133,17 +132,19 @@ class LoginTokens:
         await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin | None, era: Era) -> str:
-        """A token for the client of somebody who has signed in in a browser. `origin`: with an
-        identity provider. Raises as `check_era`."""
+    async def do_give_to(self, user_id: UserID, origin: Origin | None, epoch: Era) -> str:
+        """Issue a token for the client of a user who has signed in in a browser.
+
+        `origin`: the sign-in at an identity provider, if any. Raises what `check_era` raises.
+        """
         token = self._secret_text.login_token()
         expires_ts = self._now() + UPSTREAM_LIFETIME_MS
-        kept = None if origin is None else msgspec.json.encode(origin).decode()
+        encoded_origin = None if origin is None else msgspec.json.encode(origin).decode()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
-            check_sign_in(txn, kept)
-            self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, kept)
+            check_era(txn, user_id, epoch)
+            check_sign_in(txn, encoded_origin)
+            self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, encoded_origin)
 
         await self._database.write("add_login_token", write)
         return token
@@ -157,17 +158,20 @@ class LoginTokens:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session with a token. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
-        `ExpiredAccount`."""
-        # A failure is counted afterwards: nobody guesses a token, and a class comes back from its
-        # provider at once, from one address.
+        """Begin a session with a token.
+
+        Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `ExpiredAccount`,
+        `UserAwaitingApproval`.
+        """
+        # Count only failures: tokens cannot be guessed, and a whole class may come back from its
+        # provider at the same time, from one address.
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
         taken = await self._store.take_login_token(hash_token(token), self._now())
         found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
         account = None if taken is None else found[taken.user_id]
         if taken is None or account is None or account.deactivated_ts is not None:
             self._limiter.count(Limit.LOGIN_FAILED, address_key(address))
-            raise Forbidden("This token is not valid (any more); ask for a new one")
+            raise Forbidden("The login token is not valid or has expired; request a new one")
         await self._sign_in.check_usable(account, "token", address)
         session = self._sessions.prepare(
             UserID(account.user_id),
@@ -198,7 +202,7 @@ class LoginTokens:
         return session
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` tokens that nobody used in time; how many."""
+        """Delete up to `limit` expired tokens; return the number."""
         return await self._store.remove_old(self._now(), limit)
 
     def _now(self) -> int:

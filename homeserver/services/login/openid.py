@@ -1,5 +1,4 @@
-"""Proofs for other services of who somebody is: a token that is good for an hour and for nothing
-else.
+"""OpenID tokens: prove a user's identity to other services. Valid for an hour, for nothing else.
 
 spec: client-server-api#openid, server-server-api#openid
 """
@@ -23,7 +22,7 @@ LIFETIME: Final = 3600
 
 
 class OpenID:
-    """Gives out tokens, and says whose they are."""
+    """Issues OpenID tokens and looks up their owners."""
 
     def __init__(
         self,
@@ -45,9 +44,9 @@ class OpenID:
         self._server_name = server_name
 
     async def do_request_token(self, caller: Requester, user_id: UserID) -> dict[str, object]:
-        """A new token. Raises Forbidden."""
+        """Issue a token; return the response body. Raises `Forbidden` for another user."""
         if caller.user_id != user_id:
-            raise Forbidden("You can only prove who you are yourself")
+            raise Forbidden("You can only request an OpenID token for yourself")
         token = self._secret_text.openid_token()
         expires_ts = self._now_ms() + LIFETIME * 1000
 
@@ -63,7 +62,7 @@ class OpenID:
         }
 
     async def get_user(self, token: str) -> UserID:
-        """Whose token it is. Raises UnknownToken."""
+        """Return the owner of a token. Raises `UnknownToken`, also for an unusable account."""
         user_id = await self._store.get_user(hash_token(token), self._now_ms())
         account = (
             (await self._accounts.get_accounts([user_id])).get(user_id)
@@ -80,7 +79,7 @@ class OpenID:
         return UserID(account.user_id)
 
     async def do_forget(self, limit: int) -> int:
-        """Forget up to `limit` tokens that are no longer good; how many."""
+        """Delete up to `limit` expired tokens; return the number."""
         return await self._store.remove_expired(self._now_ms(), limit)
 
     def _now_ms(self) -> int:

@@ -1,14 +1,16 @@
-"""Signing in with a password: who is meant, is the password right, may the account be used.
+"""Sign-in with a password: find the account, check the password, check that the account is usable.
 
 Laws:
-- An unknown user, one without a password and a wrong password look alike, and take the same time.
-- Failures count against the account and the address; who has too many waits, with the right
-  password too. Against the account an attempt counts from when it begins
+- An unknown user, a user without a password and a wrong password get the same answer in the same
+  time.
+- Failures count against the account and the IP address; above the limit even the right password has
+  to wait. An attempt counts against the account from its start
   (`homeserver/services/login/password_attempts.py`).
-- What an account may not do any more is told only to who has shown its password.
-- A password that was made for a program (`homeserver/services/login/application_passwords.py`)
-  begins a session in the client-server API, and does nothing else: it opens no page and confirms
-  nothing. It is asked of nobody else.
+- Only a client that has shown the right password learns that an account is locked, closed, expired
+  or awaiting approval.
+- An application password (`homeserver/services/login/application_passwords.py`) begins a session in
+  the client-server API and does nothing else: it opens no page and confirms no operation. It is
+  never sent to another password source.
 
 spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
@@ -58,42 +60,44 @@ from storage.login.application_passwords import ApplicationPasswordRow
 from storage.threepids.threepids import ThreepidStore
 
 _WRONG: Final = "Wrong user name or password"
-_LONGEST_NAME: Final = 255
+_MAX_NAME_LENGTH: Final = 255
 _ATTEMPTS: Final = 3
-"""At a sign-in, where the account changes while the password is checked: it is checked again,
-against what stands then."""
-_COST_FOR_ADDRESS: Final = 0.1
-"""A failure counts less against the address than against the account: a whole office may stand
-behind one address."""
+"""Attempts of one sign-in: if the account changes while the password is checked, it is checked
+again against the new state."""
+_ADDRESS_COST: Final = 0.1
+"""A failure counts less against the IP address than against the account: a whole office may share
+one address."""
 
 NOT_ALLOWED: Final = "not_allowed"
-_WHY: Final[Mapping[type[MatrixError], str]] = {
+_REFUSAL_REASONS: Final[Mapping[type[MatrixError], str]] = {
     UserDeactivated: "deactivated",
     UserLocked: "locked",
     ExpiredAccount: "expired",
     UserAwaitingApproval: "awaiting_approval",
     Forbidden: NOT_ALLOWED,
 }
-"""Words of records: `Reason` of `homeserver/services/upstream/identity.py` has the same."""
+"""Reasons in audit records: `Reason` of `homeserver/services/upstream/identity.py` has the same."""
 
 
 class EmailAddress(str):
-    """A name that is an e-mail address, in small letters."""
+    """An e-mail address used as user name, in lower case."""
 
     __slots__ = ()
     medium: Final = EMAIL
 
 
 class PhoneNumber(str):
-    """A name that is a telephone number, in the digits of E.164."""
+    """A telephone number used as user name: the digits of E.164."""
 
     __slots__ = ()
     medium: Final = MSISDN
 
 
 class RefusedElsewhere(Exception):
-    """A password that is not kept here was right, and the account may not be used. `user_id`: whose
-    it is."""
+    """An external password was right, but the account is not usable.
+
+    `user_id`: the owner, if the account exists here.
+    """
 
     def __init__(self, user_id: UserID | None, error: MatrixError) -> None:
         super().__init__(error.text)
@@ -102,14 +106,17 @@ class RefusedElsewhere(Exception):
 
 
 class OtherPasswords(Protocol):
-    """Passwords that are not kept here."""
+    """A source of passwords outside this server's database."""
 
     async def check(
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> UserID | None:
-        """Whose they are; None where nobody knows them. `account`: the one that the name means
-        here, if any; `address`: whence it is asked. Raises `MatrixError` where nobody can say,
-        `RefusedElsewhere` where the account may not be used."""
+        """Return the owner of name and password; None where they are wrong.
+
+        `account`: the account here with this name, if any. `address`: the client's IP address.
+        Raises `MatrixError` where the source is unavailable, `RefusedElsewhere` where the account
+        is not usable.
+        """
         ...
 
 
@@ -137,7 +144,7 @@ class SignIn:
         approvals: Approvals | None = None,
         validity: AccountValidity | None = None,
     ) -> None:
-        """`own_passwords`: those that are kept here count."""
+        """`own_passwords`: whether the passwords in this server's database are accepted."""
         self._clock = clock
         self.validity = validity or AccountValidity(clock)
         self._plugins = plugins or Plugins()
@@ -152,25 +159,24 @@ class SignIn:
         self._application_passwords = application_passwords
         self._server_name = server_name
         self.password_login = password_login
-        """Whether people sign in with passwords that are theirs."""
+        """Whether people sign in with their own passwords."""
         self.password_confirmation = password_confirmation
-        """Whether a password confirms, in user-interactive authentication, who somebody is."""
+        """Whether user-interactive authentication offers the password stage."""
         self.own_passwords = own_passwords
         self._other_passwords: list[OtherPasswords] = []
 
     @property
     def takes_passwords(self) -> bool:
-        """Whether clients may sign in with a password: people's own, or one that was made for a
-        program."""
+        """Whether clients may sign in with an account password or an application password."""
         return self.password_login or self._application_passwords.enabled
 
     @property
     def is_told_to_clients(self) -> bool:
-        """Whether clients are to hear that there is a sign-in with a password."""
+        """Whether `GET /login` lists the sign-in with a password."""
         return self.password_login or self._application_passwords.in_login_flows
 
     def ask_too(self, other_passwords: OtherPasswords) -> None:
-        """From now on let these count too, after those that do."""
+        """Add a source of passwords, asked after the existing ones."""
         self._other_passwords.append(other_passwords)
 
     async def do_sign_in(
@@ -183,9 +189,11 @@ class SignIn:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session. `name`: localpart, user id, `EmailAddress` or `PhoneNumber`. Raises
-        `Forbidden`, `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`,
-        `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
+        """Begin a session. `name`: localpart, user id, `EmailAddress` or `PhoneNumber`.
+
+        Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`,
+        `UserAwaitingApproval`, and `Unrecognized` where password sign-in is disabled.
+        """
         if not self.takes_passwords:
             raise Unrecognized("This server has no sign-in with a password")
         for _ in range(_ATTEMPTS):
@@ -238,7 +246,10 @@ class SignIn:
         return session
 
     async def check_sign_in(self, name: str, password: str, address: str) -> AccountRow:
-        """The account of who may sign in with this name and password. Raises as `do_sign_in`."""
+        """Return the account that may sign in with this name and password.
+
+        Raises what `do_sign_in` raises.
+        """
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
         account = await self._check(name, password, address)
@@ -250,8 +261,11 @@ class SignIn:
         self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
 
     async def check_usable(self, account: AccountRow, way: str, address: str) -> None:
-        """Whether an account whose owner has proved who they are, in this `way`, may be used now.
-        Raises `UserDeactivated`, `UserLocked`, `ExpiredAccount`, `Forbidden`."""
+        """Check that an account, whose owner authenticated by this `way`, is usable now.
+
+        Raises `UserDeactivated`, `UserLocked`, `ExpiredAccount`, `UserAwaitingApproval`,
+        `Forbidden`.
+        """
         try:
             if account.deactivated_ts is not None:
                 raise UserDeactivated
@@ -264,9 +278,11 @@ class SignIn:
         await self.check_allowed(account.user_id, way, address)
 
     async def check_allowed(self, user_id: str, way: str, address: str) -> None:
-        """Whether somebody may begin a session who has proved who they are, in this `way` (see
-        `Hooks.check_sign_in`): they need not wait, and plug-ins let them in. Raises
-        `UserAwaitingApproval`, `Forbidden`."""
+        """Check that an account awaits no approval and that no plug-in refuses the sign-in.
+
+        `way`: of authentication (see `Hooks.check_sign_in`). Raises `UserAwaitingApproval`,
+        `Forbidden`.
+        """
         try:
             if self._approvals is not None:
                 await self._approvals.check(UserID(user_id))
@@ -278,15 +294,17 @@ class SignIn:
             raise
 
     async def do_note_refusal(self, user_id: UserID, address: str, why: MatrixError | str) -> None:
-        """Keep a record that somebody has proved who they are, and was let in nowhere."""
-        detail = why if isinstance(why, str) else _WHY.get(type(why), NOT_ALLOWED)
-        await self._database.write("note_refusal", self._note_refusal, user_id, address, detail)
+        """Store an audit record: the user authenticated, but the sign-in was refused."""
+        detail = why if isinstance(why, str) else _REFUSAL_REASONS.get(type(why), NOT_ALLOWED)
+        await self._database.write("note_refusal", self._record_refusal, user_id, address, detail)
 
     async def do_note_other_person(
         self, owner: UserID, address: str, operation: str, came: str
     ) -> None:
-        """Keep a record that somebody else (`came`) has proved who they are, where `owner` was to
-        confirm an operation."""
+        """Store an audit record: another user (`came`) authenticated where `owner` was to confirm.
+
+        `operation`: the operation to confirm, which was not carried out.
+        """
 
         def write(txn: WriteTransaction) -> None:
             now = int(self._clock.seconds() * 1000)
@@ -296,15 +314,17 @@ class SignIn:
         await self._database.write("note_other_person", write)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
-        """The account whose name and own password these are, where somebody who is signed in
-        confirms something. A failure counts like a sign-in. Raises `Forbidden`, `UserDeactivated`,
-        `LimitExceeded`."""
+        """Return the account with this name and password, for a confirmation by a signed-in user.
+
+        A failure counts against the limit of sign-ins too. Raises `Forbidden`, `UserDeactivated`,
+        `LimitExceeded`.
+        """
         return await self._check(
             name, password, address, also=[Counted(Limit.LOGIN, address_key(address))]
         )
 
     async def is_name_of(self, name: str, user_id: UserID) -> bool:
-        """Whether somebody names themself so: by a local part, user id, `EmailAddress` or
+        """Return whether a name means this user: localpart, user id, `EmailAddress` or
         `PhoneNumber`."""
         if isinstance(name, EmailAddress | PhoneNumber):
             return await self._threepids.get_owner(name.medium, name) == user_id
@@ -320,15 +340,18 @@ class SignIn:
         program: ApplicationPasswordRow | None = None,
         also: Sequence[Counted] = (),
     ) -> AccountRow:
-        """As `check_password`. `own`: whether people's own passwords count; `program`: the one that
-        it claims to be of those made for programs, which counts alone; `also`: where else a failure
-        counts."""
+        """Check a name and password, with rate limits; return the account.
+
+        `own`: whether account passwords are accepted. `program`: the application password that
+        the password claims to be; then only it is accepted. `also`: further limits that a failure
+        counts against. Raises as `check_password`.
+        """
         if isinstance(name, EmailAddress | PhoneNumber):
             owner = await self._threepids.get_owner(name.medium, name)
             candidates = [] if owner is None else [UserID(owner)]
         else:
             candidates = self._candidates(name)
-        key = candidates[-1] if candidates else name[:_LONGEST_NAME]
+        key = candidates[-1] if candidates else name[:_MAX_NAME_LENGTH]
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
         async with self._attempts.attempt(key, also) as attempt:
             account = await self._find(
@@ -336,11 +359,9 @@ class SignIn:
             )
             if account is None:
                 attempt.fail()
-                # Afterwards, lest a class that signs in at once be held back; but all of them, so
-                # that who guesses waits the longer.
-                self._limiter.count(
-                    Limit.LOGIN_FAILED, address_key(address), cost=_COST_FOR_ADDRESS
-                )
+                # Count after the attempt, so that a class that signs in at once is not held back;
+                # but count every failure, so that someone who guesses waits longer.
+                self._limiter.count(Limit.LOGIN_FAILED, address_key(address), cost=_ADDRESS_COST)
                 raise Forbidden(_WRONG)
         return account
 
@@ -354,32 +375,36 @@ class SignIn:
         own: bool,
         program: ApplicationPasswordRow | None,
     ) -> AccountRow | None:
-        """The account among these whose password it is; None for a wrong one."""
+        """Return the candidate account that has this password; None if it is wrong."""
         accounts = await self._accounts.get_accounts(candidates)
         account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
         if program is not None:
-            known = (
+            expected_hash = (
                 program.password_hash
                 if account is not None and program.user_id == account.user_id
                 else None
             )
         else:
-            known = (
+            expected_hash = (
                 account.password_hash
                 if account is not None and own and self.own_passwords
                 else None
             )
-        verdict = await self._passwords.verify(password, known, address)
+        verdict = await self._passwords.verify(password, expected_hash, address)
         if account is None or not verdict.correct:
-            # others know nobody by a number: they are asked for whoever has it
-            asked = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
-            is_nobody = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
-            ask = own and application_password_id(password) is None and not is_nobody
-            found = await self._ask_others(asked, account, password, address) if ask else None
+            # other sources know no telephone numbers: ask them for the owner of the number
+            external_name = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
+            is_unknown_here = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
+            ask = own and application_password_id(password) is None and not is_unknown_here
+            found = (
+                await self._check_external(external_name, account, password, address)
+                if ask
+                else None
+            )
             if found is None and account is not None:
-                # not waited for, so that the time tells nothing of who exists
+                # do not wait, so that the response time does not reveal whether the account exists
                 work = self._database.write(
-                    "note_failure", self._note_failure, UserID(account.user_id), address
+                    "note_failure", self._record_failure, UserID(account.user_id), address
                 )
                 Deferred.fromCoroutine(work).addErrback(
                     lambda failure: self._log.failure("a failed sign-in was not recorded", failure)
@@ -394,14 +419,14 @@ class SignIn:
                 self._accounts.set_password_hash,
                 account.user_id,
                 verdict.new_hash,
-                known,
+                expected_hash,
             )
         return account
 
-    async def _ask_others(
+    async def _check_external(
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> AccountRow | None:
-        if len(name) > _LONGEST_NAME or "\0" in name:
+        if len(name) > _MAX_NAME_LENGTH or "\0" in name:
             return None
         for passwords in self._other_passwords:
             try:
@@ -414,22 +439,26 @@ class SignIn:
                 return (await self._accounts.get_accounts([user_id]))[user_id]
         return None
 
-    def _note_failure(self, txn: WriteTransaction, user_id: UserID, address: str) -> None:
+    def _record_failure(self, txn: WriteTransaction, user_id: UserID, address: str) -> None:
         note(txn, user_id, Happened.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address)
 
-    def _note_refusal(self, txn: WriteTransaction, user_id: UserID, address: str, why: str) -> None:
+    def _record_refusal(
+        self, txn: WriteTransaction, user_id: UserID, address: str, why: str
+    ) -> None:
         note_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
 
     def as_user_id(self, name: str) -> UserID | None:
-        """The user id that a name is, as it was typed; None for one of another server, or that
-        nobody can have, and for an address."""
+        """Return the user id for a name as typed.
+
+        None for a user of another server, an invalid name, and an e-mail address or number.
+        """
         if isinstance(name, EmailAddress | PhoneNumber):
             return None
         return next(iter(self._candidates(name)), None)
 
     def _candidates(self, name: str) -> list[UserID]:
-        """The user ids that may be meant, best first: as it was typed, and in small letters."""
-        if not name or len(name) > _LONGEST_NAME or "\0" in name:
+        """Return the user ids that a name can mean, best first: as typed, then in lower case."""
+        if not name or len(name) > _MAX_NAME_LENGTH or "\0" in name:
             return []
         localpart = name
         if name.startswith("@"):
@@ -441,8 +470,10 @@ class SignIn:
 
 
 def parse_identifier(data: Mapping[str, object]) -> str:
-    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it,
-    an `EmailAddress` or a `PhoneNumber`. Raises `BadJson` and `MissingParam`.
+    """Return the name in a request: a user name, an `EmailAddress` or a `PhoneNumber`.
+
+    Also reads the deprecated top-level `user`, `medium` and `address`. Raises `BadJson`,
+    `MissingParam`, and `Forbidden` for an unknown medium.
     """
     identifier = data.get("identifier")
     if identifier is None:
@@ -459,12 +490,10 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         if not isinstance(medium, str) or not isinstance(address, str):
             raise BadJson("identifier.medium and identifier.address must be strings")
         if medium == EMAIL:
-            return EmailAddress(address.strip().lower()[:_LONGEST_NAME].replace("\0", ""))
+            return EmailAddress(address.strip().lower()[:_MAX_NAME_LENGTH].replace("\0", ""))
         if medium == MSISDN:
             return phone_number("", f"+{address.strip().removeprefix('+')}")
-        raise Forbidden(
-            "This server knows people by their user names, e-mail addresses and telephone numbers only"
-        )
+        raise Forbidden("Sign in with a user name, an e-mail address or a telephone number")
     if kind == "m.id.phone":
         country = identifier.get("country")
         number = identifier.get(
@@ -484,8 +513,10 @@ def parse_identifier(data: Mapping[str, object]) -> str:
 
 
 def phone_number(country: str, number: str) -> PhoneNumber:
-    """A number as people write it (`parse_phone_number`); an empty one, which nobody has, where it
-    is none."""
+    """Parse a number as people write it (`parse_phone_number`).
+
+    Return an empty one, which no account has, if it is invalid.
+    """
     try:
         return PhoneNumber(digits_of(parse_phone_number(country, number)))
     except InvalidNumber:

@@ -1,12 +1,11 @@
-"""Passwords: kept as Argon2id, checked in threads, and never known to anyone again.
+"""Hashing of passwords with Argon2id, and the password policy.
 
 Laws:
-- A hash is made and checked in a few threads of its own, by turns among the addresses from which
-  that is asked for, so that none holds up the others; where more wait than a bound, of one or of
-  all, further ones are refused (`LimitExceeded`).
-- For a user who does not exist, or has no password, the same work is done: time tells nothing.
-- bcrypt hashes of imported accounts are checked as they were made, and replaced at the next
-  sign-in.
+- Hashes are computed in a small thread pool, fairly among the client addresses, so that one address
+  cannot delay the others. The queue is bounded per address and in total; requests above a bound are
+  refused (`LimitExceeded`).
+- An unknown user, or one without a password, costs the same work, so the time reveals nothing.
+- bcrypt hashes of imported accounts are accepted and replaced at the next sign-in.
 """
 
 import unicodedata
@@ -32,22 +31,25 @@ LONGEST_PASSWORD: Final = 512
 """In characters."""
 
 _BCRYPT_LENGTH: Final = 72
-"""bcrypt looks at no more bytes than this."""
+"""bcrypt ignores all further bytes."""
 _HASH_LENGTH: Final = 32
 _SALT_LENGTH: Final = 16
 
 
 class Threads(Protocol):
-    """Where work that takes long is done."""
+    """Runs slow work."""
 
     def run(self, work: Callable[[], T], asker: str = "") -> Awaitable[T]:
-        """The result of `work`, which may run in another thread. `asker`: who asks for it, such as
-        an address. Raises `LimitExceeded` when too many wait."""
+        """Return the result of `work`, which may run in another thread.
+
+        `asker`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
+        queue is full.
+        """
         ...
 
 
 class HashingThreads:
-    """A few threads, and a bounded queue before them, in which who asks has turns."""
+    """A thread pool with a bounded queue that is fair among askers."""
 
     def __init__(
         self,
@@ -58,8 +60,7 @@ class HashingThreads:
         longest_queue_of_one: int = 200,
         most_of_one: int | None = None,
     ) -> None:
-        """`most_of_one`: how many of the threads one asker may hold up at the same time; None: all,
-        where nothing takes long."""
+        """`most_of_one`: the threads that one asker may occupy; None: all."""
         self._reactor = reactor
         self._pool = pool
         self._turns: FairSemaphore[str] = FairSemaphore(
@@ -71,7 +72,7 @@ class HashingThreads:
         )
 
     async def run(self, work: Callable[[], T], asker: str = "") -> T:
-        """As `Threads.run`."""
+        """Run `work` in the pool; see `Threads.run`."""
         async with self._turns.hold(asker):
             return await deferToThreadPool(self._reactor, self._pool, work)
 
@@ -80,15 +81,15 @@ class _TooManyAtOnce(LimitExceeded):
     """The queue is full."""
 
     def __init__(self) -> None:
-        super().__init__("Too many people are signing in at this moment", retry_after_ms=2000)
+        super().__init__("Too many people are signing in right now", retry_after_ms=2000)
 
 
 class PasswordLength(InvalidParam):
-    default_text = f"A password has 1 to {LONGEST_PASSWORD} characters"
+    default_text = f"A password must have 1 to {LONGEST_PASSWORD} characters"
 
 
 class PasswordTooShort(WeakPassword):
-    """It has fewer characters than the policy wants."""
+    """The password has fewer characters than the policy requires."""
 
     def __init__(self, shortest: int) -> None:
         super().__init__(f"The password must have at least {shortest} characters")
@@ -96,7 +97,7 @@ class PasswordTooShort(WeakPassword):
 
 
 class PasswordPolicy(msgspec.Struct, frozen=True):
-    """What a new password must have."""
+    """Requirements for new passwords."""
 
     minimum_length: int = 0
     require_digit: bool = False
@@ -105,34 +106,36 @@ class PasswordPolicy(msgspec.Struct, frozen=True):
     require_uppercase: bool = False
 
     def check(self, password: str) -> None:
-        """Raises `WeakPassword`, saying what is missing, or `InvalidParam` for one that nobody can
-        type."""
+        """Raise `WeakPassword` with the missing requirement, or `InvalidParam` for a password that
+        is empty, too long or contains NUL."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
             raise PasswordLength
         if len(password) < self.minimum_length:
             raise PasswordTooShort(self.minimum_length)
-        wanted = (
+        requirements = (
             (self.require_digit, str.isdigit, "a digit"),
-            (self.require_symbol, lambda sign: not sign.isalnum(), "a symbol"),
+            (self.require_symbol, lambda character: not character.isalnum(), "a symbol"),
             (self.require_lowercase, str.islower, "a lower-case letter"),
             (self.require_uppercase, str.isupper, "an upper-case letter"),
         )
-        for required, has, what in wanted:
-            if required and not any(has(sign) for sign in password):
-                raise WeakPassword(f"The password must have {what}")
+        for required, matches, name in requirements:
+            if required and not any(matches(character) for character in password):
+                raise WeakPassword(f"The password must have {name}")
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a password is right, and a new hash to keep in place of an outdated one."""
+    """The result of a password check, with a new hash to replace an outdated one."""
 
     correct: bool
     new_hash: str | None = None
 
 
 class Passwords:
-    """Makes and checks hashes. `rounds` is the cost on bcrypt's scale: 12 costs 19 MiB and two
-    passes, which is the smallest that OWASP recommends for Argon2id; each step doubles or halves
-    it; 4 is for filling a test database."""
+    """Creates and checks hashes.
+
+    `rounds`: the cost on bcrypt's scale. 12 costs 19 MiB and two passes, the minimum that OWASP
+    recommends for Argon2id; each step doubles or halves it. 4 is for filling a test database.
+    """
 
     def __init__(
         self,
@@ -147,7 +150,7 @@ class Passwords:
         self._pepper = pepper
         self._policy = policy or PasswordPolicy()
         self.shortest = max(1, self._policy.minimum_length)
-        """The fewest characters that a new password may have."""
+        """The minimum length of a new password."""
         self._hasher = PasswordHasher(
             time_cost=passes,
             memory_cost=memory,
@@ -156,19 +159,21 @@ class Passwords:
             salt_len=_SALT_LENGTH,
             type=Type.ID,
         )
-        # The hash of no password: checking against it costs what checking against any costs.
+        # The hash of no password; checking against it costs as much as checking a real hash.
         salt, digest = (
             b64encode(bytes(size)).decode().rstrip("=") for size in (_SALT_LENGTH, _HASH_LENGTH)
         )
-        self._nobody = f"$argon2id$v=19$m={memory},t={passes},p=1${salt}${digest}"
+        self._dummy_hash = f"$argon2id$v=19$m={memory},t={passes},p=1${salt}${digest}"
 
     def check_policy(self, password: str) -> None:
-        """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
+        """Raise `WeakPassword` or `InvalidParam` unless this is acceptable as a new password."""
         self._policy.check(password)
 
     async def hash(self, password: str, address: str | None = None) -> str:
-        """The hash to keep. `address`, here and below: whence it is asked for, where that is known.
-        Raises `LimitExceeded`."""
+        """Return the hash to store. `address`, here and below: the client's IP address, if known.
+
+        Raises `LimitExceeded`.
+        """
         return await self._threads.run(
             lambda: self._hasher.hash(self._prepare(password)), address_key(address or "")
         )
@@ -176,8 +181,10 @@ class Passwords:
     async def verify(
         self, password: str, password_hash: str | None, address: str | None = None
     ) -> Verdict:
-        """Whether the password is the one hashed; never for the hash None. Raises
-        `LimitExceeded`."""
+        """Check a password against a hash; it is never correct for the hash None.
+
+        Raises `LimitExceeded`.
+        """
         if len(password) > LONGEST_PASSWORD:
             return Verdict(correct=False)
         return await self._threads.run(
@@ -185,7 +192,7 @@ class Passwords:
         )
 
     def _prepare(self, password: str) -> bytes:
-        # NFKC: the same word typed on another keyboard is the same password.
+        # NFKC: the same text typed on another keyboard is the same password.
         return (unicodedata.normalize("NFKC", password) + self._pepper).encode(
             "utf-8", "surrogatepass"
         )
@@ -196,7 +203,7 @@ class Passwords:
                 return Verdict(correct=False)
             return Verdict(correct=True, new_hash=self._hasher.hash(secret))
         try:
-            self._hasher.verify(password_hash or self._nobody, secret)
+            self._hasher.verify(password_hash or self._dummy_hash, secret)
         except (VerificationError, InvalidHashError):
             return Verdict(correct=False)
         if password_hash is None:
@@ -206,7 +213,7 @@ class Passwords:
 
 
 def _cost(rounds: int) -> tuple[int, int]:
-    """Memory in KiB and number of passes."""
+    """Return memory in KiB and the number of passes."""
     if rounds <= 12:
         return max(8, 19 * 1024 >> (12 - rounds)), 2 if rounds == 12 else 1
     return 19 * 1024, 2 << (rounds - 12)

@@ -1,5 +1,4 @@
-"""The buttons of the sign-in page that lead elsewhere: to an institution's own sign-in service, for
-example."""
+"""Buttons of the sign-in page that lead to identity providers, such as an institution's sign-in."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,33 +7,36 @@ import msgspec
 
 
 class ProviderButton(msgspec.Struct, frozen=True):
-    """One button."""
+    """A button of the sign-in page."""
 
     name: str
-    """As people know it, in the language of whoever runs the server: it is shown as it is."""
+    """The text as the operator configured it; not translated."""
     link: str
     """A path of this server, with its query."""
     icon: str | None = None
-    """A path of this server where an image is, shown 24 pixels high."""
+    """The path of an image on this server, shown 24 pixels high."""
 
 
 class Providers(Protocol):
-    """Something by which people sign in."""
+    """A kind of identity provider, such as OpenID Connect."""
 
     def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
-        """Its buttons; who is signed in by one goes on to `next_path`, which is a path of this
-        server. `again`: also whom the provider knows already is to prove who they are."""
+        """Return its buttons.
+
+        `next_path`: the path of this server to open after the sign-in. `again`: the provider must
+        authenticate the person even if it has a session for them.
+        """
         ...
 
 
 class SignInChoices:
-    """All of them, in the order in which they are shown."""
+    """The buttons of all providers, in display order."""
 
     def __init__(self, providers: Sequence[Providers] = ()) -> None:
         self._providers = tuple(providers)
 
     def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
-        """As `Providers.buttons`."""
+        """Return the buttons of all providers; see `Providers.buttons`."""
         return [
             button for each in self._providers for button in each.buttons(next_path, again=again)
         ]

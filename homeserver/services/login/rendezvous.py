@@ -1,12 +1,10 @@
-"""Where two devices of somebody meet while one signs the other in by a QR code: a place for one
-word of at most 4 KiB.
+"""Rendezvous sessions for the sign-in by QR code: a small payload, shared by two devices.
 
 Laws:
-- What is written there is encrypted between the two; the server passes it on, and believes nothing
-  of it.
-- Who writes says which word they saw last; the same word again, from who did not hear the answer,
-  is no second one.
-- It ends after five minutes, and there are not more than some thousands of them.
+- The payload is encrypted between the two devices; the server passes it on and trusts none of it.
+- A writer names the revision that it saw last. A repeated write with the same payload, after a lost
+  response, succeeds without a new revision.
+- A session ends after five minutes, and their number is bounded.
 
 spec: MSC4388, MSC4108 in its form of 2024
 """
@@ -31,7 +29,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.login.rendezvous import RendezvousRow, RendezvousStore
 
 LARGEST: Final = 4096
-"""Bytes."""
+"""Bytes of a payload."""
 LIFETIME_MS: Final = 5 * 60 * 1000
 MOST: Final = 5000
 
@@ -39,7 +37,7 @@ Who = Literal["off", "signed_in", "everybody"]
 
 
 class Rendezvous:
-    """All of these places."""
+    """Creates, reads, updates and deletes rendezvous sessions."""
 
     def __init__(
         self,
@@ -50,7 +48,7 @@ class Rendezvous:
         *,
         who: Who,
     ) -> None:
-        """`who` may begin one."""
+        """`who`: the clients that may create a session."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -58,19 +56,25 @@ class Rendezvous:
         self._who = who
 
     def check_offered(self, *, older: bool = False) -> None:
-        """Raises `Unrecognized` where there is no sign-in by QR code, or not the `older` one, which
-        knows no tokens."""
+        """Raise `Unrecognized` where the sign-in by QR code is disabled.
+
+        `older`: the variant without access tokens, enabled only where everybody may create a
+        session.
+        """
         if self._who == "off" or (older and self._who != "everybody"):
             raise Unrecognized("This server has no sign-in by QR code")
 
     def may_begin(self, caller: Requester | None) -> bool:
-        """Whether this one may begin one."""
+        """Return whether the caller may create a session."""
         return self._who == "everybody" or (caller is not None and not caller.is_guest)
 
     async def do_begin(self, caller: Requester | None, data: bytes) -> tuple[str, RendezvousRow]:
-        """Its id, and what it is. Raises `Forbidden`, `TooLarge`, `LimitExceeded`."""
+        """Create a session; return its id and row.
+
+        Raises `Forbidden`, `TooLarge`, `LimitExceeded`.
+        """
         if not self.may_begin(caller):
-            raise Forbidden("Only who is signed in may begin a sign-in by QR code")
+            raise Forbidden("Only a signed-in user may start a sign-in by QR code")
         _check_size(data)
         rendezvous_id = self._secret_text.rendezvous_id()
         now = self.now()
@@ -85,7 +89,7 @@ class Rendezvous:
         def write(txn: WriteTransaction) -> None:
             if self._store.count(txn, now) >= MOST:
                 raise LimitExceeded(
-                    "Too many people sign in by QR code at this moment", retry_after_ms=10_000
+                    "Too many sign-ins by QR code are in progress", retry_after_ms=10_000
                 )
             self._store.add(txn, row)
 
@@ -93,15 +97,17 @@ class Rendezvous:
         return rendezvous_id, row
 
     async def get(self, rendezvous_id: str) -> RendezvousRow:
-        """Raises `NotFound`."""
+        """Return a session. Raises `NotFound`."""
         row = await self._store.get(hash_token(rendezvous_id), self.now())
         if row is None:
-            raise NotFound("There is no such rendezvous any more")
+            raise NotFound("The rendezvous session does not exist or has expired")
         return row
 
     async def do_write(self, rendezvous_id: str, seen: str, data: bytes) -> RendezvousRow:
-        """Replace the word by another, for who has seen the revision `seen`. Raises `NotFound`,
-        `ConcurrentWrite`, `TooLarge`."""
+        """Replace the payload, if its revision is still `seen`.
+
+        Raises `NotFound`, `ConcurrentWrite`, `TooLarge`.
+        """
         _check_size(data)
         await self.get(rendezvous_id)
         revision, now = self._secret_text.rendezvous_id(), self.now()
@@ -120,19 +126,19 @@ class Rendezvous:
         return found
 
     async def do_end(self, rendezvous_id: str) -> None:
-        """Raises `NotFound`."""
+        """Delete a session. Raises `NotFound`."""
         row = await self.get(rendezvous_id)
         await self._database.write("end_rendezvous", self._store.remove, row.id_hash)
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` whose time is over; how many."""
+        """Delete up to `limit` expired sessions; return the number."""
         return await self._store.remove_old(self.now(), limit)
 
     def now(self) -> int:
-        """Milliseconds since 1970."""
+        """Return the time in milliseconds since 1970."""
         return int(self._clock.seconds() * 1000)
 
 
 def _check_size(data: bytes) -> None:
     if len(data) > LARGEST:
-        raise TooLarge(f"At most {LARGEST} bytes are passed on")
+        raise TooLarge(f"The payload has at most {LARGEST} bytes")

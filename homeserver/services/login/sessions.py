@@ -1,20 +1,20 @@
-"""Signed-in devices: beginning a session, renewing its tokens, ending it.
+"""Sessions of signed-in devices: begin a session, refresh its tokens, end it.
 
 Laws:
-- The texts of tokens are made outside the transaction and leave the server once, in the answer.
-- A session begins only while what it rests on holds: its write compares the era of the account
-  (`homeserver/services/login/credential_epoch.py`).
-- A sign-in on a device that exists ends the session it had, and keeps its name and keys.
-- A renewal leaves the old pair usable until one of the new pair is used; `session_lifetime` bounds
-  all renewals.
-- A refresh token that comes after its successor was used is refused: softly, so that the client
-  keeps the device and its keys. Within a minute that is all, since two tabs of a client may ask at
-  once. Later one of the two who have shown it has stolen it, and neither can be told from the
-  other: the tokens of the session end, for both, and whoever has the password goes on with the
-  device. It begins as the others of its session do, so it is known without being kept. (OAuth 2.0
-  has no soft way: there the session ends.)
-- Other stores that keep something by device (keys, messages to it) take part in its removal, in the
-  same write.
+- Tokens are generated outside the transaction and leave the server once, in the response.
+- A session begins only while the authentication behind it is valid: the write compares the
+  credential epoch of the account (`homeserver/services/login/credential_epoch.py`).
+- A sign-in on an existing device ends its previous session and keeps the device's name and keys.
+- A refresh leaves the old pair of tokens usable until one of the new pair is used.
+  `session_lifetime` bounds all refreshes.
+- A refresh token that is shown after its successor was used is refused with `soft_logout`, so that
+  the client keeps the device and its keys. Within a minute nothing else happens, since two tabs of
+  a client may refresh at the same time. Later, one of the two holders has stolen the token and we
+  cannot tell which: all tokens of the session expire, and the holder of the password goes on with
+  the device. All refresh tokens of a session share a prefix (their family), so a used token is
+  recognised without being stored. OAuth 2.0 has no soft logout: there the session ends.
+- Stores that hold data per device (keys, to-device messages) delete it in the write that removes
+  the device.
 
 spec: client-server-api#relationship-between-access-tokens-and-devices,
 client-server-api#refreshing-access-tokens, RFC 9700 section 4.14
@@ -56,7 +56,7 @@ from storage.login.access_tokens import PairUse, TokenStore
 
 
 class Lifetimes(msgspec.Struct, frozen=True):
-    """How long tokens and sessions live, in milliseconds; None: for ever."""
+    """Lifetimes of tokens and sessions in milliseconds; None: unlimited."""
 
     session: int | None = None
     refreshable_access_token: int = 300_000
@@ -65,8 +65,10 @@ class Lifetimes(msgspec.Struct, frozen=True):
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session that is ready to be written, and then to be told to its client. Times are
-    milliseconds since 1970."""
+    """A session prepared for the write and for the response to the client.
+
+    Times are milliseconds since 1970.
+    """
 
     user_id: UserID
     device_id: DeviceID
@@ -78,20 +80,22 @@ class NewSession(msgspec.Struct, frozen=True):
     refresh_expires_ts: int | None = None
     ultimate_expires_ts: int | None = None
     address: str | None = None
-    """Whence it was begun, as far as that is known."""
+    """The client's IP address, if known."""
     era: int | None = None
-    """That of the account in which its owner proved who they are; None where that is in the same
-    write."""
+    """The account's credential epoch at authentication; None where the write itself
+    authenticates."""
 
     @property
     def expires_in_ms(self) -> int | None:
-        """As clients are told."""
+        """The remaining lifetime of the access token, as responses give it."""
         return None if self.access_expires_ts is None else self.access_expires_ts - self.now
 
 
 def session_answer(user_id: UserID | None, session: NewSession | None) -> dict[str, object]:
-    """What a client is told of its new session. `home_server` is deprecated, and still read by old
-    clients."""
+    """Return the response body for a new session.
+
+    `home_server` is deprecated, but old clients still read it.
+    """
     answer: dict[str, object] = {}
     if user_id is not None:
         answer |= {"user_id": user_id, "home_server": domain_of(user_id)}
@@ -106,34 +110,33 @@ def session_answer(user_id: UserID | None, session: NewSession | None) -> dict[s
 
 
 class KeepsByDevice(Protocol):
-    """A store that keeps something for each device."""
+    """A store with data per device."""
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
-        """Remove what is kept for these devices."""
+        """Delete the data of these devices."""
         ...
 
 
 class EndsWithSessions(Protocol):
-    """A store of what lets somebody in, or of what they have confirmed: it ends when all of their
-    sessions do."""
+    """A store of credentials or confirmations that are revoked with all sessions of the user."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove what is kept for a user."""
+        """Delete the user's rows."""
         ...
 
 
 class RecordedWithSessions(Protocol):
-    """As `EndsWithSessions`, of which is recorded that it ended."""
+    """Like `EndsWithSessions`, with an audit record for each revocation."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
-        """Remove what is kept for a user; `ip`: whence that was asked for, where it is known."""
+        """Delete the user's rows. `ip`: the address of the request, if known."""
         ...
 
 
 class Sessions:
-    """Begins, renews and ends sessions."""
+    """Begins, refreshes and ends sessions."""
 
     def __init__(
         self,
@@ -153,11 +156,14 @@ class Sessions:
         kept_by_session: Sequence[KeepsByDevice] = (),
         set_by_tokens: Sequence[KeepsByDevice] = (),
     ) -> None:
-        """`ends_with_sessions`, `recorded_with_sessions`: goes when all sessions of a user do, and
-        when the account is locked; `recorded_with_all_sessions`: outlives a lock; `kept_by_device`:
-        goes with a device; `kept_by_session`: also when somebody signs in anew on the device;
-        `set_by_tokens`: what of `kept_by_device` tells whoever set it up of the account, so that it
-        goes too when tokens of the device were in wrong hands."""
+        """Set the stores that take part in the end of a session or device.
+
+        `ends_with_sessions`, `recorded_with_sessions`: revoked with all sessions of a user, and
+        when the account is locked. `recorded_with_all_sessions`: survives a lock.
+        `kept_by_device`: deleted with a device. `kept_by_session`: also deleted by a new sign-in
+        on the device. `set_by_tokens`: the stores among `kept_by_device` that send data of the
+        account elsewhere (pushers); also cleared when a token of the device was stolen.
+        """
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -185,17 +191,19 @@ class Sessions:
         access_token: str | None = None,
         refresh_token: str | None = None,
     ) -> NewSession:
-        """A session to be written with `add`; without a device id, of a new device. `address`:
-        whence it is asked for, None where that is not known; `era`: in which its owner proved who
-        they are, None where the write itself sees that; `access_token` and `refresh_token`: their
-        texts, where they are made already."""
+        """Return a session to be written with `add`; on a new device if `device_id` is None.
+
+        `address`: the client's IP address, if known. `era`: the credential epoch at
+        authentication; None where the write itself authenticates. `access_token`,
+        `refresh_token`: the tokens, where they exist already.
+        """
         if refreshable and refresh_token is None:
             refresh_token = self._secret_text.refresh_token(self._secret_text.family())
         refreshable = refresh_token is not None
         now = self._now()
         lifetimes = self._lifetimes
-        ends = _after(now, lifetimes.session)
-        lasts = (
+        session_expires = _after(now, lifetimes.session)
+        token_lifetime = (
             lifetimes.refreshable_access_token
             if refreshable
             else lifetimes.nonrefreshable_access_token
@@ -204,21 +212,23 @@ class Sessions:
             user_id=user_id,
             device_id=device_id or DeviceID(self._secret_text.device_id()),
             access_token=access_token or self._secret_text.access_token(),
-            access_expires_ts=_earliest(_after(now, lasts), ends),
+            access_expires_ts=_earliest(_after(now, token_lifetime), session_expires),
             now=now,
             device_name=device_name,
             refresh_token=refresh_token,
-            refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), ends),
-            ultimate_expires_ts=ends,
+            refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), session_expires),
+            ultimate_expires_ts=session_expires,
             address=address,
             era=era,
         )
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
-        """Write a prepared session; it takes the place of the one that the device had. Raises
-        `Forbidden` for a device that would be named like a cross-signing key of its user
-        (signatures of one would pass for the other's), or that is the dehydrated one,
-        `InvalidParam` for one that would be named as all of them are, and as `check_era`."""
+        """Write a prepared session; it replaces the previous session of the device.
+
+        Raises `Forbidden` where the device id is that of a cross-signing key of the user
+        (signatures of one would pass for those of the other) or of the dehydrated device,
+        `InvalidParam` for `*`, and what `check_era` raises.
+        """
         if session.era is not None:
             check_era(txn, session.user_id, session.era)
         _check_device_id(txn, session.user_id, session.device_id)
@@ -244,14 +254,16 @@ class Sessions:
         )
 
     async def do_add_device(self, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
-        """As `add_device`, in a write of its own."""
+        """Do `add_device` in its own write."""
         return await self._database.write("add_device", self.add_device, user_id, device_id, name)
 
     def add_device(
         self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, name: str | None
     ) -> bool:
-        """Make a device that nobody is signed in on; False where the user has it. Raises
-        `Forbidden`, `InvalidParam` as `add`."""
+        """Create a device without a session; return False if it exists.
+
+        Raises `Forbidden` and `InvalidParam` like `add`.
+        """
         _check_device_id(txn, user_id, device_id)
         return self._devices.add_device(txn, DeviceRow(user_id, device_id, name, self._now()))
 
@@ -260,7 +272,7 @@ class Sessions:
         await self._database.write("begin_session", self.add, session)
 
     async def get_owner(self, access_token: str) -> UserID | None:
-        """Whose access token it is, while it is good."""
+        """Return the owner of a valid access token."""
         row = (
             None
             if is_damaged(access_token)
@@ -275,18 +287,20 @@ class Sessions:
         return UserID(row.user_id)
 
     async def do_refresh(self, refresh_token: str, address: str) -> NewSession:
-        """Exchange a refresh token for a new pair; `address`: whence it comes. Raises
-        `UnknownToken`, with `soft_logout` where time is over, or it was used already, `UserLocked`,
-        and `LimitExceeded`."""
+        """Exchange a refresh token for a new pair. `address`: the client's IP address.
+
+        Raises `UnknownToken` (with `soft_logout` if the token or session has expired or the token
+        was used already), `UserLocked` and `LimitExceeded`.
+        """
         if is_damaged(refresh_token) or oauth_family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
         owner = await self._database.read_quickly(
             "find_refresh_token", self._find_owner, refresh_token
         )
         if owner is None:
-            raise UnknownToken("Unknown refresh token")  # what is made up costs no write
+            raise UnknownToken("Unknown refresh token")  # an invented token costs no write
         self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
-        # Texts may not be made in the transaction, which may run twice.
+        # Not inside the transaction, which may run twice.
         family = family_of(refresh_token) or self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.refresh_token(family)
         renewed = await self._database.write(
@@ -297,8 +311,11 @@ class Sessions:
         return renewed
 
     def _find_owner(self, txn: Transaction, refresh_token: str) -> str | None:
-        """As what it counts whose refresh token it is, or was of a session that there still is: one
-        that is good no more takes nothing from what there is room for of its owner's."""
+        """Return the rate limit key for a token of an existing session; None for an unknown token.
+
+        A used token counts under its own key, so that replaying it cannot exhaust the owner's
+        limit.
+        """
         token = self._tokens.get_refresh_token(txn, hash_token(refresh_token))
         if token is not None:
             return spent_key(token.user_id) if token.is_late(self._now()) else token.user_id
@@ -313,7 +330,7 @@ class Sessions:
     def _refresh(
         self, txn: WriteTransaction, refresh_token: str, texts: tuple[str, str], address: str
     ) -> NewSession | MatrixError:
-        """What is refused is returned, since a record is kept of it."""
+        """Return a refusal instead of raising it: the write also stores its audit record."""
         token_hash, now = hash_token(refresh_token), self._now()
         try:
             renewed = self.renew(txn, token_hash, *texts, now)
@@ -332,9 +349,11 @@ class Sessions:
     def _refuse_spent(
         self, txn: WriteTransaction, refresh_token: str, address: str
     ) -> UnknownToken:
-        """A refresh token came that is good no more. Just after it was replaced, it is another
-        tab's. One that was never used is not used twice. (What else is under way in the session
-        says nothing: a thief has always something under way.)"""
+        """Refuse a refresh token that is no longer valid; expire the session if it was stolen.
+
+        Harmless: a token replaced a moment ago (another tab of the client), and one that was never
+        used. Other activity in the session proves nothing: a thief always causes some.
+        """
         family, token_hash, now = family_of(refresh_token), hash_token(refresh_token), self._now()
         current = (
             None
@@ -360,7 +379,7 @@ class Sessions:
     def end_reused(
         self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, address: str
     ) -> None:
-        """A secret of a session of the OAuth 2.0 API was used twice: it ends."""
+        """End an OAuth 2.0 session, one of whose secrets was used twice."""
         note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
         self.remove_devices(txn, user_id, [device_id], address)
 
@@ -374,23 +393,30 @@ class Sessions:
         *,
         while_locked: bool = False,
     ) -> NewSession | None:
-        """Write a new pair for who shows a refresh token; both new texts are given. None for a
-        token that is unknown, no refresh token in the session where its time is over. Raises
-        `UserLocked`, unless that is to be told by what the new tokens are shown to, as it is that
-        an account is past its day: whoever renews it needs a token."""
+        """Write a new pair of tokens in exchange for a refresh token.
+
+        Return None for an unknown token, and a session without refresh token if the old one has
+        expired. Raises `UserLocked` unless `while_locked`: then the endpoints that receive the new
+        tokens refuse them. They do the same for an expired account, whose owner needs a token to
+        renew it.
+        """
         old = self._tokens.get_refresh_token(txn, token_hash)
         if old is None:
             return None
-        ends = old.ultimate_expires_ts
+        session_expires = old.ultimate_expires_ts
         session = NewSession(
             user_id=UserID(old.user_id),
             device_id=DeviceID(old.device_id),
             access_token=access_token,
-            access_expires_ts=_earliest(now + self._lifetimes.refreshable_access_token, ends),
+            access_expires_ts=_earliest(
+                now + self._lifetimes.refreshable_access_token, session_expires
+            ),
             now=now,
             refresh_token=refresh_token,
-            refresh_expires_ts=_earliest(_after(now, self._lifetimes.refresh_token), ends),
-            ultimate_expires_ts=ends,
+            refresh_expires_ts=_earliest(
+                _after(now, self._lifetimes.refresh_token), session_expires
+            ),
+            ultimate_expires_ts=session_expires,
         )
         if old.expires_ts is not None and old.expires_ts <= now:
             return NewSession(session.user_id, session.device_id, access_token, None, now)
@@ -411,7 +437,7 @@ class Sessions:
     def _add_tokens(
         self, txn: WriteTransaction, session: NewSession, *, from_nid: int | None = None
     ) -> None:
-        """`from_nid`: the refresh token for which they are."""
+        """Write the tokens of a session. `from_nid`: the refresh token exchanged for them."""
         refresh_nid = None
         if session.refresh_token is not None:
             family = family_of(session.refresh_token)
@@ -438,7 +464,7 @@ class Sessions:
         )
 
     async def do_log_out(self, caller: Requester, ip: str | None = None) -> None:
-        """End the caller's session, and its device with it; `ip`: whence they ask."""
+        """End the caller's session and remove its device. `ip`: the client's IP address."""
         await self._database.write("log_out", self._log_out, caller, ip)
 
     def _log_out(self, txn: WriteTransaction, caller: Requester, ip: str | None) -> None:
@@ -449,7 +475,7 @@ class Sessions:
             self.remove_devices(txn, caller.user_id, [caller.device_id], ip)
 
     async def do_log_out_everywhere(self, user_id: UserID, ip: str | None = None) -> None:
-        """End all sessions of a user, and all devices with them; `ip`: whence that is asked for."""
+        """End all sessions of a user and remove all devices. `ip`: the client's IP address."""
         await self._database.write("log_out_everywhere", self.remove_sessions, user_id, None, ip)
 
     def remove_devices(
@@ -460,18 +486,19 @@ class Sessions:
         ip: str | None = None,
         by: UserID | None = None,
     ) -> None:
-        """Remove devices with their sessions and all that is kept for them; unknown ones are no
-        error. `ip`: whence that is asked for, where it is known; `by`: the administrator who
-        does."""
-        gone = list(device_ids)
-        if not gone:
+        """Remove devices with their sessions and all data per device; ignore unknown devices.
+
+        `ip`: the client's IP address, if known. `by`: the administrator who removes them.
+        """
+        removed = list(device_ids)
+        if not removed:
             return
-        self._tokens.remove_tokens_of_devices(txn, user_id, gone)
+        self._tokens.remove_tokens_of_devices(txn, user_id, removed)
         for store in (*self._kept_by_device, *self._kept_by_session):
-            store.remove_devices(txn, user_id, gone)
-        self._devices.remove_devices(txn, user_id, gone)
+            store.remove_devices(txn, user_id, removed)
+        self._devices.remove_devices(txn, user_id, removed)
         self._accounts.set_account_changed(txn, user_id)
-        for device_id in gone:
+        for device_id in removed:
             note(
                 txn, user_id, Happened.SESSION_ENDED, self._now(), ip=ip, device_id=device_id, by=by
             )
@@ -483,12 +510,14 @@ class Sessions:
         but: Requester | None = None,
         ip: str | None = None,
     ) -> None:
-        """Remove all devices and sessions of a user, but the one that asks, if it is to stay; `ip`:
-        whence that is asked for, where it is known."""
+        """Remove all devices and sessions of a user, except the session `but`.
+
+        `ip`: the client's IP address, if known.
+        """
         devices = self._devices.get_devices_in(txn, [user_id]).get(user_id, [])
-        stays = None if but is None else but.device_id
+        kept_device = None if but is None else but.device_id
         self.remove_devices(
-            txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != stays], ip
+            txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != kept_device], ip
         )
         if but is None:
             self._tokens.remove_tokens(txn, user_id)
@@ -500,16 +529,17 @@ class Sessions:
         self._accounts.set_account_changed(txn, user_id)
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
-        """Remove all by which a user could begin a session without proving who they are once more,
-        also where they are about to; `ip`: as in `remove_sessions`."""
+        """Revoke all credentials that could begin a session without a new authentication.
+
+        This also stops sign-ins that are in progress. `ip`: as in `remove_sessions`.
+        """
         self._accounts.begin_era(txn, user_id)
         self.remove_given(txn, user_id)
         for recorded in self._recorded_with_sessions:
             recorded.remove_user(txn, user_id, ip)
 
     def remove_given(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove what was given in an earlier era of the account to begin a session with, and was
-        not used yet."""
+        """Remove unused login tokens, codes and confirmations of earlier credential epochs."""
         for store in self._ends_with_sessions:
             store.remove_user(txn, user_id)
 
@@ -518,18 +548,18 @@ class Sessions:
 
 
 def spent_key(user_id: str) -> str:
-    """What a refresh token of somebody that is good no more counts as, against rate limits."""
+    """Return the rate limit key for refresh tokens of a user that are no longer valid."""
     return f"spent {user_id}"
 
 
 def _check_device_id(txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
     if device_id == ALL_DEVICES:
-        raise InvalidParam("No device can be called *, which stands for all of them")
+        raise InvalidParam("The device ID must not be *, which stands for all devices")
     if has_cross_signing_key(txn, user_id, device_id):
-        raise Forbidden("The device has the name of a cross-signing key of its user")
+        raise Forbidden("The device ID is the same as a cross-signing key of the user")
     dehydrated = select_dehydrated(txn, user_id)
     if dehydrated is not None and dehydrated.device_id == device_id:
-        raise Forbidden("The device has the name of the dehydrated device of its user")
+        raise Forbidden("The device ID is that of the user's dehydrated device")
 
 
 def _after(now: int, lifetime: int | None) -> int | None:

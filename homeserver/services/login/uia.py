@@ -1,17 +1,17 @@
-"""User-interactive authentication: confirming, in stages, that one may do an operation.
+"""User-interactive authentication (UIA): confirm an operation in stages.
 
 Laws:
-- A session is bound to one operation: method, path, further particulars and user. Shown for
-  another, it is unknown.
-- A confirmation is good for one operation, once: `check` ends the session, unless the caller keeps
-  it to answer a repeated request in the same way; then the operation claims it (`claim`) in the
-  write in which it is done.
-- A session that has ended never comes back, whatever was under way in it.
-- A request without `auth` is never let through.
-- What a stage holds back (a use of a registration token) is written together with the stage's
-  completion. The operation that claims the session uses it, or it is given back: also what was
-  completed beside, in another flow, by a request that came at the same time.
-- Whoever has the id of a session may go on with it: its hash is kept, and not itself.
+- A session is bound to one operation: method, path, further details and user. For any other
+  operation it is unknown.
+- A confirmation is valid for one operation, once. `check` ends the session, unless the caller keeps
+  it to answer a repeated request in the same way; then the operation claims it (`claim`) in its own
+  write.
+- An ended session is never restored, whatever requests were in progress.
+- A request without `auth` is never confirmed.
+- What a stage reserves (a use of a registration token) is written together with the stage's
+  completion. The operation that claims the session consumes it; otherwise it is released. This
+  includes what a concurrent request completed in another flow.
+- The session id is a secret, as its holder may continue the session: only its hash is stored.
 
 spec: client-server-api#user-interactive-authentication-api
 """
@@ -31,7 +31,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.login.uia import UIASessionRow, UIAStore
 
 Flows = Sequence[Sequence[str]]
-"""Names of stages, in order, for each way to the goal."""
+"""Alternative flows: for each, the names of its stages in order."""
 AuthData = Mapping[str, object]
 """The `auth` of a request."""
 
@@ -39,18 +39,18 @@ _completed_decoder: Final = msgspec.json.Decoder(dict[str, str])
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What is to be confirmed."""
+    """An operation to confirm."""
 
     name: str
-    """Fixed, with what matters of the request: `DELETE device ABCDEF`."""
+    """Method, path and the parameters that the confirmation covers: `DELETE device ABCDEF`."""
     user_id: UserID | None
-    """Who is to confirm it; None where there is no user yet."""
+    """The user who has to confirm; None before the account exists."""
     address: str
-    """Where the request comes from; a session is not bound to it."""
+    """The client's IP address; a session is not bound to it."""
 
 
 class AuthenticationRequired(MatrixError):
-    """401 with the flows. Where a stage failed, its error is in it; else there is no errcode."""
+    """401 with the flows; with the error of a stage if one failed, else without errcode."""
 
     status = 401
 
@@ -58,68 +58,69 @@ class AuthenticationRequired(MatrixError):
         super().__init__("Confirm who you are" if error is None else error.text)
         self._state = state
         self.error = error
-        """Why a stage failed."""
+        """The error of the stage that failed."""
 
     @property
     def session_id(self) -> str:
-        """The session in which to go on."""
+        """The session to continue."""
         return str(self._state["session"])
 
     def body(self) -> Mapping[str, object]:
-        """See the specification: flows, params, session and completed."""
+        """Return flows, params, session and completed, as the specification has them."""
         if self.error is None:
             return self._state
         return {**self.error.body(), **self._state}
 
 
 class Stage(Protocol):
-    """One kind of proof."""
+    """An authentication type."""
 
     name: str
 
     def params(self) -> Mapping[str, object] | None:
-        """What clients have to know beforehand."""
+        """Return the parameters that clients need for this stage."""
         ...
 
     async def check(self, auth: AuthData, operation: Operation) -> str:
-        """Check the proof, and return what is to be kept of it. Raises `MatrixError` where it
-        fails."""
+        """Check the `auth` of a request, and return the result to store.
+
+        Raises `MatrixError` if the check fails.
+        """
         ...
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Hold back what the proof is worth, in the write that completes the stage. Raises
-        `MatrixError`."""
+        """Reserve what the stage consumes, in the write that completes it. Raises `MatrixError`."""
         ...
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Give back what was held, when the session ends without success."""
+        """Release the reservation when the session ends without success."""
         ...
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """An operation is confirmed."""
+    """A confirmed operation."""
 
     completed: Mapping[str, str]
-    """Stages, with what was kept of each."""
+    """Completed stages with their results."""
     session_id: str | None
-    """The session, where it was kept."""
+    """The session, where `check` left it in place."""
     result: str | None = None
-    """What the operation made when this session confirmed it before."""
+    """The result of the operation, where this session confirmed it before."""
 
 
 class SessionUsed(Exception):
-    """Another request, in the same session, was there first."""
+    """Another request in the same session carried the operation out first."""
 
 
 class _Session(msgspec.Struct, frozen=True):
-    """One, with its id, which is not kept."""
+    """A session with its id, which is not stored."""
 
     session_id: str
     row: UIASessionRow
 
 
 class UIA:
-    """Asks for confirmation, and checks it. `lifetime`: how long a session lives, in seconds."""
+    """Requires and checks confirmations. `lifetime`: of a session, in seconds."""
 
     def __init__(
         self,
@@ -141,9 +142,10 @@ class UIA:
     async def check(
         self, operation: Operation, flows: Flows, auth: AuthData | None, *, keep: bool = False
     ) -> Confirmation:
-        """Return once the operation is confirmed; until then raise `AuthenticationRequired`, or
-        `BadJson` for a malformed `auth`, and `LimitExceeded` where a stage is tried too often.
+        """Return the confirmation of an operation, once a flow is complete.
 
+        Until then raises `AuthenticationRequired`, `BadJson` for a malformed `auth`, and
+        `LimitExceeded` where a stage is tried too often.
         `keep`: leave the session in place, for `claim` and for a repeated request.
         """
         if auth is None:
@@ -156,13 +158,13 @@ class UIA:
         if name is not None and name not in completed:
             if name not in _next_stages(flows, completed):
                 session = session or await self._begin(operation)
-                error = BadJson(f"The stage {name[:100]} is not one of those to do now")
+                error = BadJson(f"The stage {name[:100]} is not part of any flow at this point")
                 raise self._required(flows, session, completed, error)
             try:
                 result = await self._stages[name].check(auth, operation)
                 session, completed = await self._complete(operation, session, name, result)
             except LimitExceeded:
-                raise  # whoever asks too often is to wait, whatever they ask
+                raise  # 429 even during UIA, so that clients back off
             except MatrixError as error:
                 session = session or await self._begin(operation)
                 raise self._required(flows, session, completed, error) from None
@@ -174,22 +176,24 @@ class UIA:
         if not keep and not await self._database.write(
             "end_uia", self._store.remove_session, session.row.session_hash
         ):
-            # Another request has used it up in the meantime.
+            # A concurrent request has used the session.
             raise self._required(flows, await self._begin(operation), {})
         return Confirmation(completed, session.session_id if keep else None, session.row.result)
 
     async def get_operation(self, session_id: str) -> Operation | None:
-        """What a session is to confirm, and who; None where there is no such session."""
+        """Return the operation that a session confirms; None for an unknown session."""
         session = await self._get(session_id)
         return None if session is None else _operation_of(session, "")
 
     async def do_prove(
         self, session_id: str, name: str, auth: AuthData | None = None, address: str = ""
     ) -> bool:
-        """Note that a stage was done elsewhere, by the user of the session, who goes on with the
-        session alone; False where there is no such session any more. `auth`: what the stage checks
-        first, of which it raises `MatrixError`; None where it was seen otherwise that it is
-        done."""
+        """Complete a stage outside the client, for the user of the session.
+
+        The client then continues with only the session. Return False if the session has ended.
+        `auth`: checked by the stage, which may raise `MatrixError`; None where the caller has
+        verified the stage itself.
+        """
         session = await self._get(session_id)
         if session is None:
             return False
@@ -201,8 +205,7 @@ class UIA:
         return bool(completed)
 
     async def do_agree(self, session_id: str, name: str) -> None:
-        """Note that a stage was done on a page, by whoever has the session, with what its check
-        says."""
+        """Complete a stage that only needs acceptance, on a page, for the holder of the session."""
         session = await self._get(session_id)
         if session is not None:
             operation = _operation_of(session, "")
@@ -211,38 +214,40 @@ class UIA:
             )
 
     def claim(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
-        """Use the confirmation up, in the write in which the operation is done, and note what it
-        makes, for a repeated request. What the session holds and `confirmation` does not name is
-        given back. Raises `SessionUsed`, so that of many requests in one session one is done."""
+        """Consume the confirmation in the write of the operation.
+
+        Stores `result` for a repeated request. Releases reservations of the session that
+        `confirmation` does not name. Raises `SessionUsed` if another request in the session came
+        first.
+        """
         if confirmation.session_id is None:
             return
         session_hash = hash_secret(confirmation.session_id)
         row = self._store.get_session_in(txn, session_hash, 0)
         if row is None or not self._store.set_result(txn, session_hash, result):
             raise SessionUsed
-        self._give_back(txn, row, but=confirmation.completed)
+        self._release(txn, row, consumed=confirmation.completed)
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` sessions that have grown old, and give back what they held; how many
-        there were."""
+        """Remove up to `limit` expired sessions, release their reservations; return the number."""
         return await self._database.write("sweep_uia", self._sweep, self._oldest(), limit)
 
     def _sweep(self, txn: WriteTransaction, oldest: int, limit: int) -> int:
         rows = self._store.remove_old_sessions(txn, oldest, limit)
         for row in rows:
             if row.result is None:
-                self._give_back(txn, row)
+                self._release(txn, row)
         return len(rows)
 
-    def _give_back(
+    def _release(
         self,
         txn: WriteTransaction,
         row: UIASessionRow,
-        but: Mapping[str, str] = MappingProxyType({}),
+        consumed: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """What a session holds, but for these stages."""
+        """Release the reservations of a session, except those of the `consumed` stages."""
         for name, result in _completed_decoder.decode(row.completed).items():
-            if name in self._stages and name not in but:
+            if name in self._stages and name not in consumed:
                 self._stages[name].remove(txn, result)
 
     async def _get(self, session_id: str) -> _Session | None:
@@ -272,8 +277,11 @@ class UIA:
     async def _complete(
         self, operation: Operation, session: _Session | None, name: str, result: str
     ) -> tuple[_Session | None, dict[str, str]]:
-        """Note that a stage is done. Where there is no session and nothing to hold, nothing is
-        written; where it has ended in the meantime, neither, and no stage is done."""
+        """Complete a stage in a session; begin one if there is none.
+
+        Writes nothing without a session and a result. Writes nothing, and completes nothing, in a
+        session that has ended in the meantime.
+        """
         if session is None and not result:
             return None, {name: result}
         found = session or self._new_session(operation)
@@ -285,12 +293,12 @@ class UIA:
                 return {}
             completed = {} if now is None else _completed_decoder.decode(now.completed)
             if now is not None and now.result is not None:
-                return completed  # it has confirmed what it was for: nothing more is held for it
+                return completed  # the session is used: reserve nothing more for it
             if name not in completed:
                 self._stages[name].add(txn, result)
                 completed[name] = result
             if now is None:
-                self._store.add_session(txn, _filled(row, completed))
+                self._store.add_session(txn, _with_completed(row, completed))
             else:
                 self._store.set_completed(
                     txn, row.session_hash, msgspec.json.encode(completed).decode()
@@ -300,7 +308,7 @@ class UIA:
         completed = await self._database.write("complete_uia_stage", write)
         if not completed:
             return None, completed
-        return _Session(found.session_id, _filled(row, completed)), completed
+        return _Session(found.session_id, _with_completed(row, completed)), completed
 
     def _new_session(self, operation: Operation) -> _Session:
         session_id = self._secret_text.session_id()
@@ -338,12 +346,12 @@ def _operation_of(session: _Session, address: str) -> Operation:
     return Operation(session.row.operation, UserID(session.row.user_id or "") or None, address)
 
 
-def _filled(row: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:
+def _with_completed(row: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:
     return msgspec.structs.replace(row, completed=msgspec.json.encode(completed).decode())
 
 
 def _next_stages(flows: Flows, completed: Mapping[str, str]) -> set[str]:
-    """What may be done now: in each flow that begins with what is done, the stage after it."""
+    """Return the next stage of each flow whose first stages are the completed ones."""
     done = list(completed)
     return {
         flow[len(done)]

@@ -1,6 +1,5 @@
-"""The proofs that user-interactive authentication takes here: nothing, the account's password, a
-registration token, a captcha, an e-mail address, a telephone number, agreement to the terms, the
-word of an identity provider.
+"""The stages of user-interactive authentication: dummy, password, registration token, captcha,
+e-mail address, telephone number, terms of service, and single sign-on.
 
 spec: client-server-api#authentication-types
 """
@@ -35,7 +34,7 @@ REGISTRATION_TOKEN: Final = "m.login.registration_token"
 RECAPTCHA: Final = "m.login.recaptcha"
 
 THREEPID_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
-"""For which operations an address or a number is a proof, and the purpose of the message then."""
+"""Operations that a validated address or number can confirm, with the purpose of its message."""
 
 
 class WrongRegistrationToken(Forbidden):
@@ -54,14 +53,14 @@ class DummyStage:
         return ""
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing."""
+        """Reserve nothing."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Release nothing: `add` reserves nothing."""
 
 
 class PasswordStage:
-    """The password of the user who asks, and of nobody else. spec:
+    """The password of the calling user, and of no other. spec:
     client-server-api#password-based"""
 
     name = PASSWORD
@@ -77,8 +76,8 @@ class PasswordStage:
         if not isinstance(password, str):
             raise MissingParam("auth.password is missing")
         user_id = operation.user_id
-        # Nobody else's password is tried, lest somebody who is signed in guess those of others
-        # here.
+        # Only the caller's own password is tried: otherwise a signed-in user could guess those of
+        # others here.
         if user_id is None or not await self._sign_in.is_name_of(parse_identifier(auth), user_id):
             raise Forbidden("Confirm this with your own user name and password")
         account = await self._sign_in.check_password(user_id, password, operation.address)
@@ -87,14 +86,14 @@ class PasswordStage:
         return ""
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing."""
+        """Reserve nothing."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Release nothing: `add` reserves nothing."""
 
 
 class ThreepidStage:
-    """A confirmed e-mail address or telephone number; what is kept is which.
+    """A validated e-mail address or telephone number; the result is its `Proof` as JSON.
 
     spec: client-server-api#email-based-identity--homeserver,
     client-server-api#phone-numbermsisdn-based-identity--homeserver
@@ -111,8 +110,8 @@ class ThreepidStage:
     async def check(self, auth: AuthData, operation: Operation) -> str:
         purpose = THREEPID_PURPOSES.get(operation.name)
         if purpose is None:
-            raise Forbidden("An address or a number does not confirm this")
-        # `threepidCreds` is what some clients of today still send
+            raise Forbidden("An e-mail address or telephone number cannot confirm this operation")
+        # some current clients still send `threepidCreds`
         creds = auth.get("threepid_creds", auth.get("threepidCreds"))
         return msgspec.json.encode(
             await self._validations.check_confirmed(purpose, creds, self._medium)
@@ -122,17 +121,16 @@ class ThreepidStage:
         self._validations.use(txn, parse_proof(result))
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """A confirmation is not given back: the person asks for another message."""
+        """Release nothing: a used validation stays used; the user requests a new message."""
 
 
 def parse_proof(result: str) -> Proof:
-    """What `ThreepidStage` keeps."""
+    """Parse the result of `ThreepidStage`."""
     return msgspec.json.decode(result, type=Proof)
 
 
 class RegistrationTokenStage:
-    """A token from an administrator; a use is held back until the account is there, or the session
-    is old.
+    """A registration token; one use is reserved until the account exists or the session expires.
 
     spec: client-server-api#token-authenticated-registration
     """
@@ -161,7 +159,7 @@ class RegistrationTokenStage:
 
 
 class CaptchaStage:
-    """A riddle, solved. spec: client-server-api#google-recaptcha"""
+    """A solved captcha. spec: client-server-api#google-recaptcha"""
 
     name = RECAPTCHA
 
@@ -169,7 +167,7 @@ class CaptchaStage:
         self._captcha = captcha
 
     def params(self) -> Mapping[str, object] | None:
-        """With what clients ask for a riddle."""
+        """Return the public key with which clients request a captcha."""
         return {"public_key": self._captcha.site_key}
 
     async def check(self, auth: AuthData, operation: Operation) -> str:
@@ -177,14 +175,14 @@ class CaptchaStage:
         return ""
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing: a solution is good once, as whoever made the riddle sees to."""
+        """Reserve nothing: the captcha service accepts each solution once."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Release nothing: `add` reserves nothing."""
 
 
 class TermsStage:
-    """Agreement to the documents that the server has; what is kept is which versions.
+    """Acceptance of the server's policies; the result holds their versions as JSON.
 
     spec: client-server-api#terms-of-service-at-registration
     """
@@ -201,20 +199,19 @@ class TermsStage:
         return msgspec.json.encode(self._policies.versions).decode()
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing: the account that comes of it has the record."""
+        """Reserve nothing: the consents are stored with the new account."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Release nothing: `add` reserves nothing."""
 
 
 def parse_versions(result: str) -> Mapping[str, str]:
-    """What `TermsStage` keeps: versions, by policies."""
+    """Parse the result of `TermsStage`: the version of each policy, by policy id."""
     return msgspec.json.decode(result, type=dict[str, str])
 
 
 class SSOStage:
-    """Signing in with the identity provider again, in a browser; `UIA.do_prove` notes that it was
-    done.
+    """A repeated sign-in at the identity provider, in a browser; `UIA.do_prove` completes it.
 
     spec: client-server-api#sso-during-user-interactive-authentication
     """
@@ -226,11 +223,11 @@ class SSOStage:
 
     async def check(self, auth: AuthData, operation: Operation) -> str:
         raise Forbidden(
-            "Sign in on the page of this stage first; then ask again with the session alone"
+            "Sign in on the fallback page of this stage first, then retry with only the session"
         )
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        """Holds nothing."""
+        """Reserve nothing."""
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """Held nothing."""
+        """Release nothing: `add` reserves nothing."""

@@ -1,4 +1,4 @@
-"""The reports of users, as administrators read them, and are done with them."""
+"""Administration of user reports."""
 
 from collections.abc import Sequence
 
@@ -22,11 +22,11 @@ class KeptReports:
     async def get_page(
         self, kind: ReportKind, wanted: ReportFilter, offset: int, limit: int, *, newest_first: bool
     ) -> tuple[Sequence[Report], int]:
-        """Some of the reports of one kind, and how many of these there are."""
+        """Return a page of the reports of one kind, and their total number."""
         return await self._store.get_page(kind, wanted, offset, limit, newest_first=newest_first)
 
     async def get(self, kind: ReportKind, report_nid: int) -> Report:
-        """One report. Raises NotFound."""
+        """Return one report. Raises NotFound."""
         report = (
             await self._store.get_report(kind, report_nid) if 0 < report_nid <= MAX_NUMBER else None
         )
@@ -35,13 +35,12 @@ class KeptReports:
         return report
 
     async def get_event(self, report: Report) -> msgspec.Raw | None:
-        """The event that was reported, in the form in which servers have it; as a redaction left
-        it."""
+        """Return the reported event in federation format, redacted if it was redacted."""
         event_id = EventID(report.report.event_id or "")
         event = (await self._events.get_anywhere([event_id])).get(event_id)
         return None if event is None else msgspec.Raw(event.pdu)
 
     async def do_remove(self, kind: ReportKind, report_nid: int) -> None:
-        """Keep a report no longer. Raises NotFound."""
+        """Delete a report. Raises NotFound."""
         if not (0 < report_nid <= MAX_NUMBER and await self._store.remove_report(kind, report_nid)):
             raise NotFound("There is no such report")

@@ -1,7 +1,7 @@
-"""Reports: what users find that administrators should look at.
+"""Reports: users point administrators to events, rooms and users.
 
-Whether a room or user exists is not told by the answer: a report of what is not there is accepted,
-and kept where it may be about something elsewhere.
+The response does not reveal whether a room or user exists. A report about an unknown room or user
+is accepted, and stored if it may be about one on another server.
 
 spec: client-server-api#reporting-content
 """
@@ -18,7 +18,7 @@ from storage.moderation.reports import NewReport, ReportKind, ReportStore
 
 
 class Reports:
-    """Takes reports."""
+    """Stores reports."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Reports:
     async def do_report_event(
         self, caller: Requester, room_id: RoomID, event_id: EventID, reason: str | None
     ) -> None:
-        """Report an event of a room that the caller is in. Raises NotFound, also for who is not in
-        the room.
+        """Report an event of a room that the caller is in. Raises NotFound, also if the caller is
+        not in the room.
 
         spec: client-server-api#post_matrixclientv3roomsroomidreporteventid
         """
@@ -56,7 +56,7 @@ class Reports:
         )
 
     async def do_report_room(self, caller: Requester, room_id: RoomID, reason: str) -> None:
-        """Report a room, whether one is in it or not. spec:
+        """Report a room; the caller does not have to be in it. spec:
         client-server-api#post_matrixclientv3roomsroomidreport"""
         await self._store.add_report(
             NewReport(
@@ -65,7 +65,7 @@ class Reports:
         )
 
     async def do_report_user(self, caller: Requester, user_id: UserID, reason: str) -> None:
-        """Report a user; of this server only those who exist. spec:
+        """Report a user. Reports about local users who do not exist are dropped. spec:
         client-server-api#post_matrixclientv3usersuseridreport"""
         if self._identity.is_local(user_id) and not await self._accounts.get_accounts([user_id]):
             return

@@ -1,15 +1,14 @@
-"""The list of what a user was notified of, made of flags and rows as counts are: nothing is kept
-for it.
+"""The list of a user's notifications, computed from the same flags and rows as unread counts;
+nothing is stored for it alone.
 
 Laws:
-- Newest first. A page looks at the user's rooms in the order of their newest events, and at no more
-  of them once all the others are older than what it has found.
-- What is no longer theirs to see is not in it: rooms that they have left, what came before they
-  (last) joined, redacted events, what is older than its room keeps it, and what users whom they
-  ignore sent.
-- Whether an event notified, and was highlighted, is what was decided when it came. Its further
-  actions (a sound) are those of the user's rules of today. Of invites into rooms that this server
-  was not in nothing was kept: all is by the rules of today.
+- Newest first. A page reads the user's rooms in the order of their newest events, and stops when
+  all other rooms are older than its results.
+- It leaves out events that the user may no longer see: from rooms that they left, from before they
+  (last) joined, redacted, expired by retention, or sent by ignored users.
+- Whether an event notified or was highlighted was decided when it arrived. Its further actions (a
+  sound) come from the user's present rules. For invites to rooms that this server was not in,
+  nothing was stored: the present rules decide all.
 
 spec: client-server-api#listing-notifications
 """
@@ -49,16 +48,16 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.rooms import RoomStore
 
-MOST: Final = 100
-"""Of one page."""
+MAX_LIMIT: Final = 100
+"""Notifications on one page."""
 ROOMS_AT_ONCE: Final = 50
-"""How many rooms are looked at with one query."""
+"""Rooms that one query reads."""
 HIGHLIGHT: Final = "highlight"
 _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
 
 
 class Notifications:
-    """Lists them. For the reactor thread."""
+    """Lists notifications. For the reactor thread."""
 
     def __init__(
         self,
@@ -99,37 +98,41 @@ class Notifications:
     async def get(
         self, caller: Requester, from_: str | None, limit: int, only: str | None
     ) -> Mapping[str, Any]:
-        """A page. Raises InvalidParam."""
+        """Return a page of notifications. Raises InvalidParam."""
         if only not in (None, HIGHLIGHT):
-            raise InvalidParam("`only` can be `highlight`")
+            raise InvalidParam("`only` can only be `highlight`")
         before = self._streams.current() if from_ is None else _parse_token(from_)
-        limit = max(1, min(limit, MOST))
+        limit = max(1, min(limit, MAX_LIMIT))
         rows = {
             nid: row
             for nid, row in (await self._memberships.of_user(caller.user_id)).items()
             if row.membership == "join"
             or (row.membership == "invite" and not await self._permissions.hides(row))
         }
-        unjudged = await self._find_unjudged(rows)
-        own = {nid: row for nid, row in rows.items() if nid not in unjudged}
+        undecided = await self._find_undecided(rows)
+        own = {nid: row for nid, row in rows.items() if nid not in undecided}
         highlights_only = only == HIGHLIGHT
         found = await self._find(
             caller.user_id, own, before, limit, highlights_only=highlights_only
         )
         after = found[-1].position if len(found) == limit else 0
-        invites = [row for row in unjudged.values() if after < row.position <= before]
-        told = await self._judge(caller.user_id, invites, limit, highlights_only=highlights_only)
-        found = sorted([*found, *told], key=lambda each: each.position, reverse=True)[:limit]
-        answer: dict[str, Any] = {"notifications": await self._present(caller, rows, found, told)}
+        invites = [row for row in undecided.values() if after < row.position <= before]
+        decided = await self._decide(
+            caller.user_id, invites, limit, highlights_only=highlights_only
+        )
+        found = sorted([*found, *decided], key=lambda each: each.position, reverse=True)[:limit]
+        answer: dict[str, Any] = {
+            "notifications": await self._present(caller, rows, found, decided)
+        }
         if len(found) == limit:
             answer["next_token"] = f"n{found[-1].position - 1}"
         return answer
 
-    async def _find_unjudged(
+    async def _find_undecided(
         self, rows: Mapping[int, MembershipRow]
     ) -> Mapping[int, MembershipRow]:
-        """Those that are invites of which nothing was kept as they came, as this server was not in
-        the room; it may be by now."""
+        """Return the invites without a stored decision: this server was not in the room when they
+        came. It may be in the room now."""
         invites = {nid: row for nid, row in rows.items() if row.membership == "invite"}
         stored = await self._events.get_events(
             row.event_nid for row in invites.values() if not is_outside(row)
@@ -141,7 +144,7 @@ class Notifications:
             or (row.event_nid in stored and stored[row.event_nid].position is None)
         }
 
-    async def _judge(
+    async def _decide(
         self,
         user_id: UserID,
         invites: Collection[MembershipRow],
@@ -149,7 +152,7 @@ class Notifications:
         *,
         highlights_only: bool,
     ) -> Mapping[Notified, StoredEvent]:
-        """The newest of these of which the user is notified, by the rules of today."""
+        """Return the newest of these invites that notify the user by their present rules."""
         rules = await self._rules.of_user(user_id)
         order = sorted(invites, key=lambda row: row.position, reverse=True)
         found: dict[Notified, StoredEvent] = {}
@@ -173,7 +176,7 @@ class Notifications:
     async def _load_invites(
         self, user_id: UserID, rows: Collection[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
-        """Their events, by room."""
+        """Return the events of the invites by room."""
         outside = [row for row in rows if is_outside(row)]
         rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
         stored = await self._events.get_events(row.event_nid for row in rows if not is_outside(row))
@@ -217,8 +220,8 @@ class Notifications:
     async def _spans(
         self, rules: UserRules, row: MembershipRow, floor: int, upto: int
     ) -> Sequence[Span]:
-        """The part of a room that concerns the user: since they joined, or the event that invited
-        them; above the floor."""
+        """Return the part of a room that counts: since the user joined, or only the invite; above
+        `floor`."""
         after = await self._past.joined_since(row) if row.membership == "join" else row.position - 1
         if row.membership == "invite":
             upto = min(upto, row.position)
@@ -233,14 +236,15 @@ class Notifications:
         caller: Requester,
         own: Mapping[int, MembershipRow],
         found: Sequence[Notified],
-        judged: Mapping[Notified, StoredEvent],
+        decided: Mapping[Notified, StoredEvent],
     ) -> list[Mapping[str, Any]]:
-        """`judged`: those of which nothing was kept, with their events."""
+        """Return notifications in client form. `decided`: invites without a stored decision, with
+        their events."""
         rules = await self._rules.of_user(caller.user_id)
         stored = await self._events.get_events(
-            each.event_nid for each in found if each not in judged
+            each.event_nid for each in found if each not in decided
         )
-        events = [(each, judged.get(each) or stored.get(each.event_nid)) for each in found]
+        events = [(each, decided.get(each) or stored.get(each.event_nid)) for each in found]
         shown = [
             (each, event)
             for each, event in events
@@ -279,12 +283,12 @@ class Notifications:
         each: Notified,
         event: StoredEvent,
     ) -> Sequence[Action]:
-        today = rules.rule_set.find(
+        present = rules.rule_set.find(
             await self._decisions.occasion_of(event), user_id, row.display_name
         )
         is_highlight = each.outcome >= HIGHLIGHTED
-        if today.notify and today.highlight == is_highlight:
-            return today.raw
+        if present.notify and present.highlight == is_highlight:
+            return present.raw
         return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
 
 
@@ -296,5 +300,5 @@ def _is_read(mark: ReadUpTo | None, event: StoredEvent) -> bool:
 def _parse_token(text: str) -> int:
     match = _TOKEN.fullmatch(text)
     if match is None:
-        raise InvalidParam("`from` is not a token that this endpoint gave out")
+        raise InvalidParam("`from` is not a token that this endpoint returned")
     return int(match[1])

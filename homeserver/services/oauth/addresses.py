@@ -1,7 +1,7 @@
-"""Addresses of programs: which may be registered, and whether one that is asked for was.
+"""Checks the URIs of clients: which ones may be registered, and whether a requested one was.
 
-A redirect address is how a program shows that it is what it says, so it has to belong to the host
-of the program's own page.
+The redirect URI is the only proof of a client's identity, so it has to belong to the host of
+`client_uri`.
 
 spec: client-server-api#redirect-uri-validation, RFC 8252 section 7
 """
@@ -16,8 +16,7 @@ ApplicationType = Literal["web", "native"]
 
 LONGEST: Final = 2000
 _PRINTABLE: Final = re.compile(r"[\x21-\x5b\x5d\x5f\x61-\x7a\x7e]+")
-"""No spaces, no control characters, no backslash and others that an address never has as they
-are."""
+"""The characters of a URI without percent-encoding: no spaces, control characters, backslashes…"""
 _HOST: Final = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )
@@ -26,8 +25,7 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def host_of_page(uri: str) -> str | None:
-    """The host of a page that may stand for a program; None where it may not: it is not https, or
-    not well-formed."""
+    """Return the host of a client's page; None if the URI is not https or not well-formed."""
     split = _split(uri)
     if (
         split is None
@@ -40,13 +38,13 @@ def host_of_page(uri: str) -> str | None:
 
 
 def is_under(uri: str, host: str) -> bool:
-    """Whether this is a page on that host, or on one below it."""
+    """Return whether this is a page on `host` or a subdomain of it."""
     found = host_of_page(uri)
     return found is not None and _belongs(found, host)
 
 
 def may_lead_to(uri: str, host: str, kind: ApplicationType) -> bool:
-    """Whether a program whose page is on `host` may have browsers led to this address."""
+    """Return whether a client whose page is on `host` may register this redirect URI."""
     if "#" in uri or len(uri) > LONGEST or not _PRINTABLE.fullmatch(uri):
         return False
     if is_under(uri, host):
@@ -55,8 +53,8 @@ def may_lead_to(uri: str, host: str, kind: ApplicationType) -> bool:
 
 
 def is_registered(uri: str, registered: tuple[str, ...]) -> bool:
-    """Whether a program may be answered at this address: one that it registered, character by
-    character; on the loopback interface any port will do."""
+    """Return whether a redirect URI is registered: the identical text, or, on the loopback
+    interface, one that differs only in its port."""
     if uri in registered:
         return True
     split = _split(uri)
@@ -72,14 +70,14 @@ def is_registered(uri: str, registered: tuple[str, ...]) -> bool:
 
 
 def origin_of(uri: str) -> str:
-    """As it stands in a `Content-Security-Policy`: a scheme with its host and port, or the scheme
-    of an app's own."""
+    """Return the source for a `Content-Security-Policy`: scheme, host and port, or the private
+    scheme of an app."""
     split = urlsplit(uri)
     return f"{split.scheme}://{split.netloc}" if split.netloc else f"{split.scheme}:"
 
 
 def _belongs(host: str, base: str) -> bool:
-    # below a name without a dot there are hosts of everybody: `com`
+    # a name without a dot is a public suffix, such as `com`
     return host == base or ("." in base and host.endswith("." + base))
 
 

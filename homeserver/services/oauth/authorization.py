@@ -1,14 +1,12 @@
-"""The request of a program to let somebody in, which comes through their browser, and the answer,
-which goes back so.
+"""Authorization code flow: checks a client's request, which arrives through the user's browser, and
+makes the redirect back to the client.
 
 Laws:
-- Until the program and its redirect address are known to be right, nobody is led anywhere: a page
-  says what is wrong. Anybody may register a program, so with an error nobody is led anywhere
-  unasked either who does not use it already.
-- A code is good for two minutes, once, for the program, the address and the PKCE challenge that it
-  was asked with.
-- The answer says whose it is (`iss`), so that a program that talks to several servers mixes none
-  up.
+- Until client and redirect URI are checked, there is no redirect: a page shows the error. Anybody
+  can register a client, so an error, too, redirects only users who already use the client.
+- A code is valid for two minutes, once, for the client, redirect URI and PKCE challenge of its
+  request.
+- The response has `iss`, so that a client with several servers does not confuse them.
 
 spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636, RFC 9207, RFC 9700
 section 4.11.2
@@ -48,15 +46,16 @@ PARAMETERS: Final = (
     "prompt",
     "login_hint",
 )
-"""What of a request is looked at."""
+"""The parameters of a request that are read."""
 CODE_LIFETIME_MS: Final = 120_000
 LONGEST_STATE: Final = 2000
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
-_USED_REMEMBERED_MS: Final = 24 * 3600 * 1000
+_STORED_MS: Final = 24 * 3600 * 1000
+"""How long a code stays stored after it expired, so that its reuse ends the session."""
 
 
 class Returning(msgspec.Struct, frozen=True):
-    """Which program is answered, and how."""
+    """The client, redirect URI and response mode of the response."""
 
     client_id: str
     redirect_uri: str
@@ -65,7 +64,7 @@ class Returning(msgspec.Struct, frozen=True):
 
 
 class AuthorizationRequest(msgspec.Struct, frozen=True):
-    """A request that is in order."""
+    """A valid request."""
 
     client: Client
     returning: Returning
@@ -76,7 +75,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True):
 
 
 class Refused(OAuthError):
-    """The request is wrong, and the program is told so through the browser."""
+    """An invalid request; the error goes to the client through the browser."""
 
     def __init__(self, returning: Returning, error: str, text: str) -> None:
         super().__init__(error, text)
@@ -84,7 +83,7 @@ class Refused(OAuthError):
 
 
 class Authorization:
-    """Reads requests, and answers them."""
+    """Checks requests and makes the responses."""
 
     def __init__(
         self,
@@ -104,8 +103,8 @@ class Authorization:
         self._issuer = issuer
 
     async def check(self, given: Mapping[str, str]) -> AuthorizationRequest:
-        """The request with these parameters. Raises `OAuthError` where nobody may be led back,
-        `Refused` else."""
+        """Parse a request. Raises `OAuthError` if there may be no redirect to the client, and
+        `Refused` for all other errors."""
         client = await self._clients.get(given.get("client_id", ""))
         redirect_uri = given.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):
@@ -130,7 +129,7 @@ class Authorization:
         challenge = given.get("code_challenge", "")
         if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
             raise Refused(
-                returning, "invalid_request", "A code_challenge of the method S256 is needed"
+                returning, "invalid_request", "A code_challenge with the method S256 is required"
             )
         try:
             scope = parse_scope(given.get("scope", ""))
@@ -138,7 +137,7 @@ class Authorization:
             raise Refused(returning, error.error, error.text) from None
         prompts = frozenset(given.get("prompt", "").split())
         if "none" in prompts:
-            raise Refused(returning, "interaction_required", "Somebody has to allow this")
+            raise Refused(returning, "interaction_required", "The user has to allow access")
         return AuthorizationRequest(
             client, returning, scope, challenge, prompts, given.get("login_hint", "")
         )
@@ -151,8 +150,8 @@ class Authorization:
         era: Era,
         origin: str | None = None,
     ) -> str:
-        """Let the program in as this user. `origin`: as `BrowserSession` has it. Where the browser
-        goes. Raises as `check_era`."""
+        """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
+        `BrowserSession`. Raises as `check_era`."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),
@@ -170,21 +169,19 @@ class Authorization:
             check_era(txn, user_id, era)
             self._store.add_code(txn, row)
             self._clients.note_allowed(txn, request.client, ip)
-            self._note(txn, Happened.APP_ALLOWED, request, user_id, ip)
+            self._record(txn, Happened.APP_ALLOWED, request, user_id, ip)
 
         await self._database.write("add_oauth_code", write)
-        return self._answer(request.returning, {"code": code})
+        return self._redirect_url(request.returning, {"code": code})
 
     async def do_deny(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
-        """This user does not let the program in. Where the browser goes."""
+        """Record that the user denied access; return the URL of the redirect."""
         await self._database.write(
-            "deny_oauth_client", self._note, Happened.APP_DENIED, request, user_id, ip
+            "deny_oauth_client", self._record, Happened.APP_DENIED, request, user_id, ip
         )
-        return self.refuse(
-            Refused(request.returning, "access_denied", "The user did not allow this")
-        )
+        return self.refuse(Refused(request.returning, "access_denied", "The user denied access"))
 
-    def _note(
+    def _record(
         self,
         txn: WriteTransaction,
         what: Happened,
@@ -204,26 +201,25 @@ class Authorization:
         )
 
     async def is_used(self, client_id: str, user_id: UserID) -> bool:
-        """Whether somebody is signed in with a program."""
+        """Return whether the user has a session with this client."""
         sessions = await self._store.get_sessions(user_id)
         return any(session.client_id == client_id for session in sessions.values())
 
     def refuse(self, error: Refused) -> str:
-        """Where the browser goes with an error."""
-        return self._answer(
+        """Return the URL of the redirect with an error."""
+        return self._redirect_url(
             error.returning, {"error": error.error, "error_description": error.text}
         )
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget up to `limit` codes that have grown old; how many. What was used is remembered for
-        a day, so that its reuse ends the session."""
+        """Remove up to `limit` codes that expired `_STORED_MS` ago; return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            return self._store.remove_old_codes(txn, self._now() - _USED_REMEMBERED_MS, limit)
+            return self._store.remove_old_codes(txn, self._now() - _STORED_MS, limit)
 
         return await self._database.write("sweep_oauth_codes", write)
 
-    def _answer(self, returning: Returning, parameters: dict[str, str]) -> str:
+    def _redirect_url(self, returning: Returning, parameters: dict[str, str]) -> str:
         if returning.state is not None:
             parameters["state"] = returning.state
         parameters["iss"] = self._issuer

@@ -1,13 +1,12 @@
-"""Programs that sign people in: each registers itself, and is known by what it registered.
+"""Dynamic client registration: clients register themselves and are looked up by id.
 
 Laws:
-- What is registered is bounded, and every address in it belongs to the host of the program's page;
-  what people may follow besides (logo, terms, privacy) is left out where it does not, a redirect
-  address is refused.
-- The same metadata gives the same id: a program on a thousand telephones is one row.
-- A registration that nobody uses for long is forgotten, unless a session stands on it; one with
-  which nobody was ever let in goes sooner, and of these there are so many at most: anybody can
-  register, and what they register is to cost nothing that lasts.
+- Metadata are bounded, and every URI belongs to the host of `client_uri`. A logo, terms or privacy
+  URI of another host is dropped; a redirect URI is refused.
+- The same metadata give the same id: a client on a thousand phones is one row.
+- A registration without sessions is removed after a time. One that no user ever allowed is removed
+  sooner, and the number of these is bounded: anybody can register, so registrations must not
+  accumulate.
 
 spec: client-server-api#client-registration, RFC 7591
 """
@@ -35,17 +34,17 @@ GRANTS: Final = (CODE_GRANT, REFRESH_GRANT, DEVICE_GRANT)
 MOST_REDIRECTS: Final = 20
 LONGEST_NAME: Final = 100
 UNUSED_MS: Final = 30 * 24 * 3600 * 1000
-"""After so long a registration without sessions is forgotten."""
+"""Time after which an unused registration without sessions is removed."""
 NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
-"""After so long one is that nobody was ever let in with."""
+"""Time after which a registration that no user ever allowed is removed."""
 MOST_NEVER_USED: Final = 10_000
-"""Of these there are so many; a new one takes the place of that which was used longest ago."""
-_FORGOTTEN_AT_ONCE: Final = 100
+"""Maximum number of these; a new one replaces the least recently used."""
+_REMOVED_AT_ONCE: Final = 100
 _USED_AGAIN_MS: Final = 24 * 3600 * 1000
 
 
 class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A program, as it is kept and as it is told what was registered."""
+    """The metadata of a client, as stored and as returned by the registration."""
 
     client_uri: str
     grant_types: tuple[str, ...]
@@ -61,22 +60,22 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def host(self) -> str:
-        """Of its page."""
+        """The host of its page (`client_uri`)."""
         return host_of_page(self.client_uri) or ""
 
     @property
     def name(self) -> str:
-        """As people know it."""
+        """Its name as users see it."""
         return self.client_name or self.host
 
     @property
     def called(self) -> str:
-        """As records name it: the name is what it says of itself, the id tells it from others."""
+        """Its name and id for the audit log: clients choose their names, ids are unique."""
         return f"{self.name} ({self.client_id})"
 
 
 class Clients:
-    """Registers programs, and finds them."""
+    """Registers and finds clients."""
 
     def __init__(
         self,
@@ -92,7 +91,8 @@ class Clients:
         self._most_never_used = most_never_used
 
     async def do_register(self, metadata: Mapping[str, Any]) -> Client:
-        """Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
+        """Register a client. Raises `OAuthError` (`invalid_client_metadata`,
+        `invalid_redirect_uri`)."""
         client = parse_client(metadata)
         encoded = msgspec.json.encode(client, order="sorted")
         client_id = b32encode(hashlib.sha256(encoded).digest())[:26].decode().lower()
@@ -101,26 +101,26 @@ class Clients:
 
         def write(txn: WriteTransaction) -> None:
             if self._store.add_client(txn, row):
-                self._store.remove_clients_beyond(txn, self._most_never_used, _FORGOTTEN_AT_ONCE)
+                self._store.remove_clients_beyond(txn, self._most_never_used, _REMOVED_AT_ONCE)
 
         await self._database.write("add_oauth_client", write)
         return msgspec.structs.replace(client, client_id=client_id)
 
     def note_allowed(self, txn: WriteTransaction, client: Client, ip: str) -> None:
-        """Somebody lets a program in, in the write that does it; `ip`: whence. The first time is
-        recorded."""
+        """Mark a client as allowed by a user, in the write that allows it. The first time goes into
+        the audit log. `ip`: the user's address."""
         if self._store.set_client_allowed(txn, client.client_id, self._now()):
             note(txn, NOBODY, Happened.CLIENT_REGISTERED, self._now(), ip=ip, detail=client.called)
 
     async def get(self, client_id: str) -> Client:
-        """Raises `InvalidClient`."""
+        """Return a client. Raises `InvalidClient`."""
         found = await self.find(client_id)
         if found is None:
-            raise InvalidClient("There is no such client; register again")
+            raise InvalidClient("The client is unknown; register again")
         return found
 
     async def find(self, client_id: str) -> Client | None:
-        """A program; None where there is none."""
+        """Return a client; None if it is unknown. Renews its last use once a day."""
         row = None
         if 0 < len(client_id) <= 100 and "\0" not in client_id:
             row = await self._store.get_client(client_id)
@@ -133,7 +133,7 @@ class Clients:
         return msgspec.structs.replace(client, client_id=client_id)
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget up to `limit` that nobody uses; how many."""
+        """Remove up to `limit` unused registrations; return how many."""
 
         def write(txn: WriteTransaction) -> int:
             now = self._now()
@@ -148,21 +148,21 @@ class Clients:
 
 
 def parse_client(metadata: Mapping[str, Any]) -> Client:
-    """What of a registration is taken. Raises `OAuthError`."""
+    """Return the accepted metadata of a registration. Raises `OAuthError`."""
     client_uri = _text(metadata, "client_uri")
     host = host_of_page(client_uri)
     if host is None:
-        raise _wrong("client_uri must be the https address of a page about the client")
+        raise _wrong("client_uri must be the https URL of a page about the client")
     kind = metadata.get("application_type", "web")
     if kind not in ("web", "native"):
         raise _wrong("application_type must be web or native")
     if metadata.get("token_endpoint_auth_method", "none") != "none":
-        raise _wrong("token_endpoint_auth_method must be none: clients keep no secret")
+        raise _wrong("token_endpoint_auth_method must be none: clients have no secret")
     grants = tuple(
         grant for grant in GRANTS if grant in _texts(metadata, "grant_types", [CODE_GRANT])
     )
     if CODE_GRANT not in grants and DEVICE_GRANT not in grants:
-        raise _wrong("grant_types has nothing by which this server signs people in")
+        raise _wrong(f"grant_types must have {CODE_GRANT} or {DEVICE_GRANT}")
     redirects = tuple(dict.fromkeys(_texts(metadata, "redirect_uris", [])))
     response_types = ("code",) if "code" in _texts(metadata, "response_types", ["code"]) else ()
     if CODE_GRANT in grants:
@@ -171,14 +171,16 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         if not response_types:
             raise _wrong("response_types must have code")
     if len(redirects) > MOST_REDIRECTS:
-        raise OAuthError("invalid_redirect_uri", f"There may be {MOST_REDIRECTS} redirect_uris")
+        raise OAuthError(
+            "invalid_redirect_uri", f"redirect_uris may have at most {MOST_REDIRECTS} entries"
+        )
     for redirect in redirects:
         if not may_lead_to(redirect, host, kind):
             raise OAuthError(
                 "invalid_redirect_uri",
-                f"{redirect[:200]} is not an address of a {kind} client of {host}",
+                f"{redirect[:200]} is not allowed for a {kind} client of {host}",
             )
-    further = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
+    optional = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
     return Client(
         client_uri=client_uri,
         grant_types=grants,
@@ -187,15 +189,15 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         response_types=response_types if CODE_GRANT in grants else (),
         token_endpoint_auth_method="none",
         client_name=_name(_text(metadata, "client_name")),
-        **{key: uri for key, uri in further.items() if is_under(uri, host)},
+        **{key: uri for key, uri in optional.items() if is_under(uri, host)},
     )
 
 
 def _name(text: str) -> str:
-    """What is shown of a name: no signs that nobody sees, or that turn the order of others
-    round."""
+    """Return a displayable name: without invisible characters and those that change the text
+    direction."""
     visible = "".join(
-        sign for sign in text if sign.isspace() or not unicodedata.category(sign).startswith("C")
+        char for char in text if char.isspace() or not unicodedata.category(char).startswith("C")
     )
     return " ".join(visible.split())[:LONGEST_NAME]
 
@@ -205,7 +207,7 @@ def _text(metadata: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or "\0" in value or len(value) > 4000:
-        raise _wrong(f"{key} must be a string, of at most 4000 characters")
+        raise _wrong(f"{key} must be a string of at most 4000 characters")
     return value
 
 

@@ -1,10 +1,10 @@
-"""Letting in a program on a device without a browser: it shows a short code, which somebody types
-on another device.
+"""Device authorization grant: a client on a device without a browser shows a short user code, which
+the user types on another device.
 
 Laws:
-- The short code opens nothing by itself: who types it sees what asks, and has to allow it.
-- It can hardly be guessed: 34 bits, for twenty minutes, and few attempts a person and address.
-- A program that asks too often has to wait longer; its secret code is good once.
+- The user code grants nothing by itself: the user sees the client and has to allow it.
+- Guessing it is impractical: 34 bits, valid for twenty minutes, few attempts per user and address.
+- A client that polls too often has to slow down. Its device code is used once.
 
 spec: client-server-api#device-authorisation-flow, RFC 8628
 """
@@ -31,22 +31,22 @@ from storage.oauth.device_grants import DeviceGrantRow, DeviceGrantStore
 LIFETIME_MS: Final = 20 * 60 * 1000
 INTERVAL_MS: Final = 5000
 _TOO_EARLY_MS: Final = 500
-"""A question that comes so much before its time is not too early: nobody's clock is perfect."""
+"""Tolerance for polls that come before the interval is over; clocks differ."""
 _ATTEMPTS: Final = 5
-_REMEMBERED_MS: Final = 3600 * 1000
-"""For how long a program is still told that its time is over."""
+_STORED_MS: Final = 3600 * 1000
+"""How long an expired grant stays stored, so that its client gets `expired_token`."""
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What a program is told that wants in."""
+    """The codes of a new device grant."""
 
     device_code: str
     user_code: str
-    """As people see it: `WDJB-MJHT`."""
+    """In the form that users see: `WDJB-MJHT`."""
 
 
 class DeviceGrants:
-    """Begins such grants, decides them, and ends them."""
+    """Creates, decides and redeems device grants."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class DeviceGrants:
         self._limiter = limiter
 
     async def do_ask(self, client_id: str, scope: str) -> Asked:
-        """A program wants in. Raises `OAuthError`."""
+        """Create a grant for a client. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if DEVICE_GRANT not in client.grant_types:
             raise UnauthorizedClient("This client has not registered the device_code grant")
         parsed = parse_scope(scope)
         for _ in range(_ATTEMPTS):
-            asked = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())
+            codes = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())
             row = DeviceGrantRow(
-                code_hash=hash_token(asked.device_code),
-                user_code=asked.user_code,
+                code_hash=hash_token(codes.device_code),
+                user_code=codes.user_code,
                 client_id=client.client_id,
                 device_id=parsed.device_id,
                 scope=parsed.text,
@@ -84,17 +84,17 @@ class DeviceGrants:
                 interval_ms=INTERVAL_MS,
             )
             if await self._database.write("add_device_grant", self._store.add_grant, row):
-                return Asked(asked.device_code, f"{asked.user_code[:4]}-{asked.user_code[4:]}")
-        raise RuntimeError("the random source gives the same text again and again")
+                return Asked(codes.device_code, f"{codes.user_code[:4]}-{codes.user_code[4:]}")
+        raise RuntimeError("the random source keeps returning the same text")
 
     async def find(
         self, user_code: str, user_id: UserID, address: str
     ) -> tuple[DeviceGrantRow, Client] | None:
-        """What asks by a code that somebody has typed; None where nothing does. Raises
+        """Return the grant and the client of a typed user code; None if there is none. Raises
         `LimitExceeded`."""
         counted = [Counted(Limit.USER_CODE, key) for key in (user_id, address_key(address))]
         with self._limiter.attempting(counted) as attempt:
-            row = await self._store.get_grant_of_user_code(_plain(user_code), self._now())
+            row = await self._store.get_grant_of_user_code(_normalize(user_code), self._now())
             client = None if row is None else await self._clients.find(row.client_id)
             if row is None or client is None:
                 attempt.fail()
@@ -112,8 +112,8 @@ class DeviceGrants:
         *,
         allowed: bool,
     ) -> bool:
-        """Somebody who has seen what asks (of `find`) lets it in, or not; False where that is no
-        longer open. `address`: of their browser; `origin`: as `BrowserSession` has it. Raises as
+        """Store the user's decision on a grant that `find` returned; False if the grant is no
+        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises as
         `check_era`."""
 
         def write(txn: WriteTransaction) -> bool:
@@ -140,8 +140,8 @@ class DeviceGrants:
         return await self._database.write("decide_device_grant", write)
 
     async def do_exchange(self, client_id: str, device_code: str, address: str) -> Granted:
-        """Tokens for who was let in; `address`: whence the device asks. Raises `OAuthError`:
-        `authorization_pending` and `slow_down` while nobody has decided, `access_denied`,
+        """Redeem a device code for tokens. `address`: the device's. Raises `OAuthError`:
+        `authorization_pending` and `slow_down` until the user decides, `access_denied`,
         `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
         if (
@@ -150,7 +150,7 @@ class DeviceGrants:
             )
             is None
         ):
-            raise _unknown()  # what is made up costs no write
+            raise _unknown()  # an invented code costs no write
         family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -180,18 +180,18 @@ class DeviceGrants:
         if row is None or row.client_id != client.client_id:
             return _unknown()
         if row.expires_ts <= now:
-            return OAuthError("expired_token", "Nobody allowed this in time; begin again")
+            return OAuthError("expired_token", "The device code has expired; begin again")
         if row.allowed is None:
             if now < row.asked_ts + row.interval_ms - _TOO_EARLY_MS:
                 self._store.set_asked(txn, code_hash, now, row.interval_ms + INTERVAL_MS)
                 return OAuthError(
-                    "slow_down", f"Ask every {(row.interval_ms + INTERVAL_MS) // 1000} seconds"
+                    "slow_down", f"Poll every {(row.interval_ms + INTERVAL_MS) // 1000} seconds"
                 )
             self._store.set_asked(txn, code_hash, now, row.interval_ms)
-            return OAuthError("authorization_pending", "Nobody has allowed this yet")
+            return OAuthError("authorization_pending", "The user has not decided yet")
         self._store.remove_grant(txn, code_hash)
         if not row.allowed or row.user_id is None:
-            return OAuthError("access_denied", "The user did not allow this")
+            return OAuthError("access_denied", "The user denied access")
         return self._tokens.begin(
             txn,
             client,
@@ -205,10 +205,10 @@ class DeviceGrants:
         )
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget up to `limit` whose time is over; how many."""
+        """Remove up to `limit` expired grants; return how many."""
 
         def write(txn: WriteTransaction) -> int:
-            return self._store.remove_old_grants(txn, self._now() - _REMEMBERED_MS, limit)
+            return self._store.remove_old_grants(txn, self._now() - _STORED_MS, limit)
 
         return await self._database.write("sweep_device_grants", write)
 
@@ -216,11 +216,9 @@ class DeviceGrants:
         return int(self._clock.seconds() * 1000)
 
 
-def _plain(user_code: str) -> str:
-    """A code as it is kept, whatever people type between its letters."""
-    return "".join(
-        letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha()
-    )
+def _normalize(user_code: str) -> str:
+    """Return a typed code in its stored form: upper-case letters only."""
+    return "".join(char for char in user_code.upper()[:40] if char.isascii() and char.isalpha())
 
 
 def _unknown() -> OAuthError:

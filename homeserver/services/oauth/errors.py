@@ -10,26 +10,26 @@ from federation.protocol.errors import MatrixError
 
 
 class OAuthError(MatrixError):
-    """An answer that says no, in the words of OAuth. `error`: its registered code."""
+    """An OAuth error response. `error`: its registered code."""
 
     def __init__(self, error: str, text: str) -> None:
         super().__init__(text)
         self.error = error
 
     def body(self) -> Mapping[str, object]:
-        """As RFC 6749 has it."""
+        """Return the JSON body, as RFC 6749 defines it."""
         return {"error": self.error, "error_description": self.text}
 
 
 class UnauthorizedClient(OAuthError):
-    """A program asks for what it has not said, when it registered, that it would."""
+    """The client uses a grant that it did not register."""
 
     def __init__(self, text: str) -> None:
         super().__init__("unauthorized_client", text)
 
 
 class WrongRedirect(OAuthError):
-    """A program asks to be answered at an address that it has not registered."""
+    """The client uses a redirect URI that it did not register."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -38,7 +38,7 @@ class WrongRedirect(OAuthError):
 
 
 class InvalidClient(OAuthError):
-    """A program that is not known, or that does not show that it is who it says."""
+    """The client is unknown, or its authentication failed."""
 
     status = 401
 
@@ -47,8 +47,7 @@ class InvalidClient(OAuthError):
 
 
 class InvalidService(InvalidClient):
-    """A service that does not show that it is one of those which the operator trusts. It is told
-    how it could."""
+    """The service is not one that the operator trusts. The response names the scheme to use."""
 
     headers: ClassVar[Mapping[str, str]] = {
         "WWW-Authenticate": 'Basic realm="introspection", charset="UTF-8"'

@@ -1,4 +1,4 @@
-"""What this server tells programs of its OAuth 2.0 API.
+"""The server metadata document of the OAuth 2.0 API.
 
 spec: client-server-api#get_matrixclientv1auth_metadata, RFC 8414
 """
@@ -32,7 +32,7 @@ OLDER_ACTIONS: Final = {
     "session_end": DEVICE_DELETE,
     "org.matrix.session_end": DEVICE_DELETE,
 }
-"""What actions of the account page were called before the specification named them."""
+"""Unstable names of the account page's actions."""
 ACTIONS: Final = (
     PROFILE,
     DEVICES_LIST,
@@ -44,14 +44,14 @@ ACTIONS: Final = (
 
 
 class OAuthMetadata:
-    """The document."""
+    """Holds the metadata document."""
 
     def __init__(
         self, public_baseurl: str | None, *, enabled: bool, registration_open: bool
     ) -> None:
-        """Without `public_baseurl` the server has no address to tell, and so no OAuth 2.0 API."""
+        """Without `public_baseurl` there is no OAuth 2.0 API, since its endpoints have no URL."""
         self.document: dict[str, object] | None = None
-        """None where there is no such API."""
+        """None if there is no OAuth 2.0 API."""
         self.issuer = ""
         self.base = (public_baseurl or "").rstrip("/")
         if public_baseurl is None or not enabled:
@@ -90,6 +90,6 @@ class OAuthMetadata:
         }
 
     def check_enabled(self) -> None:
-        """Raises `Unrecognized` where there is no such API."""
+        """Raises `Unrecognized` if there is no OAuth 2.0 API."""
         if self.document is None:
             raise Unrecognized("This server has no OAuth 2.0 API")

@@ -1,7 +1,6 @@
-"""What a program may be let in for: the whole client-server API, as one device.
+"""Scopes: the complete client-server API, for one device.
 
-The names from before the specification had its own are understood, and given back as they were
-asked for.
+The unstable scope names are accepted too, and granted under the requested name.
 
 spec: client-server-api#scope, RFC 6749 section 3.3
 """
@@ -23,21 +22,21 @@ _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """What is asked for."""
+    """A requested scope."""
 
     text: str
-    """As much of it as can be granted."""
+    """The scope tokens that can be granted."""
     device_id: DeviceID
 
 
 def parse_scope(text: str) -> Scope:
-    """Raises `OAuthError` (`invalid_scope`). What this server does not know is left out of what it
-    grants."""
+    """Parse a scope. Unknown scope tokens are not granted. Raises `OAuthError`
+    (`invalid_scope`)."""
     if len(text) > LONGEST or not _SCOPE.fullmatch(text):
         raise OAuthError(
             "invalid_scope", "scope must be a list of scope tokens with a space between them"
         )
-    granted, devices, whole = [], set(), False
+    granted, devices, has_api = [], set(), False
     for token in dict.fromkeys(text.split(" ")):
         prefix = next((each for each in PREFIXES if token.startswith(each)), "")
         rest = token.removeprefix(prefix)
@@ -45,10 +44,10 @@ def parse_scope(text: str) -> Scope:
             continue
         granted.append(token)
         if rest == API:
-            whole = True
+            has_api = True
         else:
             devices.add(rest.removeprefix(DEVICE))
-    if not whole:
+    if not has_api:
         raise OAuthError("invalid_scope", "The scope must have urn:matrix:client:api:*")
     if len(devices) != 1:
         raise OAuthError(
@@ -59,5 +58,5 @@ def parse_scope(text: str) -> Scope:
     except MatrixError as error:
         raise OAuthError("invalid_scope", error.text) from None
     if device_id == ALL_DEVICES:
-        raise OAuthError("invalid_scope", "No device can be called *, which stands for all of them")
+        raise OAuthError("invalid_scope", "A device ID cannot be *, which means all devices")
     return Scope(" ".join(granted), device_id)

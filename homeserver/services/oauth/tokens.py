@@ -1,16 +1,14 @@
-"""Tokens of the OAuth 2.0 API: given for a code or a refresh token, ended, and told of to services
-that are trusted.
+"""Issues, refreshes, revokes and introspects tokens of the OAuth 2.0 API.
 
-The sessions are ordinary ones (`homeserver/services/login/sessions.py`). What is added here:
+Sessions are the ordinary ones (`homeserver/services/login/sessions.py`).
 
 Laws:
-- A token belongs to the program that it was given to.
-- A code that comes twice ends the session that it was good for: one of the two who show it has
-  stolen it.
-- A refresh leaves the old pair usable until one of the new pair is used, since the answer may get
-  lost. A refresh token that comes after that ends its session, but within some seconds, when it may
-  be another process of the app that is a moment late: that one is refused, and the others go on. It
-  begins as the others of its session do, so it is known without being kept.
+- A token belongs to the client that it was issued to.
+- A code that is presented twice ends its session: one of the two presenters stole it.
+- A refresh leaves the old pair valid until one of the new pair is used, since the response can get
+  lost. A refresh token that is presented after that ends its session; within the first seconds it
+  is only refused, since it may come from another process of the client. All refresh tokens of a
+  session share a prefix (its family), so a spent one is recognized without being stored.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6,
 RFC 7009, RFC 7662, RFC 9700 section 4.14
@@ -47,17 +45,18 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.login.access_tokens import SAME_MOMENT_MS, AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.oauth.oauth import OAuthSessionRow, OAuthStore
 
-_VAIN: Final = b""
+_NO_SESSION: Final = b""
+"""Marks a used code that began no session."""
 
 
 class Granted(msgspec.Struct, frozen=True):
-    """A session, and what it is for."""
+    """A new session with its scope."""
 
     session: NewSession
     scope: str
 
     def answer(self) -> dict[str, object]:
-        """What the program is told. spec: RFC 6749 section 5.1"""
+        """Return the token response. spec: RFC 6749 section 5.1"""
         expires_in_ms = self.session.expires_in_ms
         return {
             "access_token": self.session.access_token,
@@ -69,7 +68,7 @@ class Granted(msgspec.Struct, frozen=True):
 
 
 class OAuthTokens:
-    """Gives out tokens, and ends them."""
+    """Issues and revokes tokens."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class OAuthTokens:
         issuer: str,
         validity: AccountValidity,
     ) -> None:
-        """`trusted`: the secrets of services that may ask whose a token is, by their names."""
+        """`trusted`: the secrets of services that may introspect tokens, by name."""
         self._clock = clock
         self._validity = validity
         self._database = database
@@ -103,12 +102,12 @@ class OAuthTokens:
         self._trusted = dict(trusted)
         self._issuer = issuer
 
-    # Giving out.
+    # Issuing.
 
     async def do_exchange_code(
         self, client_id: str, code: str, redirect_uri: str, verifier: str, address: str
     ) -> Granted:
-        """Tokens for a code; `address`: whence it comes. Raises `OAuthError`."""
+        """Redeem a code for tokens. `address`: the client's. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if (
             await self._database.read_quickly(
@@ -116,7 +115,7 @@ class OAuthTokens:
             )
             is None
         ):
-            raise _invalid("The code is unknown; begin again")  # what is made up costs no write
+            raise _invalid("The code is unknown; begin again")  # an invented code costs no write
         family = self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -149,24 +148,23 @@ class OAuthTokens:
         if row is None:
             return _invalid("The code is unknown; begin again")
         if row.used_for is not None:
-            if row.used_for != _VAIN:
+            if row.used_for != _NO_SESSION:
                 self._end_family(txn, row.used_for, address)
             return _invalid("The code has been used; begin again")
         challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
         problem = None
         if row.client_id != client.client_id:
-            problem = "The code was given to another client"
+            problem = "The code was issued to another client"
         elif row.expires_ts <= self._now():
             problem = "The code has expired; begin again"
         elif row.redirect_uri != redirect_uri:
-            problem = "redirect_uri is not the one that the code was asked with"
+            problem = "redirect_uri differs from that of the authorization request"
         elif not 43 <= len(verifier) <= 128 or not hmac.compare_digest(row.challenge, challenge):
-            problem = "code_verifier does not fit the code_challenge"
+            problem = "code_verifier does not match the code_challenge"
         if problem is not None:
-            self._store.set_code_used(txn, code_hash, _VAIN)
-            if (
-                row.expires_ts > self._now()
-            ):  # whoever shows it knows it, and is not whom it was given to
+            self._store.set_code_used(txn, code_hash, _NO_SESSION)
+            # a valid code, but presented by another client or without its verifier
+            if row.expires_ts > self._now():
                 device_id = DeviceID(row.device_id)
                 user_id = UserID(row.user_id)
                 note(
@@ -191,7 +189,7 @@ class OAuthTokens:
             row.origin,
         )
         self._store.set_code_used(
-            txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family)
+            txn, code_hash, _NO_SESSION if isinstance(granted, OAuthError) else hash_token(family)
         )
         return granted
 
@@ -207,14 +205,14 @@ class OAuthTokens:
         address: str,
         origin: str | None,
     ) -> Granted | OAuthError:
-        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it;
-        `address`: whence it is asked for; `origin`: as `BrowserSession` has it, of who let the
-        program in."""
+        """Begin a session in a write transaction. `texts`: access token and refresh token, made
+        outside of it; `address`: the client's; `origin`: from the `BrowserSession` of the user who
+        allowed the client."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
-        why_not = "deactivated" if account is None else self._why_not(account)
-        if why_not is not None:
-            note_refusal(txn, user_id, self._now(), why_not, ip=address, device_id=device_id)
-            return _invalid("The account may not be used")
+        obstacle = "deactivated" if account is None else self._obstacle(account)
+        if obstacle is not None:
+            note_refusal(txn, user_id, self._now(), obstacle, ip=address, device_id=device_id)
+            return _invalid("The account cannot be used")
         session = self._sessions.prepare(
             user_id,
             address=address,
@@ -234,7 +232,7 @@ class OAuthTokens:
         return Granted(session, scope)
 
     async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
-        """New tokens for a refresh token; `address`: whence it comes. Raises `OAuthError`,
+        """Issue new tokens for a refresh token. `address`: the client's. Raises `OAuthError`,
         `LimitExceeded`."""
         client = await self._clients.get(client_id)
         family = oauth_family_of(refresh_token)
@@ -247,7 +245,7 @@ class OAuthTokens:
             "get_oauth_session", self._find_owner, token_hash, family_hash
         )
         if owner is None:
-            raise _invalid("The refresh token is unknown")  # what is made up costs no write
+            raise _invalid("The refresh token is unknown")  # an invented token costs no write
         self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -258,13 +256,14 @@ class OAuthTokens:
         return granted
 
     def _find_owner(self, txn: Transaction, token_hash: bytes, family_hash: bytes) -> str | None:
-        """As `Sessions` has it."""
+        """Return the rate limit key of the session's user; valid and spent tokens have different
+        keys. None if there is no session."""
         session = self._store.get_session_of_family(txn, family_hash)
         if session is None:
             return None
         token = self._tokens.get_refresh_token(txn, token_hash)
-        is_good = token is not None and not token.is_late(self._now())
-        return session.user_id if is_good else spent_key(session.user_id)
+        is_valid = token is not None and not token.is_late(self._now())
+        return session.user_id if is_valid else spent_key(session.user_id)
 
     def _refresh(
         self,
@@ -278,13 +277,13 @@ class OAuthTokens:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is None or row.client_id != client.client_id:
             return _invalid("The refresh token is unknown, or belongs to another client")
-        # a refusal would make the client forget the session, which is to live on when the lock is
-        # lifted, or the account renewed
+        # a refusal would make the client delete its session, which has to survive until the account
+        # is unlocked or renewed
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
             now = self._now()
-            is_put_by = self._tokens.get_refresh_token(txn, token_hash) is not None
-            if not is_put_by and not self._tokens.is_just_spent(
+            is_stored = self._tokens.get_refresh_token(txn, token_hash) is not None
+            if not is_stored and not self._tokens.is_just_spent(
                 txn, token_hash, now, SAME_MOMENT_MS
             ):
                 self._end_family(txn, family_hash, address)
@@ -298,12 +297,12 @@ class OAuthTokens:
         if row is not None:
             self._sessions.end_reused(txn, UserID(row.user_id), DeviceID(row.device_id), address)
 
-    # Ending.
+    # Revoking.
 
     async def do_revoke(self, token: str, client_id: str, address: str) -> None:
-        """End the session of an access or a refresh token, whoever shows it, and whence; one that
-        is unknown is no error. `client_id`: the program that shows it, as it says; where that is
-        not the session's, its owner is told that somebody has found the token."""
+        """End the session of an access or refresh token; an unknown token is no error. `client_id`:
+        as the presenter claims; if it is not the session's, the audit log records that somebody
+        found the token. `address`: the presenter's."""
         if is_damaged(token):
             return
         token_hash = hash_token(token)
@@ -330,22 +329,22 @@ class OAuthTokens:
                 )
             self._sessions.remove_devices(txn, user_id, [device_id], address)
 
-    # Telling.
+    # Introspection.
 
     def check_trusted(self, name: str, secret: str, address: str) -> None:
-        """Raises `InvalidService` unless this is a service that may ask whose a token is;
-        `LimitExceeded` where one guesses from this address."""
-        guesses = f"introspection {address_key(address)}"
-        self._limiter.check_only(Limit.LOGIN_FAILED, guesses)
+        """Raises `InvalidService` unless this service may introspect tokens, and `LimitExceeded`
+        after too many failures from this address."""
+        key = f"introspection {address_key(address)}"
+        self._limiter.check_only(Limit.LOGIN_FAILED, key)
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(
             known.encode(), secret.encode("utf-8", "surrogatepass")
         ):
-            self._limiter.count(Limit.LOGIN_FAILED, guesses)
-            raise InvalidService("Only services that the operator trusts may ask this")
+            self._limiter.count(Limit.LOGIN_FAILED, key)
+            raise InvalidService("Only services that the operator trusts may introspect tokens")
 
     async def introspect(self, token: str) -> Mapping[str, object]:
-        """Whose a token is, and what it is for. spec: RFC 7662 section 2.2"""
+        """Return owner, client and scope of a token. spec: RFC 7662 section 2.2"""
         found = None
         if not is_damaged(token):
             found = await self._database.read_quickly(
@@ -366,7 +365,7 @@ class OAuthTokens:
         ):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
-        if self._why_not(account) is not None:
+        if self._obstacle(account) is not None:
             return None
         device_id = found.device_id or ""
         session = self._store.get_session(txn, found.user_id, device_id)
@@ -380,22 +379,21 @@ class OAuthTokens:
             "username": localpart_of(found.user_id),
             "scope": scope if session is None else session.scope,
             "device_id": device_id,
-            # spec: RFC 6749 section 7.1; with a refresh token nothing can be asked for, so it is of
-            # no such type
+            # spec: RFC 6749 section 7.1; a refresh token authorizes no requests, so it has no type
             **({"token_type": "Bearer"} if isinstance(found, AccessTokenRow) else {}),
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }
 
-    def _why_not(self, account: AccountRow) -> str | None:
-        """Why an account may not be used, in the word of records; None where it may."""
-        whys = {
+    def _obstacle(self, account: AccountRow) -> str | None:
+        """Return why an account cannot be used, as the audit log names it; None if it can."""
+        obstacles = {
             "deactivated": account.deactivated_ts is not None,
             "locked": account.locked,
             "awaiting_approval": account.awaiting_ts is not None,
             "expired": self._validity.is_over(account.expires_ts),
         }
-        return next((why for why, holds in whys.items() if holds), None)
+        return next((name for name, holds in obstacles.items() if holds), None)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

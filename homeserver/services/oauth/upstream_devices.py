@@ -1,9 +1,5 @@
-"""Devices that somebody lets in who came to the server's pages by an identity provider: they belong
-to that sign-in too.
-
-So a provider that says that somebody has signed out ends what was begun by the OAuth 2.0 API as
-well.
-"""
+"""Ties devices of the OAuth 2.0 API to the upstream sign-in of the browser that allowed them, so
+that a logout at the identity provider ends them too."""
 
 import msgspec
 
@@ -14,7 +10,7 @@ from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
 
 class UpstreamDevices:
-    """Notes them."""
+    """Records which upstream session a device belongs to."""
 
     def __init__(self, store: UpstreamSessionStore) -> None:
         self._store = store
@@ -22,10 +18,11 @@ class UpstreamDevices:
     def note(
         self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, origin: str | None
     ) -> None:
-        """A session begins on a device that was let in by somebody with this `origin` (as
-        `BrowserSession` has it)."""
+        """Record a new device. `origin`: from the `BrowserSession` of the user who allowed it."""
         if origin is None:
             return
-        came = msgspec.json.decode(origin, type=Origin)
-        row = UpstreamSessionRow(user_id, device_id, came.provider, came.subject, came.session)
+        sign_in = msgspec.json.decode(origin, type=Origin)
+        row = UpstreamSessionRow(
+            user_id, device_id, sign_in.provider, sign_in.subject, sign_in.session
+        )
         self._store.set_upstream_session(txn, row)

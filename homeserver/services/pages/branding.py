@@ -1,4 +1,4 @@
-"""Whose pages and letters they are: a name, a logo, colours."""
+"""Branding of pages and e-mails: a name, a logo, colours."""
 
 from pathlib import Path
 from typing import Final
@@ -13,43 +13,42 @@ from homeserver.config.pages import Logo, read_logo
 LOGO_PATH: Final = "/_mahalla/logo"
 LOGO_DARK_PATH: Final = "/_mahalla/logo_dark"
 COLOUR: Final = "#086f66"
-"""Of this software, as in `pages.css`."""
+"""The default accent colour, as in `pages.css`."""
 
 
 class Branding(msgspec.Struct, frozen=True):
-    """What pages and letters have of the people who run the server."""
+    """The operator's branding, for pages and e-mails."""
 
     name: str
     is_named: bool = False
-    """Whether the name is another than the server's."""
+    """Whether the name differs from the server name."""
     logo: Logo | None = None
     logo_dark: Logo | None = None
     logo_url: str | None = None
     colour: str = COLOUR
     style: str = ""
-    """What of the style of pages is theirs."""
+    """CSS that overrides the colours of `pages.css`."""
 
     @property
     def logo_address(self) -> str:
-        """Where browsers find the logo; empty without one."""
+        """The URL of the logo; empty without one."""
         return self.logo_url or (LOGO_PATH if self.logo is not None else "")
 
     @property
     def logo_dark_address(self) -> str:
-        """The same for dark pages, where it is another one."""
+        """The URL of the logo for dark pages; empty without one."""
         return LOGO_DARK_PATH if self.logo_dark is not None else ""
 
     @property
     def logo_source(self) -> str:
-        """Where else pictures may come from, as a `Content-Security-Policy` says it; empty for
-        nowhere."""
+        """Source of an external logo for the `Content-Security-Policy`; empty without one."""
         if self.logo_url is None:
             return ""
         return f"https://{urlsplit(self.logo_url).netloc}"
 
 
 def branding_of(branding: BrandingConfig, server_name: str) -> Branding:
-    """What the configuration says. Raises `ValueError` for a logo that cannot be read."""
+    """Read the branding of the configuration. Raises `ValueError` if a logo cannot be read."""
     colour = branding.colour or COLOUR
     logos = [None if path is None else _read(name, path) for name, path in branding_files(branding)]
     return Branding(
@@ -68,7 +67,7 @@ def branding_of(branding: BrandingConfig, server_name: str) -> Branding:
 def branding_files(
     branding: BrandingConfig,
 ) -> tuple[tuple[str, Path | None], tuple[str, Path | None]]:
-    """The files that there have to be, by their options."""
+    """Return the configured files by option name."""
     return ("branding.logo", branding.logo), ("branding.logo_dark", branding.logo_dark)
 
 

@@ -1,12 +1,10 @@
-"""Addresses elsewhere that pages lead people to: which may be, and what people are told that they
-are.
+"""Checks external URLs that pages link or redirect to, and gives the text to show for them.
 
-Laws:
-- An address is taken only where every browser reads it as this server does: so the host that a page
-  names is the host that it leads to.
+Law: a URL is accepted only if all browsers parse it as this server does, so the host that a page
+shows is the host that it leads to.
 
-What may be said besides of the addresses of OAuth clients is in `oauth/addresses.py`; paths of this
-server are in `local_paths.py`.
+`oauth/addresses.py` has the further rules for OAuth clients; `local_paths.py` has those for paths
+of this server.
 
 spec: https://url.spec.whatwg.org/#url-parsing
 """
@@ -17,19 +15,18 @@ from urllib.parse import SplitResult, urlsplit
 
 LONGEST: Final = 4096
 _WRONG: Final = re.compile(r"[^\x21-\x7e]|\\")
-"""Browsers skip over tabs and line breaks, take a backslash for a slash, and have many ways to
-write a letter."""
+"""Characters that browsers treat in their own way: they skip tabs and line breaks, read a backslash
+as a slash, and map non-ASCII characters."""
 _HOST: Final = re.compile(r"[a-z0-9_](?:[a-z0-9._-]{0,252}[a-z0-9_.])?|[0-9a-f:]+:[0-9a-f.]*")
 _WEB: Final = ("http", "https")
 _NOT_ELSEWHERE: Final = frozenset(
     {"javascript", "data", "vbscript", "file", "blob", "about", "view-source", "filesystem"}
 )
-"""Schemes under which nothing is elsewhere: a browser would run or show it as ours."""
+"""Schemes that are not external: a browser would run or show their content as ours."""
 
 
 def read_link(text: str) -> SplitResult | None:
-    """The parts of an address of the web, or of an app that has a scheme of its own; None for what
-    may not be led to."""
+    """Parse a web URL, or the URL of an app's own scheme; None if pages may not lead there."""
     if len(text) > LONGEST or _WRONG.search(text):
         return None
     try:
@@ -45,14 +42,14 @@ def read_link(text: str) -> SplitResult | None:
 
 
 def read_web_link(text: str) -> SplitResult | None:
-    """As `read_link`; an address of the web only."""
+    """As `read_link`, for web URLs only."""
     parts = read_link(text)
     return parts if parts is not None and parts.scheme in _WEB else None
 
 
 def shown_link(text: str) -> str:
-    """What people know an address by: its host, with the port where it has one, or the scheme of an
-    app; empty for what may not be led to."""
+    """Return the text to show for a URL: its host and port, or the scheme of an app; empty if pages
+    may not lead there."""
     parts = read_link(text)
     if parts is None:
         return ""

@@ -1,8 +1,7 @@
-"""The languages that the server's pages and letters speak: English in the code, each other one in a
-file beside.
+"""Translations of pages and e-mails. English texts are in the code, each other language in a file.
 
-A new language is a new file `translations/CODE.po`; what it lacks is said in English. Which one
-somebody gets is what their browser or client asks for (`Accept-Language`).
+A new language is a new file `translations/CODE.po`; missing messages appear in English. The
+`Accept-Language` header of the browser or client selects the language.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from babel.messages.pofile import read_po
 
 ENGLISH: Final = "en"
 MOST_ASKED: Final = 20
-"""Languages of one `Accept-Language` that are looked at."""
+"""Maximum number of languages that are read from one `Accept-Language` header."""
 RELATED: Final = {
     "uz_UZ": "uz",
     "uz_Latn": "uz",
@@ -22,11 +21,16 @@ RELATED: Final = {
     "uz_Cyrl_UZ": "uz_Cyrl",
     "kaa_UZ": "kaa",
 }
-"""Names under which clients ask for a language that we know by a shorter one."""
+"""Longer codes that clients send for our languages."""
+
+
+def mark_for_translation(text: str) -> str:
+    """Return the text itself; imported as `_`, it marks a text that is translated later."""
+    return text
 
 
 class Language:
-    """One language: its code, as HTML wants it, and what it says for an English text."""
+    """A language: its code and its translations of the English texts."""
 
     def __init__(self, code: str, messages: Mapping[str, str]) -> None:
         self.code = code
@@ -34,21 +38,21 @@ class Language:
 
     @property
     def tag(self) -> str:
-        """As in HTML's `lang`: `uz-Cyrl`."""
+        """The code for HTML's `lang`: `uz-Cyrl`."""
         return self.code.replace("_", "-")
 
     @property
     def texts(self) -> frozenset[str]:
-        """The English texts that it has words for."""
+        """The English texts that it translates."""
         return frozenset(self._messages)
 
     def gettext(self, text: str) -> str:
-        """The text in this language."""
+        """Return the translation of an English text, or the text itself."""
         return self._messages.get(text) or text
 
 
 class Languages:
-    """All of them. A language is read when somebody first asks for it."""
+    """All languages. A file is read when its language is first requested."""
 
     def __init__(self) -> None:
         self._files = {
@@ -64,8 +68,8 @@ class Languages:
         return sorted({ENGLISH, *self._files})
 
     def get(self, code: str) -> Language:
-        """Raises `KeyError` for an unknown code, OSError, and `babel.messages.pofile.PoFileError`
-        for a damaged file."""
+        """Return a language. Raises `KeyError` for an unknown code, OSError, and
+        `babel.messages.pofile.PoFileError` for a damaged file."""
         if code not in self._read:
             with self._files[code].open("rb") as file:
                 catalog = read_po(file, locale=_known_locale(code), abort_invalid=True)
@@ -76,23 +80,23 @@ class Languages:
         return self._read[code]
 
     def choose(self, accept_language: str) -> Language:
-        """The language that suits a header `Accept-Language` best; English where none does."""
-        wanted = [RELATED.get(code, code) for code in _asked(accept_language)]
+        """Return the best language for an `Accept-Language` header; English if none matches."""
+        wanted = [RELATED.get(code, code) for code in _parse_header(accept_language)]
         return self.get(negotiate_locale(wanted, self.codes) or ENGLISH)
 
 
 def _known_locale(code: str) -> str | None:
-    """The code, if the library knows rules for the language."""
+    """Return the code if the library has the plural rules of the language."""
     try:
         return str(Locale.parse(code))
     except (UnknownLocaleError, ValueError):
         return None
 
 
-def _asked(header: str) -> list[str]:
-    """The languages of a header, best first. spec: RFC 9110 section 12.5.4"""
-    asked = []
-    for place, part in enumerate(header.split(",")[:MOST_ASKED]):
+def _parse_header(header: str) -> list[str]:
+    """Return the languages of a header, best first. spec: RFC 9110 section 12.5.4"""
+    found = []
+    for index, part in enumerate(header.split(",")[:MOST_ASKED]):
         tag, _, parameters = part.strip().partition(";")
         quality = 1.0
         name, _, value = parameters.strip().partition("=")
@@ -102,7 +106,7 @@ def _asked(header: str) -> list[str]:
             except ValueError:
                 quality = 0.0
         if quality > 0 and tag.replace("-", "").isalnum() and tag.isascii():
-            words = tag.split("-")
-            words[1:] = [word.title() if len(word) == 4 else word.upper() for word in words[1:]]
-            asked.append((-quality, place, "_".join([words[0].lower(), *words[1:]])))
-    return [code for _, _, code in sorted(asked)]
+            parts = tag.split("-")
+            parts[1:] = [part.title() if len(part) == 4 else part.upper() for part in parts[1:]]
+            found.append((-quality, index, "_".join([parts[0].lower(), *parts[1:]])))
+    return [code for _, _, code in sorted(found)]

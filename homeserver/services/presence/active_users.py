@@ -1,6 +1,6 @@
-"""Those who are there, or were lately: in memory, with what of them a restart must not forget.
+"""Presence of users who are, or were recently, present: in memory, and stored over restarts.
 
-Who is offline, and of whom nothing was told for long, is forgotten. For the reactor thread.
+Users who are offline and had no recent broadcast are evicted. For the reactor thread.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,11 +20,12 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import UNTOLD, PresenceRow, PresenceStore
 
-MAX_TOLD: Final = 20_000
-"""Of how many people the latest change is remembered."""
+MAX_BROADCASTS: Final = 20_000
+"""Users whose latest broadcast position is stored."""
 WRITE_INTERVAL: Final = 30.0
-REMEMBERED: Final = 24 * 3600.0
-"""For how many seconds before a restart it is known afterwards who had gone."""
+"""Seconds."""
+RESTORED_SECONDS: Final = 24 * 3600.0
+"""How far back a start restores users who went offline."""
 STATES: Final[dict[str, State]] = {
     "online": "online",
     "unavailable": "unavailable",
@@ -33,7 +34,7 @@ STATES: Final[dict[str, State]] = {
 
 
 class Roster:
-    """The people, and when each was last told of."""
+    """The presence of users, and the position of the latest broadcast about each."""
 
     _log = Logger()
 
@@ -51,63 +52,64 @@ class Roster:
         self._remote = remote
         self._counter = counter
         self.people: dict[UserID, Person] = {}
-        """This server's own."""
-        self._told: LatestChanges[UserID] = LatestChanges(MAX_TOLD, counter.position)
+        """Local users."""
+        self._broadcasts: LatestChanges[UserID] = LatestChanges(MAX_BROADCASTS, counter.position)
+        """The latest broadcast about each user."""
         self._unwritten: dict[UserID, Person] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._writing.clock = clock
 
     def find(self, user_id: UserID) -> Person | RemotePerson | None:
-        """Somebody."""
+        """Return a local or remote user's presence."""
         return self.people.get(user_id) or self._remote.get(user_id)
 
     def get_people(self) -> Sequence[Person | RemotePerson]:
-        """Everybody."""
+        """Return the presence of all local and remote users in memory."""
         return [*self.people.values(), *self._remote.values()]
 
     def get_changed(self, since: int | None) -> Collection[Person | RemotePerson]:
-        """Whose presence was told anew since the position.
+        """Return the users whose presence was broadcast after `since`.
 
-        None: everybody who is not offline; a position that reaches too far back: these, and who has
-        lately become so.
+        If `since` is None: all users who are not offline. If it is too old: these, and those who
+        recently went offline.
         """
         if since == self._counter.position:
             return ()
-        if since is not None and self._told.complete_from <= since <= self._counter.position:
-            recent = map(self.find, self._told.since(since))
+        if since is not None and self._broadcasts.complete_from <= since <= self._counter.position:
+            recent = map(self.find, self._broadcasts.since(since))
             return [person for person in recent if person is not None]
         return [
             person
             for person in self.get_people()
             if person.shown.state != "offline"
-            or (since is not None and person.user_id in self._told)
+            or (since is not None and person.user_id in self._broadcasts)
         ]
 
     def note_told(self, person: Person | RemotePerson, shown: Shown) -> None:
-        """The person is told to be there in another way from now on."""
-        is_to_be_written = (shown.state, shown.status_msg) != (
+        """Record the presence that is broadcast now."""
+        has_stored_change = (shown.state, shown.status_msg) != (
             person.shown.state,
             person.shown.status_msg,
         )
-        if isinstance(person, Person) and is_to_be_written:
+        if isinstance(person, Person) and has_stored_change:
             self._unwritten[person.user_id] = person
         person.shown = shown
-        oldest = self._told.record(person.user_id, self._counter.next())
+        oldest = self._broadcasts.record(person.user_id, self._counter.next())
         if oldest is not None:
             self.forget_idle(oldest)
 
     def forget_idle(self, user_id: UserID) -> None:
-        """Forget somebody who is offline and of whom nothing has to be told."""
+        """Evict a user who is offline and has no recent broadcast."""
         person = self.people.get(user_id)
-        if person is None or person.devices or person.elsewhere or user_id in self._told:
+        if person is None or person.devices or person.other_nodes or user_id in self._broadcasts:
             return
         if person.shown.state == "offline":
             del self.people[user_id]
 
-    # what is written
+    # stored presence
 
     async def read(self, user_ids: Collection[UserID]) -> None:
-        """Learn what is written of those of this server's users of whom that is not known."""
+        """Load the stored state of local users where it was not loaded yet."""
         people = [self.people[user_id] for user_id in user_ids if user_id in self.people]
         unread = [person for person in people if not person.is_read]
         if unread:
@@ -119,56 +121,56 @@ class Roster:
                 person.is_read = True
 
     async def read_one(self, user_id: UserID) -> PresenceRow | None:
-        """What is written of a user."""
+        """Return the stored state of a user."""
         return (await self._store.get_states([user_id])).get(user_id)
 
     async def do_write_status(self, user_id: UserID, state: State, status_msg: str | None) -> None:
-        """Write a status that its user sets now, and that is yet to be told."""
+        """Store a status that the user has just set and that is not broadcast yet."""
         row = PresenceRow(user_id, state, status_msg, int(self._clock.seconds() * 1000), UNTOLD)
         await self._database.write("set_presence_status", self._store.set_states, [row])
 
     async def start(self) -> Sequence[Person]:
-        """Know who was there before the start, and who had lately gone; the former have the usual
-        time to come back. Then write now and then. Returns those who were there."""
+        """Restore the users who were present before the restart, with the usual grace time, and
+        those who recently went offline. Start periodic writes. Return the present users."""
         self._writing.start(WRITE_INTERVAL, now=False)
         now = self._clock.seconds()
-        since = int((now - REMEMBERED) * 1_000_000)
-        gone = await self._store.get_gone(since, MAX_TOLD // 2)
-        told: dict[UserID, int] = {}
-        there: list[Person] = []
+        since = int((now - RESTORED_SECONDS) * 1_000_000)
+        gone = await self._store.get_gone(since, MAX_BROADCASTS // 2)
+        broadcasts: dict[UserID, int] = {}
+        present: list[Person] = []
         for row in sorted([*await self._store.get_present(), *gone], key=lambda row: row.position):
             user_id = UserID(row.user_id)
             person = self.people.setdefault(user_id, Person(user_id))
             if person.is_read:
                 continue
             take_written(person, row)
-            told[user_id] = row.position if row.position != UNTOLD else self._counter.next()
+            broadcasts[user_id] = row.position if row.position != UNTOLD else self._counter.next()
             state = STATES[row.state]
             person.shown = Shown(state, state == "online", row.status_msg)
             if state != "offline":
                 person.devices[RESTART] = Device(state, 0, now)
-                there.append(person)
-        complete_from = self._told.complete_from
-        if len(gone) == MAX_TOLD // 2:  # there may be more, which were not read
+                present.append(person)
+        complete_from = self._broadcasts.complete_from
+        if len(gone) == MAX_BROADCASTS // 2:  # there may be more, which were not read
             since = min(
                 (row.position for row in gone if row.position != UNTOLD), default=complete_from
             )
-        latest = {**told, **dict(self._told.items())}
-        self._told = LatestChanges(MAX_TOLD, min(complete_from, since))
+        latest = {**broadcasts, **dict(self._broadcasts.items())}
+        self._broadcasts = LatestChanges(MAX_BROADCASTS, min(complete_from, since))
         for user_id, position in sorted(latest.items(), key=lambda each: each[1]):
-            oldest = self._told.record(user_id, position)
+            oldest = self._broadcasts.record(user_id, position)
             if oldest is not None:
                 self.forget_idle(oldest)
-        return there
+        return present
 
     async def stop(self) -> None:
-        """Write what waits, and no more."""
+        """Write pending changes and stop the periodic writes."""
         if self._writing.running:
             self._writing.stop()
         await self.flush()
 
     async def flush(self) -> None:
-        """Write how people are there now. What fails is written with the next change."""
+        """Store changed presence. After a failure it is stored with the user's next change."""
         people, self._unwritten = self._unwritten, {}
         rows = [
             PresenceRow(
@@ -176,27 +178,27 @@ class Roster:
                 person.shown.state,
                 person.status_msg,
                 None if person.last_active is None else int(person.last_active * 1000),
-                self._told.get(person.user_id) or self._counter.position,
+                self._broadcasts.get(person.user_id) or self._counter.position,
             )
             for person in people.values()
-            if person.is_read and person.is_kept
+            if person.is_read and person.is_stored
         ]
         if not rows:
             return
         try:
             await self._database.write("set_presence_states", self._store.set_states, rows)
         except DatabaseUnavailable as error:
-            self._log.warn("could not write who is there: {error}", error=str(error).strip())
+            self._log.warn("presence could not be stored: {error}", error=str(error).strip())
         except Exception:
-            self._log.failure("could not write who is there")
+            self._log.failure("presence could not be stored")
 
     def remove(self, txn: WriteTransaction, user_id: str) -> None:
-        """Remove what is written of a user."""
+        """Remove the stored state of a user."""
         self._store.remove_state(txn, user_id)
 
 
 def take_written(person: Person, row: PresenceRow) -> None:
-    """Let the person have what was written of them."""
+    """Apply the stored state of a user."""
     person.status_msg = row.status_msg
     if person.last_active is None and row.last_active_ts is not None:
         person.last_active = row.last_active_ts / 1000

@@ -1,9 +1,9 @@
-"""Telling of changes of presence: in batches, to those who share a room and wait, and to who hears
-of all of them.
+"""Broadcasts presence changes in batches: to waiting syncs of users who share a room, and to
+subscribers.
 
-After a batch that woke many there is a pause in proportion, so that all that presence costs is
-bounded, whatever the number of people. Positions are taken when a batch is told: who comes in the
-pause finds nothing new. For the reactor thread.
+A pause follows each batch, in proportion to the number of readers that it woke. So the cost of
+presence is bounded, whatever the number of users. A batch takes its positions when it is broadcast:
+a sync during the pause finds nothing new. For the reactor thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ from homeserver.services.presence.remote_users import PresenceUpdate
 from homeserver.services.presence.states import Person, PresenceTimes
 
 WAKES_A_SECOND: Final = 200
-"""How many readers presence wakes in the long run."""
+"""The average number of readers that presence wakes in a second."""
 RETRY_AFTER: Final = 10.0
-"""Seconds after which is tried again what the database failed."""
+"""Seconds between a database failure and the retry."""
 
 Subscriber = Callable[[Sequence[PresenceUpdate]], None]
-"""Called with what is new of this server's users; may not raise and may not block."""
+"""Called with changes of local users; may not raise or block."""
 
 
 class Telling:
-    """Gathers changes, and tells of them."""
+    """Collects and broadcasts presence changes."""
 
     _log = Logger()
 
@@ -54,18 +54,18 @@ class Telling:
         self._subscribers: tuple[Subscriber, ...] = ()
 
     def change(self, user_id: UserID) -> None:
-        """The user may be there in another way: tell with the next batch."""
+        """Add a user whose presence may have changed to the next batch."""
         self._pending[user_id] = None
         if not self._is_due:
             self._is_due = True
             self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._begin)
 
     def watch(self, listener: Listener) -> None:
-        """Wake the listener when there is something new for its user, until `unwatch`."""
+        """Wake the listener when its user sees a change, until `unwatch`."""
         self._watchers.setdefault(listener.user_id, set()).add(listener)
 
     def unwatch(self, listener: Listener) -> None:
-        """Wake it no more."""
+        """Stop waking the listener."""
         listeners = self._watchers.get(listener.user_id)
         if listeners is not None:
             listeners.discard(listener)
@@ -73,22 +73,22 @@ class Telling:
                 del self._watchers[listener.user_id]
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Hear of every later change of this server's users, in batches."""
+        """Call the subscriber with all later changes of local users, in batches."""
         self._subscribers += (subscriber,)
 
     def _begin(self) -> None:
-        Deferred.fromCoroutine(self._tell()).addErrback(
-            lambda failure: self._log.failure("could not tell who is there", failure)
+        Deferred.fromCoroutine(self._broadcast()).addErrback(
+            lambda failure: self._log.failure("presence could not be broadcast", failure)
         )
 
-    async def _tell(self) -> None:
+    async def _broadcast(self) -> None:
         pending, self._pending = self._pending, {}
         now = self._clock.seconds()
         try:
             await self._roster.read(pending)
-            changed = [user_id for user_id in pending if self._note(user_id)]
+            changed = [user_id for user_id in pending if self._record(user_id)]
             if changed:
-                self._tell_subscribers(changed)
+                self._call_subscribers(changed)
             woken = await self._wake(changed) if self._watchers else 0
             self._not_before = now + woken / WAKES_A_SECOND
         except Exception:
@@ -100,8 +100,8 @@ class Telling:
             for user_id in list(self._pending):
                 self.change(user_id)
 
-    def _note(self, user_id: UserID) -> bool:
-        """Whether there is something to tell of somebody."""
+    def _record(self, user_id: UserID) -> bool:
+        """Record a user's presence. Return whether it changed."""
         person = self._roster.find(user_id)
         if person is None:
             return False
@@ -111,7 +111,7 @@ class Telling:
         self._roster.note_told(person, shown)
         return True
 
-    def _tell_subscribers(self, changed: Sequence[UserID]) -> None:
+    def _call_subscribers(self, changed: Sequence[UserID]) -> None:
         people = [
             self._roster.people[user_id] for user_id in changed if user_id in self._roster.people
         ]
@@ -130,7 +130,7 @@ class Telling:
         )
 
     async def _wake(self, changed: Sequence[UserID]) -> int:
-        """Wake the watchers whom this concerns; how many."""
+        """Wake the watchers who share a room with the changed users, and return their number."""
         watchers = self._watchers
         woken: set[str] = set()
         for user_id in changed:

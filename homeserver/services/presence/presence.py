@@ -1,14 +1,14 @@
-"""Who is there: what this server's people do, and what other servers say of theirs.
+"""Presence of local users, from what they do, and of remote users, from what their servers report.
 
 Laws:
-- It takes no position of the one sequence: what is told has one of the ephemeral counter (see
-  `telling`).
-- A change costs what it concerns: who does nothing, and whom nothing is heard of, costs nothing but
-  memory.
-- How somebody is there when asked for by name is never late, whatever has been told.
-- The message of a status is written before it is acknowledged; the rest in batches (see `roster`).
-- Nodes tell one another how people are there with the devices of each, as that changes and every
-  `AGAIN` seconds: what a node says holds for `HOLDS`, and no longer where the node is gone.
+- Presence takes no position of the main sequence. A broadcast has a position of the ephemeral
+  counter (see `broadcast`).
+- A user without changes costs nothing but memory.
+- A request for a user's presence gets the current value, even before it is broadcast.
+- A status message is written before it is acknowledged; other changes are written in batches (see
+  `active_users`).
+- Nodes send each other the state of users with devices on them: on change, and every `RESEND`
+  seconds. A note expires after `HOLDS` seconds, so the state of a dead node expires too.
 
 spec: client-server-api#presence
 """
@@ -45,36 +45,37 @@ Mode = Literal[True, False, "untracked"]
 
 KIND: Final = "presence"
 REMOTE: Final = "remote_presence"
-"""Of notes to other nodes."""
-AGAIN: Final = 20.0
+"""Kinds of notes to other nodes."""
+RESEND: Final = 20.0
+"""Seconds between two notes about the same state."""
 HOLDS: Final = 50.0
-"""Seconds."""
+"""Seconds for which a note is valid."""
 STATUS_BETWEEN_NODES: Final = 1000
-"""Characters of a status of another server's user that one node tells the others; our own users'
-are read."""
+"""Characters of a remote user's status message that nodes send each other. Nodes read the status of
+local users from the database."""
 
 
 class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
-    """How somebody is there with the devices of a node."""
+    """A note to other nodes: a local user's state with the devices on this node."""
 
     user_id: UserID
     state: State
     last_active: float | None
     has_new_status: bool = False
-    chosen_for: str | None = None
-    """A device, if this is what its user has just chosen for it, which may synchronise with other
-    nodes too."""
+    chosen_device: str | None = None
+    """The device for which the user has just chosen this state. It may sync with other nodes
+    too."""
 
 
 class RemoteNote(msgspec.Struct, frozen=True, array_like=True):
-    """What another server told a node of one of its users."""
+    """A note to other nodes: a remote user's presence that this node received."""
 
     origin: ServerName
     update: PresenceUpdate
 
 
 class Presence:
-    """The people who are there. For the reactor thread."""
+    """Reads and changes presence. For the reactor thread."""
 
     def __init__(
         self,
@@ -90,8 +91,8 @@ class Presence:
         mode: Mode,
         notes: NodeNotes | None,
     ) -> None:
-        """`mode`: False for no presence at all, "untracked" for that of other servers' users only.
-        `notes`: how other nodes are told; None where there are none."""
+        """`mode`: False disables presence, "untracked" limits it to remote users. `notes`: sends
+        notes to other nodes; None on a single node."""
         self._clock = clock
         self.roster = roster
         self._remote = remote
@@ -103,75 +104,75 @@ class Presence:
         self.is_on = mode is not False
         self._tracks = mode is True
         self._notes = notes
-        self._telling_again = LoopingCall(self._tell_nodes_again)
-        self._telling_again.clock = clock
+        self._resending = LoopingCall(self._resend_notes)
+        self._resending.clock = clock
         if notes is not None and self._tracks:
-            notes.register(KIND, PresenceNote, self._hear_node)
+            notes.register(KIND, PresenceNote, self._on_note)
         if notes is not None and self.is_on:
-            notes.register(REMOTE, RemoteNote, self._hear_of_remote)
+            notes.register(REMOTE, RemoteNote, self._on_remote_note)
 
-    # what our users do
+    # local users
 
     def arrive(self, caller: Requester, wanted: State | None) -> None:
-        """A device begins to synchronise, and says how its user is there (None: it does not say).
-        `leave` follows."""
+        """Record that a device starts a sync with a state (None: unchanged). `leave` has to
+        follow."""
         if self._tracks:
-            self._meet(caller, wanted, is_new_choice=False).syncing += 1
+            self._update_device(caller, wanted, is_new_choice=False).open_syncs += 1
 
     def leave(self, caller: Requester) -> None:
-        """The device's request has ended."""
+        """Record that a sync of the device ended."""
         person = self.roster.people.get(caller.user_id)
         device = person.devices.get(caller.device_id or "") if person is not None else None
         if person is not None and device is not None:
-            device.syncing = device.syncing - 1 if device.syncing else 0
-            device.left = self._clock.seconds()
-            moment = device.left + self._times.grace
-            if not device.syncing and (person.check is None or moment < person.check_at):
+            device.open_syncs = device.open_syncs - 1 if device.open_syncs else 0
+            device.last_sync_end = self._clock.seconds()
+            moment = device.last_sync_end + self._times.grace
+            if not device.open_syncs and (person.timer is None or moment < person.timer_at):
                 self._check_at(person, moment)
 
     def note_active(self, caller: Requester) -> None:
-        """The user has just done something. spec: client-server-api#last-active-ago"""
+        """Record that the user was active now. spec: client-server-api#last-active-ago"""
         person = self.roster.people.get(caller.user_id)
         if person is None:
             return
         person.last_active = self._clock.seconds()
         device = person.devices.get(caller.device_id or "")
-        if device is not None and device.wanted == "unavailable":
-            device.wanted = "online"
+        if device is not None and device.requested == "unavailable":
+            device.requested = "online"
         if not person.shown.currently_active:
-            self._look_at(person)
+            self._on_change(person)
 
     async def do_set(
         self, caller: Requester, user_id: UserID, state: State, status_msg: str | None
     ) -> None:
-        """Say how one is there. Raises Forbidden, InvalidParam."""
+        """Set the caller's state and status message. Raises Forbidden, InvalidParam."""
         if user_id != caller.user_id:
-            raise Forbidden("You can only say of yourself how you are there")
+            raise Forbidden("You can only set your own presence")
         if status_msg is not None and (len(status_msg) > LONGEST_STATUS or "\0" in status_msg):
-            raise InvalidParam(f"status_msg has at most {LONGEST_STATUS} characters")
+            raise InvalidParam(f"status_msg may have at most {LONGEST_STATUS} characters, no NUL")
         if not self._tracks:
             return
         status_msg = status_msg or None
         known = await self.roster.read_one(user_id)
         if status_msg != (None if known is None else known.status_msg):
             await self.roster.do_write_status(user_id, state, status_msg)
-            self._tell_new_status(user_id)
-        device = self._meet(caller, state, is_new_choice=True)
-        device.left = self._clock.seconds()
+            self._send_new_status(user_id)
+        device = self._update_device(caller, state, is_new_choice=True)
+        device.last_sync_end = self._clock.seconds()
         person = self.roster.people[user_id]
         person.status_msg, person.is_read = status_msg, True
-        person.last_active = device.left
-        self._look_at(person)
+        person.last_active = device.last_sync_end
+        self._on_change(person)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
-        """Somebody's account ends: they are offline, and nothing is kept of them."""
+        """Set a deactivated user offline and delete the stored state."""
         self.roster.remove(txn, user_id)
         txn.after_commit(lambda: self._remove(UserID(user_id)))
 
     # reading
 
     async def get_status(self, caller: Requester, user_id: UserID) -> dict[str, object]:
-        """How somebody is there just now. Raises Forbidden for who shares no room with the
+        """Return a user's current presence. Raises Forbidden if the user shares no room with the
         caller."""
         if user_id != caller.user_id and not await self.shares_room(caller.user_id, user_id):
             raise Forbidden("You share no room with this user")
@@ -191,7 +192,7 @@ class Presence:
         return self.content_of(person, person.current(self._clock.seconds(), self._times))
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
-        """Whether both are in some room."""
+        """Return whether both users are joined to a common room."""
         mine, theirs = (
             await self._memberships.of_user(user_id),
             await self._memberships.of_user(other),
@@ -203,7 +204,7 @@ class Presence:
         )
 
     def content_of(self, person: Person | RemotePerson, shown: Shown) -> dict[str, object]:
-        """Content of an m.presence event, as of now."""
+        """Return the content of an m.presence event, as of now."""
         content: dict[str, object] = {"presence": shown.state}
         if person.last_active is not None:
             content["last_active_ago"] = max(
@@ -218,11 +219,11 @@ class Presence:
     # other servers
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Hear of every later change of this server's users, in batches."""
+        """Call the subscriber with all later changes of local users, in batches."""
         self.telling.subscribe(subscriber)
 
     def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
-        """What another server says of its users; what it says of others' is passed over."""
+        """Take updates of another server, and ignore those about users of other servers."""
         if not self.is_on:
             return
         for user_id in self._remote.receive(origin, updates):
@@ -236,38 +237,39 @@ class Presence:
                 self._notes.put(REMOTE, update.user_id, note)
 
     async def do_expire_remote(self, limit: int) -> int:
-        """Take those to be offline of whom their server has said nothing for long; how many."""
+        """Mark at most `limit` remote users without recent updates as offline. Return their
+        number."""
         expired = self._remote.expire(limit)
         for user_id in expired:
             self.telling.change(user_id)
         return len(expired)
 
-    # over restarts
+    # start and stop
 
     async def start(self) -> None:
-        """Begin with who was there before."""
+        """Restore the presence from before the restart."""
         if self._tracks:
             for person in await self.roster.start():
-                self._look_at(person)
-            if self._notes is not None and not self._telling_again.running:
-                self._telling_again.start(AGAIN)
+                self._on_change(person)
+            if self._notes is not None and not self._resending.running:
+                self._resending.start(RESEND)
 
     async def stop(self) -> None:
-        """Write what waits, and no more."""
-        if self._telling_again.running:
-            self._telling_again.stop()
+        """Write pending changes and stop."""
+        if self._resending.running:
+            self._resending.stop()
         await self.roster.stop()
 
     # other nodes
 
-    def _hear_node(self, node: int, note: PresenceNote) -> None:
-        """How another node's devices are there. Raises nothing."""
+    def _on_note(self, node: int, note: PresenceNote) -> None:
+        """Apply a note of another node. Raises nothing."""
         now = self._clock.seconds()
         person = self.roster.people.get(note.user_id)
-        if note.chosen_for is not None:
-            if person is not None and note.chosen_for in person.devices:
-                person.devices[note.chosen_for].wanted = note.state
-                self._look_at(person)
+        if note.chosen_device is not None:
+            if person is not None and note.chosen_device in person.devices:
+                person.devices[note.chosen_device].requested = note.state
+                self._on_change(person)
             return
         if person is None:
             if note.state == "offline" and not note.has_new_status:
@@ -276,32 +278,32 @@ class Presence:
         if note.has_new_status:
             person.status_msg, person.is_read = None, False
         elif note.state == "offline":
-            person.elsewhere.pop(node, None)
+            person.other_nodes.pop(node, None)
         else:
-            # it is there for as long as what the node says holds
-            person.elsewhere[node] = Device(note.state, 0, now + HOLDS - self._times.grace)
+            # present until the note expires
+            person.other_nodes[node] = Device(note.state, 0, now + HOLDS - self._times.grace)
         if note.last_active is not None and note.last_active > (person.last_active or 0.0):
-            person.last_active = person.noted_active = min(note.last_active, now)
-        self._look_at(person)
+            person.last_active = person.sent_last_active = min(note.last_active, now)
+        self._on_change(person)
 
-    def _hear_of_remote(self, _node: int, note: RemoteNote) -> None:
+    def _on_remote_note(self, _node: int, note: RemoteNote) -> None:
         for user_id in self._remote.receive(note.origin, [note.update]):
             self.telling.change(user_id)
 
-    def _tell_nodes(self, person: Person, *, again: bool) -> None:
-        state = person.here(self._clock.seconds(), self._times)
-        if self._notes is not None and (again or state != person.noted):
-            person.noted, person.noted_active = state, person.last_active
+    def _send_note(self, person: Person, *, resend: bool) -> None:
+        state = person.local_state(self._clock.seconds(), self._times)
+        if self._notes is not None and (resend or state != person.sent_state):
+            person.sent_state, person.sent_last_active = state, person.last_active
             self._notes.put(
                 KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active)
             )
 
-    def _tell_nodes_again(self) -> None:
+    def _resend_notes(self) -> None:
         for person in self.roster.people.values():
-            if person.noted != "offline" or person.last_active != person.noted_active:
-                self._tell_nodes(person, again=True)
+            if person.sent_state != "offline" or person.last_active != person.sent_last_active:
+                self._send_note(person, resend=True)
 
-    def _tell_new_status(self, user_id: UserID) -> None:
+    def _send_new_status(self, user_id: UserID) -> None:
         if self._notes is not None:
             self._notes.put(
                 KIND,
@@ -309,10 +311,12 @@ class Presence:
                 PresenceNote(user_id, "offline", None, has_new_status=True),
             )
 
-    # within
+    # internals
 
-    def _meet(self, caller: Requester, wanted: State | None, *, is_new_choice: bool) -> Device:
-        """The device of the caller, that is there in the way that it says."""
+    def _update_device(
+        self, caller: Requester, wanted: State | None, *, is_new_choice: bool
+    ) -> Device:
+        """Return the caller's device, with the requested state applied."""
         person = self.roster.people.get(caller.user_id)
         if person is None:
             person = self.roster.people[caller.user_id] = Person(caller.user_id)
@@ -320,26 +324,27 @@ class Presence:
         device = person.devices.get(key)
         if device is None:
             device = person.devices[key] = Device(wanted or "online", 0, self._clock.seconds())
-            if device.wanted == "online" and person.shown.state == "offline":
-                person.last_active = device.left
+            if device.requested == "online" and person.shown.state == "offline":
+                person.last_active = device.last_sync_end
         elif (
             wanted is None
-            or wanted == device.wanted
+            or wanted == device.requested
             or not (is_new_choice or self._may_choose(caller))
         ):
             return device
         else:
-            device.wanted = wanted
+            device.requested = wanted
             if wanted == "online":
                 person.last_active = self._clock.seconds()
-        self._look_at(person)
+        self._on_change(person)
         if wanted is not None and self._notes is not None:
-            note = PresenceNote(caller.user_id, wanted, None, chosen_for=key)
+            note = PresenceNote(caller.user_id, wanted, None, chosen_device=key)
             self._notes.put(KIND, (caller.user_id, key), note)
         return device
 
     def _may_choose(self, caller: Requester) -> bool:
-        """Whether another choice in /sync counts: one too many is passed over, not refused."""
+        """Return whether a new state in /sync counts. Beyond the rate limit it is ignored, not
+        refused."""
         if not caller.rate_limited:
             return True
         try:
@@ -348,10 +353,10 @@ class Presence:
             return False
         return True
 
-    def _look_at(self, person: Person) -> None:
-        """Something of the person may have changed."""
+    def _on_change(self, person: Person) -> None:
+        """Process a possible change: send notes, schedule a broadcast and the next check."""
         now = self._clock.seconds()
-        self._tell_nodes(person, again=False)
+        self._send_note(person, resend=False)
         if not person.is_read or person.current(now, self._times) != person.shown:
             self.telling.change(person.user_id)
         moment = person.next_change(now, self._times)
@@ -359,26 +364,26 @@ class Presence:
             self._check_at(person, moment)
 
     def _check_at(self, person: Person, moment: float) -> None:
-        """Look at the person then at the latest."""
-        if person.check is not None:
-            if person.check_at <= moment:
+        """Schedule a check no later than `moment`."""
+        if person.timer is not None:
+            if person.timer_at <= moment:
                 return
-            person.check.cancel()
-        person.check_at = moment
-        person.check = self._clock.callLater(
+            person.timer.cancel()
+        person.timer_at = moment
+        person.timer = self._clock.callLater(
             max(0.0, moment - self._clock.seconds()), self._check, person
         )
 
     def _check(self, person: Person) -> None:
-        person.check = None
-        person.drop_devices(self._clock.seconds(), self._times)
-        self._look_at(person)
+        person.timer = None
+        person.remove_absent_devices(self._clock.seconds(), self._times)
+        self._on_change(person)
         self.roster.forget_idle(person.user_id)
 
     def _remove(self, user_id: UserID) -> None:
         person = self.roster.people.get(user_id)
         if person is not None:
             person.devices.clear()
-            person.status_msg, person.last_active, person.is_kept = None, None, False
-            self._look_at(person)
-        self._tell_new_status(user_id)
+            person.status_msg, person.last_active, person.is_stored = None, None, False
+            self._on_change(person)
+        self._send_new_status(user_id)

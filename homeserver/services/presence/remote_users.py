@@ -1,4 +1,4 @@
-"""A cache of the presence of remote users, as their servers send it. For the reactor thread."""
+"""Cache of the presence of remote users. For the reactor thread."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -11,13 +11,13 @@ from homeserver.services.presence.states import LONGEST_STATUS, RemotePerson, Sh
 from storage.cache import LRU
 
 MAX_REMOTE: Final = 50_000
-"""Users in the cache."""
+"""Capacity in users."""
 LIFETIME: Final = 30 * 60.0
-"""Seconds after which somebody of whom their server says no more is taken to be offline."""
+"""Seconds without an update after which a remote user counts as offline."""
 
 
 class PresenceUpdate(msgspec.Struct, frozen=True):
-    """How somebody is there, as servers tell one another. spec: server-server-api#presence"""
+    """A user's presence, as servers send it. spec: server-server-api#presence"""
 
     user_id: UserID
     state: State
@@ -28,7 +28,7 @@ class PresenceUpdate(msgspec.Struct, frozen=True):
 
 
 class RemotePeople:
-    """Remote users, those whose server has sent nothing about them for longest first."""
+    """Caches the presence of remote users, the least recently updated first."""
 
     def __init__(self, clock: IReactorTime, server_name: ServerName) -> None:
         """`server_name`: this server's own."""
@@ -37,47 +37,49 @@ class RemotePeople:
         self._people: LRU[UserID, RemotePerson] = LRU(max_entries=MAX_REMOTE)
 
     def get(self, user_id: UserID) -> RemotePerson | None:
-        """One of them."""
+        """Return a user's presence if it is cached."""
         return self._people.peek(user_id)
 
     def values(self) -> Iterable[RemotePerson]:
-        """All of them."""
+        """Return all cached presence."""
         return self._people.values()
 
     def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> Sequence[UserID]:
-        """What a server says of its users; what it says of others' is passed over. Returns who is
-        there in another way."""
+        """Take updates of a server, and ignore those about users of other servers. Return the users
+        whose presence changed."""
         now = self._clock.seconds()
         changed: list[UserID] = []
         for update in updates:
             if domain_of(update.user_id) != origin or origin == self._server_name:
                 continue
-            told = Shown(
+            reported = Shown(
                 update.state,
                 update.currently_active and update.state == "online",
                 None if update.status_msg is None else update.status_msg[:LONGEST_STATUS],
             )
             person = self._people.peek(update.user_id)
             if person is None:
-                person = RemotePerson(update.user_id, told, None, now)
-            person.told, person.heard = told, now
+                person = RemotePerson(update.user_id, reported, None, now)
+            person.reported, person.reported_at = reported, now
             ago = update.last_active_ago
             person.last_active = None if ago is None else now - max(ago, 0) / 1000
             self._people.put(update.user_id, person)
-            if person.told != person.shown:
+            if person.reported != person.shown:
                 changed.append(update.user_id)
         return changed
 
     def expire(self, limit: int) -> Sequence[UserID]:
-        """Take those to be offline, `limit` at most, of whom nothing was heard for long; who these
-        are."""
+        """Mark at most `limit` users without recent updates as offline, and return them."""
         now = self._clock.seconds()
         expired: list[UserID] = []
         while self._people and len(expired) < limit:
             person = next(iter(self._people.values()))
-            if now - person.heard < LIFETIME:
+            if now - person.reported_at < LIFETIME:
                 break
-            person.heard, person.told = now, Shown("offline", False, person.told.status_msg)
+            person.reported_at, person.reported = (
+                now,
+                Shown("offline", False, person.reported.status_msg),
+            )
             expired.append(person.user_id)
             if person.shown.state == "offline":
                 self._people.pop(person.user_id)

@@ -1,9 +1,8 @@
-"""How somebody is there, as it follows from what their devices do. Values and arithmetic; times are
-in seconds.
+"""Computes a user's presence from the state of their devices. Values and arithmetic; times are in
+seconds.
 
-- A device that synchronises, or has lately, is there in the way that it says; else it is not there.
-- A person is there in the best way of all their devices, but online only while they do something
-  now and then.
+- A device that syncs, or did so recently, has the state that it requested; otherwise it is absent.
+- A user has the best state of all their devices, but is online only while recently active.
 
 spec: client-server-api#presence
 """
@@ -20,26 +19,26 @@ from federation.protocol.ids import UserID
 State = Literal["online", "unavailable", "offline"]
 
 LONGEST_STATUS: Final = 2048
-"""Characters."""
+"""Characters of a status message."""
 SLACK: Final = 0.001
-"""Seconds by which a timer may come early: sums of floating-point times are not exact."""
+"""Seconds by which a timer may fire early: sums of floating-point times are not exact."""
 RESTART: Final = "\0restart"
-"""Stands for the devices with which somebody was there before a restart."""
+"""Key of the placeholder for the devices that were present before a restart."""
 
 
 class PresenceTimes(msgspec.Struct, frozen=True):
-    """When one becomes less present, in seconds."""
+    """Delays after which a user becomes less present, in seconds."""
 
     active: float
-    """How long after the last activity one counts as active just now."""
+    """How long after the last activity a user is currently active."""
     idle: float
-    """How long after the last activity one is unavailable."""
+    """After how long without activity a user becomes unavailable."""
     grace: float
-    """How long after the last /sync of a device it is still there."""
+    """How long after its last /sync a device still counts as present."""
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What others are told of somebody, but for the time of their last activity."""
+    """The presence that others see, without the time of the last activity."""
 
     state: State = "offline"
     currently_active: bool = False
@@ -47,60 +46,63 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Device(msgspec.Struct):
-    """One that synchronises, or has lately."""
+    """A device that syncs, or did so recently."""
 
-    wanted: State
-    syncing: int
-    """How many of its requests are being answered."""
-    left: float
+    requested: State
+    """The state that the client requested."""
+    open_syncs: int
+    """The number of its open sync requests."""
+    last_sync_end: float
     """When the last of them ended."""
 
-    def is_there(self, now: float, times: PresenceTimes) -> bool:
-        """Whether it counts."""
-        return self.syncing > 0 or now - self.left < times.grace - SLACK
+    def is_present(self, now: float, times: PresenceTimes) -> bool:
+        """Return whether the device counts as present."""
+        return self.open_syncs > 0 or now - self.last_sync_end < times.grace - SLACK
 
 
 class Person(msgspec.Struct, eq=False):
-    """One of this server's users."""
+    """The presence of a local user."""
 
     user_id: UserID
     status_msg: str | None = None
     last_active: float | None = None
     is_read: bool = False
-    """Whether what the database knows of them was looked up."""
-    is_kept: bool = True
-    """Whether how they are there is written: not of an account that has ended."""
+    """Whether the stored state was read from the database."""
+    is_stored: bool = True
+    """Whether the state is written to the database: False for a deactivated account."""
     devices: dict[str, Device] = msgspec.field(default_factory=dict)
-    elsewhere: dict[int, Device] = msgspec.field(default_factory=dict)
-    """By node, what other nodes say of the person's devices there."""
-    noted: State = "offline"
-    """How other nodes were last told that the person is there with the devices of this node."""
-    noted_active: float | None = None
-    """The last activity of which all nodes know."""
+    other_nodes: dict[int, Device] = msgspec.field(default_factory=dict)
+    """The user's state on other nodes, by node."""
+    sent_state: State = "offline"
+    """The state on this node that was last sent to the other nodes."""
+    sent_last_active: float | None = None
+    """The time of the last activity that all nodes know."""
     shown: Shown = msgspec.field(default_factory=Shown)
-    """As they were last told of."""
+    """The presence that was last broadcast."""
     encoded: tuple[int, Shown, bytes] | None = None
-    """The event about them, as it was last told: in which second, and of what."""
-    check: IDelayedCall | None = None
-    """When they are to be looked at again."""
-    check_at: float = 0.0
-    """The time of that."""
+    """The encoded m.presence event, with its second and presence."""
+    timer: IDelayedCall | None = None
+    """The timer of the next check."""
+    timer_at: float = 0.0
+    """The time of the next check."""
 
-    def drop_devices(self, now: float, times: PresenceTimes) -> None:
-        """Forget the devices that are gone."""
+    def remove_absent_devices(self, now: float, times: PresenceTimes) -> None:
+        """Remove the devices that are no longer present."""
         self.devices = {
-            key: device for key, device in self.devices.items() if device.is_there(now, times)
+            key: device for key, device in self.devices.items() if device.is_present(now, times)
         }
-        self.elsewhere = {
-            node: device for node, device in self.elsewhere.items() if device.is_there(now, times)
+        self.other_nodes = {
+            node: device
+            for node, device in self.other_nodes.items()
+            if device.is_present(now, times)
         }
 
-    def here(self, now: float, times: PresenceTimes) -> State:
-        """The best way in which a device of this node is there."""
+    def local_state(self, now: float, times: PresenceTimes) -> State:
+        """Return the best state of the devices on this node."""
         wanted = {
-            device.wanted
+            device.requested
             for key, device in self.devices.items()
-            if key != RESTART and device.is_there(now, times)
+            if key != RESTART and device.is_present(now, times)
         }
         return (
             "online"
@@ -111,44 +113,48 @@ class Person(msgspec.Struct, eq=False):
         )
 
     def current(self, now: float, times: PresenceTimes) -> Shown:
-        """How they are there."""
-        wanted = {device.wanted for device in self._all_devices() if device.is_there(now, times)}
+        """Return the presence as of `now`."""
+        wanted = {
+            device.requested for device in self._all_devices() if device.is_present(now, times)
+        }
         if "online" in wanted:
-            silent = now - self.last_active if self.last_active is not None else 0.0
-            if silent >= times.idle - SLACK:
+            inactive = now - self.last_active if self.last_active is not None else 0.0
+            if inactive >= times.idle - SLACK:
                 return Shown("unavailable", False, self.status_msg)
-            return Shown("online", silent < times.active - SLACK, self.status_msg)
+            return Shown("online", inactive < times.active - SLACK, self.status_msg)
         return Shown(
             "unavailable" if "unavailable" in wanted else "offline", False, self.status_msg
         )
 
     def next_change(self, now: float, times: PresenceTimes) -> float | None:
-        """When they will be there in another way if nothing happens; None: never."""
+        """Return when the presence will change if nothing happens; None: never."""
         moments = [
-            device.left + times.grace for device in self._all_devices() if device.syncing == 0
+            device.last_sync_end + times.grace
+            for device in self._all_devices()
+            if device.open_syncs == 0
         ]
         if self.last_active is not None and any(
-            device.wanted == "online" for device in self._all_devices()
+            device.requested == "online" for device in self._all_devices()
         ):
             ends = (self.last_active + times.active, self.last_active + times.idle)
             moments += [end for end in ends if end > now + SLACK]
         return min(moments, default=None)
 
     def _all_devices(self) -> Iterator[Device]:
-        return chain(self.devices.values(), self.elsewhere.values())
+        return chain(self.devices.values(), self.other_nodes.values())
 
 
 class RemotePerson(msgspec.Struct, eq=False):
-    """Somebody of another server, as that server says."""
+    """The presence of a remote user, as their server reported it."""
 
     user_id: UserID
-    told: Shown
+    reported: Shown
     last_active: float | None
-    heard: float
-    """When it said so."""
+    reported_at: float
+    """When the server reported it."""
     shown: Shown = msgspec.field(default_factory=Shown)
     encoded: tuple[int, Shown, bytes] | None = None
 
     def current(self, now: float, times: PresenceTimes) -> Shown:
-        """How they are there."""
-        return self.told
+        """Return the presence that the server reported."""
+        return self.reported

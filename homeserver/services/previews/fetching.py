@@ -1,11 +1,11 @@
-"""Asking sites for what previews are made of.
+"""Fetches pages and images for previews.
 
 Laws:
-- Every address on the way is asked of the rules, and by the client of the policy for networks, once
-  it is known where it leads.
-- A page is read to a length and no further, however long it is; a picture that is too long is none.
-  All has its time.
-- No cookies, no referrer; the agent says what it is and whose.
+- The rules check every URL, redirects included. The HTTP client checks the IP address to which it
+  resolves.
+- A page is read up to a maximum length. An image that is too large is rejected. The total time is
+  limited.
+- Requests have no cookies and no referrer. The user agent names the software and the server.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,10 @@ from storage.media.spool import Spool
 SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 5
 MAX_PAGE_BYTES: Final = 1 << 20
-"""What a page says of itself is at its beginning."""
+"""Bytes of a page that are read: metadata is at its start."""
 MAX_DOCUMENT_BYTES: Final = 256 << 10
-MOST_BYTES: Final = 1 << 30
-"""Of any answer, since a page may be longer than what is read of it."""
+MAX_RESPONSE_BYTES: Final = 1 << 30
+"""The client's limit of a response. A page may be longer than the part that is read."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PAGES: Final = frozenset({"text/html", "application/xhtml+xml", "application/xml", "text/xml"})
 
@@ -52,13 +52,12 @@ class PreviewWeb(Protocol):
         only_https: bool = False,
         take: TakeBody | None = None,
     ) -> WebAnswer:
-        """Raises OutboundError."""
+        """As `HttpClient.request`. Raises OutboundError."""
         ...
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is at an address: a page (its beginning), a picture (in the spool), or something of this
-    type."""
+    """The content at a URL: the start of a page, an image (in the spool), or only its type."""
 
     url: str
     type: str
@@ -68,7 +67,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class SiteReader:
-    """Asks sites."""
+    """Fetches from web sites."""
 
     def __init__(
         self,
@@ -76,39 +75,40 @@ class SiteReader:
         clock: IReactorTime,
         rules: PreviewRules,
         headers: Sequence[tuple[str, str]],
-        max_picture: int,
+        max_image: int,
         seconds: float = SECONDS,
     ) -> None:
-        """`headers`: of each request. `max_picture`: bytes. `seconds`: for an answer, redirects
-        included."""
+        """`headers`: of each request. `max_image`: bytes of an image. `seconds`: time limit of a
+        fetch, redirects included."""
         self._web = web
         self._clock = clock
         self._rules = rules
         self._headers = tuple(headers)
-        self._max_picture = max_picture
+        self._max_image = max_image
         self._seconds = seconds
 
     async def read(self, url: str, spool: Spool) -> Found:
-        """What is there; a picture goes to `spool`. Raises OutboundError."""
-        taker = _Taker(spool, self._max_picture)
-        final = await self._ask(
-            url, taker, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5"
+        """Fetch a page or an image; an image goes to `spool`. Raises OutboundError."""
+        receiver = _Receiver(spool, self._max_image)
+        final = await self._fetch(
+            url, receiver, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5"
         )
-        return Found(final, taker.type, taker.charset, taker.page, taker.is_picture)
+        return Found(final, receiver.type, receiver.charset, receiver.page, receiver.is_image)
 
     async def read_document(self, url: str) -> bytes:
-        """A short document in JSON. Raises OutboundError."""
-        taker = _Taker(None, 0)
-        await self._ask(url, taker, "application/json")
-        if taker.document is None:
+        """Fetch a short JSON document. Raises OutboundError."""
+        receiver = _Receiver(None, 0)
+        await self._fetch(url, receiver, "application/json")
+        if receiver.document is None:
             raise OutboundError("it is not JSON", retryable=False)
-        return taker.document
+        return receiver.document
 
-    async def _ask(self, url: str, taker: "_Taker", accept: str) -> str:
-        """Let `taker` have what is there; the address where it was in the end."""
-        return await within(self._clock, self._seconds, self._follow(url, taker, accept))
+    async def _fetch(self, url: str, receiver: "_Receiver", accept: str) -> str:
+        """Fetch into `receiver` within the time limit. Return the final URL."""
+        return await within(self._clock, self._seconds, self._follow(url, receiver, accept))
 
-    async def _follow(self, url: str, taker: "_Taker", accept: str) -> str:
+    async def _follow(self, url: str, receiver: "_Receiver", accept: str) -> str:
+        """Follow redirects and return the final URL."""
         headers = (*self._headers, ("Accept", accept))
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -122,11 +122,11 @@ class SiteReader:
                     url,
                     headers,
                     seconds=self._seconds,
-                    max_bytes=MOST_BYTES,
-                    take=taker.take,
+                    max_bytes=MAX_RESPONSE_BYTES,
+                    take=receiver.take,
                 )
             except OutboundError:
-                if taker.has_enough:
+                if receiver.has_enough:
                     return url
                 raise
             location = answer.headers.get("location")
@@ -137,24 +137,22 @@ class SiteReader:
             try:
                 url = urljoin(url, location)
             except ValueError as error:
-                raise OutboundError(
-                    "it redirects to an address that is none", retryable=False
-                ) from error
+                raise OutboundError("it redirects to an invalid URL", retryable=False) from error
         raise OutboundError("it redirects too often", retryable=False)
 
 
-class _Taker:
-    """Takes the answers on the way to what is wanted, and ends the exchange when it has enough."""
+class _Receiver:
+    """Receives the responses of a fetch, and ends the transfer when it has enough."""
 
-    def __init__(self, spool: Spool | None, max_picture: int) -> None:
+    def __init__(self, spool: Spool | None, max_image: int) -> None:
         self.type = ""
         self.charset = ""
-        self.is_picture = False
+        self.is_image = False
         self.has_enough = False
         self._spool = spool
-        self._max_picture = max_picture
+        self._max_image = max_image
         self._received: bytearray | None = None
-        self._most = 0
+        self._max_bytes = 0
         self._size = 0
 
     @property
@@ -174,48 +172,48 @@ class _Taker:
         if status != HTTPStatus.OK:
             return None
         self.type, self.charset = _type_of(headers.get("content-type", ""))
-        self._received, self._size, self.is_picture = None, 0, False
+        self._received, self._size, self.is_image = None, 0, False
         if (
             self._spool is not None
             and self.type.startswith("image/")
             and self.type != "image/svg+xml"
         ):
             length = headers.get("content-length", "")
-            if length.isdecimal() and int(length[:20]) > self._max_picture:
-                raise OutboundError("the picture is too large", retryable=False)
-            self.is_picture = True
+            if length.isdecimal() and int(length[:20]) > self._max_image:
+                raise OutboundError("the image is too large", retryable=False)
+            self.is_image = True
             self._spool.seek(0)
             self._spool.truncate()
-            return self._take_picture
+            return self._take_image
         if self._spool is None or self.type in _PAGES:
             self._received = bytearray()
-            self._most = MAX_DOCUMENT_BYTES if self._spool is None else MAX_PAGE_BYTES
+            self._max_bytes = MAX_DOCUMENT_BYTES if self._spool is None else MAX_PAGE_BYTES
             return self._take_page
         raise self._stop()
 
     def _take_page(self, data: bytes) -> None:
         assert self._received is not None
-        self._received += data[: self._most - len(self._received)]
-        if len(self._received) >= self._most:
+        self._received += data[: self._max_bytes - len(self._received)]
+        if len(self._received) >= self._max_bytes:
             raise self._stop()
 
-    def _take_picture(self, data: bytes) -> None:
+    def _take_image(self, data: bytes) -> None:
         assert self._spool is not None
         self._size += len(data)
-        if self._size > self._max_picture:
-            raise OutboundError("the picture is too large", retryable=False)
+        if self._size > self._max_image:
+            raise OutboundError("the image is too large", retryable=False)
         try:
             self._spool.write(data)
         except OSError as error:
-            raise OutboundError(f"it cannot be kept: {error}") from error
+            raise OutboundError(f"it cannot be stored: {error}") from error
 
     def _stop(self) -> OutboundError:
         self.has_enough = True
-        return OutboundError("no more is wanted", retryable=False)
+        return OutboundError("enough was received", retryable=False)
 
 
 def _type_of(header: str) -> tuple[str, str]:
-    """Type and charset of a Content-Type; none of it is believed."""
+    """Return the type and charset of a Content-Type header. Neither is trusted."""
     message = Message()
     message["Content-Type"] = header[:500]
     charset = message.get_param("charset", "")

@@ -1,4 +1,4 @@
-"""Who has oEmbed documents of which pages, where the operator has named them. https://oembed.com"""
+"""The configured oEmbed providers. https://oembed.com"""
 
 from collections.abc import Sequence
 from urllib.parse import urlencode
@@ -7,7 +7,7 @@ from homeserver.config.oembed_files import OEmbedEndpoint, matcher
 
 
 class OEmbedProviders:
-    """The endpoints of the configuration."""
+    """Finds the oEmbed endpoint of a page."""
 
     def __init__(self, endpoints: Sequence[OEmbedEndpoint]) -> None:
         self._endpoints = [
@@ -17,8 +17,8 @@ class OEmbedProviders:
         ]
 
     def find(self, url: str) -> str | None:
-        """Where the document of a page is, if one is named; the first."""
-        address = next((address for fits, address in self._endpoints if fits(url)), None)
+        """Return the URL of the oEmbed document of a page, by the first matching provider."""
+        address = next((address for matches, address in self._endpoints if matches(url)), None)
         if address is None:
             return None
         query = {"url": url} if "{format}" in address else {"url": url, "format": "json"}

@@ -1,11 +1,11 @@
-"""A process of its own that reads pages for previews, since what parses hostile HTML may crash,
-hang or eat memory.
+"""A worker process that parses pages for previews: a parser of hostile HTML may crash, hang or use
+too much memory.
 
-It is run as a script and imports nothing of the server; the protocol is that of
-`homeserver.services.subprocesses.worker_processes`. It can write no file and start no process, and
-has so much memory and no more. A job says `kind` (`page` or `oembed`), `size`, `url` and `charset`
-(what the headers said), and the page or the document follows; the answer has `properties` (Open
-Graph), `image` and `oembed`, which are absolute addresses.
+It runs as a script and imports nothing of the server; for the protocol see
+`homeserver.services.subprocesses.worker_processes`. It cannot write files or start processes, and
+its memory is limited. A job has `kind` (`page` or `oembed`), `size`, `url` and `charset` (from the
+headers), and is followed by the page or document. A result has `properties` (Open Graph), and
+`image` and `oembed`, which are absolute URLs.
 """
 
 import codecs
@@ -27,9 +27,9 @@ MAX_NAME_CHARS: Final = 60
 MAX_VALUE_CHARS: Final = 1000
 MAX_URL_CHARS: Final = 2048
 MAX_ELEMENTS: Final = 20_000
-"""So many are looked at for text."""
+"""Elements that are searched for text."""
 TEXT_CHARS: Final = 300
-_SILENT: Final = frozenset(
+_SKIPPED_TAGS: Final = frozenset(
     [
         "script",
         "style",
@@ -55,7 +55,7 @@ _SILENT: Final = frozenset(
     ]
 )
 _META_BYTES: Final = 4096
-"""A page says its charset within these."""
+"""A page declares its charset within these bytes."""
 _META_CHARSET: Final = re.compile(
     rb"<meta[^>]{1,300}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_:.-]{1,40})", re.IGNORECASE
 )
@@ -74,14 +74,14 @@ _ALIASES: Final = {
     "ascii": "cp1252",
     "us-ascii": "cp1252",
 }
-"""What browsers take these for. spec: the Encoding standard"""
+"""Charsets that browsers replace. spec: the Encoding standard"""
 _CONTROL: Final = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def decode(page: bytes, claimed: str) -> str:
-    """The text of a page: by its byte order mark, by what the headers said, by what it says itself,
+    """Decode a page by its byte order mark, the charset in the headers, the charset in the page, or
     as UTF-8, in this order."""
     head = page[:_META_BYTES]
     for mark, name in _BYTE_ORDER_MARKS:
@@ -95,7 +95,7 @@ def decode(page: bytes, claimed: str) -> str:
     try:
         return page.decode("utf-8")
     except UnicodeDecodeError as error:
-        # What is UTF-8 but for its end was cut in the middle of a character
+        # a page that is UTF-8 except for its end was cut in the middle of a character
         is_cut = error.reason == "unexpected end of data" and not page[: error.start].isascii()
         return page.decode("utf-8" if is_cut else "cp1252", "replace")
 
@@ -105,7 +105,7 @@ def _text_codec(name: str) -> str | None:
     name = _ALIASES.get(name, name)
     try:
         found = codecs.lookup(name)
-        # Some codecs turn text into text, or unpack; those have no business here
+        # some codecs convert text to text or decompress: ignore them
         return (
             found.name
             if getattr(found, "_is_text_encoding", False) and found.name not in ("idna", "punycode")
@@ -116,7 +116,7 @@ def _text_codec(name: str) -> str | None:
 
 
 def read_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
-    """What a page says of itself."""
+    """Return the metadata of a page."""
     text = decode(page, claimed).replace("\0", "")
     parser = etree.HTMLParser(
         recover=True, no_network=True, remove_comments=True, remove_pis=True, encoding="utf-8"
@@ -150,15 +150,15 @@ def read_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
 
 
 def read_oembed(document: bytes, url: str) -> dict[str, Any]:
-    """What an oEmbed document says. https://oembed.com"""
-    said = json.loads(document)
+    """Return the metadata in an oEmbed document. https://oembed.com"""
+    data = json.loads(document)
     names = (
         ("og:title", "title"),
         ("og:site_name", "provider_name"),
         ("og:description", "author_name"),
     )
-    texts = {name: clean(said[key]) for name, key in names if isinstance(said.get(key), str)}
-    image = said.get("url" if said.get("type") == "photo" else "thumbnail_url")
+    texts = {name: clean(data[key]) for name, key in names if isinstance(data.get(key), str)}
+    image = data.get("url" if data.get("type") == "photo" else "thumbnail_url")
     return {
         "properties": {name: text for name, text in texts.items() if text},
         "image": _absolute(url, image) if isinstance(image, str) else None,
@@ -198,7 +198,7 @@ def _title(root: Any) -> str:
 
 
 def _text(root: Any) -> str:
-    """The beginning of what a reader reads: paragraphs, and not what is around them."""
+    """Return the start of the readable text of a page, without navigation and the like."""
     body = next(root.iter("body"), None)
     found: list[str] = []
     length = 0
@@ -216,22 +216,22 @@ def _text(root: Any) -> str:
 
 
 def _readable(body: Any) -> Iterator[str]:
-    """Texts in their order, without recursion: a page may be as deep as it likes."""
-    waiting: list[Any] = [body]
+    """Yield texts in document order. It does not recurse, since a page may nest without limit."""
+    stack: list[Any] = [body]
     count = 0
-    while waiting and count < MAX_ELEMENTS:
+    while stack and count < MAX_ELEMENTS:
         count += 1
-        each = waiting.pop()
+        each = stack.pop()
         if isinstance(each, str):
             yield " ".join(each.split())
             continue
         if each.tail and each is not body:
-            waiting.append(each.tail)
-        if not isinstance(each.tag, str) or each.tag in _SILENT:
+            stack.append(each.tail)
+        if not isinstance(each.tag, str) or each.tag in _SKIPPED_TAGS:
             continue
-        waiting.extend(reversed(each))
+        stack.extend(reversed(each))
         if each.text:
-            waiting.append(each.text)
+            stack.append(each.text)
 
 
 def _image(root: Any, metas: dict[str, str]) -> str | None:
@@ -284,25 +284,25 @@ def _base(root: Any, url: str) -> str:
 
 
 def _absolute(base: str, address: str | None) -> str | None:
-    """An address of the web; None for what is none."""
+    """Return an absolute http(s) URL; None if the address is not one."""
     if not address:
         return None
     try:
-        whole = urljoin(base, address.strip())
-        parts = urlsplit(whole)
+        url = urljoin(base, address.strip())
+        parts = urlsplit(url)
     except ValueError:
         return None
-    return whole if parts.scheme in ("http", "https") and len(whole) <= MAX_URL_CHARS else None
+    return url if parts.scheme in ("http", "https") and len(url) <= MAX_URL_CHARS else None
 
 
 def clean(text: str) -> str:
-    """One line, of a length that people read, with nothing that turns the text around it."""
+    """Return the text on one line, shortened, without control and bidirectional characters."""
     text = " ".join(_CONTROL.sub(" ", text).split())
     return text if len(text) <= MAX_VALUE_CHARS else text[: MAX_VALUE_CHARS - 1] + "…"
 
 
 def main() -> None:
-    """Do jobs until standard input ends."""
+    """Run jobs until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -316,8 +316,8 @@ def main() -> None:
                 found = read_oembed(page, job["url"])
             else:
                 found = read_page(page, job["url"], job["charset"])
-        except Exception as error:  # a parser raises whatever it likes for a broken page
-            # where it broke, for the log; not the words of the error, which may be the page's
+        except Exception as error:  # a parser may raise anything for a broken page
+            # log the place, not the message, which may quote the page
             at = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"{type(error).__name__} in {at.name}, line {at.lineno}"
             found = {"properties": {}, "image": None, "oembed": None, "problem": problem}

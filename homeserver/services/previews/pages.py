@@ -1,4 +1,4 @@
-"""Reads pages in processes of their own. What runs in them is `page_worker`."""
+"""Parses pages in separate processes, which run `page_worker`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class PageSays(msgspec.Struct, frozen=True):
-    """What a page says of itself: properties of Open Graph, and the addresses of its picture and
-    its oEmbed document."""
+    """The metadata of a page: Open Graph properties, and the URLs of its image and its oEmbed
+    document."""
 
     properties: Mapping[str, str] = {}
     image: str | None = None
     oembed: str | None = None
     problem: str = ""
-    """What the reading broke at; nothing was read then."""
+    """The error at which parsing stopped; then the metadata is empty."""
 
 
 class PageReader:
-    """The processes."""
+    """Parses pages and oEmbed documents."""
 
     log = Logger()
 
@@ -43,12 +43,12 @@ class PageReader:
         )
 
     async def read(self, page: bytes, url: str, charset: str) -> PageSays:
-        """Read a page; nothing of one that ends its process, or takes too long. Raises
+        """Parse a page. Return empty metadata if its process dies or takes too long. Raises
         LimitExceeded."""
         return await self._read(_Job("page", len(page), url, charset), page)
 
     async def read_oembed(self, document: bytes, url: str) -> PageSays:
-        """Read an oEmbed document, in the same way."""
+        """Parse an oEmbed document. Errors as for `read`."""
         return await self._read(_Job("oembed", len(document), url, ""), document)
 
     async def _read(self, job: _Job, data: bytes) -> PageSays:
@@ -56,18 +56,19 @@ class PageReader:
             line, _ = await self._processes.run(job, data)
         except WorkerDied:
             self.log.info(
-                "a process that read a {kind} for a preview ended, or took too long", kind=job.kind
+                "the process that parsed a {kind} for a preview died or took too long",
+                kind=job.kind,
             )
             return PageSays()
-        says = msgspec.json.decode(line, type=PageSays)
-        if says.problem:
+        result = msgspec.json.decode(line, type=PageSays)
+        if result.problem:
             self.log.info(
-                "a {kind} could not be read for a preview: {problem}",
+                "a {kind} could not be parsed for a preview: {problem}",
                 kind=job.kind,
-                problem=says.problem,
+                problem=result.problem,
             )
-        return says
+        return result
 
     def close(self) -> None:
-        """End the processes, those that are at work too."""
+        """Kill the processes, also those with a job."""
         self._processes.close()

@@ -1,12 +1,12 @@
-"""Profiles: a display name, an avatar, and further fields that anyone may read.
+"""Profiles: a display name, an avatar and further public fields.
 
 Laws:
-- A whole profile, as JSON, has at most 64 KiB.
-- Rooms show display name and avatar: a change of these is noted in the same write, and then carried
-  into the rooms.
-- An unknown user and one without the field look alike.
-- What a shadow-banned account makes of its profile, it sees itself, and nobody else does: neither
-  here nor in rooms that it joins.
+- A profile has at most 64 KiB as JSON.
+- Membership events have display name and avatar. A change of these is queued in the same write and
+  then sent to the user's rooms.
+- A request for a field cannot tell an unknown user from one without the field.
+- Profile changes of a shadow-banned user are visible only to that user, also in rooms that they
+  join.
 
 spec: client-server-api#profiles
 """
@@ -40,53 +40,57 @@ DISPLAY_NAME: Final = "displayname"
 AVATAR_URL: Final = "avatar_url"
 SHOWN_IN_ROOMS: Final = frozenset({DISPLAY_NAME, AVATAR_URL})
 LARGEST_PROFILE: Final = 64 * 1024
-"""In bytes, of the profile as a JSON object."""
+"""Bytes of the profile as a JSON object."""
 
-_LONGEST_FIELD: Final = 255
-_LONGEST: Final = {DISPLAY_NAME: 256, AVATAR_URL: 1000, "m.tz": 255}
-"""In characters, of the fields that are strings."""
+_MAX_FIELD_NAME_BYTES: Final = 255
+_MAX_CHARS: Final = {DISPLAY_NAME: 256, AVATAR_URL: 1000, "m.tz": 255}
+"""Limits of the string fields in characters."""
 
 
 class ProfilePropagation(Protocol):
-    """Carries changed names and avatars into rooms."""
+    """Sends changed names and avatars to rooms."""
 
     def wake(self, user_id: UserID) -> None:
-        """There is a new note about this user in `profile_propagations`."""
+        """Process the new row of this user in `profile_propagations`."""
         ...
 
 
 class RemoteProfiles(Protocol):
-    """Profiles of other servers' users."""
+    """Reads profiles of remote users."""
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """The whole profile, or the one field. Raises `NotFound`, `Forbidden`,
+        """Return the complete profile, or one field. Raises `NotFound`, `Forbidden`,
         `OtherServerFailed`."""
         ...
 
 
 class NameNotAllowed(Forbidden):
-    default_text = "This display name is not allowed here"
+    """The server's rules do not allow a display name."""
+
+    default_text = "This display name is not allowed on this server"
 
 
 class NameRules:
-    """What people may call themselves."""
+    """The server's rules for display names."""
 
     def __init__(
         self, *, longest: int = 256, pattern: str | None = None, forbidden: Sequence[str] = ()
     ) -> None:
-        """`pattern`: a regular expression that the whole name must match; `forbidden`: such as no
-        part may match, in any case of letters."""
-        self.are_any = longest < _LONGEST[DISPLAY_NAME] or pattern is not None or bool(forbidden)
-        """Whether there is anything to keep to."""
+        """`pattern`: a regular expression that the complete name has to match; `forbidden`: regular
+        expressions that no part of it may match, ignoring case."""
+        self.are_any = longest < _MAX_CHARS[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+        """Whether the operator configured any rule."""
         self._longest = longest
         self._pattern = None if pattern is None else re.compile(pattern)
         self._forbidden = [re.compile(each, re.IGNORECASE) for each in forbidden]
 
     def check(self, name: str) -> None:
-        """Raises `NameNotAllowed`."""
+        """Raise `NameNotAllowed` if a name breaks the rules."""
         plain = unicodedata.normalize("NFKC", name)
         if len(name) > self._longest:
-            raise NameNotAllowed(f"A display name has at most {self._longest} characters here")
+            raise NameNotAllowed(
+                f"Display names on this server may have at most {self._longest} characters"
+            )
         if self._pattern is not None and not self._pattern.fullmatch(name):
             raise NameNotAllowed
         if any(each.search(form) for each in self._forbidden for form in (name, plain)):
@@ -94,7 +98,7 @@ class NameRules:
 
 
 class Profiles:
-    """Reads and changes profiles. `fixed`: fields that people may not change themselves."""
+    """Reads and changes profiles. `fixed`: fields that users cannot change themselves."""
 
     def __init__(
         self,
@@ -120,21 +124,22 @@ class Profiles:
     async def get_profile(
         self, user_id: UserID, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """All fields of anyone, as the asker sees them. Raises `NotFound`."""
+        """Return all fields of a local or remote user, as `asker` sees them. Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, None)
         fields = await self._get(user_id, asker)
         if not fields:
             account = (await self._accounts.get_accounts([user_id])).get(user_id)
             if account is None or account.deactivated_ts is not None:
-                raise NotFound("There is no such user here")
+                raise NotFound("There is no such user on this server")
             return {}
         return {name: msgspec.Raw(value) for name, value in fields.items()}
 
     async def get_field(
         self, user_id: UserID, field: str, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """One field of anyone, under its name, as the asker sees it. Raises `NotFound`."""
+        """Return one field of a local or remote user, under its name, as `asker` sees it. Raises
+        `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, field)
         value = (await self._get(user_id, asker)).get(field)
@@ -148,11 +153,11 @@ class Profiles:
         return (await self._profiles.get_profiles([user_id])).get(user_id, {})
 
     async def get_own_name(self, user_id: UserID) -> str | None:
-        """The display name, as its owner sees it."""
+        """Return the display name as its owner sees it."""
         return names_of(await self._profiles.get_as_owner(user_id))[0]
 
     async def get_for_others(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """The profile of one of this server's users, or one field, for another server. Raises
+        """Return the profile of a local user, or one field, for another server. Raises
         `NotFound`."""
         if domain_of(user_id) != self._server_name:
             raise NotFound(f"{user_id} is not a user of this server")
@@ -165,8 +170,8 @@ class Profiles:
     async def get_names(
         self, user_ids: list[UserID]
     ) -> dict[UserID, tuple[str | None, str | None]]:
-        """Display name and avatar of each of these local users, in one query, for their
-        memberships."""
+        """Return display names and avatars of local users for their membership events, with one
+        query."""
         profiles = await self._profiles.get_profiles(user_ids)
         return {user_id: names_of(profiles.get(user_id, {})) for user_id in user_ids}
 
@@ -194,20 +199,21 @@ class Profiles:
             await self._set(user_id, field, value, propagate, unshown=caller.is_shadow_banned)
 
     async def do_choose_display_name(self, user_id: UserID, name: str) -> None:
-        """Somebody calls themselves so. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        """Set a display name that the user chose. Raises `NameNotAllowed`, `Forbidden`,
+        `InvalidParam`."""
         if DISPLAY_NAME in self.fixed:
-            raise Forbidden("Display names cannot be changed here")
+            raise Forbidden("This server does not let users change their display names")
         self._name_rules.check(name)
         await self.do_set_display_name(user_id, name)
 
     def forget_unshown(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In a write: somebody is shadow-banned no longer, and has the profile that all others
-        see."""
+        """Delete, in the caller's write, the hidden profile changes of a user whose shadow ban
+        ends."""
         self._profiles.remove_unshown(txn, user_id)
 
     async def check_name_in_room(self, caller: Requester, name: object) -> None:
-        """Raises `NameNotAllowed` for a name that somebody gives themselves in one room, which they
-        may not have; that of their profile they have already."""
+        """Raise `NameNotAllowed` if a user may not use a name in one room. The name of their
+        profile is always allowed."""
         if (
             caller.is_admin
             or caller.appservice_id is not None
@@ -220,14 +226,14 @@ class Profiles:
             self._name_rules.check(name)
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
-        """Give somebody the name that they have elsewhere, whatever people may change themselves.
-        Raises `InvalidParam`."""
+        """Set the display name from an external source, without the server's rules. Raises
+        `InvalidParam`."""
         unshown = await self._is_shadow_banned(user_id)
         await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, unshown=unshown)
 
     async def do_set_avatar(self, user_id: UserID, address: str) -> None:
-        """Give somebody the picture that they have elsewhere, an `mxc://` address, whatever people
-        may change themselves. Raises `InvalidParam`."""
+        """Set the avatar (`mxc://`) from an external source, without the server's rules. Raises
+        `InvalidParam`."""
         unshown = await self._is_shadow_banned(user_id)
         await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True, unshown=unshown)
 
@@ -236,12 +242,12 @@ class Profiles:
         return account is not None and account.shadow_banned
 
     def check_shown(self, field: str, value: str) -> None:
-        """Raises `InvalidParam` for a text that cannot be a name or a picture."""
+        """Raise `InvalidParam` if a value is not a valid display name or avatar."""
         _check_value(field, msgspec.json.encode(value))
 
     async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
-        """An administrator gives somebody a name or a picture, or with an empty text none: all see
-        it. Raises `InvalidParam`."""
+        """Set a display name or an avatar as an administrator; "" removes it. Everybody sees the
+        change. Raises `InvalidParam`."""
         if value:
             await self._set(user_id, field, msgspec.json.encode(value), True)
         else:
@@ -250,7 +256,7 @@ class Profiles:
     async def _set(
         self, user_id: UserID, field: str, value: bytes, propagate: bool, *, unshown: bool = False
     ) -> None:
-        """`unshown`: nobody else sees it."""
+        """`unshown`: only the user sees the change."""
         _check_value(field, value)
         propagate = propagate and field in SHOWN_IN_ROOMS and not unshown
 
@@ -262,7 +268,7 @@ class Profiles:
             if profile.get(field) == value:
                 return False
             profile[field] = value
-            # {"name":value, …}: four characters for each field, and those around the whole.
+            # {"name":value, …}: four characters for each field, and the braces
             if (
                 sum(len(name) + len(each) + 4 for name, each in profile.items()) + 1
                 > LARGEST_PROFILE
@@ -280,8 +286,7 @@ class Profiles:
     async def do_remove_field(
         self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True
     ) -> None:
-        """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`,
-        `KeyTooLarge`."""
+        """Remove one field if there is one. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
         await self._remove(user_id, field, propagate, unshown=caller.is_shadow_banned)
 
@@ -302,28 +307,29 @@ class Profiles:
             self._propagation.wake(user_id)
 
     def _check(self, caller: Requester, user_id: UserID, field: str) -> None:
-        if len(field.encode()) > _LONGEST_FIELD:
+        if len(field.encode()) > _MAX_FIELD_NAME_BYTES:
             raise KeyTooLarge
         if not is_namespaced(field):
             raise InvalidParam(
-                "The name of a profile field has the characters a-z 0-9 . _ - and begins with a letter"
+                "The name of a profile field may have the characters a-z 0-9 . _ - and has to "
+                "begin with a letter"
             )
         if caller.user_id != user_id:
-            raise Forbidden("You may change your own profile only")
+            raise Forbidden("You may change only your own profile")
         if caller.is_guest and field != DISPLAY_NAME:
-            raise GuestAccessForbidden("Guests may change their display name only")
+            raise GuestAccessForbidden("Guests may change only their display name")
         if field in self.fixed and not caller.is_admin:
-            raise Forbidden("This server does not let people change this field of their profile")
+            raise Forbidden("This server does not let users change this profile field")
 
 
 def _is_removal(field: str, value: bytes) -> bool:
-    # COMPAT(Element Web): an avatar or name is taken away by setting it to nothing.
+    # COMPAT(Element Web): it removes an avatar or name by setting it to an empty value.
     return field in SHOWN_IN_ROOMS and value in (b'""', b"null")
 
 
 def _check_value(field: str, value: bytes) -> None:
     decoded = decode_json(value, MAX_SENT_DEPTH)
-    longest = _LONGEST.get(field)
+    longest = _MAX_CHARS.get(field)
     if longest is None:
         return
     if not isinstance(decoded, str):
@@ -335,7 +341,7 @@ def _check_value(field: str, value: bytes) -> None:
 
 
 def names_of(fields: Mapping[str, bytes]) -> tuple[str | None, str | None]:
-    """Display name and avatar among the stored fields of a profile."""
+    """Return display name and avatar from the stored fields of a profile."""
     return _text(fields.get(DISPLAY_NAME)), _text(fields.get(AVATAR_URL))
 
 

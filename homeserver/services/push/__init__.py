@@ -1,1 +1,1 @@
-"""Push rules at work: compiled, evaluated on events, counted."""
+"""Compiles push rules, evaluates them on events, and counts unread messages."""

@@ -1,4 +1,4 @@
-"""Forgets what events were to users who read them long ago."""
+"""Deletes push actions of events that users read long ago."""
 
 from collections.abc import Callable
 from typing import Final
@@ -6,12 +6,14 @@ from typing import Final
 from storage.push.old_push_actions import FIRST, OldOutcomeStore
 
 KEPT_DAYS: Final = 180
-"""How far back the list of notifications goes at least, of what was read."""
+"""The minimum age of push actions of read events in the list of notifications before they are
+deleted.
+"""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
 class OldOutcomes:
-    """Walks through what is kept, again and again."""
+    """Walks through the stored push actions, again and again."""
 
     def __init__(self, store: OldOutcomeStore, now_ms: Callable[[], int]) -> None:
         self._store = store
@@ -19,7 +21,8 @@ class OldOutcomes:
         self._looked_upto = FIRST
 
     async def do_forget(self, limit: int) -> int:
-        """Look at so many rooms of users; at how many it was, fewer at the end of a walk."""
+        """Examine up to `limit` rooms of users. Return how many were examined: fewer at the end of
+        a walk."""
         last, number = await self._store.remove(
             self._looked_upto, self._now_ms() - KEPT_DAYS * DAY_MS, limit
         )

@@ -1,11 +1,9 @@
-"""The conditions of push rules, each compiled to a function that is asked of an event and a user.
+"""Compiles each condition of a push rule to a function of an event and a user.
 
 Laws:
-- Total: whatever a user has stored as a condition, it compiles, to one that never matches where it
-  is none that is known.
-- Bounded: there is an end to what the rules of one user take to look through one event
-  (`Occasion.may_take`). Conditions that would take more hold of nothing: those of people come
-  nowhere near.
+- Total: every stored condition compiles; an unknown or invalid one never matches.
+- Bounded: the work of one user's rules on one event is limited (`Occasion.may_take`). Conditions
+  that would take more do not match; those of real users come nowhere near.
 
 spec: client-server-api#conditions-1
 """
@@ -19,29 +17,29 @@ from homeserver.services.push.default_rules import Condition, TheUser
 from homeserver.services.push.event_properties import BODY, Occasion, Path, parse_path
 
 Holds = Callable[[Occasion, str, str | None], bool]
-"""Whether a condition holds of an event for a user (id, and display name in the room)."""
+"""Returns whether a condition matches an event for a user (ID, and display name in the room)."""
 
 _COUNT: Final = re.compile(r"(==|<=|>=|<|>)?0*([0-9]+)")
 _MOST_DIGITS: Final = 15
 _LARGEST_INTEGER: Final = 2**53 - 1
 _STEPS_TO_FIND: Final = 5
 _STEPS_TO_COMPARE: Final = 30
-"""Of a value in a list, as long as so many comparisons of characters."""
+"""The cost of comparing a value in a list, in character comparisons."""
 
 
 NOBODY: Final = ""
-"""Stands for all whom an event does not name."""
+"""Stands for all users whom an event does not mention."""
 DISPLAY_NAME: Final = "contains_display_name"
 EVENT_MATCH: Final = "event_match"
 PROPERTY_IS: Final = "event_property_is"
 THREAD_SUBSCRIPTION: Final = frozenset(
     {"thread_subscription", "io.element.msc4306.thread_subscription"}
 )
-"""MSC4306"""
+"""The names of the condition of MSC4306."""
 
 
 def compile_condition(condition: Condition) -> Holds:
-    """The function of a condition."""
+    """Return the function of a condition."""
     kind, key = condition.get("kind"), condition.get("key")
     if kind == DISPLAY_NAME:
         return _contains_display_name
@@ -63,17 +61,17 @@ def compile_condition(condition: Condition) -> Holds:
 
 
 def body_matches(pattern: str) -> Holds:
-    """The one condition of a content rule."""
+    """Return the only condition of a content rule."""
     return _event_match("content.body", pattern)
 
 
 def in_room(room_id: str) -> Holds:
-    """The one condition of a room rule."""
+    """Return the only condition of a room rule."""
     return lambda occasion, _user, _name: occasion.room_id == room_id
 
 
 def sent_by(user_id: str) -> Holds:
-    """The one condition of a sender rule."""
+    """Return the only condition of a sender rule."""
     return lambda occasion, _user, _name: occasion.sender == user_id
 
 
@@ -84,7 +82,7 @@ def _never(_occasion: Occasion, _user: str, _name: str | None) -> bool:
 def _event_match(key: str, pattern: object) -> Holds:
     path = parse_path(key)
     if pattern is TheUser.ID:
-        # whom an event does not name is no empty name in it
+        # `NOBODY` must not match an empty value in the event
         return lambda occasion, user, _name: user != NOBODY and occasion.text(path) == user.lower()
     if not isinstance(pattern, str):
         return _never
@@ -137,7 +135,7 @@ def _contains(occasion: Occasion, path: Path, wanted: object) -> bool:
 
 
 def _same(found: object, wanted: object) -> bool:
-    """As JSON values: 1 and true are two things."""
+    """Return whether two JSON values are equal; 1 and true differ."""
     return type(found) is type(wanted) and found == wanted
 
 

@@ -1,6 +1,7 @@
-"""What users are to be told of an event, by their push rules as they are now: for who sends pushes.
+"""Evaluates the current push rules of users on an event, to decide which pushes to send.
 
-Counts do not ask here: theirs is decided when the event arrives (`event_push_actions.py`).
+Unread counts do not use this: their actions are computed when the event arrives
+(`event_push_actions.py`).
 
 spec: client-server-api#push-rules
 """
@@ -26,7 +27,7 @@ from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 
 class PushDecisions:
-    """Decides. For the reactor thread."""
+    """Evaluates push rules of users. For the reactor thread."""
 
     def __init__(
         self,
@@ -51,20 +52,22 @@ class PushDecisions:
     async def get_actions(
         self, stored: StoredEvent, user_ids: Collection[UserID]
     ) -> Mapping[UserID, Actions]:
-        """What the event is to do for each of these local users; whom it tells nothing is missing
-        from the answer.
+        """Return the actions of an event for each of these local users; users who are not notified
+        are missing.
 
-        Nobody is told of their own events, of those of users whom they ignore, of redacted ones, of
-        what is no news (what was fetched from the past, not accepted, or older than the room keeps
-        it), nor of rooms that they are not in now or were not in then; whom the event itself
-        invites is told of it, also into a room that this server is not in
-        (`OutsideMemberships.find_event`), unless they want no invites of its sender.
+        A user is not notified of:
+        - their own events, and those of users whom they ignore;
+        - redacted events, and events that are not new (backfilled, not accepted, or older than the
+          room's retention period);
+        - rooms that they are not in now or were not in then. An invited user is notified of the
+          invite, even into a room that this server is not in (`OutsideMemberships.find_event`),
+          unless they accept no invites of its sender.
 
-        Costs at most five queries, besides those for rules that are not in memory
-        (`OwnRules.of_users`), and none of them where ignored users and the room are in memory, too,
-        but that for the memberships of those who may be told: who has muted the room costs nothing.
-        A set of rules is asked once for all users who have it, unless the event names them. The
-        room's members and power levels are those of now.
+        Costs at most five queries, besides those for rules that are not cached
+        (`OwnRules.of_users`). If ignored users and the room are cached, it is only the query for
+        the memberships of users who may be notified: users who have muted the room cost nothing. A
+        rule set is evaluated once for all users who have it, unless the event mentions them. The
+        room's members and power levels are the current ones.
         """
         event = stored.event
         if not await self._is_news(stored):
@@ -123,8 +126,8 @@ class PushDecisions:
     async def find_mailed(
         self, row: MembershipRow, events: Sequence[StoredEvent]
     ) -> Sequence[StoredEvent]:
-        """Those of the events of one room of which one of its members is to be told by letters too,
-        as `get_actions` has it: at the cost of one event, and an evaluation for each."""
+        """Return those events of one room that e-mails to a member include, by the conditions of
+        `get_actions`. Costs the queries of one event, and an evaluation for each event."""
         user = UserID(row.user_id)
         rule_set = (await self._rules.of_user(user)).rule_set
         surroundings: tuple[int, PowerLevels | None] | None = None
@@ -146,20 +149,20 @@ class PushDecisions:
         return found
 
     async def concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
-        """Whether an event may be told to somebody with this membership of its room, whatever their
-        rules say: for who tells it later than it was decided. No query where the room and whom they
-        ignore are in memory."""
+        """Return whether a user with this membership of the room may still be notified of an event,
+        whatever their rules say. Used when a push is sent later than it was decided. No query if
+        the room and the user's ignored users are cached."""
         if stored.event.sender in await self._ignored.of_user(UserID(row.user_id)):
             return False
         return await self._is_news(stored) and await self._concerns(stored, row)
 
     async def occasion_of(self, stored: StoredEvent) -> Occasion:
-        """The event as rules look at it, in its room of now; no query for a room that is in memory,
-        or that this server is not in."""
+        """Return the event with the data that rules need of its room. No query for a room that is
+        cached or that this server is not in."""
         return Occasion.of_event(stored.event, *await self._surroundings_of(stored))
 
     async def _surroundings_of(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
-        """How many are in the event's room, and what they may do there."""
+        """Return the number of members of the event's room, and its power levels."""
         if stored.nid == OUTSIDE:
             return 0, None
         snapshot = await self._engine.find_snapshot(stored.event.room_id)
@@ -175,7 +178,7 @@ class PushDecisions:
         return snapshot.head.joined_count, levels
 
     async def _concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
-        """Whether the event may be told to a user with this membership of now."""
+        """Return whether a user with this current membership may be notified of the event."""
         position = stored.position
         assert position is not None
         if row.membership == "join":

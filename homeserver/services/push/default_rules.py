@@ -1,4 +1,4 @@
-"""The push rules that everybody has until they change them, by kind, the most important first.
+"""The predefined push rules, by kind, most important first.
 
 spec: client-server-api#predefined-rules
 """
@@ -13,27 +13,26 @@ Action = str | dict[str, Any]
 Condition = dict[str, Any]
 
 KINDS: Final = ("override", "content", "postcontent", "room", "sender", "underride")
-"""In the order in which they are checked."""
+"""The kinds of rules in the order of evaluation."""
 
 ONLY_DEFAULT: Final = "postcontent"
-"""The kind of which nobody has rules of their own (MSC4306)."""
+"""The kind that has only predefined rules (MSC4306)."""
 
 MASTER: Final = ".m.rule.master"
-"""The one default rule that comes before a user's own."""
+"""The one predefined rule that comes before a user's own."""
 
 DONT_EMAIL: Final = "org.matrix.msc4062.dont_email"
-"""The tweak of what only clients are told of."""
+"""The tweak that excludes an event from e-mails."""
 
 
 class TheUser(Enum):
-    """Stands in the default rules for the id of whoever's rules they are, where they are one set
-    for everybody."""
+    """A placeholder for the user's own ID in predefined rules that all users share."""
 
     ID = "the user"
 
 
 class PushRule(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rule, in the form in which it is kept (its defaults left out)."""
+    """A rule in its stored form, without default values."""
 
     rule_id: str
     actions: list[Action]
@@ -65,7 +64,7 @@ def _follows(*, follows: bool) -> Condition:
 
 
 def _poll_rules(what: str) -> tuple[PushRule, PushRule]:
-    """MSC3930, with the event types that clients send (MSC3381)."""
+    """Return the rules of MSC3930, with the event types that clients send (MSC3381)."""
     is_poll = _is("type", f"{_POLL}.{what}")
     rule_id = f".org.matrix.msc3930.rule.poll_{what}"
     return (
@@ -77,7 +76,7 @@ def _poll_rules(what: str) -> tuple[PushRule, PushRule]:
 
 
 def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
-    """The default rules of a user by kind; kinds without any are not in it."""
+    """Return the predefined rules of a user by kind, without kinds that have none."""
     mentioned = {
         "kind": "event_property_contains",
         "key": r"content.m\.mentions.user_ids",
@@ -92,7 +91,7 @@ def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
     return {
         "override": (
             PushRule(MASTER, [], enabled=False, conditions=[]),
-            # MSC4028: wakes clients for every encrypted event, once they have switched it on
+            # MSC4028: pushes all encrypted events, once a client has enabled it
             PushRule(
                 ".org.matrix.msc4028.encrypted_event",
                 ["notify", {"set_tweak": DONT_EMAIL}],
@@ -136,8 +135,8 @@ def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
                 conditions=[_is(r"content.m\.relates_to.rel_type", "m.replace")],
             ),
         ),
-        # MSC4306: what threads are to those who follow them and to others, once a client has
-        # switched it on
+        # MSC4306: events in threads, for users who follow the thread and for others, once a client
+        # has enabled them
         "postcontent": (
             PushRule(
                 f".{_THREADS}.rule.unsubscribed_thread",

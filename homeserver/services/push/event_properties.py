@@ -1,7 +1,6 @@
-"""An event as push rules look at it: its properties by path, and what they may ask about its room.
+"""The properties of an event by path, and the data of its room that push rules need.
 
-Made once for an event, and asked by the rules of all who may be told of it: what was looked up once
-is remembered.
+Created once for an event and shared by the rules of all its users: each lookup is cached.
 
 spec: client-server-api#conditions-1, appendices#dot-separated-property-paths
 """
@@ -21,14 +20,14 @@ BODY: Final[Path] = ("content", "body")
 TYPE: Final[Path] = ("type",)
 ROOM_ID: Final[Path] = ("room_id",)
 MOST_STEPS: Final = 10_000_000
-"""Comparisons of characters for all patterns of somebody's rules in one event, some 30 ms: ten
-keywords of ten letters that all stand in a text of 64 KiB take 6 million."""
+"""The limit of character comparisons for all patterns of one user's rules on one event, some 30 ms.
+Ten keywords of ten characters that all match in a text of 64 KiB take 6 million.
+"""
 _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 
 
 class Occasion:
-    """One event in its room. For use within one moment: the room's members and power levels are
-    those of now."""
+    """An event and its room's current member count and power levels. Not to be stored."""
 
     __slots__ = (
         "_members",
@@ -52,7 +51,7 @@ class Occasion:
         member_count: int,
         may_notify: Callable[[str], bool],
     ) -> None:
-        """`may_notify`: whether the sender's power level suffices to notify a group such as
+        """`may_notify`: returns whether the sender's power level suffices to notify a group such as
         `room`."""
         self._properties = properties
         self._texts: dict[Path, str | None] = {}
@@ -62,16 +61,16 @@ class Occasion:
         self.member_count = member_count
         self.sender_may_notify = may_notify
         self.steps_left = MOST_STEPS
-        """Of those that the rules of one set may take to look for patterns in the event's texts."""
+        """The comparisons that the rules of the current rule set may still use."""
         self.thread_root: str | None = None
-        """The thread that it stands in; looked for only where some rules ask for it."""
+        """The root of the event's thread; set only if some rule needs it."""
         self.followers: Container[str] = ()
-        """Who has subscribed to that thread."""
+        """The users who have subscribed to that thread."""
 
     @classmethod
     def of_event(cls, event: Event, member_count: int, levels: PowerLevels | None) -> "Occasion":
-        """Of an event, with how many are joined to its room. `levels` None: nobody may notify a
-        whole group."""
+        """Return the occasion for an event, with the number of joined members. `levels` None:
+        nobody may notify a group."""
         properties: dict[str, Any] = {
             "type": event.type,
             "content": event.content,
@@ -99,7 +98,7 @@ class Occasion:
         )
 
     def value(self, path: Path) -> object:
-        """The property at a path; MISSING if there is none."""
+        """Return the property at a path; MISSING if there is none."""
         value: object = self._properties
         for name in path:
             if not isinstance(value, Mapping) or name not in value:
@@ -108,15 +107,15 @@ class Occasion:
         return value
 
     def may_take(self, steps: int) -> bool:
-        """Whether the rules of this set may take so many steps more, which are counted. Rules of
-        others are not touched by it."""
+        """Use up comparisons and return whether the limit still allows them. Each rule set has its
+        own limit."""
         if steps > self.steps_left:
             return False
         self.steps_left -= steps
         return True
 
     def text(self, path: Path) -> str | None:
-        """The property at a path in lower case, if it is a string."""
+        """Return the property at a path in lower case if it is a string, else None."""
         try:
             return self._texts[path]
         except KeyError:
@@ -125,8 +124,8 @@ class Occasion:
             return text
 
     def texts_in(self, path: Path) -> frozenset[str]:
-        """The strings in the list at a path, if there is one: it may name thousands, each of whom
-        is looked for."""
+        """Return the strings in the list at a path as a set: it may have thousands of users, and
+        each is looked up."""
         members = self._members.get(path)
         if members is None:
             values = self.value(path)
@@ -138,7 +137,7 @@ class Occasion:
 
 
 def parse_path(path: str) -> Path:
-    r"""The names on a dot-separated path; `\.` and `\\` in a name stand for a dot and a
+    r"""Return the names of a dot-separated path. `\.` and `\\` in a name stand for a dot and a
     backslash."""
     names: list[str] = []
     name, position = "", 0

@@ -1,12 +1,13 @@
-"""What a new event is to this server's users, decided once, when it arrives: what counts of unread
-messages rest on.
+"""Computes the push actions of a new event for this server's users, once, when it arrives. Unread
+counts are built on them.
 
 Laws:
-- The default rules are asked once for everybody, and the answer is kept as flags of the event.
-- Users get rows only where the event is something else to them: whom it names, and whose own rules
-  say so (`room_rules.py`), each class of equal rules being asked once; of a class whose rules ask
-  who follows a thread (MSC4306), those who follow this one are asked singly.
-- Nobody is notified of their own events. What ignored users send is left out when it is counted.
+- The predefined rules are evaluated once for all users, and the result is stored as flags of the
+  event.
+- Users get rows only if their actions differ: mentioned users, and users with rules of their own
+  (`room_rules.py`). Each class of equal rules is evaluated once. If a class has rules about
+  followed threads (MSC4306), the followers of this thread are evaluated separately.
+- Nobody is notified of their own events. Events of ignored users are left out when counts are read.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules
 """
@@ -36,12 +37,11 @@ from storage.rooms.memberships import MembershipStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 JUDGED_AT_ONCE: Final = 1000
-"""Classes of rules that are asked in one go, some microseconds for each: then others have the
-reactor."""
+"""Classes of rules that are evaluated in one turn of the reactor, each in some microseconds."""
 
 
 class Outcomes:
-    """Classifies events. For the reactor thread."""
+    """Computes push actions. For the reactor thread."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class Outcomes:
         self._threads = threads
 
     async def classify(self, event: Event, around: Circumstances) -> Classification:
-        """What the event is to users of this server. No query for an ordinary message in a room
-        that is in memory."""
+        """Return the push actions of the event for this server's users. No query for an ordinary
+        message in a cached room."""
         occasion = Occasion.of_event(event, around.member_count, around.levels)
         flags = _flags(self._default.rules.find(occasion))
         singly = await self._named(event, around)
@@ -91,7 +91,7 @@ class Outcomes:
                 room = await self._room_rules.of_room(around.room_nid, event.room_id)
         outcomes: dict[str, int] = {}
         classes: Collection[tuple[RuleClass, Set[UserID]]] = room.members.items()
-        if len(classes) > JUDGED_AT_ONCE:  # they may be others when it goes on
+        if len(classes) > JUDGED_AT_ONCE:  # they may change while this waits
             classes = [(each, frozenset(members)) for each, members in classes]
         for at, (each, members) in enumerate(classes, 1):
             if at % JUDGED_AT_ONCE == 0 and at < len(classes):
@@ -136,7 +136,7 @@ class Outcomes:
         of_user: Mapping[UserID, RuleClass],
         outcomes: dict[str, int],
     ) -> None:
-        """Ask the rules of each of these users for them alone."""
+        """Evaluate the rules of each of these users separately."""
         new = [user for user in users if user not in of_user]
         rules = await self._rules.of_users(new)
         classes = {user: self._room_rules.classify(rules[user], event.room_id) for user in new}
@@ -152,7 +152,7 @@ class Outcomes:
                 outcomes[user] = outcome
 
     async def _named(self, event: Event, around: Circumstances) -> set[UserID]:
-        """Those of our users whom the event names and who are in the room."""
+        """Return the local users who are mentioned by the event and are in the room."""
         named = {user for user in named_users(event) if self._identity.is_local(user)}
         if not named:
             return named

@@ -1,10 +1,10 @@
-"""Push rules: which events call a user, and how loudly.
+"""Reads and changes users' push rules.
 
 Laws:
-- Kept is only what a user changed: own rules by kind, and what became of default ones. So a default
-  rule that a later version of the specification brings reaches everybody.
-- It is kept as the account data `m.push_rules`, and takes its positions there; clients always see
-  the whole, with the defaults filled in.
+- Only changes of a user are stored: own rules by kind, and changes of predefined rules. So a
+  predefined rule of a later version of the specification applies to all users.
+- They are stored as the account data `m.push_rules`, with its stream positions. Clients always see
+  the complete rules, including predefined ones.
 
 spec: client-server-api#push-rules
 """
@@ -32,18 +32,17 @@ from storage.engine.database import Database
 
 REMEMBERED: Final = 256
 MOST_REMEMBERED_BYTES: Final = 4096
-"""Of what is kept: longer ones are put together anew each time."""
+"""Rules whose stored form is larger are not cached but encoded each time."""
 _LONGEST_RULE_ID: Final = 255
 _LONGEST_TEXT: Final = 1024
-"""Of a pattern, or of another text in a condition, in characters."""
+"""Characters of a pattern or of another text in a condition."""
 _MOST_CONDITIONS: Final = 20
 _HISTORICAL_ACTIONS: Final = frozenset({"dont_notify", "coalesce"})
 _WITH_CONDITIONS: Final = frozenset({"override", "underride"})
 
 
 class PushRules:
-    """Reads and changes push rules. All methods raise `InvalidParam` for a kind that there is
-    not."""
+    """Reads and changes push rules. All methods raise `InvalidParam` for an unknown kind."""
 
     def __init__(
         self, database: Database, account_data: AccountDataStore, changes: RuleChanges
@@ -53,11 +52,11 @@ class PushRules:
         self._changes = changes
 
     async def get(self, user_id: UserID) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """All rules by kind, as clients see them."""
+        """Return all rules by kind, in the form of the client API."""
         return ruleset(user_id, await self._account_data.get_entry(user_id, None, PUSH_RULES))
 
     async def get_rule(self, user_id: UserID, kind: str, rule_id: str) -> Mapping[str, Any]:
-        """One rule as clients see it. Raises `NotFound`."""
+        """Return one rule in the form of the client API. Raises `NotFound`."""
         _check_kind(kind)
         for rule in (await self.get(user_id))[kind]:
             if rule["rule_id"] == rule_id:
@@ -76,11 +75,11 @@ class PushRules:
         before: str | None,
         after: str | None,
     ) -> None:
-        """Add a rule, or change it. It keeps its place and whether it is enabled, where nothing
-        else is said.
+        """Add a rule, or change it. Without further parameters it keeps its place and stays enabled
+        or disabled.
 
-        Raises `InvalidParam` (also where the rule that it is to stand by is not one of the user's),
-        `TooLarge`.
+        Raises `InvalidParam` (also if the rule next to which it is placed is not one of the
+        user's), `TooLarge`.
         """
         _check_kind(kind)
         if kind == ONLY_DEFAULT:
@@ -114,7 +113,7 @@ class PushRules:
             place = _find(rules, neighbour)
             if place is None:
                 raise InvalidParam(f"{neighbour} is not one of your own rules of this kind")
-            # `before`: the next more important one, which stands earlier in the list.
+            # With `before` the rule is next more important than `neighbour`: it stands earlier.
             rules.insert(place if before else place + 1, rule)
 
         await self._change(user_id, change)
@@ -133,13 +132,13 @@ class PushRules:
         await self._change(user_id, change)
 
     async def do_enable_rule(self, user_id: UserID, kind: str, rule_id: str, enabled: bool) -> None:
-        """Switch a rule on or off, a default one too. Raises `NotFound`."""
+        """Enable or disable a rule, including a predefined one. Raises `NotFound`."""
         await self._modify(user_id, kind, rule_id, enabled=enabled)
 
     async def do_set_actions(
         self, user_id: UserID, kind: str, rule_id: str, actions: list[Action]
     ) -> None:
-        """Set what a rule does, of a default one too. Raises `InvalidParam`, `NotFound`,
+        """Set the actions of a rule, including a predefined one. Raises `InvalidParam`, `NotFound`,
         `TooLarge`."""
         await self._modify(user_id, kind, rule_id, actions=_checked_actions(actions))
 
@@ -165,8 +164,7 @@ class PushRules:
 
 
 def copy_rules_of_room(kept: KeptRules, old_room: str, new_room: str) -> None:
-    """Let a user's own rules about one room hold for another too, where they have none about
-    that."""
+    """Copy a user's own rules about one room to another room that they have no rules about."""
     for kind in ("room", "override", "underride"):
         rules = kept.own.get(kind, [])
         at = _find(rules, old_room)
@@ -186,7 +184,7 @@ def copy_rules_of_room(kept: KeptRules, old_room: str, new_room: str) -> None:
 
 
 def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
-    """The content of `m.push_rules` as clients see it, from what is kept. spec:
+    """Return the content of `m.push_rules` as clients see it, from its stored form. spec:
     client-server-api#mpush_rules"""
     return {"global": ruleset(user_id, kept)}
 
@@ -194,8 +192,8 @@ def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
 def account_data_events(
     user_id: str, entries: Mapping[str, bytes], *, first: bool
 ) -> list[dict[str, Any]]:
-    """Account data of no room, as events; a first answer has the push rules, for everybody has the
-    default ones."""
+    """Return global account data as events. The first response includes the push rules, since all
+    users have the predefined ones."""
     events: list[dict[str, Any]] = [
         {"type": type, "content": msgspec.Raw(content)}
         for type, content in entries.items()
@@ -217,11 +215,11 @@ def _encoded_content(user_id: str, kept: bytes | None) -> msgspec.Raw:
 
 
 _remembered_content = lru_cache(REMEMBERED)(_encoded_content)
-"""Some six kilobytes each, beside what is kept."""
+"""The encoded rules by their stored form, some six kilobytes each."""
 
 
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """A user's rules by kind, as clients see them, from what is kept."""
+    """Return a user's rules by kind, as clients see them, from their stored form."""
     rules = decode_kept(kept)
     return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
 
@@ -261,7 +259,9 @@ def _check_own_id(rule_id: str) -> None:
 
 
 def _checked_actions(actions: list[Action]) -> list[Action]:
-    """Without those that mean nothing any more. spec: client-server-api#historical-actions"""
+    """Remove historical actions, which have no effect.
+
+    spec: client-server-api#historical-actions"""
     for action in actions:
         if isinstance(action, dict):
             if not isinstance(action.get("set_tweak"), str):
@@ -276,7 +276,7 @@ def _checked_actions(actions: list[Action]) -> list[Action]:
 
 
 def _checked_conditions(conditions: list[Condition]) -> list[Condition]:
-    """Of unknown kinds too: they are kept, and match nothing."""
+    """Check conditions. Unknown kinds are stored, and never match."""
     if len(conditions) > _MOST_CONDITIONS:
         raise InvalidParam(f"A rule has at most {_MOST_CONDITIONS} conditions")
     for condition in conditions:

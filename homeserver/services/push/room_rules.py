@@ -1,10 +1,10 @@
-"""Whose push rules say something else in a room than the default ones: the members of it by what
-their rules come to there.
+"""A cache of the members of a room whose push rules differ from the predefined ones there, in
+classes of equal rules.
 
-Most people's rules come to the default ones in most rooms. Those whose do not are kept in memory by
-room, as classes of equal rules, so an event is judged once for each class and not for each member.
-Kept up by the stream: a change of rules or of membership is looked at when the room's next event
-comes. For the reactor thread.
+Most users' rules have the same effect as the predefined ones in most rooms. Only the others are
+cached, so an event is evaluated once for each class and not for each member. Kept current by the
+stream: changes of rules and memberships are applied when the room's next event comes. For the
+reactor thread.
 """
 
 from collections import deque
@@ -25,33 +25,35 @@ from storage.push.push_rule_history import ALL, PushAttentionStore
 from storage.rooms.memberships import MembershipRow
 
 CLASSIFIED_AT_ONCE: Final = 500
-"""Members of a room that is read anew who are put into classes in one go: some hundredths of a
-millisecond for each."""
+"""Members of a newly loaded room that are classified in one turn of the reactor, each in some
+hundredths of a millisecond.
+"""
 CHANGES_KEPT: Final = 5000
-"""How many changes of rules and memberships are remembered; a room that missed more is read
-anew."""
+"""The number of changes of rules and memberships that are kept; a room that missed more is loaded
+again.
+"""
 
 
 class RuleClass(NamedTuple):
-    """What the rules of some members come to in a room."""
+    """The effect of some members' rules in a room."""
 
     rules: RuleSet
     attention: int
-    """What the ordinary messages of the room are to them: the outcome that needs no row."""
+    """The push action of ordinary messages of the room, which needs no row."""
 
 
 class RoomClasses(msgspec.Struct):
-    """The members of one room whose rules are not the default ones there."""
+    """The members of one room whose rules differ from the predefined ones there."""
 
     heard: int
-    """Up to which change that this process has heard of they are known."""
+    """The number of this process's changes that are applied."""
     position: int = 0
-    """Up to which position what other processes wrote is known."""
+    """The position up to which writes of other processes are applied."""
     of_user: dict[UserID, RuleClass] = msgspec.field(default_factory=dict)
     members: dict[RuleClass, set[UserID]] = msgspec.field(default_factory=dict)
 
     def move(self, user_id: UserID, into: RuleClass | None) -> None:
-        """Put a user into a class; None: into none."""
+        """Move a user to a class; None: remove the user from all classes."""
         before = self.of_user.pop(user_id, None)
         if before is not None:
             self.members[before].discard(user_id)
@@ -66,11 +68,11 @@ class _Happened(NamedTuple):
     number: int
     user_id: str
     room_nid: int | None
-    """None: of the user's rules."""
+    """The room of a change of membership; None for a change of the user's rules."""
 
 
 class RoomRules:
-    """Classes by room.
+    """Rule classes by room.
 
     No `StreamCache`: a change of one user moves that user to another class on the next read.
     """
@@ -86,7 +88,7 @@ class RoomRules:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: rooms."""
+        """`capacity`: the number of cached rooms."""
         self._clock = clock
         self._store = store
         self._memberships = memberships
@@ -100,10 +102,10 @@ class RoomRules:
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:
-        """The classes of now: no query for a room that is known and whose members and their rules
-        have not changed, and one read where another process has written.
+        """Return the current classes of a room. No query for a cached room whose members and their
+        rules have not changed, and one read if another process has written.
 
-        What is returned is the cache's own: read it before waiting for anything else.
+        The result is the cache's own object: read it before any `await`.
         """
         while True:
             last, written = self._last, self._written_by_others
@@ -121,7 +123,7 @@ class RoomRules:
             )
             for at, user in enumerate(map(UserID, users), 1):
                 room.move(user, self.classify(rules[user], room_id) if user in rules else None)
-                if at % CLASSIFIED_AT_ONCE == 0 and room is not known:  # nobody else reads it yet
+                if at % CLASSIFIED_AT_ONCE == 0 and room is not known:  # not shared yet
                     await deferLater(self._clock, 0)
             room.heard, room.position = last, written
             self._rooms.put(room_nid, room)
@@ -129,7 +131,8 @@ class RoomRules:
                 return room
 
     def classify(self, rules: UserRules, room_id: RoomID) -> RuleClass | None:
-        """The class of these rules in a room; None: they come to the default ones."""
+        """Return the class of these rules in a room; None if they have the effect of the predefined
+        ones."""
         narrowed = self._compiler.narrow(rules.rule_set, room_id)
         attention = rules.attention.now(room_id.lower())
         if narrowed is self._compiler.default and attention == ALL:
@@ -137,7 +140,7 @@ class RoomRules:
         return RuleClass(narrowed, attention)
 
     async def _changed(self, room: RoomClasses, room_nid: int) -> dict[str, bool]:
-        """Of whom something has changed through this process: whether they are joined."""
+        """Return the users who changed through this process, and whether each is joined."""
         users: set[str] = set()
         for happened in reversed(self._happened):
             if happened.number <= room.heard:
@@ -163,6 +166,5 @@ class RoomRules:
         self._happened.append(_Happened(self._last, user_id, room_nid))
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
-        """Another node wrote: what of it concerns a room is asked when the room's next event
-        comes."""
+        """Handle a write of another node: its changes are read when the room's next event comes."""
         self._written_by_others = max(self._written_by_others, upto)

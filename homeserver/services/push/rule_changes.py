@@ -1,8 +1,7 @@
-"""Writes push rules, with what they make of the user's attention to ordinary messages, in one
-transaction.
+"""Stores push rules and the user's attention to ordinary messages, in one transaction.
 
-Counts rest on that: what an event is to a user is decided by the rules that held when it came
-(docs/push.md). For the writer's thread.
+Unread counts depend on it: the push actions of an event are computed by the rules of the time when
+it came (docs/push.md). For the writer's thread.
 """
 
 from collections import Counter
@@ -20,17 +19,20 @@ from storage.engine.transaction import WriteTransaction
 from storage.push.push_rule_history import ELSEWHERE, PushAttentionStore
 
 _LARGEST: Final = 1024 * 1024
-"""In bytes, of all that one user keeps."""
+"""Bytes of the stored rules of one user."""
 MOST_WIDE: Final = 500
-"""Own rules that are not about one room: all of them are asked about the messages of all rooms of
-the user."""
+"""Own rules that are not about one room: all of them are evaluated on the messages of all rooms of
+the user.
+"""
 MOST_ABOUT_A_ROOM: Final = 20
 MOST_ROOMS: Final = 2000
-"""Rooms that somebody has rules about: each change looks at all of them, while all other writes
-wait."""
+"""Rooms that one user has rules about: each change examines all of them while all other writes
+wait.
+"""
 MOST_CONDITIONS_IN_ROOMS: Final = 100_000
-"""Such rooms times the conditions of rules that are not about one room: so much each change has to
-look at."""
+"""The product of such rooms and the conditions of rules that are not about one room: each change
+examines so many.
+"""
 
 
 class RuleChanges:
@@ -42,15 +44,14 @@ class RuleChanges:
 
     @cached_property
     def _compiler(self) -> RuleCompiler:
-        """The writer's own; made when somebody changes rules first, which takes longer than most of
-        the start's steps."""
+        """The writer's own compiler. It is created at the first change, since that takes longer
+        than most steps of the start."""
         return RuleCompiler()
 
     def change(
         self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]
     ) -> None:
-        """Let `change` alter what is kept of a user's rules. Raises what it raises, and
-        `TooLarge`."""
+        """Apply `change` to the stored rules of a user. Raises its errors, and `TooLarge`."""
         before = self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
         kept = decode_kept(before)
         unchanged = msgspec.json.encode(kept)
@@ -71,7 +72,7 @@ class RuleChanges:
 
 
 def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
-    """Whoever had more may keep them. Raises `TooLarge`."""
+    """Check the limits. A user who exceeded one before may keep as many. Raises `TooLarge`."""
     had, has = _count(before), _count(kept)
     if len(has) > max(MOST_ROOMS, len(had)):
         raise TooLarge("There are push rules of your own about too many rooms")
@@ -93,7 +94,8 @@ def _count(kept: KeptRules) -> Counter[str | None]:
 
 
 def _wide_conditions(kept: KeptRules) -> int:
-    """How many conditions are asked about the messages of all rooms; a rule without any is one."""
+    """Return the number of conditions that are evaluated on messages of all rooms; a rule without
+    any counts as one."""
     own = [(kind, rule) for kind, rules in kept.own.items() for rule in rules]
     return sum(
         max(1, len(rule.conditions or ())) for kind, rule in own if room_of(kind, rule) is None

@@ -1,12 +1,11 @@
-"""Push rules compiled: what a user's rules say of an event.
+"""Compiles a user's push rules and evaluates them on events.
 
 Laws:
 - Pure but for its caches: rules in, actions out.
-- A rule that many users have is compiled once, and users with the same rules share one `RuleSet`:
-  the default rules are one object for everybody. So who evaluates an event for many users does it
-  once for each different set.
-- What is asked of a set for nobody in particular (`NOBODY`) holds for all users whom the event does
-  not name (`named_users`) and who do not follow its thread, unless the set asks for display names
+- A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
+  the predefined rules are one object for all. So an event is evaluated once for each different set.
+- The result of a set for `NOBODY` holds for all users whom the event does not mention
+  (`named_users`) and who do not follow its thread, unless the set looks at display names
   (`asks_for_names`).
 
 spec: client-server-api#push-rules
@@ -53,19 +52,19 @@ _MANY: Final = 100
 
 
 class Attention(IntEnum):
-    """What an ordinary message of a room is to a user: where counting starts from, before what is
-    special to an event."""
+    """The effect of an ordinary message of a room for a user: the base of counting, before
+    properties of a single event."""
 
     ALL = 0
-    """As the default rules have it: the flags of the event hold."""
+    """Use the flags of the event, as the predefined rules do."""
     CALLS = 1
-    """Only what calls the whole room."""
+    """Only events that mention the complete room."""
     NOTHING = 2
-    """Nothing, but for what the user's own rules pick out."""
+    """Nothing but events that match a user's own rules."""
 
 
 class CompiledRule:
-    """One enabled rule."""
+    """One compiled, enabled rule."""
 
     __slots__ = (
         "__weakref__",
@@ -86,9 +85,9 @@ class CompiledRule:
         self.conditions: Final = _conditions_of(kind, rule)
         self.room_id: Final = room_of(kind, rule)
         self.room: Final = None if self.room_id is None else self.room_id.lower()
-        """The room that it is about; None: it may match anywhere."""
+        """The room of the rule; None if it may match anywhere."""
         self.type: Final = next(filter(None, map(_named_type, rule.conditions or ())), None)
-        """The only type of events that it may match, in lower case; None: any."""
+        """The only event type that it may match, in lower case; None for any."""
         kinds = [condition.get("kind") for condition in rule.conditions or ()]
         self.asks_for_names: Final = DISPLAY_NAME in kinds
         self.asks_for_room: Final = any(map(_looks_at_room, rule.conditions or ()))
@@ -97,7 +96,7 @@ class CompiledRule:
         )
 
     def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
-        """Whether all its conditions hold."""
+        """Return whether all conditions match."""
         for holds in self.conditions:  # noqa: SIM110  # a generator costs more than the conditions
             if not holds(occasion, user_id, display_name):
                 return False
@@ -105,8 +104,8 @@ class CompiledRule:
 
 
 class RuleSet:
-    """All enabled rules of a user, the most important first; of a user in one room, where it was
-    narrowed."""
+    """All enabled rules of a user, most important first. A narrowed set has only those for one
+    room."""
 
     __slots__ = (
         "__weakref__",
@@ -126,15 +125,15 @@ class RuleSet:
         self._types: Final = frozenset(rule.type for rule in rules if rule.type is not None)
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
         self._by_type: Final[dict[str | None, tuple[CompiledRule, ...]]] = {}
-        """Of types that were asked for: for all together it would be the product of rules and
-        types."""
+        """The rules by event type, filled on demand: for all types it would be the product of rules
+        and types."""
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(
         self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None
     ) -> Actions:
-        """The actions of the most important rule that matches. That nobody is told of their own
-        events is not looked at."""
+        """Return the actions of the most important rule that matches. Does not check whether the
+        event is the user's own."""
         occasion.steps_left = MOST_STEPS
         for rule in self._may_match(occasion.text(TYPE)):
             if rule.matches(occasion, user_id, display_name):
@@ -142,7 +141,7 @@ class RuleSet:
         return NOTHING
 
     def _may_match(self, type: str | None) -> Sequence[CompiledRule]:
-        """The rules that may match events of a type, in lower case."""
+        """Return the rules that may match events of a type, in lower case."""
         if type not in self._types:
             return self._of_any_type
         rules = self._by_type.get(type)
@@ -153,8 +152,8 @@ class RuleSet:
         return rules
 
     def find_attentions(self) -> tuple[Attention, Mapping[str, Attention]]:
-        """What ordinary messages are to the user in rooms that no rule is about, and in each that
-        some are (in lower case)."""
+        """Return the attention to ordinary messages in rooms without rules, and in each room with
+        rules (room IDs in lower case)."""
         by_room = self._by_room()
         wide = by_room.get(None, ())
         ordinary = [_Probe(wide, type, {}) for type in _ORDINARY]
@@ -174,13 +173,13 @@ class RuleSet:
         return not self._by_room().keys() <= {None}
 
     def rules_in(self, room: str) -> Iterable[CompiledRule]:
-        """Those that are not about other rooms than this one (in lower case): what others are muted
-        costs nothing here."""
+        """Return the rules that are not about other rooms than this one (in lower case): muted
+        rooms cost nothing elsewhere."""
         by_room = self._by_room()
         return (rule for _, rule in merge(by_room.get(None, ()), by_room.get(room, ())))
 
     def _by_room(self) -> Mapping[str | None, "_Placed"]:
-        """The rules by what room they are about, each with its place."""
+        """Return the rules by their room, each with its place."""
         if self._of_rooms is None:
             self._of_rooms = {}
             for place, rule in enumerate(self.rules):
@@ -193,9 +192,8 @@ _Placed = Sequence[tuple[int, CompiledRule]]
 
 
 class _Probe:
-    """A message of no particular content from somebody who may call the room. Rules that are about
-    no room are asked about it once, however many rooms it is asked for, but for those that look at
-    the id of the room."""
+    """A message without special content from a sender who may mention the room. Rules without a
+    room are evaluated on it once for all rooms, except those that look at the room ID."""
 
     def __init__(self, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
         self._event = {"type": type, "content": content, "sender": _SOMEBODY}
@@ -203,7 +201,7 @@ class _Probe:
         self._first = self._find_first("", [each for each in wide if not each[1].asks_for_room])
 
     def find(self, room_id: str, own: _Placed) -> Actions:
-        """What it is to do in a room that these rules are about."""
+        """Return its actions in a room with these rules."""
         found = [
             each
             for each in (self._first, self._find_first(room_id, merge(own, self._looking)))
@@ -225,19 +223,19 @@ class _Probe:
 
 
 class RuleCompiler:
-    """Compiles rules; equal rules once, as long as they are in use.
+    """Compiles rules; equal rules once while they are in use.
 
-    No `LRU`: the weak maps make equal rules one object; the caches of rule sets bound them.
+    No `LRU`: the weak maps make equal rules one object; the caches of rule sets limit them.
     """
 
     def __init__(self) -> None:
         self._rules: WeakValueDictionary[tuple[str, bytes], CompiledRule] = WeakValueDictionary()
         self._sets: WeakValueDictionary[tuple[int, ...], RuleSet] = WeakValueDictionary()
         self.default: Final = self.compile(None)
-        """The set of everybody who has changed nothing."""
+        """The rule set of users who have changed nothing."""
 
     def compile(self, kept: bytes | None) -> RuleSet:
-        """The set of a user, of what is kept as their `m.push_rules`."""
+        """Return the rule set of a user from their stored `m.push_rules`."""
         rules = decode_kept(kept)
         return self._intern(
             self._compile_rule(kind, rule)
@@ -247,7 +245,7 @@ class RuleCompiler:
         )
 
     def narrow(self, rule_set: RuleSet, room_id: str) -> RuleSet:
-        """The same for one room: without the rules that are about other rooms."""
+        """Return the set for one room, without the rules about other rooms."""
         return (
             self._intern(rule_set.rules_in(room_id.lower())) if rule_set.names_rooms else rule_set
         )
@@ -263,7 +261,7 @@ class RuleCompiler:
         chosen = tuple(rules)
         key = tuple(
             map(id, chosen)
-        )  # a set keeps its rules alive, so their ids are theirs as long as it is here
+        )  # a set keeps its rules alive, so their ids stay valid while it exists
         known = self._sets.get(key)
         if known is None:
             known = self._sets[key] = RuleSet(chosen)
@@ -271,8 +269,7 @@ class RuleCompiler:
 
 
 def named_users(event: Event) -> frozenset[UserID]:
-    """Whom an event names, so that the default rules may say something else to them than to the
-    others."""
+    """Return the users whom an event mentions, for whom the predefined rules may differ."""
     named: set[str] = set()
     mentions = event.content.get("m.mentions")
     listed = mentions.get("user_ids") if isinstance(mentions, Mapping) else None
@@ -294,7 +291,7 @@ def _conditions_of(kind: str, rule: PushRule) -> tuple[Holds, ...]:
 
 
 def room_of(kind: str, rule: PushRule) -> str | None:
-    """The one room that a rule is about, if it is about one."""
+    """Return the room that a rule is about, if it is about one."""
     if kind == "room":
         return rule.rule_id
     if kind in ("override", "underride"):
@@ -303,7 +300,7 @@ def room_of(kind: str, rule: PushRule) -> str | None:
 
 
 def _looks_at_room(condition: Condition) -> bool:
-    """Whether it is about the id of the room, of one or of some."""
+    """Return whether a condition looks at the room ID."""
     key = condition.get("key")
     return isinstance(key, str) and parse_path(key) == ROOM_ID
 
@@ -325,7 +322,7 @@ def _named_type(condition: Condition) -> str | None:
 
 
 def _named(condition: Condition, key: str) -> str | None:
-    """The one value that a condition asks of a property, if it does."""
+    """Return the only value that a condition allows for a property, if there is one."""
     pattern = condition.get("pattern")
     if condition.get("kind") != EVENT_MATCH or condition.get("key") != key:
         return None

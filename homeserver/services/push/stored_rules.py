@@ -1,5 +1,5 @@
-"""Push rules as they are kept: only what a user changed, own rules by kind and what became of
-default ones.
+"""The stored form of push rules: only a user's changes, which are own rules by kind and changes of
+predefined rules.
 
 spec: client-server-api#push-rules
 """
@@ -11,25 +11,25 @@ import msgspec
 from homeserver.services.push.default_rules import MASTER, Action, PushRule, TheUser, default_rules
 
 PUSH_RULES: Final = "m.push_rules"
-"""The type of account data that they are kept as."""
+"""The type of account data that holds the rules."""
 
 
 class DefaultChange(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a user made of a default rule."""
+    """A user's changes of a predefined rule."""
 
     enabled: bool | None = None
     actions: list[Action] | None = None
 
 
 class KeptRules(msgspec.Struct, omit_defaults=True):
-    """What differs from the default: own rules by kind, the most important first, and changes by
-    rule id."""
+    """The differences from the predefined rules: own rules by kind, most important first, and
+    changes by rule ID."""
 
     own: dict[str, list[PushRule]] = {}
     changed: dict[str, DefaultChange] = {}
 
     def rules(self, user_id: str | TheUser, kind: str) -> list[PushRule]:
-        """All of one kind, in order of importance."""
+        """Return all rules of one kind, most important first."""
         own = self.own.get(kind, [])
         defaults = [
             _changed(rule, self.changed.get(rule.rule_id))
@@ -41,7 +41,7 @@ class KeptRules(msgspec.Struct, omit_defaults=True):
 
 
 def decode_kept(kept: bytes | None) -> KeptRules:
-    """What is kept of a user's rules; None: nothing."""
+    """Decode the stored rules of a user; None: no changes."""
     return KeptRules() if kept is None else msgspec.json.decode(kept, type=KeptRules)
 
 

@@ -1,9 +1,9 @@
-"""How many unread messages and highlights a user has in a room, and in each of its threads.
+"""The number of unread messages and highlights of a user in a room and in each of its threads.
 
-Nothing is written per member when a message comes (law: pay for what happened): events are flagged,
-users to whom an event is something else have a row, and counts are taken from both after the read
-marker (docs/push.md). A count that was taken once is carried on by the events that arrive since, so
-an open client costs no query a message. For the reactor thread.
+A new message writes nothing per member (law: pay for what happened). Events have flags, and users
+with different push actions have a row. Counts combine both after the read marker (docs/push.md). A
+cached count is updated with the events that arrive later, so an open client costs no query for a
+message. For the reactor thread.
 
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
@@ -38,9 +38,9 @@ from storage.rooms.receipts import UNTHREADED, ReceiptRow, ReceiptStore, threads
 from storage.rooms.rooms import RoomStore
 
 COUNTED: Final = EventFlag.NOTIFIES | EventFlag.OUTCOMES
-"""Events with one of these flags may count."""
+"""Flags of events that may count."""
 COUNTED_EVENTS: Final = 64
-"""Newest counted events of a room kept for carrying counts on."""
+"""Newest counted events of a room that are kept to update counts."""
 MAX_ROOMS: Final = 20_000
 """Rooms whose newest counted events are kept."""
 REDACTION: Final = "m.room.redaction"
@@ -57,32 +57,32 @@ READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
 class OwnReceipts(msgspec.Struct, frozen=True):
-    """A user's own receipts in rooms, where they were read with those of others."""
+    """A user's own receipts in rooms, if they were read together with those of others."""
 
     by_room: Mapping[int, Sequence[ReceiptRow]]
-    """All of them, of each room that is here."""
+    """All own receipts of each room in it."""
     heard: int
-    """See `UnreadCounts.heard`; noted before they were read, when nothing was announced that they
-    lack."""
+    """The value of `UnreadCounts.heard` before they were read, so that no announced receipt is
+    missing."""
 
 
 class Unread(msgspec.Struct, frozen=True, gc=False):
-    """The numbers shown beside a room or a thread."""
+    """The unread numbers of a room or a thread."""
 
     notifications: int
     highlights: int
 
 
 class RoomUnread(msgspec.Struct, frozen=True, gc=False):
-    """The numbers of a room: of its main timeline, and of each thread (by its root) that has
-    any."""
+    """The unread numbers of a room: of its main timeline, and of each thread with any, by thread
+    root."""
 
     main: Unread
     threads: Mapping[str, Unread]
 
     @property
     def total(self) -> Unread:
-        """Of the room as a whole, for clients that know of no threads."""
+        """The numbers of the complete room, for clients without threads."""
         if not self.threads:
             return self.main
         parts = (self.main, *self.threads.values())
@@ -130,7 +130,7 @@ class _Recent(msgspec.Struct, gc=False):
     complete_from: int
     """Every counted event after this position is in the list."""
     events: list[_Counted] = []
-    """Oldest first."""
+    """The newest counted events, oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:
         newer = self.events[count_upto(self.events, position) :]
@@ -138,8 +138,8 @@ class _Recent(msgspec.Struct, gc=False):
 
 
 def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
-    """Whether among the arrivals is a redaction that is not shown, as its sender is ignored: what
-    it took away may have been counted."""
+    """Return whether a redaction among the arrivals is not shown, because its sender is ignored:
+    the redacted event may have been counted."""
     if REDACTION not in map(_type, arrived):
         return False
     redactions = {event.nid for event in arrived if event.event.type == REDACTION}
@@ -163,7 +163,7 @@ class UnreadCounts:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: how many counts are kept."""
+        """`capacity`: the number of cached counts."""
         self._outcomes = outcomes
         self._receipts = receipts
         self._rooms = rooms
@@ -174,9 +174,9 @@ class UnreadCounts:
         self._recent: LRU[int, _Recent] = LRU(max_entries=MAX_ROOMS, on_remove=self._on_evicted)
         self._dropped_upto = streams.current()
         self._changes = 0
-        """Rises whenever a count may have changed by more than events that add to it."""
+        """Incremented whenever a count may change other than by new events."""
         self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
-        """What was purged since one position, and at which that was read."""
+        """The last result of `purged_since`, with its arguments."""
         streams.subscribe(self._on_changes, *HEARD, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
@@ -187,8 +187,7 @@ class UnreadCounts:
 
     @property
     def heard(self) -> int:
-        """How often something happened after which what was read before, such as receipts, may be
-        outdated."""
+        """A number that changes whenever data read before, such as receipts, may be outdated."""
         return self._changes
 
     async def get_counts(
@@ -198,14 +197,14 @@ class UnreadCounts:
         ignored: Set[str] = frozenset(),
         own: OwnReceipts | None = None,
     ) -> Mapping[int, RoomUnread]:
-        """The counts of now in rooms that the user is joined to. What `ignored` users send does not
-        count.
+        """Return the current counts of rooms that the user is joined to, without events of
+        `ignored` users.
 
-        `own`: read before; not read again while nothing else happened.
+        `own`: receipts that were read before; not read again if nothing has changed since.
         """
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
-        # together: what is heard of after `upto` must not go unnoticed
+        # read together: no change after `upto` may be missed
         upto, heard = self._streams.current(), self._changes
         kept = self._kept(user_id, rooms, upto, ignored)
         after = {
@@ -216,7 +215,7 @@ class UnreadCounts:
             outcomes = await self._outcomes.get_outcomes(user_id, after)
             kept = self._kept(
                 user_id, rooms, upto, ignored, after
-            )  # others may have been carried on meanwhile
+            )  # other counts may have been updated meanwhile
         found: dict[int, RoomUnread] = {}
         missing: list[MembershipRow] = []
         for row in rooms:
@@ -236,14 +235,13 @@ class UnreadCounts:
                 found[room_nid] = count.freeze()
                 if (
                     heard == self._changes
-                ):  # else it may be of before a receipt or redaction that came meanwhile
+                ):  # else a receipt or redaction came meanwhile and it may be outdated
                     self._counts.put((user_id, room_nid), count)
         return found
 
     def carry_on(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
-        """The count of now in one room, from one that was taken before and what has come since.
-        None where that is not enough: there is none, or messages are something else to this user
-        than to others."""
+        """Return the current count of one room from the cache and the events since. None if there
+        is no cached count, or if push actions of messages differ for this user."""
         rules = self._rules.known_of(user_id)
         if rules is None or rules.attention.changes:
             return None
@@ -268,17 +266,16 @@ class UnreadCounts:
         after: int,
         limit: int,
     ) -> Mapping[int, list[Notified]]:
-        """For each room the newest of the events that are counted, and came after a position:
-        newest first. Two reads, with statements for each room."""
+        """Return the newest counted events of each room after a position, newest first. Two reads,
+        with statements for each room."""
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
         wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
         return await self._outcomes.get_unread(user_id, wanted, ignored, after=after, limit=limit)
 
     async def purged_since(self, position: int) -> Mapping[int, int]:
-        """By room the position of the last of the messages that were purged since and may have been
-        counted, whichever node purged them. Who asks for the same until something else happens gets
-        the same."""
+        """Return by room the position of the last message that any node purged after `position` and
+        that may have been counted. Cached until the stream moves on."""
         asked = (position, self._streams.current())
         known = self._purged
         if known is None or known[0] != asked:
@@ -288,8 +285,8 @@ class UnreadCounts:
     async def read_marks(
         self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
     ) -> Mapping[int, ReadUpTo]:
-        """Up to which positions the user has read each room: as far as receipts say, at least to
-        their joining."""
+        """Return up to which positions the user has read each room: by receipts, and at least up to
+        their join."""
         room_nids = [row.room_nid for row in rooms]
         if own is not None and own.heard == self._changes and own.by_room.keys() >= set(room_nids):
             receipts = own.by_room
@@ -342,8 +339,8 @@ class UnreadCounts:
         room_ids: Mapping[int, str],
         own: OwnReceipts | None = None,
     ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
-        """Rooms in which something may be unread, with what is read there and what held in which
-        part of the rest."""
+        """Return the rooms that may have unread events, with the read marks and the spans of
+        attention after them."""
         return {
             room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
             for room_nid, mark in (await self.read_marks(user_id, rooms, own)).items()
@@ -351,7 +348,7 @@ class UnreadCounts:
         }
 
     async def _room_ids(self, rooms: Collection[MembershipRow]) -> Mapping[int, str]:
-        """In lower case, as attention is kept."""
+        """Return the room IDs in lower case, as attention is stored."""
         found = await self._rooms.get_rooms_by_nid({row.room_nid for row in rooms})
         return {nid: room.room_id.lower() for nid, room in found.items()}
 
@@ -363,11 +360,11 @@ class UnreadCounts:
         ignored: Set[str],
         known_after: Mapping[int, int] | None = None,
     ) -> dict[int, tuple[_Count, Sequence[_Counted]]]:
-        """The counts that were taken, each with all that has come since; not those of which that is
-        not known.
+        """Return the cached counts with all events since. Counts whose later events are not known
+        are missing.
 
-        `known_after`: by room after what it is known what events are to the user; None where that
-        does not matter yet.
+        `known_after`: by room the position after which the user's push actions are known; None if
+        that does not matter yet.
         """
         kept: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
         for row in rooms:
@@ -376,7 +373,7 @@ class UnreadCounts:
             if known is None:
                 continue
             count, news = known
-            # else the count came between
+            # else the count was taken in between
             if (
                 known_after is None
                 or known_after.get(room_nid, upto) <= count.upto
@@ -388,7 +385,8 @@ class UnreadCounts:
     def _kept_of(
         self, user_id: UserID, room_nid: int, upto: int, ignored: Set[str]
     ) -> tuple[_Count, Sequence[_Counted]] | None:
-        """The same for one room, whatever events are to the user."""
+        """Return the cached count of one room with all events since, whatever the user's push
+        actions are."""
         count = self._counts.get((user_id, room_nid))
         if count is None or count.ignored != ignored:
             return None
@@ -411,7 +409,7 @@ class UnreadCounts:
                 self._changes += 1
                 self._counts.pop((row.user_id, row.room_nid))
             elif isinstance(row, PurgedMessages):
-                # what lost its content may have been counted
+                # purged messages may have been counted
                 self._changes += 1
                 self._begin_at(row.room_nid, change.position)
             elif change.topic in (
@@ -421,17 +419,17 @@ class UnreadCounts:
                 Topic.PURGED,
                 Topic.COMPLETENESS,
             ):
-                # with all of its state a room may lose messages that were counted
+                # counted messages may disappear when a room's state becomes complete
                 self._drop_counts()
         if any(
             change.topic is Topic.REDACTED and change.position not in redactions
             for change in changes
         ):
-            # by another node, or by a redaction that is no news: in which room is not known here
+            # a redaction by another node, or a backfilled one: its room is not known here
             self._drop_counts()
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: if it has not described what, all counts are dropped."""
+        """Handle a write of another node. If it has not described its changes, drop all counts."""
         changes = self._streams.told(after, upto)
         self._changes += 1
         if changes is None:
@@ -445,8 +443,8 @@ class UnreadCounts:
 
     def _add(self, row: EventRow | EventNews, position: int) -> None:
         if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
-            # what it took away may have been counted; of what another node wrote it is not known
-            # what it counts
+            # the redacted event may have been counted; the flags of events of other nodes are not
+            # known
             self._changes += 1
             self._begin_at(row.room_nid, position)
         elif isinstance(row, EventRow) and row.flags & COUNTED:
@@ -472,7 +470,7 @@ class UnreadCounts:
 
 
 def _have_outcomes(events: Sequence[_Counted]) -> bool:
-    """Whether one of the events is something else to some users."""
+    """Return whether push actions of one of the events differ for some users."""
     flags = 0
     for event in events:
         flags |= event.flags
@@ -487,10 +485,10 @@ def _carry_on(
     room_id: str,
     outcomes: Mapping[int, int],
 ) -> None:
-    """Add what has come since the count was taken."""
+    """Update a count with the events since it was taken."""
     for event in news:
         if event.sender == user_id:
-            if event.flags & EventFlag.NOTIFIES:  # who writes has read
+            if event.flags & EventFlag.NOTIFIES:  # an own message marks the thread as read
                 count.threads.pop(event.thread, None)
         elif event.sender not in count.ignored:
             outcome = outcomes.get(event.position)

@@ -41,7 +41,7 @@ class OwnRules:
         *,
         capacity: int,
     ) -> None:
-        """`capacity`: users."""
+        """`capacity`: the number of cached users."""
         self._clock = clock
         self._attention = attention
         self._compiler = compiler
@@ -56,16 +56,16 @@ class OwnRules:
         return self._cache
 
     async def of_user(self, user_id: UserID) -> UserRules:
-        """The rules of one user."""
+        """Return the rules of one user."""
         return await self._cache.get(user_id)
 
     def known_of(self, user_id: UserID) -> UserRules | None:
-        """As `of_user`, if they are cached; else None."""
+        """Return the rules of one user if they are cached, else None."""
         return self._cache.find(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """The rules of some users, no older than this call: one query for each `READ_AT_ONCE` that
-        are not cached, in a turn of the reactor of its own."""
+        """Return the current rules of some users. One query for each `READ_AT_ONCE` users that are
+        not cached, each in a turn of the reactor of its own."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []
         for user_id in user_ids:
@@ -97,8 +97,7 @@ def _users_of(change: Change) -> Sequence[UserID]:
 
 
 def concerns_rules(change: Change) -> bool:
-    """Whether the push rules of the change's user have changed: set, or removed with the
-    account."""
+    """Return whether the change sets the user's push rules or removes them with the account."""
     return (
         change.topic is Topic.ACCOUNT_DATA
         and change.room_id is None

@@ -1,17 +1,16 @@
-"""Who is reading a room right now, at another device than the one that would be told: a push for
-them waits a moment for their receipt.
+"""Finds users who are reading a room right now on another device, and delays their pushes.
 
-A gateway is told within milliseconds, and the client that shows a message says some moments later
-that it was read: so without a wait the telephone of whoever sits before the room buzzes at every
+A gateway gets a push within milliseconds, and a client sends its read receipt some moments later.
+Without a delay the phone of a user who is reading the room on a desktop would buzz at every
 message.
 
 Laws:
-- Reading is who had read all there (the room, or the thread) that they were told of, did so lately,
-  and has a device in a sync. Who lets one wait pass without reading does not read any more, until
-  they do.
-- Only what this process knows counts, and nothing is asked of the database: who syncs at another
-  node does not wait, nor does anybody just after a start.
-- What rings does not wait.
+- A user is an active reader of a room or thread if they had recently read all events that were
+  pushed for it, and one of their devices is in a sync. A user who does not read during one delay is
+  no longer an active reader until they read again.
+- Only this process's memory counts; no query is made. Syncs at another node do not delay a push,
+  and nothing is delayed just after a start.
+- Calls are never delayed.
 
 For the reactor thread.
 """
@@ -27,13 +26,15 @@ from storage.push.pushers import PusherRow
 from storage.rooms.receipts import UNTHREADED
 
 WAIT_SECONDS: Final = 3.0
-"""A client fetches the message, shows it, and gathers what was read for a second or two before it
-says so."""
+"""A client fetches and shows the message, and collects receipts for a second or two before it sends
+them.
+"""
 LATELY_SECONDS: Final = 120.0
-"""So long ago somebody may have read there last: in a talk with longer pauses people look away."""
+"""A user who last read longer ago than this is not an active reader: with longer pauses people look
+away.
+"""
 REMEMBERED: Final = 20_000
-"""Rooms and threads of users, of those that were read lately, and of those where something was
-told."""
+"""Entries in each of the two caches, one for a user and a room or thread."""
 RINGING: Final = frozenset(
     {
         "m.call.invite",
@@ -43,50 +44,51 @@ RINGING: Final = frozenset(
         "org.matrix.msc4075.call.notify",
     }
 )
-"""Types of events that ring, those of older clients among them. What is encrypted may ring, too:
-that is not known here."""
+"""Event types of calls, including those of older clients. An encrypted event may be a call, too:
+the server cannot see it.
+"""
 RING: Final = "ring"
 """The sound of the rule for calls. spec: client-server-api#default-underride-rules"""
 
-_Place = tuple[str, int, str | None]
-"""A user, a room, and a thread of it: None for the main timeline, `UNTHREADED` for all of the
-room."""
+_Key = tuple[str, int, str | None]
+"""A user, a room, and a thread of it: None is the main timeline, `UNTHREADED` the complete room."""
 
 
 class Syncs(Protocol):
-    """Who knows which devices wait for news."""
+    """Reports which devices are in a sync."""
 
     def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Whether a device of the user waits in a sync, or did within the last seconds: another one
-        than `besides`."""
+        """Return whether a device of the user other than `besides` is in a sync, or was in the last
+        seconds."""
         ...
 
 
 class Readers:
-    """Knows them."""
+    """Records what users read and what was pushed to them."""
 
     def __init__(self, clock: IReactorTime, syncs: Syncs) -> None:
         self._clock = clock
         self._syncs = syncs
-        self._read: LRU[_Place, float] = LRU(max_entries=REMEMBERED)
-        """When they read there last, all that there was."""
-        self._told: LRU[_Place, float] = LRU(max_entries=REMEMBERED)
-        """The position of the last event that they were told of there, without a wait or after one
-        in vain."""
+        self._last_read: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        """When the user last read everything there, in seconds of the clock."""
+        self._pushed: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        """The position of the last event there that was pushed without a delay or after one that
+        did not help."""
 
     def note(self, user_id: str, room_nid: int, thread: str | None, position: int) -> None:
-        """The user has read a thread up to a position, or all of the room (`UNTHREADED`), or has
-        written there."""
-        place = (user_id, room_nid, thread)
-        if (self._told.peek(place) or 0) <= position:
-            self._read.put(place, self._clock.seconds())
+        """Record that the user has read a thread, or the complete room (`UNTHREADED`), up to a
+        position. A message of the user counts as reading, too."""
+        key = (user_id, room_nid, thread)
+        if (self._pushed.peek(key) or 0) <= position:
+            self._last_read.put(key, self._clock.seconds())
 
     def may_read(self, pusher: PusherRow, told: Told, actions: Actions) -> bool:
-        """Whether this push is to wait a moment, as its user is reading where the event stands."""
-        places = _places(pusher.user_id, told)
-        last = max(self._read.peek(place) or 0.0 for place in places)
+        """Return whether to delay this push, because its user is reading where the event is
+        shown."""
+        keys = _keys_of(pusher.user_id, told)
+        last = max(self._last_read.peek(key) or 0.0 for key in keys)
         if not last:
-            self._keep_told(places, told)
+            self._record_pushed(keys, told)
             return False
         if self._clock.seconds() - last > LATELY_SECONDS or not self._syncs.is_syncing(
             pusher.user_id
@@ -98,22 +100,22 @@ class Readers:
         return self._syncs.is_syncing(pusher.user_id, besides=pusher.device_id)
 
     def give_up(self, user_id: str, told: Told) -> None:
-        """They have not read it, and are told."""
-        places = _places(user_id, told)
-        for place in places:
-            self._read.pop(place)
-        self._keep_told(places, told)
+        """Record that the delay did not help and the event is pushed."""
+        keys = _keys_of(user_id, told)
+        for key in keys:
+            self._last_read.pop(key)
+        self._record_pushed(keys, told)
 
-    def _keep_told(self, places: tuple[_Place, _Place], told: Told) -> None:
-        for place in places:
-            self._told.put(place, max(told.position, self._told.peek(place) or 0))
+    def _record_pushed(self, keys: tuple[_Key, _Key], told: Told) -> None:
+        for key in keys:
+            self._pushed.put(key, max(told.position, self._pushed.peek(key) or 0))
 
 
 def rings(told: Told, actions: Actions) -> bool:
-    """Whether somebody calls."""
+    """Return whether the event is a call."""
     return told.stored.event.type in RINGING or actions.sound == RING
 
 
-def _places(user_id: str, told: Told) -> tuple[_Place, _Place]:
-    """What they may have read to have read the event."""
+def _keys_of(user_id: str, told: Told) -> tuple[_Key, _Key]:
+    """Return the thread and the room of an event: reading either one reads the event."""
     return (user_id, told.room_nid, told.thread), (user_id, told.room_nid, UNTHREADED)

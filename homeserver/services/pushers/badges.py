@@ -1,8 +1,8 @@
-"""The number on an app's icon: how much a user has not read, over all rooms.
+"""The badge on an app's icon: the number of a user's unread messages in all rooms.
 
-A user's rooms are counted once, and after that only those in which something has happened that
-concerns the user. Who reads the stream says which (`touch`, `forget`). Of a user one count is made
-at a time: who asks meanwhile, for another device, waits for it. For the reactor thread.
+All rooms of a user are counted once, and later only those in which something changed for the user.
+The stream reader marks these rooms (`touch`, `forget`). One count of a user runs at a time; a
+request for another device waits for it. For the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
@@ -27,38 +27,39 @@ APPS_REMEMBERED: Final = 100_000
 
 class _Rooms(msgspec.Struct):
     unread: dict[int, int] = msgspec.field(default_factory=dict)
-    """Only those with something unread."""
+    """The number of unread messages by room, for rooms that have any."""
     touched: set[int] = msgspec.field(default_factory=set)
     counted: Set[int] = frozenset()
-    """Those that are being counted."""
-    doubts: int = 0
-    """How often all was doubted when it was counted last."""
+    """The rooms that are being counted."""
+    invalidations: int = 0
+    """The value of `Badges._invalidations` at the last count."""
     counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
 
 
 class ShownNumbers:
-    """What apps show, as far as this process told it lately: by the number of the pusher."""
+    """A cache of the badges that apps show, as this process last sent them, by pusher."""
 
     def __init__(self) -> None:
         self._numbers: LRU[int, int] = LRU(max_entries=APPS_REMEMBERED)
 
     def get(self, pusher_nid: int) -> int | None:
-        """What that app shows; None where it is not known."""
+        """Return the badge that the app shows; None if it is not known."""
         return self._numbers.peek(pusher_nid)
 
     def note(self, pusher_nid: int, number: int) -> None:
-        """The app shows this from now on."""
+        """Record the badge that was sent to the app."""
         self._numbers.put(pusher_nid, number)
 
     def forget_all(self) -> None:
-        """Another may tell them now."""
+        """Clear the cache: another node may send badges now."""
         self._numbers.clear()
 
 
 class Badges:
-    """Numbers by user.
+    """Badges by user.
 
-    No `StreamCache`: a change marks one room of a user, and the number is corrected by that room.
+    No `StreamCache`: a change marks one room of a user, and the badge is corrected by the count of
+    that room.
     """
 
     def __init__(
@@ -70,24 +71,24 @@ class Badges:
         *,
         by_room: bool,
     ) -> None:
-        """`by_room`: rooms are counted, not the messages in them."""
+        """`by_room`: count the rooms with unread messages instead of the messages."""
         self._memberships = memberships
         self._unread = unread
         self._ignored = ignored
         self._permissions = permissions
         self._by_room = by_room
         self._users: LRU[str, _Rooms] = LRU(max_entries=USERS_REMEMBERED)
-        self._doubts = 0
+        self._invalidations = 0
 
     def touch(self, user_id: str, room_nid: int) -> None:
-        """What the user has not read of the room may have changed."""
+        """Count the room again for this user at the next read."""
         rooms = self._users.peek(user_id)
         if rooms is not None:
             rooms.touched.add(room_nid)
 
     def touch_room(self, room_nid: int) -> Sequence[str]:
-        """It may have changed for anybody: something in the room was taken away. Whose number may
-        be another, of those whose is known."""
+        """Count the room again for all users: something in it was removed. Return the cached users
+        whose badge may change."""
         users: list[str] = []
         for user_id, rooms in self._users.items():
             if room_nid in rooms.unread or room_nid in rooms.counted:
@@ -96,30 +97,29 @@ class Badges:
         return users
 
     def forget(self, user_id: str) -> None:
-        """It may have changed everywhere."""
+        """Invalidate all counts of a user."""
         self._users.pop(user_id)
 
     def doubt_all(self) -> None:
-        """It may have changed for anybody, everywhere: where each had something unread is known as
-        it was."""
-        self._doubts += 1
+        """Count all joined rooms again for all users at the next read."""
+        self._invalidations += 1
 
     def forget_all(self) -> None:
-        """Nothing is known any more."""
+        """Clear the cache."""
         self._users.clear()
 
     async def get(self, user_id: UserID) -> int:
-        """The number for now."""
+        """Return the current badge of a user."""
         memberships = await self._memberships.of_user(user_id)
         rooms = self._users.get(user_id)
         if rooms is None:
-            rooms = _Rooms(touched=set(memberships), doubts=self._doubts)
+            rooms = _Rooms(touched=set(memberships), invalidations=self._invalidations)
             self._users.put(user_id, rooms)
         async with rooms.counting:
             memberships = await self._memberships.of_user(user_id)
-            if rooms.doubts != self._doubts:
+            if rooms.invalidations != self._invalidations:
                 rooms.touched.update(memberships, rooms.unread)
-                rooms.doubts = self._doubts
+                rooms.invalidations = self._invalidations
             rooms.counted = touched = rooms.touched
             rooms.touched = set()
             try:

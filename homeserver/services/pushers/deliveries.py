@@ -1,16 +1,16 @@
-"""What waits for each pusher, and its way to the gateway.
+"""Queues the pushes of each pusher and sends them to its gateway.
 
 Laws:
-- Of a pusher one push is under way at a time, in the order of the stream; what is held, as its user
-  is reading there, keeps back nothing that is not.
-- Nobody is told of what they have read meanwhile, of what was taken back, of rooms that they have
-  left, of whom they ignore by then, nor after a day.
-- A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher
-  stays, unless its gateway says that nobody wants it (`rejected`). A push that its gateway refuses
-  for what is in it holds up no other; where it refuses several on end, that is a failure like any
-  other, but for those that were refused.
-- What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease,
-  and a message writes no row.
+- Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
+  because its user is reading there, delays no other push.
+- Dropped are pushes for events that were read meanwhile or redacted, for rooms that the user has
+  left, for senders whom the user ignores by then, and pushes older than a day.
+- After a failed push the pusher retries after a pause that grows to an hour. The pusher stays
+  unless its gateway rejects the pushkey (`rejected`). A push that its gateway refuses for its
+  content delays no other push; several such refusals in a row count as a failure, without a retry
+  of the refused pushes.
+- What waits behind a failure is stored with the pusher as a position: it does not hold back the
+  lease's position, and a message writes no row.
 
 spec: push-gateway-api#homeserver-behaviour
 """
@@ -39,28 +39,29 @@ from storage.push.pushers import PusherRow, PusherStore, Standing
 from storage.rooms.receipts import UNTHREADED
 
 MOST_WAITING: Final = 50
-"""Events for one pusher; see `Line.give_up_one`."""
+"""Events that wait for one pusher; see `Line.give_up_one`."""
 KEPT_MS: Final = 24 * 3600_000
-"""For so long a push is tried."""
+"""A push is retried for this long."""
 RETRIES: Final = BackoffSchedule(5_000, 3_600_000, growth=3)
 BADGE_SECONDS: Final = 2.0
-"""For so long a change of the badge waits for further ones: who reads sends several receipts."""
+"""A change of the badge waits this long for further ones: a client that reads sends several
+receipts.
+"""
 MOST_COUNTED: Final = 500
-"""Numbers that are counted in one round to see whether they wait for a gateway that cannot be
-reached."""
+"""Badges counted in one round, to see whether they must wait for an unreachable gateway."""
 MAX_ERROR_CHARS: Final = 300
 
 
 class Draws(Protocol):
-    """Gives numbers by chance."""
+    """Returns random numbers."""
 
     def __call__(self) -> float:
-        """In [0, 1)."""
+        """Return a random number in [0, 1)."""
         ...
 
 
 class LineJob(msgspec.Struct, frozen=True):
-    """A line whose turn at the gateway comes."""
+    """The turn of one pusher's queue at its gateway."""
 
     deliveries: "Deliveries"
     line: Line
@@ -72,7 +73,7 @@ class LineJob(msgspec.Struct, frozen=True):
 
 
 class Deliveries:
-    """All lines. For the reactor thread."""
+    """The queues of all pushers. For the reactor thread."""
 
     log = Logger()
 
@@ -93,8 +94,8 @@ class Deliveries:
         with_content: bool,
         jitter_seconds: float,
     ) -> None:
-        """`with_content`: gateways are told what people write. `jitter_seconds`: a push waits up to
-        so long, by chance."""
+        """`with_content`: send the content of events to gateways. `jitter_seconds`: each push is
+        delayed by a random time up to this."""
         self._clock = clock
         self._store = store
         self._events = events
@@ -113,17 +114,16 @@ class Deliveries:
         self._shown = ShownNumbers()
         self._standings: dict[int, Standing] = {}
         self._urgent: set[int] = set()
-        """Those of the standings that are not to wait: of pushers that have begun or ceased to
-        fail."""
+        """Pushers whose state is stored without delay: they have begun or ceased to fail."""
         self._touched = TouchedLines(clock, self._wake)
         self._active = False
         self._floor = 0
         self.is_behind = False
-        """What pushers miss that failed is being read: until then none is well, else what is read
-        later would be told to none."""
+        """Whether events that failing pushers missed are still being read. Until then these pushers
+        count as failing, else events read later would not be pushed."""
 
     def get_figures(self) -> Mapping[str, int]:
-        """What waits, for metrics."""
+        """Return the sizes of the queues, for metrics."""
         lines = self._lines.values()
         return {
             "waiting": sum(len(line.waiting) + (line.under_way is not None) for line in lines),
@@ -133,11 +133,12 @@ class Deliveries:
         }
 
     # -------------------------------------------------------------------------------------------
-    # what is to be told
+    # queueing
 
     def start(self, failing: Iterable[PusherRow], floor: int) -> None:
-        """Push from now on; these pushers failed when last tried. What they miss is still to be
-        read, up to `catch_up`. Up to `floor` all others are told."""
+        """Start to push. `failing`: pushers that failed at the last attempt; their missed events
+        are still to be read, until `catch_up` is called. All other pushers have received everything
+        up to `floor`."""
         self._active = self.is_behind = True
         self._floor = floor
         for row in failing:
@@ -151,7 +152,8 @@ class Deliveries:
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
 
     def catch_up(self) -> None:
-        """All is read that pushers miss which failed. Their number too may be another by now."""
+        """Note that all events that failing pushers missed were read. Their badges may have
+        changed, too."""
         self.is_behind = False
         for line in self._lines.values():
             if line.is_noted:
@@ -159,7 +161,7 @@ class Deliveries:
             self._touched.add(line)
 
     def stop(self) -> None:
-        """Push nothing more; forget what waits."""
+        """Stop to push and clear all queues."""
         self._active = False
         self._gateways.stop()
         for line in self._lines.values():
@@ -172,31 +174,29 @@ class Deliveries:
         self._touched.clear()
 
     def add(self, row: PusherRow, told: Told, actions: Actions) -> None:
-        """Tell an event, once `wake_touched` is called: when it is known what has been read
-        meanwhile."""
+        """Queue an event. It is sent after `wake_touched`, when the receipts that follow it are
+        known."""
         line = self._find(row)
         self._touched.add(line)
         if told.position <= line.last_position:
-            return  # this stretch of the stream is read a second time, since something failed
+            return  # this part of the stream is read a second time after an error
         line.last_position = told.position
         push = Push(told, actions, is_held=self._readers.may_read(row, told, actions))
         line.waiting.append(push)
         if push.is_held:
-            self._clock.callLater(WAIT_SECONDS, self._let_go, line, push)
+            self._clock.callLater(WAIT_SECONDS, self._release, line, push)
         elif not rings(told, actions):
             line.let_go(told)
         if len(line.waiting) > MOST_WAITING:
             line.give_up_one()
 
     def pass_over(self, row: PusherRow, position: int) -> None:
-        """What stands there was said before the pusher was set, perhaps while it was off: only the
-        number that it shows may be another."""
+        """Skip an event from before the pusher was set or enabled: it may only change the badge."""
         if self._shown.get(row.pusher_nid) is not None:
             self.set_badge_due(row, position)
 
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
-        """What the user has not read may have become another number, by what stands there in the
-        stream."""
+        """Mark the badge as changed by what is at this position of the stream."""
         if not row.no_counts:
             line = self._find(row)
             self._touched.add(line)
@@ -205,8 +205,8 @@ class Deliveries:
     def mark_read(
         self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool
     ) -> None:
-        """The user has read a room up to a position: all of it, or one thread (None: the main
-        timeline)."""
+        """Record that the user has read a room up to a position: all of it, or one thread (None:
+        the main timeline)."""
         self._readers.note(user_id, room_nid, UNTHREADED if everything else thread, position)
         for line in self._by_user.get(user_id, {}).values():
             for push in (*line.waiting, *([line.under_way] if line.under_way is not None else [])):
@@ -219,13 +219,13 @@ class Deliveries:
                     push.is_read = True
 
     def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
-        """These are the user's pushers to apps now; `set_now`: what was never pushed to among them
-        is new, and shows no number."""
+        """Replace the HTTP pushers of a user. `set_now`: pushers among them that have never pushed
+        are new, and show no badge."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
             was_set = set_now or each.position > self._floor
             if self._shown.get(nid) is not None or (was_set and each.success_ts is not None):
-                self.set_badge_due(each, each.position)  # it may have been off while they read
+                self.set_badge_due(each, each.position)  # it may have been disabled while they read
             elif set_now:
                 self._shown.note(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
@@ -236,7 +236,7 @@ class Deliveries:
             was_changed = row.data != line.row.data
             line.row, line.url = row, url_of(row)
             is_telling = line.under_way is not None or line.badge_under_way is not None
-            if was_changed and not is_telling:  # it is tried at once, perhaps elsewhere
+            if was_changed and not is_telling:  # retry at once, perhaps at another gateway
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
                 line.cancel()
@@ -245,20 +245,19 @@ class Deliveries:
                     self._set_standing(line)
 
     def wake_touched(self) -> None:
-        """Let those lines send to which something was added."""
+        """Wake the queues that have changed."""
         self._touched.wake()
 
     # ---------------------------------------------------------------------------------------------------
     # the lease
 
     def lowest(self) -> int | None:
-        """The first position of which something is not told, where the database does not know
-        that."""
+        """Return the first position that is not sent and not stored with its pusher."""
         firsts = (line.unfinished for line in self._lines.values() if not line.is_noted)
         return min((first for first in firsts if first is not None), default=None)
 
     async def note(self, *, all_standings: bool) -> None:
-        """Write down how pushers stand: those that have begun or ceased to fail, or all that
+        """Store the state of pushers: of those that have begun or ceased to fail, or of all that
         pushed."""
         counted = 0
         for line in list(self._lines.values()):
@@ -266,9 +265,9 @@ class Deliveries:
                 continue
             counted += line.first is None
             if counted > MOST_COUNTED:
-                continue  # it waits for the next round: the lease is to be renewed in time
-            # it waits for its gateway, perhaps for long
-            if line.first is not None or await self._has_other_number(line):
+                continue  # left for the next round: the lease must be renewed in time
+            # the gateway may be away for long
+            if line.first is not None or await self._has_something_to_send(line):
                 line.failing_since_ts = line.failing_since_ts or self._now_ms()
                 line.error = line.error or "its gateway cannot be reached"
                 self._set_standing(line)
@@ -297,14 +296,14 @@ class Deliveries:
     # sending
 
     async def send(self, line: Line) -> None:
-        """The line's turn at its gateway. Raises nothing."""
+        """Send the next push of a queue, when its turn at the gateway comes. Raises nothing."""
         try:
             await self._send_next(line)
         except DatabaseUnavailable as error:
-            self._put_off(line)
-            self.log.warn("a push is made later: {error}", error=error)
-        except Exception:  # a bug of ours: the push is given up, the next one is tried
-            self.log.failure("a push could not be made")
+            self._delay(line)
+            self.log.warn("push delayed: {error}", error=error)
+        except Exception:  # an unexpected error: drop the push and continue with the next one
+            self.log.failure("push failed")
             line.under_way = None
         line.is_queued, line.badge_under_way = False, None
         self._wake(line)
@@ -313,7 +312,7 @@ class Deliveries:
         row = line.row
         push = line.under_way = self._take(line)
         if push is None and line.waiting:
-            return  # all is held: the number is told with it, or when it was read
+            return  # all pushes are held: the badge is sent with them, or after they were read
         line.take_badge()
         body = await (self._body_of(row, push) if push is not None else self._badge_of(line))
         if self._lines.get(row.pusher_nid) is not line:
@@ -322,26 +321,26 @@ class Deliveries:
         if body is None or (push is not None and push.is_read):
             line.under_way = None
             if push is not None:
-                line.put_back_badge()  # the push would have told the number too
+                line.put_back_badge()  # the push would have sent the badge, too
             return
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
         except PushFailed as error:
             if error.refused and push is not None and not push.is_short:
                 push.is_short = True
-                self._send_again(line, push)
+                self._requeue(line, push)
             else:
                 self._fail(line, push, error)
             return
         if (
             not accepted and line.row.data != row.data
-        ):  # it was set anew, and the old gateway does not speak for the new one
-            self._send_again(line, push)
+        ):  # the pusher was changed, and the old gateway may not reject it at the new one
+            self._requeue(line, push)
             return
         line.under_way = None
         if not accepted:
             self.log.info(
-                "the gateway of the app {app} of {user} wants it no more",
+                "the gateway rejected the pusher of {user} for the app {app}",
                 app=row.app_id,
                 user=row.user_id,
             )
@@ -349,20 +348,20 @@ class Deliveries:
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
         if self._lines.get(row.pusher_nid) is not line:
-            return  # it was removed meanwhile, or another node pushes now and knows more
+            return  # it was removed meanwhile, or another node holds the lease now
         if body.unread is not None:
             self._shown.note(row.pusher_nid, body.unread)
-        self._succeed(line, self._told_upto(line) if push is None else push.told.position)
+        self._succeed(line, self._sent_upto(line) if push is None else push.told.position)
 
-    def _send_again(self, line: Line, push: Push | None) -> None:
-        """In another form, or elsewhere: it is still the first."""
+    def _requeue(self, line: Line, push: Push | None) -> None:
+        """Queue a push as the first one again, to send it without content or to another gateway."""
         line.under_way = None
         line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
             line.put_back(push)
 
-    def _put_off(self, line: Line) -> None:
-        """The database was away: what was to be sent is kept, and tried again soon."""
+    def _delay(self, line: Line) -> None:
+        """Queue the push again after a pause, because the database was unavailable."""
         push, line.under_way = line.under_way, None
         line.put_back_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
@@ -370,7 +369,7 @@ class Deliveries:
             self._pause(line, RETRIES.first_ms)
 
     def _take(self, line: Line) -> Push | None:
-        """The next push that is still to be told."""
+        """Return the next push that is still to be sent."""
         had_any = bool(line.waiting)
         push = line.take(self._now_ms() - KEPT_MS)
         if push is not None:
@@ -378,7 +377,7 @@ class Deliveries:
         if had_any and line.failing_since_ts is not None:
             self._set_standing(
                 line
-            )  # else a restart would read the stream from there again, for nothing
+            )  # else a restart would read the stream from there again without need
         return None
 
     async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
@@ -409,24 +408,24 @@ class Deliveries:
             return None
         return _Body(encode_badge(row, unread), unread)
 
-    async def _has_other_number(self, line: Line) -> bool:
-        """Whether a number that is due is another than the app was told. If not, it is due no
-        longer."""
+    async def _has_something_to_send(self, line: Line) -> bool:
+        """Return whether the queue has something to send: clear a pending badge if the app shows it
+        already."""
         due = line.badge
         if due is not None:
             shown = self._shown.get(line.row.pusher_nid)
             if shown == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
-                line.badge = None  # else it has become due once more while it was counted
+                line.badge = None  # else it changed again while it was counted
         return line.unfinished is not None
 
     def _succeed(self, line: Line, position: int) -> None:
         if line.failing_since_ts is not None:
             self._urgent.add(line.row.pusher_nid)
-        # what waits, or is still to be read, may be known by this pusher's position alone
+        # only this pusher's position records what waits or is still to be read
         if not (line.is_noted and (line.waiting or self.is_behind)):
             line.failing_since_ts, line.is_noted = None, False
         line.pause_ms, line.refusals, line.error = 0, 0, None
-        if line.first is not None:  # it is held, perhaps, and older
+        if line.first is not None:  # an older push may be held
             position = min(position, line.first - 1)
         now = self._now_ms()
         self._standings[line.row.pusher_nid] = Standing(
@@ -447,7 +446,7 @@ class Deliveries:
         line.error = str(error)[:MAX_ERROR_CHARS]
         if self._lines.get(line.row.pusher_nid) is not line:
             return
-        # what cannot be reached has a pause of its own
+        # an unreachable gateway has its own pause
         if line.refusals > 1 or not (error.unreachable or is_over):
             line.pause_ms = max(
                 RETRIES.after(line.pause_ms), min(error.wait_ms, RETRIES.longest_ms)
@@ -455,9 +454,9 @@ class Deliveries:
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 
-    def _told_upto(self, line: Line) -> int:
-        """Up to where it was told all that concerns it, if nothing waits. What is not noted yet
-        counts, too."""
+    def _sent_upto(self, line: Line) -> int:
+        """Return the position up to which everything was sent if nothing waits, including what is
+        not stored yet."""
         last = self._standings.get(line.row.pusher_nid)
         return max(line.row.position, line.last_position, 0 if last is None else last.position)
 
@@ -465,14 +464,14 @@ class Deliveries:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = None if last is None else last.success_ts
-        position = self._told_upto(line) if first is None else first - 1
+        position = self._sent_upto(line) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
         self._urgent.add(nid)
 
     # --------------------------------------------------------------------------------------------------------
-    # lines
+    # queues
 
     def _find(self, row: PusherRow) -> Line:
         line = self._lines.get(row.pusher_nid)
@@ -490,18 +489,19 @@ class Deliveries:
         if line.has_ready:
             self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
         elif line.waiting:
-            pass  # held, until it is read or let go
+            pass  # all pushes are held, until they are read or released
         elif line.badge is not None:
             line.waits_for_badge = True
             self._after(line, BADGE_SECONDS)
         elif not self.is_behind and (line.failing_since_ts is None or line.error is None):
-            if line.failing_since_ts is not None:  # it was behind, and the rest was read elsewhere
+            # it was behind, and the user has read the rest elsewhere
+            if line.failing_since_ts is not None:
                 line.failing_since_ts = None
                 self._set_standing(line)
             self._drop(line)
 
-    def _let_go(self, line: Line, push: Push) -> None:
-        """It was waited for that the user reads it."""
+    def _release(self, line: Line, push: Push) -> None:
+        """Release a held push: the wait for the user's receipt has ended."""
         push.is_held = False
         if self._lines.get(line.row.pusher_nid) is line:
             if not push.is_read:

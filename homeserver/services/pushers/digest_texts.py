@@ -1,7 +1,7 @@
-"""What a letter about what somebody missed says: names, texts and links, in the reader's language.
+"""Texts of an e-mail about missed messages: names, bodies and links, in the user's language.
 
-Of a message that was edited it says what it is now. Of an encrypted message it says that there is
-one. Where the operator wants no content told, it says how many there are.
+An edited message is shown as it is now. An encrypted message is only mentioned. If the operator
+allows no content in e-mails, only the number of messages is given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,15 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 from storage.rooms.summaries import RoomSummaryStore, Roster
 
 HEROES: Final = 3
-LONGEST_BODY: Final = 500
-LONGEST_NAME: Final = 100
-LONGEST_SENDER: Final = 255
-"""As long as an id of a user."""
+MAX_BODY_CHARS: Final = 500
+MAX_NAME_CHARS: Final = 100
+MAX_SENDER_CHARS: Final = 255
+"""The maximum length of a user ID."""
 MATRIX_TO: Final = "https://matrix.to"
 
 
 class DigestTexts:
-    """Writes them. For the reactor thread."""
+    """Builds the texts. For the reactor thread."""
 
     def __init__(
         self,
@@ -41,7 +41,8 @@ class DigestTexts:
         client_url: str,
         with_content: bool,
     ) -> None:
-        """`client_url`: where the links lead. `with_content`: whether letters quote messages."""
+        """`client_url`: the web client that links open. `with_content`: whether e-mails quote
+        messages."""
         self._memberships = memberships
         self._summaries = summaries
         self._invited = invited
@@ -58,7 +59,7 @@ class DigestTexts:
         unsubscribe_link: str,
         zone: tzinfo,
     ) -> Digest:
-        """The letter. Two queries, and one a room for the names in it."""
+        """Return the content of the e-mail. Two queries, and one for the names in each room."""
         inside = [
             room.membership.room_nid for room in missed.rooms if not is_outside(room.membership)
         ]
@@ -76,10 +77,11 @@ class DigestTexts:
             if missed.further_rooms
             else "",
             remark=_(
-                "This letter came since your account has notifications by e-mail switched on."
+                "You receive this e-mail because notifications by e-mail are switched on for your "
+                "account."
             ),
             unsubscribe_link=unsubscribe_link,
-            unsubscribe_text=_("No more such letters"),
+            unsubscribe_text=_("Unsubscribe"),
         )
 
     async def _room(
@@ -90,7 +92,7 @@ class DigestTexts:
         if not is_outside(row):
             senders = {event.event.sender for event in room.events}
             names = await self._memberships.get_memberships(row.room_nid, senders)
-        name = _name_of(roster) or await self._told_name(row)
+        name = _name_of(roster) or await self._invited_name(row)
         messages = [
             DigestMessage(
                 sender=_sender(event, names),
@@ -115,14 +117,14 @@ class DigestTexts:
             else "",
         )
 
-    async def _told_name(self, row: MembershipRow) -> str | None:
-        """The name of a room that the user is not in, as they were told it."""
+    async def _invited_name(self, row: MembershipRow) -> str | None:
+        """Return the name of a room from the stripped state of the user's invite."""
         if row.membership != "invite":
             return None
         for event in await self._invited.get_stripped(row):
             if event.key == ("m.room.name", ""):
                 name = event.content.get("name")
-                return name[:LONGEST_NAME] if isinstance(name, str) and name else None
+                return name[:MAX_NAME_CHARS] if isinstance(name, str) and name else None
         return None
 
     def _text(
@@ -150,7 +152,7 @@ class DigestTexts:
             or not isinstance(body, str)
         ):
             return _("New message")
-        shown = body if len(body) <= LONGEST_BODY else body[:LONGEST_BODY] + " …"
+        shown = body if len(body) <= MAX_BODY_CHARS else body[:MAX_BODY_CHARS] + " …"
         kind = _kind_of(content.get("msgtype"), _)
         return shown if kind is None else f"{kind}: {shown}"
 
@@ -166,7 +168,7 @@ class DigestTexts:
 
 
 def _kind_of(msgtype: object, _: Callable[[str], str]) -> str | None:
-    """What a message is, if it is more than its text."""
+    """Return the kind of a message that is more than its text, else None."""
     match msgtype:
         case "m.image":
             return _("Picture")
@@ -213,18 +215,20 @@ def _name_of(roster: Roster | None) -> str | None:
     if not name:
         names = [hero.display_name or hero.user_id for hero in roster.heroes]
         name = ", ".join(names)
-    return name[:LONGEST_NAME] or None
+    return name[:MAX_NAME_CHARS] or None
 
 
 def _sender(event: StoredEvent, names: Mapping[str, MembershipRow]) -> str:
     row = names.get(event.event.sender)
-    # a name that another server gave may be as long as an event
-    return ((row.display_name if row is not None else None) or event.event.sender)[:LONGEST_SENDER]
+    # another server may give a name as long as an event
+    return ((row.display_name if row is not None else None) or event.event.sender)[
+        :MAX_SENDER_CHARS
+    ]
 
 
 def _time(event: StoredEvent, zone: tzinfo) -> str:
     try:
         when = datetime.fromtimestamp(event.event.origin_server_ts / 1000, UTC).astimezone(zone)
     except (OverflowError, ValueError, OSError):
-        return ""  # its sender made the time up
+        return ""  # the sender's timestamp is out of range
     return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".rstrip()

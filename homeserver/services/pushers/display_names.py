@@ -1,4 +1,4 @@
-"""What people call the sender and the room of an event that they are told of.
+"""Display names of the sender and the room of a pushed event.
 
 spec: push-gateway-api#post_matrixpushv1notify
 """
@@ -15,7 +15,7 @@ from storage.rooms.summaries import RoomSummaryStore
 
 
 class Told(msgspec.Struct):
-    """An event that people are told of, shared by all for whom it waits."""
+    """An event to push, shared by all pushers for which it waits."""
 
     stored: StoredEvent
     position: int
@@ -23,13 +23,13 @@ class Told(msgspec.Struct):
     thread: str | None
     queued_ms: int
     outside: MembershipRow | None = None
-    """The invite, where the event stands in no room of ours."""
+    """The invite, if this server is not in the event's room."""
     names: Names | None = msgspec.field(default=None)
-    """Once somebody has looked."""
+    """None until they are looked up."""
 
 
 class NamesOfEvents:
-    """Looks names up, once for each event."""
+    """Looks up the names, once for each event."""
 
     def __init__(
         self, memberships: MembershipStore, summaries: RoomSummaryStore, outside: OutsideMemberships
@@ -39,14 +39,14 @@ class NamesOfEvents:
         self._outside = outside
 
     async def get(self, told: Told) -> Names:
-        """The names for an event; at most two queries, once."""
+        """Return the names for an event. At most two queries for the first call."""
         if told.names is None:
             told.names = await (
-                self._inside(told) if told.outside is None else self._of_invite(told, told.outside)
+                self._in_room(told) if told.outside is None else self._of_invite(told, told.outside)
             )
         return told.names
 
-    async def _inside(self, told: Told) -> Names:
+    async def _in_room(self, told: Told) -> Names:
         sender = told.stored.event.sender
         member = (await self._memberships.get_memberships(told.room_nid, [sender])).get(sender)
         summary = (await self._summaries.get_summaries([told.room_nid])).get(told.room_nid)
@@ -57,7 +57,7 @@ class NamesOfEvents:
         )
 
     async def _of_invite(self, told: Told, row: MembershipRow) -> Names:
-        """From what the inviting server says of the room."""
+        """Return the names that the inviting server gives in the stripped state."""
         found = await self._outside.find(row.room_nid, UserID(row.user_id))
         state = {} if found is None else {(each.type, each.state_key): each for each in found.state}
         return Names(

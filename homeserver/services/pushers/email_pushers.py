@@ -1,5 +1,4 @@
-"""Who writes to people by e-mail of what they miss, as the reader of the stream needs to know it
-(`digests.py` does it)."""
+"""The interface between the stream reader and the e-mails about missed messages (`digests.py`)."""
 
 from typing import Protocol
 
@@ -7,43 +6,43 @@ from storage.push.pushers import PusherRow
 
 
 class Letters(Protocol):
-    """Who writes to people by e-mail of what they miss."""
+    """Sends e-mails about missed messages."""
 
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
-        """There is something that this pusher is to tell."""
+        """Record that an event in the room concerns this pusher."""
         ...
 
     def note_reading(self, user_id: str, room_nid: int) -> None:
-        """The user has read something in a room."""
+        """Record that the user has read something in a room."""
         ...
 
     async def flush(self) -> None:
-        """What was noted is durable when this returns."""
+        """Store what was recorded; it is durable when this returns."""
         ...
 
     def start(self) -> None:
-        """Write from now on."""
+        """Start to send e-mails."""
         ...
 
     def stop(self) -> None:
-        """Write no more."""
+        """Stop sending e-mails."""
         ...
 
 
 class NoLetters:
-    """Of a server that writes none: pushers by e-mail, from when it did, wait."""
+    """Sends no e-mails, on a server without them. Existing e-mail pushers wait."""
 
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
-        """Nobody is told."""
+        """Do nothing: no e-mail is sent."""
 
     def note_reading(self, user_id: str, room_nid: int) -> None:
-        """Nobody waits for that."""
+        """Do nothing: no e-mail depends on it."""
 
     async def flush(self) -> None:
-        """Nothing was noted."""
+        """Do nothing: nothing was recorded."""
 
     def start(self) -> None:
-        """Nothing is written."""
+        """Do nothing: there is nothing to start."""
 
     def stop(self) -> None:
-        """Nothing was written."""
+        """Do nothing: there is nothing to stop."""

@@ -1,17 +1,16 @@
-"""Push gateways: asked with a time limit, and with a pause where they cannot be reached.
+"""Sends requests to push gateways, with a time limit, and with a back-off for unreachable ones.
 
 Laws:
-- A gateway is not trusted: its address is asked of the address policy, redirects are not followed,
-  its answer is bounded.
-- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no
-  other. Those that have not answered quickly of late share fewer among them, so that however many
-  hang (anybody may name some as theirs), those that answer find a place.
-- A gateway that cannot be reached is tried with one request at a time, after a pause that grows;
-  all that goes there waits for that one. What a gateway answers concerns the one pusher it was
-  asked for.
-- What was answered with success was taken, whatever else the answer says, and though the rest of it
-  never comes: else a telephone would ring for it again and again. Where it cannot be read it
-  rejects nothing: that is said again with the next push.
+- A gateway is not trusted: the address policy checks its address, redirects are not followed, and
+  the size of its answer is limited.
+- The requests to one gateway and to all gateways at a time are limited, so one that hangs delays no
+  other. Gateways that have not answered quickly of late share a smaller limit. So quick gateways
+  get slots however many others hang (anybody may set some as theirs).
+- An unreachable gateway is tried with one request at a time, after a pause that grows; all its
+  pushes wait for that one. An error status concerns only the one pusher of the request.
+- An answer with a success status means that the push was taken, even if the body is invalid or
+  never arrives: otherwise a phone would ring for it again and again. An unreadable answer rejects
+  nothing: the gateway rejects the pushkey again at the next push.
 
 spec: push-gateway-api#homeserver-behaviour, push-gateway-api#post_matrixpushv1notify
 """
@@ -34,41 +33,43 @@ from homeserver.services.pushers.pushers import place_of
 from storage.cache import LRU
 
 AT_ONCE: Final = 8
-"""Requests to one gateway."""
+"""Requests to one gateway at a time."""
 AT_ONCE_IN_ALL: Final = 200
-"""Requests to gateways that answer quickly."""
+"""Requests to quick gateways at a time."""
 AT_ONCE_TO_SLOW: Final = 50
-"""Requests to all others, when one more begins: those under way to gateways that have become slow
-are among them."""
+"""Requests to slow gateways at a time. Those in flight to gateways that have become slow count,
+too.
+"""
 QUICK_SECONDS: Final = 2.0
 QUICK_REMEMBERED: Final = 1000
-"""Gateways that answered quickly."""
+"""Gateways that are cached as quick."""
 SECONDS: Final = 20.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
 RETRIES: Final = BackoffSchedule(5_000, 10 * 60_000)
 UNREADABLE_SECONDS: Final = 24 * 3600.0
-"""So often it is logged of a gateway that its answers cannot be read."""
+"""The interval at which unreadable answers of one gateway are logged."""
 UNREADABLE_REMEMBERED: Final = 1000
 REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
-"""What is answered to something in this one request. All else concerns whoever asks, or how the
-gateway fares."""
+"""Status codes that refuse this one request for its content. Other errors concern the client or the
+state of the gateway.
+"""
 _HEADERS: Final = (("Content-Type", "application/json"),)
 
 
 class Job(Protocol):
-    """Somebody who has something to send to a gateway."""
+    """A pusher's queue that waits for its turn at a gateway."""
 
     async def send(self) -> None:
-        """Send it. Raises nothing."""
+        """Send the next push. Raises nothing."""
         ...
 
 
 class PushFailed(Exception):
-    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all.
-    `refused`: it never will be as it is, which says nothing of others. `wait_ms`: for so long the
-    gateway wants to be left alone; 0 where it says nothing."""
+    """A push was not accepted. `for_good`: a retry is useless. `unreachable`: there was no answer.
+    `refused`: the gateway refuses the content of this push, which says nothing about others.
+    `wait_ms`: the pause that the gateway asks for; 0 if it names none."""
 
     def __init__(
         self,
@@ -91,20 +92,20 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class Gateway(msgspec.Struct):
-    """One gateway, while something is to be sent there or it cannot be reached."""
+    """The state of one gateway while pushes wait for it or it is unreachable."""
 
     place: str
     """Scheme, host and port."""
     waiting: deque[Job] = msgspec.field(default_factory=deque)
     busy: int = 0
     pause_ms: int = 0
-    """0 while it can be reached."""
+    """The back-off; 0 while the gateway is reachable."""
     timer: IDelayedCall | None = None
     in_line: bool = False
     pumping: bool = False
     is_quick: bool = False
     asked: list[float] = msgspec.field(default_factory=list)
-    """When the requests began that are not answered, in their order."""
+    """Start times of the requests in flight, oldest first."""
 
     @property
     def is_failing(self) -> bool:
@@ -112,7 +113,7 @@ class Gateway(msgspec.Struct):
 
 
 class Gateways:
-    """All of them. For the reactor thread."""
+    """All gateways. For the reactor thread."""
 
     log = Logger()
 
@@ -122,15 +123,15 @@ class Gateways:
         self._metrics = metrics
         self._gateways: dict[str, Gateway] = {}
         self._quick: LRU[str, None] = LRU(max_entries=QUICK_REMEMBERED)
-        # of quick gateways, and of the others
+        # of quick (True) and slow (False) gateways
         self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
         self._busy = {True: 0, False: 0}
         self._watch: IDelayedCall | None = None
         self._unreadable: LRU[str, float] = LRU(max_entries=UNREADABLE_REMEMBERED)
-        """When it was last logged of these that their answers cannot be read."""
+        """By gateway, when its unreadable answers were last logged."""
 
     def add(self, url: str, job: Job) -> None:
-        """Let it send when its turn comes."""
+        """Queue a job until its turn comes."""
         place = place_of(url)
         gateway = self._gateways.get(place)
         if gateway is None:
@@ -139,16 +140,16 @@ class Gateways:
         self._pump(gateway)
 
     def count_failing(self) -> int:
-        """How many cannot be reached."""
+        """Return the number of unreachable gateways."""
         return sum(1 for gateway in self._gateways.values() if gateway.is_failing)
 
     def is_failing(self, url: str) -> bool:
-        """Whether the gateway of that address cannot be reached."""
+        """Return whether the gateway of that address is unreachable."""
         gateway = self._gateways.get(place_of(url))
         return gateway is not None and gateway.is_failing
 
     def stop(self) -> None:
-        """Let nobody send any more; forget who waits."""
+        """Stop to send and clear all queues."""
         for gateway in self._gateways.values():
             gateway.waiting.clear()
             if gateway.timer is not None and gateway.timer.active():
@@ -161,7 +162,7 @@ class Gateways:
             self._watch = None
 
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
-        """Bring a notification; False where the gateway says that nobody wants it there. Raises
+        """Send a notification. Return False if the gateway rejects the pushkey. Raises
         `PushFailed`."""
         place = place_of(url)
         started = self._clock.seconds()
@@ -173,25 +174,24 @@ class Gateways:
         except PushFailed as error:
             self._metrics.failed(place)
             if error.unreachable:
-                self._note_silence(place)
+                self._record_unreachable(place)
             else:
-                self._note_answer(place)
+                self._record_answer(place)
             raise
         finally:
             if gateway is not None:
                 gateway.asked.remove(started)
-                self._note_speed(gateway, self._clock.seconds() - started <= QUICK_SECONDS)
-        self._note_answer(place)
+                self._record_speed(gateway, self._clock.seconds() - started <= QUICK_SECONDS)
+        self._record_answer(place)
         is_rejected = answer is not None and pushkey in answer.rejected
         outcome = UNREADABLE if answer is None else REJECTED if is_rejected else SENT
         self._metrics.sent(place, outcome, self._clock.seconds() - started)
         if answer is None:
-            self._note_unreadable(place)
+            self._record_unreadable(place)
         return not is_rejected
 
     async def _ask(self, url: str, body: bytes) -> _Answer | None:
-        """What is answered to a push that was taken; None where that cannot be read. Raises
-        `PushFailed`."""
+        """Return the answer to an accepted push; None if it is unreadable. Raises `PushFailed`."""
         try:
             answer = await self._web.request(
                 "POST",
@@ -209,7 +209,7 @@ class Gateways:
                 ) from error
             if _is_success(error.status):
                 return None
-            # so may be the page of whoever stands before a gateway that is away
+            # it may be a page of the proxy of a gateway that is down
             raise PushFailed(
                 f"it answered {error.status}", refused=error.status in REFUSALS
             ) from error
@@ -224,33 +224,32 @@ class Gateways:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    def _note_unreadable(self, place: str) -> None:
+    def _record_unreadable(self, place: str) -> None:
         now = self._clock.seconds()
         logged = self._unreadable.peek(place)
         if logged is not None and now - logged < UNREADABLE_SECONDS:
             return
         self.log.warn(
-            "the push gateway {place} takes pushes, and answers with what is no answer of one",
+            "the push gateway {place} accepts pushes, but its answers are unreadable",
             place=place,
         )
         self._unreadable.put(place, now)
 
-    def _note_silence(self, place: str) -> None:
+    def _record_unreachable(self, place: str) -> None:
         gateway = self._gateways.get(place)
         if gateway is not None and (gateway.timer is None or not gateway.timer.active()):
             gateway.pause_ms = RETRIES.after(gateway.pause_ms)
             gateway.timer = self._clock.callLater(gateway.pause_ms / 1000, self._pump, gateway)
 
-    def _note_answer(self, place: str) -> None:
+    def _record_answer(self, place: str) -> None:
         gateway = self._gateways.get(place)
         if gateway is not None:
             gateway.pause_ms = 0
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
 
-    def _note_speed(self, gateway: Gateway, is_quick: bool) -> None:
-        """It answered, or failed to, within that time: what is under way there counts among those
-        like it."""
+    def _record_speed(self, gateway: Gateway, is_quick: bool) -> None:
+        """Record that a gateway is quick or slow, and move its requests in flight to that limit."""
         if is_quick:
             self._quick.put(gateway.place, None)
         else:
@@ -261,22 +260,22 @@ class Gateways:
             gateway.is_quick = is_quick
 
     def _find_slow(self) -> None:
-        """All places are taken: by some that hang?"""
+        """Find the gateways that hang when all slots are taken, and count them as slow."""
         self._watch = None
         late = self._clock.seconds() - QUICK_SECONDS
         for gateway in list(self._gateways.values()):
             if gateway.is_quick and gateway.asked and gateway.asked[0] <= late:
-                self._note_speed(gateway, False)
+                self._record_speed(gateway, False)
         self._pump_lines()
         if self._lines[True]:
             self._watch = self._clock.callLater(QUICK_SECONDS, self._find_slow)
 
     def _pump(self, gateway: Gateway) -> None:
-        """Let those send whose turn it is."""
+        """Start queued jobs while there are free slots."""
         if gateway.pumping or (gateway.timer is not None and gateway.timer.active()):
             return
         gateway.pumping = (
-            True  # what is sent at once must not pump again: the loop sees that a place is free
+            True  # a job that ends at once must not pump again: the loop sees the free slot
         )
         while gateway.waiting and gateway.busy < (1 if gateway.is_failing else AT_ONCE):
             if self._is_full(gateway.is_quick):
@@ -289,7 +288,7 @@ class Gateways:
             gateway.busy += 1
             self._busy[gateway.is_quick] += 1
             work = Deferred.fromCoroutine(gateway.waiting.popleft().send())
-            work.addErrback(lambda failure: self.log.failure("a push could not be sent", failure))
+            work.addErrback(lambda failure: self.log.failure("push failed", failure))
             work.addBoth(lambda _: self._done(gateway))
             if gateway.timer is not None and gateway.timer.active():
                 break
@@ -313,8 +312,7 @@ class Gateways:
 
     def _pump_lines(self) -> None:
         for quick, line in self._lines.items():
-            # one that has become another kind meanwhile goes to the end of the other line, where
-            # that is full
+            # a gateway that has changed its speed goes to the other queue if that limit is full
             for _ in range(len(line)):
                 if self._is_full(quick):
                     break

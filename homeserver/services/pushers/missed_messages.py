@@ -1,9 +1,8 @@
-"""What somebody has missed: the rooms in which something waits that would have been pushed, and
-what that is.
+"""Finds the messages a user has missed: unread events that match a push rule, by room.
 
-Found anew each time, from what is counted as unread: so nothing is kept for it, what was read
-meanwhile is not in it, and what was said besides, however much, hides nothing. What the rules of
-today would not push is left out, and what they push for clients alone (MSC4028).
+They are computed from the unread counts at each call. So nothing is stored for them, read messages
+are left out, and other events, however many, hide none. Events that today's push rules would not
+push are left out, and so are those that only clients are notified of (MSC4028).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,39 +27,40 @@ from storage.rooms.receipts import ReceiptStore
 from storage.rooms.rooms import RoomStore
 
 MOST_ROOMS: Final = 20
-"""That are told; of further ones their number is."""
+"""Rooms that are returned; further ones are only counted."""
 MOST_EVENTS: Final = 5
-"""Of a room, that are told."""
+"""Events of one room that are returned."""
 LOOKED_AT: Final = 40
-"""Newest unread events of a room that are looked at: whether the rules of today push them, and
-since when they wait."""
+"""Newest unread events of a room that are read, to evaluate today's push rules and to find how long
+they have waited.
+"""
 
 
 class MissedRoom(msgspec.Struct, frozen=True):
-    """A room, and the newest events in it that the user has not seen, in their order."""
+    """A room and its newest events that the user has not seen, oldest first."""
 
     membership: MembershipRow
     room_id: str
     events: Sequence[StoredEvent]
     further: int
-    """How many more there are besides."""
+    """The number of further missed events."""
     waits_since: int
-    """When the oldest of those that were looked at was sent, in milliseconds since 1970."""
+    """When the oldest of the events that were read was sent, in milliseconds since 1970."""
     edits: Mapping[int, StoredEvent] = {}
-    """By the number of an event what its sender made of it since."""
+    """The latest edit of each event, by event nid."""
 
 
 class Missed(msgspec.Struct, frozen=True):
-    """All that somebody has missed, up to a position."""
+    """All that a user has missed up to a position."""
 
     upto: int
     rooms: Sequence[MissedRoom]
     further_rooms: int = 0
-    """In so many more rooms something waits."""
+    """The number of further rooms with missed events."""
 
 
 class MissedEvents:
-    """Finds it. For the reactor thread."""
+    """Finds missed messages. For the reactor thread."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class MissedEvents:
         self._aggregations = aggregations
 
     async def get(self, user_id: UserID, after: int) -> Missed:
-        """What the user has missed of what arrived after a position. Two statements or three for
-        each room with something unread, in one read; the rest is bounded by `MOST_ROOMS`."""
+        """Return what the user has missed after a position. Two or three statements for each room
+        with unread events, in one read; the rest is bounded by `MOST_ROOMS`."""
         upto = self._streams.current()
         rows = await self._memberships.of_user(user_id)
         invites = [
@@ -106,12 +106,12 @@ class MissedEvents:
             key=lambda nid: waiting[nid][0].position,
             reverse=True,
         )
-        told, told_invites = newest[:MOST_ROOMS], invites[:MOST_ROOMS]
+        shown, shown_invites = newest[:MOST_ROOMS], invites[:MOST_ROOMS]
         room_ids = await self._rooms.get_rooms_by_nid(
-            [*told, *(row.room_nid for row in told_invites)]
+            [*shown, *(row.room_nid for row in shown_invites)]
         )
         found: list[MissedRoom] = []
-        for row in told_invites:
+        for row in shown_invites:
             own = await self._invited.find_own(room_ids[row.room_nid], row)
             if own is not None and await self._decisions.find_mailed(row, [own]):
                 found.append(
@@ -120,10 +120,10 @@ class MissedEvents:
                     )
                 )
         stored = await self._events.get_events(
-            each.event_nid for nid in told for each in waiting[nid]
+            each.event_nid for nid in shown for each in waiting[nid]
         )
         pushed: dict[int, Sequence[StoredEvent]] = {}
-        for room_nid in told:
+        for room_nid in shown:
             arrived = [
                 stored[each.event_nid] for each in waiting[room_nid] if each.event_nid in stored
             ]
@@ -141,11 +141,11 @@ class MissedEvents:
             own_edits = {event.nid: edits[event.nid] for event in events if event.nid in edits}
             room_id = room_ids[room_nid].room_id
             found.append(MissedRoom(unread[room_nid], room_id, events, further, since, own_edits))
-        return Missed(upto, found, len(newest) - len(told) + len(invites) - len(told_invites))
+        return Missed(upto, found, len(newest) - len(shown) + len(invites) - len(shown_invites))
 
     async def are_missed(self, user_id: UserID, event_nids: Sequence[int]) -> bool:
-        """Whether the user may be told of all of these events, and has read none of them. Three
-        reads at most."""
+        """Return whether the user may see all of these events and has read none of them. At most
+        three reads."""
         stored = await self._events.get_events(event_nids)
         rows = await self._memberships.of_user(user_id)
         if len(stored) < len(set(event_nids)) or any(
@@ -156,12 +156,11 @@ class MissedEvents:
         marks = await self._unread.read_marks(
             user_id, [row for row in own.values() if row.membership == "join"]
         )
-        told = {event.event.event_id for event in stored.values()}
+        shown = {event.event.event_id for event in stored.values()}
         for event in stored.values():
             relation = read_relation(event.event)
-            if relation is not None and relation.rel_type == REPLACE and relation.target in told:
-                # it is told with what it corrects, and goes with that; it notifies nobody, and is
-                # in no thread
+            if relation is not None and relation.rel_type == REPLACE and relation.target in shown:
+                # an edit is sent with the event it replaces; it notifies nobody and is in no thread
                 continue
             mark = marks.get(event.room_nid)
             if mark is not None and (event.position or 0) <= mark.of(event.thread_root or MAIN):
@@ -171,7 +170,7 @@ class MissedEvents:
         return True
 
     async def was_in_room_since(self, user_id: UserID, room_nid: int, ts: int) -> bool:
-        """Whether the user has read something in the room since then."""
+        """Return whether the user has read something in the room since a time."""
         receipts = await self._receipts.get_receipts_of_user(user_id, [room_nid])
         return any(
             row.receipt_type in READ_TYPES and row.ts > ts for row in receipts.get(room_nid, ())

@@ -1,11 +1,11 @@
-"""What a push gateway is told: the bodies of requests, from plain values.
+"""Bodies of requests to push gateways, built from plain values.
 
 Laws:
-- A pusher of the format `event_id_only` is told ids and numbers, and nothing that somebody wrote:
-  neither are the tweaks, which say whether it names the user, and are whatever the user's rules
-  say. The device reads the event, and knows the rules itself.
-- The content of an encrypted event is told to nobody: a gateway can make nothing of it, and vendors
-  carry but 4 KB.
+- A pusher of the format `event_id_only` gets IDs and counts, and nothing that a user wrote. It gets
+  no tweaks either: they show whether the event mentions the user, and contain whatever the user's
+  rules say. The device fetches the event and evaluates the rules itself.
+- The content of an encrypted event is never sent: a gateway cannot use it, and vendors carry only 4
+  KB.
 
 spec: push-gateway-api#post_matrixpushv1notify
 """
@@ -21,16 +21,15 @@ from storage.push.pushers import PusherRow
 
 ENCRYPTED: Final = "m.room.encrypted"
 MAX_CONTENT_BYTES: Final = 16 * 1024
-"""Of an event's content; what is larger is left out."""
+"""Larger content of an event is left out."""
 MAX_NAME_CHARS: Final = 256
-"""Of what a room and who writes are called; what is longer is cut. Gateways refuse a whole
-notification that is too much for them."""
+"""Longer names of rooms and senders are cut: gateways refuse a notification that is too large."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Names(msgspec.Struct, frozen=True):
-    """What people call the one who sent an event and the room, where there are names."""
+    """The display name of the sender, and name and alias of the room, if there are any."""
 
     sender: str | None = None
     room: str | None = None
@@ -46,8 +45,7 @@ def encode_event(
     *,
     with_content: bool,
 ) -> bytes:
-    """The request about an event. `unread`: the number for the badge; None where the client counts
-    itself."""
+    """Return the request for an event. `unread`: the badge; None if the client counts itself."""
     data = _data(pusher)
     notification: dict[str, Any] = {
         "event_id": event.event_id,
@@ -81,7 +79,7 @@ def encode_event(
 
 
 def encode_badge(pusher: PusherRow, unread: int) -> bytes:
-    """The request that only sets the badge. A zero is said here: left out it would change
+    """Return the request that only sets the badge. It contains a zero: leaving it out would change
     nothing."""
     device = _device(pusher, _data(pusher), {})
     return _encode(
@@ -106,5 +104,5 @@ def _device(
 
 
 def _is_urgent(event: Event, tweaks: Mapping[str, Any]) -> bool:
-    """Whether the device should wake for it. Of an encrypted event only the device can tell."""
+    """Return whether the device should wake. For an encrypted event only the device can decide."""
     return event.type == ENCRYPTED or tweaks.get("highlight") is True or "sound" in tweaks

@@ -1,5 +1,6 @@
-"""Who has pushers: names in memory, the pushers themselves as they are needed. For the reactor
-thread."""
+"""Users with enabled pushers: all user IDs in memory, and a cache of the pushers themselves. For
+the reactor thread.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
@@ -8,27 +9,27 @@ from storage.push.pushers import PusherRow, PusherStore
 
 
 class Roster:
-    """Users with pushers that are to be pushed to."""
+    """The users with enabled pushers."""
 
     def __init__(self, store: PusherStore, *, capacity: int) -> None:
-        """`capacity`: users whose pushers are cached."""
+        """`capacity`: the number of users whose pushers are cached."""
         self._store = store
         self._users: set[str] = set()
         self._rows: LRU[str, Sequence[PusherRow]] = LRU(max_entries=capacity)
 
     @property
     def users(self) -> Set[str]:
-        """All of them. The set is the roster's own: read, don't keep."""
+        """All users with enabled pushers. The set changes: read it, do not store it."""
         return self._users
 
     async def load(self) -> None:
-        """Begin anew."""
+        """Clear the cache and load all users."""
         self._rows.clear()
         self._users = await self._store.get_users()
 
     async def refresh(self, user_ids: Collection[str]) -> Mapping[str, Sequence[PusherRow]]:
-        """The pushers of these users were changed; the enabled ones as they are now, of all of
-        them."""
+        """Read the pushers of these users again after a change, and return the enabled ones of
+        each."""
         for user_id in user_ids:
             self._rows.pop(user_id)
         found = await self._store.get_active(user_ids)
@@ -42,7 +43,7 @@ class Roster:
         return rows
 
     async def get(self, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
-        """The enabled pushers of these users."""
+        """Return the enabled pushers of these users. One query for those that are not cached."""
         wanted = tuple(user_ids)
         found = self._rows.get_many(wanted)
         missing = [user_id for user_id in wanted if user_id not in found]

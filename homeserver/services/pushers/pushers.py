@@ -1,9 +1,10 @@
-"""Pushers as their users set them.
+"""Lists, sets and removes pushers.
 
 Laws:
-- A pusher over HTTP belongs to the device that set it, and ends with it; one by e-mail ends with
-  the address.
-- What is set is checked once, here: a gateway is only ever asked at an address that could be set.
+- An HTTP pusher belongs to the device that set it and is removed with it. An e-mail pusher is
+  removed with its address.
+- Values are checked once, here: a request only ever goes to a gateway address that passed these
+  checks.
 
 spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pusher of another
 device), MSC4076
@@ -32,18 +33,18 @@ NOTIFY_PATH: Final = "/_matrix/push/v1/notify"
 EVENT_ID_ONLY: Final = "event_id_only"
 NO_COUNTS: Final = "org.matrix.msc4076.disable_badge_count"
 MOST_PUSHERS: Final = 100
-"""Of one account."""
+"""Pushers of one account."""
 MOST_GATEWAYS_SHOWN: Final = 1000
-_LONGEST_APP_ID: Final = 64
-_LONGEST_PUSHKEY: Final = 512
+_MAX_APP_ID_CHARS: Final = 64
+_MAX_PUSHKEY_BYTES: Final = 512
 """In bytes."""
-_LONGEST_TEXT: Final = 512
-_LARGEST_DATA: Final = 16 * 1024
+_MAX_TEXT_CHARS: Final = 512
+_MAX_DATA_BYTES: Final = 16 * 1024
 _EMAIL_MEDIUM: Final = "email"
 
 
 class PusherWish(msgspec.Struct, frozen=True):
-    """A pusher as a client asks for it; None: it did not say."""
+    """The request of a client to set a pusher. A field is None if the client did not send it."""
 
     kind: str
     app_id: str
@@ -59,7 +60,7 @@ class PusherWish(msgspec.Struct, frozen=True):
 
 
 class Pushers:
-    """Keeps them."""
+    """Lists, sets and removes the pushers of users."""
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class Pushers:
         by_email: bool,
         plain_http: bool,
     ) -> None:
-        """`by_email`: the server writes letters about what people missed. `plain_http`: gateways
-        may be addressed so."""
+        """`by_email`: the server sends e-mails about missed messages. `plain_http`: gateways may
+        have http:// addresses."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -81,19 +82,21 @@ class Pushers:
         self._plain_http = plain_http
 
     async def get(self, user_id: UserID) -> Sequence[Mapping[str, Any]]:
-        """All pushers of a user, as clients see them."""
-        return [_shown(row) for row in (await self._store.get_pushers([user_id])).get(user_id, [])]
+        """Return all pushers of a user in the form of the client API."""
+        return [
+            _as_json(row) for row in (await self._store.get_pushers([user_id])).get(user_id, [])
+        ]
 
     async def get_rows(self, user_id: UserID) -> Sequence[PusherRow]:
-        """All pushers of a user, with how they stand; for operators."""
+        """Return all pushers of a user with their delivery state, for operators."""
         return (await self._store.get_pushers([user_id])).get(user_id, [])
 
     async def get_gateways(self) -> Sequence[GatewayRow]:
-        """How the pushers of each gateway stand; for operators."""
+        """Return the delivery state of the pushers of each gateway, for operators."""
         return await self._store.get_gateways(MOST_GATEWAYS_SHOWN)
 
     async def do_set(self, caller: Requester, wish: PusherWish) -> None:
-        """Add a pusher, or change the one with that app id and pushkey.
+        """Add a pusher, or change the one with that app ID and pushkey.
 
         Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and
         for too many pushers.
@@ -102,7 +105,7 @@ class Pushers:
         await self._database.write("set_pusher", self._set, row, wish)
 
     async def do_remove(self, user_id: UserID, app_id: str, pushkey: str) -> None:
-        """Remove one; one that there is not is no error."""
+        """Remove a pusher. A missing pusher is no error."""
         if app_id == EMAIL_APP:
             pushkey = pushkey.strip().lower()
         await self._database.write(
@@ -112,8 +115,8 @@ class Pushers:
     def note_address(
         self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
     ) -> None:
-        """In the write that makes an account: let it hear by e-mail of what it misses. `languages`:
-        those of its owner, as in `Accept-Language`."""
+        """Add an e-mail pusher, in the write that creates the account. `languages`: those of the
+        user, as in `Accept-Language`."""
         position = txn.next_position()
         data = b"{}"
         row = PusherRow(
@@ -125,7 +128,7 @@ class Pushers:
             app_display_name="Email Notifications",
             device_display_name=address,
             profile_tag=None,
-            lang=languages[:_LONGEST_TEXT],
+            lang=languages[:_MAX_TEXT_CHARS],
             data=data,
             gateway="",
             device_id=None,
@@ -154,13 +157,13 @@ class Pushers:
             wish.lang or "",
             wish.profile_tag or "",
         )
-        if any(len(text) > _LONGEST_TEXT for text in texts):
+        if any(len(text) > _MAX_TEXT_CHARS for text in texts):
             raise InvalidParam(
-                f"Names, lang and profile_tag have at most {_LONGEST_TEXT} characters"
+                f"Names, lang and profile_tag have at most {_MAX_TEXT_CHARS} characters"
             )
         data = msgspec.json.encode(wish.data)
-        if len(data) > _LARGEST_DATA:
-            raise InvalidParam(f"data has at most {_LARGEST_DATA} bytes")
+        if len(data) > _MAX_DATA_BYTES:
+            raise InvalidParam(f"data has at most {_MAX_DATA_BYTES} bytes")
         pushkey, device_id = wish.pushkey, caller.device_id
         if wish.kind == HTTP:
             check_http_data(wish.data, plain_http=self._plain_http)
@@ -206,7 +209,7 @@ class Pushers:
             row.kind == EMAIL
             and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id
         ):
-            raise InvalidParam("This e-mail address is not one of your account; add it first")
+            raise InvalidParam("This e-mail address does not belong to your account; add it first")
         same = self._store.get_by_key(txn, row.app_id, row.pushkey)
         if not wish.append:
             for user_id in same:
@@ -214,20 +217,20 @@ class Pushers:
                     self._store.remove_pusher(txn, user_id, row.app_id, row.pushkey)
         old = same.get(row.user_id)
         if old is None:
-            self._check_number(txn, row.user_id)
+            self._check_limit(txn, row.user_id)
             self._store.set_pusher(
-                txn, _begun(txn, replace(row, pusher_nid=txn.allocate("pusher")))
+                txn, _starting_now(txn, replace(row, pusher_nid=txn.allocate("pusher")))
             )
             return
         if wish.enabled is not None and old.kind == row.kind:
-            # a session that switches the pusher of another one does not make it its own
+            # switching the pusher of another session does not move it to this one
             row = replace(row, device_id=old.device_id)
         row = replace(row, pusher_nid=old.pusher_nid)
         if old.kind != row.kind:
-            self._store.set_pusher(txn, _begun(txn, row))
+            self._store.set_pusher(txn, _starting_now(txn, row))
         elif old.enabled != row.enabled:
-            # what it was told before it was off its app shows still
-            self._store.set_pusher(txn, _begun(txn, replace(row, success_ts=old.success_ts)))
+            # its app still shows the badge that was sent before it was disabled
+            self._store.set_pusher(txn, _starting_now(txn, replace(row, success_ts=old.success_ts)))
         elif old.data != row.data:
             self._store.set_pusher(txn, replace(row, position=old.position, due_ts=old.due_ts))
         else:
@@ -245,28 +248,28 @@ class Pushers:
                 ),
             )
 
-    def _check_number(self, txn: Transaction, user_id: str) -> None:
+    def _check_limit(self, txn: Transaction, user_id: str) -> None:
         if len(self._store.get_pushers_in(txn, [user_id]).get(user_id, ())) >= MOST_PUSHERS:
             raise Forbidden(f"An account has at most {MOST_PUSHERS} pushers")
 
 
 def place_of(url: str) -> str:
-    """The part of an address that says where the gateway is: scheme, host and port."""
+    """Return scheme, host and port of a gateway address."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def check_key(app_id: str, pushkey: str) -> None:
-    """Raises `InvalidParam` for what names no pusher."""
-    if not 1 <= len(app_id) <= _LONGEST_APP_ID:
-        raise InvalidParam(f"app_id has 1 to {_LONGEST_APP_ID} characters")
-    if not 1 <= len(pushkey.encode("utf-8", "surrogatepass")) <= _LONGEST_PUSHKEY:
-        raise InvalidParam(f"pushkey has 1 to {_LONGEST_PUSHKEY} bytes")
+    """Check an app ID and a pushkey. Raises `InvalidParam`."""
+    if not 1 <= len(app_id) <= _MAX_APP_ID_CHARS:
+        raise InvalidParam(f"app_id has 1 to {_MAX_APP_ID_CHARS} characters")
+    if not 1 <= len(pushkey.encode("utf-8", "surrogatepass")) <= _MAX_PUSHKEY_BYTES:
+        raise InvalidParam(f"pushkey has 1 to {_MAX_PUSHKEY_BYTES} bytes")
 
 
 def check_http_data(data: Mapping[str, Any], *, plain_http: bool) -> None:
-    """Raises `InvalidParam` where no gateway could be asked with this, `MissingParam` where the
-    address is missing."""
+    """Check the data of an HTTP pusher. Raises `InvalidParam`, and `MissingParam` if the address is
+    missing."""
     url = data.get("url")
     if url is None:
         raise MissingParam("data.url is the address of the push gateway")
@@ -291,12 +294,12 @@ def check_http_data(data: Mapping[str, Any], *, plain_http: bool) -> None:
         raise InvalidParam(f"data.format is {EVENT_ID_ONLY}, or is left out")
 
 
-def _begun(txn: WriteTransaction, row: PusherRow) -> PusherRow:
-    """As one that pushes from now on."""
+def _starting_now(txn: WriteTransaction, row: PusherRow) -> PusherRow:
+    """Return the pusher with a position from which on it pushes: the current one."""
     return replace(row, position=txn.next_position())
 
 
-def _shown(row: PusherRow) -> Mapping[str, Any]:
+def _as_json(row: PusherRow) -> Mapping[str, Any]:
     shown: dict[str, Any] = {
         "pushkey": row.pushkey,
         "kind": row.kind,

@@ -1,8 +1,8 @@
-"""What waits for one pusher: the events that it is to tell, in the order of the stream.
+"""The queue of one pusher: the pushes that wait, in the order of the stream.
 
-A push may be held for a moment, as its user seems to be reading there (`active_readers.py`). What
-is behind it goes meanwhile; that it is not told yet is never lost out of sight: `first` is the
-lowest position of all, held or under way.
+A push may be held for a moment, because its user seems to be reading there (`active_readers.py`).
+Later pushes may be sent before it. `first` still includes it: the lowest position that is waiting,
+held or in flight.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from homeserver.services.pushers.display_names import Told
 from storage.push.pushers import PusherRow
 
 WOKEN_AT_ONCE: Final = 200
-"""Lines that begin to send in one go: then others have the reactor."""
+"""Queues that are woken in one turn of the reactor."""
 
 
 class _Data(msgspec.Struct):
@@ -27,58 +27,58 @@ class _Data(msgspec.Struct):
 
 
 class Push(msgspec.Struct, eq=False):
-    """An event that one pusher is to tell."""
+    """An event to push for one pusher."""
 
     told: Told
     actions: Actions
     is_read: bool = False
     is_held: bool = False
-    """It is waited for that the user reads it."""
+    """Whether it waits for the user's receipt."""
     is_short: bool = False
-    """It goes without what was said, as its gateway refused it with that."""
+    """Whether it is sent without content, because its gateway refused it with content."""
 
 
 class Due(msgspec.Struct, eq=False, frozen=True):
-    """That the number may be another than the app was told."""
+    """A badge that may differ from the one the app shows."""
 
     since: int | None
-    """The position of what made it so last: who reads that again tells it for all before. None: it
-    will not be read again."""
+    """The position of the first change that is not sent: reading the stream again from there sends
+    it. None: it will not be read again."""
 
 
 class Line(msgspec.Struct, eq=False):
-    """What waits for one pusher. Exists while something does, or while the pusher fails."""
+    """The queue of one pusher. Exists while a push waits or the pusher fails."""
 
     row: PusherRow
     url: str
     waiting: deque[Push] = msgspec.field(default_factory=deque)
-    """In the order of their positions."""
+    """Pushes by position."""
     under_way: Push | None = None
     last_position: int = 0
-    """Of the last event that was added."""
+    """The position of the last event that was added."""
     badge: Due | None = None
-    """The number is to be told."""
+    """The badge to send."""
     badge_under_way: Due | None = None
-    """It is being told."""
+    """The badge in flight."""
     is_queued: bool = False
-    """It waits for its turn at the gateway, or something is under way."""
+    """Whether it waits for its turn at the gateway, or a request is in flight."""
     turn: int = 0
-    """Which one; an older one means nothing any more."""
+    """The number of the current turn; jobs of older turns are ignored."""
     failing_since_ts: int | None = None
     pause_ms: int = 0
     refusals: int = 0
-    """So many pushes were given up one after the other, as the gateway refused them."""
+    """The number of pushes in a row that the gateway refused and that were dropped."""
     tried_ts: int = 0
     error: str | None = None
     is_noted: bool = False
-    """The database knows up to which position it is done."""
+    """Whether its position is stored in the database."""
     timer: IDelayedCall | None = None
     waits_for_badge: bool = False
-    """The timer is that of the badge alone: an event need not wait for it."""
+    """Whether the timer delays only the badge: an event does not wait for it."""
 
     @property
     def first(self) -> int | None:
-        """The position of the first event that is not told yet."""
+        """The position of the first event that is not sent yet."""
         waiting = self.waiting[0].told.position if self.waiting else None
         if self.under_way is None:
             return waiting
@@ -87,8 +87,7 @@ class Line(msgspec.Struct, eq=False):
 
     @property
     def unfinished(self) -> int | None:
-        """The position of the first thing of which it does not know yet: an event, or what changed
-        the number."""
+        """The position of the first event or change of the badge that is not sent yet."""
         dues = (self.badge, self.badge_under_way)
         found = [due.since for due in dues if due is not None and due.since is not None]
         if self.first is not None:
@@ -101,8 +100,8 @@ class Line(msgspec.Struct, eq=False):
         return any(not push.is_held for push in self.waiting)
 
     def take(self, oldest_ms: int) -> Push | None:
-        """The next push that is still to be told, and not held. What was read, or queued before a
-        time, goes; of the latter the number is told at least."""
+        """Return the next push to send that is not held. Drop pushes that were read, or queued
+        before `oldest_ms`; the badge is still sent for the latter."""
         at = 0
         while at < len(self.waiting):
             push = self.waiting[at]
@@ -118,29 +117,29 @@ class Line(msgspec.Struct, eq=False):
         return None
 
     def let_go(self, told: Told) -> None:
-        """What stands where this event does is held no longer: they go in their order."""
+        """Release the held pushes of an event's room and thread, so that they keep their order."""
         for push in self.waiting:
             if push.told.room_nid == told.room_nid and push.told.thread == told.thread:
                 push.is_held = False
 
     def put_back(self, push: Push) -> None:
-        """It was taken, and is to be told later: in its place."""
+        """Insert a push that was taken at its place again."""
         at = 0
         while at < len(self.waiting) and self.waiting[at].told.position < push.told.position:
             at += 1
         self.waiting.insert(at, push)
 
     def set_badge_due(self, since: int | None) -> None:
-        """The number may have become another, by what stands there in the stream."""
+        """Mark the badge as changed at a position of the stream."""
         before = None if self.badge is None else self.badge.since
         self.badge = Due(before if since is None else since)
 
     def take_badge(self) -> None:
-        """The number is told now."""
+        """Take the badge to send it now."""
         self.badge_under_way, self.badge = self.badge, None
 
     def put_back_badge(self) -> None:
-        """If it was to be told, it was not, and is to be told later."""
+        """Queue the badge in flight again, because it was not sent."""
         newer, due, self.badge_under_way = self.badge, self.badge_under_way, None
         if due is not None:
             self.badge = due
@@ -148,9 +147,9 @@ class Line(msgspec.Struct, eq=False):
                 self.set_badge_due(newer.since)
 
     def give_up_one(self) -> None:
-        """Too many wait: the one goes that is missed least. Rather one of a room of which a later
-        one tells than the last of a room, and those that call their user last; of equal ones the
-        oldest. The number is told in any case: the others may be taken back."""
+        """Drop the least important push, because too many wait. Prefer one whose room has a later
+        push, then one that is no highlight; among equal ones the oldest. The badge is sent in any
+        case, since the others may be redacted."""
         self.set_badge_due(None)
         newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
         for calls, is_newest in product((False, True), repeat=2):
@@ -163,50 +162,50 @@ class Line(msgspec.Struct, eq=False):
                     return
 
     def cancel(self) -> None:
-        """Wait for no timer any more."""
+        """Cancel the timer."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
 
     def is_held_back(self) -> bool:
-        """Whether a timer is to be waited for; that of the badge is not, where an event is
+        """Return whether a timer is running. The badge's timer is cancelled if an event is
         ready."""
         if self.waits_for_badge and self.has_ready:
             self.cancel()
         return self.timer is not None and self.timer.active()
 
     def drop_read(self) -> None:
-        """What was read meanwhile waits no longer."""
+        """Drop the pushes that were read meanwhile."""
         if any(push.is_read for push in self.waiting):
             self.waiting = deque(push for push in self.waiting if not push.is_read)
 
 
 class TouchedLines:
-    """Lines to which something was added. For the reactor thread."""
+    """The queues that have changed and are to be woken. For the reactor thread."""
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime, wake: Callable[[Line], None]) -> None:
-        """`wake` lets a line send, if it still is one."""
+        """`wake` starts to send a queue, if it still exists."""
         self._clock = clock
         self._wake = wake
         self._touched: dict[int, Line] = {}
         self._woken: dict[int, Line] = {}
-        """Those whose turn it is."""
+        """Queues that are being woken."""
         self._is_waking = False
 
     def add(self, line: Line) -> None:
-        """Wake it with the next ones."""
+        """Wake a queue at the next call of `wake`."""
         self._touched[line.row.pusher_nid] = line
 
     def wake(self) -> None:
-        """Let them send: where they are many, in pieces."""
+        """Wake all changed queues; if they are many, in several turns of the reactor."""
         self._woken |= self._touched
         self._touched.clear()
         if not self._is_waking:
             self._wake_some()
 
     def clear(self) -> None:
-        """Wake none of them."""
+        """Forget the changed queues."""
         self._touched.clear()
         self._woken.clear()
 
@@ -218,12 +217,12 @@ class TouchedLines:
         for line in some:
             try:
                 self._wake(line)
-            except Exception:  # a bug of ours: the others have their turn
+            except Exception:  # an unexpected error: wake the others
                 self.log.failure(
                     "pusher {pusher_nid} could not be woken", pusher_nid=line.row.pusher_nid
                 )
 
 
 def url_of(row: PusherRow) -> str:
-    """The address of the gateway."""
+    """Return the address of a pusher's gateway."""
     return msgspec.json.decode(row.data, type=_Data).url

@@ -1,12 +1,11 @@
-"""What of the stream concerns those who have pushers, from when it is heard until it is told.
+"""Collects the changes of the stream that concern users with pushers, until they are pushed.
 
 Laws:
-- Who does not have the lease hears nothing: what comes then is read from the database by whoever
-  takes it next.
-- What is heard of one user's pushers is kept as their name, and of a number that may be another, as
-  its user and the first position that made it so: however much happens, they are as many as there
-  are users.
-- Of the rest so much is kept (`MOST_HEARD`); of more it is known only that the database has it.
+- Without the lease nothing is collected: the next holder of the lease reads the changes from the
+  database.
+- Changes of pushers are stored as user IDs, and changes of badges as a user ID with the first
+  position. However much happens, there are at most as many as users.
+- At most `MOST_HEARD` other changes are kept in memory; further ones are read from the database.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -25,38 +24,37 @@ from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
 
 MOVED: Final = frozenset({"join", "leave", "ban"})
-"""By coming an invite is answered, which counts too."""
+"""Memberships that may change the badge. A join answers an invite, which counts, too."""
 MOST_HEARD: Final = 20_000
-"""Of what was heard and not come to yet; the rest is read from the database."""
+"""Changes in memory that are not processed yet; further ones are read from the database."""
 
 Heard = NewEvent | NewReceipt | MembershipRow
 
 
 class Hearing:
-    """Who listens. For the reactor thread."""
+    """Subscribes to the stream and collects the changes. For the reactor thread."""
 
     def __init__(
         self, streams: Streams, roster: Roster, badges: Badges, schedule: Callable[[], None]
     ) -> None:
-        """`schedule` lets it be told soon."""
+        """`schedule` starts to process the changes soon."""
         self._streams = streams
         self._roster = roster
         self._badges = badges
         self._schedule = schedule
-        self._listens = False
+        self._is_active = False
         self._floor = 0
-        self._heard: list[Heard] = []
+        self._changes: list[Heard] = []
         self.in_database = 0
-        """Up to here memory does not have the stream."""
+        """The changes up to here must be read from the database."""
         self.changed_users: set[str] = set()
         self.set_now: set[str] = set()
-        """Those of them whose pushers were set while this process pushes."""
+        """Users in `changed_users` whose pushers were set while this process pushes."""
         self.refreshed: Set[str] = frozenset()
-        """Users whose pushers are being read: they may come to have some."""
+        """Users whose pushers are being read, so they may have some."""
         self.renumbered: dict[str, int] = {}
-        """Users whose number may be another, though nobody wrote or read: something was taken away,
-        or they came into a room or left one. With the position from which on that stands in the
-        stream."""
+        """Users whose badge may have changed without a message or receipt, because content was
+        removed or a membership changed. Each with the position of the first such change."""
         streams.subscribe(
             self._on_changes,
             Topic.PUSHER,
@@ -72,67 +70,70 @@ class Hearing:
         streams.watch(self._on_remote_write)
 
     def begin(self, floor: int) -> None:
-        """Hear from now on: what came up to now is in the database. Up to `floor` it is told."""
-        self._listens, self._floor = True, floor
+        """Start to collect changes. Earlier ones are in the database, and those up to `floor` were
+        pushed."""
+        self._is_active, self._floor = True, floor
         self.renumbered.clear()
         self.forget()
 
     def end(self) -> None:
-        """Hear nothing more."""
-        self._listens = False
+        """Stop collecting changes."""
+        self._is_active = False
 
     def has_news(self, done: int) -> bool:
-        """Whether there is something to tell; up to `done` the stream is told."""
-        return bool(self.changed_users or self.renumbered or done < self.in_database or self._heard)
+        """Return whether there are changes to process. The stream was processed up to `done`."""
+        return bool(
+            self.changed_users or self.renumbered or done < self.in_database or self._changes
+        )
 
     def take(self) -> Sequence[Heard]:
-        """What was heard; it is told now."""
-        heard, self._heard = self._heard, []
+        """Return the collected changes and clear the list."""
+        heard, self._changes = self._changes, []
         return heard
 
     def take_changed(self) -> tuple[Set[str], Set[str]]:
-        """Users whose pushers are read now, as they have changed; and those of them whose pushers
-        were set."""
+        """Return the users whose pushers have changed and must be read, and those of them whose
+        pushers were set."""
         self.refreshed, self.changed_users = self.changed_users, set()
         set_now, self.set_now = self.set_now, set()
         return self.refreshed, set_now
 
     def forget(self) -> None:
-        """Let it be read from the database instead."""
-        self._heard.clear()
+        """Drop the collected changes; they are read from the database instead."""
+        self._changes.clear()
         self.in_database = max(self._floor, self._streams.current())
 
     def renumber(self, user_ids: Iterable[str], position: int) -> None:
-        """Their number may be another, by what stands there."""
+        """Record that the badges of these users may have changed at a position."""
         for user_id in user_ids:
             self.renumbered.setdefault(user_id, position)
         if self.renumbered:
             self._schedule()
 
     def renumber_everywhere(self, user_ids: Iterable[str], position: int) -> None:
-        """What they have not read may be more or less in any room."""
+        """Record that the unread counts of these users may have changed in any room."""
         for user_id in user_ids:
             self._badges.forget(user_id)
             if self.may_have_pushers(user_id):
                 self.renumber([user_id], position)
 
     def may_have_pushers(self, user_id: str) -> bool:
-        """Whether the user has pushers, or may have set one."""
+        """Return whether the user has pushers, or may have set one."""
         return (
             user_id in self._roster.users
             or user_id in self.changed_users
             or user_id in self.refreshed
         )
 
-    def _may_anybody_have_pushers(self) -> bool:
+    def _may_any_user_have_pushers(self) -> bool:
         return bool(self._roster.users or self.changed_users or self.refreshed)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
-        if not self._listens:
+        if not self._is_active:
             return
         news = {change.position for change in changes if change.topic is Topic.EVENT}
         for change in changes:
-            row, heard = change.detail, len(self._heard)
+            row, heard = change.detail, len(self._changes)
             if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
                 self.changed_users.add(change.user_id)
                 if change.topic is Topic.PUSHER:
@@ -141,8 +142,8 @@ class Hearing:
             elif isinstance(row, EventRow):
                 if (
                     row.flags & COUNTED or row.type == REDACTION
-                ) and self._may_anybody_have_pushers():
-                    self._heard.append(
+                ) and self._may_any_user_have_pushers():
+                    self._changes.append(
                         NewEvent(
                             change.position,
                             row.event_nid,
@@ -156,7 +157,7 @@ class Hearing:
                     )
             elif isinstance(row, ReceiptRow):
                 if row.receipt_type in READ_TYPES and self.may_have_pushers(row.user_id):
-                    self._heard.append(
+                    self._changes.append(
                         NewReceipt(
                             change.position,
                             row.room_nid,
@@ -175,14 +176,12 @@ class Hearing:
                     and is_outside(row)
                     and self.may_have_pushers(row.user_id)
                 ):
-                    self._heard.append(row)
+                    self._changes.append(row)
             elif isinstance(row, PurgedMessages | PartialRoom):
-                # with all of its state a room may lose messages that were counted
+                # counted messages may disappear when a room's state becomes complete
                 self.renumber(self._badges.touch_room(row.room_nid), change.position)
             elif change.topic is Topic.REDACTED:
-                if (
-                    change.position not in news
-                ):  # by what was read back from the past: in which room is not known here
+                if change.position not in news:  # by a backfilled event: its room is not known here
                     self._badges.doubt_all()
             elif (
                 change.topic is Topic.ACCOUNT_DATA
@@ -194,14 +193,14 @@ class Hearing:
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self.in_database = max(self.in_database, change.position)
                 self._schedule()
-            if len(self._heard) > heard:
+            if len(self._changes) > heard:
                 self._schedule()
-        if len(self._heard) > MOST_HEARD:
+        if len(self._changes) > MOST_HEARD:
             self.forget()
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
-        """Another node wrote."""
-        if self._listens:
+        """Handle a write of another node: read the changes from the database."""
+        if self._is_active:
             self.in_database = max(self.in_database, upto)
             self._badges.doubt_all()
             self._schedule()

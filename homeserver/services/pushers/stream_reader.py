@@ -1,19 +1,19 @@
-"""Reads the stream for those who have pushers: what happens becomes pushes, letters and badges.
+"""Reads the stream for users with pushers, and creates pushes, e-mails and badges.
 
 Laws:
-- What is told comes from the stream, never from whoever made the change: an event of another node,
-  or of before a restart, is nothing special. Up to the lease's position all is told, or noted with
-  its pusher.
-- One node pushes at a time: it has the lease. On SQLite, which is for one node, it is taken by
-  force.
-- An event that notifies nobody costs nothing (its flags say so), nor does one in a room where
-  nobody has a pusher; any other is decided for all who have, where they are many in pieces: others
-  have the reactor between.
-- The stream is read from memory (`stream_listener.py`); from the database only after a start, and
-  what other nodes wrote.
-- Who loses the lease, or ends, stops between two users: the position that is noted is below all
-  that is not told. What is read once more, since the database was away, is told to those alone who
-  were not told.
+- Pushes come from the stream, never from the code that made the change: an event of another node,
+  or from before a restart, needs no special case. Everything up to the lease's position is sent, or
+  stored with its pusher.
+- One node pushes at a time: the holder of the lease. On SQLite, which serves one node, the lease is
+  taken by force.
+- An event that notifies nobody costs nothing (its flags say so), and neither does one in a room
+  where nobody has a pusher. Any other event is evaluated for all members with pushers; if they are
+  many, in several turns of the reactor.
+- The stream is read from memory (`stream_listener.py`). The database is read only after a start and
+  for writes of other nodes.
+- A node that loses the lease or stops does so between two users: the stored position is below
+  everything that is not sent. Events that are read again after a database error are only pushed to
+  users who have not received them.
 
 spec: client-server-api#push-notifications
 """
@@ -56,22 +56,23 @@ from storage.rooms.receipts import UNTHREADED
 from storage.rooms.rooms import RoomStore
 
 ROUNDS_TO_NOTE_ALL: Final = 6
-"""How many rounds pass until it is noted how pushers stand that push without trouble."""
+"""The number of rounds after which the state of healthy pushers is stored."""
 AT_ONCE: Final = 500
 """Events that are read from the database at once."""
 TOLD_AT_ONCE: Final = 200
-"""Users of a room who are told in one go: then others have the reactor."""
+"""Members that are notified in one turn of the reactor."""
 MOST_BEHIND: Final = 200_000
-"""So many positions before the lease's are read again for pushers that fail. What is older is given
-up: all others wait."""
+"""Failing pushers read at most this many positions before the lease's again. Older events are
+dropped, since all other pushers wait for this.
+"""
 
 
 class _LeaseGone(Exception):
-    """Another reads on from the position that was noted, or is to be."""
+    """The lease is lost: another node continues from the stored position."""
 
 
 class PushReading:
-    """The reader. For the reactor thread."""
+    """Reads the stream. For the reactor thread."""
 
     log = Logger()
 
@@ -108,28 +109,28 @@ class PushReading:
         self._roster = roster
         self._badges = badges
         self._deliveries = deliveries
-        self._letters = letters
+        self._emails = letters
         self._now_ms = now_ms
         self._floor = 0
-        """Up to here all is told to pushers that were well when the lease was taken."""
+        """Everything up to here was sent to pushers that were healthy when the lease was taken."""
         self._behind: Set[str] = frozenset()
-        """Users of pushers that were not."""
+        """Users of pushers that were failing at that time."""
         self._done = 0
         self._taken = 0
-        """All below that was taken, though perhaps something failed before it was done."""
-        self._told_at = 0
-        self._told_users: set[str] = set()
-        """Who was told of what stands there."""
-        self._hearing = Hearing(streams, roster, badges, self._schedule)
+        """Everything below was read, though an error may have stopped its processing."""
+        self._notified_at = 0
+        self._notified_users: set[str] = set()
+        """Users who were notified of the event at `_notified_at`."""
+        self._listener = Hearing(streams, roster, badges, self._schedule)
         self._scheduled = False
         self._rounds = 0
 
     def start(self) -> None:
-        """Push from now on, as soon as no other node does."""
+        """Start to push as soon as no other node does."""
         self._lease.start()
 
     async def stop(self) -> None:
-        """Push no more, and note how far all is told."""
+        """Stop pushing, and store the position up to which everything is sent."""
         await self._lease.stop()
 
     # ---------------------------------------------------------------------------------------------------
@@ -146,65 +147,67 @@ class PushReading:
     async def _turn(self) -> None:
         try:
             while self._lease.is_held and (
-                self._deliveries.is_behind or self._hearing.has_news(self._done)
+                self._deliveries.is_behind or self._listener.has_news(self._done)
             ):
-                await self._tell_renumbered()
+                await self._send_changed_badges()
                 while (
-                    self._hearing.changed_users
-                ):  # up to now: who has just set a pusher is told of what follows
+                    self._listener.changed_users
+                ):  # until now: a pusher that was just set gets the events that follow
                     await self._refresh()
                 if self._deliveries.is_behind and self._done >= self._floor:
                     self._deliveries.catch_up()
-                upto = self._hearing.in_database
+                upto = self._listener.in_database
                 if self._done < upto:
                     await self._read_database()
                 else:
                     await self._read_memory()
                 if (
                     self._done >= upto and not self._deliveries.is_behind
-                ):  # up to now: there may always be more
+                ):  # until now: there may always be more
                     self._deliveries.wake_touched()
         except _LeaseGone:
             pass
         except DatabaseUnavailable as error:
-            self._hearing.forget()
-            self.log.warn("what happened is pushed later: {error}", error=error)
-        except Exception:  # a bug of ours: the next round tries again
-            self._hearing.forget()
-            self.log.failure("what happened could not be pushed")
+            self._listener.forget()
+            self.log.warn("pushes are delayed: {error}", error=error)
+        except Exception:  # an unexpected error: the next round tries again
+            self._listener.forget()
+            self.log.failure("reading the stream for pushes failed")
         finally:
             self._scheduled = False
 
     def _check_lease(self) -> None:
-        """Before something is told. Raises _LeaseGone."""
+        """Check that the lease is held, before something is sent. Raises _LeaseGone."""
         if not self._lease.is_held:
             raise _LeaseGone
 
     async def _refresh(self) -> None:
-        users, set_now = self._hearing.take_changed()
+        users, set_now = self._listener.take_changed()
         try:
             refreshed = await self._roster.refresh(users)
             self._check_lease()
             for user_id, rows in refreshed.items():
                 if not rows:
-                    self._badges.forget(user_id)  # what they read from here on is not heard of
+                    self._badges.forget(user_id)  # their receipts are not collected from here on
                 to_apps = [row for row in rows if row.kind == HTTP]
                 self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
-            self._hearing.changed_users |= users
+            self._listener.changed_users |= users
             raise
         finally:
-            self._hearing.refreshed = frozenset()
+            self._listener.refreshed = frozenset()
 
     async def _read_database(self) -> None:
-        hearing = self._hearing
-        stretch = await self._stream.get_stretch(self._done, hearing.in_database, AT_ONCE)
+        listener = self._listener
+        stretch = await self._stream.get_stretch(self._done, listener.in_database, AT_ONCE)
         changed = await self._store.get_changed_users(self._done, stretch.upto)
-        hearing.changed_users |= changed
+        listener.changed_users |= changed
         if self._done > self._floor:
-            hearing.set_now |= changed  # by another node
-        hearing.changed_users |= await self._accounts.get_changed_accounts(self._done, stretch.upto)
-        if hearing.changed_users:
+            listener.set_now |= changed  # by another node
+        listener.changed_users |= await self._accounts.get_changed_accounts(
+            self._done, stretch.upto
+        )
+        if listener.changed_users:
             await self._refresh()
         heard: list[Heard] = [
             *stretch.events,
@@ -214,15 +217,15 @@ class PushReading:
         await self._take(sorted(heard, key=lambda each: each.position))
         since = max(self._done, self._floor) + 1
         for room_nid in stretch.taken_from:
-            hearing.renumber(self._badges.touch_room(room_nid), since)
-        hearing.renumber(
-            (user_id for user_id in stretch.moved if hearing.may_have_pushers(user_id)), since
+            listener.renumber(self._badges.touch_room(room_nid), since)
+        listener.renumber(
+            (user_id for user_id in stretch.moved if listener.may_have_pushers(user_id)), since
         )
-        hearing.renumber_everywhere(stretch.hiding, since)
+        listener.renumber_everywhere(stretch.hiding, since)
         self._done = stretch.upto
 
     async def _read_memory(self) -> None:
-        heard = self._hearing.take()
+        heard = self._listener.take()
         await self._take(each for each in heard if each.position > self._done)
         if heard:
             self._done = max(self._done, heard[-1].position)
@@ -243,21 +246,19 @@ class PushReading:
                     await self._take_invite(each)
             except (DatabaseUnavailable, _LeaseGone):
                 raise
-            except (
-                Exception
-            ):  # a bug of ours: it must not keep everybody from hearing of what follows
+            except Exception:  # an unexpected error must not stop later pushes
                 self.log.failure(
-                    "what happened at {position} is pushed to nobody", position=each.position
+                    "the change at position {position} was not pushed", position=each.position
                 )
-        await self._letters.flush()
+        await self._emails.flush()
 
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
-            self._hearing.renumber(self._badges.touch_room(event.room_nid), event.position)
+            self._listener.renumber(self._badges.touch_room(event.room_nid), event.position)
         if not event.flags & COUNTED:
             return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
-            await self._take_answer(event)
+            await self._take_own_message(event)
         users = self._roster.users if event.position > self._floor else self._behind
         members = await self._memberships.local_members(event.room_nid)
         smaller, larger = (users, members) if len(users) < len(members) else (members, users)
@@ -265,7 +266,7 @@ class PushReading:
             UserID(user_id) for user_id in smaller if user_id in larger and user_id != event.sender
         }
         if event.type == "m.room.member" and event.state_key in users:
-            concerned.add(UserID(event.state_key or ""))  # who is invited is no member yet
+            concerned.add(UserID(event.state_key or ""))  # an invited user is no member yet
         if not concerned:
             return
         stored = (await self._events.get_events([event.event_nid])).get(event.event_nid)
@@ -277,17 +278,17 @@ class PushReading:
         told = Told(stored, event.position, event.room_nid, event.thread_root, queued_ms)
         for user_id in concerned:
             self._badges.touch(user_id, event.room_nid)
-        await self._tell(told, concerned)
+        await self._notify(told, concerned)
 
-    async def _take_answer(self, event: NewEvent) -> None:
-        """Who writes has read, up to their message, the thread that it stands in."""
+    async def _take_own_message(self, event: NewEvent) -> None:
+        """Mark the thread of a user's own message as read up to that message."""
         self._badges.touch(event.sender, event.room_nid)
         self._deliveries.mark_read(
             event.sender, event.room_nid, event.thread_root, event.position, everything=False
         )
-        await self._tell_badges({event.sender: event.position})
+        await self._queue_badges({event.sender: event.position})
 
-    async def _tell_badges(self, positions: Mapping[str, int]) -> None:
+    async def _queue_badges(self, positions: Mapping[str, int]) -> None:
         found = await self._roster.get(positions)
         self._check_lease()
         for user_id, pushers in found.items():
@@ -295,51 +296,49 @@ class PushReading:
                 if pusher.kind == HTTP and positions[user_id] > self._floor:
                     self._deliveries.set_badge_due(pusher, positions[user_id])
 
-    async def _tell_renumbered(self) -> None:
-        """Each stays among them until it is told: the position of the lease is below what made it
-        another."""
-        renumbered = self._hearing.renumbered
+    async def _send_changed_badges(self) -> None:
+        """Send changed badges. Each stays in `renumbered` until it is sent: the lease's position is
+        below the change."""
+        renumbered = self._listener.renumbered
         while renumbered:
             some = dict(islice(renumbered.items(), TOLD_AT_ONCE))
             try:
-                await self._tell_badges(some)
+                await self._queue_badges(some)
             except (DatabaseUnavailable, _LeaseGone):
                 raise
-            except (
-                Exception
-            ):  # a bug of ours: it must not keep everybody from hearing of what follows
-                self.log.failure("numbers that may be others are told to nobody")
+            except Exception:  # an unexpected error must not stop later pushes
+                self.log.failure("changed badges were not sent")
             for user_id in some:
                 del renumbered[user_id]
             if renumbered:
                 await deferLater(self._clock, 0)
 
     async def _take_invite(self, row: MembershipRow) -> None:
-        """Into a room that this server is not in."""
+        """Push an invite to a room that this server is not in."""
         if row.user_id not in (self._roster.users if row.position > self._floor else self._behind):
             return
         room = (await self._rooms.get_rooms_by_nid([row.room_nid])).get(row.room_nid)
         stored = None if room is None else await self._outside.find_event(room, row)
         if stored is not None:
             told = Told(stored, row.position, row.room_nid, None, self._now_ms(), outside=row)
-            await self._tell(told, {UserID(row.user_id)})
+            await self._notify(told, {UserID(row.user_id)})
 
-    async def _tell(self, told: Told, user_ids: Iterable[UserID]) -> None:
-        if self._told_at != told.position:
-            self._told_at, self._told_users = told.position, set()
-        left = iter([user_id for user_id in user_ids if user_id not in self._told_users])
+    async def _notify(self, told: Told, user_ids: Iterable[UserID]) -> None:
+        if self._notified_at != told.position:
+            self._notified_at, self._notified_users = told.position, set()
+        left = iter([user_id for user_id in user_ids if user_id not in self._notified_users])
         while some := list(islice(left, TOLD_AT_ONCE)):
             decided = await self._decisions.get_actions(told.stored, some)
             for user_id, pushers in (await self._roster.get(decided)).items():
                 for pusher in pushers:
                     self._check_lease()
-                    await self._tell_pusher(pusher, told, decided[UserID(user_id)])
-                self._told_users.add(user_id)
+                    await self._notify_pusher(pusher, told, decided[UserID(user_id)])
+                self._notified_users.add(user_id)
             self._check_lease()
             if len(some) == TOLD_AT_ONCE:
                 await deferLater(self._clock, 0)
 
-    async def _tell_pusher(self, pusher: PusherRow, told: Told, actions: Actions) -> None:
+    async def _notify_pusher(self, pusher: PusherRow, told: Told, actions: Actions) -> None:
         was_well = pusher.failing_since_ts is None
         if was_well and told.position <= self._floor:
             return
@@ -349,13 +348,13 @@ class PushReading:
         elif pusher.kind == HTTP:
             self._deliveries.add(pusher, told, actions)
         elif actions.mails:
-            await self._letters.note(pusher, told.room_nid)
+            await self._emails.note(pusher, told.room_nid)
 
     async def _take_receipt(self, receipt: NewReceipt) -> None:
         if receipt.user_id not in self._roster.users:
             return
         self._badges.touch(receipt.user_id, receipt.room_nid)
-        self._letters.note_reading(receipt.user_id, receipt.room_nid)
+        self._emails.note_reading(receipt.user_id, receipt.room_nid)
         if receipt.event_position is not None:
             self._deliveries.mark_read(
                 receipt.user_id,
@@ -364,17 +363,18 @@ class PushReading:
                 receipt.event_position,
                 everything=receipt.thread_id == UNTHREADED,
             )
-        await self._tell_badges({receipt.user_id: receipt.position})
+        await self._queue_badges({receipt.user_id: receipt.position})
 
     # ----------------------------------------------------------------------------------------------------
     # the lease
 
     def is_idle(self) -> bool:
-        """As `LeasedWork.is_idle`."""
+        """Return whether no turn is scheduled; see `LeasedWork.is_idle`."""
         return not self._scheduled
 
     async def begin(self, lease: Lease) -> None:
-        """Push what the database knows of, and what follows. Raises DatabaseUnavailable."""
+        """Start to push: first what is in the database, then what follows. Raises
+        DatabaseUnavailable."""
         await self._roster.load()
         failing = [row for row in await self._store.get_failing() if row.kind == HTTP]
         self._behind = {row.user_id for row in failing}
@@ -382,29 +382,29 @@ class PushReading:
         self._done = min((row.position for row in failing), default=lease.position)
         self._done = max(min(self._done, lease.position), lease.position - MOST_BEHIND)
         self._badges.forget_all()
-        self._taken = self._told_at = 0
-        self._hearing.begin(self._floor)
+        self._taken = self._notified_at = 0
+        self._listener.begin(self._floor)
         self._deliveries.start(failing, self._floor)
-        self._letters.start()
+        self._emails.start()
         self._schedule()
 
     async def note(self) -> int:
-        """As `LeasedWork.note`."""
-        if self._hearing.has_news(self._done):
-            self._schedule()  # what failed is tried again
+        """Store the state of pushers and return the position; see `LeasedWork.note`."""
+        if self._listener.has_news(self._done):
+            self._schedule()  # retry what failed
         self._rounds += 1
         await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
-        self._pass_by()
+        self._skip_idle()
         return self._position()
 
     def lose(self) -> None:
-        """As `LeasedWork.lose`."""
+        """Stop at once; see `LeasedWork.lose`."""
         self._stop_reading()
         self._deliveries.stop()
 
     async def finish(self) -> int:
-        """As `LeasedWork.finish`."""
-        self._pass_by()
+        """Store all states and stop; see `LeasedWork.finish`."""
+        self._skip_idle()
         self._stop_reading()
         await self._deliveries.note(all_standings=True)
         position = self._position()
@@ -412,17 +412,17 @@ class PushReading:
         return position
 
     def _stop_reading(self) -> None:
-        self._hearing.end()
-        self._letters.stop()
+        self._listener.end()
+        self._emails.stop()
 
-    def _pass_by(self) -> None:
-        """Of what came since that was not told, nothing concerns anybody."""
-        if not self._scheduled and not self._hearing.has_news(self._done):
+    def _skip_idle(self) -> None:
+        """Move the position past changes that concern nobody with a pusher."""
+        if not self._scheduled and not self._listener.has_news(self._done):
             self._done = max(self._done, self._streams.current())
 
     def _position(self) -> int:
-        """Up to where all is told or noted."""
-        firsts = [*self._hearing.renumbered.values()]
+        """Return the position up to which everything is sent or stored."""
+        firsts = [*self._listener.renumbered.values()]
         if (lowest := self._deliveries.lowest()) is not None:
             firsts.append(lowest)
         return max(self._lease.noted, min(self._done, min(firsts, default=self._done + 1) - 1))

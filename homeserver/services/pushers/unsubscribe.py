@@ -1,10 +1,10 @@
-"""The link by which somebody ends the letters about what they miss, without signing in.
+"""The link that ends the e-mails about missed messages without signing in.
 
 Laws:
-- A link is signed, and good for one pusher, as long as that exists: nobody can end another's
-  letters.
-- Opening it changes nothing, since programs open links in letters; the button on the page does, and
-  so does the mail client's own button (RFC 8058).
+- A link is signed and valid for one pusher as long as that exists: nobody can end another user's
+  e-mails.
+- Opening the link changes nothing, since programs open links in e-mails. The button on the page
+  ends the e-mails, and so does the mail client's own button (RFC 8058).
 """
 
 import hmac
@@ -22,35 +22,35 @@ _PURPOSE: Final = b"mahalla: links that end letters"
 
 
 class Unsubscribing:
-    """Makes links, and does what they say."""
+    """Creates and executes the links."""
 
     def __init__(
         self, database: Database, store: PusherStore, key: SigningKey, base_url: str
     ) -> None:
-        """`key`: what only this server knows; a key for these links alone is derived from it."""
+        """`key`: the server's signing key; a key only for these links is derived from it."""
         self._database = database
         self._store = store
         self._secret = hmac.digest(key.seed, _PURPOSE, sha256)
         self._base_url = base_url.rstrip("/")
 
     def link(self, pusher_nid: int) -> str:
-        """The link for a pusher's letters."""
+        """Return the link for a pusher's e-mails."""
         query = urlencode({"pusher": pusher_nid, "signature": self._sign(pusher_nid)})
         return f"{self._base_url}{UNSUBSCRIBE_PATH}?{query}"
 
     def is_signed(self, pusher_nid: int, signature: str) -> bool:
-        """Whether this server has made the link."""
+        """Return whether this server signed the link."""
         return hmac.compare_digest(
             self._sign(pusher_nid).encode(), signature.encode("utf-8", "surrogatepass")
         )
 
     async def find(self, pusher_nid: int) -> PusherRow | None:
-        """The pusher of a link, unless its letters have ended."""
+        """Return the pusher of a link; None if its e-mails have ended."""
         row = await self._store.get_pusher(pusher_nid)
         return row if row is not None and row.kind == "email" else None
 
     async def do_end(self, pusher_nid: int) -> None:
-        """Write no more such letters."""
+        """Remove the pusher, which ends its e-mails."""
         row = await self.find(pusher_nid)
         if row is not None:
             await self._database.write(

@@ -1,4 +1,4 @@
-"""What clients are told of how long messages are kept. proposal: MSC1763"""
+"""The retention policy that clients may read. Proposal: MSC1763"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 
 
 class RetentionConfiguration(msgspec.Struct, frozen=True):
-    """The rules of the server, in milliseconds; None: none."""
+    """The policy of the server, in milliseconds; None: not set."""
 
     default_min: int | None
     default_max: int | None
@@ -16,8 +16,8 @@ class RetentionConfiguration(msgspec.Struct, frozen=True):
 
     @property
     def json(self) -> Mapping[str, Any]:
-        """The policies by room, with `*` for all that have none of their own, and the bounds of
-        what rooms may say."""
+        """Return the policies by room, with `*` for all rooms without their own, and the limits for
+        the policies of rooms."""
         policy = _given(min_lifetime=self.default_min, max_lifetime=self.default_max)
         limits = _given(min=self.shortest, max=self.longest)
         return {

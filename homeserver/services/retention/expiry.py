@@ -1,10 +1,9 @@
-"""Deletes for good what is older than its room keeps it: a job for each of the intervals that the
-operator wants.
+"""Purges messages that exceed the retention of their rooms: one job for each configured interval.
 
-What is that old is shown to nobody any more already (`federation/rooms/history/retention.py`), so
-nothing depends on when this comes by.
+Expired messages are hidden already (`federation/rooms/history/retention.py`), so it does not matter
+when the job runs.
 
-proposal: MSC1763
+Proposal: MSC1763
 """
 
 from collections.abc import Callable
@@ -22,13 +21,13 @@ from storage.retention.purging import BEFORE_ALL, Cause, PurgingStore
 from storage.retention.room_retention import RoomLifetimeStore
 
 ROOMS_AT_ONCE: Final = 500
-"""Rooms that are asked together whether anything in them is too old."""
+"""Rooms that one query checks for expired messages."""
 AT_ONCE: Final = 100
-"""Messages that are purged in one write: the writer is held for some milliseconds."""
+"""Messages that are purged in one write: this takes some milliseconds of the writer."""
 
 
 class MessageExpiry:
-    """The steps of a job that goes through the rooms."""
+    """Runs the steps of a job that goes through all rooms."""
 
     _log = Logger()
 
@@ -42,7 +41,7 @@ class MessageExpiry:
         metrics: RetentionMetrics,
         is_for: Callable[[int], bool],
     ) -> None:
-        """`is_for`: whether rooms with this lifetime are looked through by this job."""
+        """`is_for`: whether this job handles rooms with a lifetime."""
         self._lifetimes = lifetimes
         self._rooms = rooms
         self._store = store
@@ -51,15 +50,15 @@ class MessageExpiry:
         self._metrics = metrics
         self._is_for = is_for
         self._upto = 0
-        """The number of the last room that was looked at."""
+        """The number of the last checked room."""
         self._has_purged = False
-        """Something, since it began with the first room."""
+        """Whether this pass over the rooms has purged a message."""
 
     async def do_step(self, limit: int) -> int:
-        """Purge up to so many messages; how many it were. After the last room it begins anew the
-        next time.
+        """Purge up to `limit` messages and return their number. After the last room the next step
+        starts a new pass.
 
-        None are purged while the clock is not believed.
+        Purges nothing while the clock is not trusted.
         """
         now = await self._time.read()
         if now is None:
@@ -87,14 +86,14 @@ class MessageExpiry:
             self._upto = rooms[-1]
 
     async def _purge_safely(self, room_nid: int, before_ms: int, limit: int) -> int:
-        """As `_purge`; a room in which that fails by a bug of ours holds up no other."""
+        """As `_purge`, but a bug of ours in one room does not stop the others."""
         try:
             return await self._purge(room_nid, before_ms, limit)
         except DatabaseUnavailable:
             raise
         except Exception:
             self._log.failure(
-                "the old messages of the room with number {room} could not be purged", room=room_nid
+                "expired messages of the room with number {room} could not be purged", room=room_nid
             )
             self._metrics.failures.inc()
             return 0
@@ -107,8 +106,7 @@ class MessageExpiry:
             )
             if not messages:
                 break
-            # what could not be read is passed over, and not counted: else the job would find work
-            # without end
+            # messages that could not be read are skipped and not counted, so that the job ends
             done += await self._purging.purge(room_nid, messages, Cause.RETENTION)
             after = (messages[-1].origin_server_ts, messages[-1].event_nid)
         return done

@@ -1,4 +1,4 @@
-"""Deletes the messages of rooms that nobody of this server remembers any more, some time later."""
+"""Purges the messages of rooms that all local users have forgotten, after a delay."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ ROOMS_AT_ONCE: Final = 200
 
 
 class ForgottenRooms:
-    """The steps of the job."""
+    """Runs the steps of the job."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class ForgottenRooms:
         *,
         period_ms: int,
     ) -> None:
-        """`period_ms` after it was seen that nobody remembers a room, its purge begins."""
+        """`period_ms`: the time between the detection of a forgotten room and its purge."""
         self._store = store
         self._secret_text = secret_text
         self._time = time
@@ -28,22 +28,22 @@ class ForgottenRooms:
         self._upto = 0
 
     async def do_step(self, limit: int) -> int:
-        """Look at so many more rooms; how many it were. After the last one, the purges begin whose
-        time has come.
+        """Check up to `limit` rooms and return their number. After the last one, start the purges
+        that are due.
 
-        Nothing is done while the clock is not believed.
+        Does nothing while the clock is not trusted.
         """
         now = await self._time.read()
         if now is None:
             return 0
         done = 0
         while done < limit:
-            looked = await self._store.note_forgotten(
+            checked = await self._store.note_forgotten(
                 self._upto, min(ROOMS_AT_ONCE, limit - done), now
             )
-            done += looked.count
-            self._upto = looked.upto
-            if looked.count == 0:
+            done += checked.count
+            self._upto = checked.upto
+            if checked.count == 0:
                 self._upto = 0
                 while await self._store.begin_forgotten(
                     now - self._period_ms, now, self._secret_text.purge_id()

@@ -1,14 +1,14 @@
-"""Purges the history of a room where an administrator asks for it, as a job that a restart goes on
-with.
+"""Purges the history of rooms on request of an administrator, as a job that continues after a
+restart.
 
 Laws:
-- State stays, and so does the newest message that people see, with its edits, reactions and votes,
-  and the root of its thread. Redactions of what stays do too: they say why it has no content. What
-  goes is gone for everybody here; other servers keep theirs.
-- What comes after a purge has begun stays, whatever was asked for, and a room that somebody
-  remembers again is left alone.
-- A room has one purge at a time; they are done one after the other. One that fails holds up no
-  other.
+- State stays. The newest visible message stays too, with its edits, reactions and votes, and the
+  root of its thread. Redactions of remaining events stay: they explain the missing content. Purged
+  events are gone for all local users; other servers keep theirs.
+- Events that arrive after the start of a purge stay. A forgotten room is left alone when a user
+  comes back to it.
+- A room has one purge at a time, and purges run one after another. A failed purge does not stop the
+  others.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -38,22 +38,22 @@ from storage.rooms.rooms import RoomStore
 
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
-GIVEN_UP_AT_ONCE: Final = 1000
-LATEST: Final = 2**62
-SAID: Final = (
+CANCELLED_AT_ONCE: Final = 1000
+MAX_POSITION: Final = 2**62
+VISIBLE_TYPES: Final = (
     "m.room.message",
     "m.room.encrypted",
     "m.sticker",
     "m.poll.start",
     "org.matrix.msc3381.poll.start",
 )
-"""What is said in a room: of these types is the message that stays."""
-REMEMBERED_MS: Final = 365 * DAY_MS
-"""For how long it is told how a purge ended."""
+"""Event types of visible messages, of which the newest stays."""
+RECORD_KEPT_MS: Final = 365 * DAY_MS
+"""How long the outcome of a purge can be read."""
 
 
 class HistoryPurges:
-    """Begins purges, tells of them, and does them in steps."""
+    """Starts purges, reports their status, and runs them in steps."""
 
     _log = Logger()
 
@@ -90,15 +90,15 @@ class HistoryPurges:
         with_own: bool,
         by: UserID,
     ) -> str:
-        """Begin to purge what stands above an event, or else what was sent before a time; the id of
-        the purge.
+        """Start to purge the events above an event, or else those sent before a time. Return the ID
+        of the purge.
 
-        A time in the future is now. `with_own`: also what this server's users have said. Raises
-        NotFound, MatrixError.
+        A future time counts as now. `with_own`: also purge events of local users. Raises NotFound,
+        MatrixError.
         """
         now = self._now_ms()
         if before_ts is not None:
-            before_ts = min(before_ts, now + 1)  # with what was sent in this millisecond
+            before_ts = min(before_ts, now + 1)  # includes events of this millisecond
         room = await self._rooms.get_room(room_id)
         if room is None:
             raise NotFound("This server does not know the room")
@@ -108,9 +108,9 @@ class HistoryPurges:
             if event is None:
                 raise NotFound("This server does not know the event")
             if event.room_nid != room.room_nid:
-                raise MatrixError("The event is of another room")
+                raise MatrixError("The event is in another room")
             depth, before_ts = event.depth, None
-        extent = await self._store.get_extent(room.room_nid, SAID)
+        extent = await self._store.get_extent(room.room_nid, VISIBLE_TYPES)
         purge = HistoryPurge(
             self._secret_text.purge_id(),
             room.room_nid,
@@ -128,11 +128,11 @@ class HistoryPurges:
         try:
             await self._store.add(purge)
         except PurgeUnderWay:
-            raise MatrixError("The history of this room is being purged already") from None
+            raise MatrixError("The history of this room is already being purged") from None
         return purge.purge_id
 
     async def get_status(self, purge_id: str) -> dict[str, Any]:
-        """What has become of a purge. Raises NotFound."""
+        """Return the status of a purge. Raises NotFound."""
         purge = await self._store.get(purge_id)
         if purge is None:
             raise NotFound("There is no such purge")
@@ -144,29 +144,27 @@ class HistoryPurges:
         return {"status": "complete", **known}
 
     async def do_step(self, limit: int) -> int:
-        """Look at so many messages of purges that go on; how many it were."""
+        """Process up to `limit` messages of active purges and return their number."""
         done = 0
         while done < limit:
             purge = await self._store.get_active()
             if purge is None:
                 break
             try:
-                done += await self._go_on(purge, min(AT_ONCE, limit - done))
+                done += await self._continue(purge, min(AT_ONCE, limit - done))
             except DatabaseUnavailable:
                 raise
-            except (
-                Exception
-            ):  # a bug of ours: it would be met again and again, and hold up all others
+            except Exception:  # a bug of ours would repeat for ever and stop the other purges
                 self._log.failure("the purge {id} failed", id=purge.purge_id)
                 self._metrics.failures.inc()
                 await self._store.set_finished(
-                    purge.purge_id, self._now_ms(), "The server failed; its log says more"
+                    purge.purge_id, self._now_ms(), "An internal error: see the server's log"
                 )
         return done
 
-    async def _go_on(self, purge: HistoryPurge, limit: int) -> int:
+    async def _continue(self, purge: HistoryPurge, limit: int) -> int:
         if purge.after == BEFORE_ALL and purge.cause == Cause.PURGE.value:
-            await self._give_up(purge)
+            await self._cancel_refetches(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
         within = [
             each
@@ -179,29 +177,29 @@ class HistoryPurges:
             return 0
         last = within[-1]
 
-        def note(txn: WriteTransaction, count: int) -> None:
+        def record(txn: WriteTransaction, count: int) -> None:
             move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
         await self._purging.purge(
             purge.room_nid,
             await self._choose(purge, within),
             Cause(purge.cause),
-            note,
+            record,
             lambda txn: may_go_on(txn, purge, self._now_ms()),
         )
         return len(within)
 
-    async def _give_up(self, purge: HistoryPurge) -> None:
-        """What was forgotten and might be had from others is not to come back."""
-        before_ms = LATEST if purge.before_ts is None else purge.before_ts
-        before_depth = LATEST if purge.before_depth is None else purge.before_depth
+    async def _cancel_refetches(self, purge: HistoryPurge) -> None:
+        """Make sure that purged events are not fetched from other servers again."""
+        before_ms = MAX_POSITION if purge.before_ts is None else purge.before_ts
+        before_depth = MAX_POSITION if purge.before_depth is None else purge.before_depth
         while await self._regaining.give_up(
-            purge.room_nid, before_ms, before_depth, GIVEN_UP_AT_ONCE
+            purge.room_nid, before_ms, before_depth, CANCELLED_AT_ONCE
         ):
             pass
 
     async def _choose(self, purge: HistoryPurge, within: Sequence[Message]) -> Sequence[Message]:
-        """Those of the messages that go."""
+        """Return the messages to purge."""
         if purge.cause == Cause.FORGOTTEN.value:
             return [each for each in within if self._is_wanted(purge, each)]
         nids = [each.event_nid for each in within]
@@ -214,10 +212,11 @@ class HistoryPurges:
             ]
             kept = await self._store.get_kept(purge.kept_nid, asked)
 
-        def goes(message: Message) -> bool:
+        def is_purged(message: Message) -> bool:
             return message.event_nid not in kept and self._is_wanted(purge, message)
 
         def is_needed(message: Message) -> bool:
+            """Return whether the message redacts an event that stays."""
             if message.event_nid not in redacted:
                 return False
             target = redacted[message.event_nid]
@@ -226,9 +225,9 @@ class HistoryPurges:
                 and purge.before_ts is not None
                 and target.origin_server_ts >= purge.before_ts
             )
-            return target is None or is_late or not goes(target)
+            return target is None or is_late or not is_purged(target)
 
-        return [each for each in within if goes(each) and not is_needed(each)]
+        return [each for each in within if is_purged(each) and not is_needed(each)]
 
     def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
         if message.event_nid > purge.upto_nid:
@@ -238,5 +237,5 @@ class HistoryPurges:
         return purge.with_own or not self._identity.is_local(UserID(message.sender))
 
     async def do_forget(self, limit: int) -> int:
-        """Forget how purges ended long ago; how many these were."""
-        return await self._store.remove_finished(self._now_ms() - REMEMBERED_MS, limit)
+        """Delete the records of up to `limit` purges that ended long ago. Return their number."""
+        return await self._store.remove_finished(self._now_ms() - RECORD_KEPT_MS, limit)

@@ -1,5 +1,5 @@
-"""What is left of messages that were deleted for good: the record of how many they were, when,
-where and why; and, in an index of SQLite, for a day, their words."""
+"""The record of purged messages: how many, when, in which room and why. Also removes their words
+from the search index of SQLite, at most a day later."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,12 +10,12 @@ from storage.retention.purging import DAY_MS, Cause, PurgingStore
 from storage.search.search import SearchStore
 
 KEPT_MS: Final = 2 * 365 * DAY_MS
-"""For how long it is kept."""
+"""How long the record is kept."""
 _CAUSES: Final = frozenset(cause.value for cause in Cause)
 
 
 class PurgedRecord:
-    """Tells of it, and tidies up."""
+    """Reads and cleans up the record."""
 
     def __init__(self, store: PurgingStore, texts: SearchStore, now_ms: Callable[[], int]) -> None:
         self._store = store
@@ -23,7 +23,7 @@ class PurgedRecord:
         self._now_ms = now_ms
 
     async def get_page(self, from_: str | None, limit: int) -> dict[str, Any]:
-        """Rooms by days, the latest first. Raises InvalidParam."""
+        """Return a page of the record by days and rooms, the latest first. Raises InvalidParam."""
         rows = await self._store.get_days(None if from_ is None else self._parse(from_), limit)
         answer: dict[str, Any] = {
             "purged": [
@@ -42,12 +42,12 @@ class PurgedRecord:
         return answer
 
     async def do_forget(self, limit: int) -> int:
-        """Forget what was deleted long ago; how many rows."""
+        """Delete up to `limit` old rows of the record, and return their number."""
         return await self._store.remove_days(self._now_ms() - KEPT_MS, limit)
 
     async def do_settle(self, limit: int) -> int:
-        """Take the words out of the index, about so many pages at a time; as many as the limit
-        while there are more."""
+        """Remove words of purged messages from the index, about `limit` pages of it. Return `limit`
+        while there are more, else 0."""
         return limit if await self._texts.settle(limit) else 0
 
     def _parse(self, token: str) -> tuple[int, int, str]:
@@ -57,5 +57,5 @@ class PurgedRecord:
             part.isascii() and part.isdigit() and len(part) < 16 for part in (day, room_nid)
         )
         if not are_numbers or cause not in _CAUSES or int(day) > self._now_ms() // DAY_MS:
-            raise InvalidParam("`from` is not a token that this endpoint gave out")
+            raise InvalidParam("`from` is not a token that this endpoint returned")
         return int(day), int(room_nid), cause

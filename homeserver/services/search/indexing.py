@@ -1,12 +1,11 @@
-"""Makes what is said searchable: a job that follows the events by their numbers, in small batches,
-and sleeps while none come.
+"""Indexes messages, room names and topics for the search: a job that processes events by their
+numbers, in small batches, and sleeps while none come.
 
 Laws:
-- Nothing of this stands in the way of a send: events are looked at after they are stored.
-- How far it is, and what it has indexed, is one write: a crash loses nothing and does nothing
-  twice. On several nodes the one that comes first has done the batch.
-- A database that was there before is indexed by the same steps, and so is everything when the
-  languages change.
+- Indexing does not delay a send: events are indexed after they are stored.
+- Progress and index change in one write: a crash loses nothing and repeats nothing. If several
+  nodes process the same batch, the first write counts.
+- An existing database is indexed by the same steps; so is everything when the languages change.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,11 +31,12 @@ from storage.search.search import (
 )
 
 NAME: Final = "index_messages"
-"""Of the job, and of its note."""
+"""Of the job, and of its stored progress."""
 AT_ONCE: Final = 200
-"""Events whose texts are written at once: the writer is held for some milliseconds."""
-LOOK_AGAIN_MS: Final = 60_000
-"""After so long it looks although nothing was announced: what is fetched from the past is not."""
+"""Events whose texts are written together: this takes some milliseconds of the writer."""
+POLL_MS: Final = 60_000
+"""How long the job waits for an announced change before it looks anyway: backfilled events are not
+announced."""
 
 BODY, ROOM_NAME, TOPIC = range(3)
 KINDS: Final[Mapping[str, int]] = {
@@ -44,7 +44,7 @@ KINDS: Final[Mapping[str, int]] = {
     "m.room.name": ROOM_NAME,
     "m.room.topic": TOPIC,
 }
-"""The events that are searched. spec: client-server-api#room_events"""
+"""The searchable event types. spec: client-server-api#room_events"""
 KEYS: Final[Mapping[str, int]] = {
     "content.body": BODY,
     "content.name": ROOM_NAME,
@@ -53,16 +53,16 @@ KEYS: Final[Mapping[str, int]] = {
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """How far the index is."""
+    """The progress of the index."""
 
     folding: str
-    """By which the texts were folded."""
+    """The name of the folding of the texts."""
     upto: int
-    """The number of the last event that was looked at."""
+    """The number of the last processed event."""
 
 
 class Indexing:
-    """The steps of the job."""
+    """Runs the steps of the job."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Indexing:
         *,
         enabled: bool,
     ) -> None:
-        """Where search is not `enabled`, the steps forget what was indexed when it was."""
+        """If search is not `enabled`, the steps delete an existing index."""
         self._database = database
         self._store = store
         self._folding = folding
@@ -82,20 +82,21 @@ class Indexing:
         self._now_ms = now_ms
         self._enabled = enabled
         self._seen = -1
-        """The position of the stream at which there was nothing left to do."""
-        self._looked_ms = 0
+        """The position of the stream up to which everything is indexed."""
+        self._polled_ms = 0
 
     async def do_step(self, limit: int) -> int:
-        """Look at so many more events; how many it were. No query while nothing is written."""
+        """Process up to `limit` events and return their number. Makes no query while nothing is
+        written."""
         position, now = self._database.streams.current(), self._now_ms()
         if not self._enabled:
             if self._seen < 0:
-                await self._database.write("forget_texts", self._forget)
+                await self._database.write("forget_texts", self._clear)
             self._seen = position
             return 0
-        if position == self._seen and now < self._looked_ms + LOOK_AGAIN_MS:
+        if position == self._seen and now < self._polled_ms + POLL_MS:
             return 0
-        self._looked_ms = now
+        self._polled_ms = now
         done = 0
         while done < limit:
             count = await self._index_some(min(AT_ONCE, limit - done))
@@ -144,19 +145,19 @@ class Indexing:
         )
 
     def _begin(self, txn: WriteTransaction, note: str | None) -> None:
-        """Start from the first event."""
+        """Start the index from the first event."""
         if select_note(txn, NAME) == note:
             self._store.clear(txn)
             put_note(txn, NAME, _format(_Progress(self._folding.name, 0)))
 
     def _write(self, txn: WriteTransaction, note: str, batch: Batch, rows: list[TextRow]) -> None:
         if select_note(txn, NAME) != note:
-            return  # another node has done this batch
+            return  # another node has indexed this batch
         self._store.put_texts(txn, batch.touched, rows)
         remove_placed(txn, batch.placed)
         put_note(txn, NAME, _format(_Progress(self._folding.name, batch.upto)))
 
-    def _forget(self, txn: WriteTransaction) -> None:
+    def _clear(self, txn: WriteTransaction) -> None:
         off = _format(_Progress("", 0))
         if select_note(txn, NAME) not in (None, off):
             self._store.clear(txn)
@@ -164,7 +165,7 @@ class Indexing:
 
 
 class _Event(msgspec.Struct, frozen=True):
-    """What of a stored event is read here."""
+    """The part of a stored event that is decoded here."""
 
     content: dict[str, Any] = {}
 
@@ -173,7 +174,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 def text_of(type: str, state_key: str | None, content: Mapping[str, Any]) -> str:
-    """The text that an event is found by; empty where it has none. Of an edit, the new one."""
+    """Return the searchable text of an event, or "" if it has none. For an edit, the new text."""
     kind = KINDS.get(type)
     if kind is None or state_key != (None if kind == BODY else ""):
         return ""
@@ -192,7 +193,8 @@ def _string(content: Mapping[str, Any], name: str) -> str:
 
 
 def _plain_topic(rich: object) -> str:
-    """spec: client-server-api#mroomtopic_textcontentblock"""
+    """Return the plain text of an `m.topic`. spec:
+    client-server-api#mroomtopic_textcontentblock"""
     if not isinstance(rich, dict) or not isinstance(rich.get("m.text"), list):
         return ""
     for part in rich["m.text"]:

@@ -1,4 +1,4 @@
-"""What somebody searches for, as it is asked, and the tokens with which they go on.
+"""The body of a search request, and the tokens of its further pages.
 
 spec: client-server-api#post_matrixclientv3search
 """
@@ -20,7 +20,7 @@ GroupKey = Literal["room_id", "sender"]
 
 
 class EventContext(msgspec.Struct, frozen=True):
-    """What is to be told of the surroundings of a result."""
+    """The context to return with each result."""
 
     before_limit: Count = 5
     after_limit: Count = 5
@@ -28,13 +28,13 @@ class EventContext(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """By what results are grouped."""
+    """A key by which results are grouped."""
 
     key: GroupKey
 
 
 class Groupings(msgspec.Struct, frozen=True):
-    """All by which they are."""
+    """The keys by which results are grouped."""
 
     group_by: Annotated[tuple[Group, ...], msgspec.Meta(max_length=10)] = ()
 
@@ -58,16 +58,15 @@ class RoomEventsCriteria(msgspec.Struct, frozen=True):
 
 
 class Categories(msgspec.Struct, frozen=True):
-    """Where to search; there is one category."""
+    """The categories of a search; there is only one."""
 
     room_events: RoomEventsCriteria | None = None
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page of results ended.
+    """The end of a page of results.
 
-    Results are sorted within windows: the newest so many that the index finds, then the next older
-    ones.
+    Results are sorted within windows: first the newest hits of the index, then the next older ones.
     """
 
     window: int
@@ -75,26 +74,26 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     rank: int = 0
     ts: int = 0
     event_nid: int = 0
-    """The last result that was looked at: rank, time, number. 0: none of the window."""
+    """The last examined hit: rank, time, number. 0: none of this window."""
     group: GroupKey | None = None
     value: str = ""
-    """The group in which to go on."""
+    """The group whose results the next page continues."""
 
 
 def format_cursor(cursor: Cursor) -> str:
-    """An opaque token."""
+    """Encode a cursor as an opaque token."""
     return urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> Cursor:
-    """Raises InvalidParam."""
+    """Parse a token of `format_cursor`. Raises InvalidParam."""
     try:
         data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         cursor = msgspec.msgpack.decode(data, type=Cursor)
     except (ValueError, msgspec.MsgspecError):
-        raise InvalidParam("next_batch is not a token that a search gave out") from None
+        raise InvalidParam("next_batch is not one that a search returned") from None
     if not all(0 <= number < 2**62 for number in (cursor.window, cursor.rank, cursor.event_nid)):
-        raise InvalidParam("next_batch is not a token that a search gave out")
+        raise InvalidParam("next_batch is not one that a search returned")
     if not -(2**62) < cursor.ts < 2**62:
-        raise InvalidParam("next_batch is not a token that a search gave out")
+        raise InvalidParam("next_batch is not one that a search returned")
     return cursor

@@ -1,5 +1,4 @@
-"""Results of a search as clients get them: the events, what stands around them, what to mark in
-them."""
+"""Builds search responses: the events, their context and the words to highlight."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -28,20 +27,20 @@ from storage.engine.text_index import Term
 from storage.events.timelines import Place, TimelineStore
 from storage.search.search import Hit
 
-MAX_MARKED: Final = 100
-"""Words to mark."""
+MAX_HIGHLIGHTS: Final = 100
+"""Words to highlight."""
 
 Page = list[tuple[Place, int]]
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A result."""
+    """A search result that the caller may see."""
 
     hit: Hit
     seen: Seen
     reader: Reader
     said: StoredEvent
-    """The event whose text it is."""
+    """The event with the text: for an edited message, its latest edit."""
 
     @property
     def event(self) -> StoredEvent:
@@ -49,17 +48,17 @@ class Found(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """Return the text that was searched."""
         said = self.said.event
         return text_of(said.type, said.state_key, said.content)
 
     def value_of(self, key: GroupKey) -> str:
-        """The group that it is in."""
+        """Return the group that the result belongs to."""
         return self.event.event.sender if key == "sender" else self.event.event.room_id
 
 
-class _Surroundings(msgspec.Struct, frozen=True):
-    """What stands around a result."""
+class _Context(msgspec.Struct, frozen=True):
+    """The events around a result."""
 
     start: Place
     end: Place
@@ -68,7 +67,7 @@ class _Surroundings(msgspec.Struct, frozen=True):
 
 
 class SearchAnswers:
-    """Makes the answer to a search."""
+    """Builds the response to a search."""
 
     def __init__(
         self,
@@ -92,12 +91,14 @@ class SearchAnswers:
         shown: Sequence[Found],
         groups: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The answer, but for what it says of further results."""
-        around: Sequence[_Surroundings] = ()
+        """Build the response without `next_batch` and `count`."""
+        contexts: Sequence[_Context] = ()
         if criteria.event_context is not None:
-            around = await self._look_around(caller, criteria.event_context, shown)
+            contexts = await self._get_contexts(caller, criteria.event_context, shown)
         everything = {
-            each.event.nid: each for context in around for each in (*context.before, *context.after)
+            each.event.nid: each
+            for context in contexts
+            for each in (*context.before, *context.after)
         }
         everything.update((each.event.nid, each.seen) for each in shown)
         presented = await self._client_events.present(
@@ -109,7 +110,7 @@ class SearchAnswers:
             for each in shown
         ]
         if criteria.event_context is not None:
-            for result, each, context in zip(results, shown, around, strict=True):
+            for result, each, context in zip(results, shown, contexts, strict=True):
                 result["context"] = _present_context(context, forms)
                 if criteria.event_context.include_profile:
                     senders = {
@@ -121,7 +122,7 @@ class SearchAnswers:
                     )
         answer: dict[str, Any] = {
             "results": results,
-            "highlights": self._mark(criteria.search_term, terms, shown),
+            "highlights": self._get_highlights(criteria.search_term, terms, shown),
         }
         if criteria.include_state:
             rooms = dict.fromkeys(each.event.event.room_id for each in shown)
@@ -133,21 +134,22 @@ class SearchAnswers:
         return answer
 
     def _rank(self, found: Found, terms: Sequence[Term]) -> int:
-        """The same whatever the order: where the results are in that of time, it was not asked for
-        before."""
+        """Return the rank of a result. It is computed here if the results are ordered by time."""
         return found.hit.rank or rank(terms, format_words(self._folding.lines(found.text)))
 
-    def _mark(self, term: str, terms: Sequence[Term], shown: Sequence[Found]) -> list[str]:
-        marked = find_marked(self._folding, terms, term)
+    def _get_highlights(
+        self, term: str, terms: Sequence[Term], shown: Sequence[Found]
+    ) -> list[str]:
+        words = find_marked(self._folding, terms, term)
         for each in shown:
-            marked |= find_marked(self._folding, terms, each.text)
-            if len(marked) >= MAX_MARKED:
+            words |= find_marked(self._folding, terms, each.text)
+            if len(words) >= MAX_HIGHLIGHTS:
                 break
-        return sorted(marked)[:MAX_MARKED]
+        return sorted(words)[:MAX_HIGHLIGHTS]
 
-    async def _look_around(
+    async def _get_contexts(
         self, caller: Requester, wanted: EventContext, shown: Sequence[Found]
-    ) -> Sequence[_Surroundings]:
+    ) -> Sequence[_Context]:
         places = [(each.event.room_nid, Place(each.event.depth, each.event.nid)) for each in shown]
         before, after = min(wanted.before_limit, MAX_CONTEXT), min(wanted.after_limit, MAX_CONTEXT)
         pages = await self._timelines.get_around(places, before, after)
@@ -162,14 +164,14 @@ class SearchAnswers:
             ):
                 seen[one.event.nid] = one
         return [
-            _surround(place, earlier, later, seen)
+            _build_context(place, earlier, later, seen)
             for (_, place), (earlier, later) in zip(places, pages, strict=True)
         ]
 
     async def _find_profiles(
         self, event: StoredEvent, senders: Iterable[str]
     ) -> dict[str, dict[str, str]]:
-        """The names and avatars that these had in the room when the event was sent."""
+        """Return the senders' display names and avatars in the room when the event was sent."""
         state = self._engine.view(event.room_nid, event.state_root)
         members = await state.load({StateKey(MEMBER, sender) for sender in senders})
         profiles = {}
@@ -184,9 +186,9 @@ class SearchAnswers:
         return profiles
 
 
-def _surround(here: Place, earlier: Page, later: Page, seen: Mapping[int, Seen]) -> _Surroundings:
+def _build_context(here: Place, earlier: Page, later: Page, seen: Mapping[int, Seen]) -> _Context:
     first = earlier[-1][0] if earlier else here
-    return _Surroundings(
+    return _Context(
         Place(first.depth, first.event_nid - 1),
         later[-1][0] if later else here,
         [seen[nid] for _, nid in earlier if nid in seen],
@@ -194,7 +196,7 @@ def _surround(here: Place, earlier: Page, later: Page, seen: Mapping[int, Seen])
     )
 
 
-def _present_context(context: _Surroundings, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
+def _present_context(context: _Context, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
     return {
         "start": format_place(context.start),
         "end": format_place(context.end),

@@ -1,11 +1,11 @@
-"""Search in what was said in rooms.
+"""Full-text search in rooms.
 
 Laws:
-- Nothing is told of what the reader may not see, not even that it is there: what the index finds is
-  a suggestion, and `RoomReading` decides for each event, as it does for every other reader. An
-  edited message is found by its latest text, by those who may see both.
-- The work of a request is bounded: one query of the index for so many hits, so many of them looked
-  at. Where more are left, the answer says how to go on.
+- A response reveals nothing that the caller may not see, not even that it exists. The index only
+  suggests events, and `RoomReading` decides about each, as for every other read. An edited message
+  is found by its latest text, by users who may see both events.
+- The work of a request is bounded: one index query with a limit of hits, of which a limited number
+  is examined. If more are left, the response has a token to continue.
 
 spec: client-server-api#server-side-search
 """
@@ -50,44 +50,45 @@ from storage.search.search import Hit, SearchStore, TextQuery
 
 CREATE: Final = StateKey("m.room.create", "")
 WINDOW: Final = 2_000
-"""Hits that are taken from the index, and sorted, at once."""
-MAX_LOOKED_AT: Final = 1_000
-"""Hits whose events are read for one answer."""
+"""Hits that are read from the index and sorted together."""
+MAX_EXAMINED: Final = 1_000
+"""Hits whose events are read for one response."""
 CHUNK: Final = 100
-"""Of them at once."""
+"""Hits whose events are read together."""
 DEFAULT_RESULTS: Final = 10
 MAX_RESULTS: Final = 100
 MAX_WITH_STATE: Final = 10
-"""Results of an answer that has the state of all their rooms."""
+"""Results in a response that includes the state of their rooms."""
 AT_ONCE: Final = 2
-"""Questions to the index at the same time: a thread that reads is left for everyone else."""
+"""Concurrent index queries: this leaves a reader thread for other requests."""
 MAX_TERMS: Final = 32
 MAX_PREDECESSORS: Final = 200
-"""Rooms that are followed back to those whose place they took, for one search."""
+"""Rooms whose predecessors are looked up for one search."""
 
 
 class _Search(msgspec.Struct, frozen=True):
-    """What is asked, made ready."""
+    """A parsed search request."""
 
     caller: Requester
     criteria: RoomEventsCriteria
     terms: Sequence[Term]
     wanted: RoomEventFilter
-    """Of the events; the rooms are chosen already."""
+    """The filter of the events, without rooms: these are chosen already."""
     own: Mapping[int, MembershipRow]
-    readers: dict[int, "_Place | None"]
-    """Rooms that were asked for already."""
+    """The caller's memberships by room."""
+    readers: dict[int, "_RoomAccess | None"]
+    """The caller's access by room, as far as it was looked up."""
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """A room, and up to where the reader was in it."""
+class _RoomAccess(msgspec.Struct, frozen=True):
+    """A room that the caller may read, and the place where they left it, if so."""
 
     reader: Reader
     departure: Departure | None
 
 
 class MessageSearch:
-    """Finds events for those who may see them."""
+    """Searches events that the caller may see."""
 
     def __init__(
         self,
@@ -120,9 +121,9 @@ class MessageSearch:
     async def get_results(
         self, caller: Requester, categories: Categories, next_batch: str | None
     ) -> dict[str, Any]:
-        """A page of results. Raises InvalidParam; MatrixError where search is switched off."""
+        """Return a page of results. Raises InvalidParam; MatrixError if search is disabled."""
         if not self._enabled:
-            raise MatrixError("Search is switched off on this server")
+            raise MatrixError("Search is disabled on this server")
         criteria = categories.room_events
         if criteria is None:
             return {"search_categories": {}}
@@ -156,10 +157,10 @@ class MessageSearch:
 
     def _parse(self, text: str) -> list[Term]:
         if len(text) > MAX_TERM:
-            raise InvalidParam(f"search_term may not be longer than {MAX_TERM} characters")
+            raise InvalidParam(f"search_term may have at most {MAX_TERM} characters")
         terms = parse_terms(self._folding, text)
         if len(terms) > MAX_TERMS:
-            raise InvalidParam(f"search_term may not have more than {MAX_TERMS} words")
+            raise InvalidParam(f"search_term may have at most {MAX_TERMS} words")
         return terms
 
     async def _make_query(self, search: _Search, cursor: Cursor) -> TextQuery:
@@ -184,19 +185,19 @@ class MessageSearch:
         )
 
     async def _choose_rooms(self, search: _Search, wanted: Sequence[str] | None) -> set[int] | None:
-        """The rooms to search in; None: all that the index knows the user to be or have been in."""
+        """Return the rooms to search. None: all rooms that the user is or was in, by the index."""
         if wanted is None:
             if len(search.own) > MOST_ROOM_KEYS:
                 return None
             return {nid for nid, row in search.own.items() if not row.forgotten}
         nids = list(await self._number(wanted))
-        # whoever searches a room means the rooms whose place it took, too
-        for nid in islice(nids, MAX_PREDECESSORS):  # it goes on to those that are added here
+        # a search in a room includes its predecessors
+        for nid in islice(nids, MAX_PREDECESSORS):  # reaches the rooms that are added here, too
             nids += [each for each in await self._find_predecessor(nid) if each not in nids]
         return {nid for nid in nids if nid in search.own and not search.own[nid].forgotten}
 
     async def _find_predecessor(self, nid: int) -> Sequence[int]:
-        """The room that this one says to have replaced, if it is known."""
+        """Return the predecessor of a room if this server knows it."""
         room = (await self._rooms.get_rooms_by_nid([nid]))[nid]
         snapshot = await self._engine.find_snapshot(RoomID(room.room_id))
         create = await snapshot.state.get(CREATE) if snapshot is not None else None
@@ -215,18 +216,17 @@ class MessageSearch:
             last = (cursor.rank, cursor.ts, cursor.event_nid)
             rest = [hit for hit in rest if _order(hit) < last]
         found: list[Found] = []
-        looked_at = 0
-        grouped = bool(
-            search.criteria.groupings.group_by
-        )  # each group has to know whether there is more of it
-        while (grouped or len(found) <= limit) and looked_at < min(len(rest), MAX_LOOKED_AT):
-            chunk = rest[looked_at : looked_at + CHUNK]
-            found += await self._look(search, chunk)
-            looked_at += len(chunk)
-        shown, unsure = found[:limit], rest[looked_at:]
-        next_batch = self._go_on(hits, cursor, shown, found, rest[:looked_at], unsure)
+        examined = 0
+        # with groups, look further: each group says whether it has more results
+        grouped = bool(search.criteria.groupings.group_by)
+        while (grouped or len(found) <= limit) and examined < min(len(rest), MAX_EXAMINED):
+            chunk = rest[examined : examined + CHUNK]
+            found += await self._examine(search, chunk)
+            examined += len(chunk)
+        shown, unexamined = found[:limit], rest[examined:]
+        next_batch = self._next_cursor(hits, cursor, shown, found, rest[:examined], unexamined)
         groups: dict[str, Any] = {
-            group.key: self._group(group.key, cursor, shown, found[limit:], unsure, next_batch)
+            group.key: self._group(group.key, cursor, shown, found[limit:], unexamined, next_batch)
             for group in search.criteria.groupings.group_by
         }
         answer = await self._answers.make(
@@ -245,26 +245,25 @@ class MessageSearch:
         return {"search_categories": {"room_events": answer}}
 
     async def _oldest_shown(self, room_nids: Iterable[int]) -> Mapping[int, int]:
-        """Of rooms that do not keep messages for ever, the time of the oldest that may still be
-        shown."""
+        """Return the time of the oldest message that may be shown, by room with retention."""
         if self._lifetimes is None:
             return {}
         return {nid: await self._lifetimes.oldest_shown(nid) for nid in room_nids}
 
-    def _go_on(
+    def _next_cursor(
         self,
         hits: Sequence[Hit],
         cursor: Cursor,
         shown: Sequence[Found],
         found: Sequence[Found],
-        looked_at: Sequence[Hit],
-        unsure: Sequence[Hit],
+        examined: Sequence[Hit],
+        unexamined: Sequence[Hit],
     ) -> Cursor | None:
-        """Where the next page begins, if there may be one."""
+        """Return the start of the next page if there may be one."""
         if len(found) > len(shown):
             return _after(shown[-1].hit, cursor)
-        if unsure:
-            return _after(looked_at[-1], cursor)
+        if unexamined:
+            return _after(examined[-1], cursor)
         if len(hits) == WINDOW:
             older = min(hit.event_nid for hit in hits) - 1
             return Cursor(older, group=cursor.group, value=cursor.value)
@@ -276,10 +275,10 @@ class MessageSearch:
         cursor: Cursor,
         shown: Sequence[Found],
         more: Sequence[Found],
-        unsure: Sequence[Hit],
+        unexamined: Sequence[Hit],
         next_batch: Cursor | None,
     ) -> dict[str, Any]:
-        """The results by group, in the order of each group's best."""
+        """Return the results by group, in the order of each group's best result."""
         groups: dict[str, list[Found]] = {}
         for each in shown:
             groups.setdefault(each.value_of(key), []).append(each)
@@ -294,14 +293,14 @@ class MessageSearch:
             if is_this and next_batch is not None:
                 answer[value]["next_batch"] = format_cursor(next_batch)
             elif cursor.group is None and (
-                value in following or unsure or (next_batch is not None and not more)
+                value in following or unexamined or (next_batch is not None and not more)
             ):
                 within = Cursor(cursor.window, group=key, value=value)
                 answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, within))
         return answer
 
-    async def _look(self, search: _Search, hits: Sequence[Hit]) -> list[Found]:
-        """Those of the hits that the caller may see and wants, in the same order."""
+    async def _examine(self, search: _Search, hits: Sequence[Hit]) -> list[Found]:
+        """Return the hits that the caller may see and that match the filter, in the same order."""
         user_id = search.caller.user_id
         events = await self._events.get_events(
             {nid for hit in hits for nid in (hit.event_nid, hit.text_nid)}
@@ -314,21 +313,21 @@ class MessageSearch:
         seen: dict[int, tuple[Seen, Reader]] = {}
         said: set[int] = set()
         for room_nid, in_room in by_room.items():
-            place = await self._find_place(search, user_id, room_nid)
-            if place is None:
+            access = await self._get_access(search, user_id, room_nid)
+            if access is None:
                 continue
             nids = [
                 hit.event_nid
                 for hit in in_room
-                if _is_before(events[hit.event_nid], place.departure)
+                if _is_before(events[hit.event_nid], access.departure)
             ]
-            for each in await self._reading.see(search.caller, place.reader, nids, search.wanted):
-                if not each.is_erased:  # that it was found would tell what it said
-                    seen[each.event.nid] = (each, place.reader)
+            for each in await self._reading.see(search.caller, access.reader, nids, search.wanted):
+                if not each.is_erased:  # a hit would reveal the erased text
+                    seen[each.event.nid] = (each, access.reader)
             edits = [hit.text_nid for hit in in_room if hit.text_nid != hit.event_nid]
             if edits:
                 shown = await self._reading.see(
-                    search.caller, place.reader, edits, RoomEventFilter()
+                    search.caller, access.reader, edits, RoomEventFilter()
                 )
                 said.update(each.event.nid for each in shown if not each.is_erased)
         return [
@@ -337,15 +336,17 @@ class MessageSearch:
             if hit.event_nid in seen and (hit.text_nid == hit.event_nid or hit.text_nid in said)
         ]
 
-    async def _find_place(self, search: _Search, user_id: UserID, room_nid: int) -> _Place | None:
-        """How the user may look into a room, which they are or were in."""
+    async def _get_access(
+        self, search: _Search, user_id: UserID, room_nid: int
+    ) -> _RoomAccess | None:
+        """Return the user's access to a room that they are or were in."""
         if room_nid not in search.readers:
-            search.readers[room_nid] = await self._find_new_place(search, user_id, room_nid)
+            search.readers[room_nid] = await self._find_access(search, user_id, room_nid)
         return search.readers[room_nid]
 
-    async def _find_new_place(
+    async def _find_access(
         self, search: _Search, user_id: UserID, room_nid: int
-    ) -> _Place | None:
+    ) -> _RoomAccess | None:
         own = search.own.get(room_nid)
         if own is None or own.forgotten:
             return None
@@ -356,14 +357,15 @@ class MessageSearch:
                 return None
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         try:
-            return _Place(await self._reading.find_reader(user_id, RoomID(room.room_id)), departure)
+            reader = await self._reading.find_reader(user_id, RoomID(room.room_id))
+            return _RoomAccess(reader, departure)
         except Forbidden:
             return None
 
 
 def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
-    """Whether the user has been in the room since before the event: they see it, whatever the
-    room's settings."""
+    """Return whether the user joined before the event and is still joined: then every history
+    visibility shows it."""
     return (
         own is not None
         and own.membership == "join"
@@ -377,7 +379,8 @@ def _is_before(event: StoredEvent, departure: Departure | None) -> bool:
 
 
 def _order(hit: Hit) -> tuple[int, int, int]:
-    """The greater, the earlier it comes; all have the same rank where it does not matter."""
+    """Return the sort key; greater keys come first. Without ranking, all hits have the same
+    rank."""
     return (hit.rank, hit.ts, hit.event_nid)
 
 

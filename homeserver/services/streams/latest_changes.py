@@ -1,4 +1,4 @@
-"""The latest change of each key, for readers who ask what has changed since a position."""
+"""The latest change of each key: finds the keys that changed since a position."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
@@ -8,41 +8,41 @@ K = TypeVar("K", bound=Hashable)
 
 
 class LatestChanges(Generic[K]):
-    """Positions by key, of the `capacity` keys that changed last. For the reactor thread.
+    """Holds the positions of the `capacity` keys that changed last. For the reactor thread.
 
-    No `LRU`: a read moves no key, and an eviction has to raise `complete_from`.
+    It is no `LRU`: a read does not move a key, and an eviction raises `complete_from`.
     """
 
     def __init__(self, capacity: int, complete_from: int) -> None:
         self._capacity = capacity
         self._positions: OrderedDict[K, int] = OrderedDict()
         self.complete_from = complete_from
-        """All changes above this position are here."""
+        """All changes above this position are stored."""
 
     def __contains__(self, key: object) -> bool:
         return key in self._positions
 
     def __iter__(self) -> Iterator[K]:
-        """The keys, the latest changed last."""
+        """Iterate over the keys, the latest changed last."""
         return iter(self._positions)
 
     def items(self) -> Iterable[tuple[K, int]]:
-        """The keys and their positions, in that order."""
+        """Return the keys and their positions, the latest changed last."""
         return self._positions.items()
 
     def get(self, key: K) -> int:
-        """The position of the latest change of a key; 0 if it is not here."""
+        """Return the position of the latest change of a key; 0 if it is not stored."""
         return self._positions.get(key, 0)
 
     def since(self, position: int) -> Iterator[K]:
-        """The keys that changed above a position, the latest first."""
+        """Iterate over the keys that changed above a position, the latest first."""
         for key in reversed(self._positions):
             if self._positions[key] <= position:
                 return
             yield key
 
     def record(self, key: K, position: int) -> K | None:
-        """Add a change above all others; the key that it evicts, if any."""
+        """Record a change above all others. Return the key that it evicts, if any."""
         self._positions[key] = position
         self._positions.move_to_end(key)
         if len(self._positions) <= self._capacity:

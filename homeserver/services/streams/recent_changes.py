@@ -1,8 +1,8 @@
-"""Which rooms and users the latest changes concern, from memory: who has seen all up to a recent
-position learns here what to look at, instead of asking each of their rooms. For the reactor thread.
+"""The recent changes in memory, by rooms and users. A reader with a recent position learns here
+what to read, without a query for each of its rooms. For the reactor thread.
 
-What happened since a position is gathered once, for all who ask before something else happens: the
-many readers whom one message wakes were mostly at the same position.
+The changes after a position are collected once and cached until the next change: the many readers
+that one message wakes usually have the same position.
 """
 
 from bisect import bisect_right
@@ -30,56 +30,55 @@ ENCRYPTION: Final = "m.room.encryption"
 NOBODY: Final[frozenset[str]] = frozenset()
 NO_ROOMS: Final[frozenset[int]] = frozenset()
 BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
-"""What is new in a room beside its timeline."""
+"""Changes of a room outside its timeline."""
 OF_DEVICE_LISTS: Final = frozenset(
     {Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS}
 )
-"""After which devices have to be known, or known anew; beside the encryption of rooms."""
+"""Changes that may affect device lists, besides the encryption of rooms."""
 MOST_HOLES: Final = 100
-"""Stretches of which nothing is known yet."""
+"""Ranges of unknown changes of other nodes."""
 LAST_FEW: Final = 8
-"""Changes that are asked first."""
+"""Newest changes that are searched first."""
 POSITIONS_AT_ONCE: Final = 200
-"""Of so many positions what happened since is kept until something else happens."""
+"""Positions for which the changes since are cached."""
 
 
 class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
-    """Numbers of rooms, by what is new in them. Many readers share the sets: read, don't change."""
+    """Numbers of rooms by kind of change. Many readers share the sets, so do not change them."""
 
     events: Set[int] = frozenset()
     receipts: Set[int] = frozenset()
-    """Also sticky events, which are told beside the timeline."""
+    """Also rooms with sticky events, which are sent outside the timeline."""
 
 
 PERSONAL: Final = frozenset({Topic.TO_DEVICE, Topic.DEVICES_GONE, Topic.KEY_COUNT})
-"""What only the users hear of who are named in the change."""
+"""Changes that concern only the users named in them."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
-    """One change: in which room something is new, and for whom alone; whom it concerns; who
-    moved."""
+    """One change: its room, its only reader if there is one, the users that it concerns, and a
+    membership."""
 
     position: int
     topic: Topic
     room_nid: int | None = None
     reader: str | None = None
-    """The only one whom what is new in the room concerns; None for all."""
+    """The only user whom the change in the room concerns; None for all."""
     user_id: str | None = None
     row: MembershipRow | None = None
     is_encryption: bool = False
     sender: str | None = None
-    """Whose receipt it is."""
+    """The user of a receipt."""
     counted_upto: int = 0
-    """Of messages that were purged: the position of the last that may have been counted as
-    unread."""
+    """For purged messages: the position of the last one that may have been counted as unread."""
     user_ids: Sequence[str] = ()
 
 
 _position: Final = attrgetter("position")
 
 
-class _News:
-    """What happened after one position."""
+class _ChangesSince:
+    """The changes after one position."""
 
     __slots__ = (
         "encryption",
@@ -96,9 +95,9 @@ class _News:
         events, receipts = set[int](), set[int]()
         self.everyones = ChangedRooms(events, receipts)
         self.of_readers: dict[str, tuple[set[int], set[int]]] = {}
-        """Rooms in which something is new for one user alone: changes, and private receipts."""
+        """Rooms with a change for one user only: memberships, and private receipts."""
         self.read: dict[str, set[int]] = {}
-        """Rooms in which a user's own receipts moved."""
+        """Rooms with a new receipt of the user."""
         self.users: dict[Topic, set[str]] = {}
         self.memberships: list[MembershipRow] | None = []
         self.encryption: set[int] = set()
@@ -131,7 +130,7 @@ class _News:
         return self.of_readers.setdefault(user_id, (set(), set()))
 
     def rooms_of(self, user_id: str) -> ChangedRooms:
-        """The rooms in which something is new for the user, or for all."""
+        """Return the rooms with changes for the user or for all."""
         own = self.of_readers.get(user_id)
         if own is None:
             return self.everyones
@@ -139,101 +138,106 @@ class _News:
 
 
 class RecentChanges:
-    """The newest changes of the one sequence.
+    """An index of the newest changes of the main sequence.
 
-    No `StreamCache`: an index by position, not values by key.
+    It is no `StreamCache`, since it has no values by key.
     """
 
     def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
-        """`others`: who knows what other nodes write; None where there are none."""
+        """`others`: the changes of other nodes; None on a single node."""
         self._streams = streams
         self._others = others
-        self._forgotten_upto = self._complete_from = streams.current()
+        self._dropped_upto = self._complete_from = streams.current()
         self._holes: list[Range] = []
-        """Stretches that other nodes wrote and of which nothing is known yet."""
+        """Ranges that other nodes wrote and whose changes are not known yet."""
         self._entries: list[_Entry] = []
-        """In order."""
+        """By position."""
         self._named = 0
-        """How many users are named in entries that have several."""
-        self._gathered: dict[int, _News] = {}
-        """By position what happened since, until something does."""
+        """The number of users in entries that name several."""
+        self._since_position: dict[int, _ChangesSince] = {}
+        """The changes after a position, cached until the next change."""
         streams.subscribe(self._on_changes, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
         if others is not None:
-            others.wait_for(self._hear_late, self._give_up)
+            others.wait_for(self._on_late_changes, self._on_lost_ranges)
 
     def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
-        """The rooms in which something is new after the position that may concern the user.
+        """Return the rooms with changes after the position that may concern the user.
 
-        None if that reaches further back than is kept.
+        None if the position is too old.
         """
-        news = self._since(position)
-        return None if news is None else news.rooms_of(user_id)
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.rooms_of(user_id)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
-        """Whether there may be changes of that topic for the user after the position."""
-        news = self._since(position)
-        return news is None or user_id in news.users.get(topic, NOBODY)
+        """Return whether the user may have changes of a topic after the position."""
+        changes_since = self._since(position)
+        return changes_since is None or user_id in changes_since.users.get(topic, NOBODY)
 
     def read_since(self, user_id: UserID, position: int) -> Set[int] | None:
-        """The rooms in which the user's own receipts moved after the position; None as for
+        """Return the rooms with new receipts of the user after the position; None as for
         `rooms_since`."""
-        news = self._since(position)
-        return None if news is None else news.read.get(user_id, NO_ROOMS)
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.read.get(user_id, NO_ROOMS)
 
     def users_since(self, topic: Topic, position: int) -> Set[str] | None:
-        """The users whom changes of that topic after the position concern; None as for
+        """Return the users with changes of a topic after the position; None as for
         `rooms_since`."""
-        news = self._since(position)
-        return None if news is None else news.users.get(topic, NOBODY)
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.users.get(topic, NOBODY)
 
     def memberships_since(self, position: int) -> Sequence[MembershipRow] | None:
-        """The memberships that changed after the position; None as for `rooms_since`, or if some
-        are not known here."""
-        news = self._since(position)
-        return None if news is None else news.memberships
+        """Return the memberships that changed after the position; None as for `rooms_since`, or if
+        some are unknown."""
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.memberships
 
     def encryption_since(self, position: int) -> Set[int] | None:
-        """The rooms whose encryption was set by an event after the position, or may have been with
-        what came by the state alone; None as for `rooms_since`."""
-        news = self._since(position)
-        return None if news is None else news.encryption
+        """Return the rooms whose encryption changed after the position by an event, or may have
+        changed by state resolution; None as for `rooms_since`."""
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.encryption
 
     def purged_since(self, position: int) -> Mapping[int, int] | None:
-        """By room the position of the last message that may have been counted as unread, and lost
-        its content after that position; None as for `rooms_since`."""
-        news = self._since(position)
-        return None if news is None else news.purged
+        """Return, by room with messages purged after the position, the position of the last purged
+        message that may have been counted as unread; None as for `rooms_since`."""
+        changes_since = self._since(position)
+        return None if changes_since is None else changes_since.purged
 
     def concerns_device_lists(self, position: int) -> bool:
-        """Whether the devices that a client has to know of may be others since the position."""
-        news = self._since(position)
-        return news is None or bool(news.encryption) or not news.topics.isdisjoint(OF_DEVICE_LISTS)
+        """Return whether device lists may have changed after the position."""
+        changes_since = self._since(position)
+        return (
+            changes_since is None
+            or bool(changes_since.encryption)
+            or not changes_since.topics.isdisjoint(OF_DEVICE_LISTS)
+        )
 
     def _after(self, position: int) -> Sequence[_Entry]:
-        """What came after a position: mostly the last few changes, so these are asked first."""
+        """Return the entries after a position. Usually these are few, so the newest are searched
+        first."""
         few = self._entries[-LAST_FEW:]
         if few and few[0].position <= position:
             return few[count_upto(few, position) :]
         return self._entries[bisect_right(self._entries, position, key=_position) :]
 
-    def _since(self, position: int) -> _News | None:
-        news = self._gathered.get(position)
-        if news is None:
+    def _since(self, position: int) -> _ChangesSince | None:
+        changes_since = self._since_position.get(position)
+        if changes_since is None:
             if position < self._complete_from:
                 return None
-            if len(self._gathered) >= POSITIONS_AT_ONCE:
-                self._gathered.clear()
-            news = _News(self._after(position))
-            self._gathered[position] = news
-        return news
+            if len(self._since_position) >= POSITIONS_AT_ONCE:
+                self._since_position.clear()
+            changes_since = _ChangesSince(self._after(position))
+            self._since_position[position] = changes_since
+        return changes_since
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
-        self._gathered.clear()
+        self._since_position.clear()
         for change in changes:
             self._add(change)
         while len(self._entries) + self._named > 2 * KEPT:
-            self._forget(self._entries[len(self._entries) // 2].position)
+            self._drop(self._entries[len(self._entries) // 2].position)
 
     def _add(self, change: Change) -> None:
         row, position, user_id = change.detail, change.position, change.user_id
@@ -260,11 +264,11 @@ class RecentChanges:
         elif isinstance(row, PartialRoom):
             entry = _Entry(position, Topic.COMPLETENESS, row.room_nid)
         elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
-            self._forget(position)  # another node's: in which room is not known here
+            self._drop(position)  # a change of another node in an unknown room
             entry = _Entry(position, change.topic)
         else:
             if change.topic is Topic.MEMBERSHIP:
-                self._forget(position)
+                self._drop(position)
             entry = _Entry(position, change.topic, user_id=user_id)
         if not self._entries or self._entries[-1].position <= position:
             self._entries.append(entry)
@@ -272,37 +276,37 @@ class RecentChanges:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: where it has not said what, what is new up to there is not known
-        here, or not yet."""
-        told = self._streams.told(after, upto)
-        if told is not None:
-            self._on_changes(told)
+        """Add the changes of another node. If it did not announce them, record a hole, or drop
+        everything up to there."""
+        announced = self._streams.told(after, upto)
+        if announced is not None:
+            self._on_changes(announced)
             return
-        self._gathered.clear()
+        self._since_position.clear()
         if self._others is None or len(self._holes) >= MOST_HOLES:
-            self._forget(upto)
+            self._drop(upto)
         else:
             self._holes.append((after, upto))
-            self._look_for_holes()
+            self._update_complete_from()
 
-    def _hear_late(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
-        """What was not known of these stretches is known now."""
-        self._on_changes([change for change in changes if change.position > self._forgotten_upto])
+    def _on_late_changes(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
+        """Add late changes of other nodes that fill these ranges."""
+        self._on_changes([change for change in changes if change.position > self._dropped_upto])
         self._holes = without(self._holes, ranges)
-        self._look_for_holes()
+        self._update_complete_from()
 
-    def _give_up(self, ranges: Sequence[Range]) -> None:
-        """What is new there will not be known."""
-        self._gathered.clear()
-        self._forget(max(upto for _, upto in ranges))
+    def _on_lost_ranges(self, ranges: Sequence[Range]) -> None:
+        """Drop everything up to these ranges: their changes will not become known."""
+        self._since_position.clear()
+        self._drop(max(upto for _, upto in ranges))
 
-    def _look_for_holes(self) -> None:
-        self._holes = [hole for hole in self._holes if hole[1] > self._forgotten_upto]
-        self._complete_from = max([self._forgotten_upto, *(upto for _, upto in self._holes)])
+    def _update_complete_from(self) -> None:
+        self._holes = [hole for hole in self._holes if hole[1] > self._dropped_upto]
+        self._complete_from = max([self._dropped_upto, *(upto for _, upto in self._holes)])
 
-    def _forget(self, upto: int) -> None:
+    def _drop(self, upto: int) -> None:
         keep = bisect_right(self._entries, upto, key=_position)
-        self._forgotten_upto = max(self._forgotten_upto, upto)
-        self._look_for_holes()
+        self._dropped_upto = max(self._dropped_upto, upto)
+        self._update_complete_from()
         self._named -= sum([len(entry.user_ids) for entry in self._entries[:keep]])
         del self._entries[:keep]

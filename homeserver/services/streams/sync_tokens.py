@@ -1,17 +1,17 @@
-"""The tokens that clients continue with: opaque to them, two numbers to us.
+"""The tokens from which clients continue. They are opaque to clients.
 
-- A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral
-  counter. As long as a device has not fetched all messages that waited for it before its first
-  answer, `~<position>` follows: it has these up to there.
-- The `pos` of sliding sync is such a token with one part more, the name of a state of the
-  connection; readers of rooms take it too.
-- A room token `t<depth>_<event number>` is a place in the order of one room's timeline. Before what
-  arrived last, others may have arrived that stand further on, while the history is forked: where
-  they are left out, `~<position>` follows, and whoever goes back from there begins with all that
-  had arrived by then.
+- A sync token `s<position>_<ephemeral>` is a position of the main sequence and one of the ephemeral
+  counter. While a device still has to-device messages left from before its first response,
+  `~<position>` follows: the device has these up to there.
+- The `pos` of sliding sync is a sync token and the name of a connection state. /messages and
+  similar endpoints accept it too.
+- A room token `t<depth>_<event number>` is a place in the topological order of one room. While the
+  history is forked, events that arrived earlier may come after the newest event in that order.
+  Where they are left out, `~<position>` follows: a client that pages back from there starts with
+  all events that had arrived by then.
 
-Where a token of the first kind is given to a reader of rooms, it stands for the place right after
-what had arrived then.
+Where an endpoint of a room gets a sync token, it stands for the place right after the events that
+had arrived by then.
 """
 
 import re
@@ -35,20 +35,20 @@ _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", 
 
 
 MOST_TYPED: Final = 32
-"""Rooms in a token."""
+"""Rooms with typing users in a token."""
 
 
 class SyncToken(msgspec.Struct, frozen=True, gc=False):
-    """What a client has heard of: all durable changes up to one position, all ephemeral ones up to
-    another."""
+    """The position of a client, which has received all durable changes up to one position and all
+    ephemeral ones up to another."""
 
     position: int
     ephemeral: int
     to_device: int | None = None
-    """Messages to the device up to there only, where that is not the position."""
+    """The position of to-device messages, if it is less than `position`."""
     typed: tuple[int, ...] = ()
-    """The rooms of which the client was told last that somebody types there, the latest last; at
-    most MOST_TYPED."""
+    """Rooms for which the client last received a typing user, the latest last; at most
+    MOST_TYPED."""
 
     def __str__(self) -> str:
         if self.to_device is None and not self.typed:
@@ -59,10 +59,10 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
 
 
 def parse_sync_token(text: str) -> SyncToken:
-    """Raises InvalidParam."""
+    """Parse a sync token. Raises InvalidParam."""
     match = _SYNC.fullmatch(text)
     if match is None:
-        raise InvalidParam("Not a token that /sync gave out")
+        raise InvalidParam("The token is not one that /sync returned")
     position, ephemeral, to_device, typed = match.groups()
     return SyncToken(
         int(position),
@@ -73,8 +73,8 @@ def parse_sync_token(text: str) -> SyncToken:
 
 
 def split_pos(text: str) -> tuple[SyncToken, str] | None:
-    """The parts of a `pos` of sliding sync: the token, and the name of the state
-    (`sliding_sync/pos.py`); None if it is none."""
+    """Split a `pos` of sliding sync into the token and the name of the connection state
+    (`sliding_sync/pos.py`). Return None if it is malformed."""
     match = _POS.fullmatch(text)
     if match is None:
         return None
@@ -89,29 +89,29 @@ def _rooms(text: str) -> tuple[int, ...]:
 
 
 def format_place(place: Place) -> str:
-    """A room token."""
+    """Return the room token of a place."""
     return f"t{place.depth}_{place.event_nid}"
 
 
 def format_before(event: StoredEvent) -> str:
-    """From where a client asks for what came before an event, this one left out."""
+    """Return the room token of the place right before an event."""
     return f"t{event.depth}_{event.nid - 1}"
 
 
 def format_gap(event: StoredEvent) -> str:
-    """The same, others having been left out as well."""
+    """Return the room token right before an event before which other events were left out."""
     place = format_before(event)
     return place if event.position is None else f"{place}~{event.position - 1}"
 
 
 def find_arrived(text: str) -> int | None:
-    """By when that had arrived which was left out before a room token."""
+    """Return the position by which the left-out events of a room token had arrived, if any."""
     match = _ROOM.fullmatch(text)
     return None if match is None or match[3] is None else int(match[3])
 
 
 def parse_room_token(text: str) -> Place | SyncToken:
-    """Raises InvalidParam."""
+    """Parse a room token, a sync token or a `pos`. Raises InvalidParam."""
     match = _ROOM.fullmatch(text)
     if match is not None:
         return Place(int(match[1]), int(match[2]))
@@ -120,4 +120,4 @@ def parse_room_token(text: str) -> Place | SyncToken:
         return pos[0]
     if _SYNC.fullmatch(text):
         return parse_sync_token(text)
-    raise InvalidParam("Not a token that this server gave out")
+    raise InvalidParam("The token is not one that this server returned")

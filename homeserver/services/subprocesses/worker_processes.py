@@ -1,14 +1,13 @@
-"""Keeps a few processes for what may crash, hang or eat memory, such as decoding what strangers
-send; ends those that take too long.
+"""A pool of worker processes for jobs that may crash, hang or use too much memory, such as decoding
+untrusted files. Kills processes that take too long.
 
-What a job takes is counted on the processor: by the clock everything takes long on a busy machine,
-and that says nothing of what it was. A job that has not got so far after some times as long by the
-clock is ended too, and told apart.
+The time limit of a job counts CPU time: elapsed time says little on a busy machine. A job that does
+not finish within a multiple of the limit in elapsed time is killed too, with an error of its own.
 
-A process is a script that imports nothing of the server. On its standard input each job is a line
-of JSON, and so many further bytes as the job says; on its standard output each gets a line of JSON
-with `size`, and so many bytes. It is started when there is the first work for it, and ended with
-the server, or after so many jobs.
+A process is a script that imports nothing of the server. Each job on its standard input is a line
+of JSON, followed by as many bytes as the job says. Each result on its standard output is a line of
+JSON with `size`, followed by that many bytes. A process starts with the first job for it, and ends
+with the server or after a number of jobs.
 """
 
 import os
@@ -29,31 +28,29 @@ from storage.engine.executors import Executor, run_in
 JOBS_A_PROCESS: Final = 500
 MOST_WAITING: Final = 100
 MAX_RESULT_BYTES: Final = 64 << 20
-"""Unless whoever starts them says less."""
+"""The default limit of a result."""
 MAX_HEAD_BYTES: Final = 1 << 20
 PATIENCE: Final = 6
-"""How many times as long a job may take by the clock."""
-SHORTEST_LOOK_MS: Final = 10
-_CLOCK_OF_PROCESS: Final = 2
-"""Of Linux: in the number of a clock, that it is the processor's time of a whole process
-(CPUCLOCK_SCHED)."""
+"""The limit of elapsed time, as a multiple of the limit of CPU time."""
+MIN_POLL_MS: Final = 10
+_CPUCLOCK_SCHED: Final = 2
+"""Linux: the part of a clock ID that selects the CPU time of a process."""
 
 
 class WorkerDied(Exception):
-    """A process ended, or was ended, in the middle of a job."""
+    """A process died or was killed during a job."""
 
 
 class WorkerWasBusy(WorkerDied):
-    """It was ended though the job was not given the time on the processor that it may take: the
-    machine has too much to do."""
+    """A process was killed before its job used up its CPU time: the machine is overloaded."""
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has taken on the processor, all its threads together; where that cannot be
-    known, what passes by the clock."""
+    """Return the CPU time of a process with all its threads, or elapsed time if the platform does
+    not tell it."""
     if sys.platform == "linux":
-        with suppress(OSError):  # a kernel that is none, such as that of a sandbox, may not know it
-            return time.clock_gettime((~pid << 3) | _CLOCK_OF_PROCESS)
+        with suppress(OSError):  # the kernel of a sandbox may not support it
+            return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
     return time.monotonic()
 
 
@@ -62,6 +59,8 @@ class _Size(msgspec.Struct, frozen=True):
 
 
 class _Worker:
+    """One process."""
+
     def __init__(
         self,
         script: Path,
@@ -84,7 +83,7 @@ class _Worker:
         )
 
     def run(self, job: bytes) -> tuple[bytes, bytes]:
-        """Raises `WorkerDied`."""
+        """Run a job; return the line and the bytes of its result. Raises `WorkerDied`."""
         self.jobs += 1
         process = self._process
         assert process.stdin is not None
@@ -112,7 +111,8 @@ class _Worker:
         return head, bytes(received)
 
     def _read(self, handle: int, deadline: float, allowed: float) -> bytes:
-        """What comes until a moment of the clock, and until so much was taken on the processor."""
+        """Read output until the deadline in elapsed time, and the limit in CPU time. Raises
+        `WorkerDied`."""
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         while True:
@@ -122,8 +122,8 @@ class _Worker:
                 raise WorkerDied
             if left <= 0:
                 raise WorkerWasBusy
-            # no more can be spent of it than passes by the clock
-            if poll.poll(max(min(left, unspent) * 1000, SHORTEST_LOOK_MS)):
+            # CPU time does not grow faster than elapsed time
+            if poll.poll(max(min(left, unspent) * 1000, MIN_POLL_MS)):
                 break
         piece = os.read(handle, 1 << 20)
         if not piece:
@@ -142,7 +142,7 @@ class _Worker:
 
 
 class WorkerProcesses:
-    """Does jobs: as many at once as the executor has threads."""
+    """Runs jobs in processes: as many at once as the executor has threads."""
 
     def __init__(
         self,
@@ -153,8 +153,8 @@ class WorkerProcesses:
         max_result_bytes: int = MAX_RESULT_BYTES,
         spent: Callable[[int], float] = processor_seconds,
     ) -> None:
-        """`seconds`: what a job may take on the processor; `spent`: what a process, by its id, has
-        taken of that."""
+        """`seconds`: the limit of a job in CPU time; `spent`: returns the CPU time of a process by
+        its ID."""
         self._max_result_bytes = max_result_bytes
         self._executor = executor
         self._script = script
@@ -167,16 +167,14 @@ class WorkerProcesses:
         self._closed = False
 
     async def run(self, job: object, payload: bytes = b"") -> tuple[bytes, bytes]:
-        """Do a job, which is JSON; the line and the bytes that come back. Raises `WorkerDied`,
-        `LimitExceeded`."""
+        """Run a job, which is encoded as JSON; return the line and the bytes of its result. Raises
+        `WorkerDied`, `LimitExceeded`."""
         if self._waiting >= MOST_WAITING:
-            raise LimitExceeded(
-                "Too much of this is being done at this moment", retry_after_ms=2000
-            )
-        whole = msgspec.json.encode(job) + b"\n" + payload
+            raise LimitExceeded("The server is busy with such requests now", retry_after_ms=2000)
+        request = msgspec.json.encode(job) + b"\n" + payload
         self._waiting += 1
         try:
-            return await run_in(self._executor, lambda: self._run(whole))
+            return await run_in(self._executor, lambda: self._run(request))
         finally:
             self._waiting -= 1
 
@@ -202,7 +200,7 @@ class WorkerProcesses:
         return result
 
     def close(self) -> None:
-        """End the processes, those that are at work too."""
+        """Kill all processes, also those with a job."""
         self._closed = True
         for worker in tuple(self._busy):
             worker.kill()

@@ -1,11 +1,11 @@
-"""Who has agreed to the documents of now, who is still to, and where they do.
+"""Consent of users to the policies: records it, finds missing consents, links to the consent page.
 
 Laws:
-- What is recorded is the version that somebody was shown. A version of the configuration that they
-  have not agreed to is asked for.
-- The link to the page is signed for one user and the versions of now: nobody else's consent can be
-  given with it, and none to a later version.
-- Whoever agrees may go on at once, on every node: their account has changed.
+- A consent is stored for the version that the user was shown. A user who has not accepted the
+  configured version has to accept it.
+- The link to the page is signed for one user and the current versions: it accepts for no other
+  user and no later version.
+- After the consent the user may continue at once, on every node: the account counts as changed.
 
 spec: client-server-api#terms-of-service-at-registration
 """
@@ -31,12 +31,12 @@ from storage.login.access_tokens import AccessTokenRow
 
 CONSENT_PATH: Final = "/_mahalla/consent"
 PROGRAMS: Final = ("bot", "support")
-"""Types of users who are no people that could agree."""
+"""User types that are not people, so need no consent."""
 _PURPOSE: Final = b"mahalla: links to the page where somebody agrees to terms"
 
 
 class Consents:
-    """Knows who has agreed, and takes their word."""
+    """Reads and stores consents."""
 
     def __init__(
         self,
@@ -50,22 +50,24 @@ class Consents:
         base_url: str,
         blocked_text: str | None,
     ) -> None:
-        """`key`: what only this server knows; a key for these links alone is derived from it.
-        `blocked_text`: what who has not agreed is told instead of doing what they ask for; None:
-        they may do it."""
+        """`key`: the server's signing key, from which the key for the links is derived.
+
+        `blocked_text`: the error text for requests of users without consent; None: such requests
+        are allowed.
+        """
         self._clock = clock
         self._database = database
         self._accounts = accounts
         self._store = store
         self.policies = policies
         self.versions: Sequence[tuple[str, str]] = tuple(policies.versions.items())
-        """The documents, each with its version of now."""
+        """The policies with their current versions."""
         self._secret = hmac.digest(key.seed, _PURPOSE, sha256)
         self._base_url = base_url.rstrip("/")
         self._blocked_text = blocked_text
 
     async def get_owed(self, user_id: UserID) -> Sequence[Policy]:
-        """What somebody has not agreed to in the version of now; nothing for programs."""
+        """Return the policies whose current version the user has not accepted; none for bots."""
         if not self.policies.all:
             return ()
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
@@ -79,12 +81,14 @@ class Consents:
         ]
 
     async def get_consents(self, user_id: UserID) -> Sequence[ConsentRow]:
-        """All that somebody has agreed to, the oldest first."""
+        """Return all consents of a user, oldest first."""
         return (await self._store.get_consents([user_id])).get(user_id, [])
 
     def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
-        """What somebody is told who may not write before they have agreed, and the address of the
-        page; None where they may write. The row was read with `versions`."""
+        """Return the error text and the URL of the consent page for a user who must consent first.
+
+        None for a user who may write. `row`: read with `versions`.
+        """
         if self._blocked_text is None or row.of_service or row.user_type in PROGRAMS:
             return None
         if row.agreed >= len(self.versions):
@@ -93,17 +97,18 @@ class Consents:
         return self._blocked_text.replace("%(consent_uri)s", link), link
 
     def link(self, user_id: UserID) -> str:
-        """The page, for somebody who need not be signed in there."""
-        return f"{self._base_url}{CONSENT_PATH}?{urlencode({'user': user_id, 'signature': self._sign(user_id)})}"
+        """Return the URL of the consent page for a user, who need not be signed in there."""
+        query = urlencode({"user": user_id, "signature": self._sign(user_id)})
+        return f"{self._base_url}{CONSENT_PATH}?{query}"
 
     def is_signed(self, user_id: str, signature: str) -> bool:
-        """Whether this server has made the link, for the versions of now."""
+        """Return whether this server signed the link, for the current versions."""
         return hmac.compare_digest(
             self._sign(user_id).encode(), signature.encode("utf-8", "surrogatepass")
         )
 
     async def do_agree(self, user_id: UserID, ip: str) -> None:
-        """Somebody agrees to all documents, in the versions of now."""
+        """Store the user's consent to the current versions of all policies."""
 
         def write(txn: WriteTransaction) -> None:
             now = int(self._clock.seconds() * 1000)
@@ -116,17 +121,20 @@ class Consents:
     async def get_users(
         self, policy: Policy, *, agreed: bool, after: str, limit: int
     ) -> Mapping[str, int | None]:
-        """Up to `limit` people after one, by id, who have agreed to the version of now, and when,
-        or who have not."""
+        """Return up to `limit` users after `after`, in the order of their ids.
+
+        `agreed`: those who have accepted the current version of the policy, with the time; else
+        those who have not.
+        """
         rows = await self._store.get_users(
             policy.policy_id, policy.version, agreed=agreed, after=after, limit=limit
         )
         return dict(rows)
 
     async def count(self) -> Mapping[str, int]:
-        """How many people have agreed to each policy, in the version of now."""
+        """Return the number of users who have accepted the current version of each policy."""
         return await self._store.count_users(self.policies.versions)
 
     def _sign(self, user_id: str) -> str:
-        words = f"{self.policies.fingerprint} {user_id}".encode("utf-8", "surrogatepass")
-        return urlsafe_b64encode(hmac.digest(self._secret, words, sha256)[:24]).decode()
+        message = f"{self.policies.fingerprint} {user_id}".encode("utf-8", "surrogatepass")
+        return urlsafe_b64encode(hmac.digest(self._secret, message, sha256)[:24]).decode()

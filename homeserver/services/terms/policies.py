@@ -1,4 +1,4 @@
-"""The documents that people agree to: which there are, in which languages and versions.
+"""Policies that users accept, such as terms of service: their versions, languages and texts.
 
 spec: client-server-api#terms-of-service-at-registration
 """
@@ -19,15 +19,15 @@ LARGEST_TEXT: Final = 1 << 20
 
 
 class Block(msgspec.Struct, frozen=True):
-    """A part of a text: `heading`, `paragraph` or `list`."""
+    """A block of text. `kind`: `heading`, `paragraph` or `list`."""
 
     kind: str
     lines: Sequence[str]
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A policy in one language. `blocks`: its text, where this server has it; else it is at its
-    address."""
+    """A policy in one language. `blocks`: its text, where this server serves it; None: it is only
+    at its URL."""
 
     code: str
     name: str
@@ -36,15 +36,15 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """Something that people agree to."""
+    """A version of a policy, in all its languages."""
 
     policy_id: str
     version: str
     documents: Mapping[str, Document]
 
     def choose(self, language: Language) -> Document:
-        """The document for a reader: in their language, in its other script, in English, in
-        whichever there is."""
+        """Return the document for a reader: in their language, in another script of it, in English,
+        or in the first language that exists."""
         by_code = {
             code.replace("_", "-").lower(): document for code, document in self.documents.items()
         }
@@ -56,20 +56,20 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Policies:
-    """All of them, in the order of the configuration."""
+    """All policies, in the order of the configuration."""
 
     def __init__(self, policies: Sequence[Policy] = ()) -> None:
         self.all = tuple(policies)
         self.versions: Mapping[str, str] = {policy.policy_id: policy.version for policy in policies}
-        """The version of now, of each."""
-        words = "\n".join(
+        """The current version of each policy."""
+        text = "\n".join(
             f"{policy_id} {version}" for policy_id, version in sorted(self.versions.items())
         )
-        self.fingerprint = sha256(words.encode()).hexdigest()[:32]
-        """Says which versions those are."""
+        self.fingerprint = sha256(text.encode()).hexdigest()[:32]
+        """Identifies this set of versions."""
 
     def params(self) -> Mapping[str, object]:
-        """As clients are told."""
+        """Return the parameters of the `m.login.terms` stage."""
         return {
             "policies": {
                 policy.policy_id: {
@@ -84,7 +84,7 @@ class Policies:
         }
 
     def find(self, policy_id: str, version: str, code: str) -> Document | None:
-        """The document at a path of this server; None where there is none."""
+        """Return the document that this server serves at a path; None if there is none."""
         for policy in self.all:
             if (policy.policy_id, policy.version) == (policy_id, version):
                 document = policy.documents.get(code)
@@ -93,7 +93,7 @@ class Policies:
 
 
 def policies_of(user_consent: UserConsent, base_url: str) -> Policies:
-    """What the configuration names. Raises `ValueError` for a file that cannot be read."""
+    """Return the configured policies. Raises `ValueError` for a file that cannot be read."""
     return Policies(
         [
             Policy(
@@ -141,7 +141,7 @@ def _read(policy_id: str, path: Path | None) -> Sequence[Block]:
 
 
 def parse_text(text: str) -> Sequence[Block]:
-    """The blocks of a text: an empty line, a heading and the beginning of a list end one."""
+    """Split a text into blocks: an empty line, a heading or the start of a list ends a block."""
     blocks: list[Block] = []
     kind = ""
     lines: list[str] = []

@@ -1,16 +1,16 @@
-"""Text as words by which it is found: one key for the spellings of a word that people take for the
-same. Pure.
+"""Folds text into search keys: spellings of a word that people take for the same have one key.
+Pure.
 
-A word has a key in each of the configured languages; two words are the same when they have a key in
-common. Case, diacritics and apostrophes make no difference. In Uzbek and Karakalpak the two scripts
-make none: Cyrillic is spelt as the Latin of that language. In Russian ё is е. What is written
-without spaces (Chinese, Japanese, Korean, Thai, …) is cut into pairs of characters that overlap.
+A word has a key in each of the configured languages; two words match if they have a common key.
+Case, diacritics and apostrophes are ignored. In Uzbek and Karakalpak, Cyrillic text gets the keys
+of its Latin spelling. In Russian ё becomes е. Scripts without spaces (Chinese, Japanese, Korean,
+Thai, …) are split into overlapping pairs of characters.
 
 Laws:
-- Keys hold only letters, digits and combining marks, at least one: no space, no quote, no
+- Keys contain only alphanumeric characters and combining marks, at least one: no space, quote or
   punctuation.
-- A language whose keys are those of another one for the whole text adds nothing.
-- The same text has the same keys for ever, as long as `Folding.name` is the same.
+- A language whose keys equal those of another one for the complete text adds nothing.
+- The same text always has the same keys while `Folding.name` is the same.
 
     folding = Folding(("uz", "ru"))
     folding.lines("Ўзбек тили") == folding.lines("O‘zbek tili") == [["ozbek", "tili"]]
@@ -24,32 +24,30 @@ from typing import Final
 from homeserver.config.search import Language
 
 VERSION: Final = 1
-"""Of the keys: one more whenever a text gets other keys than before, so that texts are read
-anew."""
+"""The version of the keys. Increase it when a text gets other keys than before, so that all texts
+are indexed again."""
 MAX_TEXT: Final = 16_384
-"""Characters of a text that are looked at. With all their spellings they have to fit into a
-`tsvector`: 1 MiB."""
+"""Characters of a text that are indexed. All their spellings have to fit into a `tsvector`:
+1 MiB."""
 MAX_WORDS: Final = 2_000
 """Keys of a text, in each language."""
 MAX_KEY: Final = 64
 """Characters of a key."""
 
 _TABLE_SIZE: Final = 20_000
-"""Characters whose folding is remembered."""
+"""Characters whose folding is cached."""
 
-# The apostrophes that people type for ʻ (o‘, g‘) and ʼ (tutuq belgisi), and characters that only
-# steer the layout.
+# The apostrophes that people type for ʻ (o‘, g‘) and ʼ (tutuq belgisi), and layout characters.
 _DROPPED: Final = dict.fromkeys(map(ord, "'`´ʹʻʼʽʾʿˈˊˋ‘’‛′＇\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 
 _UNSPACED: Final = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]+"
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
-"""Runs of characters of scripts that put no spaces between words, and Korean, whose words have many
-endings."""
+"""Matches runs of characters of scripts without spaces between words, and Korean, whose words have
+many endings."""
 
-# Marks over and under letters of these ranges are dropped; others (the vowels of Indian scripts)
-# belong to the word.
+# Combining marks in these ranges are dropped; others (vowels of Indian scripts) belong to the word.
 _ACCENTS: Final = (
     (0x0300, 0x06FF),
     (0x1AB0, 0x1AFF),
@@ -58,7 +56,7 @@ _ACCENTS: Final = (
     (0xFE20, 0xFE2F),
 )
 
-# Letters that Unicode does not take apart into a letter and a mark.
+# Characters that Unicode does not decompose into a base character and a mark.
 _LETTERS: Final = {
     "ı": "i",
     "ł": "l",
@@ -99,15 +97,15 @@ _CYRILLIC: Final = {
     "є": "e",
     "ґ": "g",
 }
-"""Cyrillic as the Latin of Uzbek has it; diacritics and apostrophes are left out, as they are of
-Latin text."""
+"""Cyrillic letters in the Latin spelling of Uzbek, without diacritics and apostrophes, which Latin
+text loses too."""
 
 _UZBEK_YE: Final = re.compile("(?<![бвгджзйклмнпрстфхцчшщқғҳ])е")
 _UZBEK_TS: Final = re.compile("(?<![аеёиоуэюяўы])ц")
 
 
 class _Letters(dict[int, str | None]):
-    """What each character becomes; for `str.translate`. Asked for a new one, it finds out."""
+    """A table for `str.translate` that computes missing characters."""
 
     def __init__(self, spelling: dict[str, str]) -> None:
         super().__init__(_DROPPED)
@@ -137,51 +135,51 @@ def _fold_letter(letter: str) -> str | None:
 
 
 class Folding:
-    """The keys of text in some languages."""
+    """Computes the keys of texts in some languages."""
 
     def __init__(self, languages: Sequence[Language]) -> None:
         self.name = f"{VERSION}:{','.join(languages)}"
-        """Tells foldings apart: what was folded by one of another name has to be folded anew."""
+        """Identifies the folding: texts with another name have to be folded again."""
         plain = _Letters({})
         spellers: dict[Language, Callable[[str], str]] = {
             "uz": _Uzbek(),
             "kaa": _Speller({**_CYRILLIC, "ў": "w", "ц": "c"}),
             "ru": _Speller({**_CYRILLIC, "ё": "e"}),
         }
-        # a language that has its own Cyrillic has no need of the plain one
+        # a language with its own Cyrillic table does not need the plain one
         own = [spellers[language] for language in languages if language in spellers]
         self._spellers = own or [lambda text: text.translate(plain)]
         self._plain = plain
 
     def lines(self, text: str) -> list[list[str]]:
-        """The keys of the words in their order, once for each language in which they differ;
-        nothing without words.
+        """Return the keys of the words in order, one list for each language in which they differ;
+        no list for a text without words.
 
-        A run of characters without spaces ends with its last character alone, so that a single one
-        is found as the beginning of a key wherever it stands.
+        A run of characters without spaces ends with its last character as a key, so that every
+        single character is found as the prefix of a key.
         """
         prepared = unicodedata.normalize("NFKC", text[:MAX_TEXT].replace("´", "")).casefold()[
             :MAX_TEXT
         ]
         if prepared.isascii():
-            keys = _cut(prepared.translate(self._plain))
+            keys = _split_keys(prepared.translate(self._plain))
             return [keys] if keys else []
-        # casefolding may leave letters and marks apart
+        # casefolding may separate characters and their marks
         prepared = unicodedata.normalize("NFC", prepared)
         found: list[list[str]] = []
         for spell in self._spellers:
-            keys = _cut(spell(prepared))
+            keys = _split_keys(spell(prepared))
             if keys and keys not in found:
                 found.append(keys)
         return found
 
     def keys(self, text: str) -> list[str]:
-        """Every key of the text, once."""
+        """Return the distinct keys of the text."""
         return list(dict.fromkeys(key for line in self.lines(text) for key in line))
 
 
 class _Speller:
-    """Spells text by a table."""
+    """Spells text with a table."""
 
     def __init__(self, spelling: dict[str, str]) -> None:
         self._letters = _Letters(spelling)
@@ -191,7 +189,8 @@ class _Speller:
 
 
 class _Uzbek(_Speller):
-    """е is ye where a word or a syllable begins with it, ц is s but after a vowel."""
+    """Spells Uzbek: е becomes ye at the start of a word or syllable, ц becomes s except after a
+    vowel."""
 
     def __init__(self) -> None:
         super().__init__(_CYRILLIC)
@@ -201,12 +200,12 @@ class _Uzbek(_Speller):
 
 
 def is_unspaced(key: str) -> bool:
-    """Whether the key is of a script without spaces."""
+    """Return whether the key is of a script without spaces."""
     return _UNSPACED.match(key) is not None
 
 
-def _cut(text: str) -> list[str]:
-    """The words of folded text."""
+def _split_keys(text: str) -> list[str]:
+    """Split folded text into keys."""
     words = text.split(maxsplit=MAX_WORDS)[:MAX_WORDS]
     if text.isascii() or _UNSPACED.search(text) is None:
         return [word[:MAX_KEY] for word in words if not _is_bare_mark(word)]
@@ -216,7 +215,7 @@ def _cut(text: str) -> list[str]:
         for run in _UNSPACED.finditer(word):
             keys.append(word[at : run.start()][:MAX_KEY])
             characters = run[0]
-            keys.extend(characters[place : place + 2] for place in range(len(characters)))
+            keys.extend(characters[start : start + 2] for start in range(len(characters)))
             at = run.end()
         keys.append(word[at:][:MAX_KEY])
     return [key for key in keys if key and not _is_bare_mark(key)][:MAX_WORDS]

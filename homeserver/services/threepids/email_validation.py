@@ -1,11 +1,10 @@
-"""Showing that an e-mail address is one's own, by a letter to it.
+"""Validation of e-mail addresses by a link in an e-mail.
 
 Laws:
-- An address counts once somebody has opened the link in a letter to it.
-- Opening the page confirms nothing, since programs open links in letters; pressing the button on it
-  does.
-- Where the operator does not want it told whose address is known, a letter to the address says it
-  instead.
+- Opening the page of the link validates nothing, since programs open links in e-mails; the button
+  on the page does.
+- Where the operator hides which addresses are known, the response does not reveal it. An e-mail to
+  the address does instead.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#email-associations
@@ -43,7 +42,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.threepids.threepids import ThreepidStore, ValidationRow
 
 CONFIRM_PATH: Final = "/_mahalla/confirm_email"
-_LONGEST: Final = 254
+_MAX_LENGTH: Final = 254
 _ADDRESS: Final = re.compile(
     r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9-]{1,63}"
 )
@@ -54,17 +53,18 @@ class InvalidAddress(InvalidParam):
 
 
 def parse_email_address(text: str) -> str:
-    """An address as it is compared: in small letters. Raises `InvalidAddress`. spec:
-    appendices#e-mail"""
+    """Return an address in its canonical form, in lower case. Raises `InvalidAddress`.
+
+    spec: appendices#e-mail
+    """
     address = text.strip().lower()
-    if len(address) > _LONGEST or not _ADDRESS.fullmatch(address) or ".." in address:
+    if len(address) > _MAX_LENGTH or not _ADDRESS.fullmatch(address) or ".." in address:
         raise InvalidAddress
     return address
 
 
 class EmailValidation:
-    """Writes letters, and hears that they were read. `outbox` is None on a server that sends no
-    mail."""
+    """Sends validation e-mails and accepts their links."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class EmailValidation:
         base_url: str,
         known_is_told: bool,
     ) -> None:
-        """`known_is_told`: whoever asks learns whether an address belongs to an account (see
-        `do_request_token`)."""
+        """`outbox`: None on a server that sends no e-mail. `known_is_told`: whether the API reveals
+        that an address belongs to an account (see `do_request_token`)."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -93,7 +93,7 @@ class EmailValidation:
 
     @property
     def is_possible(self) -> bool:
-        """Whether this server sends letters."""
+        """Whether this server sends e-mail."""
         return self._outbox is not None
 
     async def do_request_token(
@@ -108,9 +108,10 @@ class EmailValidation:
         *,
         may_tell: bool = False,
     ) -> str:
-        """Send a letter to an address; the id of the validation. `may_tell`: whoever asks may learn
-        whether an account has the address, as the specification wants of the API, and unless the
-        operator forbids it. Pages tell nobody.
+        """Send a validation e-mail to an address; return the id of the validation.
+
+        `may_tell`: the caller may learn whether an account has the address, as the specification
+        wants for the API, unless the operator forbids it. Pages never reveal it.
 
         Raises `InvalidParam`, `ThreepidMediumNotSupported`, `ThreepidDenied`, `ThreepidInUse`,
         `ThreepidNotFound`, `LimitExceeded`.
@@ -138,10 +139,9 @@ class EmailValidation:
                 txn, purpose, EMAIL, address, client_secret, send_attempt, next_link
             )
             if not is_due:
-                return row.sid  # the letter is under way
+                return row.sid  # the e-mail is on its way
             if (owner is None) is (purpose == PASSWORD_RESET):
-                # nobody learns by this request whether the address is known: its owner does, by a
-                # letter
+                # do not reveal whether the address is known; an e-mail informs its owner
                 self._store.set_validation(txn, replace(row, token_hash=None))
                 if owner is not None:
                     outbox.add(txn, language, outbox.letters.already_registered(language), address)
@@ -156,7 +156,8 @@ class EmailValidation:
                     ip=ip,
                     detail=address,
                 )
-            link = f"{self._base_url.rstrip('/')}{CONFIRM_PATH}?{urlencode({'sid': row.sid, 'token': token})}"
+            query = urlencode({"sid": row.sid, "token": token})
+            link = f"{self._base_url.rstrip('/')}{CONFIRM_PATH}?{query}"
             outbox.add(
                 txn, language, outbox.letters.confirm_address(language, link, purpose), address
             )
@@ -165,22 +166,23 @@ class EmailValidation:
         return await self._database.write("request_threepid_token", write)
 
     async def get_pending(self, sid: str, token: str) -> ValidationRow | None:
-        """The validation that a letter's link is for, unless it has grown old or a later letter
-        took its place."""
+        """Return the validation of a link; None if it has expired or a later e-mail replaced it."""
         row = await self._store.get_validation(sid) if sid and "\0" not in sid else None
         if row is None or row.token_hash != hash_token(token) or self._validations.is_old(row):
             return None
         return row
 
     def next_of(self, row: ValidationRow) -> tuple[str, str] | None:
-        """Where people go on to afterwards, and what that is called; None where they go nowhere.
-        The rules of now count, not those of when the letter was asked for."""
+        """Return the next link of a validation and its display text; None if there is none.
+
+        The current rules apply, not those at the time of the request.
+        """
         if row.next_link is None or not self._validations.may_lead_to(row.next_link):
             return None
         return row.next_link, shown_link(row.next_link)
 
     async def do_confirm(self, sid: str, token: str) -> ValidationRow | None:
-        """The address is theirs who hold the letter. The validation; None as for `get_pending`."""
+        """Validate the address; return the validation, or None as `get_pending` does."""
         row = await self.get_pending(sid, token)
         if row is None or not await self._store.set_validated(
             sid, hash_token(token), self._now_ms()

@@ -1,16 +1,15 @@
-"""Addresses by which others find people at an identity server: bound there and unbound by this
-server, for its users.
+"""Bindings of e-mail addresses and telephone numbers to users at an identity server.
+
+Below, an address is either of the two.
 
 Laws:
-- No identity server is asked but that of the configuration, and for an unbinding the one where the
-  binding was made.
-- What was bound is remembered until it is unbound: when its owner asks for it, with the address, or
-  with the account. That it is to be is noted before the identity server is asked, with what takes
-  the address away in one write; what cannot be unbound then is tried again, less and less often,
-  for a month.
-- Of what the identity server says, clients hear what concerns the address. Its other codes would
-  mean something else in an answer of this server: `M_UNKNOWN_TOKEN` that their session here has
-  ended.
+- Only the configured identity server is asked; an unbind asks the server of the binding.
+- A binding is stored until it is unbound: at the request of its owner, with the removal of the
+  address, or with the deactivation. The write that removes the address or account also schedules
+  the unbind, before the identity server is asked. A failed unbind is retried with back-off for a
+  month.
+- Clients receive only those errors of the identity server that concern the address. Its other
+  codes have another meaning in our response: `M_UNKNOWN_TOKEN` would end the session here.
 
 spec: client-server-api#post_matrixclientv3account3pidbind,
 identity-service-api#establishing-associations
@@ -47,9 +46,9 @@ MAX_BYTES: Final = 64 * 1024
 LONGEST_ADDRESS: Final = 255
 RETRIES: Final = BackoffSchedule(5 * 60_000, 24 * 3600_000)
 MOST_ATTEMPTS: Final = 38
-"""At unbinding: a month of them."""
+"""Maximum number of attempts to unbind: about a month."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
-_PASSED_ON: Final = frozenset(
+_FORWARDED_CODES: Final = frozenset(
     {
         "M_EMAIL_SEND_ERROR",
         "M_INVALID_ADDRESS",
@@ -63,19 +62,19 @@ _PASSED_ON: Final = frozenset(
         "M_THREEPID_IN_USE",
     }
 )
-"""Codes that say the same of an answer of ours. spec:
+"""Error codes with the same meaning in our response. spec:
 identity-service-api#standard-error-response"""
 
 
 class IdentityServerRefused(MatrixError):
-    """What the identity server said of the address, which is passed on."""
+    """An error of the identity server about the address, passed on to the client."""
 
     def __init__(self, errcode: str, text: str) -> None:
         super().__init__(text)
         self._errcode = errcode
 
     def body(self) -> dict[str, object]:
-        """As it came."""
+        """Return the error as received."""
         return {"errcode": self._errcode, "error": self.text}
 
 
@@ -86,11 +85,11 @@ class _Bound(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     errcode: str
-    error: str = "The identity server refuses"
+    error: str = "The identity server refused the request"
 
 
 class IdentityBindings:
-    """Binds and unbinds. `url`: of the identity server; None where there is none."""
+    """Binds and unbinds addresses. `url`: of the identity server; None disables binding."""
 
     log = Logger()
 
@@ -115,29 +114,31 @@ class IdentityBindings:
     async def do_bind(
         self, caller: Requester, id_server: str, sid: str, client_secret: str, token: str, ip: str
     ) -> None:
-        """Let somebody be found by an address that they have confirmed at the identity server.
-        `ip`: whence they ask. Raises `ServerNotTrusted`, `LimitExceeded`, `IdentityServerRefused`,
-        `OtherServerFailed`."""
+        """Bind an address that the caller has validated at the identity server.
+
+        `ip`: the client's IP address. Raises `ServerNotTrusted`, `LimitExceeded`,
+        `IdentityServerRefused`, `OtherServerFailed`.
+        """
         if self._url is None or id_server != _host_of(self._url):
-            raise ServerNotTrusted("This server does not make use of that identity server")
+            raise ServerNotTrusted("This server does not use that identity server")
         if not token.isascii() or not token.isprintable():
-            raise ServerNotTrusted("id_access_token is none")
+            raise ServerNotTrusted("id_access_token is malformed")
         if caller.rate_limited:
             self._limiter.check(Limit.THREEPID, caller.user_id)
         body = {"sid": sid, "client_secret": client_secret, "mxid": caller.user_id}
-        answer = await self._ask(
+        answer = await self._request(
             f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical_json(body)
         )
         _check(answer)
         try:
             bound = msgspec.json.decode(answer.body, type=_Bound)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise OtherServerFailed("The identity server answers what is no use") from None
+            raise OtherServerFailed("The identity server sent an invalid response") from None
         if (
             max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS
             or "\0" in bound.medium + bound.address
         ):
-            raise OtherServerFailed("The identity server names an address that is none")
+            raise OtherServerFailed("The identity server returned an invalid address")
         row = BindingRow(caller.user_id, bound.medium, bound.address, id_server)
 
         def write(txn: WriteTransaction) -> None:
@@ -151,9 +152,11 @@ class IdentityBindings:
     async def do_unbind(
         self, user_id: UserID, medium: str, address: str, id_server: str | None
     ) -> str:
-        """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`:
-        None for wherever it was bound. Raises `IdentityServerRefused`, `OtherServerFailed`:
-        `do_unbind_due` tries again then."""
+        """Unbind an address; return `SUCCESS` or `NO_SUPPORT`.
+
+        `id_server`: None for all servers where it is bound. Raises `IdentityServerRefused`,
+        `OtherServerFailed`; `do_unbind_due` then retries.
+        """
         rows = await self._store.claim(
             user_id, self._now() + RETRIES.first_ms, medium, address, id_server
         )
@@ -163,8 +166,10 @@ class IdentityBindings:
     async def try_unbind(
         self, user_id: UserID, medium: str | None = None, address: str = ""
     ) -> str:
-        """Unbind an address, or all; `SUCCESS` where nothing is left bound that this server knows
-        of. Raises nothing for what the identity server does: `do_unbind_due` tries again."""
+        """Unbind one address or all; return `SUCCESS` if no known binding is left.
+
+        Raises nothing for errors of the identity server: `do_unbind_due` retries.
+        """
         rows = await self._store.claim(
             user_id, self._now() + RETRIES.first_ms, medium, address, None
         )
@@ -176,56 +181,63 @@ class IdentityBindings:
                     return NO_SUPPORT
         except MatrixError as error:
             self.log.warn(
-                "an address of {user} stays bound for now: {why}", user=user_id, why=error.text
+                "could not unbind an address of {user}, will retry: {why}",
+                user=user_id,
+                why=error.text,
             )
             return NO_SUPPORT
         return SUCCESS
 
     def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In the write that closes an account: let `do_unbind_due` go on, unless `try_unbind` does
-        it all before."""
+        """Schedule the unbind of all addresses, in the write that deactivates the account.
+
+        `do_unbind_due` carries out what `try_unbind` does not finish before.
+        """
         self._store.set_due(txn, user_id, self._now() + RETRIES.first_ms)
 
     def note_removed(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str
     ) -> None:
-        """In the write that takes an address from an account: let `do_unbind_due` unbind it."""
+        """Schedule the unbind of an address, in the write that removes it from the account."""
         self._store.set_due(txn, user_id, self._now(), medium, address)
 
     async def do_unbind_due(self, limit: int) -> int:
-        """Unbind up to `limit` addresses that are to be; how many were tried. Fewer: nothing is
-        left to do for now, or the identity server is away, for which the others wait too."""
+        """Unbind up to `limit` due addresses; return the number of attempts.
+
+        Fewer than `limit`: nothing is left for now, or the identity server is unreachable and the
+        rest waits.
+        """
         done = 0
         while done < limit:
-            row = await self._store.take_due(self._now(), _pause_ms)
+            row = await self._store.take_due(self._now(), _retry_ms)
             if row is None:
                 break
             done += 1
             try:
-                why = "" if await self._unbind(row) else "the identity server does not do so"
+                why = "" if await self._unbind(row) else "the identity server does not support it"
             except IdentityServerRefused as error:
                 why = error.text
             except OtherServerFailed as error:
-                await self._note_failure(row, error.text)
+                await self._record_failure(row, error.text)
                 return min(done, limit - 1)
             if why:
-                await self._note_failure(row, why)
+                await self._record_failure(row, why)
         return done
 
-    async def _note_failure(self, row: BindingRow, why: str) -> None:
+    async def _record_failure(self, row: BindingRow, why: str) -> None:
         is_last = row.attempts + 1 >= MOST_ATTEMPTS
         if is_last:
             await self._store.give_up(row)
         self.log.warn(
-            "an address of {user} stays bound at {server}{end}: {why}",
+            "could not unbind an address of {user} at {server}{end}: {why}",
             user=row.user_id,
             server=row.id_server,
-            end=", and is given up" if is_last else "",
+            end=", giving up" if is_last else "",
             why=why,
         )
 
     async def _unbind(self, row: BindingRow) -> bool:
-        """False where the identity server does not do so."""
+        """Unbind at the identity server; return False if it does not support that."""
         known = (
             self._url if self._url is not None and _host_of(self._url) == row.id_server else None
         )
@@ -241,7 +253,7 @@ class IdentityBindings:
             destination=ServerName(row.id_server),
             content=msgspec.Raw(body),
         )
-        answer = await self._ask(url, signed, body)
+        answer = await self._request(url, signed, body)
         if answer.status in (
             HTTPStatus.BAD_REQUEST,
             HTTPStatus.NOT_FOUND,
@@ -269,17 +281,17 @@ class IdentityBindings:
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
 
-    async def _ask(self, url: str, authorization: str, body: bytes) -> WebAnswer:
+    async def _request(self, url: str, authorization: str, body: bytes) -> WebAnswer:
         headers = [("Authorization", authorization), ("Content-Type", "application/json")]
         try:
             return await self._web.request(
                 "POST", url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES
             )
         except OutboundError as error:
-            raise OtherServerFailed(f"The identity server could not be asked: {error}") from None
+            raise OtherServerFailed(f"The identity server cannot be reached: {error}") from None
 
 
-def _pause_ms(attempts: int) -> int:
+def _retry_ms(attempts: int) -> int:
     return RETRIES.nth(attempts + 1)
 
 
@@ -288,16 +300,15 @@ def _host_of(url: str) -> str:
 
 
 def _check(answer: WebAnswer) -> None:
-    """Raises `IdentityServerRefused` where it is about the address, `OtherServerFailed` for all
-    else that is no success."""
+    """Raise `IdentityServerRefused` for an error about the address, else `OtherServerFailed`."""
     if answer.status == HTTPStatus.OK:
         return
     try:
         error = msgspec.json.decode(answer.body, type=_Error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise OtherServerFailed(f"The identity server answers {answer.status}") from None
-    if not 400 <= answer.status < 500 or error.errcode not in _PASSED_ON:
+        raise OtherServerFailed(f"The identity server responded with {answer.status}") from None
+    if not 400 <= answer.status < 500 or error.errcode not in _FORWARDED_CODES:
         raise OtherServerFailed(
-            f"The identity server refuses: {answer.status} {error.errcode[:100]}"
+            f"The identity server refused: {answer.status} {error.errcode[:100]}"
         )
     raise IdentityServerRefused(error.errcode, error.error[:1000])

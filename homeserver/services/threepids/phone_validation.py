@@ -1,11 +1,11 @@
-"""Showing that a telephone number is one's own, by a code in a text message to it.
+"""Validation of telephone numbers by a code in a text message.
 
 Laws:
-- A code is good for one purpose, for minutes, and for few tries; it is kept as a hash.
-- Messages cost money: they go to mobile numbers only, so many to one number, from one address, and
-  in all on a day.
-- Where the operator does not want it told whose number is known, a message to the number says it
-  instead, and nobody sees by the time of the answer if there was one.
+- A code is valid for one purpose, for minutes, and for few attempts; it is stored as a hash.
+- Messages cost money: they go to mobile numbers only, with limits per number, per client address
+  and per day in total.
+- Where the operator hides which numbers are known, neither the response nor its time reveals it. A
+  message to the number does instead.
 
 spec: client-server-api#adding-account-administrative-contact-information,
 identity-service-api#phone-number-associations
@@ -53,44 +53,44 @@ from storage.threepids.threepids import ThreepidStore
 
 SUBMIT_PATH: Final = "/_mahalla/confirm_number"
 MOST_TRIES: Final = 3
-"""At one code."""
+"""Maximum number of attempts for a code."""
 _DAY_MS: Final = 24 * 3600 * 1000
-_LONGEST: Final = 64
-"""Characters of a number as people write it."""
+_MAX_LENGTH: Final = 64
+"""Maximum number of characters of a number as people write it."""
 _SID: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
-_TAKES_MESSAGES: Final = (
+_MESSAGE_TYPES: Final = (
     phonenumbers.PhoneNumberType.MOBILE,
     phonenumbers.PhoneNumberType.FIXED_LINE_OR_MOBILE,
 )
-"""The second: countries where nobody can tell."""
+"""The second type: countries whose numbers do not tell mobile from fixed lines."""
 
 
 class InvalidNumber(InvalidParam):
-    """It is no telephone number, or takes no text messages."""
+    """The text is not a telephone number, or the number cannot receive text messages."""
 
-    default_text = "This is not the number of a mobile telephone, with the code of its country"
+    default_text = "This is not a mobile telephone number with a country code"
 
 
 class NumberInUse(ThreepidInUse):
-    """An account has it."""
+    """An account has the number."""
 
-    default_text = "This number belongs to an account already"
+    default_text = "This number already belongs to an account"
 
 
 class NumberNotFound(ThreepidNotFound):
-    """No account has it."""
+    """No account has the number."""
 
     default_text = "No account has this number"
 
 
 class NumberDenied(ThreepidDenied):
-    """The operator does not want it."""
+    """The operator does not allow the number."""
 
-    default_text = "This server does not take this number"
+    default_text = "This server does not allow this number"
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A code is on its way."""
+    """A validation whose code has been sent."""
 
     sid: str
     number: str
@@ -100,14 +100,17 @@ class Asked(msgspec.Struct, frozen=True):
 class _Prepared(msgspec.Struct, frozen=True):
     sid: str
     text: str | None
-    """What is to be sent."""
+    """The message to send; None: none."""
     token_hash: bytes | None
 
 
 def parse_phone_number(country: str, number: str) -> phonenumbers.PhoneNumber:
-    """A number as people write it. `country`: whence it would be dialled so, two letters of ISO
-    3166-1; empty: it has the code of its country. Raises `InvalidNumber`."""
-    if len(number) > _LONGEST:
+    """Parse a number as people write it.
+
+    `country`: where it is dialled like this, as an ISO 3166-1 alpha-2 code; empty: the number has
+    its country code. Raises `InvalidNumber`.
+    """
+    if len(number) > _MAX_LENGTH:
         raise InvalidNumber
     try:
         parsed = phonenumbers.parse(number, country.upper() or None)
@@ -119,12 +122,12 @@ def parse_phone_number(country: str, number: str) -> phonenumbers.PhoneNumber:
 
 
 def digits_of(number: phonenumbers.PhoneNumber) -> str:
-    """How a number is compared and kept. spec: appendices#pstn-phone-numbers"""
+    """Return the canonical form of a number. spec: appendices#pstn-phone-numbers"""
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
 
 
 class PhoneValidation:
-    """Sends codes, and takes them."""
+    """Sends codes and checks them."""
 
     _log = Logger()
 
@@ -146,10 +149,12 @@ class PhoneValidation:
         known_is_told: bool,
         most_per_day: int,
     ) -> None:
-        """`messages`: None on a server that sends none. `purposes`: for which codes are sent.
-        `base_url`: empty where clients cannot be told whither codes go; no numbers are taken then.
-        `known_is_told`: whoever asks learns whether a number belongs to an account (see
-        `do_request_token`). `most_per_day`: messages in all."""
+        """`messages`: None on a server that sends none. `purposes`: purposes that send codes.
+
+        `base_url`: the public URL, for the `submit_url`; empty disables telephone numbers.
+        `known_is_told`: whether the API reveals that a number belongs to an account (see
+        `do_request_token`). `most_per_day`: the daily maximum of messages.
+        """
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -166,15 +171,15 @@ class PhoneValidation:
         self._known_is_told = known_is_told
         self._most_per_day = most_per_day
         self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
-        """Where clients send the code that people have typed."""
+        """The URL to which clients send the code that the user has entered."""
 
     @property
     def are_taken(self) -> bool:
-        """Whether people may have telephone numbers here."""
+        """Whether users can add telephone numbers."""
         return self._messages is not None
 
     def is_possible(self, purpose: str) -> bool:
-        """Whether this server sends codes for it."""
+        """Return whether this server sends codes for a purpose."""
         return self._messages is not None and purpose in self._purposes
 
     async def do_request_token(
@@ -190,18 +195,19 @@ class PhoneValidation:
         *,
         may_tell: bool = False,
     ) -> Asked:
-        """Send a code to a number; `country` as in `parse_phone_number`. `may_tell`: whoever asks
-        may learn whether an account has the number, as the specification wants of the API, and
-        unless the operator forbids it. Pages tell nobody.
+        """Send a code to a number; return its validation. `country`: as in `parse_phone_number`.
+
+        `may_tell`: the caller may learn whether an account has the number, as the specification
+        wants for the API, unless the operator forbids it. Pages never reveal it.
 
         Raises `ThreepidMediumNotSupported`, `InvalidParam`, `NumberDenied`, `NumberInUse`,
         `NumberNotFound`, `LimitExceeded`, `MessageNotSent`.
         """
         messages = self._messages
         if messages is None or purpose not in self._purposes:
-            raise ThreepidMediumNotSupported("This server takes no telephone numbers for this")
+            raise ThreepidMediumNotSupported("This server sends no text messages for this purpose")
         parsed = parse_phone_number(country, number)
-        if phonenumbers.number_type(parsed) not in _TAKES_MESSAGES:
+        if phonenumbers.number_type(parsed) not in _MESSAGE_TYPES:
             raise InvalidNumber
         address = digits_of(parsed)
         check_client_secret(client_secret)
@@ -214,8 +220,8 @@ class PhoneValidation:
             except ThreepidDenied:
                 raise NumberDenied from None
         owner = await self._store.get_owner(MSISDN, address)
-        tells = may_tell and self._known_is_told
-        if tells:
+        may_reveal = may_tell and self._known_is_told
+        if may_reveal:
             if owner is None and purpose == PASSWORD_RESET:
                 raise NumberNotFound
             if owner is not None and purpose != PASSWORD_RESET:
@@ -228,11 +234,14 @@ class PhoneValidation:
             )
             if not is_due:
                 return _Prepared(row.sid, None, None)
-            # nobody learns by this request whether the number is known: its owner does, by a
-            # message
+            # do not reveal whether the number is known; a message informs its owner
             is_proof = (owner is not None) is (purpose == PASSWORD_RESET)
             token_hash = _hash(row.sid, code) if is_proof else None
-            text = self._text(language, purpose, code) if is_proof else self._known_text(language)
+            text = (
+                self._text(language, purpose, code)
+                if is_proof
+                else self._already_registered_text(language)
+            )
             self._store.set_validation(
                 txn,
                 replace(
@@ -243,9 +252,8 @@ class PhoneValidation:
                     tries=0,
                 ),
             )
-            self._count(
-                txn
-            )  # also where none is sent, which nobody is to see when there have been enough
+            # also where none is sent: the daily limit must not reveal known numbers
+            self._count(txn)
             if purpose == PASSWORD_RESET:
                 if owner is None:
                     return _Prepared(row.sid, None, None)
@@ -262,9 +270,8 @@ class PhoneValidation:
         prepared = await self._database.write("request_phone_code", write)
         if prepared.text is not None:
             sending = Deferred.fromCoroutine(self._send(messages, address, prepared))
-            if tells or purpose != PASSWORD_RESET:
-                # for a new password one is sent to known numbers alone, so that its failure would
-                # tell of them
+            if may_reveal or purpose != PASSWORD_RESET:
+                # a password reset sends messages to known numbers only: a failure would reveal them
                 await sending
             else:
                 sending.addErrback(
@@ -273,11 +280,13 @@ class PhoneValidation:
         return Asked(prepared.sid, address)
 
     async def do_submit(self, sid: str, client_secret: str, code: str) -> None:
-        """The number is theirs who know the code. Raises `InvalidParam`, `SessionExpired`,
-        `TokenIncorrect`."""
+        """Validate the number if the code is right.
+
+        Raises `InvalidParam`, `SessionExpired`, `TokenIncorrect`.
+        """
         check_client_secret(client_secret)
         if not _SID.fullmatch(sid):
-            raise InvalidParam("sid has 1 to 255 letters, digits and .=_-")
+            raise InvalidParam("sid must have 1 to 255 letters, digits and .=_-")
         typed = _hash(sid, "".join(code.split()))
 
         def write(txn: WriteTransaction) -> bool | None:
@@ -302,9 +311,8 @@ class PhoneValidation:
         try:
             await messages.send(address, prepared.text)
             self._metrics.count("sent")
-        except (
-            Exception
-        ):  # whatever it was: who asks again with the same `send_attempt` gets another message
+        except Exception:
+            # after any failure, a repeated request with the same `send_attempt` must send again
             self._metrics.count("failed")
             await self._database.write(
                 "remove_unsent_phone_code",
@@ -320,7 +328,7 @@ class PhoneValidation:
         if not self._counts.count_message(txn, day, self._most_per_day):
             self._metrics.count("refused")
             self._log.error(
-                "as many text messages as `sms_gateway.most_per_day` were sent today: no more are"
+                "the daily limit of text messages is reached (`sms_gateway.most_per_day`)"
             )
             raise LimitExceeded(retry_after_ms=(day + 1) * _DAY_MS - now)
 
@@ -329,15 +337,16 @@ class PhoneValidation:
         fields = {"code": code, "server": self._server_name}
         if purpose == PASSWORD_RESET:
             return (
-                _("%(code)s is your code for a new password on %(server)s. Give it to nobody.")
+                _("%(code)s is your code for a new password on %(server)s. Do not share it.")
                 % fields
             )
-        return _("%(code)s is your code for %(server)s. Give it to nobody.") % fields
+        return _("%(code)s is your code for %(server)s. Do not share it.") % fields
 
-    def _known_text(self, language: Language) -> str:
+    def _already_registered_text(self, language: Language) -> str:
         _ = language.gettext
         return _(
-            "This number belongs to an account on %(server)s already. If it was not you who asked, do nothing."
+            "This number already belongs to an account on %(server)s."
+            " If you did not request this, do nothing."
         ) % {"server": self._server_name}
 
 

@@ -1,8 +1,8 @@
-"""Text messages to telephones, by a gateway of the operator's choice or a plug-in.
+"""Text messages (SMS), sent by the configured gateway or a plug-in.
 
 Laws:
-- The gateway hears a number and a text, and nothing else of the person.
-- A message is tried once: whoever waits for it asks for another.
+- The gateway receives a number and a text, and nothing else about the person.
+- A message is tried once, without retries: the user requests another.
 """
 
 import re
@@ -21,37 +21,37 @@ from homeserver.services.tokens.secret_tokens import SecretText
 
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
-_BLANK: Final = re.compile(r"\{(number|text|sender|id)\}")
+_PLACEHOLDER: Final = re.compile(r"\{(number|text|sender|id)\}")
 _CONTENT_TYPES: Final = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
 
 
 class MessageNotSent(MatrixError):
-    """Nobody takes the message at the moment."""
+    """Neither the gateway nor a plug-in accepts the message at the moment."""
 
     status = 503
     default_text = "The text message could not be sent; try again later"
 
 
 class Gateway(msgspec.Struct, frozen=True):
-    """Who sends messages for us, and what to say there."""
+    """The HTTP request with which a gateway sends a message."""
 
     url: str
     headers: Sequence[tuple[str, str]]
     format: Literal["json", "form"]
     body: Mapping[str, object]
-    """With `{number}`, `{text}`, `{sender}` and `{id}` in its texts."""
+    """A template with the placeholders `{number}`, `{text}`, `{sender}` and `{id}`."""
     sender: str
 
 
 class TextMessages:
-    """Sends them."""
+    """Sends text messages."""
 
     _log = Logger()
 
     def __init__(
         self, web: Web, plugins: Plugins, secret_text: SecretText, gateway: Gateway | None
     ) -> None:
-        """`gateway`: None where plug-ins alone send."""
+        """`gateway`: None where only plug-ins send."""
         self._web = web
         self._plugins = plugins
         self._secret_text = secret_text
@@ -59,11 +59,11 @@ class TextMessages:
 
     @property
     def are_possible(self) -> bool:
-        """Whether there is anybody who sends them."""
+        """Whether a gateway or a plug-in sends messages."""
         return self._gateway is not None or self._plugins.send_text_messages
 
     async def send(self, number: str, text: str) -> None:
-        """Send one. `number`: the digits of E.164. Raises `MessageNotSent`."""
+        """Send a message. `number`: the digits of E.164. Raises `MessageNotSent`."""
         if self._plugins.send_text_messages and await self._plugins.send_text_message(number, text):
             return
         if self._gateway is None:
@@ -91,18 +91,18 @@ class TextMessages:
                 only_https=True,
             )
         except OutboundError as error:
-            self._log.error("the gateway for text messages cannot be asked: {why}", why=str(error))
+            self._log.error("the SMS gateway cannot be reached: {why}", why=str(error))
             raise MessageNotSent from None
         if not 200 <= answer.status < 300:
-            self._log.error("the gateway for text messages answers {status}", status=answer.status)
+            self._log.error("the SMS gateway responds with status {status}", status=answer.status)
             raise MessageNotSent
 
 
 def fill(template: object, blanks: Mapping[str, str]) -> object:
-    """A template with what stands in braces in its texts filled in; `blanks` has all that can."""
+    """Return the template with its placeholders replaced; `blanks` holds all values by name."""
     match template:
         case str():
-            return _BLANK.sub(lambda found: blanks[found[1]], template)
+            return _PLACEHOLDER.sub(lambda found: blanks[found[1]], template)
         case Mapping():
             return {name: fill(value, blanks) for name, value in template.items()}
         case list() | tuple():

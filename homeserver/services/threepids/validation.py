@@ -1,8 +1,10 @@
-"""Showing that an e-mail address or a telephone number is one's own: what is common to both.
+"""Validation of e-mail addresses and telephone numbers: the part common to both.
+
+Below, an address is either of the two.
 
 Laws:
-- An address counts for the purpose that the message to it named, and for no other.
-- A confirmation is good once, within the lifetime of its medium.
+- A validation counts only for the purpose that its message named.
+- A validation is valid once, within the lifetime of its medium.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -33,7 +35,7 @@ _CLIENT_SECRET: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """What is kept of a confirmation that was used."""
+    """A validated address, as stored in a session of user-interactive authentication."""
 
     sid: str
     address: str
@@ -42,13 +44,13 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 def check_client_secret(client_secret: str) -> None:
-    """Raises `InvalidParam`."""
+    """Raise `InvalidParam` for a malformed client secret."""
     if not _CLIENT_SECRET.fullmatch(client_secret):
-        raise InvalidParam("client_secret has 1 to 255 letters, digits and .=_-")
+        raise InvalidParam("client_secret must have 1 to 255 letters, digits and .=_-")
 
 
 class ThreepidValidation:
-    """Keeps what is under way, and says what was confirmed."""
+    """Begins, checks and uses validations."""
 
     def __init__(
         self,
@@ -61,9 +63,11 @@ class ThreepidValidation:
         lifetimes_ms: Mapping[str, int],
         next_hosts: Collection[str] | None,
     ) -> None:
-        """`allowed`: for each medium patterns, one of which an address must match; None: any will
-        do. `lifetimes_ms`: of a confirmation, for each medium that there is. `next_hosts`: where
-        people may be led on to (`next_link`); None: anywhere."""
+        """`allowed`: patterns by medium, one of which an address must match; None: no restriction.
+
+        `lifetimes_ms`: of a validation, by medium. `next_hosts`: hosts allowed in `next_link`;
+        None: all.
+        """
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -73,14 +77,12 @@ class ThreepidValidation:
         self._next_hosts = next_hosts
 
     def check_next_link(self, next_link: str | None) -> None:
-        """Raises `InvalidParam` for an address that nobody is led on to."""
+        """Raise `InvalidParam` for a next link that is not allowed."""
         if next_link is not None and not self.may_lead_to(next_link):
-            raise InvalidParam(
-                "next_link must be an address of the web to which this server leads people"
-            )
+            raise InvalidParam("next_link must be a web address on a host that this server allows")
 
     def may_lead_to(self, next_link: str) -> bool:
-        """Whether people may be led on to this address."""
+        """Return whether this next link is allowed."""
         parts = read_web_link(next_link) if len(next_link) <= LONGEST_NEXT_LINK else None
         return parts is not None and (
             self._next_hosts is None or parts.hostname in self._next_hosts
@@ -96,8 +98,10 @@ class ThreepidValidation:
         send_attempt: int,
         next_link: str | None,
     ) -> tuple[ValidationRow, bool]:
-        """The validation that a client begins or goes on with, for the caller to write; and whether
-        a message is due for it: not where the request is repeated."""
+        """Return the new or existing validation of a client, and whether to send a message.
+
+        The caller writes the row. A repeated request needs no message.
+        """
         secret_hash = hash_secret(client_secret)
         known = self._store.get_validation_of_client(txn, purpose, medium, address, secret_hash)
         if known is not None and not self.is_old(known):
@@ -113,8 +117,10 @@ class ThreepidValidation:
         return row, True
 
     async def find(self, purpose: str, medium: str, address: str, client_secret: str) -> str | None:
-        """The id of the validation for which a message was sent so; None where there is none.
-        `address`: as it is compared."""
+        """Return the id of a client's validation; None if there is none.
+
+        `address`: in its canonical form.
+        """
 
         def read(txn: Transaction) -> str | None:
             row = self._store.get_validation_of_client(
@@ -127,8 +133,11 @@ class ThreepidValidation:
     async def check_confirmed(
         self, purpose: str, creds: object, medium: str | None = None
     ) -> Proof:
-        """What a client's credentials prove, for a purpose. `medium`: of which the address must be;
-        None: any. Raises `ThreepidAuthFailed`, `ThreepidDenied`, `InvalidParam`."""
+        """Return the address that a client has validated for a purpose.
+
+        `medium`: the required medium; None: any. Raises `ThreepidAuthFailed`, `ThreepidDenied`,
+        `InvalidParam`.
+        """
         if not isinstance(creds, Mapping):
             raise InvalidParam("threepid_creds must be an object")
         sid, client_secret = creds.get("sid"), creds.get("client_secret")
@@ -142,41 +151,40 @@ class ThreepidValidation:
             or medium not in (None, row.medium)
             or self.is_old(row)
         ):
-            raise ThreepidAuthFailed("There is no such confirmation; ask for a new message")
+            raise ThreepidAuthFailed("The validation is unknown or expired; request a new message")
         if row.validated_ts is None:
             raise ThreepidAuthFailed(
-                "The address has not been confirmed yet: open the link in the letter"
+                "The address has not been validated yet: open the link in the e-mail"
                 if row.medium == EMAIL
-                else "The number has not been confirmed yet: type the code"
+                else "The number has not been validated yet: enter the code"
             )
         if purpose != PASSWORD_RESET:
-            self.check_allowed(
-                row.medium, row.address
-            )  # the rules of now count, not those of when the message was sent
+            # the current rules apply, not those at the time of the message
+            self.check_allowed(row.medium, row.address)
         return Proof(row.sid, row.address, row.validated_ts, row.medium)
 
     def use(self, txn: WriteTransaction, proof: Proof) -> None:
-        """Use a confirmation up. Raises `ThreepidAuthFailed` where another request has."""
+        """Consume a validation. Raises `ThreepidAuthFailed` if another request has used it."""
         if not self._store.remove_validation(txn, proof.sid):
-            raise ThreepidAuthFailed("The confirmation has been used")
+            raise ThreepidAuthFailed("The validation has already been used")
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` validations that have grown old; how many."""
+        """Remove up to `limit` expired validations; return the number."""
         return await self._store.remove_old_validations(
             self._now_ms() - 2 * max(self._lifetimes_ms.values()), limit
         )
 
     def check_allowed(self, medium: str, address: str) -> None:
-        """Raises `ThreepidDenied` for an address that the operator does not want."""
+        """Raise `ThreepidDenied` for an address that the operator does not allow."""
         if self._allowed is not None and not any(
             pattern.fullmatch(address) for pattern in self._allowed.get(medium, ())
         ):
             raise ThreepidDenied
 
     def oldest(self, medium: str) -> int:
-        """What was begun then or before has grown old."""
+        """Return the time up to which validations of a medium have expired."""
         return self._now_ms() - self._lifetimes_ms[medium]
 
     def is_old(self, row: ValidationRow) -> bool:
-        """Whether it is over."""
+        """Return whether a validation has expired."""
         return row.created_ts <= self.oldest(row.medium)

@@ -1,11 +1,12 @@
-"""Secrets that this server gives out: access and refresh tokens, device and session ids, generated
+"""Secrets that this server issues: access and refresh tokens, device and session ids, generated
 names.
 
-A token says what it is and carries a checksum: `mha_` (access), 33 random characters, 6 of CRC-32.
-Refresh tokens, those of the OAuth 2.0 API (`mho_`) and others (`mhr_`), have 24 characters that all
-those of a session begin with, their family, and 24 of their own; passwords for programs (`mhp_`) 12
-by which they are found, and 24 that are secret. So a scanner of leaked secrets finds it, and a
-request with a token that was cut short or made up costs no query.
+A token has a prefix and a checksum:
+- access token: `mha_`, 33 random characters, 6 characters of CRC-32;
+- refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
+  refresh tokens of a session; 24 of its own; the checksum;
+- application password: `mhp_`, an id of 12 characters, 24 secret ones, the checksum.
+So scanners for leaked secrets recognise them, and a truncated or invented token costs no query.
 """
 
 import hashlib
@@ -15,8 +16,7 @@ from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits
 from typing import Final
 
 RandomBytes = Callable[[int], bytes]
-"""A source of random bytes that nobody can foresee: `secrets.token_bytes`, or a seeded one in
-tests."""
+"""A cryptographic source of random bytes: `secrets.token_bytes`, or a seeded one in tests."""
 
 ACCESS_PREFIX: Final = "mha_"
 REFRESH_PREFIX: Final = "mhr_"
@@ -33,98 +33,97 @@ _USER_CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
 
 
 class SecretText:
-    """Makes them, from one source of randomness."""
+    """Generates secrets and ids from one source of randomness."""
 
     def __init__(self, random: RandomBytes) -> None:
         self._random = random
 
     def access_token(self) -> str:
-        """196 bits."""
+        """Return a token with 196 random bits."""
         body = ACCESS_PREFIX + self._text(_ALPHABET, _RANDOM_LENGTH)
         return body + _checksum(body)
 
     def family(self) -> str:
-        """142 bits: what all refresh tokens of one session begin with."""
+        """Return a family for the refresh tokens of a session, with 142 random bits."""
         return self._text(_ALPHABET, _FAMILY_LENGTH)
 
     def refresh_token(self, family: str) -> str:
-        """142 bits besides those of the family."""
+        """Return a token of the family, with 142 random bits of its own."""
         return self._refresh_token(REFRESH_PREFIX, family)
 
     def oauth_refresh_token(self, family: str) -> str:
-        """142 bits besides those of the family."""
+        """Return a token of the family, with 142 random bits of its own."""
         return self._refresh_token(OAUTH_REFRESH_PREFIX, family)
 
     def application_password(self) -> str:
-        """71 bits by which it is found, and 142 that nobody else knows."""
+        """Return a password with an id of 71 bits and 142 secret bits."""
         body = APPLICATION_PASSWORD_PREFIX + self._text(
             _ALPHABET, _PASSWORD_ID_LENGTH + _FAMILY_LENGTH
         )
         return body + _checksum(body)
 
     def oauth_code(self) -> str:
-        """32 letters and digits, 190 bits: who holds it, and what it is bound to, signs in."""
+        """Return 32 alphanumeric characters, 190 bits, valid for the client it is bound to."""
         return self._text(_ALPHABET, 32)
 
     def user_code(self) -> str:
-        """Eight letters that people type, 34 bits."""
+        """Return eight capital letters for people to type, 34 bits."""
         return self._text(_USER_CODE_LETTERS, 8)
 
     def device_id(self) -> str:
-        """Ten capital letters."""
+        """Return ten capital letters."""
         return self._text(ascii_uppercase, 10)
 
     def localpart(self) -> str:
-        """Twelve small letters: a name for somebody who did not choose one."""
+        """Return twelve lower-case letters, for a user who did not choose a name."""
         return self._text(ascii_lowercase, 12)
 
     def registration_token(self, length: int = 16) -> str:
-        """What lets its holder register; short enough to be passed on by word of mouth."""
+        """Return a registration token of lower-case letters, short enough to dictate."""
         return self._text(ascii_lowercase, length)
 
     def phone_code(self) -> str:
-        """Six digits that people type, 20 bits: for few tries."""
+        """Return six digits for people to type, 20 bits; limit the attempts."""
         return self._text(digits, 6)
 
     def session_id(self) -> str:
-        """24 letters, 136 bits: who knows it may go on with what it stands for."""
+        """Return 24 characters, 136 bits; its holder may continue the session."""
         return self._text(ascii_letters, 24)
 
     def media_id(self) -> str:
-        """24 letters, 136 bits: who knows it may see the file where no token is asked for."""
+        """Return 24 characters, 136 bits; its holder may download it where no token is needed."""
         return self._text(ascii_letters, 24)
 
     def login_token(self) -> str:
-        """32 letters and digits, 190 bits: who holds it signs in."""
+        """Return 32 alphanumeric characters, 190 bits; its holder signs in."""
         return self._text(_ALPHABET, 32)
 
     def browser_token(self) -> str:
-        """32 letters and digits, 190 bits: the cookie of a browser."""
+        """Return the value of a browser cookie: 32 alphanumeric characters, 190 bits."""
         return self._text(_ALPHABET, 32)
 
     def rendezvous_id(self) -> str:
-        """24 letters, 136 bits: who knows it may read and replace what two devices tell each
-        other."""
+        """Return 24 characters, 136 bits; its holder may read and replace the payload."""
         return self._text(ascii_letters, 24)
 
     def openid_token(self) -> str:
-        """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
+        """Return 24 characters, 136 bits; proves the owner's identity to other services."""
         return self._text(ascii_letters, 24)
 
     def room(self) -> str:
-        """24 letters, 136 bits: what a room is called that is not named by its create event."""
+        """Return the localpart of a room id, for versions without hashed ids: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def delay_id(self) -> str:
-        """24 letters, 136 bits: who knows it may manage a delayed event."""
+        """Return 24 characters, 136 bits; its holder may manage the delayed event."""
         return self._text(ascii_letters, 24)
 
     def purge_id(self) -> str:
-        """24 letters: the name of a purge."""
+        """Return the id of a purge: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def nonce(self) -> str:
-        """128 hexadecimal digits."""
+        """Return 128 hexadecimal digits."""
         return self._random(64).hex()
 
     def _refresh_token(self, prefix: str, family: str) -> str:
@@ -132,7 +131,7 @@ class SecretText:
         return body + _checksum(body)
 
     def _text(self, alphabet: str, length: int) -> str:
-        # 16 bits more than needed a letter make the bias of the remainder unmeasurable.
+        # 24 bits a character, far more than needed, make the bias of the remainder negligible.
         number = int.from_bytes(self._random(length * 3), "big")
         letters = []
         for _ in range(length):
@@ -142,19 +141,20 @@ class SecretText:
 
 
 def hash_token(token: str) -> bytes:
-    """What a token is kept and found by: the SHA-256 of its text."""
+    """Return the SHA-256 of a token: the form in which it is stored and looked up."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def hash_secret(text: str) -> str:
-    """What other secrets are kept and found by that somebody shows again: as `hash_token`, in
-    hexadecimal digits."""
+    """Return `hash_token` in hexadecimal digits: the stored form of other secrets."""
     return hash_token(text).hex()
 
 
 def is_damaged(token: str) -> bool:
-    """Whether it claims to be one of our tokens and cannot be. Tokens of imported sessions look
-    otherwise, and pass."""
+    """Return whether a text has a prefix of our tokens and a wrong checksum.
+
+    Tokens of imported sessions have other prefixes and pass.
+    """
     if not token.startswith(
         (ACCESS_PREFIX, REFRESH_PREFIX, OAUTH_REFRESH_PREFIX, APPLICATION_PASSWORD_PREFIX)
     ):
@@ -163,22 +163,24 @@ def is_damaged(token: str) -> bool:
 
 
 def family_of(token: str, prefix: str = REFRESH_PREFIX) -> str | None:
-    """What a refresh token of this kind has in common with the others of its session; None for
-    other tokens, for those of imported sessions, and for those of before there were families."""
+    """Return the family of a refresh token with this prefix.
+
+    None for other tokens, those of imported sessions, and older tokens without a family.
+    """
     start = len(prefix)
-    whole = start + 2 * _FAMILY_LENGTH + _CHECK_LENGTH
-    if not token.startswith(prefix) or len(token) != whole or is_damaged(token):
+    token_length = start + 2 * _FAMILY_LENGTH + _CHECK_LENGTH
+    if not token.startswith(prefix) or len(token) != token_length or is_damaged(token):
         return None
     return token[start : start + _FAMILY_LENGTH]
 
 
 def oauth_family_of(token: str) -> str | None:
-    """As `family_of`, of a refresh token of the OAuth 2.0 API."""
+    """Return the family of a refresh token of the OAuth 2.0 API; see `family_of`."""
     return family_of(token, OAUTH_REFRESH_PREFIX)
 
 
 def application_password_id(password: str) -> str | None:
-    """By what a password for a program is found; None for other passwords."""
+    """Return the id in an application password; None for other passwords."""
     start = len(APPLICATION_PASSWORD_PREFIX)
     rest = password[start:]
     if not password.startswith(APPLICATION_PASSWORD_PREFIX) or not (

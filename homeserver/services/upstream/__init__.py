@@ -1,1 +1,2 @@
-"""Signing in with somebody else's word: identity providers and directories."""
+"""Sign-in with identity providers (OpenID Connect, SAML, CAS, JWT), LDAP directories and
+plug-ins."""

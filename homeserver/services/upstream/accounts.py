@@ -1,10 +1,10 @@
-"""From somebody whom a provider names to an account of this server.
+"""Maps an identity of a provider to an account of this server.
 
 Laws:
-- A link, once made, decides alone; what the provider says of names later moves nobody to another
+- An existing link alone decides. A name that the provider changes later moves nobody to another
   account.
-- An account that was made otherwise is linked only where the configuration says so, and to one
-  person of a provider.
+- An account that the provider did not create is linked only if the configuration allows it, and to
+  one subject per provider.
 - Account, link and first profile are one write.
 """
 
@@ -41,11 +41,11 @@ from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 PLUGIN_PREFIX: Final = "plugin-"
-"""How the ids begin of what plug-ins know people by."""
+"""Prefix of the provider ids of plug-ins."""
 
 
 class Profiles(Protocol):
-    """Where names and pictures of people are changed."""
+    """Changes display names."""
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
         """Raises `MatrixError`."""
@@ -53,26 +53,26 @@ class Profiles(Protocol):
 
 
 class Addresses(Protocol):
-    """Where e-mail addresses of people are kept."""
+    """Stores the e-mail addresses of users."""
 
     async def do_set_vouched(
-        self, said: Mapping[UserID, Sequence[str]], provider: str
+        self, addresses: Mapping[UserID, Sequence[str]], provider: str
     ) -> Set[UserID]:
-        """Give accounts those for which this provider vouches, instead of those for which it did
-        before; who could not have some since they are another account's."""
+        """Set the addresses that this provider vouches for, replacing those it vouched for before.
+        Return the users with an address that belongs to another account."""
         ...
 
 
 class Pictures(Protocol):
-    """Takes pictures of people over."""
+    """Imports avatars."""
 
     async def do_take_over(self, user_id: UserID, address: str) -> None:
-        """Fetch a picture and make it somebody's. Raises nothing."""
+        """Fetch a picture and set it as the user's avatar. Raises nothing."""
         ...
 
 
 class UpstreamAccounts:
-    """Finds, links and makes accounts."""
+    """Finds, links and creates accounts."""
 
     log = Logger()
 
@@ -102,15 +102,13 @@ class UpstreamAccounts:
         self._server_name = server_name
 
     async def find(self, info: ProviderInfo, identity: UpstreamIdentity) -> AccountRow | None:
-        """The account of this person; None where they have none yet. Raises `Refused` where it may
-        not be used."""
+        """Return the account of this identity, linking one of the same name if allowed; None if
+        there is none yet. Raises `Refused` if the account may not be used."""
         link = await self._links.get_link(info.provider_id, identity.subject)
         if link is not None:
             account = (await self._accounts.get_accounts([link.user_id])).get(link.user_id)
             if account is None:
-                raise Refused(
-                    Reason.NO_ACCOUNT, f"{link.user_id} is linked, but there is no such account"
-                )
+                raise Refused(Reason.NO_ACCOUNT, f"{link.user_id} is linked, but does not exist")
             return self.check_usable(account)
         user_id = self._same_name(info, identity)
         account = (
@@ -119,7 +117,7 @@ class UpstreamAccounts:
         if user_id is None or account is None:
             return None
         if account.appservice_id is not None or self._registration.is_reserved(user_id):
-            raise Refused(Reason.TAKEN, f"{user_id} is an application service's")
+            raise Refused(Reason.TAKEN, f"{user_id} belongs to an application service")
         self.check_usable(account)
         row = self._link(info, identity, user_id)
 
@@ -132,7 +130,7 @@ class UpstreamAccounts:
         if not await self._database.write("link_account", write):
             raise Refused(
                 Reason.TAKEN,
-                f"{user_id} is linked to somebody else of {info.provider_id}",
+                f"{user_id} is linked to another subject of {info.provider_id}",
                 user_id=user_id,
             )
         self.log.info(
@@ -141,8 +139,8 @@ class UpstreamAccounts:
         return account
 
     async def get_era(self, info: ProviderInfo, identity: UpstreamIdentity) -> int | None:
-        """That of the account that `find` would find, which nothing is done with yet; None where
-        they have none."""
+        """Return the credential epoch of the account that `find` would return, without linking it;
+        None if there is none."""
         link = await self._links.get_link(info.provider_id, identity.subject)
         user_id = self._same_name(info, identity) if link is None else link.user_id
         account = (
@@ -151,7 +149,7 @@ class UpstreamAccounts:
         return None if account is None else account.era
 
     def _same_name(self, info: ProviderInfo, identity: UpstreamIdentity) -> UserID | None:
-        """Whose account may become this person's, since it has their name."""
+        """Return the user id of this identity's name if an existing account may be linked."""
         if not info.allow_existing_users or identity.localpart is None:
             return None
         try:
@@ -160,15 +158,14 @@ class UpstreamAccounts:
             return None
 
     async def get_refused(self, refused: Refused) -> UserID | None:
-        """Whose account it is that somebody was refused; None where nobody has proved to be its
-        owner."""
+        """Return the account whose owner was refused; None if nobody authenticated as its owner."""
         if refused.user_id is not None or refused.person is None:
             return refused.user_id
         link = await self._links.get_link(*refused.person)
         return None if link is None else UserID(link.user_id)
 
     def check_usable(self, account: AccountRow) -> AccountRow:
-        """Raises `Refused` for an account that nobody may use."""
+        """Return the account. Raises `Refused` if it is deactivated, locked or expired."""
         if account.deactivated_ts is not None:
             raise Refused(
                 Reason.DEACTIVATED, f"{account.user_id} is deactivated", user_id=account.user_id
@@ -176,25 +173,24 @@ class UpstreamAccounts:
         if account.locked:
             raise Refused(Reason.LOCKED, f"{account.user_id} is locked", user_id=account.user_id)
         if self._validity.is_over(account.expires_ts):
-            raise Refused(
-                Reason.EXPIRED, f"{account.user_id} is past its day", user_id=account.user_id
-            )
+            raise Refused(Reason.EXPIRED, f"{account.user_id} has expired", user_id=account.user_id)
         return account
 
     async def check_free(self, username: str) -> UserID:
-        """The id that a name makes. Raises `InvalidUsername`, `Exclusive`, `UserInUse`."""
+        """Return the user id of an available name. Raises `InvalidUsername`, `Exclusive`,
+        `UserInUse`."""
         return await self._registration.check_username(username)
 
     async def do_make(
         self, info: ProviderInfo, identity: UpstreamIdentity, username: str, languages: str = ""
     ) -> UserID:
-        """Make an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and `Refused` where
-        none may be made."""
+        """Create an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and `Refused` if
+        the provider may create none."""
         if not info.enable_registration:
             raise Refused(Reason.NO_ACCOUNT)
 
         def link(txn: WriteTransaction, user_id: UserID) -> None:
-            # the next look notes the addresses too, and tries those again that others had
+            # without a hash, the next directory check retries addresses that others have
             row = msgspec.structs.replace(
                 self._link(info, identity, user_id),
                 said_name=compute_said(identity)[0],
@@ -204,16 +200,16 @@ class UpstreamAccounts:
                 raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
             note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
 
-        wish = Wish(
+        request = Wish(
             username=username,
             display_name=identity.display_name,
             emails=identity.emails,
             vouched_by=info.provider_id,
             languages=languages,
         )
-        user_id = await self._registration.do_register_vouched(wish, link)
+        user_id = await self._registration.do_register_vouched(request, link)
         self.log.info(
-            "{user_id} was made for {provider}", user_id=user_id, provider=info.provider_id
+            "{user_id} was created for {provider}", user_id=user_id, provider=info.provider_id
         )
         if identity.picture is not None:
             await self._pictures.do_take_over(user_id, identity.picture)
@@ -222,8 +218,8 @@ class UpstreamAccounts:
     async def do_make_of(
         self, info: ProviderInfo, identity: UpstreamIdentity, languages: str = ""
     ) -> UserID | None:
-        """Make an account of the name that the provider says; None where that cannot be one, or is
-        taken. Raises `Refused`."""
+        """Create an account with the name that the provider suggests; None if the user must confirm
+        it, or it is invalid or taken. Raises `Refused`."""
         if identity.localpart is None or identity.confirm_localpart:
             return None
         try:
@@ -234,23 +230,23 @@ class UpstreamAccounts:
     async def do_update(
         self, info: ProviderInfo, people: Mapping[UserID, UpstreamIdentity]
     ) -> Set[UserID]:
-        """Take names and pictures over, of each by itself, and addresses, of all at once, so that
-        people may swap theirs; whose addresses are, in part, another account's. Raises nothing: who
-        is signed in stays so."""
+        """Import names and avatars user by user, and all addresses at once, so that users can swap
+        theirs. Return the users with an address that belongs to another account. Raises nothing, so
+        that a failed import refuses nobody."""
         for user_id, identity in people.items():
             if identity.display_name is not None:
                 try:
                     await self._profiles.do_set_display_name(user_id, identity.display_name)
                 except MatrixError as error:
                     self.log.warn(
-                        "the name of {user_id} was not taken over: {why}",
+                        "the display name of {user_id} was not imported: {why}",
                         user_id=user_id,
                         why=error.text,
                     )
             if identity.picture is not None:
                 await self._pictures.do_take_over(user_id, identity.picture)
-        said = {user_id: identity.emails for user_id, identity in people.items()}
-        return await self._addresses.do_set_vouched(said, info.provider_id)
+        addresses = {user_id: identity.emails for user_id, identity in people.items()}
+        return await self._addresses.do_set_vouched(addresses, info.provider_id)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(
@@ -259,8 +255,8 @@ class UpstreamAccounts:
 
 
 class UpstreamProofs:
-    """With what linked people confirm what they do: `in_browsers` and `by_password` are ids of
-    providers."""
+    """Returns the UIA stages with which linked users confirm operations. `in_browsers` and
+    `by_password` are ids of providers."""
 
     def __init__(
         self,
@@ -270,7 +266,7 @@ class UpstreamProofs:
         *,
         by_plugins: bool,
     ) -> None:
-        """`by_plugins`: plug-ins know passwords too."""
+        """`by_plugins`: whether plug-ins check passwords too."""
         self._by_plugins = by_plugins
         self._links = links
         self._in_browsers = frozenset(in_browsers)
@@ -292,11 +288,11 @@ class UpstreamProofs:
 
 
 def as_error(refused: Refused) -> MatrixError:
-    """What a client is told of a refusal."""
+    """Return the error that a client receives for a refusal."""
     if refused.reason is Reason.DEACTIVATED:
         return UserDeactivated()
     if refused.reason is Reason.LOCKED:
         return UserLocked(soft_logout=True)
     if refused.reason is Reason.EXPIRED:
         return ExpiredAccount()
-    return Forbidden("You may not sign in here; ask the people who run this server")
+    return Forbidden("You may not sign in here; contact the administrators of this server")

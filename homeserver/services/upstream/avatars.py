@@ -1,9 +1,9 @@
-"""Pictures of people, taken over from where their provider says they are.
+"""Imports avatars from the URLs that providers give.
 
 Laws:
-- The address comes from outside: it is fetched by the server's own client, over TLS, with a bound,
-  and only a picture counts.
-- A picture that somebody has stays. That a new one cannot be had harms nobody.
+- The URL is untrusted: the server's HTTP client fetches it over TLS, with a size limit, and only
+  image types are accepted.
+- An existing avatar is never replaced. A failed import is logged and has no other effect.
 """
 
 from collections.abc import Mapping
@@ -26,20 +26,20 @@ _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
 class Uploads(Protocol):
-    """Keeps files."""
+    """Stores uploads."""
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
-        """Its `mxc://` address. Raises `MatrixError`."""
+        """Store a file; return its `mxc://` URI. Raises `MatrixError`."""
         ...
 
 
 class Avatars(Protocol):
-    """Knows and changes the pictures of people."""
+    """Reads and changes avatars."""
 
     async def get_names(
         self, user_ids: list[UserID]
     ) -> Mapping[UserID, tuple[str | None, str | None]]:
-        """Display name and picture of each."""
+        """Return display name and avatar of each user."""
         ...
 
     async def do_set_avatar(self, user_id: UserID, address: str) -> None:
@@ -48,7 +48,7 @@ class Avatars(Protocol):
 
 
 class UpstreamPictures:
-    """Takes them over."""
+    """Imports avatars of new accounts and at each sign-in."""
 
     log = Logger()
 
@@ -67,12 +67,14 @@ class UpstreamPictures:
             )
             type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if answer.status != HTTPStatus.OK or type not in _TYPES:
-                raise OutboundError(f"it answers {answer.status} {type[:50]}")
+                raise OutboundError(f"the response is {answer.status} {type[:50]}")
             uploaded = await self._uploads.do_upload(
                 user_id, Upload(BytesIO(answer.body), len(answer.body), type, "")
             )
             await self._avatars.do_set_avatar(user_id, uploaded)
         except (OutboundError, MatrixError, OSError) as error:
             self.log.info(
-                "no picture from {place}: {why}", place=place_of(address)[:200], why=error
+                "no avatar imported from {place}: {why}",
+                place=place_of(address)[:200],
+                why=error,
             )

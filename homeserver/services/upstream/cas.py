@@ -1,4 +1,5 @@
-"""A Central Authentication Service: sends people there, and asks it whose ticket they bring back.
+"""Signs in users with a Central Authentication Service (CAS): redirects there and validates the
+ticket that the browser brings back.
 
 spec: CAS Protocol 3.0 Specification, sections 2.1 and 2.5
 """
@@ -36,7 +37,7 @@ _DOCUMENTED_ATTRIBUTES: Final = f"{_NAMESPACE}attributes"
 
 
 class CASProvider:
-    """The service."""
+    """The CAS server as an identity provider."""
 
     def __init__(
         self, clock: IReactorTime, documents: Documents, config: CAS, base_url: str
@@ -69,13 +70,12 @@ class CASProvider:
         )
 
     async def identify(self, flow_id: str, flow: Flow, ticket: str) -> UpstreamIdentity:
-        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it,
-        and whether the person was asked who they are (`renew`). Raises `Refused`."""
+        """Validate a ticket and return its owner. The ticket is bound to a service URL, which
+        contains the flow id, and to `renew`. Raises `Refused`."""
         if not ticket or len(ticket) > LONGEST_TICKET:
-            raise Refused(Reason.CANCELLED, "there is no ticket in the answer")
+            raise Refused(Reason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
-        # the CAS server refuses a ticket that was made without asking: it is told `renew` from here
-        # too
+        # sent with `renew`, CAS refuses a ticket that it issued without a new authentication
         proved_ts = check_again(flow.kept, None, self._clock.seconds(), must_say=False)
         renew = {} if proved_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
@@ -102,12 +102,12 @@ class CASProvider:
 
 
 def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
-    """Whom an answer names, and their attributes, in either of the two forms that servers give
-    them. Raises `Refused`."""
+    """Return the user and the attributes of a validation response; servers use two forms of
+    attributes. Raises `Refused`."""
     try:
         root = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise Refused(Reason.PROVIDER_FAILED, f"CAS answers what is no XML: {error}") from None
+        raise Refused(Reason.PROVIDER_FAILED, f"CAS returned invalid XML: {error}") from None
     success = root.find(f"{_NAMESPACE}authenticationSuccess")
     user = None if success is None else success.find(f"{_NAMESPACE}user")
     if (
@@ -118,7 +118,7 @@ def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
     ):
         failure = root.find(f"{_NAMESPACE}authenticationFailure")
         code = "" if failure is None else failure.get("code", "")
-        raise Refused(Reason.PROVIDER_FAILED, f"CAS does not know the ticket: {code[:100]}")
+        raise Refused(Reason.PROVIDER_FAILED, f"CAS refuses the ticket: {code[:100]}")
     attributes: dict[str, list[str]] = {}
     for holder in success.iter(_DOCUMENTED_ATTRIBUTES):
         for each in holder:
@@ -128,7 +128,8 @@ def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
 
 
 def _attribute(element: Element) -> tuple[str, str]:
-    """`<cas:mail>x</cas:mail>`, and `<cas:attribute name="mail" value="x"/>` of older servers."""
+    """Read `<cas:mail>x</cas:mail>`, or `<cas:attribute name="mail" value="x"/>` of older
+    servers."""
     if element.tag == f"{_NAMESPACE}attribute" and "name" in element.attrib:
         return element.attrib["name"], element.attrib.get("value", "")
     return element.tag.removeprefix(_NAMESPACE), (element.text or "").strip()

@@ -1,12 +1,12 @@
-"""What becomes of a sign-in at an identity provider when the provider says that it has ended.
+"""Ends what a sign-in at an identity provider gave, when the provider ends that session.
 
 Laws:
-- What was given by it to begin a session with, and what of it waits, ends in the same write; so
-  does the browser session that came of it.
-- Whatever is under way meanwhile on any node, and read something before that write, compares in its
-  own (`check_sign_in` of `homeserver/services/login/credential_epoch.py`): so it is remembered as
-  long as a request may take.
-- It begins no era of the account: other sign-ins of the same person go on.
+- Unused login tokens and codes, pending flows and the browser session of that sign-in end in one
+  write.
+- A request that is in progress on any node and read before that write checks again in its own write
+  (`check_sign_in` of `homeserver/services/login/credential_epoch.py`). So ended sign-ins stay
+  stored for as long as a request can take.
+- The account's credential epoch stays: other sign-ins of the same user are not affected.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ REMEMBERED_MS: Final = 10 * 60 * 1000
 
 
 class EndsWithSignIn(Protocol):
-    """Keeps what is given to somebody to begin a session with, or what waits."""
+    """Stores tokens, codes or pending steps that end with a sign-in at a provider."""
 
     def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
-        """Remove what was given by a sign-in at a provider."""
+        """Remove the rows that came from these sign-ins."""
         ...
 
 
 class EndedSignIns:
-    """Ends them. `waiting`: what was given and is not begun yet."""
+    """Ends sign-ins. `waiting`: the stores of unused tokens, codes and pending steps."""
 
     def __init__(
         self,
@@ -48,24 +48,23 @@ class EndedSignIns:
         self._waiting = tuple(waiting)
 
     def end(self, txn: WriteTransaction, sign_ins: SignIns, subject: str | None) -> None:
-        """End what was given by a sign-in, or by all whose names begin so. `subject`: the person,
-        where the provider names one too."""
+        """End what these sign-ins gave. `subject`: the person, if the provider names one too."""
         self._store.add_ended(txn, sign_ins, subject, self._now())
         for store in self._waiting:
             store.remove_sign_ins(txn, sign_ins)
 
     def end_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
-        """Let nothing go on that a person has under way at the provider. (Whoever has an account
-        has what ends with its era besides.)"""
+        """End all sign-ins of a person at the provider that are in progress. For an account, the
+        caller also starts a new credential epoch."""
         self._store.add_ended(txn, SignIns(provider, "", is_beginning=True), subject, self._now())
 
     def end_browser(self, txn: WriteTransaction, token_hash: bytes, user_id: str) -> None:
-        """End a browser session that came of it, and keep a record."""
+        """End a browser session that came from the sign-in, and record it in the audit log."""
         self._browsers.remove_browser_session(txn, token_hash)
         note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now())
 
     async def do_sweep(self, limit: int) -> int:
-        """Forget up to `limit` that ended long enough ago; how many."""
+        """Remove up to `limit` rows older than `REMEMBERED_MS`; return how many."""
         return await self._store.remove_old(self._now() - REMEMBERED_MS, limit)
 
     def _now(self) -> int:

@@ -1,8 +1,9 @@
-"""Asking identity providers: JSON and text over HTTP, with bounds, and every failure a `Refused`.
+"""Requests documents from identity providers over HTTP, with bounds.
 
 Laws:
-- What a provider did wrong is for the log; people read that it does not work at this moment.
-- Requests go through the server's own client, with its rules for addresses.
+- Every failure is a `Refused`. Its details are for the log; users read that the provider is not
+  available.
+- Requests go through the server's HTTP client, with its rules for IP addresses.
 """
 
 from collections.abc import Sequence
@@ -20,17 +21,17 @@ T = TypeVar("T")
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 1 << 20
 SHOWN: Final = 200
-"""Characters of an answer that the log has."""
+"""Characters of a response that are logged."""
 
 
 class Documents:
-    """Fetches what providers say."""
+    """Sends requests to providers."""
 
     def __init__(self, web: Web) -> None:
         self._web = web
 
     async def get(self, kind: type[T], url: str, headers: Sequence[tuple[str, str]] = ()) -> T:
-        """A JSON document. Raises `Refused`."""
+        """Fetch a JSON document. Raises `Refused`."""
         return self._decode(
             kind, url, await self.get_bytes(url, [("Accept", "application/json"), *headers])
         )
@@ -38,7 +39,7 @@ class Documents:
     async def post_form(
         self, kind: type[T], url: str, form: bytes, headers: Sequence[tuple[str, str]] = ()
     ) -> T:
-        """The JSON that comes back for a form. Raises `Refused`."""
+        """Post a form and return the JSON response. Raises `Refused`."""
         sent = [
             ("Content-Type", "application/x-www-form-urlencoded"),
             ("Accept", "application/json"),
@@ -47,7 +48,7 @@ class Documents:
         return self._decode(kind, url, await self._ask("POST", url, sent, form))
 
     async def get_bytes(self, url: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
-        """Whatever is there. Raises `Refused`."""
+        """Fetch a body. Raises `Refused`."""
         return await self._ask("GET", url, headers, b"")
 
     async def _ask(
@@ -62,7 +63,7 @@ class Documents:
         if answer.status != HTTPStatus.OK:
             shown = answer.body[:SHOWN].decode("utf-8", "replace")
             raise Refused(
-                Reason.PROVIDER_FAILED, f"{place_of(url)} answers {answer.status}: {shown}"
+                Reason.PROVIDER_FAILED, f"{place_of(url)} returned {answer.status}: {shown}"
             )
         return answer.body
 
@@ -71,10 +72,10 @@ class Documents:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(
-                Reason.PROVIDER_FAILED, f"{place_of(url)} answers what is no use: {error}"
+                Reason.PROVIDER_FAILED, f"{place_of(url)} returned an invalid document: {error}"
             ) from None
 
 
 def place_of(url: str) -> str:
-    """An address without its query, which may have secrets in it."""
+    """Return a URL without its query, which may hold secrets."""
     return url.partition("?")[0]

@@ -1,9 +1,7 @@
-"""What identity providers have in common: whom they name, where a sign-in leads, and how it may
-end.
+"""Types that all identity providers share: identities, purposes of a sign-in, and refusals.
 
-Laws:
-- Who somebody is, is the subject: the provider's name that never changes and is never given to
-  another. The local part, the name and the address that come with it are wishes.
+Law: the subject identifies a person. It never changes and is never reassigned. Local part, display
+name and addresses are suggestions.
 """
 
 import re
@@ -20,7 +18,7 @@ from homeserver.config.upstream import AttributeRequirement
 LONGEST_SUBJECT: Final = 512
 LONGEST_NAME: Final = 256
 LONGEST_SESSION: Final = 2000
-"""In bytes: it is found by an index."""
+"""In bytes: an index holds it."""
 MOST_ADDRESSES: Final = 10
 _ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
 _AGAIN: Final = "again"
@@ -28,48 +26,47 @@ _NOT_IN_LOCALPARTS: Final = re.compile(r"[^a-z0-9._=/+-]")
 
 
 class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody, as a provider says."""
+    """A person as a provider describes them."""
 
     subject: str
     localpart: str | None = None
-    """The name that a new account would have."""
+    """Suggested name of a new account."""
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     picture: str | None = None
-    """The address of a picture."""
+    """URL of a picture."""
     session: str | None = None
-    """What the provider calls this sign-in, to say later that it has ended."""
+    """The provider's id of this session, which a later logout names."""
     confirm_localpart: bool = False
     proved_ts: int | None = None
-    """When they last proved there who they are, in milliseconds since 1970; None where the provider
-    does not say."""
+    """Time of the last authentication at the provider, in milliseconds since 1970; None if the
+    provider does not say."""
 
 
 def compute_said(identity: UpstreamIdentity) -> tuple[str, str]:
-    """What tells whether something else is said of a person than before: hashes of the name and of
-    the addresses."""
+    """Return hashes of the name and of the addresses, to detect changes at the provider."""
     return _digest(identity.display_name), _digest(sorted(identity.emails))
 
 
-def _digest(told: object) -> str:
-    return blake2b(msgspec.json.encode(told), digest_size=16).hexdigest()
+def _digest(value: object) -> str:
+    return blake2b(msgspec.json.encode(value), digest_size=16).hexdigest()
 
 
 class ForClient(msgspec.Struct, frozen=True, tag="client"):
-    """Somebody signs in with a client, which waits for them, with a token, at this address."""
+    """A sign-in with a client, which expects the user with a login token at `redirect_url`."""
 
     redirect_url: str
 
 
 class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
-    """Somebody confirms what a client is about to do in their account."""
+    """The confirmation of an operation that a client requested (UIA)."""
 
     uia_session: str
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server.
-    `again`: they are to prove who they are although the provider knows it already."""
+    """A sign-in to this server's pages. `next`: the path to continue at. `again`: the provider must
+    authenticate the user again, even with an existing session."""
 
     next: str
     again: bool = False
@@ -79,10 +76,10 @@ Purpose = ForClient | ForConfirmation | ForPage
 
 
 class ProviderInfo(msgspec.Struct, frozen=True):
-    """A provider as people and the rest of the server see it."""
+    """The name, icon and rules of a provider."""
 
     provider_id: str
-    """In addresses, and in the database."""
+    """Its id in URLs and in the database."""
     name: str
     icon: str | None = None
     brand: str | None = None
@@ -91,21 +88,22 @@ class ProviderInfo(msgspec.Struct, frozen=True):
 
     @property
     def in_login(self) -> dict[str, object]:
-        """spec: client-server-api#definition-mloginsso-flow-schema"""
+        """Its JSON in `identity_providers`. spec:
+        client-server-api#definition-mloginsso-flow-schema"""
         shown = {"id": self.provider_id, "name": self.name, "icon": self.icon, "brand": self.brand}
         return {key: value for key, value in shown.items() if value is not None}
 
 
 class OfferedProviders(msgspec.Struct, frozen=True):
-    """The providers that people may choose from, in the order in which they see them."""
+    """The providers that users choose from, in display order."""
 
     infos: tuple[ProviderInfo, ...] = ()
     own_pages: bool = False
-    """Whether people may sign in on this server's own pages, for apps of the older API too."""
+    """Whether users can sign in on this server's own pages, also with clients of the older API."""
 
     @property
     def flow(self) -> dict[str, object] | None:
-        """`m.login.sso` as clients are told; None where it is not offered. spec:
+        """The `m.login.sso` login flow; None if it is not offered. spec:
         client-server-api#oauth-20-aware-clients"""
         if not self.infos and not self.own_pages:
             return None
@@ -113,7 +111,7 @@ class OfferedProviders(msgspec.Struct, frozen=True):
         if self.infos:
             flow["identity_providers"] = [provider.in_login for provider in self.infos]
         if self.own_pages:
-            # before v1.18 the flag had the second name
+            # the second is the flag's name before v1.18
             flow |= {
                 "oauth_aware_preferred": True,
                 "org.matrix.msc3824.delegated_oidc_compatibility": True,
@@ -122,52 +120,51 @@ class OfferedProviders(msgspec.Struct, frozen=True):
 
 
 class Departure(msgspec.Struct, frozen=True):
-    """Where the browser is sent, and what is to be remembered until it comes back."""
+    """The redirect to a provider, and the state to store until the browser returns (`kept`)."""
 
     url: str
     kept: Mapping[str, str]
 
 
 class UpstreamProvider(Protocol):
-    """Something that says who people are, in their browsers."""
+    """A provider that identifies users through their browser."""
 
     info: ProviderInfo
 
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
-        """Send somebody there; `flow_id` comes back with them. `again`: the provider is to ask them
-        who they are although it knows. Raises `Refused`."""
+        """Return the redirect to the provider, which returns `flow_id` in the callback. `again`:
+        the provider must authenticate the user again. Raises `Refused`."""
         ...
 
 
 class Reason(Enum):
-    """Why a sign-in ends without success. Values are names of texts for people, in
-    `upstream_refused.html`."""
+    """Why a sign-in failed. The values name the texts in `upstream_refused.html`."""
 
     OLD = "old"
-    """Nothing like it is under way, or not in this browser."""
+    """The flow has expired or ended, or belongs to another browser."""
     PROVIDER_FAILED = "provider_failed"
     CANCELLED = "cancelled"
-    """The provider says that the person did not want it, or may not."""
+    """The provider reports that the user cancelled, or was denied access."""
     NOT_ALLOWED = "not_allowed"
-    """Something that everybody must have is missing."""
+    """An attribute that the configuration requires is missing."""
     NO_ACCOUNT = "no_account"
     TAKEN = "taken"
-    """The account is linked to another person of the provider."""
+    """The account is linked to another subject of the provider."""
     DEACTIVATED = "deactivated"
     EXPIRED = "expired"
     LOCKED = "locked"
     AWAITING_APPROVAL = "awaiting_approval"
     NOT_AGAIN = "not_again"
-    """They were to prove who they are once more, and the provider did not ask them."""
+    """The provider did not authenticate the user again, as requested."""
     OTHER_PERSON = "other_person"
-    """Somebody else signed in than the one who was to confirm."""
+    """The user who signed in is not the one who has to confirm."""
     UNKNOWN_PROVIDER = "unknown_provider"
     BAD_ADDRESS = "bad_address"
-    """There is no telling where to go on."""
+    """The address to continue at is missing or invalid."""
 
 
 class Refused(Exception):
-    """A sign-in ends. `str()` is for the log: what a provider did wrong is not told to people."""
+    """A sign-in failed. `str()` is for the log only: pages do not show a provider's faults."""
 
     def __init__(
         self,
@@ -177,8 +174,8 @@ class Refused(Exception):
         user_id: str | None = None,
         person: tuple[str, str] | None = None,
     ) -> None:
-        """Whom records are kept of it, where somebody has proved who they are: `user_id`, or the
-        `person` (provider and subject) whose account it is, if they have one."""
+        """For the audit log, if the user is authenticated: `user_id`, or the `person` (provider and
+        subject), who may have no account."""
         super().__init__(text or reason.value)
         self.reason = reason
         self.user_id = None if user_id is None else UserID(user_id)
@@ -186,15 +183,15 @@ class Refused(Exception):
 
 
 class OtherPerson(Refused):
-    """Somebody else has proved who they are than the one who was to confirm something."""
+    """The user who signed in is not the one who has to confirm an operation."""
 
     def __init__(
         self, operation: str, owner: UserID, came: str | None, provider: ProviderInfo
     ) -> None:
-        """`operation`: what `owner` was to confirm; `came`: whose account it is that came, None
-        where they have none."""
+        """`operation`: what `owner` has to confirm. `came`: the account of the user who signed in;
+        None if they have none."""
         super().__init__(
-            Reason.OTHER_PERSON, f"{owner} was to confirm, and {came} came", user_id=owner
+            Reason.OTHER_PERSON, f"{came} signed in, but {owner} has to confirm", user_id=owner
         )
         self.operation = operation
         self.owner = owner
@@ -209,49 +206,50 @@ CLOCK_SLACK: Final = 60
 def check_again(
     flow_kept: Mapping[str, str], proved: float | None, now: float, *, must_say: bool = True
 ) -> int | None:
-    """When somebody proved who they are, in milliseconds since 1970, of what the provider says of
-    it (`proved`, in seconds); None where it does not say. Raises `Refused` where they were to do so
-    on this way (see `keep_again`), and did it before, or where the provider does not say: that it
-    was told to ask them went through their browser, where they could take it away.
+    """Return the time of the authentication in milliseconds since 1970, from the provider's value
+    `proved` in seconds; None if the provider gives none.
 
-    `must_say`: False where it is known otherwise that the provider asked, or where it is taken for
-    granted."""
-    asked = flow_kept.get(_AGAIN)
-    if asked is None:
+    Raises `Refused` if this flow requires a new authentication (see `keep_again`) and the provider
+    reports an older one, or no time. The requirement passed through the user's browser, where they
+    could remove it.
+
+    `must_say`: False if something else proves the new authentication, or it is taken on trust."""
+    required_since = flow_kept.get(_AGAIN)
+    if required_since is None:
         return None if proved is None else int(min(proved, now) * 1000)
     if proved is None and must_say:
-        raise Refused(Reason.NOT_AGAIN, "the provider does not say when it asked who it is")
-    if proved is not None and proved < int(asked) - CLOCK_SLACK:
-        raise Refused(Reason.NOT_AGAIN, "the provider did not ask who it is")
-    return int(asked) * 1000
+        raise Refused(Reason.NOT_AGAIN, "the provider gives no time of authentication")
+    if proved is not None and proved < int(required_since) - CLOCK_SLACK:
+        raise Refused(Reason.NOT_AGAIN, "the provider did not authenticate the user again")
+    return int(required_since) * 1000
 
 
 def keep_again(*, again: bool, now: float) -> dict[str, str]:
-    """What a departure keeps for `check_again`."""
+    """Return the state that a flow stores for `check_again`."""
     return {_AGAIN: str(int(now))} if again else {}
 
 
-def fit_localpart(wish: str) -> str:
-    """A name as a local part: in small letters, and what may not be in it as `=` and two
-    hexadecimal digits a byte.
+def fit_localpart(name: str) -> str:
+    """Return a name as a local part: in lower case, with each byte of a disallowed character as `=`
+    and two hexadecimal digits.
 
     spec: appendices#mapping-from-other-character-sets
     """
-    lower = wish.lower()
+    lower = name.lower()
     return _NOT_IN_LOCALPARTS.sub(
         lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), lower
     )
 
 
 def clean_name(text: object) -> str | None:
-    """A name that can be shown, or None."""
+    """Return a display name with whitespace collapsed and cut to `LONGEST_NAME`, or None."""
     if not isinstance(text, str):
         return None
     return " ".join(text.replace("\0", "").split())[:LONGEST_NAME] or None
 
 
 def clean_session(text: object) -> str | None:
-    """What a provider calls a sign-in, or None where it cannot be kept."""
+    """Return a provider's session id, or None if it cannot be stored."""
     if (
         not isinstance(text, str)
         or not text
@@ -263,15 +261,15 @@ def clean_session(text: object) -> str | None:
 
 
 def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:
-    """Those that are e-mail addresses, in small letters."""
+    """Return the texts that are e-mail addresses, in lower case, without duplicates."""
     found = [text.strip().lower() for text in texts if isinstance(text, str)]
     return tuple(dict.fromkeys(text for text in found if _ADDRESS.fullmatch(text)))[:MOST_ADDRESSES]
 
 
 def check_subject(subject: str) -> str:
-    """Raises `Refused` for what is nobody's name."""
+    """Return the subject. Raises `Refused` if it is empty, too long or has a NUL."""
     if not subject or len(subject) > LONGEST_SUBJECT or "\0" in subject:
-        raise Refused(Reason.PROVIDER_FAILED, "the provider does not say who it is")
+        raise Refused(Reason.PROVIDER_FAILED, "the provider gives no usable subject")
     return subject
 
 
@@ -281,8 +279,8 @@ def check_requirements(
     provider_id: str,
     subject: str,
 ) -> None:
-    """Raises `Refused` unless all of them are met by this person. An attribute may have one value
-    or a list of them."""
+    """Raises `Refused` unless the attributes meet all requirements. An attribute has one value or a
+    list of values."""
     for required in requirements:
         found = attributes.get(required.attribute)
         values = {
@@ -292,5 +290,5 @@ def check_requirements(
         }
         wanted = {*required.one_of, *([required.value] if required.value is not None else [])}
         if not (values & wanted if wanted else values):
-            text = f"{required.attribute} is not as attribute_requirements wants it"
+            text = f"{required.attribute} does not meet attribute_requirements"
             raise Refused(Reason.NOT_ALLOWED, text, person=(provider_id, subject))

@@ -1,13 +1,13 @@
-"""Signing in with a token that another program of the institution has signed, such as its intranet.
+"""Signs in users with a JSON Web Token that another program of the institution signed, such as its
+intranet.
 
 Laws:
-- One algorithm is believed, that of the configuration; a token that says who and until when is
-  checked for both.
-- The claim of the configuration is the local part; the program decides who that is, so it is
-  trusted with every account.
+- Only the configured algorithm is accepted. Issuer, audience and times are checked if the token or
+  the configuration has them.
+- The configured claim is the local part. The signing program chooses it, so it is trusted with
+  every account.
 
-spec: no part of the specification; the type `org.matrix.login.jwt` is what clients know from
-Synapse
+Not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,7 @@ LEEWAY: Final = 60
 
 
 def read_key(secret: str, algorithm: str) -> OctKey | RSAKey | ECKey | OKPKey:
-    """The key that tokens are checked with. Raises `ValueError` where it does not fit the
-    algorithm."""
+    """Return the key that verifies tokens. Raises `ValueError` if it does not fit the algorithm."""
     kinds: Mapping[str, type[OctKey] | type[RSAKey] | type[ECKey] | type[OKPKey]] = {
         "HS": OctKey,
         "RS": RSAKey,
@@ -48,7 +47,7 @@ def read_key(secret: str, algorithm: str) -> OctKey | RSAKey | ECKey | OKPKey:
     }
     kind = kinds.get(algorithm[:2])
     if kind is None:
-        raise ValueError(f"{algorithm} is no algorithm that tokens are signed with here")
+        raise ValueError(f"{algorithm} is not a supported signature algorithm")
     try:
         return kind.import_key(secret)
     except JoseError as error:
@@ -56,7 +55,7 @@ def read_key(secret: str, algorithm: str) -> OctKey | RSAKey | ECKey | OKPKey:
 
 
 class JWTSignIn:
-    """Takes such tokens. `config`: with a secret and an algorithm, if it is enabled."""
+    """Checks tokens and begins sessions. `config` has a secret and an algorithm if enabled."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class JWTSignIn:
         *,
         server_name: ServerName,
     ) -> None:
-        """Raises `ValueError` for a key that does not fit."""
+        """Raises `ValueError` if the key does not fit the algorithm."""
         self._clock = clock
         self._account_store = account_store
         self._registration = registration
@@ -93,8 +92,9 @@ class JWTSignIn:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session; who has no account gets one. Raises `Forbidden`, `LimitExceeded`,
-        `UserLocked`, `UserDeactivated`, `ExpiredAccount`, `InvalidUsername`, `Exclusive`."""
+        """Begin a session; create the account if there is none. Raises `Forbidden`,
+        `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`, `InvalidUsername`,
+        `Exclusive`."""
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
         try:
             claims = self._check(token)
@@ -110,7 +110,7 @@ class JWTSignIn:
         if account is None:
             name = clean_name(claims.get(self._config.display_name_claim or ""))
             await self._registration.do_register_vouched(
-                Wish(username=subject, display_name=name), _nothing_more
+                Wish(username=subject, display_name=name), _add_nothing
             )
             await self._sign_in.check_allowed(user_id, "jwt", address)
         else:
@@ -132,27 +132,27 @@ class JWTSignIn:
         try:
             claims = jwt.decode(token, self._key, algorithms=[self._algorithm]).claims
         except (JoseError, ValueError):
-            raise Forbidden("The token is not signed as it should be") from None
+            raise Forbidden("The token has no valid signature") from None
         now = self._clock.seconds()
         for name, until in (("exp", True), ("nbf", False), ("iat", False)):
             value = claims.get(name, now)
-            # NaN is JSON to the library, and neither before nor after anything
+            # the library accepts NaN, which compares false with every time
             if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-                raise Forbidden(f"The token has no {name} that is a time")
+                raise Forbidden(f"The {name} of the token is not a time")
             if (value + LEEWAY <= now) if until else (value - LEEWAY > now):
-                raise Forbidden("The token is not good at this time")
+                raise Forbidden("The token has expired or is not valid yet")
         if self._config.issuer is not None and claims.get("iss") != self._config.issuer:
-            raise Forbidden("The token is of another issuer")
+            raise Forbidden("The token is from another issuer")
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if self._config.audiences and not set(self._config.audiences).intersection(
             map(str, audiences)
         ):
-            raise Forbidden("The token is for somebody else")
+            raise Forbidden("The token is for another audience")
         if audience is not None and not self._config.audiences:
-            raise Forbidden("The token is for somebody else")
+            raise Forbidden("The token is for another audience")
         return claims
 
 
-def _nothing_more(txn: WriteTransaction, user_id: UserID) -> None:
-    """Such accounts have no link."""
+def _add_nothing(txn: WriteTransaction, user_id: UserID) -> None:
+    """Add no row: accounts of tokens have no link."""

@@ -1,8 +1,8 @@
-"""Which people of identity providers have which accounts, as administrators see and change it.
+"""Lists and changes the links between accounts and subjects of identity providers, for
+administrators.
 
-A link decides who signs in to an account (`homeserver/services/upstream/accounts.py`): to set one
-lets somebody in, and to take one away lets nobody in by that provider any more. Sessions that are
-there stay.
+A link decides who signs in to an account (`homeserver/services/upstream/accounts.py`): setting one
+grants access, removing one ends access through that provider. Existing sessions stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 
 class LinkTaken(MatrixError):
+    """409: the subject is linked to another account."""
+
     errcode, status, default_text = (
         "M_UNKNOWN",
         409,
@@ -28,7 +30,7 @@ class LinkTaken(MatrixError):
 
 
 class UpstreamLinks:
-    """Shows, sets and takes away links. `providers`: the ids of those of the configuration."""
+    """Returns, sets and removes links. `providers`: the ids of the configured providers."""
 
     def __init__(
         self,
@@ -45,21 +47,21 @@ class UpstreamLinks:
         self._providers = tuple(providers)
 
     async def get_user(self, provider: str, subject: str) -> UserID:
-        """Whose account it is. Raises `NotFound`."""
+        """Return the account of a subject. Raises `NotFound`."""
         link = await self._store.get_link(provider, subject)
         if link is None:
-            raise NotFound("Nobody of that name has an account")
+            raise NotFound("No account is linked to this external ID")
         return UserID(link.user_id)
 
     async def get_links(self, user_id: UserID) -> Sequence[ExternalIdRow]:
-        """Those of an account, by provider; also of providers that are no longer in the
-        configuration. Raises `NotFound`."""
+        """Return the links of an account, also those of providers that are no longer configured.
+        Raises `NotFound`."""
         await self._accounts.get_account(user_id)
         return (await self._store.get_links_of_users([user_id])).get(user_id, [])
 
     async def do_set(self, user_id: UserID, provider: str, subject: str, *, by: UserID) -> None:
-        """Link an account to a person of a provider, in place of another. Raises `NotFound`,
-        `InvalidParam`, `LinkTaken`."""
+        """Link an account to a subject of a provider, replacing its link with that provider. Raises
+        `NotFound`, `InvalidParam`, `LinkTaken`."""
         await self._accounts.get_account(user_id)
         self._check(provider, subject)
         now = self._now()
@@ -69,7 +71,8 @@ class UpstreamLinks:
         )
 
     async def check(self, user_id: UserID, links: Mapping[str, str]) -> None:
-        """Raises `InvalidParam`, `LinkTaken` unless an account may have these, by provider."""
+        """Raises `InvalidParam`, `LinkTaken` unless the account may have these links (subjects by
+        provider)."""
         for provider, subject in links.items():
             self._check(provider, subject)
             link = await self._store.get_link(provider, subject)
@@ -77,7 +80,7 @@ class UpstreamLinks:
                 raise LinkTaken
 
     async def do_replace(self, user_id: UserID, links: Mapping[str, str], *, by: UserID) -> None:
-        """Give an account these links, by provider, instead of those that it has. Raises
+        """Replace all links of an account with these (subjects by provider). Raises `NotFound`,
         `LinkTaken`."""
         known = await self.get_links(user_id)
         now = self._now()
@@ -115,15 +118,15 @@ class UpstreamLinks:
     def _check(self, provider: str, subject: str) -> None:
         if provider not in self._providers:
             known = ", ".join(self._providers) or "none"
-            raise InvalidParam(f"There is no such identity provider; there are: {known}")
+            raise InvalidParam(f"Unknown identity provider; the configured ones are: {known}")
         if not subject or len(subject) > LONGEST_SUBJECT or not subject.isprintable():
-            raise InvalidParam(f"external_id has 1 to {LONGEST_SUBJECT} characters")
+            raise InvalidParam(f"external_id must have 1 to {LONGEST_SUBJECT} printable characters")
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
 
     async def do_remove(self, user_id: UserID, provider: str, *, by: UserID) -> None:
-        """Take a link away. Raises `NotFound`."""
+        """Remove a link. Raises `NotFound`."""
         now = self._now()
 
         def write(txn: WriteTransaction) -> bool:

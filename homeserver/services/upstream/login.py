@@ -1,14 +1,14 @@
-"""The way of a sign-in with an identity provider: away, back, to an account, and on to where it
-began.
+"""Runs a sign-in with an identity provider: redirect to it, callback, account, and redirect to
+where the sign-in began.
 
 Laws:
-- A login token leaves for an address of the configuration, or one that the person has seen and
-  agreed to; for nowhere else.
-- Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
-- Who somebody is holds for the era of their account in which the provider's word came, however long
-  they then look at a page.
-- What is confirmed for a client is told to the person before they leave for the provider, which
-  asks them who they are although it may know.
+- A login token is sent only to an address of the configuration, or to one that the user has seen
+  and agreed to.
+- A user with outstanding terms of service accepts them before a token is sent, on every path.
+- The provider's answer holds only for the credential epoch of the account in which it arrived,
+  however long the user then stays on a page.
+- The user reads which operation of a client they confirm before they leave for the provider. The
+  provider authenticates them again, even with an existing session there.
 
 spec: client-server-api#sso-client-loginauthentication
 """
@@ -57,18 +57,18 @@ from homeserver.services.upstream.login_flows import (
 from storage.accounts.accounts import AccountStore
 
 _FIRST_ERA: Final = 0
-"""That of an account that was just made."""
+"""The credential epoch of a new account."""
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """The browser is to go there. `browser`: who is to get its cookie."""
+    """Redirect the browser to `url`, and give it the cookie of `browser`."""
 
     url: str
     browser: Browser | None = None
 
 
 class AskName(msgspec.Struct, frozen=True):
-    """A page is to ask for the name of the new account."""
+    """Show the page that asks for the name of the new account."""
 
     flow_id: str
     purpose: Purpose
@@ -79,7 +79,7 @@ class AskName(msgspec.Struct, frozen=True):
 
 
 class AskClient(msgspec.Struct, frozen=True):
-    """A page is to ask whether to go on to a client."""
+    """Show the page that asks whether to continue to a client."""
 
     flow_id: str
     user_id: UserID
@@ -87,7 +87,7 @@ class AskClient(msgspec.Struct, frozen=True):
 
 
 class AskConfirm(msgspec.Struct, frozen=True):
-    """A page is to say what is to be confirmed."""
+    """Show the page that describes the operation to confirm."""
 
     flow_id: str
     browser: Browser
@@ -97,13 +97,13 @@ class AskConfirm(msgspec.Struct, frozen=True):
 
 
 class Confirmed(msgspec.Struct, frozen=True):
-    """It is confirmed: the client goes on."""
+    """The operation is confirmed; the client continues."""
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """Somebody is signed in to the pages of this server, and goes on at a path of it. `proved_ts`:
-    when they proved who they are, in milliseconds since 1970; 0 where nobody knows; `era`: of their
-    account."""
+    """The user is signed in to this server's pages and continues at the path `next`. `proved_ts`:
+    time of their last authentication, in milliseconds since 1970; 0: unknown. `era`: the credential
+    epoch of their account."""
 
     user_id: UserID
     next: str
@@ -116,7 +116,7 @@ Step = Leave | AskName | AskClient | Confirmed | SignedIn
 
 
 class UpstreamSignIn:
-    """Leads people through it."""
+    """Leads users through the steps of an upstream sign-in."""
 
     log = Logger()
 
@@ -134,8 +134,8 @@ class UpstreamSignIn:
         update_profiles: bool,
         client_path: str,
     ) -> None:
-        """`known_clients`: beginnings of addresses that tokens go to unasked; `client_path`: the
-        page of this server by which who is signed in to its pages goes on to a client."""
+        """`known_clients`: URL prefixes that get tokens without a question. `client_path`: the page
+        of this server that sends a user who is signed in to its pages on to a client."""
         self._consents = consents
         self._client_path = client_path
         self._providers = {provider.info.provider_id: provider for provider in providers}
@@ -147,7 +147,7 @@ class UpstreamSignIn:
         self._known_clients = tuple(known_clients)
         self._update_profiles = update_profiles
         self.providers: Sequence[ProviderInfo] = tuple(provider.info for provider in providers)
-        """What people may choose from."""
+        """The providers that users choose from."""
 
     async def get_refused(self, refused: Refused) -> UserID | None:
         """As `UpstreamAccounts.get_refused`."""
@@ -162,12 +162,12 @@ class UpstreamSignIn:
         return self._flows.cookie_of(context, browser)
 
     def check_client(self, redirect_url: str) -> None:
-        """Raises `Refused` for an address that no client has."""
+        """Raises `Refused` for an address that cannot be a client's."""
         if read_link(redirect_url) is None:
             raise Refused(Reason.BAD_ADDRESS)
 
     async def depart(self, provider_id: str, purpose: Purpose, browser: Browser | None) -> Leave:
-        """Send somebody to a provider. Raises `Refused`."""
+        """Begin a flow and return the redirect to a provider. Raises `Refused`."""
         provider = self._providers.get(provider_id)
         if provider is None:
             raise Refused(Reason.UNKNOWN_PROVIDER)
@@ -184,7 +184,7 @@ class UpstreamSignIn:
         return Leave(departure.url, browser)
 
     async def begin_confirmation(self, session_id: str, browser: Browser | None) -> AskConfirm:
-        """What the page says before somebody leaves to confirm something. Raises `Refused`."""
+        """Begin a confirmation; return the page shown before the redirect. Raises `Refused`."""
         operation = await self._uia.get_operation(session_id)
         if operation is None or operation.user_id is None or not self.providers:
             raise Refused(Reason.OLD)
@@ -197,31 +197,32 @@ class UpstreamSignIn:
     async def do_begin_confirmation(
         self, flow_id: str, provider_id: str, browser: Browser | None
     ) -> Leave:
-        """The person has read it, and leaves. Raises `Refused`."""
+        """Return the redirect to the provider that the user chose. Raises `Refused`."""
         flow = await self._flows.take(flow_id, CONFIRM, browser)
         return await self.depart(provider_id, flow.purpose, browser)
 
     async def take_back(self, flow_id: str, browser: Browser | None) -> Flow:
-        """Who comes back from a provider, with the cookie. Raises `Refused`."""
+        """Take the flow of a browser that returns from a provider with its cookie. Raises
+        `Refused`."""
         return await self._flows.take(flow_id, AWAY, browser)
 
     async def take_back_from_anywhere(self, provider_id: str, flow_id: str) -> tuple[Flow, bytes]:
-        """As `take_back`, of a provider whose pages send the answer themselves, so that no cookie
-        comes with it: for `hold`."""
+        """As `take_back`, for an answer that a provider's page posts, so that the browser sends no
+        cookie. Pass the result to `hold`."""
         flow, browser_hash = await self._flows.take_from_anywhere(flow_id, AWAY)
         if flow.provider != provider_id:
             raise Refused(Reason.OLD)
         return flow, browser_hash
 
     async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
-        """Keep an answer that was checked until the browser comes with its cookie; the id for
+        """Store a checked answer until the browser comes with its cookie; return the id for
         `go_on`."""
         era = await self._accounts.get_era(self._info(flow), identity)
         held = _next_of(flow, identity, era=era)
         return await self._flows.begin_for(BACK, browser_hash, held)
 
     async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
-        """What follows for an answer that was held. Raises `Refused`."""
+        """Return the next step for an answer that `hold` stored. Raises `Refused`."""
         flow = await self._flows.take(flow_id, BACK, browser)
         assert flow.identity is not None
         assert browser is not None
@@ -230,12 +231,12 @@ class UpstreamSignIn:
     async def arrive(
         self, flow: Flow, identity: UpstreamIdentity, browser: Browser, languages: str
     ) -> Step:
-        """What follows once a provider has said who it is. Raises `Refused`."""
+        """Return the next step once a provider has identified the user. Raises `Refused`."""
         info = self._info(flow)
         account = await self._accounts.find(info, identity)
         if account is not None and flow.era is not None and account.era != flow.era:
             raise Refused(
-                Reason.OLD, f"the sessions of {account.user_id} were ended in the meantime"
+                Reason.OLD, f"the credentials of {account.user_id} changed in the meantime"
             )
         if isinstance(flow.purpose, ForConfirmation):
             return await self._confirm(
@@ -257,7 +258,7 @@ class UpstreamSignIn:
     async def do_choose_name(
         self, flow_id: str, username: str, browser: Browser | None, languages: str
     ) -> Step:
-        """The person has chosen a name. Raises `Refused`."""
+        """Create the account with the name that the user chose. Raises `Refused`."""
         flow = await self._flows.take(flow_id, NAME, browser)
         assert flow.identity is not None
         assert browser is not None
@@ -270,27 +271,26 @@ class UpstreamSignIn:
         return await self._finish(flow, flow.identity, user_id, _FIRST_ERA, browser)
 
     async def do_go_to_client(self, flow_id: str, browser: Browser | None) -> Leave:
-        """The person has agreed to go on to the client. Raises `Refused`."""
+        """Return the redirect to the client, which the user agreed to. Raises `Refused`."""
         flow = await self._flows.take(flow_id, CLIENT, browser)
         assert flow.identity is not None
         assert flow.user_id is not None
         assert isinstance(flow.purpose, ForClient)
-        if flow.era is None:  # it began before this server kept them
-            raise Refused(Reason.OLD)
+        assert flow.era is not None
         self._accounts.check_usable(
             (await self._account_store.get_accounts([flow.user_id]))[flow.user_id]
         )
         return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.era, flow.purpose)
 
     async def do_forget(self, context: RequestContext) -> None:
-        """The browser that asks is signed out: whatever waits in it ends."""
+        """End the flows of the requesting browser, which signs out."""
         browser = self._flows.find_browser(context)
         if browser is not None:
             await self._flows.do_end(browser)
 
     def _info(self, flow: Flow) -> ProviderInfo:
         provider = self._providers.get(flow.provider)
-        if provider is None:  # the configuration has changed in the meantime
+        if provider is None:  # removed from the configuration since the flow began
             raise Refused(Reason.UNKNOWN_PROVIDER)
         return provider.info
 
@@ -317,22 +317,20 @@ class UpstreamSignIn:
             (await self._account_store.get_accounts([user_id]))[user_id]
         )
         if account.awaiting_ts is not None:
-            raise Refused(
-                Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved", user_id=user_id
-            )
+            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} awaits approval", user_id=user_id)
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
             return self._signed_in(flow, identity, user_id, era, purpose.next)
         assert isinstance(purpose, ForClient)
         if await self._consents.get_owed(user_id):
-            # the page leads over the terms first, as whoever comes to it from elsewhere
-            where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
-            return self._signed_in(flow, identity, user_id, era, where)
+            # this page shows the terms before it continues to the client
+            path = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
+            return self._signed_in(flow, identity, user_id, era, path)
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, era, purpose)
-        asked = _next_of(flow, identity, user_id=user_id, era=era)
+        next_flow = _next_of(flow, identity, user_id=user_id, era=era)
         return AskClient(
-            await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url
+            await self._flows.begin(CLIENT, browser, next_flow), user_id, purpose.redirect_url
         )
 
     @staticmethod
@@ -342,14 +340,14 @@ class UpstreamSignIn:
         return SignedIn(user_id, next_path, origin_of(flow, identity), identity.proved_ts or 0, era)
 
     def is_known(self, redirect_url: str) -> bool:
-        """Whether a token goes to this address unasked."""
+        """Return whether this address gets a token without a question."""
         return any(is_beginning(known, redirect_url) for known in self._known_clients)
 
     async def do_give_token(
         self, user_id: UserID, origin: Origin | None, redirect_url: str, era: Era
     ) -> str:
-        """Where the browser goes of somebody who has signed in, and agrees to go on to a client:
-        with a token. Raises as `check_era`."""
+        """Issue a login token to a user who agreed to continue to a client; return the client's
+        address with the token. Raises as `check_era`."""
         return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin, era))
 
     async def _leave(
@@ -357,13 +355,13 @@ class UpstreamSignIn:
     ) -> Leave:
         origin = origin_of(flow, identity)
         try:
-            where = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
+            url = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
         except MatrixError as error:
             raise refused_in_the_meantime(user_id, error) from None
         self.log.info(
             "{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider
         )
-        return Leave(where)
+        return Leave(url)
 
     async def _confirm(
         self, purpose: ForConfirmation, user_id: str | None, info: ProviderInfo
@@ -381,12 +379,12 @@ class UpstreamSignIn:
 def _next_of(
     flow: Flow, identity: UpstreamIdentity, *, user_id: UserID | None = None, era: int | None = None
 ) -> Flow:
-    """The next step of a flow, now that the provider has said who it is."""
+    """Return the flow with the identity that the provider returned."""
     return msgspec.structs.replace(flow, kept={}, identity=identity, user_id=user_id, era=era)
 
 
 def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:
-    """What is said where `check_era` has raised."""
+    """Turn an error of `check_era` into a refusal."""
     if isinstance(error, UserLocked):
         return Refused(Reason.LOCKED, f"{user_id} is locked", user_id=user_id)
     if isinstance(error, UserDeactivated):
@@ -395,7 +393,7 @@ def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:
 
 
 def is_beginning(known: str, address: str) -> bool:
-    """Whether an address is, or is under, one that is known: `https://a.example` is no beginning of
+    """Return whether `address` equals `known` or is below it. `https://a.example` is no prefix of
     `https://a.example.org`."""
     return address.startswith(known) and (
         known.endswith("/") or address[len(known) :][:1] in ("", "/", "?", "#")
@@ -403,12 +401,12 @@ def is_beginning(known: str, address: str) -> bool:
 
 
 def with_token(address: str, token: str) -> str:
-    """The address, with the token in its query; a token that it has is taken away."""
+    """Return the address with the token in its query, in place of any `loginToken` it has."""
     rest, hash_sign, fragment = address.partition("#")
     path, _, query = rest.partition("?")
-    kept = [
+    parts = [
         part
         for part in query.split("&")
         if part and unquote_plus(part.partition("=")[0]) != "loginToken"
     ]
-    return f"{path}?{'&'.join([*kept, f'loginToken={token}'])}{hash_sign}{fragment}"
+    return f"{path}?{'&'.join([*parts, f'loginToken={token}'])}{hash_sign}{fragment}"

@@ -1,4 +1,4 @@
-"""The buttons of identity providers on the page where people sign in to the server's own pages."""
+"""The identity providers' buttons on the sign-in page of this server's own pages."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,24 +11,24 @@ ICON_PATH: Final = "/_mahalla/upstream/icon"
 
 
 def icon_path(provider_id: str) -> str:
-    """Where the icon of a provider is, for pages: they show images of this server alone."""
+    """Return the path of a provider's icon. Pages load images from this server only."""
     return f"{ICON_PATH}/{quote(provider_id, safe='')}"
 
 
 class UpstreamButtons:
-    """One for each provider."""
+    """Makes one button per provider."""
 
     def __init__(self, providers: Sequence[tuple[str, str, str | None]]) -> None:
-        """`providers`: id, name, and the `mxc:` address of the icon, of each."""
+        """`providers`: id, name and `mxc:` URI of the icon, of each."""
         self._providers = tuple(providers)
 
     def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
         """As `Providers.buttons`."""
-        further = {"again": "true"} if again else {}
+        query = {"next": next_path, **({"again": "true"} if again else {})}
         return [
             ProviderButton(
                 name,
-                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, 'next': next_path, **further})}",
+                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, **query})}",
                 None if icon is None else icon_path(provider_id),
             )
             for provider_id, name, icon in self._providers

@@ -1,13 +1,12 @@
-"""Sign-ins that are under way: remembered in the database, bound to a browser by a cookie, gone on
-with once.
+"""Pending upstream sign-ins: stored in the database, bound to a browser by a cookie, used once.
 
 Laws:
-- Each step of a sign-in is a row; going on takes it, and a page that is sent twice finds nothing
-  the second time.
-- A flow in which it is known who it is goes on only while that sign-in stands: it keeps the era of
-  their account, and ends with the sign-in at the provider, and with the browser's signing out.
-- What comes without the cookie of the browser that began belongs to nobody: so nobody is signed in
-  by following a link.
+- Each step of a sign-in is a row. Continuing takes the row, so a form that is sent twice finds
+  nothing the second time.
+- A flow with an identity is valid only while that sign-in is: it holds the credential epoch of the
+  account, and ends with the session at the provider and when the browser signs out.
+- A request without the cookie of the browser that began is refused, so following a link signs
+  nobody in.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """
@@ -25,48 +24,49 @@ from homeserver.services.upstream.identity import Purpose, Reason, Refused, Upst
 from storage.upstream.login_flows import UpstreamFlowRow, UpstreamFlowStore
 
 LIFETIME: Final = 15 * 60
-"""Seconds at each step."""
+"""Seconds for each step."""
 
 AWAY: Final = "away"
 """The browser is at the provider."""
 BACK: Final = "back"
-"""It has come back with an answer that was checked, but not yet with its cookie."""
+"""The provider's answer is checked; the browser has not sent its cookie yet."""
 NAME: Final = "name"
 """A page asks for the name of the new account."""
 CLIENT: Final = "client"
-"""A page asks whether to go on to the client."""
+"""A page asks whether to continue to the client."""
 CONFIRM: Final = "confirm"
-"""A page says what is to be confirmed, and with whom."""
+"""A page describes the operation to confirm, and offers the providers."""
 
 COOKIE: Final = "mahalla_upstream"
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered."""
+    """The stored state of a sign-in."""
 
     provider: str = ""
     purpose: Purpose
     kept: dict[str, str] = {}
-    """What the provider has to know when the browser comes back."""
+    """State of the provider, needed when the browser returns."""
     identity: UpstreamIdentity | None = None
     user_id: str | None = None
-    """Who signed in, once that is settled."""
+    """The account that signs in, once it is known."""
     began_ts: int = 0
-    """When its first step began, in milliseconds since 1970."""
+    """Start of its first step, in milliseconds since 1970."""
     era: int | None = None
-    """Of the account of who signed in (`homeserver/services/login/credential_epoch.py`); None as
-    long as they have none, or it is not known who they are."""
+    """Credential epoch of the account that signs in
+    (`homeserver/services/login/credential_epoch.py`); None if there is no account, or the user is
+    not identified yet."""
 
     @property
     def origin(self) -> str | None:
-        """JSON of the sign-in at the provider, once it is done."""
+        """JSON of the sign-in's `Origin`, once the user is identified."""
         if self.identity is None:
             return None
         return msgspec.json.encode(origin_of(self, self.identity)).decode()
 
 
 def origin_of(flow: Flow, identity: UpstreamIdentity) -> Origin:
-    """The sign-in of somebody, as it is kept of what begins by it."""
+    """Return the origin to store with everything that this sign-in begins."""
     return Origin(flow.provider, identity.subject, identity.session, flow.began_ts)
 
 
@@ -77,12 +77,12 @@ class Browser(msgspec.Struct, frozen=True):
 
     @property
     def hash(self) -> bytes:
-        """As what it is kept."""
+        """The stored form of the secret."""
         return hash_token(self.secret)
 
 
 class UpstreamFlows:
-    """Begins steps, and takes them."""
+    """Stores steps and takes them."""
 
     def __init__(
         self,
@@ -97,31 +97,31 @@ class UpstreamFlows:
         self._cookies = cookies
 
     def find_browser(self, context: RequestContext) -> Browser | None:
-        """The browser that asks, if it has our cookie."""
+        """Return the requesting browser if it has our cookie."""
         secret = self._cookies.find(context, COOKIE)
         return None if secret is None else Browser(secret)
 
     def new_browser(self) -> Browser:
-        """One that has no cookie yet."""
+        """Return a browser with a new secret."""
         return Browser(self._secret_text.browser_token())
 
     def cookie_of(self, context: RequestContext, browser: Browser) -> str:
-        """The cookie that a browser is to have, for `Response.cookies`."""
+        """Return the cookie of a browser, for `Response.cookies`."""
         return self._cookies.make(context, COOKIE, browser.secret, seconds=2 * LIFETIME)
 
     def new_id(self) -> str:
-        """The id of a flow that is to begin."""
+        """Return the id of a new flow."""
         return self._secret_text.session_id()
 
     async def begin(
         self, step: str, browser: Browser, flow: Flow, flow_id: str | None = None
     ) -> str:
-        """Remember a step; its id. Raises `Refused` where the sign-in by which it goes on has
+        """Store a step; return its id. Raises `Refused` if its session at the provider has
         ended."""
         return await self._begin(step, browser.hash, flow, flow_id or self.new_id())
 
     async def take(self, flow_id: str, step: str, browser: Browser | None) -> Flow:
-        """Go on. Raises `Refused` where this browser is at no such step."""
+        """Take the flow of a step. Raises `Refused` if this browser has no such step."""
         if browser is None or len(flow_id) != 24:
             raise Refused(Reason.OLD)
         row = await self._store.take_flow(flow_id, step, browser.hash, self._now())
@@ -130,9 +130,8 @@ class UpstreamFlows:
         return msgspec.json.decode(row.content, type=Flow)
 
     async def take_from_anywhere(self, flow_id: str, step: str) -> tuple[Flow, bytes]:
-        """Go on with an answer that browsers send without cookies, from the provider's page; the
-        flow, and whose it is. What follows is to be begun with `begin_for`, and to ask for the
-        cookie."""
+        """Take the flow of an answer that the provider's page posts, without our cookie. Return the
+        flow and the browser's hash. Store the next step with `begin_for`; it checks the cookie."""
         row = (
             await self._store.take_flow(flow_id, step, None, self._now())
             if len(flow_id) == 24
@@ -143,7 +142,7 @@ class UpstreamFlows:
         return msgspec.json.decode(row.content, type=Flow), row.browser_hash
 
     async def begin_for(self, step: str, browser_hash: bytes, flow: Flow) -> str:
-        """Remember a step for the browser of an earlier one; its id. Raises as `begin`."""
+        """Store a step for the browser of an earlier step; return its id. Raises as `begin`."""
         return await self._begin(step, browser_hash, flow, self.new_id())
 
     async def _begin(self, step: str, browser_hash: bytes, flow: Flow, flow_id: str) -> str:
@@ -152,15 +151,15 @@ class UpstreamFlows:
         content = msgspec.json.encode(flow).decode()
         row = UpstreamFlowRow(flow_id, step, browser_hash, now + LIFETIME * 1000, content)
         if not await self._store.add_flow(row, flow.origin):
-            raise Refused(Reason.OLD, "the sign-in has ended at the provider in the meantime")
+            raise Refused(Reason.OLD, "the session ended at the provider in the meantime")
         return flow_id
 
     async def do_end(self, browser: Browser) -> None:
-        """End whatever waits in a browser: it is signed out."""
+        """End all flows of a browser that signs out."""
         await self._store.remove_browser(browser.hash)
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` steps that nobody went on with in time; how many."""
+        """Remove up to `limit` expired steps; return how many."""
         return await self._store.remove_old(self._now(), limit)
 
     def _now(self) -> int:

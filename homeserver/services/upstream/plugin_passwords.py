@@ -1,5 +1,5 @@
-"""People whom a plug-in knows by their passwords: found, linked and made as those of a directory
-are."""
+"""Signs in users whose password a plug-in checks. Their accounts are found, linked and created as
+those of a directory."""
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID, localpart_of
@@ -19,7 +19,7 @@ from storage.accounts.accounts import AccountRow
 
 
 class PluginPasswords:
-    """Asks plug-ins."""
+    """Checks passwords with plug-ins."""
 
     def __init__(self, plugins: Plugins, accounts: UpstreamAccounts) -> None:
         self._plugins = plugins
@@ -29,7 +29,7 @@ class PluginPasswords:
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> UserID | None:
         """As `OtherPasswords.check`."""
-        del address  # what plug-ins do is theirs to bound
+        del address  # plug-ins bound their own work
         typed = localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name
         person = await self._plugins.check_password(typed, password) if password else None
         return None if person is None else await self._admit(person, account)
@@ -51,7 +51,7 @@ class PluginPasswords:
             if found is not None:
                 return UserID(found.user_id)
             if account is not None:
-                error = Forbidden("An account of this name was made otherwise")
+                error = Forbidden("An account with this name exists, but is not linked")
                 raise RefusedElsewhere(UserID(account.user_id), error)
             return await self._accounts.do_make(info, identity, fit_localpart(person.localpart))
         except Refused as refused:

@@ -1,10 +1,10 @@
-"""A SAML 2 identity provider: sends people there, and makes of the assertion that they bring back
-who they are.
+"""Signs in users with a SAML 2 identity provider: redirects there and reads the assertion that the
+browser brings back.
 
 Laws:
-- An assertion is signed, for this server, of now, the answer to a request of ours that waits for
-  it, and taken once.
-- The library works in threads: it starts a program for each signature.
+- An assertion is signed, for this server, current, in response to a pending request of ours, and
+  used once.
+- The library runs in threads: it starts a program for each signature.
 
 spec: saml-profiles-2.0-os section 4.1
 """
@@ -50,38 +50,38 @@ _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9._=/-]")
 
 
 class Assertion(msgspec.Struct, frozen=True):
-    """What a provider asserts. `expires`: seconds since 1970."""
+    """A provider's assertion. `expires`: seconds since 1970."""
 
     assertion_id: str
     expires: float
     persistent_name: str | None
-    """The name that never changes, where the provider gives one."""
+    """The persistent NameID, if the provider gives one."""
     attributes: Mapping[str, Sequence[str]]
     session: SAMLSession | None = None
-    """What the provider calls this sign-in, to say later that it has ended."""
+    """The provider's name of this session, which a later logout names."""
     proved: float | None = None
-    """When the person proved who they are, in seconds since 1970."""
+    """Time of the authentication, in seconds since 1970."""
 
 
 class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
-    """The library. Its methods take long: they are for threads. They raise `Refused`."""
+    """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
 
     def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
-        """An id, and the address to go to. `again`: the provider is to ask who it is, although it
-        knows."""
+        """Return the id of a new request, and the URL to redirect to. `again`: the provider must
+        authenticate the user again."""
         ...
 
     def read_response(self, response: str, request_id: str) -> Assertion:
-        """Check an answer to a request."""
+        """Check and read the response to a request."""
         ...
 
     def metadata(self) -> bytes:
-        """What this server tells of itself, in XML."""
+        """Return this server's metadata in XML."""
         ...
 
 
 class SAMLProvider:
-    """The provider."""
+    """The SAML provider."""
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class SAMLProvider:
         )
 
     async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
-        """Whom an answer asserts. Raises `Refused`."""
+        """Return the identity that a response asserts. Raises `Refused`."""
         if not response or len(response) > LONGEST_RESPONSE:
-            raise Refused(Reason.PROVIDER_FAILED, "there is no response in the answer")
+            raise Refused(Reason.PROVIDER_FAILED, "the SAML response is missing or too long")
         if (
             int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000
             <= self._clock.seconds()
@@ -134,7 +134,7 @@ class SAMLProvider:
         if not await self._store.add_taken_assertion(
             assertion.assertion_id, int(assertion.expires * 1000)
         ):
-            raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")
+            raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was used before")
         identity = self._identity(assertion)
         attributes = {key: list(value) for key, value in assertion.attributes.items()}
         check_requirements(
@@ -144,7 +144,7 @@ class SAMLProvider:
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
     async def metadata(self) -> bytes:
-        """What this server tells of itself, in XML."""
+        """Return this server's metadata in XML."""
         return await self._threads.run(self._library.metadata, SAML_WORK)
 
     def _identity(self, assertion: Assertion) -> UpstreamIdentity:
@@ -176,7 +176,7 @@ class SAMLProvider:
 
 
 class SAMLSignIn:
-    """The provider, where there is one."""
+    """Holds the SAML provider, if one is configured."""
 
     def __init__(self, provider: SAMLProvider | None) -> None:
         self.provider = provider

@@ -1,12 +1,12 @@
-"""pysaml2, as `saml.py` uses it: this server as a service provider. It is loaded where SAML is
-configured, and only there.
+"""Adapts pysaml2 to `saml.py`: this server as a SAML service provider. Loaded only if SAML is
+configured.
 
 Laws:
-- Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody
-  asked for, and a request to sign out that is not signed.
-- Metadata come from files, or from who fetched them with the server's own client
-  (`saml_metadata.py`): nothing is fetched here.
-- What the library would remember of people is forgotten at once.
+- Whatever the settings are, unsigned assertions, unsolicited assertions and unsigned logout
+  requests are refused.
+- The library fetches nothing. Metadata come from files, or from `saml_metadata.py`, which fetches
+  them with the server's HTTP client.
+- The library's record of a user is removed at once.
 """
 
 import time
@@ -46,31 +46,30 @@ from homeserver.services.upstream.saml_logout import (
 )
 
 SLACK_SECONDS: Final = 60
-"""By which clocks may differ."""
+"""Allowed difference of clocks."""
 OLDEST_REQUEST: Final = 300
-"""In seconds, of a request to sign out: one that was caught on its way ends nothing that began long
-after it."""
+"""Maximum age of a logout request in seconds, so that an intercepted one does not end later
+sessions."""
 REQUEST_SECONDS: Final = 2 * 24 * 3600
-"""So old a request to sign out is surely refused, by the library too: until then it is remembered,
-and counts once."""
+"""How long the id of a logout request is stored, so that it is used once. The library, too, refuses
+older ones."""
 LONGEST_NAME: Final = 512
 
 
 class PySAML2:
-    """The library, with its settings."""
+    """Holds the library with its settings and the provider's metadata."""
 
     def __init__(
         self, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path
     ) -> None:
-        """`folder`: where relative paths of metadata start. Raises `ValueError` for settings that
-        are none."""
-        # what is wrong with a response is said once, by who asked; anybody may send one
+        """`folder`: base of relative metadata paths. Raises `ValueError` for invalid settings."""
+        # the caller logs each refused response once; anybody can send one
         getLogger("saml2").setLevel(CRITICAL + 1)
         self._settings = complete_settings(settings, base_url, folder)
         self._idp_entityid = idp_entityid
         client, self._config = self._load(())
         self._known: tuple[Saml2Client, str] | None = None
-        """What is asked, and the provider; replaced as a whole, since threads read it."""
+        """The client and the provider's entity id, replaced together because threads read them."""
         if not _is_fetched(settings):
             self._known = (client, self._provider_of(self._config))
 
@@ -90,7 +89,8 @@ class PySAML2:
             known = [each for each in known if each == self._idp_entityid]
         if len(known) != 1:
             raise ValueError(
-                f"saml2_config: the metadata have {len(known)} identity providers that fit; `idp_entityid` names one"
+                f"saml2_config: the metadata have {len(known)} matching identity providers; "
+                "`idp_entityid` must select exactly one"
             )
         return str(known[0])
 
@@ -105,24 +105,24 @@ class PySAML2:
             *(document.decode("utf-8", "replace") for document in documents),
         ]
         try:
-            # the library keeps and changes what it is given
+            # the library keeps and modifies its arguments
             settings = {
                 **deepcopy(self._settings),
                 "metadata": {**metadata, **({"inline": inline} if inline else {})},
             }
             config = SPConfig().load(settings)
             return Saml2Client(config=config), config
-        except Exception as error:  # the library raises whatever it likes
+        except Exception as error:  # the library raises exceptions of any type
             raise ValueError(f"saml2_config.sp_config cannot be used: {error}") from error
 
-    def _asked(self) -> tuple[Saml2Client, str]:
+    def _provider(self) -> tuple[Saml2Client, str]:
         if self._known is None:
-            raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata yet")
+            raise Refused(Reason.PROVIDER_FAILED, "the SAML metadata are not loaded yet")
         return self._known
 
     def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
         """As `ServiceProvider.make_request`."""
-        client, idp = self._asked()
+        client, idp = self._provider()
         try:
             request_id, info = client.prepare_for_authenticate(
                 entityid=idp,
@@ -130,24 +130,25 @@ class PySAML2:
                 binding=BINDING_HTTP_REDIRECT,
                 **({"force_authn": "true"} if again else {}),
             )
-        except Exception as error:  # the library raises whatever it likes
-            raise Refused(Reason.PROVIDER_FAILED, f"no SAML request can be made: {error}") from None
+        except Exception as error:  # the library raises exceptions of any type
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"the SAML request cannot be made: {error}"
+            ) from None
         return str(request_id), str(dict(info["headers"])["Location"])
 
     def read_response(self, response: str, request_id: str) -> Assertion:
         """As `ServiceProvider.read_response`."""
-        client, idp = self._asked()
+        client, idp = self._provider()
         try:
             parsed = client.parse_authn_request_response(
                 response, BINDING_HTTP_POST, outstanding={request_id: "/"}
             )
             if not isinstance(parsed, AuthnResponse) or parsed.name_id is None:
-                raise SAMLError("it asserts nobody")
+                raise SAMLError("it has no NameID")
             client.users.remove_person(parsed.name_id)
             return _read(parsed, idp)
-        except (
-            Exception
-        ) as error:  # the library raises whatever it likes, and a response is anybody's
+        # the library raises exceptions of any type, and anybody can send a response
+        except Exception as error:
             raise Refused(
                 Reason.PROVIDER_FAILED,
                 f"the SAML response is refused: {type(error).__name__}: {error}",
@@ -155,9 +156,9 @@ class PySAML2:
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
         """As `LogoutLibrary.make_logout`."""
-        client, idp = self._asked()
-        place = _logout_place(client, idp)
-        if place is None:
+        client, idp = self._provider()
+        url = _logout_url(client, idp)
+        if url is None:
             return None
         name = NameID(
             text=session.name,
@@ -168,21 +169,21 @@ class PySAML2:
         indexes = [session.index] if session.index else None
         try:
             _, request = client.create_logout_request(
-                place, idp, name_id=name, session_indexes=indexes, sign=False
+                url, idp, name_id=name, session_indexes=indexes, sign=False
             )
             sign = bool(client.logout_requests_signed)
             info = client.apply_binding(
-                BINDING_HTTP_REDIRECT, str(request), place, relay_state, sign=sign
+                BINDING_HTTP_REDIRECT, str(request), url, relay_state, sign=sign
             )
-        except Exception as error:  # the library raises whatever it likes
+        except Exception as error:  # the library raises exceptions of any type
             raise Refused(
-                Reason.PROVIDER_FAILED, f"no request to sign out can be made: {error}"
+                Reason.PROVIDER_FAILED, f"the logout request cannot be made: {error}"
             ) from None
         return str(dict(info["headers"])["Location"])
 
     def read_logout(self, message: LogoutMessage) -> Logout:
         """As `LogoutLibrary.read_logout`."""
-        client, idp = self._asked()
+        client, idp = self._provider()
         try:
             request = _read_logout_request(client, idp, message)
             content = request.message
@@ -195,12 +196,11 @@ class PySAML2:
                 if message.is_soap
                 else _answer_to(client, idp, content, message.relay_state),
             )
-        except (
-            Exception
-        ) as error:  # the library raises whatever it likes, and a request is anybody's
+        # the library raises exceptions of any type, and anybody can send a request
+        except Exception as error:
             raise Refused(
                 Reason.PROVIDER_FAILED,
-                f"the SAML request is refused: {type(error).__name__}: {error}",
+                f"the SAML logout request is refused: {type(error).__name__}: {error}",
             ) from None
 
     def metadata(self) -> bytes:
@@ -210,7 +210,7 @@ class PySAML2:
 
 def _read(parsed: AuthnResponse, idp: str) -> Assertion:
     if parsed.issuer() != idp:
-        raise SAMLError(f"it is of {parsed.issuer()}")
+        raise SAMLError(f"its issuer is {parsed.issuer()}")
     assertion = parsed.assertion
     ends = [
         timegm(str_to_time(each.subject_confirmation_data.not_on_or_after))
@@ -250,29 +250,29 @@ def _session_of(parsed: AuthnResponse) -> SAMLSession | None:
     )
 
 
-def _logout_place(client: Saml2Client, idp: str) -> str | None:
-    """Where the provider has browsers come to sign out."""
+def _logout_url(client: Saml2Client, idp: str) -> str | None:
+    """Return the provider's logout URL for browsers; None if it has none."""
     services = client.metadata.single_logout_service(idp, BINDING_HTTP_REDIRECT, "idpsso")
     return str(services[0]["location"]) if services else None
 
 
 def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
-    beside = message.beside
+    detached = message.beside
     binding = (
         BINDING_SOAP
         if message.is_soap
         else BINDING_HTTP_POST
-        if beside is None
+        if detached is None
         else BINDING_HTTP_REDIRECT
     )
     receivers = client.config.endpoint("single_logout_service", binding, "sp")
     request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
-    if beside is not None:
-        _check_beside(client, idp, beside)
+    if detached is not None:
+        _check_detached(client, idp, detached)
         text = inflate(b64decode(message.request))
     else:
         text = open_envelope(message.request) if message.is_soap else b64decode(message.request)
-    request.loads(text, binding, origdoc=text, must=beside is None)
+    request.loads(text, binding, origdoc=text, must=detached is None)
     content = request.message
     age = time.time() - timegm(str_to_time(content.issue_instant))
     if (
@@ -280,43 +280,44 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
         or not content.destination
         or not -SLACK_SECONDS <= age <= OLDEST_REQUEST + SLACK_SECONDS
     ):
-        raise SAMLError("it is not of now, or for nobody")
+        raise SAMLError("it is not current, or has no destination")
     if request.sender() != idp:
-        raise SAMLError(f"it is of {request.sender()}")
+        raise SAMLError(f"its issuer is {request.sender()}")
     if content.not_on_or_after:
         validate_on_or_after(content.not_on_or_after, SLACK_SECONDS)
     if content.name_id is None or not content.name_id.text:
-        raise SAMLError("it names nobody")
+        raise SAMLError("it has no NameID")
     return request
 
 
-def _check_beside(client: Saml2Client, idp: str, beside: BesideSignature) -> None:
-    """The library itself does so only where this server has a key, and encodes anew what was
-    sent."""
-    signer = SIGNER_ALGS.get(beside.algorithm)
+def _check_detached(client: Saml2Client, idp: str, detached: BesideSignature) -> None:
+    """Verify a signature in the query. The library does so only if this server has a key, and
+    verifies a new encoding of the query instead of the bytes that were sent."""
+    signer = SIGNER_ALGS.get(detached.algorithm)
     if signer is None:
-        raise SAMLError("the algorithm of its signature is not known")
-    signature, signed = b64decode(beside.signature), beside.signed.encode("ascii")
+        raise SAMLError("its signature algorithm is unknown")
+    signature, signed = b64decode(detached.signature), detached.signed.encode("ascii")
     keys = [
         extract_rsa_key_from_x509_cert(pem_format(text))
         for _, text in client.metadata.certs(idp, "any", "signing")
     ]
     if not any(signer.verify(signed, signature, key) for key in keys):
-        raise SAMLError("it is not signed")
+        raise SAMLError("its signature is not valid")
 
 
 def inflate(data: bytes) -> bytes:
-    """What was packed as the binding wants it. Raises `ValueError` for what is too long."""
-    unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
-    text = unpacking.decompress(data, LONGEST_REQUEST)
-    if unpacking.unconsumed_tail:
+    """Return the raw DEFLATE data of the `HTTP-Redirect` binding decompressed. Raises `ValueError`
+    if the result is longer than `LONGEST_REQUEST`."""
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    text = decompressor.decompress(data, LONGEST_REQUEST)
+    if decompressor.unconsumed_tail:
         raise ValueError("it is too long")
     return text
 
 
 def open_envelope(text: str) -> bytes:
-    """The request in a SOAP envelope, with the prefixes of names as they are: the signature is over
-    them, and the library would write others. Raises `SAMLError`.
+    """Return the request in a SOAP envelope, with its namespace prefixes unchanged: the signature
+    covers them, and the library would write others. Raises `SAMLError`.
 
     spec: saml-bindings-2.0-os section 3.2
     """
@@ -326,7 +327,7 @@ def open_envelope(text: str) -> bytes:
     try:
         envelope = etree.fromstring(text.encode(), parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise SAMLError(f"it is no XML: {error}") from None
+        raise SAMLError(f"it is not XML: {error}") from None
     bodies = envelope.findall(f"{{{SOAP_ENVELOPE}}}Body")
     if (
         envelope.getroottree().docinfo.internalDTD is not None
@@ -334,7 +335,7 @@ def open_envelope(text: str) -> bytes:
         or len(bodies) != 1
         or [child.tag for child in bodies[0]] != [f"{{{SAML_PROTOCOL}}}LogoutRequest"]
     ):
-        raise SAMLError("it is no envelope with one request to sign out")
+        raise SAMLError("it is not a SOAP envelope with one LogoutRequest")
     return etree.tostring(bodies[0][0], with_tail=False)
 
 
@@ -347,8 +348,8 @@ def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
 
 
 def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | None) -> str | None:
-    place = _logout_place(client, idp)
-    if place is None:
+    url = _logout_url(client, idp)
+    if url is None:
         return None
     bindings = [BINDING_HTTP_REDIRECT]
     response = client.create_logout_response(
@@ -356,13 +357,13 @@ def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | N
     )
     sign = bool(client.logout_responses_signed)
     info = client.apply_binding(
-        BINDING_HTTP_REDIRECT, str(response), place, relay_state or "", response=True, sign=sign
+        BINDING_HTTP_REDIRECT, str(response), url, relay_state or "", response=True, sign=sign
     )
     return str(dict(info["headers"])["Location"])
 
 
 def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) -> dict[str, Any]:
-    """The settings, with what is left out, and with what nobody may change."""
+    """Return the settings with defaults added and the mandatory values enforced."""
     service = dict(_mapping(settings.get("service")))
     own = dict(_mapping(service.get("sp")))
     endpoints = {

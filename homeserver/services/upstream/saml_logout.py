@@ -1,11 +1,11 @@
-"""Single logout with a SAML provider: who signs out here signs out there, and the other way round.
+"""Single logout with a SAML provider: a logout here ends the session there, and the reverse.
 
 Laws:
-- A request of the provider is signed by it, for this server, of now, and taken once. What ends is
-  what came of the sign-in that it names, with what waits and what is under way by it. Where the
-  provider cannot tell a person's sign-ins from one another (it names no session, or had not named
-  it when they came), all ends that would let them in without proving who they are.
-- What comes back for a request of ours changes nothing.
+- A provider's request is signed by it, for this server, current, and used once.
+- It ends the devices and browser sessions of the sign-in that it names, with unused tokens and
+  pending flows. If the provider does not distinguish the user's sessions (the request or the
+  sign-in has no index), it ends everything that would let the user in without authentication.
+- The response to a request of ours changes nothing.
 
 spec: saml-profiles-2.0-os section 4.4
 """
@@ -34,16 +34,15 @@ from storage.upstream.sessions import SignIns, UpstreamSessionStore
 
 LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
-"""In bytes, as the specification of the bindings has it."""
+"""In bytes; limit of the SAML bindings specification."""
 _HASH_CHARS: Final = 24
 _REQUEST, _RELAY_STATE, _ALGORITHM, _SIGNATURE = "SAMLRequest", "RelayState", "SigAlg", "Signature"
 _SIGNED: Final = (_REQUEST, _RELAY_STATE, _ALGORITHM)
-"""What a signature in a query is over, in this order."""
+"""The parameters that a signature in a query covers, in this order."""
 
 
 class SAMLSession(msgspec.Struct, frozen=True):
-    """A sign-in as the provider names it: the person (a `NameID`), and the session (`SessionIndex`;
-    empty where it has none)."""
+    """A session at the provider: the user's `NameID`, and the `SessionIndex` (empty if none)."""
 
     name: str
     index: str = ""
@@ -53,8 +52,8 @@ class SAMLSession(msgspec.Struct, frozen=True):
 
 
 class BesideSignature(msgspec.Struct, frozen=True):
-    """A signature that is not in the request but in the query with it (`HTTP-Redirect`). `signed`:
-    the text that it is over."""
+    """A detached signature, in the query next to the request (`HTTP-Redirect`). `signed`: the text
+    that it covers."""
 
     algorithm: str
     signature: str
@@ -62,8 +61,8 @@ class BesideSignature(msgspec.Struct, frozen=True):
 
 
 class LogoutMessage(msgspec.Struct, frozen=True):
-    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where
-    it came in a form; `is_soap`: it is the envelope that the provider itself has sent."""
+    """A logout request as received. `beside`: its detached signature (`HTTP-Redirect`); None for a
+    form (`HTTP-POST`). `is_soap`: a SOAP envelope that the provider sent directly."""
 
     request: str
     relay_state: str | None = None
@@ -72,10 +71,10 @@ class LogoutMessage(msgspec.Struct, frozen=True):
 
 
 class Logout(msgspec.Struct, frozen=True):
-    """What a provider wants to end. `indexes`: which sessions of the person, all where there are
-    none; `expires`: when the request is too old, in seconds since 1970; `answer`: where the browser
-    goes with our answer, None where the provider wants none; to an envelope, the envelope with the
-    answer."""
+    """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
+    until when to store the request's id, in seconds since 1970. `answer`: the URL that takes the
+    browser to the provider with our response, None if the provider has no such URL; for SOAP, the
+    envelope with the response."""
 
     request_id: str
     expires: float
@@ -85,20 +84,20 @@ class Logout(msgspec.Struct, frozen=True):
 
 
 class LogoutLibrary(Protocol):
-    """The library, as far as logout goes. Its methods take long: they are for threads. They raise
+    """The logout part of the SAML library. Call its methods in threads; they are slow. They raise
     `Refused`."""
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
-        """Where the browser goes to sign out there; None where the provider does not offer it."""
+        """Return the URL that signs the browser out at the provider; None if it offers none."""
         ...
 
     def read_logout(self, message: LogoutMessage) -> Logout:
-        """Check a request of the provider."""
+        """Check and read a provider's request."""
         ...
 
 
 class SAMLLogout:
-    """Both ways. Without a `library` there is no provider."""
+    """Handles logout in both directions. `library` is None if no SAML provider is configured."""
 
     log = Logger()
 
@@ -127,19 +126,19 @@ class SAMLLogout:
         self._sessions = sessions
 
     async def leave(self, origin: str | None, next_path: str) -> str | None:
-        """Where the browser of somebody goes who has signed out of this server's pages, to sign out
-        at the provider too; None where they did not come by it, or where it cannot be asked.
-        `origin`: as `BrowserSession` has it; `next_path` comes back with them."""
+        """Return the URL that signs out a browser at the provider, after it signed out of this
+        server's pages; None if the sign-in did not come from the provider, or no request can be
+        made. `origin`: from the `BrowserSession`. The provider returns `next_path`."""
         library, metadata = self._library, self._metadata
-        came = None if origin is None else msgspec.json.decode(origin, type=Origin)
+        sign_in = None if origin is None else msgspec.json.decode(origin, type=Origin)
         if (
             library is None
             or metadata is None
-            or came is None
-            or came.provider != self._provider_id
+            or sign_in is None
+            or sign_in.provider != self._provider_id
         ):
             return None
-        session = read_session(came.session or "")
+        session = read_session(sign_in.session or "")
         if session is None:
             return None
         relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
@@ -149,17 +148,19 @@ class SAMLLogout:
                 lambda: library.make_logout(session, relay_state), SAML_WORK
             )
         except Refused as refused:
-            self.log.warn("somebody is signed out here only: {why}", why=str(refused))
+            self.log.warn(
+                "a user is signed out here, but not at the provider: {why}", why=str(refused)
+            )
             return None
 
     async def do_end(self, message: LogoutMessage) -> str | None:
-        """The provider says that somebody has signed out there; our answer, as `Logout.answer`.
+        """End what a provider's logout request names; return our response, as `Logout.answer`.
         Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise Refused(Reason.UNKNOWN_PROVIDER)
         if not message.request or len(message.request) > LONGEST_REQUEST:
-            raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
+            raise Refused(Reason.PROVIDER_FAILED, "the logout request is missing or too long")
         await metadata.make_ready()
         logout = await self._threads.run(lambda: library.read_logout(message), SAML_WORK)
         ended = await self._database.write("end_saml_sessions", self._end, logout)
@@ -170,38 +171,38 @@ class SAMLLogout:
         return logout.answer
 
     def _end(self, txn: WriteTransaction, logout: Logout) -> int | None:
-        """How many sessions; None where the request was taken before. What is taken has ended what
-        it names: one write."""
+        """End the named sessions in the write that marks the request as used. Return how many; None
+        if the request was used before."""
         if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
             return None
-        means = Meant(logout.name, logout.indexes)
+        scope = Meant(logout.name, logout.indexes)
         known = self._upstream_sessions.get_sessions_beginning(
-            txn, self._provider_id, means.beginning
+            txn, self._provider_id, scope.beginning
         )
-        rows = [row for row in known if means.has(row.session or "")]
+        rows = [row for row in known if scope.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        for beginning in means.beginnings:
-            self._ended.end(txn, SignIns(self._provider_id, beginning, is_beginning=True), None)
-        of_all = {row.user_id for row in rows if not means.names(row.session or "")}
+        for prefix in scope.beginnings:
+            self._ended.end(txn, SignIns(self._provider_id, prefix, is_beginning=True), None)
+        ambiguous = {row.user_id for row in rows if not scope.names(row.session or "")}
         for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(
-            txn, means.beginning
+            txn, scope.beginning
         ):
-            came = msgspec.json.decode(origin, type=Origin)
-            if came.provider != self._provider_id or not means.has(came.session or ""):
+            sign_in = msgspec.json.decode(origin, type=Origin)
+            if sign_in.provider != self._provider_id or not scope.has(sign_in.session or ""):
                 continue
-            if means.names(came.session or ""):
+            if scope.names(sign_in.session or ""):
                 self._ended.end_browser(txn, token_hash, user_id)
             else:
-                of_all.add(user_id)
-        for user_id in of_all:
+                ambiguous.add(user_id)
+        for user_id in ambiguous:
             self._sessions.remove_ways_in(txn, user_id)
         return len(rows)
 
 
 def read_query(query: str) -> LogoutMessage:
-    """The message in a query (`HTTP-Redirect`). What is signed is the text as it was sent: there is
-    more than one way to encode it. Raises `Refused` where something is lacking, or there twice.
+    """Read the message in a query (`HTTP-Redirect`). The signature covers the text as sent, since
+    its encoding is not unique. Raises `Refused` if a parameter is missing or occurs twice.
 
     spec: saml-bindings-2.0-os section 3.4.4.1
     """
@@ -224,42 +225,41 @@ def read_query(query: str) -> LogoutMessage:
 
 
 def name_session(session: SAMLSession) -> str:
-    """What is kept of a sign-in: it begins with what it is found by, in letters and digits, and has
-    the rest in it."""
-    whole = urlsafe_b64encode(msgspec.json.encode(session)).decode()
-    return f"{_hash(session.name)}.{_hash(session.index)}.{whole}"
+    """Return the stored text of a session: hashes of name and index, which lookups use as prefix,
+    and the encoded session."""
+    encoded = urlsafe_b64encode(msgspec.json.encode(session)).decode()
+    return f"{_hash(session.name)}.{_hash(session.index)}.{encoded}"
 
 
 def read_session(text: str) -> SAMLSession | None:
-    """The sign-in of a name that `name_session` made; None for others."""
-    whole = text.rpartition(".")[2]
-    return msgspec.json.decode(urlsafe_b64decode(whole), type=SAMLSession) if whole else None
+    """Return the session in a text that `name_session` made; None for the empty text."""
+    encoded = text.rpartition(".")[2]
+    return msgspec.json.decode(urlsafe_b64decode(encoded), type=SAMLSession) if encoded else None
 
 
 class Meant:
-    """Which sign-ins a request means: of a person those with these indexes, and those without one;
-    all where there are none."""
+    """The sessions that a logout request covers: a user's sessions with these indexes and those
+    without an index; all of them if the request has no index."""
 
     def __init__(self, name: str, indexes: Sequence[str]) -> None:
         self.beginning = f"{_hash(name)}."
-        """How the names of all of the person's sign-ins begin."""
+        """Prefix of the stored texts of all of the user's sessions."""
         self._named = {_hash(index) for index in indexes if index}
         self._hashes = {*self._named, _hash("")} if indexes else None
 
     @property
     def beginnings(self) -> Sequence[str]:
-        """How the names of those that are meant begin, as far as a dot."""
+        """Prefixes of the stored texts of the covered sessions, each ending with a dot."""
         if self._hashes is None:
             return [self.beginning]
         return [f"{self.beginning}{hashed}." for hashed in sorted(self._hashes)]
 
     def names(self, session: str) -> bool:
-        """Whether the request names just the sign-in that is called so, and no other of the
-        person."""
+        """Return whether the request names exactly this session (`name_session`)."""
         return session.startswith(self.beginning) and session.split(".")[1] in self._named
 
     def has(self, session: str) -> bool:
-        """Whether the sign-in that is called so (`name_session`) is meant."""
+        """Return whether the request covers this session (`name_session`)."""
         if not session.startswith(self.beginning):
             return False
         return self._hashes is None or session.split(".")[1] in self._hashes

@@ -1,14 +1,11 @@
-"""What a SAML identity provider tells of itself, fetched from its address: at the first need, and
-then at intervals.
+"""Fetches the metadata of a SAML identity provider, when first needed and then at intervals.
 
 Laws:
-- It is fetched by the server's own client, over https alone: who holds the address's certificate
-  says whom we believe.
-- What was good last is kept in the database: a provider that is down, or that says something
-  unusable, changes nothing, over a restart too. What says of itself that it is too old is used no
-  more.
-- However many want to sign in while the provider is not known, it is asked once, and after a
-  failure not at once again.
+- The server's HTTP client fetches them over https only: the certificate of the URL's host decides
+  which provider we trust.
+- The last good metadata are stored in the database. If a provider is down or returns unusable
+  metadata, they stay in use, also after a restart, until their own expiry.
+- Concurrent sign-ins share one fetch. After a failure there is a pause before the next.
 
 spec: saml-metadata-2.0-os
 """
@@ -26,32 +23,31 @@ from homeserver.services.upstream.identity import Reason, Refused
 from storage.federation.signed_documents import SignedDocument, SignedDocumentStore
 
 SAML_WORK: Final = "SAML"
-"""For whom threads work on SAML messages: no address is called so."""
+"""The key of SAML work in the shared threads; other keys are client addresses."""
 PAUSE_SECONDS: Final = 30.0
-"""After which a provider is asked again that gave nothing of use; people are told at once
-meanwhile."""
+"""Pause after a failed fetch. Sign-ins fail at once meanwhile."""
 
 
 class TakesMetadata(Protocol):
-    """The library, as far as metadata go. `use` takes long: it is for threads."""
+    """The metadata part of the SAML library. `use` is slow; call it in a thread."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it knows the provider."""
+        """Whether it has metadata of the provider."""
         ...
 
     def use(self, documents: Sequence[bytes]) -> None:
-        """Go by these from now on, besides those of files. Raises `ValueError` for what cannot be
-        used; then all stays."""
+        """Replace the fetched metadata; those from files stay. Raises `ValueError` if they are
+        unusable, and then changes nothing."""
         ...
 
     def forget(self) -> None:
-        """Know the provider no more."""
+        """Drop the provider's metadata."""
         ...
 
 
 class SAMLMetadata:
-    """Fetches and keeps them. Without `urls` there is nothing to do."""
+    """Fetches and stores metadata. Does nothing without `urls`."""
 
     log = Logger()
 
@@ -74,25 +70,25 @@ class SAMLMetadata:
         self._paused_until = 0.0
 
     async def make_ready(self) -> None:
-        """Return once the provider is known. Raises `Refused`."""
+        """Load the metadata if necessary. Raises `Refused`."""
         if self._library.is_ready:
             return
         if self._clock.seconds() < self._paused_until:
-            raise Refused(Reason.PROVIDER_FAILED, "there were no SAML metadata a moment ago")
+            raise Refused(Reason.PROVIDER_FAILED, "fetching the SAML metadata failed just now")
         await self._work.run("make_ready", self._make_ready)
 
     async def _make_ready(self) -> None:
-        kept = await self._get_kept()
-        if len(kept) == len(self._urls) and await self._is_used(kept):
+        stored = await self._get_stored()
+        if len(stored) == len(self._urls) and await self._use(stored):
             return
         await self.do_refresh()
 
     async def do_refresh(self) -> None:
-        """Fetch them anew. Raises `Refused` where the provider is not known afterwards."""
+        """Fetch the metadata again. Raises `Refused` if none are usable afterwards."""
         await self._work.run("refresh", self._refresh)
 
     async def _refresh(self) -> None:
-        kept = await self._get_kept()
+        stored = await self._get_stored()
         fetched: dict[str, bytes] = {}
         for url in self._urls:
             try:
@@ -102,39 +98,38 @@ class SAMLMetadata:
             except Refused as refused:
                 self.log.warn("SAML metadata were not fetched: {why}", why=str(refused))
         now = int(self._clock.seconds() * 1000)
-        if fetched and await self._is_used({**kept, **fetched}):
+        if fetched and await self._use({**stored, **fetched}):
             for url, document in fetched.items():
-                if kept.get(url) != document:
+                if stored.get(url) != document:
                     await self._store.set_document(_purpose(url), SignedDocument(document, now))
             return
-        if not await self._is_used(kept):
+        if not await self._use(stored):
             self._library.forget()
             self._paused_until = self._clock.seconds() + PAUSE_SECONDS
-            raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata that can be used")
+            raise Refused(Reason.PROVIDER_FAILED, "there are no usable SAML metadata")
 
     async def do_refresh_at_intervals(self, limit: int) -> int:
-        """A step of a job: nothing is left to do after it."""
+        """Refresh as a step of a job; return 0, no work is left."""
         try:
             await self.do_refresh()
         except Refused as refused:
-            self.log.error("nobody can sign in by SAML: {why}", why=str(refused))
+            self.log.error("sign-in with SAML is not available: {why}", why=str(refused))
         return 0
 
-    async def _get_kept(self) -> dict[str, bytes]:
+    async def _get_stored(self) -> dict[str, bytes]:
         found = {url: await self._store.get_document(_purpose(url)) for url in self._urls}
-        return {url: kept.document for url, kept in found.items() if kept is not None}
+        return {url: row.document for url, row in found.items() if row is not None}
 
-    async def _is_used(self, documents: Mapping[str, bytes]) -> bool:
+    async def _use(self, documents: Mapping[str, bytes]) -> bool:
+        """Give documents to the library; return whether it accepts them."""
         if not documents:
             return False
         given = [documents[url] for url in self._urls if url in documents]
         try:
             await self._threads.run(lambda: self._library.use(given), SAML_WORK)
         except ValueError as error:
-            places = ", ".join(map(place_of, documents))
-            self.log.error(
-                "SAML metadata of {places} cannot be used: {why}", places=places, why=str(error)
-            )
+            urls = ", ".join(map(place_of, documents))
+            self.log.error("SAML metadata of {urls} are unusable: {why}", urls=urls, why=str(error))
             return False
         return True
 

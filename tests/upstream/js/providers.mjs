@@ -1,9 +1,12 @@
-// An OpenID provider (oidc-provider) at /oidc and a SAML identity provider (samlp) at /saml, on one port of the loopback.
+// An OpenID provider (oidc-provider) at /oidc and a SAML identity provider (samlp) at /saml, on one
+// loopback port.
 //
-//     node providers.mjs '{"host": "localhost", "port": …, "base": "https://…/", "logoutUrl": "…", "cert": PATH, "key": PATH}'
+//     node providers.mjs '{"host": "localhost", "port": …, "base": "https://…/",
+//                          "logoutUrl": "…", "cert": PATH, "key": PATH}'
 //
-// At /oidc people sign in with any password: their name is what they type, and what they have is in `PEOPLE`. At /saml
-// whoever the query (?user=) or a cookie names is signed in already; /saml/logout signs them out. At /app is where an app would be.
+// /oidc accepts any password; the typed name selects the claims in `PEOPLE`. /saml treats the user
+// of the query (?user=) or of a cookie as signed in; /saml/logout signs them out. /app stands for a
+// client.
 
 import { readFileSync } from 'node:fs';
 
@@ -32,7 +35,7 @@ const oidc = new Provider(`${here}/oidc`, {
   claims: { openid: ['sub'], profile: ['name', 'preferred_username', 'groups'], email: ['email', 'email_verified'] },
   conformIdTokenClaims: false,
   features: { backchannelLogout: { enabled: true } },
-  // it would not tell a server on the loopback of a sign-out
+  // the default fetch refuses to send logout requests to the loopback
   fetch: (url, { dispatcher, ...rest }) => globalThis.fetch(url, rest),
   cookies: { keys: ['a key of the tests'] },
   findAccount: (ctx, id) => ({
@@ -75,7 +78,7 @@ const answer = (settings) => samlp.auth({
   getUserFromRequest: (req) => ({ id: nameIn(req), ...PEOPLE[nameIn(req)] }),
   ...settings,
 });
-// Of single logout: where the last sign-in led, which is signed out there when it ends here.
+// Single logout: the last sign-in, whose service provider gets the logout request.
 const participants = [];
 const session = {};
 let signIns = 0;

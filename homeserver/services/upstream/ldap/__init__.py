@@ -1,1 +1,1 @@
-"""Directories: LDAP and Active Directory. spec: RFC 4511, RFC 4515"""
+"""LDAP directories, including Active Directory. spec: RFC 4511, RFC 4515"""

@@ -1,13 +1,11 @@
-"""Asking one directory. Everything here waits for the network, so it is for threads.
+"""Queries one LDAP directory. Everything here blocks on the network; call it in threads.
 
 Laws:
-- What people type is escaped before it is part of a filter or of a name of an entry.
-- A password that is empty is wrong: a directory takes a bind without a password for nobody's, and
-  says yes.
-- An answer is complete or a failure: what a directory could not say is never taken for what it does
-  not have.
-- Passwords go through TLS with a certificate that was checked, unless the configuration says
-  otherwise. No referral is followed.
+- User input is escaped before it becomes part of a filter or a DN.
+- An empty password is wrong: a directory accepts a bind without a password as anonymous.
+- A result is complete or a failure: an incomplete listing never counts as missing entries.
+- Passwords are sent over TLS with a verified certificate, unless the configuration says otherwise.
+  Referrals are not followed.
 """
 
 import ssl
@@ -33,26 +31,26 @@ from homeserver.services.upstream.ldap.types import DirectoryFailed, Entry, List
 T = TypeVar("T")
 
 PAGE: Final = 500
-"""Entries that are asked for at once."""
+"""Page size of a search, in entries."""
 MOST_ENTRIES: Final = 2_000_000
 ASKED_AT_ONCE: Final = 50
-"""Subjects in one filter."""
+"""Number of subjects in one filter."""
 LONGEST_PASSWORD: Final = 512
 _BINARY: Final = frozenset({"objectguid"})
-"""Attributes whose values are bytes; a subject has them in hexadecimal digits."""
+"""Attributes with binary values; a subject holds them in hexadecimal."""
 _REFUSED: Final = frozenset(
-    # of a bind: the password is wrong, the entry may not sign in (locked, disabled, expired), or
-    # there is none
+    # results of a bind with a wrong password, or for an entry that is missing, locked, disabled or
+    # expired
     {RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT, 19, 50, 53}
 )
 
 
 class LDAPDirectory:
-    """One directory."""
+    """One directory, on one or more servers."""
 
     def __init__(self, config: LDAPProvider) -> None:
         self._config = config
-        seconds = -(-config.timeout // 1000)  # the library takes whole ones
+        seconds = -(-config.timeout // 1000)  # the library takes whole seconds
         tls = Tls(
             validate=ssl.CERT_REQUIRED,
             ca_certs_file=None if config.tls_ca_file is None else str(config.tls_ca_file),
@@ -65,7 +63,7 @@ class LDAPDirectory:
         self._binary = config.attributes.subject.lower() in _BINARY
 
     def check_password(self, name: str, password: str) -> Verdict:
-        """Raises `DirectoryFailed`. `name`: as people type it, without a domain."""
+        """As `AskedDirectory.check_password`."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password or not name:
             return Verdict(None)
         if self._config.mode == "bind":
@@ -74,7 +72,7 @@ class LDAPDirectory:
         return self._ask(lambda server: self._search_and_bind(server, by_name, password))
 
     def check_password_of(self, subject: str, password: str) -> Verdict:
-        """As `check_password`, of the person with this subject. Needs the mode `search`."""
+        """As `AskedDirectory.check_password_of`."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
             return Verdict(None)
         return self._ask(
@@ -90,7 +88,7 @@ class LDAPDirectory:
         def ask(server: Server) -> Listing:
             present: set[str] = set()
             changed: list[UpstreamIdentity] = []
-            last: list[UpstreamIdentity] = []
+            changed_later: list[UpstreamIdentity] = []
             with self._connected(
                 server, self._config.bind_dn, self._config.bind_password
             ) as connection:
@@ -98,17 +96,17 @@ class LDAPDirectory:
                 for dn, attributes in self._search(connection, filter, wanted):
                     subject = self._subject(attributes)
                     present.add(subject)
-                    waits = subject in later
-                    if subject in known and (waits or len(changed) < most):
+                    is_later = subject in later
+                    if subject in known and (is_later or len(changed) < most):
                         identity = self._entry(dn, attributes).identity
                         if compute_said(identity) != known[subject]:
-                            (last if waits else changed).append(identity)
-            return Listing(present, [*changed, *last])
+                            (changed_later if is_later else changed).append(identity)
+            return Listing(present, [*changed, *changed_later])
 
         return self._ask(ask)
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:
-        """Those of these that it has. Raises `DirectoryFailed`."""
+        """As `AskedDirectory.find_subjects`."""
 
         def ask(server: Server) -> set[str]:
             found = set()
@@ -125,17 +123,18 @@ class LDAPDirectory:
 
         return self._ask(ask)
 
-    # One server after the other.
+    # Failover between servers.
 
-    def _ask(self, question: Callable[[Server], T]) -> T:
+    def _ask(self, query: Callable[[Server], T]) -> T:
+        """Run a query on the first server that answers. Raises `DirectoryFailed`."""
         failures = []
         for server in list(self._servers):
             try:
-                answer = question(server)
+                answer = query(server)
             except (LDAPException, OSError) as error:
                 failures.append(f"{server.name}: {error}")
                 continue
-            if server is not self._servers[0]:  # the next time it is asked first
+            if server is not self._servers[0]:  # try the working server first next time
                 self._servers = [server, *(each for each in self._servers if each is not server)]
             return answer
         raise DirectoryFailed("; ".join(failures))
@@ -144,12 +143,12 @@ class LDAPDirectory:
     def _connected(
         self, server: Server, user: str | None, password: str | None
     ) -> Iterator[Connection]:
-        """Raises LDAPException, OSError, `DirectoryFailed`."""
+        """Open and bind a connection. Raises LDAPException, OSError, `DirectoryFailed`."""
         connection = self._connect(server, user, password)
         try:
             if not connection.bind():
                 raise DirectoryFailed(
-                    f"{server.name} does not let {user or 'anybody'} in: {_result(connection)}"
+                    f"{server.name} refuses to bind {user or 'anonymously'}: {_result(connection)}"
                 )
             yield connection
         finally:
@@ -168,22 +167,22 @@ class LDAPDirectory:
         )
         connection.open()
         if self._config.start_tls and not server.ssl and not connection.start_tls():
-            raise DirectoryFailed(f"{server.name} does not take StartTLS: {_result(connection)}")
+            raise DirectoryFailed(f"{server.name} refuses StartTLS: {_result(connection)}")
         return connection
 
-    # Whose password is it?
+    # Checking passwords.
 
     def _search_and_bind(self, server: Server, person: str, password: str) -> Verdict:
         with self._connected(
             server, self._config.bind_dn, self._config.bind_password
         ) as connection:
             entries = list(self._search(connection, self._filter(person), self._wanted()))
-        if len(entries) != 1:  # none, or it is not clear who
+        if len(entries) != 1:  # none, or ambiguous
             return Verdict(None, exists=bool(entries))
         entry = self._entry(*entries[0])
-        return Verdict(entry if self._is_let_in(server, entry.dn, password) else None)
+        return Verdict(entry if self._can_bind(server, entry.dn, password) else None)
 
-    def _is_let_in(self, server: Server, dn: str, password: str) -> bool:
+    def _can_bind(self, server: Server, dn: str, password: str) -> bool:
         connection = self._connect(server, dn, password)
         try:
             if connection.bind():
@@ -204,7 +203,7 @@ class LDAPDirectory:
                 raise DirectoryFailed(
                     f"{server.name} cannot check a password: {_result(connection)}"
                 )
-            # people may read their own entry, and often no other
+            # users can read their own entry, and often no other
             entries = list(
                 self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn)
             )
@@ -221,8 +220,8 @@ class LDAPDirectory:
         attributes: Sequence[str],
         entry: str | None = None,
     ) -> Iterator[tuple[str, Mapping[str, list[bytes]]]]:
-        """All entries that fit, page by page, by name and raw attributes; with `entry`, that one,
-        if it fits. Raises `DirectoryFailed` unless all of them came."""
+        """Yield DN and raw attributes of all matching entries, page by page; with `entry`, only of
+        that DN, if it matches. Raises `DirectoryFailed` if the result is incomplete."""
         cookie: bytes | None = None
         count = 0
         while True:
@@ -237,7 +236,7 @@ class LDAPDirectory:
             )
             if connection.result["result"] != RESULT_SUCCESS:
                 raise DirectoryFailed(
-                    f"{connection.server.name} does not say all: {_result(connection)}"
+                    f"{connection.server.name} cannot complete a search: {_result(connection)}"
                 )
             for each in connection.response or ():
                 if each["type"] != "searchResEntry":
@@ -263,7 +262,7 @@ class LDAPDirectory:
                 if self._binary
                 else escape_filter_chars(subject)
             )
-        except ValueError:  # a link that was made with another attribute
+        except ValueError:  # the link was created with another subject attribute
             value = escape_filter_chars(subject)
         return f"({self._config.attributes.subject}={value})"
 
@@ -279,7 +278,8 @@ class LDAPDirectory:
         values = _values(attributes, self._config.attributes.subject)
         if len(values) != 1:
             raise DirectoryFailed(
-                f"an entry has not one {self._config.attributes.subject}, but {len(values)}"
+                f"an entry has {len(values)} values of {self._config.attributes.subject}; "
+                "it must have one"
             )
         return values[0].hex() if self._binary else values[0].decode("utf-8", "replace")
 
@@ -297,7 +297,7 @@ class LDAPDirectory:
 
 
 def _values(attributes: Mapping[str, list[bytes]], name: str | None) -> list[bytes]:
-    """A directory spells names of attributes as it likes."""
+    """Return the values of an attribute; attribute names ignore case."""
     if name is None:
         return []
     return next((values for key, values in attributes.items() if key.lower() == name.lower()), [])

@@ -1,10 +1,9 @@
-"""Passwords that a directory checks: the same sign-in as with a password that is kept here.
+"""Checks passwords with a directory, behind the same login as local passwords.
 
 Laws:
-- A linked account is checked by its subject: whoever has the same name later is somebody else.
-- So many questions wait for a thread, and no more: a directory that hangs does not take the server
-  with it. Threads are had by turns among the addresses from which people sign in, and one holds up
-  a part of them only.
+- A linked account is checked by its subject: another person may get the same name later.
+- The queue for threads is bounded, so a directory that hangs does not block the server. Client
+  addresses take turns, and one address gets only a share of the threads.
 """
 
 from collections.abc import Sequence
@@ -33,22 +32,22 @@ from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 
 class DirectoryUnavailable(MatrixError):
-    """503: nobody can say at this moment whether a password is right."""
+    """503: no directory can check the password now."""
 
     errcode, status = "M_UNKNOWN", 503
     default_text = "The directory of this server does not answer; try again in some minutes"
 
 
 class Leavers(Protocol):
-    """Looks for people who have left."""
+    """Checks for users who were removed from the directory."""
 
     async def do_check(self, limit: int) -> int:
-        """Look now."""
+        """Check now."""
         ...
 
 
 class Directory(msgspec.Struct, frozen=True):
-    """A directory, and what becomes of its people here."""
+    """A directory with its provider, its configuration and its check for removed users."""
 
     info: ProviderInfo
     config: LDAPProvider
@@ -57,7 +56,7 @@ class Directory(msgspec.Struct, frozen=True):
 
 
 class DirectoryPasswords:
-    """All directories, in the order of the configuration."""
+    """Checks passwords with all directories, in the order of the configuration."""
 
     log = Logger()
 
@@ -76,9 +75,10 @@ class DirectoryPasswords:
     async def check(
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> UserID | None:
-        """Whose name and password these are, in some directory; their account is made where they
-        had none. `account`: the one that the name means here, if any; `address`: whence it is
-        asked. Raises `DirectoryUnavailable`, `LimitExceeded`, `RefusedElsewhere`, `Forbidden`."""
+        """Return the user with this name and password in some directory, creating the account if
+        there is none; None if no directory accepts them. `account`: the local account of this name,
+        if any; `address`: the client's. Raises `DirectoryUnavailable`, `LimitExceeded`,
+        `RefusedElsewhere`, `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
         is_in_use = account is not None and account.deactivated_ts is None
         failed: DirectoryFailed | None = None
@@ -92,7 +92,7 @@ class DirectoryPasswords:
                 )
             except DirectoryFailed as error:
                 self.log.warn(
-                    "the directory {id} cannot be asked: {why}",
+                    "the directory {id} cannot be queried: {why}",
                     id=directory.info.provider_id,
                     why=error,
                 )
@@ -119,16 +119,18 @@ class DirectoryPasswords:
         account: AccountRow | None,
         link: ExternalIdRow | None,
         password: str,
-        asker: str,
+        client: str,
     ) -> Verdict:
-        asked = directory.asked
+        backend = directory.asked
         if link is not None and directory.config.mode == "search":
             subject = link.subject
             return await self._threads.run(
-                lambda: asked.check_password_of(subject, password), asker
+                lambda: backend.check_password_of(subject, password), client
             )
-        wanted = _typed_name(name)
-        verdict = await self._threads.run(lambda: asked.check_password(wanted, password), asker)
+        localpart = _localpart(name)
+        verdict = await self._threads.run(
+            lambda: backend.check_password(localpart, password), client
+        )
         if (
             link is not None
             and verdict.entry is not None
@@ -146,27 +148,27 @@ class DirectoryPasswords:
             account = await self._accounts.find(directory.info, identity)
             if account is None:
                 if identity.localpart is None:
-                    raise Forbidden("The directory does not say your name")
+                    raise Forbidden("The directory gives no name for your account")
                 return await self._accounts.do_make(
                     directory.info, identity, fit_localpart(identity.localpart)
                 )
         except Refused as refused:
             self.log.info(
-                "somebody of {id} is refused: {why}", id=directory.info.provider_id, why=refused
+                "a user of {id} is refused: {why}", id=directory.info.provider_id, why=refused
             )
             raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
-            elsewhere = await self._accounts.do_update(directory.info, {user_id: identity})
+            refused_users = await self._accounts.do_update(directory.info, {user_id: identity})
             name, addresses = compute_said(identity)
-            said = name, "" if user_id in elsewhere else addresses
-            if link is None or (link.said_name, link.said_addresses) != said:
-                await self._links.set_said(directory.info.provider_id, identity.subject, *said)
+            hashes = name, "" if user_id in refused_users else addresses
+            if link is None or (link.said_name, link.said_addresses) != hashes:
+                await self._links.set_said(directory.info.provider_id, identity.subject, *hashes)
         return user_id
 
 
-def _typed_name(name: str) -> str:
-    """The name without what makes a user id of it."""
+def _localpart(name: str) -> str:
+    """Return the local part of a name or user id."""
     return (localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name)[
         :LONGEST_NAME
     ]

@@ -1,19 +1,17 @@
-"""What a directory says of its people, asked again and again: whom it has no more loses their
-account here, within a minute, and whose name or address it has changed gets the new one.
+"""Checks a directory for removed and changed users, once a minute: removed users lose access, and
+changed names and addresses are imported.
 
 Laws:
-- Nobody is taken for gone by a failure: only a complete answer counts, and each who is missing in
-  it is asked for again by name.
-- When nobody is there, or more are missing than may leave at once, the directory is taken to be at
-  fault: nothing is done but to say so, until people look.
-- What an administrator has locked, no directory unlocks.
-- Names and addresses are taken over when the directory says others than before, so many people at a
-  time, and each of the two by itself; while it says the same, nothing is written, and what people
-  call themselves stays. Where it is not known what it said before, that is noted, and nothing is
-  changed.
-- Nobody is left without an address because another still has theirs: it is tried again at each
-  look, together with what the directory says of others, so that people who swap their addresses,
-  two or a ring of them, all get theirs.
+- A failure removes nobody: only a complete listing counts, and each missing user is queried again
+  by subject.
+- If the listing is empty, or more users are missing than `leavers_at_most` allows, the directory
+  counts as faulty: the server only logs an error, until an administrator acts.
+- The directory never unlocks an account that an administrator locked.
+- Names and addresses are imported, each by itself, when they differ from the last known value; a
+  bounded number of users per check. Unchanged values write nothing, so users keep the names they
+  chose. If the last value is unknown, it is recorded and nothing changes.
+- An address that another account still has is retried at each check, together with all other
+  changes, so that users who swap addresses, in pairs or rings, all get theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +35,13 @@ from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 MOST_CHANGED: Final = 200
-"""People whose name or address is taken over at one look, beside those who could not have theirs at
-the last."""
+"""Maximum number of users imported in one check, not counting retries."""
 MOST_REFUSED: Final = 10_000
-"""So many of these are looked at together: two who swap their addresses, or a ring of so many."""
+"""Maximum number of retries in one check, and so the longest ring of swapped addresses."""
 
 
 class DirectoryLeavers:
-    """Looks for them in one directory."""
+    """Checks one directory for removed and changed users."""
 
     log = Logger()
 
@@ -71,13 +68,12 @@ class DirectoryLeavers:
         self._info = info
         self._directory = directory
         self._config = config
-        self._complaint = ""
+        self._last_error = ""
         self._refused: frozenset[str] = frozenset()
-        """Whose addresses others had at the last look: they are tried again, together with those of
-        now."""
+        """Subjects whose addresses belonged to other accounts at the last check; retried next."""
 
     async def do_check(self, limit: int) -> int:
-        """Look once, whatever the limit; 0, since nothing is left to be done at once."""
+        """Check once, ignoring the limit; return 0, no work is left."""
         del limit
         updates = self._config.update_profile_information
         if self._config.mode != "search" or (self._config.leavers == "keep" and not updates):
@@ -94,14 +90,15 @@ class DirectoryLeavers:
                 lambda: self._directory.list_people(known, MOST_CHANGED, self._refused)
             )
             if self._config.leavers != "keep":
-                await self._do_look(links, listing.present)
+                await self._do_apply(links, listing.present)
             await self._do_update(listing.changed, {link.subject: link for link in links})
         except (DirectoryFailed, LimitExceeded) as error:
-            self._complain(f"cannot be asked who is there: {error}")
+            self._log_error(f"cannot list its users: {error}")
         return 0
 
-    async def _do_look(self, links: Sequence[ExternalIdRow], present: set[str]) -> None:
-        """Who has left, and who is there again. Raises `DirectoryFailed`, `LimitExceeded`."""
+    async def _do_apply(self, links: Sequence[ExternalIdRow], present: set[str]) -> None:
+        """End access of removed users, and restore it for returned ones. Raises `DirectoryFailed`,
+        `LimitExceeded`."""
         gone = [link for link in links if link.subject not in present and link.left_ts is None]
         if self._is_credible(len(present), len(gone), sum(link.left_ts is None for link in links)):
             if gone:
@@ -110,44 +107,45 @@ class DirectoryLeavers:
                     lambda: self._directory.find_subjects(subjects)
                 )
                 await self._do_end([link for link in gone if link.subject not in still_there])
-            await self._do_take_back(
+            await self._do_restore(
                 [link for link in links if link.left_ts and link.subject in present]
             )
 
     def _is_credible(self, present: int, gone: int, known: int) -> bool:
         allowed = max(1, int(known * self._config.leavers_at_most))
         if present == 0:
-            self._complain("says that nobody is there; nobody is taken for gone")
+            self._log_error("lists no users; no account is removed")
         elif gone > allowed:
-            self._complain(
-                f"says that {gone} of {known} people are gone, and leavers_at_most lets {allowed}; nobody is taken for gone"
+            self._log_error(
+                f"lacks {gone} of {known} users, and leavers_at_most allows {allowed}; "
+                "no account is removed"
             )
         else:
-            self._complaint = ""
+            self._last_error = ""
             return True
         return False
 
     async def _do_update(
         self, changed: Sequence[UpstreamIdentity], links: Mapping[str, ExternalIdRow]
     ) -> None:
-        news = {}
+        updates = {}
         for identity in changed:
             link = links[identity.subject]
             name, addresses = compute_said(identity)
             has_new_name = link.said_name not in (None, name)
             has_new_addresses = link.said_addresses not in (None, addresses)
-            news[UserID(link.user_id)] = msgspec.structs.replace(
+            updates[UserID(link.user_id)] = msgspec.structs.replace(
                 identity,
                 display_name=identity.display_name if has_new_name else None,
                 emails=identity.emails if has_new_addresses else (),
             )
-        refused = await self._upstream_accounts.do_update(self._info, news)
+        refused = await self._upstream_accounts.do_update(self._info, updates)
         for identity in changed:
             link = links[identity.subject]
             name, addresses = compute_said(identity)
-            said = name, "" if link.user_id in refused else addresses
-            if (link.said_name, link.said_addresses) != said:
-                await self._links.set_said(self._info.provider_id, identity.subject, *said)
+            hashes = name, "" if link.user_id in refused else addresses
+            if (link.said_name, link.said_addresses) != hashes:
+                await self._links.set_said(self._info.provider_id, identity.subject, *hashes)
         self._refused = frozenset(
             [each.subject for each in changed if links[each.subject].user_id in refused][
                 :MOST_REFUSED
@@ -164,14 +162,14 @@ class DirectoryLeavers:
                     user_id, locked=True, also=self._left(link, self._now())
                 )
             self.log.warn(
-                "{user_id} is no more in the directory {id}: {done}",
+                "{user_id} is no longer in the directory {id}: {done}",
                 user_id=user_id,
                 id=self._config.idp_id,
                 done=self._config.leavers,
             )
 
-    async def _do_take_back(self, back: list[ExternalIdRow]) -> None:
-        for link in back:
+    async def _do_restore(self, returned: list[ExternalIdRow]) -> None:
+        for link in returned:
             await self._accounts.do_set_flags(
                 UserID(link.user_id), locked=False, also=self._left(link, None)
             )
@@ -186,8 +184,8 @@ class DirectoryLeavers:
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
 
-    def _complain(self, text: str) -> None:
-        """Once, and not at every look."""
-        if text != self._complaint:
-            self._complaint = text
+    def _log_error(self, text: str) -> None:
+        """Log an error once, not at every check."""
+        if text != self._last_error:
+            self._last_error = text
             self.log.error("the directory {id} {text}", id=self._config.idp_id, text=text)

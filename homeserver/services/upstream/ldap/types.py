@@ -1,5 +1,5 @@
-"""What a directory can be asked, and what it answers; without the library that asks it, which only
-those load who use it."""
+"""The interface of a directory and its results, without the LDAP library, which is loaded only if
+it is used."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
@@ -10,55 +10,54 @@ from homeserver.services.upstream.identity import UpstreamIdentity
 
 
 class DirectoryFailed(Exception):
-    """A directory could not be asked, or gave no complete answer. `str()` is for the log."""
+    """A directory is not available, or its result is incomplete. `str()` is for the log."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """Somebody in a directory."""
+    """A person in a directory."""
 
     dn: str
     identity: UpstreamIdentity
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a directory says of a name and a password."""
+    """The result of checking a name and a password."""
 
     entry: Entry | None
-    """Whose they are; None where the password is wrong, or there is no such person."""
+    """The person; None if the password is wrong or there is no such person."""
     exists: bool = True
-    """Whether it has such a person at all; True where it did not say."""
+    """Whether the person exists; True if unknown."""
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """Everybody in a directory, by subject, and of whom it now says something else than what was
-    known of it."""
+    """The subjects of all persons in a directory, and the identities that changed."""
 
     present: set[str]
     changed: Sequence[UpstreamIdentity] = ()
 
 
 Said = tuple[str | None, str | None]
-"""What `compute_said` made of what was known of somebody; None: it is not known."""
+"""The last known hashes of a person's name and addresses (`compute_said`); None: unknown."""
 
 
 class AskedDirectory(Protocol):
-    """A directory. Its methods wait for the network: they are for threads."""
+    """A directory. Its methods block on the network; call them in threads."""
 
     def check_password(self, name: str, password: str) -> Verdict:
-        """Raises `DirectoryFailed`. `name`: as people type it, without a domain."""
+        """Check a password. `name`: as typed, without a domain. Raises `DirectoryFailed`."""
         ...
 
     def check_password_of(self, subject: str, password: str) -> Verdict:
-        """As `check_password`, of the person with this subject. Needs the mode `search`."""
+        """As `check_password`, for the person with this subject. Requires the mode `search`."""
         ...
 
     def list_people(
         self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()
     ) -> Listing:
-        """Everybody, and up to `most` of those in `known` (by subjects) whose name or addresses are
-        others now, and all of those in `later` after them. Raises `DirectoryFailed`."""
+        """List all persons. Of those in `known` (by subject), return as changed up to `most` whose
+        name or addresses differ, followed by all such in `later`. Raises `DirectoryFailed`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:
-        """Those of these that it has. Raises `DirectoryFailed`."""
+        """Return which of these subjects exist. Raises `DirectoryFailed`."""
         ...

@@ -1,11 +1,11 @@
-"""A provider says that somebody has signed out there: their sessions here end too.
+"""Ends sessions when a provider reports that a user signed out there.
 
 Laws:
-- Only sessions that began with this provider end, and only where the configuration lets it.
-- Where the provider names a session, that one ends: devices and browsers that came of it, what was
-  given by it to begin one with, and what is under way by it
-  (`homeserver/services/upstream/ended_sessions.py`); where it names a person only, all of theirs.
-- A logout token counts once: who has got hold of one ends nothing that began since.
+- Only sessions that began with this provider end, and only if the configuration allows it.
+- A token with `sid` ends that session: its devices and browser sessions, unused tokens, and pending
+  flows (`homeserver/services/upstream/ended_sessions.py`). A token with only `sub` ends all
+  sessions of the user.
+- A logout token is used once, so a stolen one cannot end later sessions.
 
 spec: openid-connect-backchannel-1_0
 """
@@ -33,7 +33,7 @@ from storage.upstream.sessions import SignIns, UpstreamSessionStore
 
 
 class UpstreamSignOut:
-    """Ends sessions."""
+    """Ends sessions on request of the providers."""
 
     log = Logger()
 
@@ -61,11 +61,11 @@ class UpstreamSignOut:
 
     @property
     def is_offered(self) -> bool:
-        """Whether any provider may do so."""
+        """Whether any provider may end sessions."""
         return bool(self._providers)
 
     async def do_end(self, logout_token: str) -> int:
-        """End what a logout token says; how many sessions there were. Raises `Refused`."""
+        """End what a logout token names; return the number of sessions. Raises `Refused`."""
         provider = self._find(logout_token)
         claims = await provider.tokens.check_logout_token(logout_token)
         await provider.tokens.check_issuer(claims)
@@ -78,7 +78,7 @@ class UpstreamSignOut:
 
         def write(txn: WriteTransaction) -> int:
             if not take_logout_token(txn, digest, until, int(self._clock.seconds() * 1000)):
-                raise Refused(Reason.PROVIDER_FAILED, "the token is refused: it was given already")
+                raise Refused(Reason.PROVIDER_FAILED, "the token is refused: it was used before")
             rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
             for row in rows:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
@@ -88,9 +88,8 @@ class UpstreamSignOut:
             link = None
             if subject is not None:
                 self._ended.end_person(txn, provider_id, subject)
-                self._flows.remove_person(
-                    txn, provider_id, subject
-                )  # who has no account yet has no era
+                # without an account there is no credential epoch that ends pending flows
+                self._flows.remove_person(txn, provider_id, subject)
                 link = self._links.get_link_in(txn, provider_id, subject)
             for user_id in {row.user_id for row in rows} | (
                 set() if link is None else {link.user_id}
@@ -105,21 +104,21 @@ class UpstreamSignOut:
     def _end_browsers(
         self, txn: WriteTransaction, provider_id: str, subject: str | None, session: str
     ) -> int:
-        """End the browsers in which somebody came by this session; how many."""
+        """End the browser sessions of this session at the provider; return how many."""
         ended = 0
         for token_hash, user_id, origin in self._browsers.get_browsers_of_session(txn, session):
-            came = msgspec.json.decode(origin, type=Origin)
-            if came.provider == provider_id and subject in (None, came.subject):
+            sign_in = msgspec.json.decode(origin, type=Origin)
+            if sign_in.provider == provider_id and subject in (None, sign_in.subject):
                 self._ended.end_browser(txn, token_hash, user_id)
                 ended += 1
         return ended
 
     def _find(self, token: str) -> OIDC:
-        """The provider whose token it claims to be; whether it is, is checked after that."""
+        """Return the provider that the unverified token claims. The caller verifies it."""
         claims = read_unchecked(token)
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         for provider in self._providers:
             if provider.issuer == claims.get("iss") and provider.client_id in audiences:
                 return provider
-        raise Refused(Reason.PROVIDER_FAILED, "it is of no provider that may end sessions")
+        raise Refused(Reason.PROVIDER_FAILED, "its issuer may not end sessions")

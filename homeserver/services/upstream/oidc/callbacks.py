@@ -1,9 +1,8 @@
-"""Where people come back to from providers of OpenID Connect: an address that is registered at each
-of them.
+"""Redirect URIs for OpenID Connect providers, as registered at each of them.
 
-Law: with several providers each has an address of its own, lest one have itself sent the codes of
-another (RFC 9700 section 4.4). So an address may be another than it was when a provider is added:
-the effective ones are told at each start, and by `config check`.
+Law: with several providers each has its own redirect URI, so that none receives the codes of
+another (RFC 9700 section 4.4). So adding a provider can change the URI of an existing one. The log
+at start and `config check` show the URIs in use.
 """
 
 from collections.abc import Sequence
@@ -12,34 +11,34 @@ from typing import Final
 from homeserver.config.upstream import OIDCProvider
 
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
-"""Where people come back to from a provider that has no such path for itself under this one."""
+"""The shared callback path; a provider's own path is below it."""
 
 
 def own_callback(config: OIDCProvider) -> str:
-    """The path where people come back to from this provider, and from no other."""
+    """Return the callback path of this provider only."""
     return f"{CALLBACK_PATH}/{config.provider_id}"
 
 
 def has_own_callback(config: OIDCProvider, *, alone: bool) -> bool:
-    """Whether people come back from it to its own path. `alone`: whether it is the only
-    provider."""
+    """Return whether the provider uses its own callback path. `alone`: it is the only provider."""
     if config.redirect_uri is None:
         return not alone
     return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback(config)}")
 
 
 def redirect_uri_of(config: OIDCProvider, base_url: str, *, alone: bool) -> str:
-    """The address. `base_url` ends with a slash; `alone`: as above."""
+    """Return the redirect URI. `base_url` ends with a slash; `alone`: it is the only provider."""
     return config.redirect_uri or base_url + (CALLBACK_PATH if alone else own_callback(config))
 
 
 def tell_redirect_uris(
     providers: Sequence[OIDCProvider], public_baseurl: str | None
 ) -> Sequence[str]:
-    """A line for operators about each."""
+    """Return a line for operators about each provider's redirect URI."""
     base_url = (public_baseurl or "").rstrip("/") + "/"
     alone = len(providers) == 1
     return [
-        f"{provider.provider_id} has to know as redirect URI: {redirect_uri_of(provider, base_url, alone=alone)}"
+        f"redirect URI to register at {provider.provider_id}: "
+        + redirect_uri_of(provider, base_url, alone=alone)
         for provider in providers
     ]

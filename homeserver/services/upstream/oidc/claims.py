@@ -1,7 +1,7 @@
-"""From claims to a person, by the templates of the configuration.
+"""Maps claims to an identity with the templates of the configuration.
 
-Templates run in Jinja2's sandbox and see nothing but `user`, the claims. What is missing is empty,
-and an empty result is none.
+Templates run in Jinja2's sandbox and see only the claims, as `user`. A missing claim renders as
+empty text, and an empty result counts as absent.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class ClaimReader:
     """Reads the claims of one provider."""
 
     def __init__(self, templates: ClaimTemplates) -> None:
-        """Raises jinja2.TemplateError for a template that is none."""
+        """Raises jinja2.TemplateError for an invalid template."""
         self._config = templates
         environment = _environment()
         subject = templates.subject_template
@@ -57,7 +57,7 @@ class ClaimReader:
         }
 
     def read(self, claims: Mapping[str, Any], session: str | None) -> UpstreamIdentity:
-        """The person. Raises `Refused` where it is not said who it is."""
+        """Return the identity. Raises `Refused` if there is no subject or a template fails."""
         texts = {name: self._render(name, claims) for name in self._templates if name != "groups"}
         email = texts.get("email") if claims.get("email_verified") is not False else None
         picture = texts.get("picture")
@@ -72,8 +72,7 @@ class ClaimReader:
         )
 
     def with_groups(self, claims: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The claims with `groups` as the template for it makes them, where there is one. Raises
-        `Refused`."""
+        """Return the claims, with `groups` from its template if there is one. Raises `Refused`."""
         if "groups" not in self._templates:
             return claims
         lines = (self._render("groups", claims) or "").splitlines()
@@ -91,10 +90,9 @@ class ClaimReader:
             AttributeError,
         ) as error:
             raise Refused(
-                Reason.PROVIDER_FAILED, f"the template for {name} fails with these claims: {error}"
+                Reason.PROVIDER_FAILED, f"the template for {name} fails on the claims: {error}"
             ) from None
-        # a list that is cut could end with the name of another group; claims are bounded where they
-        # are fetched
+        # a cut list could end with the name of another group; the fetch already bounds the claims
         return (text if name == "groups" else text[:LONGEST_TEXT]) or None
 
 

@@ -1,11 +1,9 @@
-"""What a provider says of itself: its addresses and its keys, fetched when they are needed first
-and kept for a while.
+"""Fetches and caches a provider's discovery document and keys.
 
 Laws:
-- Addresses are believed only from a document that has the issuer of the configuration, and only
-  with TLS.
-- A signature by a key that is not known makes the keys be fetched again, at most once a minute,
-  also while the provider is down: strangers make up as many as they like.
+- Endpoints are accepted only from a document with the configured issuer, and only with https.
+- A signature that does not verify makes the server fetch the keys again, at most once a minute,
+  also while the provider is down: anybody can send such signatures.
 
 spec: https://openid.net/specs/openid-connect-discovery-1_0.html
 """
@@ -28,7 +26,7 @@ KEYS_AGAIN_SECONDS: Final = 60.0
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a discovery document is used."""
+    """The used fields of a discovery document."""
 
     issuer: str
     authorization_endpoint: str
@@ -40,7 +38,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProviderMetadata:
-    """The addresses and keys of one provider."""
+    """Endpoints and keys of one provider."""
 
     def __init__(self, clock: IReactorTime, documents: Documents, config: OIDCProvider) -> None:
         self._clock = clock
@@ -51,11 +49,11 @@ class ProviderMetadata:
         self._keys: KeySet | None = None
         self._keys_at = 0.0
         self._asked_at = 0.0
-        """When they were last asked for, though in vain."""
+        """Time of the last request for keys, including failed ones."""
         self._work: SharedWork[str, KeySet] = SharedWork()
 
     async def get(self) -> Metadata:
-        """Raises `Refused`."""
+        """Return the discovery document, cached for `KEPT_SECONDS`. Raises `Refused`."""
         now = self._clock.seconds()
         if self._metadata is None or now >= self._metadata_until:
             self._metadata = await self._find()
@@ -87,18 +85,18 @@ class ProviderMetadata:
         if metadata.issuer != self._config.issuer:
             raise Refused(
                 Reason.PROVIDER_FAILED,
-                f"{self._config.issuer} calls itself {metadata.issuer[:200]}",
+                f"{self._config.issuer} has another issuer: {metadata.issuer[:200]}",
             )
         for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri"):
             url = getattr(metadata, name)
             if url is not None and not url.startswith("https://"):
                 raise Refused(
-                    Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} has no TLS"
+                    Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} is not https"
                 )
 
     async def get_keys(self, *, older_than: float | None = None) -> KeySet:
-        """Its keys; with `older_than`, others than those of that time, where they may be fetched
-        again. Raises `Refused`."""
+        """Return the provider's keys. `older_than`: fetch again if the cached keys are not newer
+        than that time and the rate limit permits. Raises `Refused`."""
         now = self._clock.seconds()
         keys = self._keys
         if keys is None or now >= self._keys_at + KEPT_SECONDS:
@@ -120,13 +118,14 @@ class ProviderMetadata:
 
     @property
     def keys_at(self) -> float:
-        """When the keys were fetched."""
+        """Time when the cached keys were fetched."""
         return self._keys_at
 
 
 def _read_keys(document: Mapping[str, Any], uri: str) -> KeySet:
-    """Those keys that are of a known kind and for signatures; others are left out."""
-    found: list[Any] = document.get("keys") if isinstance(document.get("keys"), list) else []  # type: ignore[assignment]
+    """Return the keys of a known type that are for signatures; skip others."""
+    listed = document.get("keys")
+    found: list[Any] = listed if isinstance(listed, list) else []
     keys = []
     for each in found[:100]:
         if (
@@ -140,5 +139,5 @@ def _read_keys(document: Mapping[str, Any], uri: str) -> KeySet:
         except (JoseError, ValueError, TypeError, KeyError):
             continue
     if not keys:
-        raise Refused(Reason.PROVIDER_FAILED, f"{uri} has no keys that are of use")
+        raise Refused(Reason.PROVIDER_FAILED, f"{uri} has no usable keys")
     return KeySet(keys)

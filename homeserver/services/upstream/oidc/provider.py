@@ -1,13 +1,12 @@
-"""A provider of OpenID Connect: sends people there, and makes of the code that they bring back who
-they are.
+"""Signs in users with an OpenID Connect provider: redirects there and redeems the code that the
+browser brings back.
 
-Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one
-sign-in.
+Authorization code flow, with PKCE if the provider supports it; each sign-in has its own state and
+nonce.
 
-Laws:
-- A code goes to the provider that gave it: an answer counts at the address only that this provider
-  was told, and where providers share an address, only with the issuer (`iss`). Else one provider
-  could have itself sent the codes of another.
+Law: a code is sent only to the provider that issued it. So a callback is accepted only at the
+redirect URI registered at this provider; if providers share one, only with `iss`. Otherwise a
+malicious provider could obtain the codes of another (mix-up attack).
 
 spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207, RFC 9700 section 4.4.2
 """
@@ -43,9 +42,9 @@ from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadat
 from homeserver.services.upstream.oidc.tokens import TokenChecks
 
 SECRET_SECONDS: Final = 600
-"""How long a client secret is good for that is made with a key."""
+"""Lifetime of a client secret that is a signed JWT."""
 LATEST: Final = 2**40
-"""A time, in seconds, that no clock will show."""
+"""Upper bound of plausible times, in seconds since 1970."""
 _CANCELLED: Final = frozenset(
     {"access_denied", "login_required", "consent_required", "interaction_required"}
 )
@@ -57,7 +56,7 @@ class _Tokens(msgspec.Struct, frozen=True):
 
 
 class OIDC:
-    """One provider."""
+    """One OpenID Connect provider."""
 
     def __init__(
         self,
@@ -69,8 +68,8 @@ class OIDC:
         *,
         others: Sequence[OIDCProvider] = (),
     ) -> None:
-        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash;
-        `others`: which providers there are besides."""
+        """`new_secret` returns an unpredictable text; `base_url` ends with a slash; `others`: the
+        other configured providers."""
         self._clock = clock
         self._documents = documents
         self._new_secret = new_secret
@@ -103,19 +102,19 @@ class OIDC:
 
     @property
     def client_id(self) -> str:
-        """What this server is called there."""
+        """This server's client id at the provider."""
         return self._config.client_id
 
     @property
     def issuer(self) -> str:
-        """What the provider calls itself."""
+        """The provider's configured issuer."""
         return self._config.issuer
 
     async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         config = self._config
         metadata = await self._metadata.get()
-        kept = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
+        stored = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
         query = {
             **config.additional_authorization_parameters,
             "response_type": "code",
@@ -123,41 +122,41 @@ class OIDC:
             "redirect_uri": self._redirect_uri,
             "scope": " ".join(config.scopes),
             "state": flow_id,
-            "nonce": kept["nonce"],
-            # `max_age` makes `auth_time` REQUIRED in the answer, without which a `prompt` that got
-            # lost would go unnoticed
+            "nonce": stored["nonce"],
+            # `max_age` makes `auth_time` REQUIRED in the ID token, which shows whether the provider
+            # honoured `prompt`
             **({"prompt": "login", "max_age": "0"} if again else {}),
         }
         if self._uses_pkce(metadata):
-            kept["verifier"] = self._new_secret() + self._new_secret()
+            stored["verifier"] = self._new_secret() + self._new_secret()
             query |= {
-                "code_challenge": challenge_of(kept["verifier"]),
+                "code_challenge": challenge_of(stored["verifier"]),
                 "code_challenge_method": "S256",
             }
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
-        return Departure(metadata.authorization_endpoint + separator + urlencode(query), kept)
+        return Departure(metadata.authorization_endpoint + separator + urlencode(query), stored)
 
     async def identify(
         self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
-        """Who comes back with this code. `came_to`: the provider whose own path they came to, None
-        for the one that is nobody's. Raises `Refused`."""
+        """Redeem a code and return the identity. `came_to`: the provider whose own callback path
+        was requested, None for the shared path. Raises `Refused`."""
         if came_to != (self.info.provider_id if self._has_own_callback else None):
             raise Refused(
-                Reason.PROVIDER_FAILED, "the answer came to an address that is not of this provider"
+                Reason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
             )
         metadata = await self._metadata.get()
         if issuer and issuer != metadata.issuer:
-            raise Refused(Reason.PROVIDER_FAILED, "the answer is of another issuer")
+            raise Refused(Reason.PROVIDER_FAILED, "the callback is from another issuer")
         if (
             metadata.authorization_response_iss_parameter_supported or self._needs_issuer
         ) and not issuer:
-            raise Refused(Reason.PROVIDER_FAILED, "the answer does not say of which issuer it is")
+            raise Refused(Reason.PROVIDER_FAILED, "the callback has no iss")
         if error:
             reason = Reason.CANCELLED if error in _CANCELLED else Reason.PROVIDER_FAILED
-            raise Refused(reason, f"{self._config.issuer} says {error[:100]}")
+            raise Refused(reason, f"{self._config.issuer} returned the error {error[:100]}")
         if not code:
-            raise Refused(Reason.PROVIDER_FAILED, "there is no code in the answer")
+            raise Refused(Reason.PROVIDER_FAILED, "the callback has no code")
         tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
         identity = self._reader.read(claims, clean_session(claims.get("sid")))
@@ -165,9 +164,10 @@ class OIDC:
         check_requirements(
             self._config.attribute_requirements, attributes, self.info.provider_id, identity.subject
         )
-        said = claims.get("auth_time")
-        # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
-        proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
+        auth_time = claims.get("auth_time")
+        # ignore implausible times: some parsers accept `-Infinity`
+        is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < LATEST
+        proved = auth_time if is_plausible else None
         must_say = self._config.auth_time_required
         proved_ts = check_again(flow.kept, proved, self._clock.seconds(), must_say=must_say)
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
@@ -200,7 +200,7 @@ class OIDC:
         from_token: Mapping[str, Any] = {}
         if "openid" in self._config.scopes:
             if tokens.id_token is None:
-                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} gives no ID token")
+                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} returned no ID token")
             from_token = await self.tokens.check_id_token(tokens.id_token, nonce)
             await self.tokens.check_issuer(from_token)
             if self._config.user_profile_method == "auto":
@@ -208,12 +208,14 @@ class OIDC:
         if metadata.userinfo_endpoint is None or tokens.access_token is None:
             raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no userinfo endpoint")
         if not tokens.access_token.isascii() or not tokens.access_token.isprintable():
-            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} gives no access token")
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"{self._config.issuer} returned an invalid access token"
+            )
         headers = [("Authorization", f"Bearer {tokens.access_token}")]
         claims = await self._documents.get(dict[str, Any], metadata.userinfo_endpoint, headers)
         if from_token and claims.get("sub") != from_token.get("sub"):
-            raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint tells of somebody else")
-        # who it is and which session, from what is signed
+            raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint returned another subject")
+        # subject, session and time come from the signed token
         return {
             **claims,
             **{
@@ -246,5 +248,5 @@ class OIDC:
 
 
 def challenge_of(verifier: str) -> str:
-    """What is shown of a verifier first. spec: RFC 7636 section 4.2"""
+    """Return the PKCE code challenge of a verifier. spec: RFC 7636 section 4.2"""
     return urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

@@ -1,9 +1,9 @@
-"""Are these claims the provider's? Signatures and claims of ID tokens and logout tokens.
+"""Verifies ID tokens and logout tokens: signatures and claims.
 
 Laws:
-- Only algorithms of the configuration are believed, whatever a token says; `none` is none of them.
-- A token is for this client, of this issuer, of now, and an ID token of the very sign-in that we
-  began.
+- Only the configured algorithms are accepted, whatever the token says, and never `none`.
+- A token is for this client, from this issuer and current; an ID token belongs to the sign-in that
+  we began.
 
 spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#Validation
 """
@@ -24,9 +24,9 @@ from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.oidc.metadata import ProviderMetadata
 
 LEEWAY: Final = 60
-"""Seconds by which clocks may differ."""
+"""Allowed difference of clocks, in seconds."""
 OLDEST_LOGOUT: Final = 300
-"""Seconds after which a logout token is too old."""
+"""Maximum age of a logout token, in seconds."""
 LONGEST_TOKEN: Final = 64 * 1024
 LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
 
@@ -52,19 +52,19 @@ class TokenChecks:
         self._algorithms = [name for name in algorithms if name != "none"]
 
     async def check_id_token(self, token: str, nonce: str) -> Claims:
-        """Its claims. Raises `Refused`."""
+        """Return the claims of a valid ID token. Raises `Refused`."""
         claims = await self._verify(token)
         self._check_common(claims)
         if _number(claims, "exp") + LEEWAY <= self._clock.seconds():
             raise _wrong("it has expired")
         if claims.get("nonce") != nonce:
-            raise _wrong("it is of another sign-in")
+            raise _wrong("its nonce is of another sign-in")
         if not isinstance(claims.get("sub"), str):
             raise _wrong("it has no sub")
         return claims
 
     async def check_logout_token(self, token: str) -> Claims:
-        """Its claims, of which `sub` or `sid` is there. Raises `Refused`."""
+        """Return the claims of a valid logout token, with `sub` or `sid`. Raises `Refused`."""
         claims = await self._verify(token)
         self._check_common(claims)
         now = self._clock.seconds()
@@ -74,28 +74,30 @@ class TokenChecks:
             raise _wrong("it is too old")
         events = claims.get("events")
         if not isinstance(events, dict) or not isinstance(events.get(LOGOUT_EVENT), dict):
-            raise _wrong("it is no logout token")
+            raise _wrong("it is not a logout token")
         if "nonce" in claims:
-            raise _wrong("a logout token has no nonce")
-        said = [claims[name] for name in ("sub", "sid") if claims.get(name) is not None]
-        if not said:
-            raise _wrong("it says neither who nor which session")
-        if not all(isinstance(each, str) and "\0" not in each for each in said):
-            raise _wrong("its sub or its sid is no text")
+            raise _wrong("a logout token must not have a nonce")
+        names = [claims[name] for name in ("sub", "sid") if claims.get(name) is not None]
+        if not names:
+            raise _wrong("it has neither sub nor sid")
+        if not all(isinstance(each, str) and "\0" not in each for each in names):
+            raise _wrong("its sub or sid is not a valid string")
         return claims
 
     def name_logout_token(self, token: str, claims: Claims) -> tuple[bytes, int]:
-        """By what a checked logout token is known from others of this provider: its `jti`, which
-        providers have to give it, else what is signed. And when it is too old on all nodes, whose
-        clocks may differ, in milliseconds since 1970.
+        """Return the id of a checked logout token, and until when to store it.
+
+        The id is a hash of the `jti`, which providers must set; without one, of the signed text.
+        After that time, in milliseconds since 1970, the token is too old on every node, whatever
+        the difference of their clocks.
 
         spec: openid-connect-backchannel-1_0#Validation
         """
-        named = claims.get("jti")
-        name = f"jti {named}" if isinstance(named, str) and named else token.rpartition(".")[0]
-        said = "\n".join((str(claims.get("iss")), self._client_id, name))
-        ends = int((_number(claims, "iat") + OLDEST_LOGOUT + LEEWAY) * 1000)
-        return sha256(said.encode("utf-8", "surrogatepass")).digest(), ends
+        jti = claims.get("jti")
+        name = f"jti {jti}" if isinstance(jti, str) and jti else token.rpartition(".")[0]
+        text = "\n".join((str(claims.get("iss")), self._client_id, name))
+        until = int((_number(claims, "iat") + OLDEST_LOGOUT + LEEWAY) * 1000)
+        return sha256(text.encode("utf-8", "surrogatepass")).digest(), until
 
     async def _verify(self, token: str) -> Claims:
         if len(token) > LONGEST_TOKEN:
@@ -108,7 +110,7 @@ class TokenChecks:
                 ).claims
             except (JoseError, ValueError):
                 if len(symmetric) == len(self._algorithms):
-                    raise _wrong("its signature is not right") from None
+                    raise _wrong("its signature is not valid") from None
         asymmetric = [name for name in self._algorithms if name not in symmetric]
         keys = await self._metadata.get_keys()
         try:
@@ -116,32 +118,32 @@ class TokenChecks:
         except (JoseError, ValueError):
             newer = await self._metadata.get_keys(older_than=self._metadata.keys_at)
             if newer is keys:
-                raise _wrong("its signature is not right") from None
+                raise _wrong("its signature is not valid") from None
         try:
             return _decode(token, newer, asymmetric)
         except (JoseError, ValueError):
-            raise _wrong("its signature is not right") from None
+            raise _wrong("its signature is not valid") from None
 
     def _check_common(self, claims: Claims) -> None:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if self._client_id not in audiences:
-            raise _wrong("it is for somebody else")
+            raise _wrong("its audience is another client")
         if (len(audiences) > 1 or "azp" in claims) and claims.get(
             "azp", self._client_id
         ) != self._client_id:
-            raise _wrong("it was issued to somebody else")
+            raise _wrong("it was issued to another client")
         if _number(claims, "iat") - LEEWAY > self._clock.seconds():
-            raise _wrong("it is of the future")
+            raise _wrong("its iat is in the future")
 
     async def check_issuer(self, claims: Claims) -> None:
-        """Raises `Refused` for the token of another issuer."""
+        """Raises `Refused` if the token is from another issuer."""
         if claims.get("iss") != (await self._metadata.get()).issuer:
-            raise _wrong("it is of another issuer")
+            raise _wrong("it is from another issuer")
 
 
 def read_unchecked(token: str) -> Claims:
-    """The claims of a token that nobody has checked: good to find who is to check it. Raises
+    """Return the claims of an unverified token, to find the provider that verifies it. Raises
     `Refused`."""
     payload = token.split(".")[1] if token.count(".") == 2 and len(token) <= LONGEST_TOKEN else ""
     try:
@@ -149,7 +151,7 @@ def read_unchecked(token: str) -> Claims:
             urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=dict[str, Any]
         )
     except (ValueError, RecursionError):
-        raise _wrong("it is none") from None
+        raise _wrong("it is not a JWT") from None
 
 
 def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
@@ -159,7 +161,7 @@ def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
 
 def _number(claims: Claims, name: str) -> float:
     value = claims.get(name)
-    # NaN is JSON to the library, and neither before nor after anything
+    # the library accepts NaN, which compares false with every time
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise _wrong(f"it has no {name}")
     return value
