@@ -1,12 +1,11 @@
-"""The devices of our users as other servers see them: keys, and what becomes of them.
+"""Serves the device lists and keys of our users to other servers.
 
 Laws:
-- Of signatures others see those of the owner.
-- One-time keys are claimed at a bounded rate by each server, so that none takes those that others
+- Other servers see only the signatures made by the owner of the keys.
+- Each server claims one-time keys at a bounded rate, so that it does not exhaust those that others
   need.
-- Names that people give their devices stay here.
-- A number is given out with what it stands for: the number is read first, and then keys that are no
-  older.
+- Display names of devices are not sent to other servers.
+- A stream id is returned with keys that are no older: the id is read first, and the keys next.
 
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """
@@ -29,14 +28,14 @@ from storage.encryption.cross_signing import CrossSigningKey, KeySignature
 from storage.encryption.device_keys import DeviceKeyStore
 
 MOST_USERS: Final = 5000
-"""In one query or claim of another server."""
+"""Users in one query, or keys in one claim, of another server."""
 SHOWN_AT_ONCE: Final = 200
-"""Users whose keys are put into an answer before others are served."""
+"""Users whose keys are encoded between two turns of the reactor."""
 
 
 class OwnDevices:
-    """Answers what other servers ask of our users' devices, and says what has changed. For the
-    reactor thread."""
+    """Serves device lists and keys of our users, and describes their changes. For the reactor
+    thread."""
 
     def __init__(
         self,
@@ -49,8 +48,8 @@ class OwnDevices:
         check_claims: Callable[[ServerName], None],
         count_claims: Callable[[ServerName, int], None],
     ) -> None:
-        """`check_claims` raises LimitExceeded where a server has claimed too many keys of late;
-        `count_claims` is told how many it claims now."""
+        """`check_claims` raises LimitExceeded if a server has recently claimed too many keys.
+        `count_claims` counts the keys of a claim."""
         self._keys = keys
         self._published = published
         self._clock = clock
@@ -61,13 +60,13 @@ class OwnDevices:
         self._count_claims = count_claims
 
     async def get_list(self, user_id: UserID) -> dict[str, Any]:
-        """All devices of one of our users, with the number of the latest change. Raises NotFound.
+        """Return all devices of one of our users, with the latest stream id. Raises NotFound.
 
         spec: server-server-api#get_matrixfederationv1userdevicesuserid
         """
         if not self._identity.is_local(user_id):
             raise NotFound("This server does not have that user")
-        # the number first: a change in between is then told once more, and not lost
+        # the id first: a change in between is then sent once more, and not lost
         stream_id = await self._log.get_stream_id(user_id)
         keys = await self._read([user_id], at_least=stream_id)
         answer: dict[str, Any] = {
@@ -84,14 +83,15 @@ class OwnDevices:
         return answer
 
     async def get_keys(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The keys of devices, none named of a user: all of theirs. Who is not of this server is
-        left out. Raises InvalidParam.
+        """Return device keys of our users: of the given devices, or of all. Raises InvalidParam.
+
+        Users of other servers are left out.
 
         spec: server-server-api#post_matrixfederationv1userkeysquery
         """
         if len(wanted) > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        # as sets: there may be very many that are named, and of devices too
+        # as sets: a query may name very many devices
         local = {
             user_id: frozenset(devices)
             for user_id, devices in wanted.items()
@@ -117,8 +117,10 @@ class OwnDevices:
     async def do_claim_for(
         self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, msgspec.Raw]]:
-        """As `do_claim`, for another server. Whoever may claim may claim as many as one request
-        takes, and then waits the longer. Raises InvalidParam, LimitExceeded.
+        """Claim keys as `do_claim`, for another server. Raises InvalidParam, LimitExceeded.
+
+        A server below its rate limit may claim as many keys as one request takes, and then waits
+        longer.
 
         spec: server-server-api#post_matrixfederationv1userkeysclaim
         """
@@ -137,27 +139,28 @@ class OwnDevices:
     async def do_claim(
         self, wanted: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, msgspec.Raw]]:
-        """One-time keys (or fallback keys) of our users by user and device, each by its name; each
-        is given out once."""
-        wishes = [
+        """Claim one-time keys (or fallback keys) of our users. Return them by user and device.
+
+        Each one-time key is returned once.
+        """
+        requests = [
             (user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
             for device_id, algorithm in devices.items()
-            # no id has that in it, and to PostgreSQL it would be another one, which may be named
-            # besides: both would get the same key
+            # no device id holds NUL, and PostgreSQL would read it as another id, which the same
+            # claim may name too: both would get the same key
             if "\0" not in device_id
         ]
-        claimed = await self._keys.do_claim(wishes, self._now_ms())
+        claimed = await self._keys.do_claim(requests, self._now_ms())
         begin: dict[str, bytes] = {}
         answer: dict[str, dict[str, msgspec.Raw]] = {}
-        for (user_id, device_id, algorithm), key in zip(wishes, claimed, strict=True):
+        for (user_id, device_id, algorithm), key in zip(requests, claimed, strict=True):
             if key is None:
                 continue
             if algorithm not in begin:
                 begin[algorithm] = b"{%b:" % msgspec.json.encode(algorithm)[:-1]
-            named = msgspec.Raw(
-                b"%b%b}" % (begin[algorithm], key[1:])
-            )  # spliced as it is stored, `"ID":CONTENT`
+            # spliced as it is stored, `"ID":CONTENT`
+            named = msgspec.Raw(b"%b%b}" % (begin[algorithm], key[1:]))
             if user_id in answer:
                 answer[user_id][device_id] = named
             else:
@@ -165,11 +168,11 @@ class OwnDevices:
         return answer
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
-        """The EDUs about one user's changes from a number on; where there is none, about the
-        latest, so that who missed it asks.
+        """Return the EDUs about a user's device list changes since a position.
 
-        Of several changes of a device the last is told. Whoever was told all before, finds that
-        each names the one before it.
+        If there are none, return those about the latest change, so that a server that missed it
+        requests the list. Of several changes of one device only the last is included. The
+        `prev_id`s form a chain for a server that received all earlier ones.
         """
         changes = await self._log.get_changes(user_id, since)
         keys = await self._read([user_id], at_least=changes[-1].stream_id if changes else 0)
@@ -219,7 +222,7 @@ class OwnDevices:
 
 
 class _Published:
-    """What users have published."""
+    """The published keys of users."""
 
     def __init__(self) -> None:
         self.devices: dict[str, dict[str, msgspec.Raw]] = {}
@@ -227,12 +230,12 @@ class _Published:
 
 
 def encode_edu(edu_type: str, content: Mapping[str, Any]) -> bytes:
-    """An EDU as it stands in a transaction, canonical JSON; what in it is Raw is so already."""
+    """Encode an EDU as canonical JSON. `Raw` values in it are canonical already."""
     return b'{"content":%b,"edu_type":%b}' % (encode_canonical(content), encode_canonical(edu_type))
 
 
 def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[KeySignature]]:
-    """Signatures on one user's keys by what they are on."""
+    """Group signatures on the keys of a user by the signed key."""
     found: dict[str, list[KeySignature]] = {}
     for signature in signatures:
         found.setdefault(signature.target_key, []).append(signature)
@@ -240,12 +243,12 @@ def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[K
 
 
 def present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    """A key of cross-signing with signatures that came later."""
+    """Encode a cross-signing key with the signatures that came later."""
     return with_signatures(key.content, signatures)
 
 
 def with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    """Keys, canonical JSON, with further signatures; canonical again."""
+    """Add signatures to keys in canonical JSON. The result is canonical too."""
     if not signatures:
         return msgspec.Raw(content)
     keys: dict[str, Any] = msgspec.json.decode(content)

@@ -1,13 +1,13 @@
-"""The keys that users have published for encryption; a cache of those of our users.
+"""Reads the published encryption keys of users, with a cache of those of our users.
 
 Laws:
-- A change of a user's devices or keys drops the user. A value that a change overtakes while it is
-  read is not cached. Keys of users of other servers are read each time.
-- An answer is no older than anything that any client was told on any node. The stream announces
-  the writes of other nodes a moment after their clients know of them. So where there may be other
-  nodes, a query asks whether they have written anything since, and if so, another one asks whether
-  the cached keys are the newest. This is why it is no `StreamCache`.
-- Keys that all readers see alike are encoded once.
+- A change of a user's devices or keys invalidates the user's entry. A value that a change overtakes
+  while it is read is not cached. Keys of other servers' users are read each time.
+- A result is no older than what any client has seen on any node. The stream announces the writes of
+  other nodes a moment after their clients know of them. So where other nodes may exist, one query
+  asks whether they have written anything since, and if so, another one asks whether the cached keys
+  are the newest. This is why it is no `StreamCache`.
+- Keys that look alike to all readers are encoded once.
 
 For the reactor thread.
 """
@@ -24,19 +24,19 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 
 
 class ShownKeys(msgspec.Struct, frozen=True, gc=False):
-    """What any client sees of one of our users who is not its own, and of whom its user has signed
-    nothing."""
+    """The encoded keys of one of our users, for readers other than this user and users who have
+    signed the user's keys."""
 
     devices: msgspec.Raw
-    """All of them by id."""
+    """All devices by id."""
     cross_signing: Mapping[str, msgspec.Raw]
-    """By usage."""
+    """Cross-signing keys by usage."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
 
 _Signed = tuple[Mapping[str, Sequence[KeySignature]], int]
-"""The signatures that a user made, and the position up to which all changes are in them."""
+"""The signatures that a user made, and the position up to which they are current."""
 
 
 class _Known:
@@ -47,12 +47,12 @@ class _Known:
     def __init__(self, keys: PublishedKeys, checked: int) -> None:
         self.keys = keys
         self.checked = checked
-        """The position up to which all changes are in it; of this process's, all."""
+        """The position up to which all changes are included. Changes of this process always are."""
         self.shown: ShownKeys | None = None
 
 
 class KeysOfPeople:
-    """A cache of the keys of our users, and of the signatures that each made of others' keys."""
+    """Caches the keys of our users, and the signatures that each made on the keys of others."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class KeysOfPeople:
         *,
         capacity: int,
     ) -> None:
-        """`show` encodes what is shown of a user. `capacity`: devices and users; and signatures and
-        users who sign."""
+        """`show` encodes the keys of a user for other readers. `capacity`: bound for devices and
+        users, and for signatures and their users."""
         self._store = store
         self._streams = streams
         self._show = show
@@ -72,9 +72,9 @@ class KeysOfPeople:
         self._signed: LRU[str, _Signed] = LRU(
             max_weight=capacity, weigh=lambda _, signed: 1 + len(signed[0])
         )
-        """By the user who signed."""
+        """Signatures by the user who made them."""
         self._changes = 0
-        """Rises whenever keys or signatures of our users have changed."""
+        """Number of changes of our users' keys and signatures so far."""
         self._remote_upto = 0
         """The latest position that another process is known to have written."""
         streams.subscribe(self._on_changes, Topic.DEVICE, Topic.SIGNATURE, stage=Stage.CACHE)
@@ -93,11 +93,10 @@ class KeysOfPeople:
         *,
         at_least: int = 0,
     ) -> PublishedKeys:
-        """Keys of users of ours and of others. `reader`: who asks, if it is one of our users; they
-        see what they signed.
+        """Return keys of our users and of others.
 
-        `at_least`: a position up to which all changes of users of ours are in them, also one that
-        nobody has been told of yet.
+        `reader`: the local user who asks, whose own signatures are included. `at_least`: a position
+        up to which all changes of our users are included, even if it was not announced yet.
         """
         began = self._streams.current()
         devices: dict[str, Sequence[DeviceKeysRow]] = {}
@@ -107,14 +106,14 @@ class KeysOfPeople:
         signed: Mapping[str, Sequence[KeySignature]] = {}
         if not self._is_alone:
             changes = self._changes
-            kept = [each for each in ours if each in self._keys]
-            newest, signed = await self._store.get_newest(kept, reader)
-            newest = {**dict.fromkeys(kept, 0), **newest}
+            cached = [each for each in ours if each in self._keys]
+            newest, signed = await self._store.get_newest(cached, reader)
+            newest = {**dict.fromkeys(cached, 0), **newest}
             if reader is not None and changes == self._changes:
                 self._signed.put(reader, (signed, began))
         elif reader is not None:
             signed = await self._signed_by(reader)
-        for keys in await self._known(ours, others, newest, at_least, began):
+        for keys in await self._get_keys(ours, others, newest, at_least, began):
             devices.update(keys.devices)
             cross_signing.update(keys.cross_signing)
             signatures.update(keys.signatures)
@@ -123,7 +122,7 @@ class KeysOfPeople:
         return PublishedKeys(devices, cross_signing, signatures)
 
     async def is_current(self, ours: Collection[str]) -> bool:
-        """Whether what is in memory of some of these users is the newest: a question where other
+        """Return whether the cached keys of some of these users are the newest. One query if other
         processes may write."""
         if self._is_alone:
             return True
@@ -133,9 +132,10 @@ class KeysOfPeople:
         )
 
     async def get_shown(self, ours: Collection[str], reader: str) -> Mapping[str, ShownKeys]:
-        """What the reader sees of those of the users of whom it is in memory, and what everybody
-        sees. What is in memory was the newest (`is_current`) when the reader asked, so it is no
-        older."""
+        """Return the cached keys of users that look the same to the reader as to everybody.
+
+        The cache was the newest (`is_current`) at the request, so the result is no older.
+        """
         others = {reader, *await self._signed_by(reader)}
         upto = self._remote_upto
         return {
@@ -152,7 +152,7 @@ class KeysOfPeople:
         known = self._keys.get(user_id)
         return known is not None and known.checked >= self._remote_upto
 
-    async def _known(
+    async def _get_keys(
         self,
         ours: Collection[str],
         others: Collection[str],
@@ -160,16 +160,19 @@ class KeysOfPeople:
         at_least: int,
         began: int,
     ) -> Sequence[PublishedKeys]:
-        """What is published, in parts. `newest`: where users changed last, of those of whom
-        something was kept when that was looked at (another read may have kept more since, which is
-        perhaps older); all up to `began` was to be seen then."""
+        """Return the published keys in parts, from the cache or the database.
+
+        `newest`: the latest change of each user that was cached when this was looked up. Another
+        read may have cached more users since, perhaps with older keys. Changes up to `began` were
+        visible then.
+        """
         parts: list[PublishedKeys] = []
         missing: list[str] = []
         for user_id in ours:
             known = self._keys.get(user_id)
-            is_looked_at = self._is_alone or user_id in newest
-            least = max(at_least, newest.get(user_id, 0))
-            if known is None or not is_looked_at or _position(known.keys, user_id) < least:
+            is_checked = self._is_alone or user_id in newest
+            minimum = max(at_least, newest.get(user_id, 0))
+            if known is None or not is_checked or _position(known.keys, user_id) < minimum:
                 missing.append(user_id)
             else:
                 known.checked = max(known.checked, began)

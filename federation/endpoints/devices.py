@@ -20,12 +20,12 @@ from federation.protocol.ids import UserID
     resource="federation",
 )
 async def get_user_devices(devices: OwnDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
-    """All devices of one of our users."""
+    """Return all devices of one of our users."""
     return await devices.get_list(user_id)
 
 
 class KeyQuery(msgspec.Struct, frozen=True):
-    """Devices by user; none of a user's: all of them."""
+    """Device ids by user. An empty list stands for all devices of the user."""
 
     device_keys: dict[str, list[str]]
 
@@ -38,7 +38,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
     resource="federation",
 )
 async def query_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyQuery) -> dict[str, Any]:  # noqa: ARG001
-    """The keys of our users' devices."""
+    """Return the device keys of our users."""
     return await devices.get_keys(body.device_keys)
 
 
@@ -56,5 +56,5 @@ class KeyClaim(msgspec.Struct, frozen=True):
     resource="federation",
 )
 async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:
-    """One-time keys of our users, each given out once."""
+    """Claim one-time keys of our users. Each is returned once."""
     return {"one_time_keys": await devices.do_claim_for(peer.server_name, body.one_time_keys)}

@@ -1,5 +1,4 @@
-"""Events, states and the past of rooms, for the servers that are in them.
-
+"""Events, states and history of rooms, for the servers in them.
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,
 server-server-api#retrieving-event-authorisation-information
@@ -25,7 +24,7 @@ DEFAULT_LIMIT = 10
 async def get_event(
     rooms: ServedRooms, form: TransactionForm, peer: Peer, *, event_id: EventID
 ) -> dict[str, Any]:
-    """One event."""
+    """Return one event."""
     return form.wrap(await rooms.get_event(peer.server_name, event_id))
 
 
@@ -35,7 +34,7 @@ async def get_event(
 async def get_state(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
 ) -> Response:
-    """The state before an event."""
+    """Return the state before an event."""
     return await rooms.get_state(peer.server_name, room_id, event_id)
 
 
@@ -48,7 +47,7 @@ async def get_state(
 async def get_state_ids(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
 ) -> dict[str, Any]:
-    """The state before an event, as ids."""
+    """Return the state before an event by event ids."""
     served = await rooms.get_state_ids(peer.server_name, room_id, event_id)
     return {"pdu_ids": served.state, "auth_chain_ids": served.auth_chain}
 
@@ -62,7 +61,7 @@ async def get_state_ids(
 async def get_event_auth(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID
 ) -> dict[str, Any]:
-    """The auth chain of an event."""
+    """Return the auth chain of an event."""
     return {"auth_chain": await rooms.get_auth_chain(peer.server_name, room_id, event_id)}
 
 
@@ -81,12 +80,12 @@ async def get_backfill(
     v: list[EventID],
     limit: int,
 ) -> dict[str, Any]:
-    """Events and what precedes them."""
+    """Return events and their predecessors."""
     return form.wrap(await rooms.get_before(peer.server_name, room_id, v, limit))
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """Between what somebody misses events."""
+    """The events between which some are missing."""
 
     earliest_events: list[str]
     latest_events: list[str]
@@ -103,7 +102,7 @@ class Missing(msgspec.Struct, frozen=True):
 async def get_missing_events(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, body: Missing
 ) -> dict[str, Any]:
-    """Events between what a server has, and something later."""
+    """Return the events between the events that a server has and later ones."""
     events = await rooms.get_between(
         peer.server_name,
         room_id,
@@ -124,6 +123,6 @@ async def get_missing_events(
 async def get_event_by_timestamp(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]
 ) -> dict[str, Any]:
-    """The event next to a time."""
+    """Return the event next to a time."""
     event_id, found_ts = await rooms.find_next_to(peer.server_name, room_id, ts, Direction(dir))
     return {"event_id": event_id, "origin_server_ts": found_ts}

@@ -1,4 +1,4 @@
-"""Invites of our users, and what becomes of invites to addresses.
+"""Invites of our users, and third-party invites.
 
 spec: server-server-api#inviting-to-a-room, server-server-api#third-party-invites
 """
@@ -13,11 +13,11 @@ from federation.protocol.ids import EventID, RoomID, parse_user_id
 from federation.rooms.joins.invites import BoundAddress, Invitations
 
 MAX_BODY: Final = 2 << 20
-"""The invite with the state that goes with it: whole events."""
+"""Longest body: the invite with complete events as stripped state."""
 
 
 class Invite(msgspec.Struct, frozen=True):
-    """An invite, and what its server says of the room."""
+    """An invite with the stripped state of the room."""
 
     event: dict[str, Any]
     room_version: str
@@ -34,7 +34,7 @@ class Invite(msgspec.Struct, frozen=True):
 async def invite(
     invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: Invite
 ) -> dict[str, Any]:
-    """One of our users is invited; the event with our signature."""
+    """Accept an invite of one of our users, and return it with our signature."""
     event = await invitations.do_receive(
         peer.server_name,
         room_id,
@@ -61,7 +61,7 @@ async def invite_v1(
     event_id: EventID,
     body: dict[str, Any],
 ) -> list[Any]:
-    """As above, for rooms of versions 1 and 2, whose events have the same form."""
+    """Accept an invite to a room of version 1 or 2, whose events have the same format."""
     unsigned = body.get("unsigned")
     state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
     event = await invitations.do_receive(
@@ -79,7 +79,7 @@ async def invite_v1(
 async def exchange_third_party_invite(
     invitations: Invitations, peer: Peer, *, room_id: RoomID, body: dict[str, Any]
 ) -> dict[str, Any]:
-    """A user of the peer has proved that an address is theirs to which an invite was promised."""
+    """Replace a third-party invite by an invite of the peer's user who owns the address."""
     await invitations.do_exchange(peer.server_name, room_id, body)
     return {}
 
@@ -88,7 +88,10 @@ async def exchange_third_party_invite(
 async def third_party_bound(
     invitations: Invitations, context: RequestContext, *, body: BoundAddress
 ) -> dict[str, Any]:
-    """An identity server tells that an address is one of our users'. Anybody may say so: the
-    invites prove themselves, and who tells of some that do not is heard no more for a while."""
+    """Deliver the third-party invites of an address that now belongs to one of our users.
+
+    Anybody may call it, as the invites carry their own proof. A caller whose invites are not
+    valid is ignored for a time.
+    """
     await invitations.do_bind(parse_user_id(body.mxid), body, context.client_ip)
     return {}

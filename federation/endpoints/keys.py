@@ -1,4 +1,4 @@
-"""Keys, for whoever checks signatures: this server's own, and as a notary those of others.
+"""Keys that verify signatures: of this server, and of others as a notary.
 
 spec: server-server-api#retrieving-server-keys
 """
@@ -31,7 +31,7 @@ class Answer(msgspec.Struct, frozen=True):
     resource="keys",
 )
 async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
-    """All keys; the name of one in the path is deprecated and changes nothing."""
+    """Return all keys. The deprecated key id in the path changes nothing."""
     return keys.get_document()
 
 
@@ -49,13 +49,13 @@ async def get_keys_of_another(
     key_id: str = "",
     minimum_valid_until_ts: int | None = None,
 ) -> Answer:
-    """What another server says about its keys."""
+    """Return the key documents of another server."""
     return Answer(await notary.get_documents({server_name: {key_id: minimum_valid_until_ts}}))
 
 
 @endpoint("POST", "/_matrix/key/v2/query", auth=ServerAuth.NONE, resource="keys")
 async def post_query_of_keys(notary: KeyNotary, *, body: Query) -> Answer:
-    """What other servers say about their keys."""
+    """Return the key documents of other servers."""
     return Answer(
         await notary.get_documents(
             {

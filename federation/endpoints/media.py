@@ -1,8 +1,6 @@
-"""Files of this server, as other servers fetch them: two parts, of which the second is the file,
-sent as it is read.
+"""Files of this server, for other servers: a multipart response that streams the file.
 
-The answers come from the layer that knows the files: `MediaAnswers` is filled where the server is
-put together.
+`MediaAnswers` connects these endpoints with the media service; it is filled at wiring.
 
 spec: server-server-api#content-repository
 """
@@ -20,7 +18,7 @@ DEFAULT_WAIT_MS = 20_000
 
 
 class ThumbnailQuery(msgspec.Struct, frozen=True):
-    """What sort of thumbnail."""
+    """The size and method of a thumbnail."""
 
     width: int
     height: int
@@ -29,10 +27,10 @@ class ThumbnailQuery(msgspec.Struct, frozen=True):
 
 
 class MediaAnswers(msgspec.Struct, frozen=True):
-    """Who answers. Both raise NotFound, NotYetUploaded, InvalidParam."""
+    """The functions that serve files. Both raise NotFound, NotYetUploaded, InvalidParam."""
 
     get_file: Callable[[str, int, ServerName], Awaitable[Response]]
-    """From the id, how many milliseconds to wait for an upload, and which server asks."""
+    """Called with the media id, the time to wait for an upload in milliseconds, and the peer."""
     get_thumbnail: Callable[[str, ThumbnailQuery, int, ServerName], Awaitable[Response]]
 
 
@@ -46,7 +44,7 @@ class MediaAnswers(msgspec.Struct, frozen=True):
 async def get_file(
     answers: MediaAnswers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS
 ) -> Response:
-    """A file."""
+    """Return a file."""
     return await answers.get_file(media_id, timeout_ms, peer.server_name)
 
 
@@ -68,6 +66,6 @@ async def get_thumbnail_of_file(
     animated: bool = False,
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
-    """A small picture of an image."""
+    """Return a thumbnail of an image."""
     query = ThumbnailQuery(width, height, method, animated)
     return await answers.get_thumbnail(media_id, query, timeout_ms, peer.server_name)

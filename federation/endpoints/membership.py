@@ -1,4 +1,4 @@
-"""Joining, leaving, knocking: handshakes with servers that are not in a room.
+"""Joining, leaving and knocking, for users of servers that are not in the room.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites,
 server-server-api#knocking-rooms
@@ -15,7 +15,7 @@ from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.joins.make_send import Handshakes
 
 MAX_BODY: Final = 128 * 1024
-"""A PDU of 64 KiB in canonical form may take more as it is sent."""
+"""Longest body: a PDU of 64 KiB in canonical form may be longer as it is sent."""
 
 Versions = Annotated[list[str] | None, Names("ver")]
 
@@ -34,7 +34,7 @@ async def make_join(
     user_id: UserID,
     versions: Versions = None,
 ) -> dict[str, Any]:
-    """A template for a join. Who names no version knows version 1."""
+    """Return a template for a join. A server that names no version supports version 1."""
     return await handshakes.make_join(peer.server_name, room_id, user_id, versions or ["1"])
 
 
@@ -56,7 +56,7 @@ async def send_join(
         bool, Names("omit_members", "org.matrix.msc3706.partial_state")
     ] = False,
 ) -> Response:
-    """Let a user in."""
+    """Complete the join of a user."""
     return await handshakes.do_join(
         peer.server_name, room_id, event_id, body, omit_members=omit_members, in_pair=False
     )
@@ -72,7 +72,7 @@ async def send_join(
 async def send_join_v1(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> Response:
-    """Let a user in."""
+    """Complete the join of a user, as in version 1."""
     return await handshakes.do_join(
         peer.server_name, room_id, event_id, body, omit_members=False, in_pair=True
     )
@@ -87,7 +87,7 @@ async def send_join_v1(
 async def make_leave(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID
 ) -> dict[str, Any]:
-    """A template for leaving."""
+    """Return a template for a leave."""
     return await handshakes.make_leave(peer.server_name, room_id, user_id)
 
 
@@ -101,7 +101,7 @@ async def make_leave(
 async def send_leave(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> dict[str, Any]:
-    """Let a user leave."""
+    """Complete the leave of a user."""
     await handshakes.do_leave(peer.server_name, room_id, event_id, body)
     return {}
 
@@ -116,7 +116,7 @@ async def send_leave(
 async def send_leave_v1(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> list[Any]:
-    """Let a user leave."""
+    """Complete the leave of a user, as in version 1."""
     await handshakes.do_leave(peer.server_name, room_id, event_id, body)
     return [200, {}]
 
@@ -135,7 +135,7 @@ async def make_knock(
     user_id: UserID,
     versions: Versions = None,
 ) -> dict[str, Any]:
-    """A template for a knock."""
+    """Return a template for a knock."""
     return await handshakes.make_knock(peer.server_name, room_id, user_id, versions or ["1"])
 
 
@@ -149,7 +149,7 @@ async def make_knock(
 async def send_knock(
     handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
 ) -> dict[str, list[msgspec.Raw]]:
-    """Let a user knock; what they are told of the room."""
+    """Complete the knock of a user, and return the stripped state of the room."""
     return {
         "knock_room_state": await handshakes.do_knock(peer.server_name, room_id, event_id, body)
     }

@@ -1,7 +1,6 @@
-"""What other servers ask about our people and rooms: profiles, aliases, the public directory.
+"""Queries of other servers for profiles, aliases and the public room directory.
 
-The answers come from the layer that knows them: `QueryAnswers` is filled where the server is put
-together.
+`QueryAnswers` connects these endpoints with the services; it is filled at wiring.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -18,14 +17,14 @@ from federation.remote.directory import DirectoryQuery
 
 
 class QueryAnswers(msgspec.Struct, frozen=True):
-    """Who answers."""
+    """The functions that answer queries."""
 
     get_profile: Callable[[UserID, str | None], Awaitable[Mapping[str, object]]]
-    """All of one of our users' profile, or one field. Raises NotFound, Forbidden."""
+    """Returns the profile of one of our users, or one field. Raises NotFound, Forbidden."""
     get_alias: Callable[[RoomAlias], Awaitable[tuple[RoomID, Sequence[ServerName]]]]
-    """The room of an alias of ours, and servers in it. Raises NotFound."""
+    """Returns the room of a local alias, and servers in it. Raises NotFound."""
     get_public_rooms: Callable[[DirectoryQuery], Awaitable[dict[str, Any]]]
-    """A page of our directory. Raises Forbidden, InvalidParam."""
+    """Returns a page of our directory. Raises Forbidden, InvalidParam."""
 
 
 @endpoint(
@@ -34,7 +33,7 @@ class QueryAnswers(msgspec.Struct, frozen=True):
 async def query_profile(
     answers: QueryAnswers, *, user_id: UserID, field: str | None = None
 ) -> Mapping[str, object]:
-    """A user's profile, or one field of it."""
+    """Return the profile of a user, or one field."""
     return await answers.get_profile(user_id, field)
 
 
@@ -42,7 +41,7 @@ async def query_profile(
     "GET", "/_matrix/federation/v1/query/directory", auth=ServerAuth.SERVER, resource="federation"
 )
 async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> dict[str, Any]:
-    """The room of an alias."""
+    """Return the room of an alias."""
     room_id, servers = await answers.get_alias(room_alias)
     return {"room_id": room_id, "servers": list(servers)}
 
@@ -54,8 +53,10 @@ async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> di
     resource="federation",
 )
 async def query_other(*, query_type: str) -> dict[str, Any]:
-    """Anything else: that is not known here. spec:
-    server-server-api#get_matrixfederationv1queryquerytype"""
+    """Refuse any other query type.
+
+    spec: server-server-api#get_matrixfederationv1queryquerytype
+    """
     raise Unrecognized(f"This server does not answer queries of the type {query_type[:40]!r}")
 
 
@@ -70,21 +71,21 @@ async def get_public_rooms(
     include_all_networks: bool = False,
     third_party_instance_id: str | None = None,
 ) -> dict[str, Any]:
-    """A page of the directory."""
+    """Return a page of the directory."""
     return await answers.get_public_rooms(
         DirectoryQuery(limit, since, None, None, include_all_networks, third_party_instance_id)
     )
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """What to look for; a null among the room types is the type of rooms that have none."""
+    """A filter of rooms. A null among the room types stands for rooms without a type."""
 
     generic_search_term: str | None = None
     room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None
 
 
 class Query(msgspec.Struct, frozen=True):
-    """A query of the directory."""
+    """A directory query."""
 
     limit: int = 0
     since: str | None = None
@@ -97,7 +98,7 @@ class Query(msgspec.Struct, frozen=True):
     "POST", "/_matrix/federation/v1/publicRooms", auth=ServerAuth.SERVER, resource="federation"
 )
 async def query_public_rooms(answers: QueryAnswers, *, body: Query) -> dict[str, Any]:
-    """A page of the directory, filtered."""
+    """Return a page of the filtered directory."""
     wanted = body.filter or Filter()
     return await answers.get_public_rooms(
         DirectoryQuery(

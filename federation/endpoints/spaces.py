@@ -1,4 +1,4 @@
-"""Spaces, as other servers look into them. spec: server-server-api#spaces"""
+"""The space hierarchy, for other servers. spec: server-server-api#spaces"""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ async def get_hierarchy(
     room_id: RoomID,
     suggested_only: bool = False,
 ) -> dict[str, Any]:
-    """A room with its children."""
+    """Return a room with its children."""
     if not await access.is_allowed_in(room_id, peer.server_name):
         raise Forbidden(f"The server ACL of this room denies {peer.server_name}")
     return await spaces.answer_server(peer.server_name, room_id, suggested_only=suggested_only)

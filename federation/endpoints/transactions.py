@@ -1,4 +1,4 @@
-"""What other servers send us unasked. spec: server-server-api#transactions"""
+"""Transactions from other servers. spec: server-server-api#transactions"""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from federation.api.request import Peer
 from federation.receiver.transactions import Transactions
 
 MAX_BODY = 16 << 20
-"""50 events of 64 KiB, and as much for 100 EDUs, with room to spare."""
+"""Longest body: 50 events of 64 KiB and as much for 100 EDUs, with a reserve."""
 
 
 @endpoint(
@@ -20,5 +20,5 @@ MAX_BODY = 16 << 20
 async def send_transaction(
     transactions: Transactions, peer: Peer, *, txn_id: str, body: bytes
 ) -> msgspec.Raw:
-    """Take in events and EDUs."""
+    """Receive a transaction."""
     return await transactions.receive_body(peer.server_name, txn_id, body)

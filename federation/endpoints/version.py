@@ -1,4 +1,4 @@
-"""What this server runs. spec: server-server-api#server-implementation"""
+"""The name and version of this server. spec: server-server-api#server-implementation"""
 
 import msgspec
 
@@ -16,5 +16,5 @@ class Answer(msgspec.Struct, frozen=True):
 
 @endpoint("GET", "/_matrix/federation/v1/version", auth=ServerAuth.NONE, resource="federation")
 async def get_implementation(implementation: Implementation) -> Answer:
-    """The name of the program, and its version."""
+    """Return the name and version of the program."""
     return Answer(implementation)

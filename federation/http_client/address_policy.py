@@ -22,7 +22,7 @@ class AddressPolicy:
         self._allowed = [ip_network(each, strict=False) for each in allowed]
 
     def allows(self, address: str) -> bool:
-        """Whether this IPv4 or IPv6 address may be contacted. A text that is no address may not."""
+        """Return whether this IPv4 or IPv6 address may be contacted. Other texts may not."""
         try:
             found = ip_address(address.partition("%")[0])
         except ValueError:
@@ -40,7 +40,7 @@ def _is_in(
 
 
 def _hidden_in(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
-    """The IPv4 addresses to which packets for this IPv6 address may go in the end."""
+    """Return the IPv4 addresses to which packets for this IPv6 address may be translated."""
     if isinstance(address, IPv4Address):
         return []
     hidden = [

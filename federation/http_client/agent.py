@@ -3,8 +3,8 @@
 Twisted's `HTTPConnectionPool` keeps the connections to one host, and its `Agent` speaks on them.
 `ConnectionPool` adds what they have no setting for:
 
-- a limit for requests at the same time, to one host and in all, and for idle connections; no
-  trace is left of a host that nobody talks to any more;
+- a limit for requests at the same time, to one host and in all, and for idle connections; an
+  unused host leaves no data behind;
 - an idle connection may have been closed by the server a moment ago. A request that has no
   further effect when it is repeated, PUT included, is then sent again on another connection. For
   a POST only a connection is used that was busy just before;
@@ -82,10 +82,9 @@ class ConnectionPool:
         headers: Headers | None,
         body: IBodyProducer | None,
     ) -> IResponse:
-        """Send a request and wait for the head of the answer. The caller has to read the body.
-        Raises OutboundError.
+        """Send a request and wait for the head of the response. The caller has to read the body.
 
-        Requests with the same key share connections.
+        Requests with the same key share connections. Raises OutboundError.
         """
         host = self._hosts.get(key)
         if host is None:
@@ -108,11 +107,11 @@ class ConnectionPool:
             connection.loseConnection()
 
     def count_idle(self) -> int:
-        """How many connections are kept that no request uses."""
+        """Return the number of idle connections."""
         return len(self._idle)
 
     def count_hosts(self) -> int:
-        """How many hosts have a request or a connection."""
+        """Return the number of hosts with a request or a connection."""
         return len(self._hosts)
 
     async def _send(
@@ -141,7 +140,7 @@ class ConnectionPool:
             attempt.connection.end_head()
             if response.version[0] != b"HTTP" or not 200 <= response.code <= 999:
                 attempt.connection.loseConnection()
-                raise OutboundError("its answer is no proper HTTP")
+                raise OutboundError("its answer is no valid HTTP")
             return response, attempt.connection
 
     def _begin_request(self, host: "_Host", connection: GuardedConnection) -> None:
@@ -172,7 +171,8 @@ class ConnectionPool:
     def _clean(self, host: "_Host") -> None:
         if not host.users and not host.connections:
             del self._hosts[host.key]
-            host.closeCachedConnections()  # type: ignore[no-untyped-call]  # and with them their timers
+            # this also cancels their timers
+            host.closeCachedConnections()  # type: ignore[no-untyped-call]
 
 
 class _Host(HTTPConnectionPool):
@@ -187,12 +187,12 @@ class _Host(HTTPConnectionPool):
         self.key = key
         self.requests = DeferredSemaphore(MAX_AT_ONCE)
         self.users = 0
-        """How many requests there are, those that wait included."""
+        """The number of requests, with those that wait."""
         self.connections = 0
-        """How many are open, in use or idle."""
+        """The number of open connections, in use or idle."""
 
     def getConnection(self, key: Hashable, endpoint: IStreamClientEndpoint) -> Deferred[Any]:
-        """A connection that the `_Attempt` accepts."""
+        """Return a connection that the `_Attempt` accepts."""
         return Deferred.fromCoroutine(self._get_connection(key, cast(_Attempt, endpoint)))
 
     async def _get_connection(self, key: Hashable, attempt: "_Attempt") -> Any:
@@ -225,8 +225,7 @@ class _Attempt:
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether it may have failed because the connection was closed while it was idle, and does
-        no harm twice."""
+        """Whether it may have failed on a closed idle connection, and may be repeated."""
         return self._is_repeatable and self._was_idle
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
@@ -236,8 +235,11 @@ class _Attempt:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     def accepts(self, connection: GuardedConnection) -> bool:
-        """Use a connection, unless it was idle and is closed, or may be for a request that cannot
-        be repeated."""
+        """Use a connection, and return whether so.
+
+        An idle connection is refused if it was closed. For a request that cannot be repeated it is
+        also refused if it was idle for too long, as it may be closed soon.
+        """
         idle_since = connection.used_at
         self._was_idle = idle_since is not None
         if idle_since is None and not connection.is_open:
@@ -272,7 +274,7 @@ class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
 
 
 class _Body(Protocol):
-    """Passes a body on, and what its end means."""
+    """Passes a body on, and translates the reason of its end."""
 
     def __init__(
         self, receiver: IProtocol, connection: GuardedConnection, end: Callable[[], None]
@@ -302,8 +304,10 @@ class _Body(Protocol):
 
 @implementer(IAgent)
 class WebAgent:
-    """Asks any web server that the connector may contact and whose certificate the trust
-    accepts."""
+    """Sends requests to any web server that the connector may contact.
+
+    The trust checks its certificate.
+    """
 
     def __init__(self, pool: ConnectionPool, connector: Connector, trust: TlsTrust) -> None:
         self._pool = pool
@@ -324,7 +328,7 @@ class WebAgent:
             tls = self._trust.towards(host) if parsed.scheme == b"https" else None
             return await self._connector.connect(host, port, tls, factory)
 
-        # Another agent may have other rights: it shares no connection
+        # Another agent may have other permissions, so it shares no connection
         key = (self, parsed.scheme, host, port)
         return Deferred.fromCoroutine(
             self._pool.request(key, connect, method, uri, headers, bodyProducer)

@@ -1,8 +1,9 @@
-"""Reads the body of an answer within bounds.
+"""Reads the body of a response within bounds.
 
-The other side is not trusted. The body has a limit as it arrives and once it is unpacked. It is
-unpacked in pieces, so that a small packet never becomes a large string, and a long body that is
-kept in memory must not be packed too tightly. A body that exceeds a bound ends its connection.
+The other side is not trusted. The body has a size limit as received and once it is decompressed. It
+is decompressed in pieces, so that a small packet never becomes a large string. A long body in
+memory must not have an excessive compression ratio. A body that exceeds a bound ends its
+connection.
 """
 
 import zlib
@@ -18,18 +19,18 @@ from twisted.web.client import ResponseDone
 from federation.http_client.errors import CutOff, OutboundError, TooLong
 
 TakeBody = Callable[[int, Mapping[str, str]], Callable[[bytes], None] | None]
-"""Called with the status and the headers of an answer. Returns a function that takes the body piece
-by piece, so that the whole body is never in memory, or None if the body is to be kept in memory.
-Both may raise OutboundError to end it."""
+"""Called with the status and the headers of a response. Returns a function that receives the body
+piece by piece, so that it is never in memory as a whole, or None to hold the body in memory.
+Both may raise OutboundError to end the exchange."""
 
 MAX_UNTAKEN_BYTES: Final = 64 << 10
-"""Limit of a body that `take` does not want: an error, in most cases."""
+"""Limit of a body that `take` does not want, which is usually an error."""
 FREELY_UNPACKED_BYTES: Final = 16 << 20
 MAX_UNPACKED_TIMES: Final = 50
-"""Beyond FREELY_UNPACKED_BYTES, a body that is kept in memory may be at most so many times as long
-as it was packed. Events, with their hashes and signatures, are three or four times as long."""
+"""Highest compression ratio beyond FREELY_UNPACKED_BYTES, for a body that is held in memory.
+Events, with their hashes and signatures, reach three or four."""
 PIECE_BYTES: Final = 256 << 10
-"""How much is unpacked at a time."""
+"""Bytes that are decompressed at a time."""
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 
 
@@ -54,11 +55,11 @@ class BodyReader(Protocol):
         self._max_bytes = max_bytes
         self._take = take
         self._chunks: list[bytes] = []
-        self._give: Callable[[bytes], None] = self._chunks.append
-        self._is_kept = True
+        self._pass_on: Callable[[bytes], None] = self._chunks.append
+        self._is_in_memory = True
         self._size = 0
-        self._packed_size = 0
-        self._unpacker: zlib._Decompress | None = None
+        self._compressed_size = 0
+        self._decompressor: zlib._Decompress | None = None
 
     def connectionMade(self) -> None:
         try:
@@ -72,7 +73,7 @@ class BodyReader(Protocol):
         try:
             self._read(data)
         except zlib.error:
-            self._end(OutboundError("its answer is packed wrongly", retryable=False))
+            self._end(OutboundError("the answer is not compressed correctly", retryable=False))
         except Exception as error:
             self._end(error)
 
@@ -86,46 +87,46 @@ class BodyReader(Protocol):
 
     def _begin(self) -> None:
         if self._take is not None:
-            give = self._take(self._status, self._headers)
-            if give is None:
+            receive = self._take(self._status, self._headers)
+            if receive is None:
                 self._max_bytes = min(self._max_bytes, MAX_UNTAKEN_BYTES)
             else:
-                self._give, self._is_kept = give, False
+                self._pass_on, self._is_in_memory = receive, False
         if int(self._headers.get("content-length", "0")) > self._max_bytes:
             raise self._too_long()
         if self._encoding in ("gzip", "x-gzip", "deflate"):
-            self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+            self._decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
         elif self._encoding not in ("identity", ""):
             raise OutboundError(
-                "its answer is packed in a way that was not asked for", retryable=False
+                "the answer has a content encoding that was not requested", retryable=False
             )
 
     def _read(self, data: bytes) -> None:
-        self._packed_size += len(data)
-        if self._packed_size > self._max_bytes:
+        self._compressed_size += len(data)
+        if self._compressed_size > self._max_bytes:
             raise self._too_long()
-        if self._unpacker is None:
-            self._pass(data)
+        if self._decompressor is None:
+            self._add(data)
             return
         while True:
-            piece = self._unpacker.decompress(data, PIECE_BYTES)
-            self._pass(piece)
-            if self._is_kept and self._size > max(
-                FREELY_UNPACKED_BYTES, self._packed_size * MAX_UNPACKED_TIMES
+            piece = self._decompressor.decompress(data, PIECE_BYTES)
+            self._add(piece)
+            if self._is_in_memory and self._size > max(
+                FREELY_UNPACKED_BYTES, self._compressed_size * MAX_UNPACKED_TIMES
             ):
-                raise OutboundError("its answer is packed too tightly", retryable=False)
-            data = self._unpacker.unconsumed_tail
+                raise OutboundError("the answer is compressed too much", retryable=False)
+            data = self._decompressor.unconsumed_tail
             if not data and len(piece) < PIECE_BYTES:
                 return
 
-    def _pass(self, data: bytes) -> None:
+    def _add(self, data: bytes) -> None:
         self._size += len(data)
         if self._size > self._max_bytes:
             raise self._too_long()
-        self._give(data)
+        self._pass_on(data)
 
     def _too_long(self) -> OutboundError:
-        return TooLong(f"its answer is longer than {self._max_bytes} bytes", self._status)
+        return TooLong(f"the answer is longer than {self._max_bytes} bytes", self._status)
 
     def _cut_off(self, done: Deferred[bytes]) -> None:
         self._close()

@@ -1,8 +1,7 @@
-"""HTTP requests to addresses that others gave us: well-known files, push gateways, previews of
-links, identity servers.
+"""Sends HTTP requests to URLs from other parties, such as push gateways and link previews.
 
 Requests go through treq, on an `IAgent` that checks each address and certificate
-(`federation.http_client.agent`). This module adds a limit for the time and for the body, and
+(`federation.http_client.agent`). This module adds limits for the time and for the body, and
 redirects.
 """
 
@@ -29,9 +28,9 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class WebAnswer(msgspec.Struct, frozen=True):
-    """A whole answer, and the address from which it came in the end.
+    """A complete response, and the URL it came from after redirects.
 
-    Names of headers are in lower case; the last of equal ones wins.
+    Header names are in lower case; the last of equal ones wins.
     """
 
     url: str
@@ -60,7 +59,7 @@ class Web(Protocol):
 
 
 class HttpClient:
-    """Asks servers that are not trusted."""
+    """Sends requests to untrusted servers."""
 
     def __init__(self, clock: IReactorTime, agent: IAgent) -> None:
         self._clock = clock
@@ -102,8 +101,10 @@ class HttpClient:
         max_bytes: int,
         take: TakeBody | None,
     ) -> WebAnswer:
-        """Send one request to a URL that is known to be well-formed; without a time limit. Raises
-        OutboundError."""
+        """Send one request to a URL that is known to be well-formed. Has no time limit.
+
+        Raises OutboundError.
+        """
         fields = Headers()
         for name, value in headers:
             fields.addRawHeader(name, value)
@@ -153,15 +154,15 @@ class HttpClient:
                 url = urljoin(url, location)
             except ValueError as error:
                 raise OutboundError(
-                    "it redirects to an address that is none", retryable=False
+                    "it redirects to an invalid address", retryable=False
                 ) from error
 
 
 class _ExactURL(EncodedURL):
-    """A URL that is sent as it is.
+    """A URL that is sent unchanged.
 
-    Otherwise hyperlink would quote it anew, where a signature may cover it, and refuse hosts
-    that are IPv6 literals or have an underscore.
+    Otherwise hyperlink would quote it again, where a signature may cover it. It would also
+    refuse hosts that are IPv6 literals or have an underscore.
     """
 
     def to_uri(self) -> "EncodedURL":
@@ -169,13 +170,13 @@ class _ExactURL(EncodedURL):
 
 
 class _NoCookies(IndexableCookieJar):
-    """Sends no cookie and keeps none."""
+    """Sends and stores no cookies."""
 
     def add_cookie_header(self, request: object) -> None:
-        """Add none."""
+        """Add no cookies."""
 
     def extract_cookies(self, response: object, request: object) -> None:
-        """Keep none."""
+        """Store no cookies."""
 
 
 @implementer(IBodyProducer)
@@ -214,17 +215,17 @@ def _parse_url(url: str) -> EncodedURL:
     try:
         return _ExactURL.from_text(url)
     except ValueError as error:
-        raise OutboundError("its address is none", retryable=False) from error
+        raise OutboundError("its address is no valid URL", retryable=False) from error
 
 
 def _check_url(url: str, only_https: bool) -> str:
-    """The URL, without its fragment. Raises OutboundError if it is malformed or of a kind that is
-    not asked."""
+    """Return the URL without its fragment. Raises OutboundError if it is malformed, or has a scheme
+    that is not allowed."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise OutboundError("its address is none", retryable=False) from error
+        raise OutboundError("its address is no valid URL", retryable=False) from error
     is_printable = all("!" <= each <= "~" for each in url)
     if (
         len(url) > MAX_URL_CHARS
@@ -233,10 +234,8 @@ def _check_url(url: str, only_https: bool) -> str:
         or parts.username is not None
         or port == 0
     ):
-        raise OutboundError("its address is none that is asked", retryable=False)
+        raise OutboundError("its address is not allowed", retryable=False)
     if parts.scheme not in ("https",) if only_https else parts.scheme not in ("https", "http"):
-        raise OutboundError(
-            f"{parts.scheme or 'nothing'} is no scheme that is asked", retryable=False
-        )
+        raise OutboundError(f"the scheme {parts.scheme!r} is not allowed", retryable=False)
     query = f"?{parts.query}" if parts.query else ""
     return f"{parts.scheme}://{parts.netloc}{parts.path or '/'}{query}"

@@ -34,21 +34,21 @@ MAX_HEAD_BYTES: Final = 64 << 10
 @implementer(IHandshakeListener)
 class GuardedConnection(ProtocolWrapper):
     """The transport of one `HTTP11ClientProtocol`. `ready` fires with that once the other side is
-    known to be the right one."""
+    authenticated."""
 
     def __init__(self, factory: "GuardFactory", wrapped: IProtocol, tls: TlsName | None) -> None:
         super().__init__(factory, wrapped)
         self.ready: Deferred[IProtocol] = Deferred(lambda _: self.loseConnection())
         self.is_open = False
         self.used_at: float | None = None
-        """When the last answer ended; None for a new connection."""
+        """Time when the last response ended. None for a new connection."""
         self.closed_by: Failure | None = None
         self._tls = tls
         self._problem: OutboundError | None = None
         self._ended_here = False
         self._is_busy = False
         self._head_bytes: int | None = None
-        """How many bytes of the head were received, or None if no head is awaited."""
+        """Bytes of the head received so far, or None if no head is expected."""
         self._on_close: Callable[[], None] | None = None
 
     def when_closed(self, call: Callable[[], None]) -> None:
@@ -61,7 +61,7 @@ class GuardedConnection(ProtocolWrapper):
         self._head_bytes = 0
 
     def end_head(self) -> None:
-        """The head of the answer is complete."""
+        """Record that the head of the response is complete."""
         self._head_bytes = None
 
     def end_request(self, now: float) -> None:
@@ -70,8 +70,8 @@ class GuardedConnection(ProtocolWrapper):
         self.used_at = now
 
     def loseConnection(self) -> None:
-        """End it at once: a server that does not answer the end of TLS must not keep the socket
-        open."""
+        """Abort the connection: a server that does not answer the end of TLS must not keep the
+        socket open."""
         if self._ended_here or self.closed_by is not None:
             return
         self._ended_here = True
@@ -80,7 +80,7 @@ class GuardedConnection(ProtocolWrapper):
         cast(ITCPTransport, self.transport).abortConnection()
 
     def explain(self, error: BaseException | None) -> BaseException:
-        """What an error of Twisted's client on this connection means."""
+        """Translate an error of Twisted's client on this connection."""
         if self._problem is not None:
             return self._problem
         assert error is not None
@@ -93,7 +93,7 @@ class GuardedConnection(ProtocolWrapper):
             return ConnectionGone("the connection was closed")
         if isinstance(cause, ConnectionClosed) and not self._ended_here:
             return OutboundError("the connection broke within the answer")
-        return OutboundError("its answer is no proper HTTP")
+        return OutboundError("its answer is no valid HTTP")
 
     # ---- Twisted
 
@@ -154,7 +154,7 @@ class GuardFactory(WrappingFactory[GuardedConnection]):
     noisy = False
 
     def __init__(self, wrapped: IProtocolFactory, tls: TlsName | None) -> None:
-        """`tls`: whose certificate is expected."""
+        """`tls`: the expected certificate."""
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self._tls = tls
 

@@ -1,5 +1,4 @@
-"""Connections through an HTTP proxy, by CONNECT: the proxy learns the host, and nothing of what is
-sent to it.
+"""Opens connections through an HTTP proxy, by CONNECT. The proxy learns the host, but no content.
 
 The proxy looks up names, so it has to check the addresses behind them, and not the
 `AddressPolicy`.
@@ -38,7 +37,10 @@ class Proxy(msgspec.Struct, frozen=True):
     `*`."""
 
     def serves(self, host: str) -> bool:
-        """Whether requests to a host (a name, or an address without brackets) go through it."""
+        """Return whether requests to a host go through the proxy.
+
+        `host`: a name, or an address without brackets.
+        """
         return not any(
             _is_covered(host.lower(), each.strip().lower())
             for each in self.exceptions
@@ -63,8 +65,7 @@ def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
 
 
 class Tunnel(Protocol):
-    """Asks the proxy for a way to a host. `ready` fires with the protocol that is connected through
-    it."""
+    """Asks the proxy for a connection to a host. `ready` fires with the connected protocol."""
 
     def __init__(self, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
         self.ready: Deferred[IProtocol] = Deferred(lambda _: self._abort())

@@ -1,6 +1,6 @@
 """Looks up the addresses and services of names, by the system's resolver and by DNS.
 
-Addresses come from the system (`getaddrinfo`: hosts file and all, in threads of their own),
+Addresses come from the system (`getaddrinfo` with the hosts file, in separate threads),
 services (SRV) from the name servers that the system is set up with.
 """
 
@@ -88,9 +88,7 @@ class SystemNames:
         except DNSNameError:
             return Services((), 300)
         except (DomainError, ResolverError) as error:
-            raise NameNotFound(
-                f"the services of {name} are not known: {type(error).__name__}"
-            ) from error
+            raise NameNotFound(f"no SRV records of {name}: {type(error).__name__}") from error
         found = [each for each in answers if isinstance(each.payload, Record_SRV)][:MAX_SERVICES]
         records = tuple(
             Service(
@@ -105,7 +103,7 @@ class SystemNames:
 
 
 def _check(name: str) -> None:
-    """Raises NameNotFound for a text that cannot be a name in DNS. spec: RFC 1035, section 2.3.4"""
+    """Check that a text is a valid DNS name. Raises NameNotFound. spec: RFC 1035, section 2.3.4"""
     labels = name.removesuffix(".").split(".")
     if len(name) > MAX_NAME_CHARS or not all(0 < len(label) <= MAX_LABEL_CHARS for label in labels):
-        raise NameNotFound(f"{name!a} can be no name")
+        raise NameNotFound(f"{name!a} is no valid DNS name")

@@ -14,8 +14,7 @@ MOST_SECONDS: Final = 10**MOST_DIGITS - 1
 
 
 def read_retry_after(headers: Mapping[str, str], now: float) -> int:
-    """Return how long to wait, in milliseconds. The header has a number of seconds or a date; 0 if
-    neither, or the date is over.
+    """Return the time to wait in milliseconds. 0 without a valid number or a future date.
 
     Names of headers are in lower case. `now`: in seconds since 1970; the `Date` of the answer,
     if it has one, counts instead.

@@ -1,5 +1,4 @@
-"""TLS to other servers: the trusted authorities, and the check that a certificate is for the right
-name.
+"""TLS to other servers: the trusted authorities, and the check of the name in a certificate.
 
 OpenSSL checks the chain of certificates during the handshake. `check_identity` checks the name
 afterwards, before anything is sent.
@@ -78,7 +77,7 @@ class TlsName:
         return connection
 
     def check_identity(self, connection: Connection) -> None:
-        """Raises OutboundError if the certificate is for another name."""
+        """Check that the certificate is for this name. Raises OutboundError."""
         if not self._verifies:
             return
         try:

@@ -1,6 +1,6 @@
-"""The production `Wire`: finds a server, connects to it, and sends it a request.
+"""The production `Wire`: resolves a server name, connects, and sends a request.
 
-Redirects are not followed. A route whose hosts do not answer is looked up again the next time.
+Redirects are not followed. A route whose hosts do not answer is resolved again the next time.
 
 spec: server-server-api#resolving-server-names
 """
@@ -59,7 +59,7 @@ class FederationAgent:
         async def connect(factory: IProtocolFactory) -> IProtocol:
             return await self._connect(destination, route, factory)
 
-        # Servers that lead to the same host share its connections: that host proved its identity
+        # Names that resolve to the same host share its connections: that host proved its identity
         key = ("matrix", route.host_header, route.tls_name)
         return await self._pool.request(key, connect, method, uri, headers, body)
 
@@ -67,7 +67,7 @@ class FederationAgent:
         self, destination: ServerName, route: Route, factory: IProtocolFactory
     ) -> IProtocol:
         """Connect to the first host of a route that answers."""
-        failure = OutboundError("it says that it takes no part in federation", retryable=False)
+        failure = OutboundError("the server states that it does not federate", retryable=False)
         for hop in route.hops:
             try:
                 tls = self._trust.towards(route.tls_name)
@@ -86,10 +86,10 @@ class HttpWire:
         self._client = HttpClient(clock, agent)
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        """Raises RemoteError."""
+        """Send a request and return the response. Raises RemoteError."""
         try:
-            if not is_server_name(destination):  # identifiers in events may name such
-                raise OutboundError("no server can have this name", retryable=False)
+            if not is_server_name(destination):  # identifiers in events may contain such names
+                raise OutboundError("this is no valid server name", retryable=False)
             work = self._client.exchange(
                 request.method,
                 f"https://{destination}{request.uri}",

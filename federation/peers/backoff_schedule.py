@@ -1,11 +1,11 @@
-"""The pauses before something is tried again, which grow by a factor up to a longest one."""
+"""Computes pauses between retries, which grow by a factor up to a limit."""
 
 from typing import Final
 
 import msgspec
 
 _MAX_EXPONENT: Final = 60
-"""Beyond that every schedule has reached its longest pause."""
+"""At this exponent every schedule has reached its longest pause."""
 
 
 class BackoffSchedule(msgspec.Struct, frozen=True):
@@ -16,11 +16,11 @@ class BackoffSchedule(msgspec.Struct, frozen=True):
     growth: float = 2
 
     def after(self, pause_ms: float) -> int:
-        """The pause that follows one of this length; the first after 0."""
+        """Return the pause after one of this length, or the first one after 0."""
         return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
 
     def nth(self, failures: int) -> int:
-        """The pause after so many failures in a row, from 1."""
+        """Return the pause after this number of consecutive failures, from 1."""
         return int(
             min(self.first_ms * self.growth ** min(failures - 1, _MAX_EXPONENT), self.longest_ms)
         )

@@ -1,9 +1,8 @@
-"""Lists of events in an answer too long to be read at once: taken apart without being read, a piece
-at a time.
+"""Splits the lists of events in a response that is too long to parse at once, piece by piece.
 
-What reads JSON at once would hold up everybody meanwhile, and makes of an answer of nothing but
-empty objects many times its size. Here only brackets and strings are looked at. Each event is read
-when its turn comes, and only then is it known to be JSON.
+Parsing the complete JSON would block the reactor, and a response of nothing but empty objects would
+take many times its size in memory. This module only looks at brackets and strings. Each event is
+parsed separately later, and only then is it known to be JSON.
 """
 
 import re
@@ -21,23 +20,22 @@ from federation.protocol.errors import BadJson
 from federation.protocol.events import MAX_PDU_BYTES
 
 PIECE: Final = 1 << 20
-"""Bytes between which others have their turn: some milliseconds."""
+"""Bytes between two turns of the reactor, which take some milliseconds."""
 READ_AT_ONCE: Final = 256 << 10
-"""Bytes of which the values are read between two turns of others: of empty objects, some
+"""Bytes that are parsed between two turns of the reactor. As empty objects they take some
 milliseconds."""
 MAX_EVENT: Final = 512 << 10
-"""Bytes of one event: some times what one may have, since there are many ways to write it."""
+"""Longest event in bytes: a multiple of the size limit, as JSON can be written in many ways."""
 MAX_REST: Final = 1 << 20
-"""Bytes beside the lists."""
+"""Bytes outside the lists."""
 FURTHER: Final = 100
-"""What there may be in the outermost object, and in the lists beside events."""
+"""Values that the outermost object and the lists may hold besides events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _PLAIN: Final = rb'[^\]\[{}"]++|' + _STRING
 
 
 def _nested(levels: int) -> bytes:
-    """A list or an object with so many within each other. What has matched is never tried in
-    another way."""
+    """Return a pattern of a list or object with this nesting depth. It never backtracks."""
     inner = rb"(?!)"
     for _ in range(levels):
         inner = rb"[\[{](?:" + _PLAIN + rb"|" + inner + rb")*+[\]}]"
@@ -45,7 +43,7 @@ def _nested(levels: int) -> bytes:
 
 
 _USUAL: Final = re.compile(_nested(6), re.DOTALL)
-"""An event as nearly all are, in one go."""
+"""Matches nearly all events at once."""
 _WHOLE_STRING: Final = re.compile(_STRING, re.DOTALL)
 _TOKEN: Final = re.compile(STRING_OR_REST + rb"|[\]\[{}]", re.DOTALL)
 _BEGIN: Final = re.compile(rb'[\]\[{}"]')
@@ -53,16 +51,16 @@ _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
 
 class Turns:
-    """Gives others their turn after so much work on pieces."""
+    """Lets the reactor run after a certain amount of parsing."""
 
     def __init__(self, clock: IReactorTime, at_once: int = READ_AT_ONCE) -> None:
-        """`at_once`: bytes between two turns of others."""
+        """`at_once`: bytes between two turns of the reactor."""
         self._clock = clock
         self._at_once = at_once
         self._done = 0
 
     async def after(self, size: int) -> None:
-        """So many bytes were read. Who comes while others have their turn waits for it too."""
+        """Record parsed bytes, and yield if enough were parsed. Concurrent callers yield too."""
         self._done += size
         if self._done >= self._at_once:
             await _pause(self._clock)
@@ -70,16 +68,16 @@ class Turns:
 
 
 class TooMany(ValueError):
-    """There are more events than so many."""
+    """A response holds too many events."""
 
 
 class Lists(msgspec.Struct, frozen=True):
-    """What was taken apart."""
+    """A response with its lists split off."""
 
     found: Mapping[str, Sequence[msgspec.Raw]]
     """The objects in each list, in order."""
     rest: bytes
-    """The object with these lists empty."""
+    """The response with these lists empty."""
 
 
 async def split_lists(
@@ -90,17 +88,17 @@ async def split_lists(
     *,
     longest: int = MAX_EVENT,
 ) -> Lists:
-    """The objects in these lists of an object; what else is in them is passed over, and a list that
-    is missing is empty.
+    """Return the objects in these lists of a response.
 
-    `longest`: bytes of one. Raises TooMany where there are more than `most`; ValueError where one
-    is longer, or what is beside them is too long, or the body is no object.
+    Values other than objects are skipped, and a missing list is empty. `longest`: bytes of one
+    object. Raises TooMany above `most` objects. Raises ValueError if one of them or the rest is too
+    long, or if the body is no object.
     """
     found: dict[str, list[msgspec.Raw]] = {field: [] for field in fields}
     names = {msgspec.json.encode(field): field for field in fields}
     view = memoryview(body)
     into: list[msgspec.Raw] | None = None
-    beside: list[memoryview] = []
+    outside: list[memoryview] = []
     begun, size = 0, 0
     name, count = b"", 0
     at, pause_at = _find(body, 0), PIECE
@@ -121,7 +119,7 @@ async def split_lists(
             name = body[at:end]
         elif byte == _OPEN_LIST and into is None and name in names:
             into, end = found[names[name]], at + 1
-            beside.append(view[begun:end])
+            outside.append(view[begun:end])
             size += end - begun
         elif byte == _CLOSE_LIST and into is not None:
             into, end, begun = None, at + 1, at
@@ -131,15 +129,15 @@ async def split_lists(
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
             if size + at + 1 - begun > MAX_REST:
-                raise ValueError("it has too much beside its events")
-            return Lists(found, b"".join([*beside, view[begun : at + 1]]))
+                raise ValueError("it has too much data besides its events")
+            return Lists(found, b"".join([*outside, view[begun : at + 1]]))
         else:
             raise ValueError("it is no JSON object")
         at = end
 
 
 def _find(body: bytes, at: int) -> int:
-    """Where the next bracket or string begins."""
+    """Return the position of the next bracket or string."""
     token = _BEGIN.search(body, at)
     return len(body) if token is None else token.start()
 
@@ -147,12 +145,12 @@ def _find(body: bytes, at: int) -> int:
 def _end_of_string(body: bytes, at: int) -> int:
     token = _WHOLE_STRING.match(body, at, at + MAX_EVENT)
     if token is None:
-        raise ValueError("it has a string that is too long, or has no end")
+        raise ValueError("it has a string that is too long or unterminated")
     return token.end()
 
 
 def is_one_object(body: bytes) -> bool:
-    """Whether a text is one object, as far as brackets and strings tell, however deep it nests."""
+    """Return whether a text is one object, judged by brackets and strings, at any depth."""
     try:
         return body.startswith(b"{") and _end_of_value(body, 0, len(body)) == len(body)
     except ValueError:
@@ -160,8 +158,7 @@ def is_one_object(body: bytes) -> bool:
 
 
 def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
-    """The object that is in a piece; an empty one, where there is none, or it nests deeper than
-    what is read."""
+    """Parse a piece. Return an empty mapping if it is no object or nests too deeply."""
     try:
         value = msgspec.json.decode(piece)
         check_text_depth(bytes(piece))
@@ -171,7 +168,7 @@ def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
 
 
 def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
-    """As `read_piece`; nothing, where it is longer than any event, however it is written."""
+    """Parse a piece as `read_piece`. Return an empty mapping if it is longer than any event."""
     length = len(memoryview(piece))
     if length > MAX_EVENT or (length > MAX_PDU_BYTES and bytes(piece).count(b",") > MAX_PDU_BYTES):
         return {}
@@ -184,7 +181,7 @@ def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
 
 
 def _end_of_value(body: bytes, at: int, longest: int) -> int:
-    """Where what is in a bracket ends."""
+    """Return the end of the list or object that starts here."""
     usual = _USUAL.match(body, at, at + longest)
     if usual is not None:
         return usual.end()
@@ -197,7 +194,7 @@ def _end_of_value(body: bytes, at: int, longest: int) -> int:
             depth -= 1
             if not depth:
                 return token.end()
-    raise ValueError("it has an event that is too long, or has no end")
+    raise ValueError("it has an event that is too long or unterminated")
 
 
 async def _pause(clock: IReactorTime) -> None:

@@ -2,8 +2,8 @@
 
 Laws:
 - No more permits are held than there are, and no key gets more than its share.
-- A permit may be held for several keys, such as the server asked and the user who asks. Each of
-  them must have a share left.
+- A permit may be held for several keys, such as a remote server and the user who made the request.
+  Each of them must have a share left.
 - Waiters get permits in rounds: one for each set of keys, then the next round. Within a set the
   order is that of arrival. A waiter whose keys have no share left delays nobody.
 - The queue may be bounded, in all and for each key. Where it is full, waiting is refused at once.
@@ -82,28 +82,28 @@ class FairSemaphore(Generic[K]):
 
     @property
     def free(self) -> int:
-        """How many permits nobody holds."""
+        """The number of permits that are not held."""
         return self._free
 
     @property
     def waiting_in_all(self) -> int:
-        """How many wait for a permit."""
+        """The number of waiters."""
         return self._waiting_in_all
 
     def held(self, key: K) -> int:
-        """How many permits are held for the key."""
+        """Return the number of permits held for the key."""
         return self._held[key]
 
     def waiting(self, key: K) -> int:
-        """How many wait for a permit for the key."""
+        """Return the number of waiters for the key."""
         return self._waiting[key]
 
     def waiting_keys(self) -> Iterator[tuple[K, ...]]:
-        """The sets of keys for which somebody waits."""
+        """Return the sets of keys that have waiters."""
         return (claim.keys for claim in self._queues)
 
     async def acquire(self, *keys: K) -> None:
-        """Wait for a permit for the keys, until `release` of the same. Raises the refusal."""
+        """Wait for a permit for the keys. Call `release` with the same keys. Raises the refusal."""
         await self._acquire(_Claim(keys))
 
     def release(self, *keys: K) -> None:
@@ -112,7 +112,7 @@ class FairSemaphore(Generic[K]):
 
     @asynccontextmanager
     async def hold(self, *keys: K) -> AsyncIterator[None]:
-        """Wait for a permit, and hold it while the context lasts. Raises the refusal."""
+        """Wait for a permit, and hold it in the context. Raises the refusal."""
         claim = _Claim(keys, self._is_slow(keys[0]))
         await self._acquire(claim)
         began = self._now()
@@ -124,8 +124,10 @@ class FairSemaphore(Generic[K]):
 
     @contextmanager
     def hold_now(self, *keys: K) -> Iterator[None]:
-        """Hold a permit without waiting. Raises the refusal: of a key without a share left, or of
-        all keys."""
+        """Hold a permit without waiting.
+
+        Raises the refusal of a key without a share left, or of all keys.
+        """
         claim = _Claim(keys)
         if not self._has_room(claim):
             raise self._refusal(
@@ -138,7 +140,7 @@ class FairSemaphore(Generic[K]):
             self._release(claim)
 
     def prioritize(self, *keys: K) -> None:
-        """Give the keys the next permit, if somebody waits for one for them."""
+        """Give the keys the next permit, if they have a waiter."""
         claim = _Claim(keys)
         if claim in self._queues:
             self._queues.move_to_end(claim, last=False)
@@ -161,7 +163,7 @@ class FairSemaphore(Generic[K]):
     async def _acquire(self, claim: "_Claim[K]") -> None:
         self._check_queue(claim.keys)
         if not self._is_admitting and claim not in self._queues and self._has_room(claim):
-            self._take(claim)  # no other waiter could have had it
+            self._take(claim)  # no other waiter could have taken this permit
             return
         turn: Deferred[None] = Deferred(lambda _: self._leave_queue(claim, turn))
         self._enter_queue(claim, turn)
@@ -228,7 +230,7 @@ class FairSemaphore(Generic[K]):
         _add(self._held, claim.keys, 1)
 
     def _release(self, claim: "_Claim[K]") -> None:
-        # what others lack, unless it is a permit, is a share of their own keys
+        # unless permits are scarce, other waiters only lack a share of their own keys
         concerns_all = self._free <= 0 or claim.is_slow
         self._free += 1
         self._held_by_slow -= claim.is_slow
@@ -236,8 +238,11 @@ class FairSemaphore(Generic[K]):
         self._admit(None if concerns_all else claim.keys)
 
     def _admit(self, keys: tuple[K, ...] | None) -> None:
-        """Give permits to the waiters for these keys, or to any. An admitted waiter may release at
-        once: then the loop that runs goes on, so the stack does not grow with the queue."""
+        """Give permits to the waiters for these keys, or to any waiters.
+
+        An admitted waiter may release at once. The running loop then continues, so that the stack
+        does not grow with the queue.
+        """
         self._freed[keys] = None
         if self._is_admitting:
             return
@@ -285,7 +290,7 @@ class FairSemaphore(Generic[K]):
 
 
 class _Claim(msgspec.Struct, Generic[K], frozen=True):
-    """What a waiter asks for; equal claims take turns."""
+    """The keys of a waiter. Waiters with equal claims share a queue."""
 
     keys: tuple[K, ...]
     is_slow: bool = False

@@ -1,4 +1,4 @@
-"""Who this server is to others: its name, and the key that it signs with."""
+"""Holds the name of this server and its signing key."""
 
 import msgspec
 
@@ -7,11 +7,11 @@ from federation.protocol.signing import SigningKey
 
 
 class ServerIdentity(msgspec.Struct, frozen=True):
-    """Passed to whoever signs, or has to know whose users are ours."""
+    """The identity of this server, for code that signs or tells local users from remote ones."""
 
     server_name: ServerName
     key: SigningKey
 
     def is_local(self, identifier: str) -> bool:
-        """Whether a user id or alias is of this server."""
+        """Return whether a user id or alias belongs to this server."""
         return identifier.partition(":")[2] == self.server_name

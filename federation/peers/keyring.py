@@ -1,25 +1,23 @@
-"""The keys of other servers: fetched when a signature is to be checked, kept for good, fetched anew
-before they run out.
+"""Holds the keys of other servers. Fetches them to check a signature and renews them before expiry.
 
 Laws:
-- A key counts for what was signed while it was valid. How far in the future that is believed has a
-  bound, and rooms of old versions ask for no validity.
-- One fetch serves all who wait for it. A server that failed, or has not the key that was asked for,
-  is asked again after a pause that doubles up to five minutes: whoever sends us forged names makes
-  us ask little. One that has answered is not asked again for some seconds, whatever new keys it
-  signs with; and of the keys that it names, a bounded number is kept. One that says when to come
-  again (429) is not asked before, itself: notaries may be.
-- A document counts when the server has signed it itself; one that a notary hands us, when the
-  notary has signed it too.
-- Requests of servers that have proved nothing yet wait for keys apart from all others: anybody can
-  name any number of servers in requests, and let each answer slowly. The places are shared among
-  the network addresses that requests come from, and among the registered domains that they name.
-  Each may hold as many as it leaves free, so that some are left however hard one presses; the two
-  are counted apart, since many who wait for the same server wait for one question. Servers are
-  asked in turns of domains.
-- Of a server whose keys are pinned no others are believed, and nobody is asked for them.
-- Servers are asked themselves, and then the notaries of the configuration, if there are any. When
-  many are wanted at once, as when a large room is joined, the notaries come first: one question
+- A key counts for signatures from the time of its validity. The accepted validity in the future is
+  bounded, and rooms of old versions do not check it.
+- Concurrent callers share one fetch. A server that failed, or lacks the requested key, is asked
+  again after a pause that doubles up to five minutes, so forged names cause few requests. A server
+  that has answered is not asked again for some seconds, even for new keys. A bounded number of its
+  keys is stored. A server that answers 429 is not asked before the time it names, but notaries are.
+- A document counts if the server has signed it. One from a notary must also be signed by the
+  notary.
+- Requests from servers without a valid signature so far wait for keys in a queue of their own,
+  because anybody can name any number of servers in requests and answer slowly. The slots are shared
+  among the network addresses of the requests and the registered domains that they name. Each may
+  hold as many slots as it leaves free, so a flood from one leaves some for others. Addresses and
+  domains are counted apart, as many requests may wait for the keys of one server. Servers are asked
+  by domain, in turns.
+- For a server with pinned keys only these count, and no request is made for its keys.
+- Servers are asked first, and then the notaries of the configuration, if there are any. If many
+  servers are needed at once, as in joining a large room, the notaries come first: one request
   instead of hundreds.
 
 spec: server-server-api#retrieving-server-keys
@@ -63,42 +61,42 @@ from storage.federation.server_keys import MOST_KEYS, ServerKeyStore, StoredDocu
 AT_ONCE = 30
 """Servers that are asked at the same time."""
 AT_DOOR = 20
-"""Servers of which nothing is known that are asked at the same time since somebody named them."""
+"""Unauthenticated servers that are asked at the same time."""
 MOST_AT_DOOR = 70
-"""Requests that wait for that, each held in memory. Further ones are refused."""
+"""Requests that wait for keys of such servers, each held in memory. Further ones are refused."""
 NO_ADDRESS = ""
-"""Of those who ask us as a notary: all together count as one that asks."""
+"""The address of requests to us as a notary. They all share the slots of one address."""
 MANY = 10
-"""From so many servers on the notaries are asked first."""
+"""From this number of servers on the notaries are asked first."""
 RETRIES = BackoffSchedule(5_000, 300_000)
 REST_MS = 5_000
-"""How long a server that has said its keys is not asked for more of them."""
+"""Time after an answer in which a server is not asked for further keys."""
 MAX_REMEMBERED = 10_000
 """Servers whose keys, or whose failures, are held in memory."""
 
 Wanted = Mapping[ServerName, Mapping[KeyID, int]]
-"""Keys, and when each has to have been valid, in milliseconds."""
+"""Keys, and the time at which each has to have been valid, in milliseconds."""
 
 
 class Notary(msgspec.Struct, frozen=True):
-    """A server that is believed about other servers' keys."""
+    """A server that we trust for the keys of other servers."""
 
     server_name: ServerName
     keys: Mapping[KeyID, bytes]
-    """Its own, where they are known beforehand; else it is asked for them."""
+    """Its own keys if configured. Otherwise they are fetched from it."""
     unsigned: bool = False
-    """Whether its answers are believed though it has not signed them."""
+    """Whether its answers count without its signature."""
 
 
 class _Known(msgspec.Struct, frozen=True):
     keys: Mapping[KeyID, VerifyKey]
     said_until: int
-    """Until when its last document is good."""
+    """End of the validity of the last document."""
     renew_at: int
 
 
 class _Party(NamedTuple):
-    """One for which places are counted: the network address or the domain of a request."""
+    """A network address or domain of requests, which has a share of the slots."""
 
     kind: Literal["address", "domain"]
     name: str
@@ -109,7 +107,7 @@ def _parties_of(address: str, server: ServerName) -> tuple[_Party, _Party]:
 
 
 class Keyring:
-    """Finds keys. For the reactor thread."""
+    """Finds the keys of servers. For the reactor thread."""
 
     _log = Logger()
 
@@ -124,8 +122,8 @@ class Keyring:
         old_keys: Mapping[KeyID, VerifyKey] | None = None,
         pinned_keys: Callable[[ServerName], Mapping[KeyID, bytes]] = lambda _: {},
     ) -> None:
-        """`old_keys`: those that this server itself used to use. `pinned_keys`: of a server, the
-        only ones to believe."""
+        """`old_keys`: former keys of this server. `pinned_keys`: the only keys that count for a
+        server, if any."""
         self._pinned_keys = pinned_keys
         self._remote = remote
         self._store = store
@@ -138,45 +136,49 @@ class Keyring:
         self._lacking: PeerBackoff[ServerName] = PeerBackoff(
             now_ms, RETRIES, max_remembered=MAX_REMEMBERED
         )
-        """Servers whose keys could not be had, from whomever."""
-        self._fresh: PeerBackoff[ServerName] = PeerBackoff(now_ms, max_remembered=MAX_REMEMBERED)
-        """Servers that have just said their keys."""
+        """Servers whose keys neither they nor a notary could provide."""
+        self._recently_fetched: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms, max_remembered=MAX_REMEMBERED
+        )
+        """Servers that have just answered with their keys."""
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
         """Servers that asked us to wait."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
-        self._line = DeferredSemaphore(AT_ONCE)
-        self._unknown: FairSemaphore[_Party] = FairSemaphore(
+        self._fetch_slots = DeferredSemaphore(AT_ONCE)
+        self._unauthenticated: FairSemaphore[_Party] = FairSemaphore(
             MOST_AT_DOOR,
-            lambda _party: self._unknown.free,
+            lambda _party: self._unauthenticated.free,
             refusal=lambda _party: LimitExceeded(
-                "Too many servers make themselves known just now", retry_after_ms=RETRIES.first_ms
+                "Too many unknown servers at the moment", retry_after_ms=RETRIES.first_ms
             ),
         )
-        """Requests of servers that have proved nothing yet."""
-        self._questions: FairSemaphore[str] = FairSemaphore(AT_DOOR, AT_DOOR // 2)
-        """Questions to such servers, by registered domain."""
+        """Requests from unauthenticated servers that wait for keys."""
+        self._unauthenticated_fetch_slots: FairSemaphore[str] = FairSemaphore(AT_DOOR, AT_DOOR // 2)
+        """Key requests to such servers, by registered domain."""
 
     async def get_keys(
         self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int
     ) -> Mapping[KeyID, bytes]:
-        """Those of the keys that were valid then; what cannot be had is left out."""
+        """Return the keys that were valid then. Keys that cannot be fetched are left out."""
         wanted = dict.fromkeys(key_ids, valid_at_ms)
         return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
 
     async def get_keys_of_caller(
         self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int, address: str
     ) -> Mapping[KeyID, bytes]:
-        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too
-        many wait at the door.
+        """Return keys as `get_keys`, for a request whose signature is not checked yet.
 
-        `address`: that of the network that the request comes from, or what it counts as.
+        `address`: the network address of the request, or the group it counts to. Raises
+        LimitExceeded if too many such requests wait.
         """
         wanted = dict.fromkeys(key_ids, valid_at_ms)
         return valid_keys((await self._find({server: wanted}, caller=address))[server].keys, wanted)
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        """Those of an event's required signers whose valid signatures it has. Raises BadEvent as
-        `required_signers`."""
+        """Return the required signers of an event that have signed it validly.
+
+        Raises BadEvent as `required_signers`.
+        """
         wanted = _wanted_for(event)
         if not wanted:
             return ()
@@ -191,11 +193,10 @@ class Keyring:
         ]
 
     async def prepare(self, events: Iterable[Event]) -> None:
-        """Have the keys at hand that these events need: one read, and questions to several servers
-        at a time.
+        """Load the keys for these events: one read, and concurrent requests to servers.
 
-        Call it before many are checked one after the other; what cannot be had is found missing
-        then.
+        Call it before the events are checked one after the other. Keys that cannot be fetched are
+        reported missing by those checks.
         """
         wanted: dict[ServerName, dict[KeyID, int]] = {}
         for event in events:
@@ -210,8 +211,8 @@ class Keyring:
         await self._find(wanted)
 
     def lacks_keys_for(self, event: Event) -> bool:
-        """Whether a signature that the event must have could not be checked just now, since its key
-        cannot be had."""
+        """Return whether a required signature of the event cannot be checked at present, as its key
+        cannot be fetched."""
         try:
             wanted = _wanted_for(event)
         except BadEvent:
@@ -219,17 +220,17 @@ class Keyring:
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
     async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
-        """Ask a server for its keys now, unless it is its pause, or has just said them or that we
-        should wait; whether it answered well.
+        """Fetch the keys of a server now. Return whether it answered with valid ones.
 
-        `at_door`: for anybody, so not where too many wait there.
+        Does nothing during a pause after a failure, a recent answer or a 429. `at_door`: for an
+        unauthenticated request, so not if too many of these wait.
         """
         if self._is_paused(server) or not self._may_ask(server):
             return False
         if not at_door:
             return await self._renew(server, at_door=False)
         try:
-            with self._unknown.hold_now(*_parties_of(NO_ADDRESS, server)):
+            with self._unauthenticated.hold_now(*_parties_of(NO_ADDRESS, server)):
                 return await self._renew(server, at_door=True)
         except LimitExceeded:
             return False
@@ -245,11 +246,11 @@ class Keyring:
     async def _find(
         self, wanted: Wanted, *, caller: str | None = None
     ) -> Mapping[ServerName, _Known]:
-        """What is known of each server once all that could be done is done. Raises LimitExceeded at
-        the door.
+        """Return the known keys of each server, after fetching those that are missing.
 
-        `caller`: the address that a request of one server comes from. The keys are those with which
-        it signs now: as it says these itself, it is passed over when it has just done so.
+        `caller`: the network address of a request by the one server in `wanted`, whose present keys
+        are needed. A server that has just answered is not asked again for these. Raises
+        LimitExceeded if too many such requests wait.
         """
         known = {server: self._get(server) for server in wanted}
         now = self._now_ms()
@@ -257,23 +258,27 @@ class Keyring:
             known[server].renew_at > now and valid_keys(known[server].keys, keys)
             for server, keys in wanted.items()
         ):
-            return known  # as nearly always
-        unread = [each for each in wanted if each not in self._known and self._given(each) is None]
+            return known  # nearly always
+        unread = [
+            each for each in wanted if each not in self._known and self._get_fixed(each) is None
+        ]
         if unread:
             for name, stored in (await self._store.get_keys(unread)).items():
                 keys = {
                     KeyID(key_id): VerifyKey(key.public_key, key.valid_until)
                     for key_id, key in stored.keys.items()
                 }
-                self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
+                self._cache(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
         if caller is not None:
             lacking = {
-                server: keys for server, keys in lacking.items() if not self._rests_now(server)
+                server: keys
+                for server, keys in lacking.items()
+                if not self._was_just_fetched(server)
             }
         if caller is not None and lacking and not lacking.keys() & self._known.keys():
             (server,) = lacking
-            with self._unknown.hold_now(*_parties_of(caller, server)):
+            with self._unauthenticated.hold_now(*_parties_of(caller, server)):
                 await self._fetch_all(lacking, at_door=True)
         elif lacking:
             await self._fetch_all(lacking, at_door=False)
@@ -284,14 +289,14 @@ class Keyring:
                 and self._get(server).renew_at <= now
                 and not self._is_paused(server)
             ):
-                Deferred.fromCoroutine(self.renew(server)).addErrback(self._tell)
+                Deferred.fromCoroutine(self.renew(server)).addErrback(self._log_failure)
         return {server: self._get(server) for server in wanted}
 
     def _get(self, server: ServerName) -> _Known:
-        return self._given(server) or self._known.get(server, _NOTHING)
+        return self._get_fixed(server) or self._known.get(server, _NOTHING)
 
-    def _given(self, server: ServerName) -> _Known | None:
-        """The keys that nobody has to be asked for: our own, and those that are pinned."""
+    def _get_fixed(self, server: ServerName) -> _Known | None:
+        """Return keys that need no request: our own, and pinned ones."""
         if server == self._identity.server_name:
             return self._own
         pinned = self._pinned_keys(server)
@@ -302,20 +307,20 @@ class Keyring:
         )
 
     def _lacks(self, server: ServerName, keys: Mapping[KeyID, int]) -> bool:
-        """Whether none of the keys can be used as it is: one good signature is enough."""
-        if self._given(server) is not None:
+        """Return whether none of the keys can be used as it is: one good signature is enough."""
+        if self._get_fixed(server) is not None:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
 
     def _is_paused(self, server: ServerName) -> bool:
         return self._lacking.left_ms(server) > 0
 
-    def _rests_now(self, server: ServerName) -> bool:
-        return self._fresh.left_ms(server) > 0
+    def _was_just_fetched(self, server: ServerName) -> bool:
+        return self._recently_fetched.left_ms(server) > 0
 
     def _may_ask(self, server: ServerName) -> bool:
-        """Whether it has neither just said its keys, nor asked us to wait."""
-        return not self._rests_now(server) and not self._backoff.left_ms(server)
+        """Return whether it has neither just answered nor asked us to wait."""
+        return not self._was_just_fetched(server) and not self._backoff.left_ms(server)
 
     # ---- fetching
 
@@ -326,7 +331,9 @@ class Keyring:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         asked = [server for server in left if self._may_ask(server)]
-        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in asked])
+        await _gather(
+            [self._fetches.run(server, self._fetching(server, at_door)) for server in asked]
+        )
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < MANY:
             await self._ask_notaries(left)
@@ -343,12 +350,12 @@ class Keyring:
         return lambda: self._fetch(server, at_door)
 
     async def _fetch(self, server: ServerName, at_door: bool) -> bool:
-        """Ask a server for its keys; whether it answered well."""
+        """Fetch the keys of a server. Return whether it answered with valid ones."""
         domain = registered_domain_of(server)
         if at_door:
-            await self._questions.acquire(domain)
+            await self._unauthenticated_fetch_slots.acquire(domain)
         else:
-            await self._line.acquire()
+            await self._fetch_slots.acquire()
         try:
             document = read_keys(server, await self._remote.fetch(server), self._now_ms())
         except (RemoteError, MatrixError) as error:
@@ -358,15 +365,15 @@ class Keyring:
             return False
         finally:
             if at_door:
-                self._questions.release(domain)
+                self._unauthenticated_fetch_slots.release(domain)
             else:
-                self._line.release()
-        self._fresh.pause(server, REST_MS)
-        await self._keep(document)
+                self._fetch_slots.release()
+        self._recently_fetched.pause(server, REST_MS)
+        await self._store_document(document)
         return True
 
     async def _ask_notaries(self, wanted: Wanted) -> None:
-        """Ask one after the other for what is lacking still."""
+        """Ask the notaries one after the other for the keys that are still missing."""
         for notary in self._notaries:
             names = [server for server, keys in wanted.items() if self._lacks(server, keys)]
             for start in range(0, len(names), SERVERS_AT_ONCE):
@@ -380,7 +387,9 @@ class Keyring:
             documents = await self._remote.query(notary.server_name, wanted)
         except (RemoteError, MatrixError) as error:
             self._log.info(
-                "the notary {notary} does not help: {error}", notary=notary.server_name, error=error
+                "the notary {notary} did not answer: {error}",
+                notary=notary.server_name,
+                error=error,
             )
             self._backoff.record_failure(notary.server_name, error)
             return
@@ -389,15 +398,17 @@ class Keyring:
             if not isinstance(name, str) or name not in wanted:
                 continue
             try:
-                if not await self._is_by(notary, each):
+                if not await self._is_signed_by_notary(notary, each):
                     raise Unauthorized(f"{notary.server_name} has not signed its answer")
-                await self._keep_if_news(read_keys(ServerName(name), each, self._now_ms()))
+                await self._store_if_newer(read_keys(ServerName(name), each, self._now_ms()))
             except (Unauthorized, BadJson) as error:
                 self._log.warn(
-                    "of the notary {notary}: {error}", notary=notary.server_name, error=error
+                    "invalid key document from the notary {notary}: {error}",
+                    notary=notary.server_name,
+                    error=error,
                 )
 
-    async def _is_by(self, notary: Notary, document: Mapping[str, object]) -> bool:
+    async def _is_signed_by_notary(self, notary: Notary, document: Mapping[str, object]) -> bool:
         if notary.unsigned:
             return True
         keys = notary.keys
@@ -413,12 +424,11 @@ class Keyring:
 
     # ---- keeping
 
-    async def _keep_if_news(self, document: KeyDocument) -> None:
-        """Keep what a notary hands us; of a document that is older than ours only keys that ours
-        does not speak of."""
+    async def _store_if_newer(self, document: KeyDocument) -> None:
+        """Store a document of a notary. An older one than ours only adds keys that ours lacks."""
         known = self._get(document.server_name)
         if document.valid_until_ms >= known.said_until:
-            await self._keep(document)
+            await self._store_document(document)
         elif not document.keys.keys() <= known.keys.keys():
             server = document.server_name
             keys = _with_latest(known.keys, document.keys)
@@ -428,9 +438,9 @@ class Keyring:
                 {key_id: _stored(key) for key_id, key in keys.items() if key_id not in known.keys},
             )
 
-    async def _keep(self, document: KeyDocument) -> None:
+    async def _store_document(self, document: KeyDocument) -> None:
         server, now = document.server_name, self._now_ms()
-        self._remember(
+        self._cache(
             server,
             _with_latest(document.keys, self._get(server).keys),
             now,
@@ -442,7 +452,7 @@ class Keyring:
             StoredDocument(msgspec.json.encode(document.signed), document.valid_until_ms, now),
         )
 
-    def _remember(
+    def _cache(
         self, server: ServerName, keys: Mapping[KeyID, VerifyKey], fetched_at: int, valid_until: int
     ) -> None:
         self._known.pop(server, None)
@@ -450,7 +460,7 @@ class Keyring:
         if len(self._known) > MAX_REMEMBERED:
             del self._known[next(iter(self._known))]
 
-    def _tell(self, failure: Failure) -> None:
+    def _log_failure(self, failure: Failure) -> None:
         self._log.failure("keys could not be renewed", failure)
 
 
@@ -461,8 +471,10 @@ def _stored(key: VerifyKey) -> StoredKey:
 def _with_latest(
     keys: Mapping[KeyID, VerifyKey], others: Mapping[KeyID, VerifyKey]
 ) -> dict[KeyID, VerifyKey]:
-    """The keys, and of others those that are valid for longest, `MOST_KEYS` together: as the store
-    does."""
+    """Return the keys and the longest-valid ones of `others`, at most `MOST_KEYS` in all.
+
+    The store does the same.
+    """
     left = sorted(
         ((key_id, key) for key_id, key in others.items() if key_id not in keys),
         key=lambda each: (-each[1].valid_until_ms, each[0]),
@@ -474,7 +486,7 @@ _NOTHING = _Known({}, 0, 1 << 60)
 
 
 def _wanted_for(event: Event) -> dict[ServerName, dict[KeyID, int]]:
-    """The keys with which an event's required signers have signed it. Raises BadEvent."""
+    """Return the key ids of the required signatures of an event. Raises BadEvent."""
     at_ms = event.origin_server_ts if event.version.enforces_key_validity else 0
     return {
         server: dict.fromkeys(list(signatures_of(event.pdu, server))[:MAX_KEYS], at_ms)
@@ -482,5 +494,5 @@ def _wanted_for(event: Event) -> dict[ServerName, dict[KeyID, int]]:
     }
 
 
-async def _all(work: Sequence[Coroutine[Deferred[Any], Any, object]]) -> None:
+async def _gather(work: Sequence[Coroutine[Deferred[Any], Any, object]]) -> None:
     await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)

@@ -1,14 +1,12 @@
-"""Keeps the list of the federation's members fresh: from an address or a file, checked, the last
-good one kept.
+"""Refreshes the signed list of the federation's members from a URL or a file.
 
 Laws:
-- A list that cannot be had, or is wrong, changes nothing: the last good one counts until it
+- A list that cannot be read or verified changes nothing: the last good one stays in force until it
   expires.
-- A list with a lower serial than the one in force is refused, whoever signed it: it would bring
-  back who was put out.
-- Nobody is talked with on the strength of a list that has expired (`Policy` sees to that). So its
-  end is announced in the log, and towards it, and without a list in force, a newer one is looked
-  for at every step of the job, not now and then.
+- A list with a lower serial than the one in force is refused, even if correctly signed. It would
+  readmit removed members.
+- An expired list allows no server (`Policy` enforces that). So the expiry is announced in the log.
+  Near the expiry, and without a list in force, each step of the job looks for a newer list.
 """
 
 from collections.abc import Awaitable, Callable
@@ -33,29 +31,28 @@ from storage.federation.signed_documents import SignedDocument, SignedDocumentSt
 PURPOSE: Final = "federation_member_list"
 
 Fetch = Callable[[str], Awaitable[bytes]]
-"""Gets what is at an address. Raises OutboundError."""
+"""Fetches a URL. Raises OutboundError."""
 
 
 class ListObserver(Protocol):
-    """Who counts what comes of refreshing."""
+    """Counts the results of refreshing."""
 
     def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
-        """It was looked for a new list; when the one in force expires, in seconds (None: there is
-        none)."""
+        """Record a refresh. `expires`: the expiry of the list in force in seconds, or None."""
 
 
 class ListSource(msgspec.Struct, frozen=True):
-    """Where the list is, and whom to believe about it: one of `url` and `path`."""
+    """The place of the list, one of `url` and `path`, and the keys that may sign it."""
 
     url: str | None
     path: Path | None
     trust: ListTrust
     refresh_seconds: float
-    """After how long it is looked for a newer one."""
+    """Time between two refreshes."""
 
 
 class MemberLists:
-    """Keeps the list fresh. For the reactor thread."""
+    """Refreshes the list. For the reactor thread."""
 
     _log = Logger()
 
@@ -68,7 +65,7 @@ class MemberLists:
         observer: ListObserver,
         now: Callable[[], float],
     ) -> None:
-        """`source`: None where the federation has no list; `now` in seconds."""
+        """`source`: None if the federation has no list. `now`: a clock in seconds."""
         self._source = source
         self._store = store
         self._policy = policy
@@ -77,22 +74,21 @@ class MemberLists:
         self._now = now
         self._latest: MemberList | None = None
         self._document = b""
-        self._looked = now()
+        self._refreshed = now()
         self._warned: str | None = None
-        """What was said last of the end of a list that is near it."""
+        """The last warning about the expiry of the list."""
 
     async def start(self) -> None:
-        """Use the list that was kept, and look for a newer one."""
+        """Use the stored list, and look for a newer one."""
         if self._source is None:
             return
-        kept = await self._store.get_document(PURPOSE)
-        if kept is not None:
-            self._take(self._source, kept.document)
+        stored = await self._store.get_document(PURPOSE)
+        if stored is not None:
+            self._take(self._source, stored.document)
         await self.refresh()
 
     async def change(self, source: ListSource | None) -> None:
-        """Another source, or none, from now on; what is in force has to be good by its trust
-        too."""
+        """Use another source, or none. The list in force must be valid for the new trust too."""
         self._source = source
         document, self._latest, self._document = self._document, None, b""
         if source is None:
@@ -103,25 +99,24 @@ class MemberLists:
         await self.refresh()
 
     async def do_refresh(self, _limit: int) -> int:
-        """A step of a job, each minute: look for a newer list if it is time to, and warn of the end
-        of that in force."""
+        """Refresh the list if it is due, and warn of its expiry. Runs as a job each minute."""
         source = self._source
         if source is None:
             return 0
         if (
             self._seconds_left() <= source.refresh_seconds
-            or self._now() >= self._looked + source.refresh_seconds
+            or self._now() >= self._refreshed + source.refresh_seconds
         ):
             await self.refresh()
         self._warn_of_end(source)
         return 0
 
     async def refresh(self) -> bool:
-        """Look for a newer list; whether what was found is good."""
+        """Look for a newer list. Return whether the list found is good."""
         source = self._source
         if source is None:
             return True
-        self._looked = self._now()
+        self._refreshed = self._now()
         try:
             document = await self._read(source)
             if document != self._document:
@@ -130,11 +125,11 @@ class MemberLists:
                 self._check_time()
         except (BadMemberList, OutboundError, OSError) as error:
             self._log.error(
-                "the list of the federation's members at {where} was not taken: {error}",
-                where=source.url or source.path,
+                "the list of the federation's members at {location} was refused: {error}",
+                location=source.url or source.path,
                 error=error,
             )
-            self._tell(is_good=False)
+            self._notify_observer(is_good=False)
             return False
         if document != self._document and self._take(source, document):
             await self._store.set_document(
@@ -147,7 +142,7 @@ class MemberLists:
                 serial=self._latest.serial,
                 members=len(self._latest.members),
             )
-        self._tell(is_good=True)
+        self._notify_observer(is_good=True)
         return True
 
     async def _read(self, source: ListSource) -> bytes:
@@ -157,13 +152,15 @@ class MemberLists:
         return source.path.read_bytes()
 
     def _take(self, source: ListSource, document: bytes) -> bool:
-        """Put a list in force until it expires; False where it is not good. One that has expired is
-        still the latest, so that no older one takes its place."""
+        """Put a list in force until it expires. Return False if it is not good.
+
+        An expired list still counts as the latest, so that no older one replaces it.
+        """
         try:
             members = read_list_of_any_time(document, source.trust, self._now())
         except BadMemberList as error:
             self._log.warn(
-                "the list that was kept of the federation's members is not used: {error}",
+                "the stored list of the federation's members is not used: {error}",
                 error=error,
             )
             return False
@@ -172,16 +169,16 @@ class MemberLists:
         return True
 
     def _seconds_left(self) -> float:
-        """Until the latest list expires; none is as one that has expired."""
+        """Return the time until the latest list expires, or 0 if there is none."""
         return 0.0 if self._latest is None else self._latest.expires - self._now()
 
     def _warn_of_end(self, source: ListSource) -> None:
-        """Once when the end is near, and once when it has come."""
+        """Warn once near the expiry, and once after it."""
         members, left = self._latest, self._seconds_left()
         if members is None or left > source.refresh_seconds:
             self._warned = None
             return
-        warning = "has expired: no other server is talked with" if left <= 0 else "expires soon"
+        warning = "has expired: all federation is refused" if left <= 0 else "expires soon"
         if warning == self._warned:
             return
         self._warned = warning
@@ -203,6 +200,6 @@ class MemberLists:
                 f"its serial is {members.serial}, and {self._latest.serial} was in force already"
             )
 
-    def _tell(self, *, is_good: bool) -> None:
+    def _notify_observer(self, *, is_good: bool) -> None:
         members = self._policy.members
         self._observer.list_refreshed(None if members is None else members.expires, is_good=is_good)

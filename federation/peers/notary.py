@@ -1,8 +1,8 @@
-"""What this server tells others about the keys of third servers, as a notary.
+"""Answers, as a notary, requests for the keys of third servers.
 
-Anybody may ask, and one small question could make us ask a hundred servers. So what is stored is
-told; a server is asked only where that is out of date, for a few names of a question and so often
-in all, and within the pauses of the keyring.
+Anybody may ask, and one small request could make us ask a hundred servers. So stored keys are
+returned. A server is only asked if its keys are out of date: for a few names of each request, at a
+bounded rate in all, and within the pauses of the keyring.
 
 spec: server-server-api#querying-keys-through-another-server
 """
@@ -24,25 +24,25 @@ from federation.protocol.signing import sign_json
 from storage.federation.server_keys import ServerKeyStore, StoredDocument
 
 MAX_SERVERS = 200
-"""That one question may name."""
+"""Servers in one request."""
 FETCHES_A_QUESTION = 10
 FETCHES_AT_ONCE = 200
 FETCHES_A_SECOND = 2.0
-"""That are made for others: in a burst, and in the long run."""
+"""Fetches on behalf of others: in a burst, and in the long run."""
 ANSWER_BYTES = 1 << 20
-"""An honest document has about a thousand. Whoever asks can be anybody, and have made long ones
-beforehand."""
+"""A usual document has about a thousand bytes. Anybody may ask, and may have published long ones
+first."""
 
-_EVERYBODY = ""
-"""The key under which these are counted."""
+_ALL = ""
+"""The rate limit key of these fetches."""
 
 Criteria = Mapping[str, Mapping[str, int | None]]
-"""Servers, their keys, and until when each shall be valid, in milliseconds; None: now. An empty id:
-whatever keys."""
+"""Servers, their key ids, and the time until which each key has to be valid, in milliseconds. None:
+now. An empty id: all keys."""
 
 
 class KeyNotary:
-    """Tells keys. For the reactor thread."""
+    """Returns keys of other servers. For the reactor thread."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class KeyNotary:
         )
 
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
-        """What servers say about their keys, signed by us too; servers of which nothing is known
-        are left out, and those that come after `ANSWER_BYTES` of others.
+        """Return key documents of servers, with our signature added.
 
-        Raises TooLarge where too many are asked for.
+        Unknown servers are left out, and so are documents beyond `ANSWER_BYTES`. Raises TooLarge
+        for too many servers.
         """
         if len(criteria) > MAX_SERVERS:
             raise TooLarge(f"Not more than {MAX_SERVERS} servers at once")
@@ -82,8 +82,8 @@ class KeyNotary:
             and self._policy.allows(ServerName(name))
         ]
         stored = await self._store.get_documents(names)
-        old = [name for name in names if self._is_old(stored.get(name), criteria[name])]
-        asked = [name for name in old[:FETCHES_A_QUESTION] if self._may_fetch()]
+        outdated = [name for name in names if self._is_outdated(stored.get(name), criteria[name])]
+        asked = [name for name in outdated[:FETCHES_A_QUESTION] if self._may_fetch()]
         if asked:
             await gatherResults(
                 [Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked]
@@ -96,24 +96,24 @@ class KeyNotary:
                 left -= len(stored[name].document)
         return documents
 
-    def _is_old(self, stored: StoredDocument | None, keys: Mapping[str, int | None]) -> bool:
+    def _is_outdated(self, stored: StoredDocument | None, keys: Mapping[str, int | None]) -> bool:
         now = self._now_ms()
         if stored is None:
             return True
         until = max((now if at is None else at for at in keys.values()), default=now)
         if stored.valid_until < until:
-            # Who wants what no server says yet is told what there is, unless that is half over
+            # No document reaches this time. Fetch a new one if the lifetime is half over
             return now >= (stored.fetched_at + stored.valid_until) // 2
         known = msgspec.json.decode(stored.document)
         return not {key_id for key_id in keys if key_id} <= {
-            *_keys_of(known, "verify_keys"),
-            *_keys_of(known, "old_verify_keys"),
+            *_key_ids_of(known, "verify_keys"),
+            *_key_ids_of(known, "old_verify_keys"),
         }
 
     def _may_fetch(self) -> bool:
-        if self._fetches.wait(_EVERYBODY):
+        if self._fetches.wait(_ALL):
             return False
-        self._fetches.take(_EVERYBODY)
+        self._fetches.take(_ALL)
         return True
 
     def _sign(self, stored: StoredDocument) -> msgspec.Raw:
@@ -123,6 +123,6 @@ class KeyNotary:
         )
 
 
-def _keys_of(document: Mapping[str, Any], kind: str) -> Mapping[KeyID, object]:
+def _key_ids_of(document: Mapping[str, Any], kind: str) -> Mapping[KeyID, object]:
     found = document.get(kind)
     return found if isinstance(found, dict) else {}

@@ -1,7 +1,7 @@
-"""The keys with which this server signs, as it publishes them.
+"""Publishes the keys with which this server signs.
 
-The document is valid for a day, or what the configuration says, and made anew when half of that is
-over, so that who fetches it has it for hours. spec: server-server-api#publishing-keys
+The document is valid for a day, or as configured. It is renewed at half of that time, so that it
+stays valid for hours after a fetch. spec: server-server-api#publishing-keys
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from federation.protocol.signing import encode_base64, sign_json
 
 
 class OwnKeys:
-    """Makes the document."""
+    """Builds the key document."""
 
     def __init__(
         self,
@@ -24,8 +24,10 @@ class OwnKeys:
         old_keys: Mapping[KeyID, tuple[str, int]],
         valid_ms: int,
     ) -> None:
-        """`old_keys`: keys that are no longer used (unpadded base64), and when they ceased to be,
-        in milliseconds; `valid_ms`: how long a document is valid."""
+        """`old_keys`: former keys (unpadded base64) and the end of their use, in milliseconds.
+
+        `valid_ms`: validity of a document.
+        """
         self._valid_ms = valid_ms
         self._identity = identity
         self._now_ms = now_ms
@@ -34,7 +36,7 @@ class OwnKeys:
         self._renew_at = 0
 
     def get_document(self) -> msgspec.Raw:
-        """The signed document."""
+        """Return the signed document."""
         now = self._now_ms()
         if now >= self._renew_at:
             self._document = msgspec.Raw(msgspec.json.encode(self._make(now)))

@@ -1,16 +1,15 @@
-"""Remembers which servers to leave alone for now: they did not answer, or asked us to wait (429).
+"""Records which servers not to ask for now: they did not answer, or asked us to wait (429).
 
 Laws:
-- A server that asks us to wait is left alone for as long as it asks, by requests of the same kind.
-  Each kind has a `PeerBackoff` of its own: a server with no time for one may have time for another.
-- A server that fails is left alone for a pause that grows with each failure in a row. Failures
-  within a pause are one failure.
-- A server that answers is back: what was remembered is forgotten. A request that failed, but began
-  before the server last answered something else, says nothing.
-- Memory is bounded. Names that somebody makes up displace others, which are then asked too soon
-  once, and no more.
+- A server that asks us to wait receives no requests of that kind until then. Each kind has a
+  `PeerBackoff` of its own: a server that is too busy for one may have time for another.
+- A server that fails is paused for a time that grows with each consecutive failure. Failures within
+  a pause count as one.
+- A server that answers is back, and its record is deleted. A failed request that began before the
+  server last answered another one does not count.
+- Memory is bounded. Invented names evict others, which are then asked once too early, and no more.
 
-This is the memory of one process. What the sender knows of its destinations is in the database
+These records belong to one process. The sender stores the state of its destinations in the database
 (`sender/destination.py`), on the same schedule.
 
 spec: client-server-api#rate-limiting
@@ -34,13 +33,13 @@ K = TypeVar("K", bound=Hashable)
 
 class _Failing(msgspec.Struct, frozen=True):
     since_ms: int
-    """When the first request began that failed."""
+    """Start of the first failed request."""
     until_ms: int
     pause_ms: int
 
 
 class PeerBackoff(Generic[K]):
-    """Says whether a server, or something else by its key, may be asked. For the reactor thread."""
+    """Decides whether a server, or another key, may be asked. For the reactor thread."""
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class PeerBackoff(Generic[K]):
         *,
         max_remembered: int = MAX_REMEMBERED,
     ) -> None:
-        """`schedule` of failures; None: only what asks us to wait is left alone."""
+        """`schedule`: of failures. None: only requests to wait cause a pause."""
         self._now_ms = now_ms
         self._schedule = schedule
         self._max_remembered = max_remembered
@@ -59,8 +58,7 @@ class PeerBackoff(Generic[K]):
     def record_failure(
         self, key: K, failure: Exception | None = None, *, asked_at_ms: int | None = None
     ) -> None:
-        """A request has failed, which began at `asked_at_ms`, or whenever where that is not
-        given."""
+        """Record a failed request that began at `asked_at_ms`, if that is known."""
         now = self._now_ms()
         since = now if asked_at_ms is None else asked_at_ms
         if self._answered.get(key, since) > since:
@@ -68,7 +66,7 @@ class PeerBackoff(Generic[K]):
         wait_ms = 0 if failure is None else asked_wait_ms(failure)
         before = self._failing.get(key)
         if wait_ms:
-            self._remember(
+            self._record(
                 key, _Failing(now, now + wait_ms, 0 if before is None else before.pause_ms)
             )
         elif self._schedule is not None:
@@ -79,15 +77,15 @@ class PeerBackoff(Generic[K]):
                 )
             else:
                 pause_ms = self._schedule.after(0 if before is None else before.pause_ms)
-            self._remember(key, _Failing(since, now + pause_ms, pause_ms))
+            self._record(key, _Failing(since, now + pause_ms, pause_ms))
 
     def pause(self, key: K, milliseconds: int) -> None:
-        """Leave the server alone for this time."""
+        """Pause requests to the server for this time."""
         now = self._now_ms()
-        self._remember(key, _Failing(now, now + milliseconds, milliseconds))
+        self._record(key, _Failing(now, now + milliseconds, milliseconds))
 
     def record_answer(self, key: K) -> None:
-        """The server has answered, or asked something itself: it is there."""
+        """Record that the server has answered, or has made a request to us."""
         self._failing.pop(key, None)
         self._answered[key] = self._now_ms()
         self._answered.move_to_end(key)
@@ -95,15 +93,15 @@ class PeerBackoff(Generic[K]):
             self._answered.popitem(last=False)
 
     def left_ms(self, key: K) -> int:
-        """For how long to leave the server alone; 0 if it may be asked."""
+        """Return the rest of the pause, or 0 if the server may be asked."""
         known = self._failing.get(key)
         return 0 if known is None else max(known.until_ms - self._now_ms(), 0)
 
     def failing_ms(self, key: K) -> int:
-        """For how long the server has failed; 0 if it may be asked."""
+        """Return the time since the server began to fail, or 0 if it may be asked."""
         return self._now_ms() - self._failing[key].since_ms if self.left_ms(key) else 0
 
-    def _remember(self, key: K, failing: _Failing) -> None:
+    def _record(self, key: K, failing: _Failing) -> None:
         self._failing[key] = failing
         self._failing.move_to_end(key)
         if len(self._failing) > self._max_remembered:
@@ -118,7 +116,7 @@ class RecordingWire:
         self._backoff = backoff
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        """Raises RemoteError."""
+        """Exchange as the wrapped wire. Raises RemoteError."""
         answer = await self._wire.exchange(destination, request)
         self._backoff.record_answer(destination)
         return answer

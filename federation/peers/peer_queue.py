@@ -1,9 +1,8 @@
-"""Bounds how hard one server may press with requests, so that a busy or hostile one delays only
-itself.
+"""Bounds the requests of one server, so that a busy or hostile one delays only itself.
 
-A number of requests of a server is answered at the same time; further ones wait. A server that
-sends more often than so many times in a window has its requests delayed. Once too many of its
-requests wait, further ones are refused (429).
+A number of requests of a server is served concurrently, and further ones wait. A server that sends
+more requests in a window than allowed has them delayed. If too many of its requests wait, further
+ones are refused (429).
 
 spec: client-server-api#rate-limiting
 """
@@ -30,48 +29,51 @@ class PeerLimits(msgspec.Struct, frozen=True):
 
     window: float
     asks_in_window: int
-    """Further requests are delayed until the server has sent less for a window. 0: each is."""
+    """Further requests are delayed until the server sends fewer. 0: each request is delayed."""
     delay: float
     most_waiting: int
     at_once: int
 
 
 class PeerQueue:
-    """Admits requests of other servers. A `leave` follows each `enter` that returns."""
+    """Admits requests of other servers. Each `enter` that returns needs a `leave`."""
 
     def __init__(self, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
         asks = max(limits.asks_in_window, 1)
         rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
-        self._asked = TokenBuckets(clock.seconds, rate, max_buckets=MAX_REMEMBERED)
+        self._buckets = TokenBuckets(clock.seconds, rate, max_buckets=MAX_REMEMBERED)
         self._delayed: Counter[ServerName] = Counter()
         self._semaphore: FairSemaphore[ServerName] = FairSemaphore(sys.maxsize, limits.at_once)
 
     async def enter(self, server: ServerName) -> None:
-        """Wait until the request may be answered. Raises LimitExceeded."""
+        """Wait until the request may be served. Raises LimitExceeded."""
         if self._delayed[server] + self._semaphore.waiting(server) >= max(
             self._limits.most_waiting, 1
         ):
             raise LimitExceeded(retry_after_ms=max(1, int(self._limits.window * 1000)))
-        if self._asks_too_often(server) and self._limits.delay > 0:
+        if self._exceeds_rate(server) and self._limits.delay > 0:
             await self._delay(server)
         await self._semaphore.acquire(server)
 
     def leave(self, server: ServerName) -> None:
-        """The request is answered; the next one of the server is admitted."""
+        """Release the slot of a served request and admit the next one."""
         self._semaphore.release(server)
 
     def count_remembered(self) -> int:
-        """How many servers' requests are counted."""
-        return len(self._asked)
+        """Return the number of servers whose requests are counted."""
+        return len(self._buckets)
 
-    def _asks_too_often(self, server: ServerName) -> bool:
-        """Count a request. Delayed ones count too, up to a window's worth, so that a server which
-        goes on pressing is delayed each time."""
-        wait = self._asked.wait(server)
+    def _exceeds_rate(self, server: ServerName) -> bool:
+        """Count a request, and return whether it exceeds the rate.
+
+        Delayed requests count too, up to those of a window. So a server that continues is delayed
+        each time.
+        """
+        wait = self._buckets.wait(server)
         if wait < self._limits.window:
-            self._asked.take(server)
+            self._buckets.take(server)
         return wait > 0 or not self._limits.asks_in_window
 
     async def _delay(self, server: ServerName) -> None:

@@ -1,13 +1,13 @@
-"""With whom this server talks. Consulted everywhere a server name comes in or is to be contacted.
+"""Decides which servers this server federates with. Checked for each incoming and outgoing name.
 
 Laws:
-- What is allowed is matched by the whole server name, port included. What is denied is matched by
-  the host too, so that a port more in its name helps nobody. Letters count in either case. What is
-  denied stays denied, whatever allows it.
-- Where the federation has a list of members, nobody else is talked with; without a list in force,
-  with nobody at all.
+- An allow pattern matches the complete server name with its port. A deny pattern also matches the
+  host alone, so another port does not evade it. Matching ignores case. A denied server stays
+  denied, whatever allows it.
+- If the federation has a list of members, all other servers are refused. Without a list in force
+  all servers are.
 - Our own name is always allowed.
-- The rules may be changed while the server runs; nobody keeps an answer.
+- The rules may change at run time, so callers must not cache a decision.
 """
 
 import re
@@ -24,17 +24,17 @@ from federation.protocol.member_list import Member, MemberList, Right, right_of
 from storage.cache import LRU
 
 SECONDS_BETWEEN_LINES: Final = 3600.0
-"""In which a server is named once in the log where refusals are only simulated."""
+"""Time in which one server is logged once, if refusals are only simulated."""
 MAX_NAMED: Final = 10_000
 _NO_KEYS: Final[Mapping[KeyID, bytes]] = {}
 
 
 class BadPattern(ValueError):
-    """A pattern for server names that is none."""
+    """An invalid pattern for server names."""
 
 
 class ServerPatterns:
-    """Names (`a.example`), names with wildcards (`*.example`, `?`), and regular expressions
+    """A set of names (`a.example`), wildcards (`*.example`, `?`) and regular expressions
     (`/[a-z]+[.]example/`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -55,24 +55,24 @@ class ServerPatterns:
         self._expression = re.compile(joined, re.IGNORECASE) if expressions else None
 
     def match(self, name: str) -> bool:
-        """Whether this whole name is one of them."""
+        """Return whether the complete name matches one of the patterns."""
         if name.lower() in self._names:
             return True
         return self._expression is not None and self._expression.fullmatch(name) is not None
 
 
 class PolicyRules(msgspec.Struct, frozen=True):
-    """What the configuration says."""
+    """The rules of the configuration."""
 
     allowed: ServerPatterns | None = None
-    """The only servers to talk with; None: all."""
+    """The only servers to federate with. None: all."""
     denied: ServerPatterns | None = None
     enabled: bool = True
-    """False: no other server at all."""
+    """False: federate with no other server."""
     is_simulation: bool = False
-    """Refuse nothing, and say in the log what would be refused."""
+    """Refuse nothing, and log what would be refused."""
     has_member_list: bool = False
-    """Talk with members of the federation alone; see `Policy.use_list`."""
+    """Federate only with members of the list; see `Policy.use_list`."""
 
 
 def make_rules(
@@ -83,7 +83,7 @@ def make_rules(
     is_simulation: bool = False,
     has_member_list: bool = False,
 ) -> PolicyRules:
-    """Rules of patterns as text. Raises BadPattern."""
+    """Compile rules from patterns as text. Raises BadPattern."""
     return PolicyRules(
         None if allowed is None else ServerPatterns(allowed),
         ServerPatterns(denied) if denied else None,
@@ -94,65 +94,70 @@ def make_rules(
 
 
 class Policy:
-    """The policy in force."""
+    """Holds the policy in force."""
 
     _log = Logger()
 
     def __init__(self, own: ServerName, rules: PolicyRules, seconds: Callable[[], float]) -> None:
-        """`own`: this server's name; `seconds`: the time."""
+        """`own`: the name of this server. `seconds`: a clock."""
         self._own = own
         self._rules = rules
         self._seconds = seconds
         self._members: MemberList | None = None
-        self._named: LRU[tuple[str, Right | None], float] = LRU(max_entries=MAX_NAMED)
+        self._logged: LRU[tuple[str, Right | None], float] = LRU(max_entries=MAX_NAMED)
         self._listeners: list[Callable[[], None]] = []
         self._watchers: list[Callable[[ServerName], None]] = []
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Call this whenever the rules or the list have changed: whom they refused may be allowed
-        now."""
+        """Call this when the rules or the list have changed: other servers may be allowed now."""
         self._listeners.append(listener)
 
     def watch_turned_away(self, watcher: Callable[[ServerName], None]) -> None:
-        """Call this with the name of each server that asks something and is refused, as it says
-        itself: no signature was checked."""
+        """Call this with the name of each server whose request is refused.
+
+        The name is taken from the request, and its signature was not checked.
+        """
         self._watchers.append(watcher)
 
     @property
     def rules(self) -> PolicyRules:
-        """What the configuration says."""
+        """The rules of the configuration."""
         return self._rules
 
     @property
     def members(self) -> MemberList | None:
-        """The list of members that is in force."""
+        """The list of members in force, or None."""
         members = self.latest_members
         return None if members is None or members.expires <= self._seconds() else members
 
     @property
     def latest_members(self) -> MemberList | None:
-        """The list of members that was in force last: it may have expired."""
+        """The last list of members. It may have expired."""
         return self._members
 
     def change(self, rules: PolicyRules) -> None:
-        """Other rules from now on."""
+        """Replace the rules."""
         self._rules = rules
-        self._tell_of_change()
+        self._notify_listeners()
 
     def use_list(self, members: MemberList | None) -> None:
-        """The list of members from now on, until it expires. It counts where the rules say that
-        there is one."""
+        """Use this list of members until it expires, provided that the rules require a list."""
         self._members = members
-        self._tell_of_change()
+        self._notify_listeners()
 
     def allows(self, server: ServerName, right: Right | None = None) -> bool:
-        """Whether this server talks with that one, and believes what is said in its name; of
-        `right`, about that."""
+        """Return whether we federate with this server and accept data in its name.
+
+        `right`: ask about this kind of data only.
+        """
         return self._refusal(server, right) is None
 
     def may_allow_later(self, server: ServerName) -> bool:
-        """Whether the server is allowed, or is refused only for as long as federation is off or the
-        list of members is not in force: what cannot be told again later is kept for it."""
+        """Return whether the server is allowed, or only refused for a time.
+
+        That is so while federation is off or the list of members is not in force. Data that cannot
+        be sent again later is stored for such a server.
+        """
         rules = self._rules
         if self.allows(server):
             return True
@@ -161,11 +166,11 @@ class Policy:
         return not rules.has_member_list or self.members is None or self._member(server) is not None
 
     def allows_event(self, event: Event) -> bool:
-        """Whether an event is taken in, by who sent it."""
+        """Return whether the policy accepts an event from its sender."""
         server = domain_of(event.sender)
         is_membership = event.type == "m.room.member" and event.state_key is not None
         if is_membership and event.state_key == event.sender:
-            return self.allows(server)  # whoever may not write may come and go
+            return self.allows(server)  # without the right to write one may still join and leave
         if not self.allows(server, Right.WRITING):
             return False
         is_invite = is_membership and event.content.get("membership") == "invite"
@@ -173,8 +178,10 @@ class Policy:
         return not is_of_ours or self.allows(server, Right.INVITES)
 
     def check_destination(self, server: ServerName, path: str = "") -> None:
-        """Raises Forbidden, with a text for the person who wanted to reach somebody there. `path`:
-        of the request."""
+        """Refuse an outgoing request. Raises Forbidden with a text for the user behind it.
+
+        `path`: of the request.
+        """
         refusal = self._refusal(server, right_of(path))
         if refusal is not None:
             raise Forbidden(
@@ -182,7 +189,10 @@ class Policy:
             )
 
     def check_origin(self, server: ServerName, path: str = "") -> None:
-        """Raises Forbidden, with a text for the server that asks. `path`: of the request."""
+        """Refuse an incoming request. Raises Forbidden with a text for the server.
+
+        `path`: of the request.
+        """
         refusal = self._refusal(server, right_of(path))
         if refusal is not None:
             if not self.allows(server):
@@ -193,8 +203,10 @@ class Policy:
             )
 
     def pinned_keys(self, server: ServerName) -> Mapping[KeyID, bytes]:
-        """The only keys to believe of a server; empty where it says its keys itself, or the rules
-        are only tried out."""
+        """Return the only keys that count for a server.
+
+        Empty if the server publishes its keys itself, or in a simulation.
+        """
         member = None if self._rules.is_simulation else self._member(server)
         return _NO_KEYS if member is None else member.keys
 
@@ -203,23 +215,23 @@ class Policy:
         return None if members is None else members.members.get(server.lower())
 
     def _refusal(self, server: ServerName, right: Right | None) -> str | None:
-        """Why not; None where the server is allowed, or the rules are only tried out."""
+        """Return the reason of a refusal, or None if the server is allowed or in a simulation."""
         refusal = self.find_refusal(server, right)
         if refusal is None or not self._rules.is_simulation:
             return refusal
-        self._name(server, right, refusal)
+        self._log_refusal(server, right, refusal)
         return None
 
     def find_refusal(self, server: ServerName, right: Right | None = None) -> str | None:
-        """Why the rules do not allow the server, simulated or not; None where they do."""
+        """Return the reason why the rules refuse the server, also in a simulation, or None."""
         rules = self._rules
         if server == self._own:
             return None
         if not rules.enabled:
             return "federation is switched off"
-        ruled_out = _find_pattern_refusal(rules, server)
-        if ruled_out is not None:
-            return ruled_out
+        refusal = _find_pattern_refusal(rules, server)
+        if refusal is not None:
+            return refusal
         if not rules.has_member_list:
             return None
         if self.members is None:
@@ -231,25 +243,25 @@ class Policy:
             return f"the federation does not let that server take part in {right.value}"
         return None
 
-    def _tell_of_change(self) -> None:
-        self._named.clear()
+    def _notify_listeners(self) -> None:
+        self._logged.clear()
         for listener in self._listeners:
             listener()
 
-    def _name(self, server: ServerName, right: Right | None, refusal: str) -> None:
+    def _log_refusal(self, server: ServerName, right: Right | None, refusal: str) -> None:
         now, key = self._seconds(), (server, right)
-        if now < (self._named.peek(key) or now):
+        if now < (self._logged.peek(key) or now):
             return
         self._log.warn(
-            "the policy would refuse {server}, were it not simulated: {refusal}",
+            "simulation: the policy would refuse {server}: {refusal}",
             server=server,
             refusal=refusal,
         )
-        self._named.put(key, now + SECONDS_BETWEEN_LINES)
+        self._logged.put(key, now + SECONDS_BETWEEN_LINES)
 
 
 def _find_pattern_refusal(rules: PolicyRules, server: ServerName) -> str | None:
-    """Why the patterns of the configuration do not allow the server; None where they do."""
+    """Return the reason why the patterns refuse the server, or None."""
     if rules.denied is not None and _is_denied(rules.denied, server):
         return "that server is blocked here"
     if rules.allowed is not None and not rules.allowed.match(server):
@@ -259,7 +271,7 @@ def _find_pattern_refusal(rules: PolicyRules, server: ServerName) -> str | None:
 
 def _is_denied(denied: ServerPatterns, server: str) -> bool:
     host = host_of(server)
-    # a dot at the end of a host leads to the same host
+    # a trailing dot leads to the same host
     return any(denied.match(name) for name in (server, host, host.rstrip(".")))
 
 
@@ -267,5 +279,5 @@ def _check(expression: str, pattern: str) -> str:
     try:
         re.compile(expression)
     except re.error as error:
-        raise BadPattern(f"{pattern} is no regular expression: {error}") from error
+        raise BadPattern(f"{pattern} is no valid regular expression: {error}") from error
     return expression

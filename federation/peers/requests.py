@@ -1,9 +1,9 @@
-"""Signed requests to other servers, in JSON.
+"""Sends signed JSON requests to other servers.
 
 Laws:
-- Nothing is sent to a server that the policy does not let us talk to.
-- Whatever the other side does ends as a value of the form asked for, or as a `RemoteError`; never
-  as an error of ours.
+- Nothing is sent to a server that the policy blocks.
+- Any behaviour of the other server ends in a value of the requested type or in a `RemoteError`,
+  never in an error of ours.
 
 spec: server-server-api#request-authentication
 """
@@ -32,29 +32,27 @@ from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
 
 JSON_BYTES = 10 << 20
-"""The longest answer that is read unless a call expects more."""
+"""Longest response, unless a call expects more."""
 MAX_ERROR_BYTES = 64 << 10
-"""The longest body of an error that is read: read, JSON may take twenty times its bytes."""
+"""Longest error body that is parsed. Parsed JSON may take twenty times its size."""
 LONG_BYTES, MOST_VALUES = 1 << 20, 1_500_000
-"""An answer that is longer, and read at once, may hold so many strings, commas and brackets: keys
-of people have fewer in 16 MiB."""
+"""A response that is longer and parsed at once may hold this many strings, commas and brackets.
+Keys of users have fewer in 16 MiB."""
 MOST_OPENINGS = 200_000
-"""Lists and objects in an answer of which something nests too deeply: to find that takes two
+"""Lists and objects in a response that nests too deeply. Replacing the deep values takes two
 microseconds for each."""
 MAX_ERROR_CHARS = 500
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
-"""For whoever is told to wait: where the other server does not say for how long, and the most that
-is passed on."""
+"""Wait that we report if the other server asks for one without a time, and the longest one."""
 GATEWAY_ERRORS = frozenset({502, 503, 504})
-"""By proxies that have lost their server."""
+"""Statuses of proxies that have lost their backend."""
 
 Query = Sequence[tuple[str, str]]
 T = TypeVar("T")
 
 
 class RefusedByRemote(RemoteError):
-    """The other server answered with an error: its HTTP status, errcode and text (all
-    untrusted)."""
+    """The other server answered with an error: HTTP status, errcode and text, all untrusted."""
 
     def __init__(
         self,
@@ -73,20 +71,18 @@ class RefusedByRemote(RemoteError):
         self.text = text
         self.body = body
         self.told_wait_ms = told_wait_ms
-        """How long it says itself that one should wait, but never more than `LONGEST_WAIT_MS`; 0
-        where it does not say."""
+        """Wait that the server names itself, at most `LONGEST_WAIT_MS`. 0 if it names none."""
 
 
 def is_away(error: RemoteError) -> bool:
-    """Whether there was no answer, or one by what stands before the server."""
+    """Return whether there was no answer, or one from a proxy in front of the server."""
     return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
 def asked_wait_ms(failure: Exception) -> int:
-    """For how long the other server asks to be left alone with requests of the kind,
-    `LONGEST_WAIT_MS` at most; 0 where it does not.
+    """Return the wait that the other server asks for in this kind of requests, or 0.
 
-    spec: client-server-api#rate-limiting
+    At most `LONGEST_WAIT_MS`. spec: client-server-api#rate-limiting
     """
     if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
         return failure.told_wait_ms or FIRST_WAIT_MS
@@ -94,7 +90,7 @@ def asked_wait_ms(failure: Exception) -> int:
 
 
 class Requests:
-    """Makes requests in this server's name."""
+    """Sends requests in the name of this server."""
 
     def __init__(
         self, wire: Wire, identity: ServerIdentity, policy: Policy, now_ms: Callable[[], int]
@@ -114,7 +110,7 @@ class Requests:
         max_bytes: int = JSON_BYTES,
         signed: bool = True,
     ) -> dict[str, Any]:
-        """The JSON object that a GET answers. Raises RemoteError, Forbidden (the policy)."""
+        """GET a JSON object. Raises RemoteError, Forbidden (the policy)."""
         answer = _read(
             destination,
             await self._exchange("GET", destination, path, query, None, seconds, max_bytes, signed),
@@ -134,11 +130,10 @@ class Requests:
         max_bytes: int = JSON_BYTES,
         form: Any = Any,
     ) -> Any:
-        """The JSON that a PUT answers: an object, but for version 1 of some calls. Raises
-        RemoteError, Forbidden.
+        """PUT a body and return the JSON: an object, except in version 1 of some endpoints.
 
-        A body that is `msgspec.Raw` is canonical JSON. `form`: the type as which the answer is
-        read.
+        A body of type `msgspec.Raw` is canonical JSON. `form`: the type to parse the response as.
+        Raises RemoteError, Forbidden.
         """
         return _read(
             destination,
@@ -157,7 +152,7 @@ class Requests:
         max_bytes: int = JSON_BYTES,
         signed: bool = True,
     ) -> Any:
-        """The JSON that a POST answers. Raises RemoteError, Forbidden (the policy)."""
+        """POST a body and return the JSON. Raises RemoteError, Forbidden (the policy)."""
         return _read(
             destination,
             await self._exchange(
@@ -175,8 +170,7 @@ class Requests:
         seconds: float = 30,
         max_bytes: int = JSON_BYTES,
     ) -> T:
-        """What a GET answers, read as a type of msgspec: for long answers. Raises RemoteError,
-        Forbidden."""
+        """GET a long response and parse it as a msgspec type. Raises RemoteError, Forbidden."""
         answer: T = _read(
             destination,
             await self._exchange("GET", destination, path, query, None, seconds, max_bytes),
@@ -193,8 +187,10 @@ class Requests:
         seconds: float,
         max_bytes: int,
     ) -> bytes:
-        """What a GET answers, unread: for answers that are too long to be read at once. Raises
-        RemoteError, Forbidden."""
+        """GET a response without parsing it, if it is too long to parse at once.
+
+        Raises RemoteError, Forbidden.
+        """
         return (
             await self._exchange("GET", destination, path, query, None, seconds, max_bytes)
         ).body
@@ -209,7 +205,7 @@ class Requests:
         seconds: float,
         max_bytes: int,
     ) -> bytes:
-        """What a PUT answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        """PUT a body and return the response unparsed, as `get_bytes`."""
         return (
             await self._exchange("PUT", destination, path, query, body, seconds, max_bytes)
         ).body
@@ -223,7 +219,7 @@ class Requests:
         seconds: float,
         max_bytes: int,
     ) -> bytes:
-        """What a POST answers, unread, as `get_bytes`. Raises RemoteError, Forbidden."""
+        """POST a body and return the response unparsed, as `get_bytes`."""
         return (await self._exchange("POST", destination, path, (), body, seconds, max_bytes)).body
 
     async def download(
@@ -237,10 +233,9 @@ class Requests:
         max_bytes: int,
         signed: bool,
     ) -> None:
-        """Let `take` have the body that a GET answers, unless that is an error. Raises RemoteError,
-        Forbidden.
+        """Stream the body of a successful GET to `take`. Raises RemoteError, Forbidden.
 
-        `take` is asked about good answers alone.
+        `take` is called for successful responses only.
         """
         self._policy.check_destination(destination, path)
 
@@ -270,7 +265,7 @@ class Requests:
         return await self._ask(destination, request)
 
     async def _ask(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        """A good answer. Raises RemoteError."""
+        """Return a successful response. Raises RemoteError."""
         answer = await self._wire.exchange(destination, request)
         if answer.status != 200:
             raise _refusal(destination, answer, self._now_ms())
@@ -319,13 +314,13 @@ class Requests:
 
 
 def path_of(template: str, *values: str) -> str:
-    """A path in which each `{}` is taken by a value, percent-encoded whole."""
+    """Fill each `{}` of a path with a value, completely percent-encoded."""
     return template.format(*(quote(value, safe="") for value in values))
 
 
 def _decode(body: bytes, form: Any) -> Any:
-    """The value of a body. What in it nests too deeply to be read is null: it takes nothing along,
-    be it one user's key among many's."""
+    """Parse a body. A value that nests too deeply becomes null, so that it spoils no other value,
+    such as the keys of other users."""
     try:
         value = msgspec.json.decode(body, type=form)
         check_text_depth(body)
@@ -337,11 +332,11 @@ def _decode(body: bytes, form: Any) -> Any:
 
 
 def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
-    """The value of a good answer. Raises RemoteError."""
+    """Parse a successful response. Raises RemoteError."""
     if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
         raise RemoteError(
             destination,
-            "the answer holds more values than any that is read at once",
+            "the response holds too many values to be parsed at once",
             retryable=False,
         )
     try:
@@ -356,7 +351,7 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
 
 
 def _refusal(destination: ServerName, answer: WireAnswer, now_ms: int) -> RefusedByRemote:
-    """What an answer says that is an error, however long it was to be."""
+    """Build the error for an unsuccessful response. A long body is ignored."""
     try:
         body = _decode(answer.body, Any) if len(answer.body) <= MAX_ERROR_BYTES else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadJson):

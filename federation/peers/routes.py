@@ -1,12 +1,11 @@
-"""How other servers are reached: well-known files and SRV records, asked for and remembered.
+"""Resolves server names to routes, through well-known files and SRV records, with caches.
 
 Laws:
-- A well-known file is good as long as it says, between five minutes and 48 hours. While it is good
-  nobody is asked.
-- A server without a file, or with a wrong one, is asked again after a while that doubles from a
-  minute to an hour; what it had said before holds on for some hours when it does not answer at all,
-  since a web server that is down for a moment should not send us to port 8448.
-- Many who ask at once wait for one question. What is remembered has bounds.
+- A well-known file is cached for the time it states, between five minutes and 48 hours.
+- A server without a valid file is asked again after a pause that doubles from a minute to an hour.
+  If it does not answer at all, its former file stays valid for some hours, as a short outage of a
+  web server should not send us to port 8448.
+- Concurrent callers share one lookup. The caches are bounded.
 
 spec: server-server-api#resolving-server-names
 """
@@ -38,16 +37,16 @@ from storage.cache import LRU
 
 WELL_KNOWN_BYTES = 50 << 10
 WELL_KNOWN_SECONDS = 10.0
-"""For the whole of it, redirects included."""
+"""Time for the complete request, with redirects."""
 MAX_REDIRECTS = 5
 RETRIES = BackoffSchedule(60_000, 3_600_000)
-"""Of questions for the file of a server without a valid one."""
+"""Pauses between requests for the file of a server without a valid one."""
 GRACE_SECONDS = 6 * 3600.0
-"""For so long after it has run out a file is believed whose server does not answer."""
+"""Time after its expiry in which a file stays valid while its server does not answer."""
 SERVICE_SECONDS = 8.0
 SHORTEST_SERVICES, LONGEST_SERVICES = 60.0, 3600.0
 MAX_REMEMBERED = 10_000
-"""Of files, and of SRV answers; the oldest are forgotten."""
+"""Cached files, and cached SRV answers. The oldest are evicted."""
 
 
 class Web(Protocol):
@@ -64,28 +63,28 @@ class Web(Protocol):
         redirects: int,
         only_https: bool,
     ) -> WebAnswer:
-        """Raises OutboundError."""
+        """Send a request. Raises OutboundError."""
         ...
 
 
 class _File(msgspec.Struct, frozen=True):
     delegated: ServerName | None
     until: float
-    """When it has to be asked for again."""
+    """Time of the next request for the file."""
     pause: float = 0.0
-    """How long the last wait after a failure was."""
+    """Length of the last pause after a failure."""
     believed_until: float = 0.0
 
 
 class Routes:
-    """Finds routes."""
+    """Finds routes to servers."""
 
     _log = Logger()
 
     def __init__(
         self, clock: IReactorTime, web: Web, names: Names, draw: Callable[[], float]
     ) -> None:
-        """`draw` gives numbers in [0, 1) by chance."""
+        """`draw` returns random numbers in [0, 1)."""
         self._clock = clock
         self._web = web
         self._names = names
@@ -93,10 +92,10 @@ class Routes:
         self._files: LRU[str, _File] = LRU(max_entries=MAX_REMEMBERED)
         self._services: LRU[str, tuple[Services, float]] = LRU(max_entries=MAX_REMEMBERED)
         self._fetches: SharedWork[str, ServerName | None] = SharedWork()
-        self._questions: SharedWork[str, Services] = SharedWork()
+        self._lookups: SharedWork[str, Services] = SharedWork()
 
     async def find(self, name: ServerName) -> Route:
-        """The route to a server. Never fails: the last resort is port 8448 of the name."""
+        """Return the route to a server. Never fails: the last resort is port 8448 of the name."""
         route = route_by_name(name)
         if route is not None:
             return route
@@ -112,8 +111,7 @@ class Routes:
         return route_by_host(host)
 
     def doubt(self, name: ServerName) -> None:
-        """Nobody answered on this server's route: ask its name servers again, and for its file
-        before long."""
+        """Invalidate SRV answers of a server whose route failed, and let its file expire soon."""
         file = self._files.get(name)
         delegated = file.delegated if file is not None else None
         if file is not None and delegated is not None:
@@ -170,14 +168,14 @@ class Routes:
         known = self._services.get(name)
         if known is not None and known[1] > self._clock.seconds():
             return known[0]
-        return await self._questions.run(name, lambda: self._ask(name))
+        return await self._lookups.run(name, lambda: self._look_up(name))
 
-    async def _ask(self, name: str) -> Services:
+    async def _look_up(self, name: str) -> Services:
         self._services.pop(name)
         try:
             services = await within(self._clock, SERVICE_SECONDS, self._names.lookup_services(name))
         except (NameNotFound, OutboundError) as error:
-            self._log.debug("no answer about services {name}: {error}", name=name, error=error)
+            self._log.debug("no SRV records of {name}: {error}", name=name, error=error)
             services = Services((), SHORTEST_SERVICES)
         seconds = min(max(services.seconds, SHORTEST_SERVICES), LONGEST_SERVICES)
         self._services.put(name, (services, self._clock.seconds() + seconds))

@@ -1,4 +1,4 @@
-"""Asking servers for keys: each for its own, and notaries for those of others.
+"""Fetches keys of servers, from themselves and from notaries.
 
 spec: server-server-api#retrieving-server-keys
 """
@@ -12,21 +12,21 @@ from federation.protocol.ids import KeyID, ServerName
 
 SECONDS = 10.0
 DOCUMENT_BYTES = 64 << 10
-"""More than a hundred keys of each kind take. We pass such documents on, to whoever asks for many
-at once."""
+"""More than a hundred keys of each kind take. We pass such documents on to servers that request
+many at once."""
 QUERY_BYTES = 8 << 20
 SERVERS_AT_ONCE = 100
-"""That one question to a notary names."""
+"""Servers named in one request to a notary."""
 
 
 class RemoteServerKeys:
-    """Asks. Answers are JSON of any content: whoever asks checks the signatures."""
+    """Fetches key documents. They are untrusted JSON: the caller checks the signatures."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
     async def fetch(self, server: ServerName) -> Mapping[str, Any]:
-        """What a server says about its own keys. Raises RemoteError, Forbidden (the policy)."""
+        """Return the key document of a server. Raises RemoteError, Forbidden (the policy)."""
         return await self._requests.get(
             server,
             "/_matrix/key/v2/server",
@@ -38,9 +38,9 @@ class RemoteServerKeys:
     async def query(
         self, notary: ServerName, wanted: Mapping[ServerName, Mapping[KeyID, int]]
     ) -> list[Mapping[str, Any]]:
-        """What a notary knows of other servers' keys; with each key until when it should be valid,
-        in milliseconds.
+        """Return a notary's documents about the keys of other servers.
 
+        `wanted`: for each key the time until which it should be valid, in milliseconds.
         Raises RemoteError, Forbidden (the policy).
         """
         criteria = {

@@ -1,9 +1,9 @@
-"""Does a piece of work once for all who ask for it at the same time.
+"""Does a piece of work once for all callers that need it at the same time.
 
 Laws:
 - While the work for a key runs, further callers wait for it. Each gets its result, or its error.
 - A caller that is cancelled stops waiting. The work goes on for the others, and ends by itself.
-- Nothing is remembered once the work is done.
+- Nothing is cached once the work is done.
 """
 
 from collections.abc import Callable, Coroutine, Hashable
@@ -17,14 +17,13 @@ T = TypeVar("T")
 
 
 class SharedWork(Generic[K, T]):
-    """Pieces of work that run, by key. For the reactor thread."""
+    """Runs pieces of work by key. For the reactor thread."""
 
     def __init__(self) -> None:
         self._waiting: dict[K, list[Deferred[T]]] = {}
 
     async def run(self, key: K, work: Callable[[], Coroutine[Deferred[Any], Any, T]]) -> T:
-        """Wait for the work for this key, and begin it unless it runs. Raises what the work
-        raises."""
+        """Wait for the work of this key, and start it unless it runs. Raises the work's error."""
         mine: Deferred[T] = Deferred()
         if key in self._waiting:
             self._waiting[key].append(mine)
@@ -34,7 +33,7 @@ class SharedWork(Generic[K, T]):
         return await mine
 
     def is_under_way(self, key: K) -> bool:
-        """Whether the work for this key runs."""
+        """Return whether the work of this key runs."""
         return key in self._waiting
 
     def _finish(self, outcome: T | Failure, key: K) -> None:

@@ -1,10 +1,10 @@
-"""The signature of a federation's list of members: a JWS in its compact form (RFC 7515).
+"""Checks the signature of a federation's list of members: a compact JWS (RFC 7515).
 
 Laws:
-- It is believed under a key that was pinned, or under a certificate that comes with it (`x5c`),
-  leads to an authority of the configuration, is valid now, and is for the name that the
-  configuration says: an authority signs for others too.
-- Which algorithms count depends on the key, never on what the document says alone.
+- It is trusted under a pinned key, or under a certificate that comes with it (`x5c`). The
+  certificate has to lead to an authority of the configuration, be valid now, and carry the
+  configured name, as an authority signs for others too.
+- The key decides which algorithms count, not the document alone.
 """
 
 from base64 import b64decode, b64encode
@@ -31,7 +31,7 @@ MAX_BYTES: Final = 8 << 20
 MAX_CERTIFICATES: Final = 10
 MAX_CERTIFICATE_CHARS: Final = 16_384
 SECONDS_AHEAD: Final = 300
-"""By which another's clock may be before ours."""
+"""Allowed difference between the clocks."""
 
 Key = OKPKey | ECKey | RSAKey
 
@@ -47,31 +47,32 @@ _REGISTRY: Final = _Registry(strict_check_header=False)
 
 
 class ListTrust(msgspec.Struct, frozen=True):
-    """Whose signature is believed."""
+    """The keys and certificates that may sign the list."""
 
     keys: tuple[bytes, ...] = ()
-    """Ed25519 keys that are pinned, 32 bytes each."""
+    """Pinned Ed25519 keys, 32 bytes each."""
     authorities: tuple[x509.Certificate, ...] = ()
     signer: str | None = None
-    """The name for which the certificate of the signature is: among its DNS names, or its common
-    name."""
+    """The required name in the signing certificate: one of its DNS names, or its common name."""
 
 
 def read_authorities(path: Path) -> tuple[x509.Certificate, ...]:
-    """The certificates of a PEM file. Raises OSError, ValueError."""
+    """Read the certificates of a PEM file. Raises OSError, ValueError."""
     return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
 
 
 def read_signed_list(document: bytes, trust: ListTrust, now: float) -> MemberList:
-    """The list, once its signature and its time are checked; `now` in seconds. Raises
-    BadMemberList."""
+    """Return the list after checking signature and time. `now` in seconds.
+
+    Raises BadMemberList.
+    """
     members = read_list_of_any_time(document, trust, now)
     check_time(members, now)
     return members
 
 
 def read_list_of_any_time(document: bytes, trust: ListTrust, now: float) -> MemberList:
-    """The list, once its signature is checked: it may have expired. Raises BadMemberList."""
+    """Return the list after checking its signature. It may have expired. Raises BadMemberList."""
     if len(document) > MAX_BYTES:
         raise BadMemberList("it is too long")
     try:
@@ -84,7 +85,7 @@ def read_list_of_any_time(document: bytes, trust: ListTrust, now: float) -> Memb
 
 
 def check_time(members: MemberList, now: float) -> None:
-    """Raises BadMemberList for a list that is not good now; `now` in seconds."""
+    """Check that a list is valid now; `now` in seconds. Raises BadMemberList."""
     if members.issued > now + SECONDS_AHEAD:
         raise BadMemberList("it is issued in the future: is the clock right?")
     if members.expires <= now:
@@ -99,7 +100,8 @@ def _check(signature: CompactSignature, trust: ListTrust, now: float) -> MemberL
         keys = [OKPKey.import_key(_ed25519_jwk(key)) for key in trust.keys]
     if not keys:
         raise BadMemberList(
-            "it is signed by a key, and the configuration pins none (federation_member_list.verify_keys)"
+            "it is signed by a key, and the configuration pins none "
+            "(federation_member_list.verify_keys)"
         )
     if not any(_is_signed_by(signature, key) for key in keys):
         raise BadMemberList("its signature is not by a key that the configuration trusts")
@@ -127,7 +129,7 @@ def _ed25519_jwk(key: bytes) -> dict[str, Any]:
 
 
 def _trusted_certificate(chain: object, trust: ListTrust, now: float) -> x509.Certificate:
-    """The certificate that signed, the first of the chain. Raises BadMemberList, ValueError."""
+    """Return the signing certificate, the first of the chain. Raises BadMemberList, ValueError."""
     if not isinstance(chain, list) or not 1 <= len(chain) <= MAX_CERTIFICATES:
         raise BadMemberList("its certificates (x5c) are no list of certificates")
     certificates = [_read_certificate(each) for each in chain]
@@ -144,7 +146,7 @@ def _trusted_certificate(chain: object, trust: ListTrust, now: float) -> x509.Ce
         context.verify_certificate()
     except X509StoreContextError as error:
         raise BadMemberList(
-            f"its certificate does not lead to an authority that is trusted: {error}"
+            f"its certificate does not lead to a trusted authority: {error}"
         ) from error
     if trust.signer is None or trust.signer.lower() not in _names_of(certificates[0]):
         raise BadMemberList(f"its certificate is not for {trust.signer}")
@@ -184,5 +186,5 @@ def _key_of(certificate: x509.Certificate) -> Key:
     if isinstance(key, EllipticCurvePublicKey):
         return ECKey.import_key(pem)
     raise BadMemberList(
-        "its certificate has a key of a kind that is not known: Ed25519, EC or RSA are"
+        "its certificate has a key of an unknown type; Ed25519, EC and RSA are supported"
     )

@@ -1,14 +1,14 @@
-"""Who sends us a request, proved by its signature.
+"""Authenticates requests of other servers by their signatures.
 
-Most servers send their body in canonical form, which is what they have signed. So the signature is
-checked over the body as it came, and only where that fails over its canonical form: a request of 50
-events costs a tenth of a millisecond instead of several. Both are the same value: the body is known
-to be one JSON text. One that nests too deeply to be read is known to be one object, as far as
-brackets tell: what of a transaction can be read is taken in.
+Most servers send the body in the canonical form that they have signed. So the signature is checked
+over the body as received first, and over its canonical form only if that fails. A request with 50
+events then costs a tenth of a millisecond instead of several. Both forms are the same value, since
+the body is known to be one JSON text. A body that nests too deeply to be parsed is known to be one
+object, judged by its brackets: the parsable part of a transaction is accepted.
 
-Whoever has proved nothing yet can send a long body with a signature that does not hold. So the
-canonical form is made of bodies of so many values only, and of no long ones for an address from
-which one came in vain a moment ago.
+An unauthenticated caller can send a long body with an invalid signature. So the canonical form is
+only made of bodies with a bounded number of values, and of no long ones for an address that
+recently sent one with an invalid signature.
 
 spec: server-server-api#request-authentication
 """
@@ -31,15 +31,15 @@ from federation.protocol.ids import KeyID
 from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization
 
 MAX_SIGNATURES = 5
-"""On one request."""
+"""Signatures on one request."""
 SHORT_BODY: Final = 1 << 16
-"""Bytes of which the canonical form is made for anybody."""
+"""Longest body of which the canonical form is always made, in bytes."""
 MOST_VALUES: Final = 2_500_000
-"""Strings, and brackets and commas between values, of which it is made: fifty events have no
+"""Strings, brackets and commas in a body of which the canonical form is made. Fifty events have no
 more."""
 REST_MS: Final = 60_000
-"""For so long no long body's is made for an address from which one came whose signature did not
-hold."""
+"""Time in which the canonical form of long bodies is not made for an address, after one with an
+invalid signature."""
 MOST_RESTING: Final = 10_000
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -56,23 +56,24 @@ class SignedRequests:
         self._identity = identity
         self._now_ms = now_ms
         self._resting: PeerBackoff[str] = PeerBackoff(now_ms, max_remembered=MOST_RESTING)
-        """Addresses, and until when they rest."""
+        """Addresses that sent a long body with an invalid signature."""
 
     async def get_peer(
         self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
     ) -> Peer:
-        """Raises Unauthorized, Forbidden (the policy), LimitExceeded, NotJson, BadJson. `uri`: path
-        and query as sent; `address`: whence.
+        """Return the server that signed a request.
 
-        A request may have several signatures of one server, by several keys; those by keys that
-        cannot be had are passed over, and the others must be right.
+        `uri`: path and query as sent. `address`: the network address of the caller. A request may
+        have signatures by several keys of one server. Those by unavailable keys are skipped, and
+        all others must be valid. Raises Unauthorized, Forbidden (the policy), LimitExceeded,
+        NotJson, BadJson.
         """
         signatures = self._read(authorization, uri)
         origin = signatures[0].origin
         is_deep = False
         try:
             content = _check_json(body) if body else None
-        except RecursionError:  # whoever reads it sees what of it can be read
+        except RecursionError:  # the endpoint parses the part that is not too deep
             content, is_deep = msgspec.Raw(body), True
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotJson from error
@@ -80,7 +81,7 @@ class SignedRequests:
         keys = await self._keyring.get_keys_of_caller(origin, key_ids, self._now_ms(), address)
         known = [each for each in signatures if each.key_id in keys]
         if not known:
-            raise Unauthorized(f"The key {key_ids[0]} of {origin} cannot be had, or is not valid")
+            raise Unauthorized(f"The key {key_ids[0]} of {origin} is unavailable or not valid")
         try:
             self._check(known, keys, method, uri, content)
         except Unauthorized:
@@ -93,7 +94,7 @@ class SignedRequests:
                 if canonical == body:
                     raise
                 self._check(known, keys, method, uri, msgspec.Raw(canonical))
-            except MatrixError:  # it may also have no canonical form, which is found out late
+            except MatrixError:  # it may have no canonical form, which is only found out here
                 if len(body) > SHORT_BODY:
                     self._resting.pause(address, REST_MS)
                 raise
@@ -102,12 +103,14 @@ class SignedRequests:
         return Peer(origin)
 
     def check_head(self, authorization: list[str], uri: str) -> None:
-        """Whether the body of a request is worth taking in, by what comes before it. Raises
-        Unauthorized, Forbidden (the policy)."""
+        """Check the headers of a request, before its body is read.
+
+        Raises Unauthorized, Forbidden (the policy).
+        """
         self._read(authorization, uri)
 
     def _read(self, authorization: list[str], uri: str) -> list[RequestSignature]:
-        """The signatures, not checked, of one server that may ask."""
+        """Return the unchecked signatures, all of one server that the policy allows."""
         signatures = _parse(authorization)
         origin = signatures[0].origin
         if any(each.origin != origin for each in signatures):
@@ -123,7 +126,7 @@ class SignedRequests:
         uri: str,
         content: msgspec.Raw | None,
     ) -> None:
-        """Raises Unauthorized."""
+        """Check the signatures. Raises Unauthorized."""
         for each in signatures:
             check_request(
                 each,
@@ -136,8 +139,10 @@ class SignedRequests:
 
 
 def _parse(authorization: Sequence[str]) -> list[RequestSignature]:
-    """The signatures, one at least; headers of other schemes are passed over. Raises
-    Unauthorized."""
+    """Return the signatures, at least one. Headers of other schemes are skipped.
+
+    Raises Unauthorized.
+    """
     headers = [each for each in authorization if each[:8].lower() == "x-matrix"]
     if not headers:
         raise Unauthorized("The request has no X-Matrix signature")

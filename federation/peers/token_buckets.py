@@ -1,7 +1,7 @@
 """Rate limits: token buckets, one for each key.
 
 A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again
-is kept (GCRA), so a full bucket needs no memory.
+is stored (GCRA), so a full bucket needs no memory.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from typing import Final
 import msgspec
 
 TOO_SOON: Final = 1e-5
-"""In seconds: an action that comes less early has waited as it was told to, in milliseconds and by
-times that are no more exact."""
+"""In seconds. An action that comes earlier by less than this has waited for the time it was given,
+as that time is in milliseconds and clocks are no more exact."""
 MAX_BUCKETS: Final = 100_000
-"""Beyond that, the buckets that are nearest to full are forgotten."""
+"""Beyond it the buckets that are nearest to full are evicted."""
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """`per_second` actions in the long run, `burst_count` at once. Both are more than nothing."""
+    """`per_second` actions in the long run, `burst_count` at once. Both are positive."""
 
     per_second: float
     burst_count: float
@@ -40,11 +40,11 @@ class TokenBuckets:
         self._full_at: dict[str, float] = {}
 
     def __len__(self) -> int:
-        """How many buckets are remembered."""
+        """Return the number of stored buckets."""
         return len(self._full_at)
 
     def wait(self, key: str, cost: float = 1, *, rate: Rate | None = None) -> float:
-        """The seconds until the bucket has this many tokens; 0 if it has. `rate` replaces the usual
+        """Return the seconds until the bucket has this many tokens, or 0. `rate` replaces the usual
         one."""
         rate = rate or self._rate
         now = self._now()
@@ -54,7 +54,7 @@ class TokenBuckets:
         return wait if wait > TOO_SOON else 0
 
     def room(self, key: str) -> int:
-        """How many whole tokens the bucket has."""
+        """Return the number of whole tokens in the bucket."""
         if self.wait(key):
             return 0
         now = self._now()
@@ -62,16 +62,16 @@ class TokenBuckets:
         return max(int(self._rate.burst_count - missing), 1)
 
     def take(self, key: str, cost: float = 1, *, rate: Rate | None = None) -> None:
-        """Take tokens, though they be more than there are: then the next wait is the longer."""
+        """Take tokens. If it has too few, the next wait is longer."""
         now = self._now()
         self._full_at[key] = (
             max(self._full_at.get(key, now), now) + cost / (rate or self._rate).per_second
         )
         if len(self._full_at) > self._max_buckets:
-            self._forget_fullest(now)
+            self._evict_fullest(now)
 
     def give_back(self, key: str, cost: float = 1) -> None:
-        """Put tokens back that were taken."""
+        """Put tokens back."""
         if key in self._full_at:  # else it is full already
             self._full_at[key] -= cost / self._rate.per_second
 
@@ -79,8 +79,8 @@ class TokenBuckets:
         """Fill a bucket."""
         self._full_at.pop(key, None)
 
-    def _forget_fullest(self, now: float) -> None:
+    def _evict_fullest(self, now: float) -> None:
         self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
-        kept = self._max_buckets // 2
-        if len(self._full_at) > kept:
-            self._full_at = dict(sorted(self._full_at.items(), key=lambda item: item[1])[-kept:])
+        limit = self._max_buckets // 2
+        if len(self._full_at) > limit:
+            self._full_at = dict(sorted(self._full_at.items(), key=lambda item: item[1])[-limit:])

@@ -1,7 +1,6 @@
-"""The edge to the network: a request to another server goes out here, and its answer comes back.
+"""Defines the edge to the network: sends a request to another server and returns the response.
 
-Everything above speaks through this protocol, so that the network of a test can cut, delay, reorder
-and lie.
+All other code uses this protocol, so that tests can cut, delay, reorder and falsify the traffic.
 """
 
 from typing import Protocol
@@ -13,7 +12,7 @@ from federation.protocol.ids import ServerName
 
 
 class WireRequest(msgspec.Struct, frozen=True):
-    """A request, ready to be sent. `uri` is path and query, percent-encoded, beginning with
+    """A request, ready to be sent. `uri`: path and query, percent-encoded, with the prefix
     `/_matrix/`."""
 
     method: str
@@ -21,16 +20,16 @@ class WireRequest(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     seconds: float = 30
-    """How long the whole exchange may take, from finding the server to the last byte."""
+    """Time for the complete exchange, from resolving the server to the last byte."""
     max_bytes: int = 50 << 20
-    """The longest body of an answer that is read."""
+    """Longest response body that is read."""
     take: TakeBody | None = None
-    """Who takes the body of the answer where it is too long for memory; then the answer's own is
+    """Receives the response body if it is too long for memory. The `body` of the answer is then
     empty."""
 
 
 class WireAnswer(msgspec.Struct, frozen=True):
-    """What came back, whole. Names of headers are in lower case; the last of equal ones wins."""
+    """A complete response. Header names are in lower case; the last of equal ones wins."""
 
     status: int
     headers: dict[str, str]
@@ -38,9 +37,11 @@ class WireAnswer(msgspec.Struct, frozen=True):
 
 
 class Wire(Protocol):
-    """Finds a server by its name and exchanges a request with it."""
+    """Resolves a server name and exchanges a request with that server."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        """Raises `RemoteError` for whatever prevents a whole answer: no address, no connection,
-        time, size."""
+        """Send a request and return the response.
+
+        Raises `RemoteError` if there is no complete one: no address, no connection, time, size.
+        """
         ...

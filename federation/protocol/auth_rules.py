@@ -17,8 +17,10 @@ from federation.protocol.room_versions import RoomVersion
 
 @unique
 class Rule(Enum):
-    """A rule that refuses. The value is what people are told when nothing more precise can be said;
-    each is distinct."""
+    """A rule that refuses an event.
+
+    The value is the error text if nothing more precise is known. Each is distinct.
+    """
 
     CREATE_PREV_EVENTS = "The event that creates a room must be its first"
     CREATE_ROOM_ID = "The room id does not fit the event that creates the room"

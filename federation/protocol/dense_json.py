@@ -12,11 +12,11 @@ from itertools import islice
 from typing import Final
 
 MOST_VALUES: Final = 750_000
-"""Strings, and brackets and commas between values, of a text that is read at once: an honest one of
-ten megabytes has fewer."""
+"""Strings, and brackets and commas between values, of a text that is parsed at once. A usual text
+of ten megabytes has fewer."""
 STRING_OR_REST: Final = rb'"(?:[^"\\]++|\\.)*+(?:"|\\?+\Z)'
-"""A string, or all that is left where it has no end: else the end would be looked for anew from
-each quote in it."""
+"""A string, or the whole rest if it is unterminated. Otherwise each quote in the rest would start
+another search for the end."""
 _UPTO_BRACKET: Final = re.compile(
     rb'(?:[^"\]\[{}]++|' + STRING_OR_REST + rb")*+(?:([\]\[{}])|\Z)", re.DOTALL
 )

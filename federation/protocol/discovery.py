@@ -1,8 +1,8 @@
-"""Where a server is, by its name: the steps from a name to hosts and ports, without asking anybody.
+"""The steps from a server name to hosts and ports, without any I/O.
 
-`federation/peers/routes.py` asks: it looks at the name (`route_by_name`), else fetches the
-well-known file (`read_well_known`) and looks at the name in there, else asks for services
-(`service_names`, `route_by_services`), else takes port 8448.
+`federation/peers/routes.py` does the lookups. It reads the name (`route_by_name`), otherwise
+fetches the well-known file (`read_well_known`) and reads the name in it, otherwise looks up SRV
+records (`service_names`, `route_by_services`), and otherwise takes port 8448.
 
 spec: server-server-api#resolving-server-names
 """
@@ -45,18 +45,17 @@ class Hop(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """How a server is reached."""
+    """The hosts of a server, in the order to try them, with the names to use there."""
 
     host_header: str
     tls_name: str
-    """What its certificate must be for: a host name, or an address without brackets."""
+    """The name that its certificate must be for: a host name, or an address without brackets."""
     hops: tuple[Hop, ...]
-    """To be tried in this order; none where the server says that it takes no part in federation."""
+    """Hosts to try in this order. Empty if the server states that it does not federate."""
 
 
 def route_by_name(name: ServerName) -> Route | None:
-    """The route to a name that says all itself, by an address or a port (steps 1, 2, 3.1, 3.2);
-    else None."""
+    """Return the route to a name with an address or a port (steps 1, 2, 3.1, 3.2), or None."""
     host = host_of(name)
     has_port = len(name) > len(host)
     if not has_port and not is_ip_literal(name):
@@ -66,8 +65,10 @@ def route_by_name(name: ServerName) -> Route | None:
 
 
 def service_names(host: str) -> tuple[str, str]:
-    """What SRV records are asked for, in this order (steps 3.3, 3.4, 4, 5); the second is
-    deprecated."""
+    """Return the names of the SRV records to look up, in this order (steps 3.3, 3.4, 4, 5).
+
+    The second is deprecated.
+    """
     return f"_matrix-fed._tcp.{host}", f"_matrix._tcp.{host}"
 
 

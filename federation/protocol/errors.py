@@ -1,9 +1,8 @@
-"""The errors of the Matrix APIs, each knowing its errcode, its HTTP status and so whose fault it
-is.
+"""The errors of the Matrix APIs, each with its errcode and its HTTP status.
 
-`MatrixError` is an answer to whoever asked us. `RemoteError` is about a server that we asked; it is
-a separate tree so that a remote's fault is never passed on to a client by accident. Anything else
-that is raised is a bug of ours.
+`MatrixError` is a response to a request we received. `RemoteError` is about a server that we sent a
+request to. It is a separate tree, so that a remote's fault is never passed on to a client by
+accident. Any other exception is a bug of ours.
 
 spec: client-server-api#standard-error-response, client-server-api#common-error-codes
 """
@@ -410,7 +409,7 @@ class WrongRoomKeysVersion(MatrixError):
 
 
 class StateIncomplete(MatrixError):
-    """What is asked needs all of the state of a room that was entered with a part of it."""
+    """The request needs the complete state of a room that has partial state."""
 
     errcode, status, default_text = (
         "M_UNKNOWN",
@@ -420,7 +419,7 @@ class StateIncomplete(MatrixError):
 
 
 class OtherServerFailed(MatrixError):
-    """What was asked for needs another server, and none was of use: nobody's fault here."""
+    """The request needs another server, and none could serve it."""
 
     errcode, status, default_text = (
         "M_UNKNOWN",

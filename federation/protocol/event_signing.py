@@ -1,9 +1,9 @@
-"""The hashes and signatures of events: making them, checking them, and who must have signed.
+"""Makes and verifies the hashes and signatures of events, and names the required signers.
 
-An event's content hash covers all of it; its signatures, and from room version 3 its id, cover the
-redacted form, the content hash included. So whoever holds a redacted copy can still check who made
-it, and whoever holds the whole can check that it is whole: a wrong signature means that the event
-is dropped, a wrong content hash that it is redacted.
+An event's content hash covers all of it. Its signatures, and from room version 3 its id, cover the
+redacted form with the content hash. So the signer can be verified even on a redacted copy, and the
+content hash shows whether a copy is complete. An event with a wrong signature is dropped. One
+with a wrong content hash is redacted.
 
 spec: server-server-api#signing-events
 """
@@ -104,8 +104,8 @@ def required_signers(event: Event) -> frozenset[ServerName]:
 def missing_signers(
     event: Event, keys: Mapping[ServerName, Mapping[KeyID, bytes]]
 ) -> frozenset[ServerName]:
-    """Those of the required signers whose valid signature the event lacks; it is dropped unless
-    that is none.
+    """Return the required signers whose valid signature the event lacks. It is dropped unless
+    there are none.
 
     `keys` are each server's public keys that were valid for this event, by key id. Raises
     `BadEvent`.

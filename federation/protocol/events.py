@@ -51,7 +51,7 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class StateKey(NamedTuple):
-    """What a state event replaces: the pair that room state is a map of."""
+    """The type and state key of a state event: the key of the map that room state is."""
 
     type: str
     state_key: str
@@ -91,7 +91,7 @@ class Event:
     origin_server_ts: int
     depth: int
     sticky_ms: int | None
-    """For how long it is told to everyone in its room, as its sender wants it (MSC4354)."""
+    """The time for which the event is sticky, as its sender asks (MSC4354), in milliseconds."""
 
     def __init__(
         self,
@@ -219,7 +219,7 @@ def parse_event(
 
 
 class _Stored(msgspec.Struct, gc=False):
-    """What `load_event` reads of stored bytes at once."""
+    """The fields that `load_event` reads from stored bytes at once."""
 
     type: str
     sender: UserID
@@ -360,8 +360,7 @@ def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
 
 
 def read_sticky(value: object) -> int | None:
-    """What an event says of how long it is sticky; None for what is malformed, as if it said
-    nothing."""
+    """Return the time for which an event asks to be sticky, or None if absent or malformed."""
     duration = value.get("duration_ms") if isinstance(value, Mapping) else None
     return duration if type(duration) is int and 0 <= duration <= MAX_SAFE_INTEGER else None
 

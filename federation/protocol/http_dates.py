@@ -1,5 +1,5 @@
-"""Dates in headers of HTTP, in the three forms that whoever reads them has to know (RFC 9110,
-section 5.6.7)."""
+"""Dates in HTTP headers, in the three forms that recipients have to accept (RFC 9110, section
+5.6.7)."""
 
 from email.utils import mktime_tz, parsedate_tz
 from typing import Final

@@ -32,7 +32,7 @@ KeyID = NewType("KeyID", str)
 
 MAX_ID_BYTES: Final = 255
 ALL_DEVICES: Final = "*"
-"""What stands for all devices of a user in messages to devices, so none is called that."""
+"""Stands for all devices of a user in to-device messages, so no device may have this id."""
 """Of every identifier with a sigil, sigil and domain included, in UTF-8. spec:
 appendices#identifier-grammar"""
 
@@ -42,7 +42,8 @@ MAX_LABEL: Final = 63
 """Of a part of a host name."""
 
 _SERVER_NAME = re.compile(
-    r"(?P<host>(?P<dns>[0-9A-Za-z.-]{1,255})|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<host>(?P<dns>[0-9A-Za-z.-]{1,255})|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
 )
 _DOTTED_QUAD = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
 _NEW_LOCALPART = re.compile(r"[a-z0-9._=/+-]+")
@@ -111,10 +112,10 @@ def is_ip_literal(server_name: str) -> bool:
 
 
 def registered_domain_of(server_name: str) -> str:
-    """What somebody has to register to have servers of such names, as well as the name itself says
-    it: its last two labels, three where the last two look like `co.uk`. An address counts as it is.
+    """Return the domain that somebody has to register for such server names, as a good guess.
 
-    For sharing places alone: where it is wrong, some who are strangers to each other share theirs.
+    It is the last two labels, or three if the last two look like `co.uk`. An address counts as it
+    is. Use it only to share out capacity: a wrong guess makes unrelated servers share theirs.
     """
     host = host_of(server_name).lower()
     if is_ip_literal(server_name):
@@ -165,8 +166,10 @@ def parse_user_id(text: str) -> UserID:
 
 
 def is_compliant_user_id(text: str) -> bool:
-    """Whether clients may be told of this user id outside events. spec:
-    appendices#historical-user-ids"""
+    """Return whether clients may see this user id outside events.
+
+    spec: appendices#historical-user-ids
+    """
     return (
         is_user_id(text)
         and len(localpart_of(text)) > 0
@@ -281,7 +284,7 @@ def domain_of(identifier: str) -> ServerName:
 
 
 def localpart_of(identifier: str) -> str:
-    """What stands between the sigil and the first `:`."""
+    """Return the text between the sigil and the first `:`."""
     return identifier[1:].partition(":")[0]
 
 

@@ -1,5 +1,4 @@
-"""What a room's join rules mean for somebody outside: as values, for a room's summary and for who
-wants to join.
+"""Reads a room's join rules as values, for the room's summary and for users who want to join.
 
 Whether an event is allowed is decided by authorization (`membership_auth`), not here.
 

@@ -1,4 +1,4 @@
-"""What servers say about their keys: the signed documents of `/_matrix/key/v2/`, read and checked.
+"""Parses and verifies the signed key documents of `/_matrix/key/v2/`.
 
 spec: server-server-api#publishing-keys
 """
@@ -27,11 +27,11 @@ class VerifyKey(msgspec.Struct, frozen=True):
 
 
 class KeyDocument(msgspec.Struct, frozen=True):
-    """What a server says about its keys."""
+    """The keys that a server publishes."""
 
     server_name: ServerName
     keys: Mapping[KeyID, VerifyKey]
-    """Those that it uses, and those that it used to use."""
+    """Present and former keys."""
     valid_until_ms: int
     """As it says, at most seven days from now."""
     signed: Mapping[str, Any]
@@ -68,8 +68,7 @@ def read_keys(server: ServerName, document: Mapping[str, Any], now_ms: int) -> K
 
 
 def valid_keys(keys: Mapping[KeyID, VerifyKey], wanted: Mapping[KeyID, int]) -> dict[KeyID, bytes]:
-    """Those of the wanted keys that are known and were valid then: `wanted` says when, in
-    milliseconds."""
+    """Return the wanted keys that are known and were valid at the wanted time in milliseconds."""
     return {
         key_id: keys[key_id].public_key
         for key_id, at_ms in wanted.items()

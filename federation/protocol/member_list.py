@@ -31,7 +31,7 @@ MAX_KEYS: Final = 20
 
 
 class Right(Enum):
-    """What a member of a federation may be denied."""
+    """A right that the federation may deny a member."""
 
     INVITES = "invites"
     """Inviting our people, and being invited by them."""
@@ -62,8 +62,8 @@ _RIGHT_OF_PATH: Final[tuple[tuple[str, Right], ...]] = (
 
 
 def right_of(path: str) -> Right | None:
-    """What a request between servers needs beside being members; None: nothing more.
-    Percent-encoding hides nothing."""
+    """Return the right that a request between servers needs, or None if membership is enough. A
+    percent-encoded path is decoded first."""
     path = unquote(path)
     for prefix, right in _RIGHT_OF_PATH:
         if path.startswith(prefix):

@@ -35,7 +35,7 @@ _TO_STANDARD_ALPHABET: Final = str.maketrans("-_", "+/")
 
 
 class Situation(msgspec.Struct, frozen=True):
-    """What a membership is judged by; the same as the arguments of `event_auth.check_auth`."""
+    """The input of a decision about a membership: the arguments of `event_auth.check_auth`."""
 
     state: Mapping[StateKey, Event]
     create: Event
@@ -125,7 +125,7 @@ def _check_join(event: Event, target: str, situation: Situation) -> None:
 
 
 def _first_member(create: Event) -> object:
-    """Who may join first. Additional creators are not among them."""
+    """Return the user who may join first. Additional creators may not."""
     return create.sender if create.version.creator_is_sender else create.content.get("creator")
 
 

@@ -52,8 +52,7 @@ def is_naming(event: Event) -> bool:
 
 
 def read_policy_server(event: Event | None) -> PolicyServer | None:
-    """What an event says that names a policy server; None where there is none, or it is not
-    valid."""
+    """Return the policy server that an event names, or None if there is none or it is not valid."""
     if event is None:
         return None
     via, keys = event.content.get("via"), event.content.get("public_keys")

@@ -1,10 +1,9 @@
-"""Who may do what: the power levels of a room at one state, as a value that answers without asking
-anything else.
+"""Reads the power levels of a room at one state, as a value without I/O.
 
-A `PowerLevels` is made once for a power-levels event and kept by whoever keeps that event; making
-one costs next to nothing, since values are read when they are asked for. It is total: whatever the
-event says, a question has an answer. What cannot be read as a level counts as absent (new events of
-that sort are refused by authorization).
+Make one `PowerLevels` for a power-levels event, and store it with that event. Making one costs next
+to nothing, since values are read on demand. It is total: every question has an answer, whatever the
+event holds. A value that is no valid level counts as absent (authorization refuses new events with
+such values).
 
 spec: client-server-api#mroompower_levels, server-server-api#definitions
 """
@@ -84,9 +83,10 @@ def check_new_levels(content: Mapping[str, Any]) -> None:
 
 
 def room_creators(create: Event) -> frozenset[UserID]:
-    """Who created the room: the sender, or what `creator` says in old versions, and additional
-    creators in new ones.
+    """Return the creators of the room.
 
+    This is the sender, or the `creator` field in old versions, and the additional creators in new
+    ones.
     spec: rooms/v11#remove-the-creator-property-of-mroomcreate-events, rooms/v12#authorisation-rules
     """
     version = create.version
@@ -107,8 +107,7 @@ class PowerLevels(msgspec.Struct, frozen=True):
     version: RoomVersion
     creators: frozenset[UserID]
     content: Mapping[str, Any]
-    """What is read: the content of the power-levels event, or what stands for it where there is
-    none."""
+    """The content of the power-levels event, or of the default if there is none."""
     users: Mapping[str, Any]
     events: Mapping[str, Any]
     users_default: int

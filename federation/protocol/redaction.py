@@ -59,7 +59,7 @@ def redact(version: RoomVersion, pdu: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redact_content(version: RoomVersion, event_type: object, content: object) -> dict[str, Any]:
-    """What is left of an event's content; `{}` for most types and for content that is no object."""
+    """Return the redacted content: `{}` for most event types, and for content that is no object."""
     keep = _KEEPERS.get(event_type) if isinstance(event_type, str) else None
     return (
         keep(version.redaction, content)

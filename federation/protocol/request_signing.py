@@ -34,8 +34,7 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 class RequestSignature(msgspec.Struct, frozen=True):
-    """What an `X-Matrix` header says. `destination` is None in requests of servers older than
-    v1.3."""
+    """The fields of an `X-Matrix` header. `destination` is None for servers older than v1.3."""
 
     origin: ServerName
     destination: ServerName | None
@@ -51,10 +50,10 @@ def encode_request(
     destination: str | None,
     content: msgspec.Raw | object | None,
 ) -> bytes:
-    """What the signature of a request is made over.
+    """Return the bytes that the signature of a request covers.
 
-    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for
-    no body; `msgspec.Raw` of canonical JSON is taken as it is. Raises `BadJson`.
+    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, or None
+    without a body. `msgspec.Raw` must be canonical JSON and is used unchanged. Raises `BadJson`.
     """
     fields = [b'"destination":' + encode_canonical(destination)] if destination is not None else []
     if content is not None:
@@ -82,7 +81,10 @@ def make_authorization(
             method=method, uri=uri, origin=origin, destination=destination, content=content
         )
     )
-    return f'X-Matrix origin="{origin}",destination="{destination}",key="{key.key_id}",sig="{signature}"'
+    return (
+        f'X-Matrix origin="{origin}",destination="{destination}",'
+        f'key="{key.key_id}",sig="{signature}"'
+    )
 
 
 def parse_authorization(header: str) -> RequestSignature:

@@ -18,7 +18,7 @@ UNBOUNDED: Final = LONGEST + 1
 
 
 class RetentionRules(msgspec.Struct, frozen=True):
-    """What the server says. None: nothing."""
+    """The retention rules of the server's configuration. None: no rule."""
 
     default_max: int | None = None
     """For rooms that say nothing."""
@@ -40,8 +40,11 @@ class RetentionRules(msgspec.Struct, frozen=True):
 
 
 def read_max_lifetime(content: Mapping[str, Any]) -> int | None:
-    """What an m.room.retention says: UNBOUNDED where it has a lower bound alone; None where it has
-    none, such as a redacted one, or is not of the right form."""
+    """Return the longest lifetime in an m.room.retention event.
+
+    UNBOUNDED if it only has a lower bound. None if it has no bound, as after a redaction, or is
+    malformed.
+    """
     longest, least = content.get("max_lifetime"), content.get("min_lifetime")
     if not all(value is None or is_lifetime(value) for value in (longest, least)):
         return None

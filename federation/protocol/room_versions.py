@@ -1,7 +1,7 @@
-"""What differs between room versions: one frozen record a version, never a comparison.
+"""Describes the differences between room versions: one frozen record per version, no comparisons.
 
-A version is the one before it, except for what the version's page says. Code asks the record for a
-behaviour (`version.knocking`), never for an identifier; `tests/layout` fails where another module
+A version copies the one before it, with the changes of the version's page. Code asks the record for
+a behaviour (`version.knocking`), never for an identifier. `tests/layout` fails if another module
 compares one.
 
 Every version 1 to 12 is stable in the specification: https://spec.matrix.org/v1.19/rooms/
@@ -15,8 +15,10 @@ from msgspec.structs import replace
 
 
 class EventFormat(Enum):
-    """How an event names itself and others. spec: rooms/v1#event-format, rooms/v3#event-format,
-    rooms/v12#event-format"""
+    """The form of event ids and references.
+
+    spec: rooms/v1#event-format, rooms/v3#event-format, rooms/v12#event-format
+    """
 
     V1 = 1
     """`event_id` stands in the event; `prev_events` and `auth_events` are pairs of id and
@@ -39,7 +41,7 @@ class StateResolution(Enum):
 
 
 class RedactionRules(msgspec.Struct, frozen=True):
-    """What redaction keeps besides the common core. spec: rooms/v11#redactions"""
+    """The fields that redaction keeps besides the common core. spec: rooms/v11#redactions"""
 
     keeps_origin_membership_prev_state: bool
     """Top-level `origin`, `membership`, `prev_state` survive (versions 1 to 10)."""

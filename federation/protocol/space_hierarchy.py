@@ -68,12 +68,15 @@ def is_suggested(content: Mapping[str, Any]) -> bool:
 def place_of_child(
     order: str | None, origin_server_ts: int, room_id: str
 ) -> tuple[bool, str, int, str]:
-    """What children are sorted by. spec: client-server-api#ordering-of-children-within-a-space"""
+    """Return the sort key of a child.
+
+    spec: client-server-api#ordering-of-children-within-a-space
+    """
     return order is None, order or "", origin_server_ts, room_id
 
 
 class RemoteRoom(msgspec.Struct, frozen=True):
-    """What another server tells of a room."""
+    """A room as described by another server."""
 
     summary: Mapping[str, Any]
     """As clients get it, without `children_state`."""
@@ -82,7 +85,7 @@ class RemoteRoom(msgspec.Struct, frozen=True):
 
 
 class RemoteHierarchy(msgspec.Struct, frozen=True):
-    """What another server tells of a space."""
+    """A space as described by another server."""
 
     room: RemoteRoom
     children: Mapping[RoomID, RemoteRoom]

@@ -31,8 +31,7 @@ STRIPPED_STATE: Final[tuple[StateKey, ...]] = (
     StateKey("m.room.canonical_alias", ""),
     StateKey("m.room.encryption", ""),
 )
-"""What is given of a room's state, the create event first. spec:
-client-server-api#stripped-state"""
+"""The state in a stripped state, the create event first. spec: client-server-api#stripped-state"""
 
 MAX_STRIPPED_EVENTS: Final = 100
 """How many events are taken from another server; the specification names seven."""
@@ -104,11 +103,11 @@ def sift_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> l
 
 
 def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
-    """What may be shown to clients of state that another server claims: four keys of each, what is
-    malformed left out.
+    """Return the part of another server's stripped state that clients may see.
 
-    Entries may be stripped events or whole PDUs. Of entries for the same state the last counts.
-    Raises `InvalidParam` if it is no list or too long.
+    Each entry keeps four keys, and malformed entries are left out. Entries may be stripped events
+    or complete PDUs. Of entries for the same state the last counts. Raises `InvalidParam` if the
+    value is no list or too long.
     """
     stripped: dict[StateKey, dict[str, Any]] = {}
     for entry in _entries(entries):

@@ -1,11 +1,11 @@
-"""Who may see an event, by the history visibility of the room at that event.
+"""Decides which users may see an event, by the history visibility of the room at that event.
 
-All is decided by the state just *before* the event and by what the event itself changes in it, so a
-caller walks a timeline with two entries of the state at hand: `m.room.history_visibility` and the
-reader's own `m.room.member`. That is also all that a batch needs: the two values are the same for
-long runs of events.
+The decision depends on the state just *before* the event and on the changes by the event itself. So
+a caller walks a timeline with two entries of the state: `m.room.history_visibility` and the
+reader's own `m.room.member`. A batch needs no more, as both stay the same for long runs of
+events.
 
-Events that were rejected or soft-failed are shown to nobody; that is not decided here.
+Rejected and soft-failed events are shown to nobody. That is decided elsewhere.
 
 spec: client-server-api#room-history-visibility
 """
@@ -33,8 +33,10 @@ _BY_VALUE: Final = {visibility.value: visibility for visibility in HistoryVisibi
 
 
 def read_visibility(event: Event | None) -> HistoryVisibility:
-    """What an m.room.history_visibility event sets: `SHARED` where there is none or it is not
-    understood."""
+    """Return the visibility that an m.room.history_visibility event sets.
+
+    `SHARED` if there is none or its value is unknown.
+    """
     value = event.content.get("history_visibility") if event is not None else None
     return (
         _BY_VALUE.get(value, HistoryVisibility.SHARED)
@@ -88,8 +90,7 @@ def is_visible_to_server(
 
 
 def membership_after(event: Event, user_id: str, membership: str | None) -> str:
-    """The user's membership once the event has happened: what readers are told in
-    `unsigned.membership`.
+    """Return the user's membership after the event, for `unsigned.membership`.
 
     `membership` is the one before it, None if the user had none. spec:
     client-server-api#definition-clientevent

@@ -1,16 +1,15 @@
-"""What servers tell each other beside events (EDUs), and who takes it in, by type.
+"""Passes received EDUs to their handlers, by EDU type.
 
     EduReceivers(access, {"m.typing": typing.receive})
 
 Laws for a handler:
-- It is awaited before the transaction is acknowledged, so what it has to keep it keeps durably
-  before it returns; and it does not wait for other servers, which would hold up everything that its
-  sender sends.
-- It can be given the same EDU again: a transaction that was not acknowledged is repeated.
-- Whatever is wrong with an EDU it raises as a MatrixError, or ignores. Either way the other EDUs go
-  on. LimitExceeded ends the transaction, which is repeated later: nothing of it is lost.
-- Room ACLs have been applied: of what is told of rooms, those are gone that deny the sender, or
-  that it is not in.
+- It is awaited before the transaction is acknowledged, so it makes its data durable before it
+  returns. It must not wait for other servers, which would block all transactions of the sender.
+- It may receive the same EDU again, as an unacknowledged transaction is repeated.
+- It raises a MatrixError for an invalid EDU, or ignores it. In both cases the other EDUs are
+  processed. LimitExceeded ends the transaction, which the sender repeats later, so nothing is lost.
+- Server ACLs are applied before: rooms that deny the sender, or that it is not in, are removed from
+  the content.
 
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """
@@ -26,17 +25,17 @@ from federation.rooms.server_access import ServerAccess
 from storage.engine.database import DatabaseUnavailable
 
 EduHandler = Callable[[ServerName, Mapping[str, Any]], Awaitable[None]]
-"""Takes in the content of one EDU of a server: (origin, content)."""
+"""Processes the content of one EDU: (origin, content)."""
 
 MAX_TYPE_CHARS = 255
 MAX_ROOMS = 1000
-"""That the receipts in one transaction speak of."""
+"""Rooms in the receipts of one transaction."""
 TYPING = "m.typing"
 RECEIPT = "m.receipt"
 
 
 class EduReceivers:
-    """Hands EDUs to their handlers. For the reactor thread."""
+    """Dispatches EDUs to their handlers. For the reactor thread."""
 
     def __init__(self, access: ServerAccess, handlers: Mapping[str, EduHandler]) -> None:
         """`handlers`: by type of EDU."""
@@ -45,11 +44,10 @@ class EduReceivers:
         self._log = Logger()
 
     async def receive(self, origin: ServerName, edus: AsyncIterable[object]) -> None:
-        """Take in the EDUs of one transaction, in their order. What is malformed or of no known
-        type is passed over.
+        """Process the EDUs of one transaction in order. Skip malformed ones and unknown types.
 
-        Raises DatabaseUnavailable, and LimitExceeded where the server sends too much: then they
-        have to be given again.
+        Raises DatabaseUnavailable, and LimitExceeded if the server sends too much. The transaction
+        then has to be repeated.
         """
         left = MAX_ROOMS
         async for edu in edus:
@@ -68,9 +66,9 @@ class EduReceivers:
             if edu_type == RECEIPT:
                 content = dict(list(content.items())[:left])
             left -= len(content) if edu_type == RECEIPT else 0
-            await self._hand(handler, origin, edu_type, content)
+            await self._dispatch(handler, origin, edu_type, content)
 
-    async def _hand(
+    async def _dispatch(
         self, handler: EduHandler, origin: ServerName, edu_type: str, content: Mapping[str, Any]
     ) -> None:
         try:
@@ -81,24 +79,24 @@ class EduReceivers:
             raise
         except MatrixError as error:
             self._log.debug(
-                "EDU {type} of {origin} is not taken: {why}",
+                "the EDU {type} of {origin} is refused: {why}",
                 type=edu_type,
                 origin=origin,
                 why=error.text,
             )
         except DatabaseUnavailable:
             raise
-        except (
-            Exception
-        ):  # a bug of ours: repeated for ever, it would stop all that this server sends
+        except Exception:  # a bug: repeating the EDU for ever would block this server
             self._log.failure(
-                "EDU {type} of {origin} could not be taken in", type=edu_type, origin=origin
+                "the EDU {type} of {origin} could not be processed",
+                type=edu_type,
+                origin=origin,
             )
 
     async def _apply_acls(
         self, origin: ServerName, edu_type: str, content: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
-        """What is left of the content; None for nothing."""
+        """Return the allowed part of the content, or None."""
         if edu_type == TYPING:
             room_id = content.get("room_id")
             if not isinstance(room_id, str) or not await self._access.find_allowed(

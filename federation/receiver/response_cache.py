@@ -13,20 +13,20 @@ from storage.cache import LRU
 
 MOST_OF_ONE: Final = 2
 MOST_BYTES: Final = 32 << 20
-"""An honest answer about fifty events has three thousand."""
+"""A usual response about fifty events has three thousand bytes."""
 OVERHEAD_BYTES: Final = 500
-"""What keeping an answer takes besides."""
+"""Memory for a cached response besides its text."""
 
 
 class RememberedAnswers:
-    """For the reactor thread."""
+    """A bounded cache of responses. For the reactor thread."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=most_bytes, weigh=_size)
         """By server and transaction id, the oldest first."""
 
     def find(self, server: ServerName, txn_id: str) -> bytes | None:
-        """The response, if it is cached."""
+        """Return the response if it is cached."""
         of_server = self._servers.peek(server)
         return None if of_server is None else of_server.get(txn_id)
 

@@ -1,17 +1,15 @@
-"""Transactions: what other servers send us unasked. Everything in one is durable before it is
+"""Receives transactions of other servers. All content is durable before a transaction is
 acknowledged.
 
-- An event whose predecessors are known is taken in within the request, by one write. An event that
-  waits for something goes into the inbox, which is part of the request too; what it waits for is
-  fetched afterwards.
-- A transaction that is repeated is answered as before, from memory. After a restart, or when much
-  else came, it is taken in again, which changes nothing: events are known by their ids, and who
-  takes in EDUs knows that they may come twice.
-- What a transaction has is read when its turn comes, event by event: read at once, a body of
-  nothing but empty objects would take twenty times its size, and others would wait for it.
-- Each server has a queue of its own, in which one transaction is worked on at a time; a server that
-  sends more at once than it may is told to wait. So none keeps the others waiting, whatever it
-  sends.
+- An event with known predecessors is stored within the request, by one write. An event that waits
+  for something goes into the inbox, also within the request. Missing data is fetched afterwards.
+- A repeated transaction gets the same response from a cache. If the response was evicted, the
+  transaction is processed again without further effect: events are known by their ids, and EDU
+  handlers accept repeated EDUs.
+- The content is parsed event by event. Parsed at once, a body of nothing but empty objects would
+  take twenty times its size and block the reactor.
+- Each server has a queue, from which one transaction is processed at a time. A server that sends
+  more at once is refused with a time to wait. So no server delays the others.
 
 spec: server-server-api#transactions
 """
@@ -55,27 +53,26 @@ from storage.federation.inbox import InboxFull
 MAX_PDUS: Final = 50
 MAX_EDUS: Final = 100
 ROOMS_AT_ONCE: Final = 10
-"""Of one transaction."""
+"""Rooms of one transaction that are processed at once."""
 MAX_WAITING: Final = 10
-"""Transactions of one server that may wait; an honest one sends the next when it has the answer to
-the last."""
+"""Transactions of one server that may wait. A well-behaved server waits for each response."""
 
 FEW_VALUES: Final = 100_000
-"""Commas of a body that is looked through at once, which takes a tenth of the time that it takes in
-pieces: no list in it has more parts. Others are taken apart."""
+"""Commas in a body that is parsed at once, which takes a tenth of the time of splitting it. No list
+in such a body has more entries. Other bodies are split."""
 
 TO_DEVICE: Final = "m.direct_to_device"
 
 Results = dict[str, dict[str, str]]
-"""By the id of the event: nothing, or `error` with a text."""
+"""By event id: an empty object, or `error` with a text."""
 
 
 Piece = Mapping[str, Any] | msgspec.Raw
-"""An event or an EDU, read or not."""
+"""An event or an EDU, parsed or not."""
 
 
 class _Form(msgspec.Struct):
-    """What has to be in a transaction; who it is from is told by its signature."""
+    """The fields of a transaction. Its origin is known from the signature."""
 
     pdus: Sequence[msgspec.Raw]
     edus: Sequence[msgspec.Raw] = ()
@@ -89,7 +86,7 @@ class _Kind(msgspec.Struct):
 
 
 class Transactions:
-    """Takes in transactions. For the reactor thread."""
+    """Receives transactions. For the reactor thread."""
 
     def __init__(
         self,
@@ -119,14 +116,15 @@ class Transactions:
             1,
             max_waiting_per_key=MAX_WAITING - 1,
             refusal=lambda _server: LimitExceeded(
-                "Wait for the answer to a transaction before you send the next", retry_after_ms=1000
+                "Wait for the response to a transaction before you send the next",
+                retry_after_ms=1000,
             ),
         )
-        """One transaction of a server at a time."""
+        """Admits one transaction of each server at a time."""
         self._answers = RememberedAnswers()
 
     async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
-        """As `receive`, of a JSON text. Raises BadJson too."""
+        """Process a transaction in JSON, as `receive`. Raises BadJson too."""
         try:
             form = await self._read_body(body)
         except TooMany as error:
@@ -138,43 +136,44 @@ class Transactions:
         return await self.receive(origin, txn_id, form.pdus, form.edus)
 
     async def _read_body(self, body: bytes) -> _Form:
-        """Raises ValueError, RecursionError."""
+        """Parse a body. Raises ValueError, RecursionError."""
         if body.count(b",") <= FEW_VALUES:
             try:
                 return _read_form(body)
             except RecursionError:
-                # something in it nests too deeply for us: it is passed over, and takes nothing
-                # along
+                # some value nests too deeply: splitting skips it and keeps the others
                 pass
-        return await self._take_apart(body)
+        return await self._split_body(body)
 
-    async def _take_apart(self, body: bytes) -> _Form:
-        """The parts of a body that may have very many, or nest as deep as they like. Raises
-        ValueError, RecursionError."""
-        most = MAX_PDUS + MAX_EDUS
-        lists = await split_lists(body, ("pdus", "edus"), most, self._clock, longest=len(body))
+    async def _split_body(self, body: bytes) -> _Form:
+        """Split a body that has very many values or nests deeply.
+
+        Raises ValueError, RecursionError.
+        """
+        limit = MAX_PDUS + MAX_EDUS
+        lists = await split_lists(body, ("pdus", "edus"), limit, self._clock, longest=len(body))
         rest = _read_form(lists.rest)
-        if rest.pdus or rest.edus:  # else they would be acknowledged, and lost
-            raise ValueError("a list has a name that is not written as it is")
+        if rest.pdus or rest.edus:  # otherwise they would be acknowledged and lost
+            raise ValueError("a list has a name with escaped characters")
         return _Form(lists.found["pdus"], lists.found["edus"])
 
     async def receive(
         self, origin: ServerName, txn_id: str, pdus: Sequence[Piece], edus: Sequence[Piece]
     ) -> msgspec.Raw:
-        """Take in a transaction; the answer, as JSON: what became of each PDU.
+        """Process a transaction. Return the response in JSON, with the result of each PDU.
 
-        Raises TooLarge, LimitExceeded, InvalidParam; DatabaseUnavailable.
+        Raises TooLarge, LimitExceeded, InvalidParam, DatabaseUnavailable.
         """
         if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
             raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
         async with self._queue.hold(origin):
             answer = self._answers.find(origin, txn_id)
             if answer is None:
-                answer = msgspec.json.encode({"pdus": await self._take_in(origin, pdus, edus)})
+                answer = msgspec.json.encode({"pdus": await self._process(origin, pdus, edus)})
                 self._answers.add(origin, txn_id, answer)
             return msgspec.Raw(answer)
 
-    async def _take_in(
+    async def _process(
         self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]
     ) -> Results:
         by_room: dict[RoomID, list[tuple[Mapping[str, Any], int]]] = {}
@@ -185,16 +184,16 @@ class Transactions:
             if isinstance(pdu.get("room_id"), str):
                 by_room.setdefault(RoomID(pdu["room_id"]), []).append((pdu, size))
 
-        async def take_in(room_id: RoomID) -> Results:
-            return await self._take_in_room(origin, room_id, by_room[room_id], turns)
+        async def process_room(room_id: RoomID) -> Results:
+            return await self._process_room(origin, room_id, by_room[room_id], turns)
 
-        # keys come before what they open: else a client would show for a moment that it cannot read
-        # that
+        # room keys come before the events that they decrypt: otherwise a client would briefly show
+        # a decryption error
         to_device = [_is_to_device(edu) for edu in edus]
         await self._edus.receive(origin, self._read_edus(compress(edus, to_device)))
         results: Results = {}
         if by_room:
-            for part in await map_at_once(take_in, by_room, ROOMS_AT_ONCE):
+            for part in await map_at_once(process_room, by_room, ROOMS_AT_ONCE):
                 results.update(part)
         await self._edus.receive(origin, self._read_edus(compress(edus, map(not_, to_device))))
         return results
@@ -205,18 +204,20 @@ class Transactions:
             yield _read_edu(edu)
             await turns.after(_size(edu))
 
-    async def _take_in_room(
+    async def _process_room(
         self,
         origin: ServerName,
         room_id: RoomID,
         pdus: Sequence[tuple[Mapping[str, Any], int]],
         turns: Turns,
     ) -> Results:
-        """What became of the events of one room, which were so long. What is not of the form of an
-        event has no id to answer under."""
+        """Process the events of one room, given with their sizes. Return the results.
+
+        A malformed event is left out, as it has no event id.
+        """
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
-            return {}  # without its version nobody can say what the ids of its events are
+            return {}  # the event ids depend on the unknown room version
         results: Results = {}
         events: list[Event] = []
         is_here = bool(await self._memberships.local_members(snapshot.room.room_nid))
@@ -251,7 +252,7 @@ class Transactions:
             for event in events
             if event.event_id not in inside and not can_be_proved_by(event, origin)
         ]
-        for event in unknown:  # not even a key is asked for
+        for event in unknown:  # refused without fetching a key
             results[event.event_id] = {
                 "error": "Neither you nor the server of its sender is in the room"
             }
@@ -273,33 +274,31 @@ class Transactions:
         others = [
             event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)
         ]
-        judge = await self._find_judge(room_id) if unjudged else None
+        policy_server = await self._find_policy_server(room_id) if unjudged else None
         is_outside = origin not in await self._insiders.in_room(snapshot)
-        for those in (unjudged, naming, others):  # most of the others follow the unjudged
-            if not those:
+        for group in (unjudged, naming, others):  # most of the others follow the unjudged
+            if not group:
                 continue
             try:
                 await self._inbox.add(
                     snapshot.room,
                     origin,
-                    those,
-                    judge=judge if those is unjudged else None,
+                    group,
+                    judge=policy_server if group is unjudged else None,
                     is_outside=is_outside,
-                    is_news=any(event.event_id in inside for event in those),
+                    is_news=any(event.event_id in inside for event in group),
                 )
-            except (
-                InboxFull
-            ):  # not acknowledged; and no reason to refuse the rest of what the server sends
+            except InboxFull:
+                # the events are refused, but not the rest of the transaction
                 results.update(
-                    (event.event_id, {"error": "Too many events wait already"}) for event in those
+                    (event.event_id, {"error": "Too many events wait already"}) for event in group
                 )
         if any(event.membership == "join" and results[event.event_id] == {} for event in events):
             self._inbox.newcomer(snapshot.room.room_nid)
         return results
 
-    async def _find_judge(self, room_id: RoomID) -> ServerName:
-        """The policy server for whose word events of the room wait; no name where it has been
-        changed meanwhile."""
+    async def _find_policy_server(self, room_id: RoomID) -> ServerName:
+        """Return the policy server of the room, or "" if it was changed meanwhile."""
         snapshot = await self._engine.get_snapshot(room_id)
         named = find_naming(await snapshot.state.load(NAMING))
         server = None if named is None else read_policy_server(named.event)
@@ -316,7 +315,7 @@ def _is_to_device(edu: Piece) -> bool:
     try:
         return msgspec.json.decode(edu, type=_Kind).edu_type == TO_DEVICE
     except (ValueError, RecursionError):
-        return False  # nobody takes it in
+        return False  # no handler will accept it
 
 
 def _read_event(pdu: Piece) -> Mapping[str, Any]:

@@ -1,5 +1,4 @@
-"""What we ask other servers about their people and rooms: profiles, aliases, their public
-directory, spaces.
+"""Queries other servers for profiles, aliases, their public room directory and space hierarchies.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -22,13 +21,13 @@ from federation.protocol.ids import (
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
 
 MAX_SERVERS: Final = 50
-"""How many of the servers that another names are believed to be in a room."""
+"""Servers accepted from the response to an alias query."""
 MAX_ROOMS: Final = 1000
-"""Of one page of a directory."""
+"""Rooms on one page of a directory."""
 
 
 class DirectoryQuery(msgspec.Struct, frozen=True):
-    """What is looked for in a directory. Hashable: the key under which an answer is remembered."""
+    """A search in a room directory. Hashable: responses are cached by it."""
 
     limit: int
     since: str | None = None
@@ -44,7 +43,7 @@ class DirectoryQuery(msgspec.Struct, frozen=True):
 
 
 class DirectoryRequests:
-    """Asks other servers."""
+    """Sends directory queries to other servers."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -52,8 +51,10 @@ class DirectoryRequests:
     async def get_profile(
         self, server: ServerName, user_id: UserID, field: str | None
     ) -> Mapping[str, Any]:
-        """The profile of one of its users, or one field. Raises RemoteError, Forbidden (the
-        policy)."""
+        """Return the profile of a user, or one field.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
         query = [("user_id", str(user_id))]
         if field is not None:
             query.append(("field", field))
@@ -64,7 +65,10 @@ class DirectoryRequests:
     async def get_alias(
         self, server: ServerName, alias: RoomAlias
     ) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room of an alias, and servers in it. Raises RemoteError, Forbidden (the policy)."""
+        """Return the room of an alias, and servers in it.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
         answer = await self._requests.get(
             server,
             "/_matrix/federation/v1/query/directory",
@@ -85,7 +89,10 @@ class DirectoryRequests:
     async def get_hierarchy(
         self, server: ServerName, room_id: RoomID, *, suggested_only: bool
     ) -> RemoteHierarchy:
-        """A room of a space with its children. Raises RemoteError, Forbidden (the policy)."""
+        """Return a room of a space with its children.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
         answer = await self._requests.get(
             server,
             path_of("/_matrix/federation/v1/hierarchy/{}", room_id),
@@ -99,8 +106,10 @@ class DirectoryRequests:
             raise RemoteError(server, error.text, retryable=False) from error
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
-        """A page of its directory: rooms without an id are left out. Raises RemoteError, Forbidden
-        (the policy)."""
+        """Return a page of the directory. Rooms without an id are left out.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
         body: dict[str, Any] = {"limit": query.limit}
         if query.since is not None:
             body["since"] = query.since

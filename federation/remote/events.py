@@ -1,7 +1,6 @@
-"""Asking other servers for events and states of rooms: what answers are read here, and how long
-they may be.
+"""Fetches events and states of rooms from other servers, with limits for each response.
 
-What comes back has the form that is said, and no more is known of it: no event is checked here.
+Responses are only checked for their form. No event is verified here.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,
@@ -23,33 +22,33 @@ from federation.remote.large_responses import ANSWER_SECONDS
 Pdu = Mapping[str, Any]
 
 MAX_STATE_EVENTS: Final = 500_000
-"""Of a state and its auth chain together."""
+"""Events of a state and its auth chain together."""
 MAX_AUTH_CHAIN: Final = 20_000
-"""Of the auth chain of one event."""
+"""Events of the auth chain of one event."""
 MAX_PAGE_BYTES: Final = 16 << 20
 MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
 SHORT_STATE_BYTES: Final = 4 << 20
 SHORT_LIST_BYTES: Final = 1 << 20
-"""Of lists of ids, and of auth chains. What is no longer needs no place (`large_responses.py`)."""
+"""Size of short lists of ids and of auth chains, which need no slot (`large_responses.py`)."""
 STATES_AT_ONCE: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
 LISTS_AT_ONCE: Final = ((2, MAX_IDS_BYTES),)
-"""Of those that are longer, for all rooms: how many of up to how many bytes."""
+"""Slots for longer responses, for all rooms: their number, and the largest size in bytes."""
 IDS_AT_ONCE: Final = 20_000
-"""That are looked at between two turns of others, some milliseconds."""
+"""Ids that are checked between two turns of the reactor, some milliseconds."""
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
 
 
 class StateIDs(msgspec.Struct, frozen=True):
-    """A state, and its auth chain, by the ids of the events."""
+    """A state and its auth chain, by event id."""
 
     state: Sequence[EventID]
     auth_chain: Sequence[EventID]
 
 
 class StatePDUs(msgspec.Struct, frozen=True):
-    """A state, and its auth chain; the events are taken apart only when their turn comes."""
+    """A state and its auth chain. The events are parsed later, one by one."""
 
     state: Sequence[msgspec.Raw]
     auth_chain: Sequence[msgspec.Raw]
@@ -61,17 +60,17 @@ class _StateIDsAnswer(msgspec.Struct):
 
 
 class EventAtTime(msgspec.Struct, frozen=True):
-    """What another server has near a time, in milliseconds."""
+    """The event of another server next to a time, in milliseconds."""
 
     event_id: EventID
     origin_server_ts: int
 
 
 class RemoteEvents:
-    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a
+    """Sends the requests. Each method raises RemoteError, and Forbidden if the policy blocks the
     server.
 
-    `seconds`: so long an answer may take at most, or less where that is long for it.
+    `seconds`: longest time for the response. Each method may shorten it.
     """
 
     def __init__(self, requests: Requests, clock: IReactorTime) -> None:
@@ -89,7 +88,7 @@ class RemoteEvents:
         min_depth: int = 0,
         seconds: float = SECONDS,
     ) -> list[Pdu]:
-        """What precedes `latest`, without it, as far back as `earliest`."""
+        """Return the events before `latest`, without it, back to `earliest`."""
         answer = await self._requests.post_bytes(
             server,
             path_of("/_matrix/federation/v1/get_missing_events/{}", room_id),
@@ -107,7 +106,7 @@ class RemoteEvents:
     async def get_backfill(
         self, server: ServerName, room_id: RoomID, from_: Collection[EventID], limit: int
     ) -> list[Pdu]:
-        """These events and what precedes them."""
+        """Return these events and the events before them."""
         query = [*(("v", event_id) for event_id in from_), ("limit", str(limit))]
         path = path_of("/_matrix/federation/v1/backfill/{}", room_id)
         answer = await self._requests.get_bytes(
@@ -124,7 +123,7 @@ class RemoteEvents:
         seconds: float,
         max_bytes: int,
     ) -> StateIDs:
-        """The state before an event. Raises AnswerTooLong."""
+        """Return the state before an event by event ids. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get_as(
             _StateIDsAnswer,
@@ -134,8 +133,8 @@ class RemoteEvents:
             seconds=_at_most(server, seconds, ANSWER_SECONDS),
             max_bytes=max_bytes,
         )
-        state = await _ids(server, answer.pdu_ids, self._clock)
-        return StateIDs(state, await _ids(server, answer.auth_chain_ids, self._clock))
+        state = await _check_ids(server, answer.pdu_ids, self._clock)
+        return StateIDs(state, await _check_ids(server, answer.auth_chain_ids, self._clock))
 
     async def get_state(
         self,
@@ -146,7 +145,7 @@ class RemoteEvents:
         seconds: float,
         max_bytes: int,
     ) -> StatePDUs:
-        """The state before an event, in full. Raises AnswerTooLong."""
+        """Return the state before an event with its events. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
         body = await self._requests.get_bytes(
             server,
@@ -166,12 +165,12 @@ class RemoteEvents:
     async def get_event(
         self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS
     ) -> Pdu:
-        """One event."""
+        """Return one event."""
         path = path_of("/_matrix/federation/v1/event/{}", event_id)
         answer = await self._requests.get(
             server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_EVENT_BYTES
         )
-        pdus = _pdus(server, answer, "pdus", 1)
+        pdus = _get_pdus(server, answer, "pdus", 1)
         if not pdus:
             raise RemoteError(server, "the answer lacks the event", retryable=False)
         return pdus[0]
@@ -185,26 +184,28 @@ class RemoteEvents:
         seconds: float,
         max_bytes: int,
     ) -> list[Pdu]:
-        """The auth chain of an event. Raises AnswerTooLong."""
+        """Return the auth chain of an event. Raises AnswerTooLong."""
         path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
         answer = await self._requests.get_bytes(
             server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes
         )
         return await self._read(server, answer, "auth_chain", MAX_AUTH_CHAIN)
 
-    async def _read(self, server: ServerName, answer: bytes, field: str, most: int) -> list[Pdu]:
-        """The events in a list of an answer, the first so many: read one by one, as each may hold
-        far more than it is long."""
+    async def _read(self, server: ServerName, answer: bytes, field: str, limit: int) -> list[Pdu]:
+        """Return the first `limit` events in a list of a response.
+
+        They are parsed one by one, as parsed JSON may take many times its length.
+        """
         try:
             lists = await split_lists(answer, (field,), MAX_AUTH_CHAIN, self._clock)
             if not isinstance(read_piece(lists.rest).get(field), list):
                 raise ValueError(f"it has no list `{field}`")
         except ValueError as error:
             raise RemoteError(
-                server, f"the answer is of another form: {error}", retryable=False
+                server, f"the answer has an unexpected form: {error}", retryable=False
             ) from error
         turns, events = Turns(self._clock), list[Pdu]()
-        for piece in lists.found[field][:most]:
+        for piece in lists.found[field][:limit]:
             if event := read_event(piece):
                 events.append(event)
             await turns.after(len(memoryview(piece)))
@@ -213,7 +214,7 @@ class RemoteEvents:
     async def get_event_at(
         self, server: ServerName, room_id: RoomID, ts: int, direction: str
     ) -> EventAtTime:
-        """The event next to a time; `direction` is `f` or `b`."""
+        """Return the event next to a time; `direction` is `f` or `b`."""
         path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id)
         answer = await self._requests.get(
             server,
@@ -228,23 +229,23 @@ class RemoteEvents:
         return EventAtTime(EventID(event_id), found_ts)
 
 
-def _at_most(server: ServerName, seconds: float, most: float) -> float:
+def _at_most(server: ServerName, seconds: float, limit: float) -> float:
     if seconds <= 0:
-        raise RemoteError(server, "there is no time left to ask it", retryable=True)
-    return min(seconds, most)
+        raise RemoteError(server, "no time is left for the request", retryable=True)
+    return min(seconds, limit)
 
 
-def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu]:
-    """The PDUs in a field of an answer, the first so many; what is no object is left out."""
+def _get_pdus(server: ServerName, answer: object, field: str, limit: int) -> list[Pdu]:
+    """Return the first `limit` PDUs in a field of a response. Skip values other than objects."""
     pdus = answer.get(field) if isinstance(answer, dict) else None
     if not isinstance(pdus, list):
         raise RemoteError(server, f"the answer has no list `{field}`", retryable=False)
-    return [pdu for pdu in pdus[:most] if isinstance(pdu, dict)]
+    return [pdu for pdu in pdus[:limit] if isinstance(pdu, dict)]
 
 
-async def _ids(server: ServerName, ids: Sequence[str], clock: IReactorTime) -> list[EventID]:
+async def _check_ids(server: ServerName, ids: Sequence[str], clock: IReactorTime) -> list[EventID]:
     if len(ids) > MAX_STATE_EVENTS:
-        raise RemoteError(server, "the state is longer than any that is read", retryable=False)
+        raise RemoteError(server, "the state has too many events", retryable=False)
     found: dict[EventID, None] = {}
     turns = Turns(clock, IDS_AT_ONCE)
     for start in range(0, len(ids), IDS_AT_ONCE):

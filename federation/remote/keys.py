@@ -1,7 +1,7 @@
-"""Keys of other servers' users: asked for, and checked when they come.
+"""Queries and claims keys of other servers' users, and checks the responses.
 
-What is malformed in an answer is left out. Signatures are for the clients, who trust no server with
-them; but whose keys they are is checked, so that a server can speak for its own users only.
+Malformed entries of a response are left out. Clients verify the signatures, as they trust no server
+with that. The owner of each key is checked here, so that a server can only speak for its own users.
 
 spec: server-server-api#end-to-end-encryption, server-server-api#device-management
 """
@@ -25,28 +25,27 @@ from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName, domain_of
 
 MAX_DEVICES: Final = 2000
-"""Of a user."""
+"""Devices of one user."""
 MAX_LIST_BYTES: Final = 1 << 20
-"""Of the keys of all devices of a user: several hundred have less. Clients get them with those of
-all others of a room."""
+"""Size of the keys of all devices of a user: several hundred take less. Clients receive them
+together with those of all others in a room."""
 MAX_DEVICE_ID: Final = 255
 MAX_KEYS_BYTES: Final = 64 << 10
-"""Of one device, or one key."""
+"""Size of the keys of one device, or of one key."""
 MAX_ANSWER_BYTES: Final = 16 << 20
 LIST_BYTES: Final = 8 << 20
-"""Of a list: some people, who are programs, have thousands of devices."""
+"""Size of a device list response: some bots have thousands of devices."""
 QUERY_BYTES: Final = 4 << 20
 BYTES_OF_USER: Final = 64 << 10
-"""Of an answer to a question, and more for each user."""
+"""Size of a query response, and more for each user."""
 CLAIM_BYTES: Final = 1 << 20
 BYTES_OF_CLAIM: Final = 4 << 10
-"""Of an answer to a claim, and more for each key."""
+"""Size of a claim response, and more for each key."""
 USAGES: Final = ("master", "self_signing")
 
 
 class UserKeys(msgspec.Struct):
-    """What a user has published: keys of devices by their ids, and keys of cross-signing by
-    usage."""
+    """The published keys of a user: device keys by device id, and cross-signing keys by usage."""
 
     devices: dict[str, bytes] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
@@ -55,24 +54,23 @@ class UserKeys(msgspec.Struct):
 
 
 class DeviceList(msgspec.Struct, frozen=True):
-    """All devices of a user, and the number of the change after which they are these."""
+    """All devices of a user, and the stream id of the latest change."""
 
     stream_id: int
     keys: UserKeys
 
 
 class RemoteKeys:
-    """Asks other servers for keys."""
+    """Fetches keys from other servers."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
     async def get_list(self, user_id: str, seconds: float) -> DeviceList:
-        """The devices of a user, asked of their server; none of a user whom it does not have.
-        Raises RemoteError, Forbidden.
+        """Return the devices of a user, or none if their server does not know the user.
 
-        spec: client-server-api#post_matrixclientv3keysquery: an unknown user is no failure of their
-        server
+        An unknown user is no failure of the server:
+        spec: client-server-api#post_matrixclientv3keysquery. Raises RemoteError, Forbidden.
         """
         server = domain_of(user_id)
         path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
@@ -103,13 +101,15 @@ class RemoteKeys:
     async def query(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
     ) -> dict[str, UserKeys]:
-        """The keys of users of one server, each with the devices asked for (none: all). Raises
-        RemoteError, Forbidden."""
-        path, most = (
+        """Return the keys of users of one server, each with the wanted devices (none: all).
+
+        Raises RemoteError, Forbidden.
+        """
+        path, limit = (
             "/_matrix/federation/v1/user/keys/query",
             QUERY_BYTES + BYTES_OF_USER * len(wanted),
         )
-        answer = await self._post(server, path, {"device_keys": wanted}, seconds, most)
+        answer = await self._post(server, path, {"device_keys": wanted}, seconds, limit)
         found: dict[str, UserKeys] = {}
         for user_id, devices in _objects(answer.get("device_keys")):
             if user_id in wanted:
@@ -127,13 +127,15 @@ class RemoteKeys:
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
     ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
-        """One-time keys by user, device and name, of those asked for. Raises RemoteError,
-        Forbidden."""
-        path, most = (
+        """Claim one-time keys. Return them by user, device and key id.
+
+        Raises RemoteError, Forbidden.
+        """
+        path, limit = (
             "/_matrix/federation/v1/user/keys/claim",
             CLAIM_BYTES + BYTES_OF_CLAIM * sum(map(len, wanted.values())),
         )
-        answer = await self._post(server, path, {"one_time_keys": wanted}, seconds, most)
+        answer = await self._post(server, path, {"one_time_keys": wanted}, seconds, limit)
         claimed: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
         for user_id, devices in _objects(answer.get("one_time_keys")):
             for device_id, keys in _objects(devices):
@@ -151,11 +153,11 @@ class RemoteKeys:
         return claimed
 
     async def _post(
-        self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float, most: int
+        self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float, limit: int
     ) -> dict[str, Any]:
-        # many are asked at once: what is expected of each is what there has to be room for
+        # many servers are asked at once, so the limit is the memory that each response may take
         answer = await self._requests.post(
-            server, path, body, seconds=seconds, max_bytes=min(most, MAX_ANSWER_BYTES)
+            server, path, body, seconds=seconds, max_bytes=min(limit, MAX_ANSWER_BYTES)
         )
         if not isinstance(answer, dict):
             raise RemoteError(server, "the answer is no JSON object", retryable=False)
@@ -163,15 +165,17 @@ class RemoteKeys:
 
 
 def is_stream_id(value: object) -> TypeGuard[int]:
-    """Whether it may number a change of devices."""
+    """Return whether the value is a valid stream id of a device list."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
 def put_device(
     keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None
 ) -> None:
-    """Add a device, if it is one of that user, and one that can be kept beside the others. `name`:
-    as its user calls it, where that is said beside the keys, and not in their `unsigned`."""
+    """Add the keys of a device, if they are of this user and fit beside the others.
+
+    `name`: the display name, if it is not in the `unsigned` of the keys.
+    """
     if (
         not isinstance(device_id, str)
         or not is_device_id(device_id)
@@ -193,7 +197,7 @@ def put_device(
 
 
 def put_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: object) -> None:
-    """Add a key of cross-signing, if it is one of that user."""
+    """Add a cross-signing key, if it is of this user."""
     if not isinstance(content, dict):
         return
     try:
@@ -205,7 +209,7 @@ def put_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: obj
 
 
 def is_device_id(device_id: str) -> bool:
-    """Whether it can be kept."""
+    """Return whether the device id can be stored."""
     return 0 < len(device_id) <= MAX_DEVICE_ID and "\0" not in device_id
 
 
@@ -221,7 +225,7 @@ def _encode(key: object) -> bytes | None:
 
 
 def _objects(value: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of an object that are objects."""
+    """Return the entries of an object that are objects."""
     if isinstance(value, dict):
         for name, entry in value.items():
             if isinstance(entry, dict):

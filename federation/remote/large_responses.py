@@ -1,10 +1,10 @@
-"""Answers that may be long: few of them are read at once, and nobody is kept waiting by those who
-give short ones slowly, or none.
+"""Bounds concurrent large responses, so that slow servers do not delay the requests to others.
 
-Anybody may be the server that is asked, and whoever has one machine may be many of them. So an
-answer is first asked for as a short one, which needs no place. Where it is longer, it is asked for
-again once there is a place for its size: by turns among registered domains, of which each has one
-place of a size. So one that is longer still has the turns of its like, and keeps no other waiting.
+Any server may be asked, and one machine can act as many servers. So each response is first
+requested as a short one, which needs no slot. If it is longer, it is requested again with a slot
+for its size.
+Registered domains get slots in turns, and each may hold one slot of a size. A response that is
+longer still waits for the next size, and delays none of the smaller ones.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,65 +20,67 @@ from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName, registered_domain_of
 
 ANSWER_SECONDS: Final = 300.0
-"""How long a server may take to put a large room's state together, and to send it."""
+"""Time in which a server has to compute and send the state of a large room."""
 
 T = TypeVar("T")
 Ask = Callable[[int], Awaitable[T]]
-"""Asks for the answer, which may have so many bytes. Raises AnswerTooLong, RemoteError."""
+"""Requests the response, of at most so many bytes. Raises AnswerTooLong, RemoteError."""
 TimeLeft = Callable[[], float]
-"""How many seconds there are still, now."""
+"""Returns the seconds that are left now."""
 
 
 def as_long_as_it_takes() -> float:
-    """No more than any single request may take."""
+    """Return the time limit of a single request."""
     return ANSWER_SECONDS
 
 
 class LongAnswers:
-    """The places for answers of one kind. For the reactor thread."""
+    """The slots for responses of one kind. For the reactor thread."""
 
     def __init__(
         self, clock: IReactorTime, *, short_bytes: int, places: Sequence[tuple[int, int]]
     ) -> None:
-        """`places`: for answers of more than `short_bytes`: how many at once, and of how many
-        bytes; the smallest first."""
+        """`places`: slots for responses of more than `short_bytes`, as number and largest size in
+        bytes, the smallest first."""
         self._clock = clock
         self._short_bytes = short_bytes
-        self._places: list[tuple[FairSemaphore[str], int]] = [
-            (FairSemaphore(at_once, 1), most) for at_once, most in places
+        self._slots: list[tuple[FairSemaphore[str], int]] = [
+            (FairSemaphore(at_once, 1), max_bytes) for at_once, max_bytes in places
         ]
 
     @asynccontextmanager
     async def read(
         self, server: ServerName, ask: Ask[T], left: TimeLeft = as_long_as_it_takes
     ) -> AsyncIterator[T]:
-        """An answer of the server; while it is used, its place is held. Raises RemoteError, also
-        when no place came in the time that is left."""
+        """Request a response, and hold its slot in the context.
+
+        Raises RemoteError, also if no slot is free in the time that is left.
+        """
         try:
             short = await ask(self._short_bytes)
         except AnswerTooLong:
-            pass  # there are places for it
+            pass  # request it again with a slot
         else:
             yield short
             return
         domain = registered_domain_of(server)
-        for number, (slots, most) in enumerate(self._places, 1):
+        for number, (slots, max_bytes) in enumerate(self._slots, 1):
             try:
                 await Deferred.fromCoroutine(slots.acquire(domain)).addTimeout(
                     max(left(), 0), self._clock
                 )
             except TimedOut as error:
                 raise RemoteError(
-                    server, "others are asked, and there is no time left", retryable=True
+                    server, "no slot for a large response was free in time", retryable=True
                 ) from error
             try:
                 try:
-                    found = [await ask(most)]
+                    found = [await ask(max_bytes)]
                 except AnswerTooLong:
-                    if number == len(self._places):
+                    if number == len(self._slots):
                         raise
                     continue
-                yield found.pop()  # whoever uses it can let go of it
+                yield found.pop()  # so that the caller holds the only reference
                 return
             finally:
                 slots.release(domain)

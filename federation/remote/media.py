@@ -1,11 +1,11 @@
-"""Fetching a file from the server that has it, into a sink: nothing large is in memory.
+"""Downloads a file from the server that owns it into a sink, without holding it in memory.
 
 Laws:
-- Servers are asked by the signed endpoint; those that do not know it by the one from before it,
-  told to give nothing but what is their own.
-- A redirect is followed over https alone, and to addresses alone that this server contacts.
-- An answer that is not whole and of the right form, or is longer than wanted, is an error, whatever
-  the sink has by then.
+- The signed endpoint is used first. A server that does not know it is asked by the older one, with
+  the instruction to return only its own files.
+- Redirects are followed over https only, and only to addresses that this server may contact.
+- A response that is incomplete, malformed or too long is an error, even if the sink has received
+  data already.
 
 spec: server-server-api#content-repository
 """
@@ -24,43 +24,42 @@ from federation.protocol.ids import ServerName
 from federation.protocol.multipart import BadMultipart, MultipartFile
 
 ENVELOPE_BYTES: Final = 128 << 10
-"""What may come around the file."""
+"""Bytes of a multipart response besides the file."""
 UNSIGNED_PATH: Final = "/_matrix/media/v3/download/{}/{}"
 SIGNED_PATH: Final = "/_matrix/federation/v1/media/download/{}"
 
 Follow = Callable[[str, TakeBody, float, int], Awaitable[int]]
-"""GET what is at an address, within so many seconds, so many bytes at most; the status. Raises
-OutboundError."""
+"""GETs a URL with time and size limits, and returns the status. Raises OutboundError."""
 
 
 class RemoteFileTooLarge(RemoteError):
-    """The file is longer than wanted."""
+    """The file is larger than the limit."""
 
     def __init__(self, destination: str, max_bytes: int) -> None:
         super().__init__(destination, f"the file is longer than {max_bytes} bytes", retryable=False)
 
 
 class FileSink(Protocol):
-    """Where a file goes."""
+    """Receives a file."""
 
     def begin(self) -> None:
-        """The answer comes. Of a new answer: what was written so far is of no use."""
+        """Start a response. Discard the data of an earlier one."""
         ...
 
     def write(self, data: bytes) -> None:
-        """The next bytes. Raises OSError."""
+        """Write the next bytes. Raises OSError."""
         ...
 
 
 class FileHeaders(msgspec.Struct, frozen=True):
-    """What the other server says of a file. Untrusted."""
+    """The headers of a file from the other server. Untrusted."""
 
     type: str
     disposition: str
 
 
 class RemoteMedia:
-    """Fetches files."""
+    """Downloads files."""
 
     def __init__(self, requests: Requests, follow: Follow) -> None:
         self._requests = requests
@@ -76,22 +75,22 @@ class RemoteMedia:
         seconds: float,
         max_bytes: int,
     ) -> FileHeaders:
-        """Fetch a file. `timeout_ms`: how long the other server may wait for its upload. `seconds`:
-        for each answer.
+        """Download a file.
 
-        Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the policy),
-        OSError (the sink).
+        `timeout_ms`: time that the other server may wait for the upload. `seconds`: limit for each
+        response. Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the
+        policy), OSError (the sink).
         """
         receiver = _Receiver(server, sink, max_bytes)
         limits = (seconds, max_bytes + ENVELOPE_BYTES)
         try:
-            await self._ask_either(server, media_id, timeout_ms, receiver, limits)
+            await self._download_by_either(server, media_id, timeout_ms, receiver, limits)
         except RemoteError:
             receiver.raise_problem()
             raise
         return await self._finish(receiver, limits)
 
-    async def _ask_either(
+    async def _download_by_either(
         self,
         server: ServerName,
         media_id: str,
@@ -101,7 +100,7 @@ class RemoteMedia:
     ) -> None:
         query: Query = (("timeout_ms", str(timeout_ms)),)
         try:
-            await self._ask(
+            await self._download(
                 server,
                 path_of(SIGNED_PATH, media_id),
                 query,
@@ -110,13 +109,13 @@ class RemoteMedia:
                 signed=True,
             )
         except RefusedByRemote as error:
-            if not _knows_no_such_path(error):
+            if not _is_unknown_endpoint(error):
                 raise
             path = path_of(UNSIGNED_PATH, server, media_id)
             query = (("allow_remote", "false"), *query)
-            await self._ask(server, path, query, receiver.take_plain, limits, signed=False)
+            await self._download(server, path, query, receiver.take_plain, limits, signed=False)
 
-    async def _ask(
+    async def _download(
         self,
         server: ServerName,
         path: str,
@@ -142,18 +141,20 @@ class RemoteMedia:
             receiver.raise_problem()
             raise RemoteError(
                 receiver.server,
-                f"the file is elsewhere, and there {error}",
+                f"the file is at another address, which failed: {error}",
                 retryable=error.retryable,
             ) from error
         if status != HTTPStatus.OK:
             raise RemoteError(
-                receiver.server, f"the file is elsewhere, and there is {status}", retryable=False
+                receiver.server,
+                f"the file is at another address, which answered {status}",
+                retryable=False,
             )
         return receiver.headers
 
 
 class _Receiver:
-    """Reads the answers about one file."""
+    """Reads the responses about one file."""
 
     def __init__(self, server: ServerName, sink: FileSink, max_bytes: int) -> None:
         self.server = server
@@ -163,7 +164,7 @@ class _Receiver:
         self._max_bytes = max_bytes
         self._size = 0
         self._multipart: MultipartFile | None = None
-        self._problem: Exception | None = None
+        self._error: Exception | None = None
 
     def take_multipart(self, _status: int, headers: Mapping[str, str]) -> Callable[[bytes], None]:
         self._begin()
@@ -184,7 +185,7 @@ class _Receiver:
 
     def take_plain(self, status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
         if status != HTTPStatus.OK:
-            return None  # of a redirect, which the client follows, or an error
+            return None  # a redirect, which the client follows, or an error
         self._begin()
         self._begin_file(headers)
         length = headers.get("content-length", "")
@@ -193,23 +194,23 @@ class _Receiver:
         return self._write
 
     def check_whole(self) -> None:
-        """Raises RemoteError where something is missing."""
+        """Raise RemoteError for an incomplete response."""
         if self._multipart is not None and not self._multipart.is_whole:
             raise RemoteError(
                 self.server, "the answer ends before its last boundary", retryable=False
             )
         if self.location is not None and self._size:
             raise RemoteError(
-                self.server, "it gives a file, and says that it is elsewhere", retryable=False
+                self.server, "the answer holds a file and a redirect", retryable=False
             )
 
     def raise_problem(self) -> None:
-        """Raises what was wrong with the body, if that ended the exchange."""
-        if self._problem is not None:
-            raise self._problem
+        """Raise the error of the body, if that ended the exchange."""
+        if self._error is not None:
+            raise self._error
 
     def _begin(self) -> None:
-        """An answer comes."""
+        """Start a new response."""
         self._multipart = None
         self._size = 0
         self._sink.begin()
@@ -230,14 +231,13 @@ class _Receiver:
             raise self._fail(error) from error
 
     def _fail(self, problem: Exception) -> OutboundError:
-        """What ends the exchange; who began it learns why from `raise_problem`."""
-        self._problem = problem
+        """Record an error that ends the exchange. `raise_problem` raises it to the caller."""
+        self._error = problem
         return OutboundError(str(problem), retryable=False)
 
 
-def _knows_no_such_path(error: RefusedByRemote) -> bool:
-    """Whether a server answers as one does that has not heard of the endpoint, or a proxy before
-    it."""
+def _is_unknown_endpoint(error: RefusedByRemote) -> bool:
+    """Return whether the server, or a proxy in front of it, does not know the endpoint."""
     if error.errcode == "M_UNRECOGNIZED":
         return error.status in (400, 404, 405)
     return error.status == 404 and error.errcode == "M_UNKNOWN"

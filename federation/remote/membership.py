@@ -1,8 +1,6 @@
-"""What we ask of servers that are in a room when a user of ours wants in or out, and of the server
-of who is invited.
+"""Sends joins, leaves and knocks to servers in a room, and invites to the invitee's server.
 
-An answer is what another server says: of the right form once it leaves here, and true only where
-its events prove it.
+Responses are checked for their form only. Their content counts once its events are verified.
 
 spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room,
 server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
@@ -27,15 +25,15 @@ from federation.remote.large_responses import ANSWER_SECONDS, LongAnswers
 
 Action = Literal["join", "leave", "knock"]
 INVITE_SECONDS: Final = 20
-"""How long the server of who is invited is waited for: as long as somebody waits who has pressed a
-button. One that asks others about the room before it answers has its time."""
+"""Time for the invitee's server, as the inviting user waits for it. It is long enough for a server
+that first asks others about the room."""
 _PAIR: Final = re.compile(rb"\s*\[\s*\d+\s*,")
 _OLD_ENDPOINT: Final = frozenset({400, 404, 405})
-"""What servers answer that do not know version 2 of an endpoint."""
+"""Statuses of servers that do not know version 2 of an endpoint."""
 
 
 class UnknownVersion(RemoteError):
-    """The room has a version that this server does not know."""
+    """The room has a version that this server does not support."""
 
     def __init__(self, destination: str, version: str) -> None:
         super().__init__(destination, f"the room has the version {version!r}", retryable=False)
@@ -43,28 +41,28 @@ class UnknownVersion(RemoteError):
 
 
 class Template(msgspec.Struct, frozen=True):
-    """An event to be, as a server in the room would have it; not yet ours."""
+    """A membership event proposed by a server in the room; to be completed and signed by us."""
 
     version: RoomVersion
     event: Mapping[str, Any]
 
 
 class JoinedState(msgspec.Struct, frozen=True):
-    """The state before a join, its auth chain, and the join as the other server has it.
+    """The state before a join, its auth chain, and the join event of the other server.
 
-    The events are taken apart only when their turn comes: there may be a hundred thousand.
+    The events are parsed later, one by one: there may be a hundred thousand.
     """
 
     state: Sequence[msgspec.Raw]
     auth_chain: Sequence[msgspec.Raw]
     event: dict[str, Any] | None = None
     members_omitted: bool = False
-    """Most memberships are not in the state."""
+    """Whether the state lacks most memberships."""
     servers_in_room: Sequence[str] = ()
 
 
-class _Beside(msgspec.Struct):
-    """What such an answer has beside the events of the state."""
+class _OtherFields(msgspec.Struct):
+    """The fields of a join response outside the lists of events."""
 
     event: dict[str, Any] | None = None
     members_omitted: bool = False
@@ -72,10 +70,10 @@ class _Beside(msgspec.Struct):
 
 
 class MembershipRequests:
-    """Asks for handshakes."""
+    """Sends membership requests."""
 
     def __init__(self, requests: Requests, states: LongAnswers, clock: IReactorTime) -> None:
-        """`states`: the places for whole states."""
+        """`states`: the slots for large states."""
         self._requests = requests
         self._states = states
         self._clock = clock
@@ -83,8 +81,10 @@ class MembershipRequests:
     async def make(
         self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID
     ) -> Template:
-        """A template for the user's new membership. Raises RemoteError, UnknownVersion, Forbidden
-        (the policy)."""
+        """Return a template for the user's new membership.
+
+        Raises RemoteError, UnknownVersion, Forbidden (the policy).
+        """
         versions: Query = (
             () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
         )
@@ -106,27 +106,29 @@ class MembershipRequests:
             or not isinstance(content, dict)
             or content.get("membership") != action
         ):
-            raise RemoteError(server, "the template is for something else", retryable=False)
+            raise RemoteError(
+                server, "the template is for another room, user or membership", retryable=False
+            )
         return Template(version, event)
 
     @asynccontextmanager
     async def send_join(
         self, server: ServerName, event: Event, *, omit_members: bool
     ) -> AsyncIterator[JoinedState]:
-        """Enter the room by a signed join; a long answer has its place while it is used. Raises
-        RemoteError, Forbidden (the policy).
+        """Join the room by a signed join. Hold the slot of a large response in the context.
 
-        `omit_members`: the server may leave out most memberships.
+        `omit_members`: the server may leave out most memberships. Raises RemoteError,
+        Forbidden (the policy).
         """
 
-        async def ask(most: int) -> JoinedState:  # a join that is sent twice is one
-            return await self._send_join(server, event, most, omit_members=omit_members)
+        async def ask(max_bytes: int) -> JoinedState:  # a repeated join has no further effect
+            return await self._send_join(server, event, max_bytes, omit_members=omit_members)
 
         async with self._states.read(server, ask) as joined:
             yield joined
 
     async def _send_join(
-        self, server: ServerName, event: Event, most: int, *, omit_members: bool
+        self, server: ServerName, event: Event, max_bytes: int, *, omit_members: bool
     ) -> JoinedState:
         arguments = (event.room_id, event.event_id)
         body = msgspec.Raw(encode_pdu(event))
@@ -134,32 +136,32 @@ class MembershipRequests:
         try:
             path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
             answer = await self._requests.put_bytes(
-                server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=most
+                server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=max_bytes
             )
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
             path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
             answer = await self._requests.put_bytes(
-                server, path, body, seconds=ANSWER_SECONDS, max_bytes=most
+                server, path, body, seconds=ANSWER_SECONDS, max_bytes=max_bytes
             )
             answer = _object_in_pair(answer)
         try:
-            # as long a list of servers as there may be
+            # the list of servers may be long
             lists = await split_lists(
                 answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock, longest=MAX_REST
             )
-            beside = msgspec.json.decode(lists.rest, type=_Beside)
+            other = msgspec.json.decode(lists.rest, type=_OtherFields)
         except (ValueError, RecursionError) as error:
             raise RemoteError(
-                server, f"the answer to the join is of another form: {error}", retryable=False
+                server, f"the answer to the join has an unexpected form: {error}", retryable=False
             ) from error
         return JoinedState(
             lists.found["state"],
             lists.found["auth_chain"],
-            beside.event,
-            beside.members_omitted,
-            beside.servers_in_room,
+            other.event,
+            other.members_omitted,
+            other.servers_in_room,
         )
 
     async def send_leave(self, server: ServerName, event: Event) -> None:
@@ -178,7 +180,7 @@ class MembershipRequests:
             )
 
     async def send_knock(self, server: ServerName, event: Event) -> object:
-        """Knock; what the server says of the room. Raises RemoteError, Forbidden (the policy)."""
+        """Knock, and return the stripped state. Raises RemoteError, Forbidden (the policy)."""
         path = path_of("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
         answer = await self._requests.put(server, path, msgspec.Raw(encode_pdu(event)))
         if not isinstance(answer, dict):
@@ -186,7 +188,7 @@ class MembershipRequests:
         return answer.get("knock_room_state", [])
 
     async def exchange(self, server: ServerName, room_id: RoomID, event: Mapping[str, Any]) -> None:
-        """Ask for the invite that was promised to an address; `event` is a partial one.
+        """Request the invite for a third-party invite; `event` is a partial event.
 
         Raises RemoteError, Forbidden (the policy).
         """
@@ -197,7 +199,7 @@ class MembershipRequests:
     async def invite(
         self, server: ServerName, event: Event, room_state: Iterable[msgspec.Raw]
     ) -> Mapping[str, Any]:
-        """Ask the server of who is invited for its signature: the event as it comes back.
+        """Have the invitee's server sign an invite, and return the signed event.
 
         Raises RemoteError, Forbidden (the policy).
         """
@@ -211,7 +213,7 @@ class MembershipRequests:
             path = path_of("/_matrix/federation/v2/invite/{}/{}", *arguments)
             answer = await self._requests.put(server, path, body, seconds=INVITE_SECONDS)
         except RefusedByRemote as refusal:
-            # version 1 does not say of which version the room is
+            # version 1 does not state the room version
             if (
                 refusal.status not in _OLD_ENDPOINT
                 or event.version.event_format is not EventFormat.V1
@@ -229,14 +231,16 @@ class MembershipRequests:
 
 
 def _object_in_pair(body: bytes) -> bytes:
-    """The object in `[200, {…}]`, as version 1 answers; what is no such pair stays as it is, and is
-    refused as no object."""
+    """Return the object in `[200, {…}]`, the form of version 1.
+
+    Other bodies stay unchanged, and are refused by the parser.
+    """
     begins = _PAIR.match(body)
     return body if begins is None else body[begins.end() : max(body.rfind(b"]"), begins.end())]
 
 
 def _is_old(refusal: RefusedByRemote, event: Event) -> bool:
-    """Whether version 1 of an endpoint is worth a try: only the oldest servers lack version 2."""
+    """Return whether to try version 1 of an endpoint: only the oldest servers lack version 2."""
     if refusal.status not in _OLD_ENDPOINT:
         return False
     return refusal.errcode == "M_UNRECOGNIZED" or (
@@ -245,7 +249,7 @@ def _is_old(refusal: RefusedByRemote, event: Event) -> bool:
 
 
 def _second(server: ServerName, answer: object) -> Any:
-    """What the answer `[200, …]` of a version 1 holds."""
+    """Return the object in the response `[200, …]` of a version 1 endpoint."""
     if not isinstance(answer, list) or len(answer) != 2:
         raise RemoteError(server, "the answer is no pair", retryable=False)
     return answer[1]

@@ -1,5 +1,7 @@
-"""Asking a room's policy server to sign an event. spec:
-server-server-api#post_matrixpolicyv1sign"""
+"""Requests signatures from a room's policy server.
+
+spec: server-server-api#post_matrixpolicyv1sign
+"""
 
 import msgspec
 
@@ -9,19 +11,21 @@ from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of
 
 SECONDS = 5.0
-"""So long a room waits for one that does not answer."""
+"""Time that a room waits for one that does not answer."""
 ANSWER_BYTES = 64 << 10
 
 
 class RemotePolicyServers:
-    """Asks."""
+    """Sends the requests."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
 
     async def sign(self, server: PolicyServer, event: Event) -> str | None:
-        """Its signature, not checked yet; None where the answer has none. Raises RemoteError,
-        Forbidden (the policy)."""
+        """Return the signature, not verified yet, or None if the response has none.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
         body = msgspec.Raw(encode_pdu(event))
         answer = await self._requests.post(
             server.server_name,

@@ -1,4 +1,4 @@
-"""Transactions to other servers: events, and what else there is to tell.
+"""Sends transactions of events and EDUs to other servers.
 
 spec: server-server-api#transactions
 """
@@ -20,14 +20,14 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """A transaction. Sent again under the same id, it has the same content."""
+    """A transaction. A retry has the same id and content."""
 
     txn_id: str
     origin_server_ts: int
     pdus: Sequence[bytes]
-    """Canonical JSON, as are the others; at most MAX_PDUS."""
+    """Events in canonical JSON, at most MAX_PDUS."""
     edus: Sequence[bytes]
-    """At most MAX_EDUS."""
+    """EDUs in canonical JSON, at most MAX_EDUS."""
 
 
 class Transactions:
@@ -38,8 +38,10 @@ class Transactions:
         self._origin = encode_canonical(identity.server_name)
 
     async def send(self, destination: ServerName, transaction: Transaction) -> int:
-        """The other server has it; how many of the events it says it could not take. Raises
-        RemoteError, Forbidden."""
+        """Send a transaction. Return how many events the server reports as refused.
+
+        Raises RemoteError, Forbidden.
+        """
         body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[%b]}' % (
             b",".join(transaction.edus),
             self._origin,

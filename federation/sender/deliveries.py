@@ -1,21 +1,21 @@
-"""Carries transactions to their destinations, one at a time for each, and says when to try again.
+"""Sends transactions to destinations, one at a time for each, and schedules retries.
 
-A destination that does not answer is tried again after a pause that grows, to an hour as a rule.
-When it asks something of us, or sends something, it is back, and is tried at once; later, if it has
-spoken so before and was tried in vain. Such tries have a lane of their own (`send_slots.py`), so
-that destinations which do not answer keep none waiting that do.
+A destination that does not answer is retried after a pause that grows, usually to an hour. A
+request or transaction from that server shows that it is back, and starts a retry at once. If
+earlier retries of this kind failed, the next one waits longer. Retries have slots of their own
+(`send_slots.py`), so that unresponsive destinations do not delay the others.
 
-One that answers 429 is there, and says when to come again: it is not tried before that, though it
-speaks to us, nor sooner than after our own pause; and after the longest of our pauses at the
-latest. spec: client-server-api#rate-limiting
+A destination that answers 429 is reachable and names the time of the next try. Traffic from that
+server does not shorten this time, and our own pause still counts. The longest of our pauses bounds
+it. spec: client-server-api#rate-limiting
 
-A transaction that its destination refuses for what is in it is sent in ever smaller parts
-(`refusals.py`), and what is refused alone is given up, once an empty one has been taken right after
-it: who refuses that too refuses everything, as a proxy may that has lost its server, and is one
-that does not answer.
+A transaction that its destination refuses because of its content is sent in ever smaller parts
+(`refusals.py`). A part refused alone is dropped, but only if the destination accepts an empty
+transaction right after it. A destination that refuses the empty transaction too refuses everything,
+as a proxy does that has lost its backend. It counts as unresponsive.
 
-One that the policy refuses is behind, without any tries, until the policy or the list of members
-changes.
+A destination that the policy blocks is marked as behind. It is not tried until the policy or the
+signed list of members changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,31 +52,33 @@ from storage.federation.destinations import Backlog, DestinationRow, Destination
 
 DATABASE_PAUSE_MS: Final = 5_000
 KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
-"""From this pause on the transaction that failed is given up: its content is told in what catches
-up. One that is sent in parts is kept: else all that the server has refused alone would be found
-anew."""
+"""From this pause on a failed transaction is dropped; the catch-up sends its content later.
+
+A transaction that is being sent in parts is not dropped. Otherwise the search for the refused
+parts would start from the beginning.
+"""
 MOST_KEPT: Final = 100
-"""So many of these, as each may hold a megabyte."""
+"""Split transactions that stay in memory. Each may hold a megabyte."""
 SOONEST_RETRY_MS: Final = 1_000
-"""After the last try, when a destination is heard from."""
+"""Shortest time from the last try to a retry that the activity of a destination causes."""
 SOONEST_RETRY_GROWTH, LATEST_SOONEST_RETRY_MS = 3, 60_000
-"""With each such try in vain that is later, but no more than a minute."""
+"""Each such retry that fails multiplies this time, up to one minute."""
 MAX_CONCURRENT: Final = 64
-"""Transactions that may begin at once, to destinations that have not failed the last time."""
+"""Transactions that may start at once, to destinations whose last try succeeded."""
 RETRIES_AT_ONCE: Final = 16
-"""The same, to those that have."""
+"""Transactions that may start at once, to destinations whose last try failed."""
 GIVEN_UP_AT_ONCE: Final = 3
-"""Parts that a destination refuses alone, with none between that it takes; from that one on each is
-followed by a pause, as if it did not answer."""
+"""Parts that a destination may refuse alone without accepting one in between. From this one on each
+is followed by a pause, as after a try without an answer."""
 BROKEN_GROWTH, GROWN_MOST = 4, 3
-"""Of a destination that breaks down at so many alone, and takes nothing in, so many times more are
-tried the next time: it may lack all of a room, or of a sender. After so many times that is all that
-a transaction holds."""
+"""Parts tried alone when a destination answers 500 and accepts none. The number is multiplied for
+the next try, as all of one room or sender may fail there. After `GROWN_MOST` steps it covers all
+parts of a transaction."""
 MAX_ERROR_CHARS: Final = 500
 
 
 class Counts(msgspec.Struct):
-    """What has been sent, for metrics."""
+    """Counters of sent transactions and their content, for metrics."""
 
     transactions: int = 0
     failures: int = 0
@@ -87,7 +89,7 @@ class Counts(msgspec.Struct):
 
 
 class Deliveries:
-    """All destinations that there is something to know of. For the reactor thread."""
+    """Holds all destinations with something to send or with a failure. For the reactor thread."""
 
     log = Logger()
 
@@ -106,9 +108,8 @@ class Deliveries:
         self._clock = clock
         self._database = database
         self._schedule = schedule
-        self._breakdown_pause_ms = min(KEPT_TRANSACTION_PAUSE_MS, schedule.longest_ms)
-        """After a pause of so long, it breaks down at what is in a transaction, or it is not
-        there."""
+        self._server_error_pause_ms = min(KEPT_TRANSACTION_PAUSE_MS, schedule.longest_ms)
+        """From this pause on a 500 is taken as a failure on the content of the transaction."""
         self._store = store
         self._to_device = to_device
         self._contents = contents
@@ -116,18 +117,18 @@ class Deliveries:
         self._policy = policy
         self._now_ms = now_ms
         self._destinations: dict[ServerName, Destination] = {}
-        self._lane = Lane(clock, MAX_CONCURRENT)
-        self._lane_of_retries = Lane(clock, RETRIES_AT_ONCE)
-        self._run = self._begun_ms = self._number = 0
+        self._slots = Lane(clock, MAX_CONCURRENT)
+        self._retry_slots = Lane(clock, RETRIES_AT_ONCE)
+        self._run = self._started_ms = self._number = 0
         self._active = False
         self.counts = Counts()
-        policy.subscribe(self._heed_policy)
+        policy.subscribe(self._on_policy_change)
 
     def __iter__(self) -> Iterator[Destination]:
         return iter(self._destinations.values())
 
     def get_figures(self) -> Mapping[str, int]:
-        """What has been sent, and how many destinations stand how: for metrics."""
+        """Return the counters and the number of destinations in each state, for metrics."""
         return {
             **asdict(self.counts),
             "active": len(self._destinations),
@@ -137,15 +138,14 @@ class Deliveries:
         }
 
     def find(self, server: ServerName) -> Destination:
-        """The destination, a new one if nothing is known of it; `wake` it once there is something
-        to tell."""
+        """Return the destination, or create it. Call `wake` when something was added to it."""
         destination = self._destinations.get(server)
         if destination is None:
             destination = self._destinations[server] = Destination(server)
         return destination
 
     def peek(self, server: ServerName) -> Destination | None:
-        """The destination, if something is known of it."""
+        """Return the destination if it exists."""
         return self._destinations.get(server)
 
     def start(
@@ -155,10 +155,12 @@ class Deliveries:
         backlogs: Mapping[str, Backlog],
         to_device: set[str],
     ) -> None:
-        """Go on from what the database knows. `run`: a number that was never given before, as far
-        as the database knows."""
+        """Restore the destinations from the database.
+
+        `run`: a number that no earlier run had, as far as the database knows.
+        """
         self._destinations = {}
-        self._run, self._begun_ms, self._number = run, self._now_ms(), 0
+        self._run, self._started_ms, self._number = run, self._now_ms(), 0
         self._active = True
         for server, row in rows.items():
             if row.failing_since_ts is not None:
@@ -174,41 +176,40 @@ class Deliveries:
         for server in to_device:
             self.find(ServerName(server)).has_to_device = True
         for destination in list(self):
-            self._try_later(destination)
+            self._schedule_retry(destination)
 
     def stop(self) -> None:
-        """Try nothing any more."""
+        """Cancel all retries and send nothing any more."""
         self._active = False
         for destination in self:
             _cancel_retry(destination)
 
     def wake(self, destination: Destination) -> None:
-        """There is something to tell."""
+        """Start sending to the destination, unless it is being sent to or waits for a retry."""
         if self._active and not destination.is_running and destination.retry is None:
             destination.is_running = True
             Deferred.fromCoroutine(self._work(destination))
 
     def heard_from(self, server: ServerName) -> None:
-        """The server has spoken to us: if it could not be reached, it may be now."""
+        """Record that the server sent us something. Schedules a retry if it was unreachable."""
         destination = self._destinations.get(server)
         if destination is None:
             return
         destination.heard_ts = now = self._now_ms()
         if not destination.in_vain_on_its_word:
-            self._lane.hurry(server)
-            self._lane_of_retries.hurry(server)
+            self._slots.hurry(server)
+            self._retry_slots.hurry(server)
         if destination.failing_since_ts is not None and not destination.is_running:
-            self._try_in(destination, _soonest_retry(destination) - now)
+            self._schedule_retry_in(destination, _early_retry_ts(destination) - now)
 
     def forget_vain_words(self, server: ServerName) -> None:
-        """The next word of the server is believed as its first was, though it has asked us to
-        wait."""
+        """Let the next activity of the server cause a retry at once, even after a 429."""
         destination = self._destinations.get(server)
         if destination is not None:
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
 
     def note_silence(self, server: ServerName, seconds: float) -> None:
-        """The server has not answered something else that we asked, which took so long."""
+        """Record that the server did not answer another request, which took this long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
             destination.tried_ts, destination.is_silent = (
@@ -217,15 +218,14 @@ class Deliveries:
             )
 
     def forget(self, server: ServerName) -> None:
-        """The database has nothing of that server any more, so there is nothing to try. What only
-        memory knows, stays."""
+        """Remove the destination after its rows were deleted, unless memory holds unsent data."""
         destination = self._destinations.get(server)
         if destination is not None and not destination.is_running and destination.lowest() is None:
             _cancel_retry(destination)
             del self._destinations[server]
 
     def lowest(self) -> int | None:
-        """The lowest position of what only memory knows."""
+        """Return the lowest stream position of data that only memory holds."""
         positions = [
             position for destination in self if (position := destination.lowest()) is not None
         ]
@@ -237,11 +237,13 @@ class Deliveries:
                 continue
         except DatabaseUnavailable as error:
             self.log.warn(
-                "sending to {server} waits: {error}", server=destination.server, error=error
+                "sending to {server} waits for the database: {error}",
+                server=destination.server,
+                error=error,
             )
             self._pause(destination, DATABASE_PAUSE_MS)
-        except Exception:  # a bug of ours: others are served on, and this one is tried again
-            self.log.failure("sending to {server} broke", server=destination.server)
+        except Exception:  # a bug: keep serving the other destinations and retry this one
+            self.log.failure("sending to {server} failed unexpectedly", server=destination.server)
             self._pause(destination, self._schedule.longest_ms)
         finally:
             destination.is_running = False
@@ -252,10 +254,10 @@ class Deliveries:
                 and (destination.pending is not None or destination.has_news)
                 and self._policy.allows(destination.server)
             ):
-                self._try_later(destination)
+                self._schedule_retry(destination)
 
     async def _step(self, destination: Destination) -> bool:
-        """One transaction; whether to go on."""
+        """Send one transaction. Return whether to go on with the next one."""
         if not self._policy.allows(destination.server):
             await self._hold(destination)
             return False
@@ -271,41 +273,46 @@ class Deliveries:
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
         failure: RemoteError | MatrixError | None = None
         if pending.parts or pending.broken:
-            lane = self._lane if destination.failing_since_ts is None else self._lane_of_retries
+            slots = self._slots if destination.failing_since_ts is None else self._retry_slots
             try:
-                await lane.run(destination.server, lambda: self._send(destination, pending))
+                await slots.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
                 failure = error
         if not pending.parts and not pending.broken:
-            await self._note_success(destination, pending, is_reached=is_sent and failure is None)
+            await self._on_success(destination, pending, is_reached=is_sent and failure is None)
         if failure is not None:
-            await self._note_failure(destination, failure)
+            await self._on_failure(destination, failure)
         return failure is None
 
     def _make_id(self) -> str:
-        """An id that no transaction has had, not even one of which a database that was restored
-        from a backup knows nothing: to whoever got that, it would be the same transaction again,
-        and what is in it would be lost. spec: server-server-api#transactions"""
+        """Return a transaction id that was never used before.
+
+        It must also differ from ids used after the backup from which a database was restored. A
+        destination would take a transaction with a repeated id for a retransmission and ignore it.
+        spec: server-server-api#transactions
+        """
         self._number += 1
-        return f"{self._run}.{self._begun_ms}.{self._number}"
+        return f"{self._run}.{self._started_ms}.{self._number}"
 
     async def _send(self, destination: Destination, pending: Pending) -> None:
-        """Send the parts that are left. Raises RemoteError, MatrixError where the server is to be
-        left alone for a while."""
-        is_on_its_word = (
+        """Send the remaining parts.
+
+        Raises RemoteError or MatrixError if the destination needs a pause.
+        """
+        is_after_activity = (
             destination.failing_since_ts is not None
             and destination.heard_ts >= destination.tried_ts
         )
         destination.tried_ts = self._now_ms()
-        pending.taken.clear()  # what was taken long ago says nothing of what it breaks down at now
+        pending.taken.clear()  # earlier successes say nothing about failures at this try
         self._policy.check_destination(destination.server)
         try:
             while pending.parts and self._active:
                 await self._send_part(destination, pending)
             if pending.broken and self._active:
-                await self._send_broken(destination, pending)
+                await self._retry_broken(destination, pending)
         except (RemoteError, MatrixError):
-            destination.in_vain_on_its_word += is_on_its_word
+            destination.in_vain_on_its_word += is_after_activity
             if pending.broken and not pending.taken:
                 destination.breakdowns = (destination.breakdowns + 1) % (GROWN_MOST + 1)
             raise
@@ -316,28 +323,27 @@ class Deliveries:
             refused = await self._transactions.send(destination.server, part)
         except RefusedByRemote as error:
             if is_of_content(error.status, part):
-                await self._heed_refusal(destination, pending, error)
+                await self._on_refusal(destination, pending, error)
             elif (
                 error.status == HTTPStatus.INTERNAL_SERVER_ERROR
-                and destination.pause_ms >= self._breakdown_pause_ms
+                and destination.pause_ms >= self._server_error_pause_ms
             ):
-                await self._heed_breakdown(destination, pending, error)
+                await self._on_server_error(destination, pending, error)
             else:
                 if (
                     asked_wait_ms(error)
                     and error.told_wait_ms
                     and any(map(is_to_device, part.edus))
                 ):
-                    self._halve(
-                        pending
-                    )  # it may have room for some messages to devices by then, and not for all
+                    # by then it may accept some of the to-device messages, and not all
+                    self._halve(pending)
                 raise
             return
         pending.parts.popleft()
         destination.given_up = 0
-        self._note_taken(destination, pending, part, refused)
+        self._count_accepted(destination, pending, part, refused)
 
-    def _note_taken(
+    def _count_accepted(
         self, destination: Destination, pending: Pending, part: Transaction, refused: int
     ) -> None:
         if destination.failing_since_ts is not None:
@@ -350,14 +356,17 @@ class Deliveries:
         self.counts.refused_events += refused
         self.counts.edus += len(part.edus)
 
-    async def _heed_refusal(
+    async def _on_refusal(
         self, destination: Destination, pending: Pending, error: RefusedByRemote
     ) -> None:
-        """From now on the next part is sent in halves, or not at all if it is one thing. Raises
-        RemoteError, MatrixError."""
+        """Split the refused part for the next try, or drop it if it holds a single item.
+
+        Raises RemoteError or MatrixError if the destination refuses an empty transaction too, or if
+        it has refused too many parts.
+        """
         part = pending.parts[0]
         if is_alone(part) or not pending.is_split:
-            # whoever refuses this too does not speak of what is in the part
+            # a destination that refuses an empty transaction too does not refuse the content
             await self._transactions.send(
                 destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
             )
@@ -369,7 +378,7 @@ class Deliveries:
             raise error
 
     def _halve(self, pending: Pending) -> bool:
-        """Send the next part in halves from now on; False where it is one thing."""
+        """Split the next part into halves. Return False if it holds a single item."""
         if is_alone(pending.parts[0]):
             return False
         pending.parts.extendleft(reversed(split(pending.parts.popleft(), self._make_id)))
@@ -379,18 +388,20 @@ class Deliveries:
         destination.given_up += 1
         self.counts.given_up += 1
         self.log.warn(
-            "{server} refuses what it is not sent any more: {part}: {error}",
+            "{server} refuses a part, which is dropped: {part}: {error}",
             server=destination.server,
             part=describe(part),
             error=error.reason,
         )
 
-    async def _heed_breakdown(
+    async def _on_server_error(
         self, destination: Destination, pending: Pending, error: RefusedByRemote
     ) -> None:
-        """It breaks down again and again: from now on the next part is sent in halves, or after all
-        others if it is one thing. Raises RemoteError, MatrixError where that seems to be of no
-        use."""
+        """Split the part on which the destination answers 500 again and again.
+
+        A single item is moved behind all others. Raises RemoteError or MatrixError if splitting
+        does not seem to help.
+        """
         if not pending.is_split:
             await self._transactions.send(
                 destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
@@ -398,14 +409,18 @@ class Deliveries:
         if self._halve(pending):
             return
         pending.broken.append(pending.parts.popleft())
-        most = GIVEN_UP_AT_ONCE * BROKEN_GROWTH**destination.breakdowns
-        if len(pending.broken) >= most and not pending.taken:
+        limit = GIVEN_UP_AT_ONCE * BROKEN_GROWTH**destination.breakdowns
+        if len(pending.broken) >= limit and not pending.taken:
             raise error
 
-    async def _send_broken(self, destination: Destination, pending: Pending) -> None:
-        """Try once more at what the server broke down, alone. It is given up where the server has
-        taken in other things of its kind: else it may just have nowhere to write. Raises
-        RemoteError, MatrixError."""
+    async def _retry_broken(self, destination: Destination, pending: Pending) -> None:
+        """Retry the items on which the destination answered 500.
+
+        An item is dropped if the destination has accepted others of the same kind. Otherwise the
+        destination may have failed for a reason of its own, such as a full disk.
+
+        Raises RemoteError or MatrixError.
+        """
         for _ in range(len(pending.broken)):
             part = pending.broken[0]
             try:
@@ -418,47 +433,47 @@ class Deliveries:
                     raise
                 self._give_up(destination, part, error)
             else:
-                self._note_taken(destination, pending, part, refused)
+                self._count_accepted(destination, pending, part, refused)
             pending.broken.popleft()
 
     async def _hold(self, destination: Destination) -> None:
-        """The policy refuses the server: note what it misses, and let it wait for another
-        policy."""
+        """Store what a blocked server misses, until the policy allows it again."""
         destination.notices.clear()
         destination.presence.clear()
         if not (destination.is_behind and destination.is_noted):
             self.log.info(
-                "the policy refuses {server}: what it misses waits", server=destination.server
+                "the policy blocks {server}: unsent data waits in the database",
+                server=destination.server,
             )
             await self._store.add_backlogs({destination.server: destination.fall_behind()})
             destination.is_noted = True
         destination.give_up_pending()
 
-    def _heed_policy(self) -> None:
-        """It has changed: who waited for that is told what there is."""
+    def _on_policy_change(self) -> None:
+        """Wake the destinations that the changed policy allows."""
         for destination in list(self):
             if self._policy.allows(destination.server):
                 self.wake(destination)
 
-    async def _note_success(
+    async def _on_success(
         self, destination: Destination, pending: Pending, *, is_reached: bool
     ) -> None:
-        """There is nothing left of what was pending. `is_reached`: the server has answered well."""
+        """Finish the pending transaction. `is_reached`: the server has answered with success."""
         was_failing = is_reached and destination.failing_since_ts is not None
-        await self._note_told(destination, pending, was_failing=was_failing)
+        await self._record_delivered(destination, pending, was_failing=was_failing)
         if was_failing:
-            self.log.info("{server} takes what it is sent again", server=destination.server)
+            self.log.info("{server} accepts transactions again", server=destination.server)
         if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
             destination.in_vain_on_its_word = destination.asked_until_ts = 0
         destination.pending = None
 
-    async def _note_told(
+    async def _record_delivered(
         self, destination: Destination, pending: Pending, *, was_failing: bool = False
     ) -> None:
-        """The server has what was pending. `was_failing`: it can be reached again."""
+        """Record the delivered content in the database. `was_failing`: the server is back."""
         now, was_behind = self._now_ms(), destination.is_behind
-        # what was missed since goes on to be missed
+        # changes that came meanwhile stay in the backlog
         rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
         users = {user_id: destination.users.get(user_id) for user_id in pending.users}
 
@@ -473,7 +488,7 @@ class Deliveries:
         if was_behind or was_failing or pending.to_device_upto is not None:
             await self._database.write("transaction_sent", write)
 
-    async def _note_failure(
+    async def _on_failure(
         self, destination: Destination, failure: RemoteError | MatrixError
     ) -> None:
         self.counts.failures += 1
@@ -489,7 +504,7 @@ class Deliveries:
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = self._schedule.after(destination.pause_ms)
-        # before anything is waited for: what comes from now on goes to the backlog
+        # before the first await: from now on new events go to the backlog
         backlog = (
             Backlog()
             if destination.is_behind and destination.is_noted
@@ -499,29 +514,28 @@ class Deliveries:
         row = DestinationRow(
             destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts
         )
-        was_heard = destination.heard_ts >= destination.tried_ts
+        was_active = destination.heard_ts >= destination.tried_ts
         destination.is_silent = now - destination.tried_ts >= SILENT_MS
         self._pause(destination, pause_ms)
-        if (
-            was_heard
-        ):  # it came back while it was tried in vain, and may have no more to say for long
-            self._try_in(destination, _soonest_retry(destination) - now)
+        if was_active:
+            # it became active during the failed try, and may send us nothing more for a long time
+            self._schedule_retry_in(destination, _early_retry_ts(destination) - now)
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         pending = destination.pending
-        if (
-            pending is not None and pending.broken
-        ):  # of the kinds that it takes it gets what follows
-            told, left = pending.told_and_left()
-            await self._note_told(destination, told)
+        if pending is not None and pending.broken:
+            # record the kinds that were delivered completely, so that later ones of them are sent
+            delivered, left = pending.told_and_left()
+            await self._record_delivered(destination, delivered)
             destination.pending = left
         if pending is not None and (
-            pending.broken or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not self._keeps(pending))
+            pending.broken
+            or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not self._is_retained(pending))
         ):
             destination.give_up_pending()
 
-    def _keeps(self, pending: Pending) -> bool:
-        """Whether the transaction is kept in memory, however long its destination is left alone."""
+    def _is_retained(self, pending: Pending) -> bool:
+        """Return whether the transaction stays in memory however long the pause is."""
         if not pending.is_split:
             return False
         pauses = (
@@ -531,13 +545,13 @@ class Deliveries:
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:
         destination.tried_ts, destination.pause_ms = self._now_ms(), pause_ms
-        self._try_later(destination)
+        self._schedule_retry(destination)
 
-    def _try_later(self, destination: Destination) -> None:
+    def _schedule_retry(self, destination: Destination) -> None:
         due_ts = max(destination.tried_ts + destination.pause_ms, destination.asked_until_ts)
-        self._try_in(destination, due_ts - self._now_ms())
+        self._schedule_retry_in(destination, due_ts - self._now_ms())
 
-    def _try_in(self, destination: Destination, milliseconds: int) -> None:
+    def _schedule_retry_in(self, destination: Destination, milliseconds: int) -> None:
         if self._active:
             _cancel_retry(destination)
             destination.retry = self._clock.callLater(
@@ -549,8 +563,8 @@ class Deliveries:
         self.wake(destination)
 
 
-def _soonest_retry(destination: Destination) -> int:
-    """When it is tried again if it is heard from."""
+def _early_retry_ts(destination: Destination) -> int:
+    """Return the time of the retry that activity of the destination causes, in milliseconds."""
     grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
     pause_ms = min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
     return max(destination.tried_ts + pause_ms, destination.asked_until_ts)

@@ -1,7 +1,7 @@
-"""What one server has still to be told, and how it stands: the memory of the sender.
+"""Holds the unsent data and the reachability of one destination, in the memory of the sender.
 
-A server that keeps up has its events in `queue`. One that does not is behind: then only the rooms
-are noted of which it has missed something, in the database too, and it catches up room by room.
+A server that keeps up has its events in `queue`. One that does not is behind. Then the sender only
+records the rooms in which it missed events, in the database too, and it catches up room by room.
 """
 
 from collections import OrderedDict, deque
@@ -18,24 +18,24 @@ from federation.sender.refusals import is_to_device
 from storage.federation.destinations import Backlog, ReceiptToSend
 
 MAX_QUEUED: Final = 2000
-"""Events in memory for a server: with more it is behind."""
+"""Events in memory for a server. With more it is behind."""
 MAX_EPHEMERAL: Final = 1000
-"""Typing notices, receipts and presences in memory for a server, of each kind; then the oldest
-go."""
+"""Typing notifications, receipts and presence updates in memory for a server, of each kind. Beyond
+it the oldest is dropped."""
 
 SILENT_MS: Final = 8_000
-"""A server is silent that did not answer for so long: a little less than most clients wait."""
+"""A try without an answer for this long counts as silent. Most clients wait a little longer."""
 SHORT_SILENCE_MS: Final = 20_000
-"""As long as a server takes to start again, at most."""
+"""Longest time of a server restart."""
 LONGEST_SILENCE_MS: Final = 60_000
-"""How long after a try that was waited for in vain other requests to the server are not tried."""
+"""Time after a silent try in which other requests to the server are not tried."""
 LONGEST_ABSENCE_MS: Final = 5_000
-"""The same, after one that failed at once: who tries again loses no time, and a server that is
-started again may be back."""
+"""The same after a try that failed at once. Another try costs little then, and a server that was
+restarted may be back."""
 
 
 class QueuedEvent(msgspec.Struct, frozen=True):
-    """An event that waits for its transaction."""
+    """An event that waits for a transaction."""
 
     position: int
     event_nid: int
@@ -43,97 +43,96 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A transaction under way, and what is done when the other server has it."""
+    """A transaction under way, and what to record once the destination has accepted it."""
 
     transaction: Transaction
     parts: deque[Transaction]
-    """What is still to be sent: all of it in one, or in several where the server has refused
-    that."""
+    """Remaining parts: the complete transaction, or several if the destination refused it."""
     rooms: Mapping[int, int] = msgspec.field(default_factory=dict)
-    """Rooms that it tells of, and the position of the first event that was to be told."""
+    """Rooms of its events, with the position of the first event that was to be sent."""
     users: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """Users of whose devices it tells, with the first change."""
+    """Users whose device list updates it holds, with the position of the first change."""
     to_device_upto: int | None = None
     receipts: Sequence[ReceiptToSend] = ()
     broken: deque[Transaction] = msgspec.field(default_factory=deque)
-    """Parts at which the other server broke down, each one thing: they come last."""
+    """Single items on which the destination answered 500. They are tried last."""
     taken: set[str] = msgspec.field(default_factory=set)
-    """Of which kinds it has taken something in since it was tried last (`refusals.kinds_of`)."""
+    """Kinds of items (`refusals.kinds_of`) that were accepted since the last try began."""
 
     @property
     def is_split(self) -> bool:
-        """It is being sent in parts."""
+        """Whether it is being sent in parts."""
         return bool(self.parts) and self.parts[0] is not self.transaction
 
     def told_and_left(self) -> "tuple[Pending, Pending]":
-        """What is done with, of events, messages to devices, and all else; and what is not, since
-        some of the kind is left."""
+        """Return the delivered and the undelivered share of events, to-device messages and others.
+
+        A kind counts as undelivered if any of its items is left.
+        """
         left = (*self.parts, *self.broken)
         edus = [edu for part in left for edu in part.edus]
-        told = left_over = replace(self)
+        delivered = left_over = replace(self)
         for is_left, nothing in (
             (any(part.pdus for part in left), {"rooms": {}}),
             (any(map(is_to_device, edus)), {"to_device_upto": None}),
             (not all(map(is_to_device, edus)), {"users": {}, "receipts": ()}),
         ):
             if is_left:
-                told = replace(told, **nothing)
+                delivered = replace(delivered, **nothing)
             else:
                 left_over = replace(left_over, **nothing)
-        return told, left_over
+        return delivered, left_over
 
 
 class Destination(msgspec.Struct):
-    """One server."""
+    """One destination server."""
 
     server: ServerName
     queue: deque[QueuedEvent] = msgspec.field(default_factory=deque)
     users: dict[str, int] = msgspec.field(default_factory=dict)
-    """Users of whose devices there is something to tell, and the number of the first change."""
+    """Users with unsent device list updates, and the position of the first change."""
     receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = msgspec.field(
         default_factory=OrderedDict
     )
-    """By room, user and thread."""
+    """Receipts by room, user and thread."""
     notices: OrderedDict[tuple[str, str], bytes] = msgspec.field(default_factory=OrderedDict)
-    """EDUs that nobody misses much, such as typing, by what they are about: only the latest is of
-    interest."""
+    """EDUs that may be lost, such as typing, by subject. Only the latest one is sent."""
     presence: OrderedDict[str, Mapping[str, Any]] = msgspec.field(default_factory=OrderedDict)
     has_to_device: bool = False
-    """Messages to devices wait, in the database."""
+    """Whether to-device messages wait in the database."""
 
     is_behind: bool = False
     missed: dict[int, int] = msgspec.field(default_factory=dict)
-    """Rooms of which it has missed something, and the position of the first event."""
+    """Rooms in which it missed events, and the position of the first one."""
     is_noted: bool = True
-    """What it has missed stands in the database."""
+    """Whether the database holds all that it missed."""
 
     pending: Pending | None = None
     is_running: bool = False
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
-    """Since when it takes nothing: since it does not answer, or since it asks us to wait, whichever
-    of these it does now."""
+    """Start of the present failure: since when it does not answer, or since when it asks us to
+    wait."""
     tried_ts: int = 0
     is_silent: bool = False
-    """The last try that failed took as long as people wait."""
+    """Whether the last failed try took as long as clients wait."""
     heard_ts: int = -1
-    """When it last spoke to us."""
+    """Time of the last activity of the server towards us."""
     in_vain_on_its_word: int = 0
-    """How often, since it failed, it was tried because it had spoken, and did not answer."""
+    """Failed retries that the server's activity caused, since the failure began."""
     given_up: int = 0
-    """How many parts of transactions it has refused alone, since it took the last one."""
+    """Parts that it refused alone, since it accepted the last one."""
     breakdowns: int = 0
-    """In how many tries, one after the other, it broke down at each thing that was tried alone, and
-    took nothing in; it begins anew after one in which that was all there is."""
+    """Consecutive tries in which it answered 500 to each item tried alone and accepted none.
+    It starts again at 0 after a try that covered all items."""
     pause_ms: int = 0
     asked_until_ts: int = 0
-    """Until when it has asked, by its last answer, to be sent nothing; 0: that was another one, or
-    none."""
+    """Time until which its last answer asked us to send nothing. 0: it did not ask so."""
     error: str | None = None
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is known of it that is worth keeping."""
+        """Whether nothing about the server is worth keeping."""
         return not (
             self.is_running
             or self.is_behind
@@ -145,13 +144,12 @@ class Destination(msgspec.Struct):
 
     @property
     def is_unreachable(self) -> bool:
-        """The last try was not answered, or not as by a server that is in order. One that asked us
-        to wait is."""
+        """Whether the last try failed, other than by a request to wait."""
         return self.failing_since_ts is not None and not self.asked_until_ts
 
     @property
     def has_news(self) -> bool:
-        """There is something to tell that is in no transaction yet."""
+        """Whether there is unsent data outside the pending transaction."""
         return bool(
             self.queue
             or self.missed
@@ -163,8 +161,10 @@ class Destination(msgspec.Struct):
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached a moment ago, and has not spoken to us since. One that asked us
-        to wait could be reached."""
+        """Return whether a recent try failed and the server was not active since.
+
+        A server that asked us to wait is reachable.
+        """
         if not self.is_unreachable or self.heard_ts > self.tried_ts:
             return False
         return now_ms < self.tried_ts + min(
@@ -172,7 +172,7 @@ class Destination(msgspec.Struct):
         )
 
     def lowest(self) -> int | None:
-        """The lowest position of what only memory knows; None if there is nothing."""
+        """Return the lowest stream position of data that only memory holds, or None."""
         if self.is_behind and self.is_noted:
             return None
         positions = [
@@ -190,20 +190,19 @@ class Destination(msgspec.Struct):
         return min(positions, default=None)
 
     def add_receipt(self, receipt: ReceiptToSend) -> None:
-        """The latest of a user in a room or thread takes the place of earlier ones."""
+        """Add a receipt. It replaces an earlier one of the user in the room or thread."""
         _put(self.receipts, _key_of(receipt), receipt)
 
     def add_notice(self, key: tuple[str, str], edu: bytes) -> None:
-        """The latest about something takes the place of earlier ones."""
+        """Add an EDU that may be lost. It replaces an earlier one with this key."""
         _put(self.notices, key, edu)
 
     def add_presence(self, user_id: str, presence: Mapping[str, Any]) -> None:
-        """The latest of a user takes the place of earlier ones."""
+        """Add a presence update. It replaces an earlier one of the user."""
         _put(self.presence, user_id, presence)
 
     def fall_behind(self) -> Backlog:
-        """Of the events that wait, only the rooms are remembered. What is returned has to be noted
-        in the database."""
+        """Replace the queued events by their rooms. The caller stores the result."""
         self.is_behind = True
         self.is_noted = False
         backlog = Backlog(users=dict(self.users), is_whole=True)
@@ -212,14 +211,13 @@ class Destination(msgspec.Struct):
         self.queue.clear()
         backlog.rooms.update(self.missed)
         if self.pending is not None:
-            # it will be tried again as it is, but perhaps not by this process
+            # it will be retried unchanged, but perhaps not by this process
             backlog.rooms.update(self.pending.rooms)
             backlog.users.update(self.pending.users)
         return backlog
 
     def give_up_pending(self) -> None:
-        """The transaction under way is not tried any more: what was in it is told later, in another
-        form."""
+        """Drop the pending transaction. The catch-up will send its content in another form."""
         if self.pending is None:
             return
         for room_nid, position in self.pending.rooms.items():

@@ -1,5 +1,4 @@
-"""Notices who speaks to us: a server that could not be reached and now asks something is there
-again."""
+"""Reports authenticated requests of peers to the sender, which then retries unreachable ones."""
 
 from typing import Protocol
 
@@ -8,7 +7,7 @@ from federation.sender.sender import Sender
 
 
 class Checker(Protocol):
-    """Proves who sends a request."""
+    """Authenticates requests of other servers."""
 
     def check_head(self, authorization: list[str], uri: str) -> None: ...
 
@@ -18,20 +17,20 @@ class Checker(Protocol):
 
 
 class HeardPeers:
-    """Checks signatures as another does, and tells the sender of each peer."""
+    """Authenticates with another checker, and reports each peer to the sender."""
 
     def __init__(self, checker: Checker, sender: Sender) -> None:
         self._checker = checker
         self._sender = sender
 
     def check_head(self, authorization: list[str], uri: str) -> None:
-        """Raises what the other raises."""
+        """Check the headers. Raises the errors of the wrapped checker."""
         self._checker.check_head(authorization, uri)
 
     async def get_peer(
         self, authorization: list[str], method: str, uri: str, body: bytes, address: str = ""
     ) -> Peer:
-        """Raises what the other raises."""
+        """Return the peer. Raises the errors of the wrapped checker."""
         peer = await self._checker.get_peer(authorization, method, uri, body, address)
         self._sender.heard_from(peer.server_name)
         return peer

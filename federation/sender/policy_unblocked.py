@@ -1,14 +1,13 @@
-"""A server that the policy has refused, and lets in again, hears of it: by an empty transaction, as
-a sign that we are there.
+"""Sends an empty transaction to each server that the policy blocked and now allows again.
 
-To that server we looked like one that cannot be reached: it keeps back what it has for us, and
-tries again after a pause of an hour or more, or once it hears from us. What we have to tell it
-ourselves would do, but there may be nothing (`deliveries.py`). Where the greeting does not arrive,
-its own next try is soon enough.
+To that server we looked unreachable. It queues its transactions for us, and retries after a pause
+of an hour or more, or once it receives something from us. Our own unsent data would do
+(`deliveries.py`), but there may be none. If the empty transaction fails, the server's own retry
+follows soon enough.
 
-Who asks and is refused is not asked to prove its name. So a name is remembered only if it is one of
-a server that shares a room with us: names that somebody made up take nobody's place, and nothing is
-ever sent to them.
+A blocked server's request is refused before its signature is checked. So a name is stored only if
+it belongs to a server that shares a room with us. Invented names take no space, and nothing is sent
+to them.
 """
 
 from collections.abc import Coroutine
@@ -29,17 +28,17 @@ from storage.rooms.room_servers import RoomServerStore
 
 AT_ONCE: Final = 10
 PAUSE: Final = 1.0
-"""Seconds after a greeting, before another is sent in its place."""
+"""Seconds after one transaction before the next one is sent in its place."""
 MAX_NAMES: Final = 500
-"""That are looked up together; what is more meanwhile is forgotten."""
+"""Server names that are looked up together. Further names are dropped meanwhile."""
 MAX_TURNED_AWAY: Final = 10_000
-"""Servers to greet that are remembered: with more of them in our rooms, some wait for their own
-next try."""
+"""Blocked servers that are stored. With more of them in our rooms, the others have to wait for
+their own retry."""
 
 
 class Greetings:
-    """Sends them when the policy changes. Each node does, to whom it has refused. For the reactor
-    thread."""
+    """Notifies servers when the policy allows them again. Each node does so for the servers that it
+    has refused itself. For the reactor thread."""
 
     _log = Logger()
 
@@ -55,25 +54,24 @@ class Greetings:
         self._transactions = transactions
         self._clock = clock
         self._names: set[ServerName] = set()
-        """That were said by who was refused."""
-        self._is_looking = False
+        """Names from refused requests, not yet looked up."""
+        self._is_looking_up = False
         self._turned_away: dict[ServerName, None] = {}
-        """Servers in our rooms among them."""
-        self._is_greeting = False
-        policy.watch_turned_away(self._note)
-        policy.subscribe(self._heed_policy)
+        """Refused servers that are in one of our rooms."""
+        self._is_notifying = False
+        policy.watch_turned_away(self._record)
+        policy.subscribe(self._on_policy_change)
 
-    def _note(self, server: ServerName) -> None:
+    def _record(self, server: ServerName) -> None:
         if server in self._turned_away or len(self._names) >= MAX_NAMES:
             return
         self._names.add(server)
-        if not self._is_looking:
-            self._is_looking = True
-            self._run(self._look())
+        if not self._is_looking_up:
+            self._is_looking_up = True
+            self._run(self._look_up())
 
-    async def _look(self) -> None:
-        """Find out which of the names are of servers in our rooms, as long as there are new
-        ones."""
+    async def _look_up(self) -> None:
+        """Look up which of the names are servers in our rooms, until no new names are left."""
         try:
             while self._names:
                 names, self._names = self._names, set()
@@ -81,40 +79,42 @@ class Greetings:
                 self._turned_away |= dict.fromkeys(
                     found[: MAX_TURNED_AWAY - len(self._turned_away)]
                 )
-                if any(map(self._policy.allows, found)):  # it has changed meanwhile
-                    self._heed_policy()
+                if any(map(self._policy.allows, found)):  # the policy has changed meanwhile
+                    self._on_policy_change()
         finally:
-            self._is_looking = False
+            self._is_looking_up = False
 
-    def _heed_policy(self) -> None:
-        if not self._is_greeting:
-            self._is_greeting = True
-            self._run(self._greet_all())
+    def _on_policy_change(self) -> None:
+        if not self._is_notifying:
+            self._is_notifying = True
+            self._run(self._notify_all())
 
-    async def _greet_all(self) -> None:
-        """Greet those that are let in, a few at a time."""
+    async def _notify_all(self) -> None:
+        """Notify the servers that are allowed now, a few at a time."""
         try:
-            while let_in := [server for server in self._turned_away if self._policy.allows(server)]:
-                for server in let_in:
+            while allowed := [
+                server for server in self._turned_away if self._policy.allows(server)
+            ]:
+                for server in allowed:
                     del self._turned_away[server]
-                await map_at_once(self._greet, let_in, AT_ONCE)
+                await map_at_once(self._notify, allowed, AT_ONCE)
         finally:
-            self._is_greeting = False
+            self._is_notifying = False
 
-    async def _greet(self, server: ServerName) -> None:
+    async def _notify(self, server: ServerName) -> None:
         now_ms = int(self._clock.seconds() * 1000)
         try:
             await self._transactions.send(server, Transaction(f"greeting.{now_ms}", now_ms, (), ()))
         except (RemoteError, MatrixError) as error:
             self._log.info(
-                "{server} is let in again and does not hear of it: {error}",
+                "{server} is allowed again, but cannot be notified: {error}",
                 server=server,
                 error=error,
             )
         await deferLater(self._clock, PAUSE)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        Deferred.fromCoroutine(work).addErrback(self._tell)
+        Deferred.fromCoroutine(work).addErrback(self._log_failure)
 
-    def _tell(self, failure: Failure) -> None:
-        self._log.failure("servers that are let in again could not be told", failure)
+    def _log_failure(self, failure: Failure) -> None:
+        self._log.failure("servers that are allowed again could not be notified", failure)

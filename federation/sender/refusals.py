@@ -1,8 +1,7 @@
-"""What a server refuses for good, and how it is found: the transaction is tried in smaller ones,
-halves of halves.
+"""Finds the items of a transaction that a destination refuses, by splitting it into halves.
 
-A transaction is read as a whole: something in it that its reader cannot hold, nested too deeply, a
-number too large, makes it refuse all that stands beside it, however often that is sent.
+A destination reads a transaction as a whole. One item that it cannot parse, such as JSON nested too
+deeply or a number out of range, makes it refuse all other items too, at each retry.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import msgspec
 from federation.remote.transactions import Transaction
 
 SHORTEST_TOO_LARGE: Final = 16 << 10
-"""What is shorter is too large for nobody: a proxy that says so says it of nearly everything,
-though not of an empty transaction."""
+"""A shorter transaction is not too large for any server. A proxy that answers 413 to it answers so
+to nearly everything, though not to an empty transaction."""
 _TO_DEVICE: Final = b'"edu_type":"m.direct_to_device"}'
-"""How such an EDU ends, in canonical JSON."""
+"""The end of a to-device EDU in canonical JSON."""
 
 
 class _Content(msgspec.Struct):
@@ -38,13 +37,15 @@ class _Event(msgspec.Struct):
 
 
 def is_alone(transaction: Transaction) -> bool:
-    """Whether it has one part, which is what is refused with it."""
+    """Return whether the transaction holds a single item, so that a refusal is about this item."""
     return len(transaction.pdus) + len(transaction.edus) == 1
 
 
 def is_of_content(status: int, transaction: Transaction) -> bool:
-    """Whether a server that answers so may speak of what is in it; other answers are about who
-    sends it, where to, or when."""
+    """Return whether this status may be about the content of the transaction.
+
+    Other statuses are about the sender, the address or the time.
+    """
     if status == 413:
         return (
             not is_alone(transaction)
@@ -54,25 +55,24 @@ def is_of_content(status: int, transaction: Transaction) -> bool:
 
 
 def kinds_of(transaction: Transaction) -> set[str]:
-    """What kinds of things are in it: the types of its EDUs, and "" for events."""
+    """Return the types of the EDUs in the transaction, and "" if it holds events."""
     kinds = {""} if transaction.pdus else set[str]()
     for edu in transaction.edus:
-        with suppress(msgspec.DecodeError, RecursionError):  # as unreadable to us
+        with suppress(msgspec.DecodeError, RecursionError):  # unreadable for us too
             kinds.add(msgspec.json.decode(edu, type=_Edu).edu_type)
     return kinds
 
 
 def is_to_device(edu: bytes) -> bool:
-    """Whether it is a message to devices."""
+    """Return whether the EDU is a to-device message."""
     return edu.endswith(_TO_DEVICE)
 
 
 def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:
-    """Two transactions with the parts of one: to be sent one after the other, as whoever gets it
-    takes them in one after the other.
+    """Split a transaction into two, to be sent one after the other.
 
-    Messages to devices come first, as they hold the keys of events; then events, then what is about
-    these.
+    To-device messages come first, as they hold the keys of encrypted events. Then come events, then
+    the other EDUs, which refer to events.
     """
     edus = transaction.edus
     parts = [
@@ -94,13 +94,16 @@ def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transac
 
 
 def describe(transaction: Transaction) -> str:
-    """What its one part is, for an operator: never what people have written in it."""
+    """Describe the single item for an operator, without any content written by people."""
     try:
         for pdu in transaction.pdus:
             event = msgspec.json.decode(pdu, type=_Event)
-            return f"the event {event.type!r} of {event.sender} in {event.room_id}, made at {event.origin_server_ts}"
+            return (
+                f"the event {event.type!r} of {event.sender} in {event.room_id}, "
+                f"made at {event.origin_server_ts}"
+            )
         edu = msgspec.json.decode(transaction.edus[0], type=_Edu)
-    except (msgspec.DecodeError, RecursionError):  # as unreadable to us
+    except (msgspec.DecodeError, RecursionError):  # unreadable for us too
         return "an event" if transaction.pdus else "an EDU"
     content = edu.content
     return f"an EDU {edu.edu_type!r}" + (

@@ -1,12 +1,12 @@
-"""Bounds how many transactions begin at once, so that servers that do not answer delay no others.
+"""Bounds how many transactions start at once, so that unresponsive servers delay no others.
 
-A request gives its slot back once it has run for some seconds without an answer, and goes on
-without one: it will be no quick one. Where others wait it does so after one second, unless very
-many requests run already. So the number of requests that run is bounded by the slots, times a
-request's time limit over the time that it holds its slot.
+A request gives its slot back after some seconds without an answer, and continues without one. If
+other servers wait for a slot, it does so after one second, unless very many requests are running.
+So the number of running requests is bounded by the slots, times the time limit of a request over
+the time that it holds its slot.
 
-Servers wait in the order in which they came. A server that speaks to us meanwhile is next: it is
-there.
+Servers get slots in the order of their requests. A server that sends us something meanwhile gets
+the next slot, as it is reachable.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,59 +19,59 @@ from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.ids import ServerName
 
 HELD_SECONDS: Final = 5
-"""How long a request holds its slot at most. Most are answered within one second."""
+"""Longest time that a request holds its slot. Most are answered within one second."""
 MANY_UNDER_WAY: Final = 512
-"""From so many requests on, each holds its slot for as long as it may."""
+"""From this number of running requests on, each holds its slot for the longest time."""
 
 T = TypeVar("T")
 
 
 class Lane:
-    """Begins requests, one at a time for each server. For the reactor thread."""
+    """Runs requests, one at a time for each server. For the reactor thread."""
 
-    def __init__(self, clock: IReactorTime, places: int) -> None:
+    def __init__(self, clock: IReactorTime, size: int) -> None:
         self._clock = clock
-        self._slots: FairSemaphore[ServerName] = FairSemaphore(places, 1)
-        self._under_way = 0
+        self._slots: FairSemaphore[ServerName] = FairSemaphore(size, 1)
+        self._running = 0
 
     async def run(self, server: ServerName, work: Callable[[], Awaitable[T]]) -> T:
-        """Wait for a slot and do the work; what it returns or raises."""
+        """Wait for a slot and do the work. Return its result or raise its error."""
         await self._slots.acquire(server)
-        self._under_way += 1
+        self._running += 1
         slot = _Slot(server)
-        self._look_in_a_second(slot)
+        self._schedule_check(slot)
         try:
             return await work()
         finally:
-            self._under_way -= 1
-            if slot.look is not None:
-                slot.look.cancel()
-                self._give_back(slot)
+            self._running -= 1
+            if slot.check is not None:
+                slot.check.cancel()
+                self._release(slot)
 
     def hurry(self, server: ServerName) -> None:
-        """Give the server the next slot, if it waits for one."""
+        """Give the server the next free slot, if it waits for one."""
         self._slots.prioritize(server)
 
-    def _look_in_a_second(self, slot: "_Slot") -> None:
-        slot.look = self._clock.callLater(1, self._look, slot)
+    def _schedule_check(self, slot: "_Slot") -> None:
+        slot.check = self._clock.callLater(1, self._check, slot)
 
-    def _look(self, slot: "_Slot") -> None:
+    def _check(self, slot: "_Slot") -> None:
         slot.seconds += 1
         if slot.seconds >= HELD_SECONDS or (
-            self._slots.waiting_in_all and self._under_way < MANY_UNDER_WAY
+            self._slots.waiting_in_all and self._running < MANY_UNDER_WAY
         ):
-            self._give_back(slot)
+            self._release(slot)
         else:
-            self._look_in_a_second(slot)
+            self._schedule_check(slot)
 
-    def _give_back(self, slot: "_Slot") -> None:
-        slot.look = None
+    def _release(self, slot: "_Slot") -> None:
+        slot.check = None
         self._slots.release(slot.server)
 
 
 class _Slot(msgspec.Struct):
-    """A slot, held while `look` is a call to come."""
+    """A slot. It is held while `check` is a scheduled call."""
 
     server: ServerName
     seconds: int = 0
-    look: IDelayedCall | None = None
+    check: IDelayedCall | None = None

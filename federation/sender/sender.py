@@ -1,23 +1,21 @@
-"""Tells other servers what they have to hear of: driven by the stream, a queue for each
-destination.
+"""Sends stream changes to the other servers that they concern, with a queue for each destination.
 
 Laws:
-- What is told comes from the stream and from tables, never from whoever made the change. So a
-  restart, or another node's write, is nothing special: up to the lease's position all is told or
-  noted, and from there the stream is read again.
-- One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by
-  force.
-- Of a destination one transaction is under way at a time, and is tried again under its id and with
-  its content.
-- A server that comes to share a room with one of our users, whatever was told it of them before, is
-  told of the latest change of their devices: so it sees whether it has missed some. One that is
-  behind is not: it sees them come when it hears of the room.
-- A destination that has heard everything costs nothing; one that cannot be reached costs a row for
-  each room of which it misses something (`destination.py`), and a try now and then. So does one
-  that the policy refuses: it is told when the policy lets it.
+- The content comes from the stream and from tables, never from the code that made the change. So a
+  restart, or another node's write, needs no special case. Up to the position of the lease all is
+  delivered or recorded as missed, and from there the stream is read again.
+- One node sends at a time: it holds the lease. On SQLite, which is for one node, the lease is taken
+  by force.
+- Each destination has one transaction under way, which is retried unchanged, with its id.
+- A server that newly shares a room with one of our users receives the latest change of their
+  devices, even if it received earlier ones. So it notices whether it missed some. A server that is
+  behind does not: it sees the users join when it catches up on the room.
+- A destination that is up to date costs nothing. An unreachable one costs a row for each room in
+  which it misses events (`destination.py`), and an occasional retry. So does one that the policy
+  blocks, until the policy allows it again.
 
-Receipts, typing and presence are told to who can be reached; who cannot, hears the latest of them
-when it can, if this process lives so long.
+Receipts, typing and presence are sent to reachable servers. An unreachable one receives the latest
+receipts and presence when it is back, if this process still runs.
 
 spec: server-server-api#transactions
 """
@@ -57,9 +55,9 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import ReceiptRow
 
 AT_ONCE: Final = 500
-"""Events, and receipts, that are dispatched at once."""
+"""Events, and receipts, that are dispatched in one batch."""
 MAX_HEARD: Final = 10_000
-"""Servers of which is passed on in one round that they have spoken."""
+"""Servers whose activity one round reports to the sending node."""
 PUBLIC_RECEIPT: Final = "m.read"
 TOPICS: Final = frozenset(
     {Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP}
@@ -67,7 +65,7 @@ TOPICS: Final = frozenset(
 
 
 class Sender:
-    """Dispatches what happens to the destinations that it concerns. For the reactor thread."""
+    """Dispatches stream changes to the destinations that they concern. For the reactor thread."""
 
     log = Logger()
 
@@ -90,7 +88,7 @@ class Sender:
     ) -> None:
         self._clock = clock
         self._streams = streams
-        self._lease = LeaseLoop(clock, lease, self, "sender", each_round=self._tell_each_other)
+        self._lease = LeaseLoop(clock, lease, self, "sender", each_round=self._exchange_activity)
         self._store = store
         self._to_device = to_device
         self._device_log = device_log
@@ -103,56 +101,61 @@ class Sender:
         self._silences = silences
         self._now_ms = now_ms
         self._dispatched = 0
-        self._heard: set[Topic] = set()
+        self._changed: set[Topic] = set()
         self._newcomers: dict[tuple[int, ServerName], int] = {}
-        """Servers that may have come into a room with sticky events, and the position of the
-        join."""
+        """Servers that may have joined a room with sticky events, and the position of the join."""
         self._scheduled = False
-        self._spoke_here: set[ServerName] = set()
-        """Of whom the node that sends is to hear that they are there."""
+        self._active_here: set[ServerName] = set()
+        """Servers whose activity is yet to be reported to the sending node."""
         streams.subscribe(self._on_changes, *TOPICS, stage=Stage.SEND)
         streams.watch(self._on_remote_write, stage=Stage.SEND)
 
     def start(self) -> None:
-        """Send from now on, as soon as no other node does."""
+        """Send from now on, as soon as this node gets the lease."""
         self._lease.start()
 
     async def stop(self) -> None:
-        """Send no more, and note how far all is told."""
+        """Stop sending, and store the position up to which everything is delivered or recorded."""
         await self._lease.stop()
 
     def heard_from(self, server: ServerName) -> None:
-        """A server has proved that it is there."""
+        """Record that a server proved to be reachable."""
         self._silences.record_answer(server)
         if self._lease.is_held:
             self._deliveries.heard_from(server)
-        elif len(self._spoke_here) < MAX_HEARD:
-            self._spoke_here.add(server)
+        elif len(self._active_here) < MAX_HEARD:
+            self._active_here.add(server)
 
     async def try_now(self, server: ServerName) -> None:
-        """An operator says that a server is there. Where another node sends, it hears of that in
-        its next round."""
-        self._believe(server)
+        """Retry a server at once, for an operator.
+
+        If another node sends, it reads the request in its next round.
+        """
+        self._retry_as_active(server)
         if not self._lease.is_held:
             await self._store.note_heard([server], Word.OF_AN_OPERATOR)
 
-    def _believe(self, server: ServerName) -> None:
+    def _retry_as_active(self, server: ServerName) -> None:
         self._deliveries.forget_vain_words(server)
         self.heard_from(server)
 
     def is_failing(self, server: ServerName) -> bool:
-        """Whether the server could not be reached a moment ago with what is to be sent there."""
+        """Return whether a recent transaction to the server failed."""
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
     def would_wait_in_vain(self, server: ServerName) -> bool:
-        """Whether the server could not be reached a moment ago, or somebody else waited for it, so
-        that nobody should wait for it now."""
+        """Return whether a recent transaction or other request to the server failed.
+
+        A caller should not make a user wait for such a server.
+        """
         return self.is_failing(server) or self._silences.left_ms(server) > 0
 
     async def is_away(self, server: ServerName) -> bool:
-        """Whether the server has not answered for longer than one takes to start again. One query,
-        where another node sends. One that asked us to wait has answered."""
+        """Return whether the server has been unresponsive for longer than a restart takes.
+
+        One query if another node sends. A server that asked us to wait is responsive.
+        """
         if self._silences.failing_ms(server) >= SHORT_SILENCE_MS:
             return True
         if self._lease.is_held:
@@ -166,27 +169,24 @@ class Sender:
 
     @property
     def is_sending(self) -> bool:
-        """Whether this is the node that sends."""
+        """Whether this node sends."""
         return self._lease.is_held
 
     def forget(self, server: ServerName) -> None:
-        """The database has nothing of that server any more."""
+        """Remove the destination, after its rows in the database were deleted."""
         self._deliveries.forget(server)
 
     def note_silence(self, server: ServerName, asked_at: float) -> None:
-        """The server has not answered something else that we asked, at that second of the clock."""
+        """Record that the server did not answer another request, sent at that second."""
         seconds = self._clock.seconds() - asked_at
-        if (
-            seconds * 1000 >= SILENT_MS
-        ):  # to find out at once that a server is away costs nobody time
+        if seconds * 1000 >= SILENT_MS:  # a failure found at once delays nobody
             self._silences.record_failure(server, asked_at_ms=int(asked_at * 1000))
         self._deliveries.note_silence(server, seconds)
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
-        """Tell the other servers in a room something that is soon out of date; the latest under a
-        key is told.
+        """Send an EDU that is soon out of date to the other servers in a room.
 
-        A server that cannot be reached does not hear of it: when it can, that is over.
+        Only the latest EDU with a key is sent. Unreachable servers do not receive it later.
         """
         if self._lease.is_held:
             for destination in self._find_allowed(await self._servers.in_room(room_nid)):
@@ -195,8 +195,9 @@ class Sender:
                     self._deliveries.wake(destination)
 
     async def send_presence(self, user_id: UserID, presence: Mapping[str, Any]) -> None:
-        """Tell the servers that share a room with one of our users of their presence: an entry of
-        `push`.
+        """Send the presence of one of our users to the servers that share a room with them.
+
+        `presence`: an entry of `push`.
 
         spec: server-server-api#presence
         """
@@ -205,7 +206,7 @@ class Sender:
                 destination.add_presence(user_id, presence)
                 self._deliveries.wake(destination)
 
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the stream
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -214,13 +215,13 @@ class Sender:
         for change in changes:
             if (
                 change.topic in TOPICS
-                and self._concerns_others(change)
-                and change.topic not in self._heard
+                and self._concerns_other_servers(change)
+                and change.topic not in self._changed
             ):
-                self._heard.add(change.topic)
+                self._changed.add(change.topic)
                 self._schedule()
 
-    def _concerns_others(self, change: Change) -> bool:
+    def _concerns_other_servers(self, change: Change) -> bool:
         row = change.detail
         if isinstance(row, EventRow):
             return bool(row.flags & EventFlag.TO_SEND)
@@ -235,12 +236,11 @@ class Sender:
             joins = (
                 row.is_local and row.membership == "join" and self._servers.peek(row.room_nid) != {}
             )
-            return joins or self._note_newcomer(row)
+            return joins or self._record_newcomer(row)
         return change.topic is not Topic.DEVICE or not self._servers.is_known_alone
 
-    def _note_newcomer(self, row: MembershipRow) -> bool:
-        """Whether a server may have come into a room where something has to be told to
-        newcomers."""
+    def _record_newcomer(self, row: MembershipRow) -> bool:
+        """Record a server that may have joined a room with our sticky events. Return whether so."""
         if row.is_local or row.membership != "join" or not self._sticky.may_be_in(row.room_nid):
             return False
         self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
@@ -248,38 +248,35 @@ class Sender:
 
     def _on_remote_write(self, _after: int, _upto: int) -> None:
         if self._lease.is_held:
-            self._heard |= TOPICS
+            self._changed |= TOPICS
             self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._clock.callLater(0, self._start_turn)
+            self._clock.callLater(0, self._start_dispatch)
 
-    def _start_turn(self) -> None:
-        Deferred.fromCoroutine(self._turn())
+    def _start_dispatch(self) -> None:
+        Deferred.fromCoroutine(self._dispatch_all())
 
-    async def _turn(self) -> None:
-        heard = set(self._heard)
+    async def _dispatch_all(self) -> None:
+        topics = set(self._changed)
         try:
-            while self._lease.is_held and self._heard:
-                heard, self._heard = self._heard, set()
-                if not await self._dispatch(heard):
-                    self._heard |= (
-                        TOPICS  # a stretch was cut short: what follows it may be of any kind
-                    )
+            while self._lease.is_held and self._changed:
+                topics, self._changed = self._changed, set()
+                if not await self._dispatch(topics):
+                    self._changed |= TOPICS  # the batch was cut short: the rest may be of any topic
         except DatabaseUnavailable as error:
-            self._heard |= heard
-            self.log.warn("what happened is told to other servers later: {error}", error=error)
-        except Exception:  # a bug of ours: the next round tries again
-            self._heard |= heard
-            self.log.failure("what happened could not be told to other servers")
+            self._changed |= topics
+            self.log.warn("changes will be sent to other servers later: {error}", error=error)
+        except Exception:  # a bug: the next round retries
+            self._changed |= topics
+            self.log.failure("changes could not be sent to other servers")
         finally:
             self._scheduled = False
 
     async def _dispatch(self, topics: set[Topic]) -> bool:
-        """Hand the next stretch of the stream to the destinations that it concerns; whether that
-        was all."""
+        """Hand the next batch of changes to their destinations. Return whether none are left."""
         after, upto = self._dispatched, self._streams.current()
         woken: dict[ServerName, Destination] = {}
         backlogs: dict[str, Backlog] = {}
@@ -297,13 +294,13 @@ class Sender:
         )
         if len(receipts) == AT_ONCE:
             upto = receipts[-1].position
-        moves = (
+        changes = (
             await self._store.get_own_moves(after, upto, AT_ONCE)
             if Topic.MEMBERSHIP in topics
             else ()
         )
-        if len(moves) == AT_ONCE:
-            upto = moves[-1].position
+        if len(changes) == AT_ONCE:
+            upto = changes[-1].position
         for event in events:
             if event.position <= upto:
                 queued = QueuedEvent(event.position, event.event_nid, event.room_nid)
@@ -322,53 +319,53 @@ class Sender:
                 for destination in self._find(await self._servers.of_user(UserID(user_id))):
                     woken[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
-        for move in await self._find_joins(moves):
+        for change in await self._find_joins(changes):
             servers = await self._servers.newly_shared(
-                UserID(move.user_id), move.room_nid, move.position
+                UserID(change.user_id), change.room_nid, change.position
             )
             for destination in self._find(servers):
                 if not destination.is_behind:
                     woken[destination.server] = destination
-                    destination.users.setdefault(move.user_id, move.position)
+                    destination.users.setdefault(change.user_id, change.position)
         if Topic.OUTGOING in topics:
             for destination in self._find(
                 map(ServerName, await self._to_device.get_servers(after, upto))
             ):
                 woken[destination.server] = destination
                 destination.has_to_device = True
-        await self._tell_newcomers(woken, backlogs)
+        await self._queue_for_newcomers(woken, backlogs)
         if backlogs:
-            await self._note(backlogs, [woken[ServerName(server)] for server in backlogs])
+            await self._store_backlogs(backlogs, [woken[ServerName(server)] for server in backlogs])
         self._dispatched = upto
         for destination in woken.values():
             self._deliveries.wake(destination)
-        return max(len(events), len(receipts), len(moves)) < AT_ONCE
+        return max(len(events), len(receipts), len(changes)) < AT_ONCE
 
-    async def _find_joins(self, moves: Sequence[OwnMove]) -> list[OwnMove]:
-        """Those of the moves by which one of our users came in."""
-        ours = [move for move in moves if self._identity.is_local(move.user_id)]
-        stored = await self._events.get_events(move.event_nid for move in ours)
+    async def _find_joins(self, changes: Sequence[OwnMove]) -> list[OwnMove]:
+        """Return the membership changes by which our users joined a room."""
+        ours = [change for change in changes if self._identity.is_local(change.user_id)]
+        stored = await self._events.get_events(change.event_nid for change in ours)
         before = await self._events.get_events(
             each.replaces for each in stored.values() if each.replaces is not None
         )
         joins = []
-        for move in ours:
-            event = stored[move.event_nid]
+        for change in ours:
+            event = stored[change.event_nid]
             former = None if event.replaces is None else before.get(event.replaces)
             if event.event.membership == "join" and (
                 former is None or former.event.membership != "join"
             ):
-                joins.append(move)
+                joins.append(change)
         return joins
 
-    async def _tell_newcomers(
+    async def _queue_for_newcomers(
         self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]
     ) -> None:
-        """Our own sticky events from before they came. Proposal: MSC4354"""
+        """Queue our sticky events from before servers joined. Proposal: MSC4354"""
         newcomers, self._newcomers = self._newcomers, {}
         for (room_nid, server), position in newcomers.items():
             if (await self._servers.in_room(room_nid)).get(server) != position:
-                # others of its users have been there for longer, or it is not there any more
+                # it was in the room before with other users, or has left again
                 continue
             rows = (await self._sticky.in_rooms({room_nid: (0, position - 1)})).get(room_nid, [])
             for row in rows:
@@ -381,11 +378,11 @@ class Sender:
                             backlogs,
                         )
 
-    async def _note(
+    async def _store_backlogs(
         self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]
     ) -> None:
-        """Write down what servers that are behind have missed besides. Whom that fails for stays
-        unnoted."""
+        """Store what servers that are behind have missed. If that fails, it stays marked as
+        unstored."""
         noted = [each for each in destinations if each.is_noted or backlogs[each.server].is_whole]
         for destination in destinations:
             destination.is_noted = False
@@ -394,8 +391,7 @@ class Sender:
             destination.is_noted = True
 
     async def _servers_for(self, event: EventToSend) -> Collection[ServerName]:
-        """The servers that were in the room by then, and that of whoever has just been put out of
-        it."""
+        """Return the servers in the room at the event, and the server of a user it removes."""
         in_room = await self._servers.in_room(event.room_nid)
         servers = {server: None for server, since in in_room.items() if since <= event.position}
         if event.is_member:
@@ -406,8 +402,7 @@ class Sender:
         return servers.keys()
 
     def _find(self, servers: Iterable[ServerName]) -> list[Destination]:
-        """The destinations that have to hear of something, be it later: the policy is asked when it
-        is delivered."""
+        """Return the destinations of the servers. The policy is checked at delivery."""
         return [
             self._deliveries.find(server)
             for server in servers
@@ -415,58 +410,58 @@ class Sender:
         ]
 
     def _find_allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
-        """Those that the policy allows now, for what is of no interest later."""
+        """Return the destinations that the policy allows now, for data that is soon out of date."""
         return self._find(server for server in servers if self._policy.allows(server))
 
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the lease
 
     def is_idle(self) -> bool:
-        """As `LeasedWork.is_idle`."""
+        """Return as `LeasedWork.is_idle` says."""
         return not self._scheduled
 
     async def begin(self, lease: Lease) -> None:
-        """Send what the database knows of, and what follows. Raises DatabaseUnavailable."""
+        """Start with the destinations in the database. Raises DatabaseUnavailable."""
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
         waiting = await self._to_device.get_servers(0, self._streams.current())
         self._dispatched = lease.position
         self._deliveries.start(lease.run, rows, backlogs, waiting)
-        self._heard |= TOPICS
+        self._changed |= TOPICS
         self._schedule()
 
     async def note(self) -> int:
-        """As `LeasedWork.note`."""
-        if self._heard:
-            self._schedule()  # what failed is tried again
+        """Return as `LeasedWork.note` says."""
+        if self._changed:
+            self._schedule()  # retry what failed
         return self._position()
 
     def lose(self) -> None:
-        """As `LeasedWork.lose`."""
+        """Stop as `LeasedWork.lose` says."""
         self._deliveries.stop()
 
     async def finish(self) -> int:
-        """As `LeasedWork.finish`."""
+        """Return as `LeasedWork.finish` says."""
         self._deliveries.stop()
         return self._position()
 
-    async def _tell_each_other(self) -> None:
-        """Servers speak to any node: that which sends hears of it from the others."""
+    async def _exchange_activity(self) -> None:
+        """Report server activity seen on this node, or read the reports of the other nodes."""
         if self._lease.is_alone:
             return
         if self._lease.is_held:
             for server, word in (await self._store.take_heard()).items():
                 if word is Word.OF_AN_OPERATOR:
-                    self._believe(ServerName(server))
+                    self._retry_as_active(ServerName(server))
                 else:
                     self.heard_from(ServerName(server))
-        elif self._spoke_here:
-            spoke, self._spoke_here = self._spoke_here, set()
-            await self._store.note_heard(spoke)
+        elif self._active_here:
+            active, self._active_here = self._active_here, set()
+            await self._store.note_heard(active)
 
     def _position(self) -> int:
-        """Up to where all is told or noted."""
-        if not self._heard and not self._scheduled:
-            self._dispatched = self._streams.current()  # nothing of what came since concerns others
+        """Return the position up to which everything is delivered or recorded as missed."""
+        if not self._changed and not self._scheduled:
+            self._dispatched = self._streams.current()  # changes since then concern no other server
         lowest = self._deliveries.lowest()
         return max(
             self._lease.noted,
@@ -475,7 +470,7 @@ class Sender:
 
 
 def _server_of(user_id: str) -> ServerName:
-    """As a name that may be none: what is told must not stop at one."""
+    """Return the server part, even if it is no valid name: dispatching must not fail on one."""
     return ServerName(user_id.partition(":")[2])
 
 

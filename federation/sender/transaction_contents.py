@@ -1,10 +1,10 @@
-"""What goes into the next transaction to a server.
+"""Builds the next transaction to a destination.
 
-A server that is behind gets of each room that it missed something of the newest events that it
-should have had (those of ours that are sticky before all others), at most a transaction full, and
-the room's forward extremities: from these it sees what it lacks, and fetches that
-(server-server-api#post_matrixfederationv1get_missing_eventsroomid). So an outage costs a bounded
-number of transactions, however much was said meanwhile.
+A destination that is behind receives, for each room in which it missed events, the newest of them
+and the forward extremities of the room. Our own sticky events come before the others, and a
+transaction's size is the limit. From the extremities it sees which events it lacks, and fetches
+them (server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the catch-up after an
+outage takes a bounded number of transactions, however many events there were.
 """
 
 from collections import deque
@@ -28,14 +28,14 @@ from storage.federation.destinations import DestinationStore, ReceiptToSend
 from storage.rooms.rooms import RoomStore
 
 MAX_BYTES: Final = 512 << 10
-"""Of a transaction's EDUs, as many a reverse proxy takes no more than a megabyte; one that is
-longer goes alone."""
+"""Size of the EDUs in a transaction, as many reverse proxies accept at most a megabyte.
+A larger EDU is sent alone."""
 MAX_EXTREMITIES: Final = 20
-"""Of a room, when a server catches up."""
+"""Forward extremities of one room that a catch-up sends."""
 MAX_USERS: Final = 20
-"""Of whose devices one transaction tells: each may take several EDUs."""
+"""Users whose device list updates one transaction holds. Each may take several EDUs."""
 MAX_UPDATES: Final = 50
-"""EDUs about one user's devices."""
+"""EDUs about the devices of one user."""
 MAX_PRESENCES: Final = 100
 MAX_RECEIPT_EDUS: Final = 20
 
@@ -48,7 +48,7 @@ class _Edus:
         self._size = 0
 
     def fits(self, edus: Sequence[bytes]) -> bool:
-        """Whether these can still be added; the first ones always can, if they are not too many."""
+        """Return whether these can be added. The first ones always fit, up to `MAX_EDUS`."""
         size = self._size + sum(map(len, edus))
         return len(self.encoded) + len(edus) <= MAX_EDUS and (size <= MAX_BYTES or not self.encoded)
 
@@ -59,7 +59,7 @@ class _Edus:
 
 
 class Contents:
-    """Fills transactions. For the reactor thread."""
+    """Builds transactions from the unsent data of destinations. For the reactor thread."""
 
     def __init__(
         self,
@@ -88,8 +88,10 @@ class Contents:
         self._now_ms = now_ms
 
     async def take(self, destination: Destination, txn_id: str, upto: int) -> Pending | None:
-        """The next transaction, taken out of what waits; None when nothing does. `upto`: the stream
-        as it is now."""
+        """Take the next transaction out of the unsent data, or None if there is none.
+
+        `upto`: the present stream position.
+        """
         if not destination.has_news:
             return None
         taken = _Taken()
@@ -112,9 +114,9 @@ class Contents:
         to_device_upto = await self._take_to_device(destination, taken, edus)
         await self._take_users(destination, taken, edus)
         stored = await self._events.get_events(nids)
-        pdus = [await self._form_of(stored[nid]) for nid in nids if nid in stored]
+        pdus = [await self._encode_pdu(stored[nid]) for nid in nids if nid in stored]
         rooms = await self._rooms.get_rooms_by_nid({key[0] for key in destination.receipts})
-        # from here on nothing is waited for
+        # no await from here on
         receipts = _take_receipts(
             destination, edus, {nid: row.room_id for nid, row in rooms.items()}
         )
@@ -129,33 +131,32 @@ class Contents:
             receipts,
         )
 
-    async def _form_of(self, stored: StoredEvent) -> bytes:
-        """The PDU; what is older than its room keeps it goes out without its content."""
+    async def _encode_pdu(self, stored: StoredEvent) -> bytes:
+        """Return the PDU. An event older than the retention of its room is redacted."""
         if self._lifetimes is None or await self._lifetimes.shows(stored):
             return stored.pdu
         version = stored.event.version
         return encode_event_json(version, redact(version, stored.event.pdu))
 
     async def _take_missed(self, destination: Destination, taken: "_Taken", upto: int) -> list[int]:
-        """The events to tell of rooms that the server missed something of: of one room at least, if
-        there is any."""
+        """Take the events of missed rooms: of at least one room, if there is any."""
         nids: list[int] = []
         for room_nid in list(destination.missed):
-            # taken out first: what is said in the room while we look is noted anew
+            # removed first, so that events that arrive during the queries are recorded again
             first = taken.rooms[room_nid] = destination.missed.pop(room_nid)
-            of_room = await self._missed_of(destination, room_nid, first, upto)
+            of_room = await self._get_missed(destination, room_nid, first, upto)
             if nids and len(nids) + len(of_room) > MAX_PDUS:
                 taken.give_back_room(destination, room_nid)
                 break
             nids += of_room
         return nids
 
-    async def _missed_of(
+    async def _get_missed(
         self, destination: Destination, room_nid: int, first: int, upto: int
     ) -> list[int]:
         since = (await self._servers.in_room(room_nid)).get(destination.server)
         if since is None:
-            # it has left: it hears of what was said until then, and of how its users came to leave
+            # it has left: it gets the events until then, and those by which its users left
             left = [
                 position
                 for user_id, position in await self._destinations.get_departures(room_nid, first)
@@ -176,8 +177,8 @@ class Contents:
             room_nid, max(first, since) - 1, upto, MAX_PDUS - len(extremities)
         )
         others = [nid for nid in missed if nid not in extremities and nid not in sticky]
-        room_for = MAX_PDUS - len(extremities) - len(sticky)
-        return [*sorted([*sticky, *others[-room_for:]] if room_for else sticky), *extremities]
+        space = MAX_PDUS - len(extremities) - len(sticky)
+        return [*sorted([*sticky, *others[-space:]] if space else sticky), *extremities]
 
     async def _take_to_device(
         self, destination: Destination, taken: "_Taken", edus: _Edus
@@ -200,7 +201,7 @@ class Contents:
     async def _take_users(self, destination: Destination, taken: "_Taken", edus: _Edus) -> None:
         for user_id in list(destination.users)[:MAX_USERS]:
             since = taken.users[user_id] = destination.users.pop(user_id)
-            # whoever has not heard of the first ones asks for the whole list
+            # a server that lacks the first ones requests the complete device list
             updates = (await self._devices.get_updates(user_id, since))[-MAX_UPDATES:]
             if not edus.fits(updates):
                 taken.give_back_user(destination, user_id)
@@ -209,7 +210,7 @@ class Contents:
 
 
 class _Taken:
-    """What has been taken of what waits for a server, so that it can be given back."""
+    """Data taken out of a destination, so that it can be put back."""
 
     def __init__(self) -> None:
         self.events: list[QueuedEvent] = []
@@ -218,21 +219,21 @@ class _Taken:
         self.to_device = False
 
     def all_rooms(self) -> Mapping[int, int]:
-        """All rooms that the transaction tells of, with the first position."""
+        """Return all rooms of the transaction, with the position of their first event."""
         return {event.room_nid: event.position for event in reversed(self.events)} | self.rooms
 
     def give_back_room(self, destination: Destination, room_nid: int) -> None:
-        """The room is not in the transaction."""
+        """Put back a room that did not fit into the transaction."""
         first = self.rooms.pop(room_nid)
         destination.missed[room_nid] = min(first, destination.missed.get(room_nid, first))
 
     def give_back_user(self, destination: Destination, user_id: str) -> None:
-        """The user is not in the transaction."""
+        """Put back a user that did not fit into the transaction."""
         first = self.users.pop(user_id)
         destination.users[user_id] = min(first, destination.users.get(user_id, first))
 
     def give_back(self, destination: Destination) -> None:
-        """There will be no transaction."""
+        """Put back everything, as the transaction could not be built."""
         if destination.is_behind:
             for event in reversed(self.events):
                 destination.missed[event.room_nid] = event.position
@@ -248,9 +249,9 @@ class _Taken:
 def _take_receipts(
     destination: Destination, edus: _Edus, room_ids: Mapping[int, str]
 ) -> list[ReceiptToSend]:
-    """Receipts, as far as they fit.
+    """Take the receipts that fit.
 
-    A user has one receipt a room in an EDU: further ones, of threads, are in further EDUs.
+    An EDU holds one receipt of a user in a room. Further ones, for threads, go into further EDUs.
     spec: server-server-api#receipts
     """
     contents: list[dict[str, dict[str, dict[str, Any]]]] = []
@@ -258,7 +259,7 @@ def _take_receipts(
     for key, receipt in list(destination.receipts.items()):
         room_id = room_ids.get(receipt.room_nid)
         if room_id is None:
-            continue  # it came while the others were looked at
+            continue  # it was added during the queries
         data: dict[str, Any] = {"ts": receipt.ts}
         if receipt.thread_id:
             data["thread_id"] = receipt.thread_id

@@ -1,4 +1,4 @@
-"""Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
+"""Wires the account services: stores, sessions, sign-in, registration."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -86,7 +86,7 @@ from storage.upstream.sessions import UpstreamSessionStore
 
 
 class AccountParts:
-    """Everything about accounts that needs no rooms. What is public is for the other parts and for
+    """The account services that do not need rooms. Public attributes are for the other parts and
     the router."""
 
     def __init__(
@@ -101,9 +101,9 @@ class AccountParts:
         web: Web | None,
         monotonic: Callable[[], float],
     ) -> None:
-        """`web` leads to whoever makes the riddles that people solve before they register; None for
-        commands, where nobody registers so. `monotonic` counts seconds, and nobody sets it. Raises
-        `ValueError` where nobody would check solutions, or send the messages that are needed."""
+        """`web` leads to the captcha service; None for commands, which register nobody by captcha.
+        `monotonic` is a clock in seconds that is never set. Raises `ValueError` if no service can
+        check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
@@ -148,7 +148,7 @@ class AccountParts:
             validity=self.validity,
             monotonic=monotonic,
         )
-        is_shared = config.storage.database.name == "psycopg2"  # SQLite is for one node
+        is_shared = config.storage.database.name == "psycopg2"  # SQLite supports one node only
         self.node_notes = NodeNotes(clock) if is_shared else None
         self.other_nodes = None
         self.others = None
@@ -280,7 +280,8 @@ class AccountParts:
             and not self.phones.is_possible(REGISTER)
         ):
             raise ValueError(
-                "registrations_require_3pid has msisdn, but nobody sends text messages: nobody could register"
+                "registrations_require_3pid has msisdn, but this server sends no text messages:"
+                " nobody could register"
             )
         stages: list[Stage] = [
             DummyStage(),
@@ -339,13 +340,14 @@ class AccountParts:
         )
 
     def get_node(self) -> int:
-        """The number of this process among those that hear one another; 0 while it does not hear
-        them, or is alone."""
+        """Return the number of this node among the connected ones; 0 if it is disconnected or the
+        only one."""
         return 0 if self.other_nodes is None else self.other_nodes.node
 
 
 def _reset_page(config: Config) -> str:
-    return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
+    base_url = (config.name.public_baseurl or "").rstrip("/")
+    return f"{base_url}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:
@@ -403,7 +405,8 @@ def _gateway(config: Config) -> Gateway | None:
 
 
 def _purposes_of_codes(config: Config, *, resets: bool) -> Sequence[str]:
-    """What is not possible here needs no messages, which would cost money."""
+    """Return the purposes for which text messages may be sent. Each message costs money, so
+    purposes that are disabled are left out."""
     registers = (
         config.registration.enable_registration
         and not config.text_messages.disable_msisdn_registration

@@ -1,4 +1,4 @@
-"""Puts together what administrators do with accounts."""
+"""Wires the administration of accounts and devices."""
 
 from federation.peers.identity import ServerIdentity
 from homeserver.services.administration.devices import DeviceAdministration
@@ -21,7 +21,7 @@ def administration_of_users(
     people: PeopleParts,
     upstream: UpstreamParts,
 ) -> UserAdministration:
-    """Lists, details and changes of accounts."""
+    """Return the service that lists, shows and changes accounts."""
     return UserAdministration(
         identity,
         UserListStore(database),
@@ -42,7 +42,7 @@ def administration_of_users(
 def administration_of_devices(
     database: Database, identity: ServerIdentity, accounts: AccountParts, people: PeopleParts
 ) -> DeviceAdministration:
-    """Lists and changes of devices of accounts."""
+    """Return the service that lists and changes the devices of accounts."""
     return DeviceAdministration(
         identity,
         database,

@@ -1,5 +1,4 @@
-"""How many things each cache holds, as the configuration says it: the sizes below are those for a
-factor of 0.5."""
+"""Cache capacities, scaled by the configured factor: the sizes below apply to a factor of 0.5."""
 
 from homeserver.config.memory import Memory
 
@@ -7,7 +6,7 @@ USUAL_FACTOR = 0.5
 
 
 class CacheSizes:
-    """Sizes of the caches; all are bounds, none is filled beforehand."""
+    """The capacities of the caches. They are upper bounds; no memory is reserved."""
 
     def __init__(self, memory: Memory) -> None:
         factor = memory.caches.global_factor
@@ -19,20 +18,19 @@ class CacheSizes:
         self.rooms = scaled(20_000)
         self.users = scaled(20_000)
         self.devices = scaled(10_000)
-        """Whose keys are kept: about two kilobytes each, as they are stored and as they are
-        shown."""
+        """Devices whose keys are cached, about two kilobytes each: the stored and the served
+        form."""
         self.unread_counts = scaled(200_000)
         self.receipts = scaled(50_000)
         self.account_data_bytes = scaled(16 << 20)
         self.answer_bytes = scaled(16 << 20)
         self.sent_typing_bytes = scaled(32 << 20)
-        """The typing notifications that clients of sliding sync were sent."""
+        """The typing notifications that were sent to sliding sync clients."""
         self.filter_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
         self.state_bytes = scaled(64 << 20)
         self.state_keys = scaled(400_000)
         self.listed_rooms = scaled(200_000)
-        """Rooms of which is known when something last happened in them, and what lists filter by:
-        small."""
+        """Rooms whose latest position and filter data are cached; entries are small."""
         self.ordered_rooms = scaled(1_000_000)
         self.connected_rooms = scaled(400_000)

@@ -1,5 +1,4 @@
-"""Puts together what calls need of the server: events that are sent later, proofs of who somebody
-is, TURN servers."""
+"""Wires the services for calls: delayed events, OpenID tokens, TURN servers."""
 
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from storage.rooms.delayed_events import DelayedEventStore
 
 
 class CallParts:
-    """What is public is for the router."""
+    """The services for calls. Public attributes are for the router."""
 
     def __init__(
         self,
@@ -66,10 +65,9 @@ class CallParts:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
-            # those whose time comes have a timer: here the ones are found that another node did not
-            # get to
+            # due events have a timer; the job finds those that another node failed to send
             Job("send_delayed_events", self.delayed_events.do_send_due, 10.0),
             Job("forget_delayed_events", self.delayed_events.do_forget, 3600.0),
             Job("forget_sticky_events", self._sticky_events.do_forget, 300.0),

@@ -1,4 +1,4 @@
-"""What clients are told that this server can do, as far as its configuration decides."""
+"""Derives the server's capabilities and unstable features from its configuration."""
 
 from federation.protocol.room_versions import ROOM_VERSIONS
 from homeserver.config.configuration import Config
@@ -15,7 +15,7 @@ from homeserver.wiring.room_services import ENCRYPTED_PRESETS
 def offers_of(
     config: Config, accounts: AccountParts, mail: MailParts, oauth: OAuthParts
 ) -> tuple[Capabilities, OfferedFeatures]:
-    """Capabilities, and unstable features."""
+    """Return the capabilities and the unstable features that clients may use."""
     return (
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],

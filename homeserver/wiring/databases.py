@@ -1,4 +1,4 @@
-"""The configured database, as storage wants it."""
+"""Converts the database section of the configuration for the storage layer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +10,12 @@ from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 NOT_FOR_LIBPQ = frozenset(
     {"cp_min", "cp_max", "cp_reconnect", "cp_noisy", "cp_openfun", "cp_name", "database"}
 )
-"""Arguments that files for Synapse have for its pool of connections."""
+"""Arguments in Synapse's configuration files that are for its connection pool, not for libpq."""
 
 
 def database_config_of(section: Database, folder: Path) -> DatabaseConfig:
-    """A relative file of SQLite starts at `folder`; without one it is `homeserver.db` there."""
+    """Return the database configuration. A relative SQLite path starts at `folder`; the default is
+    `homeserver.db` there."""
     args: Mapping[str, Any] = section.args
     if section.name == "sqlite3":
         return SQLiteConfig(str(folder / str(args.get("database", "homeserver.db"))))

@@ -1,4 +1,4 @@
-"""Puts together devices in end-to-end encryption: their keys, the lists of them, and the messages
+"""Wires devices in end-to-end encryption: their keys, the lists of them, and the messages
 to them."""
 
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ class DeviceParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {
             "devices": Entries(self._device_cache.cache),
             "encrypted_rooms": Entries(self._encrypted_rooms.cache),

@@ -1,4 +1,4 @@
-"""Puts together what has to do with letters to people, and with their addresses."""
+"""Wires e-mail and third-party addresses."""
 
 import re
 from collections.abc import Callable
@@ -24,11 +24,12 @@ from storage.engine.executors import Executor
 from storage.threepids.threepids import ThreepidStore
 
 MakeRelay = Callable[[Email], Relay]
-"""How a mail server is spoken to that the configuration names."""
+"""Makes a connection to the configured mail server."""
 
 
 class MailParts:
-    """Letters and addresses. What is public is for the other parts and for the router."""
+    """The services for e-mail and third-party addresses. Public attributes are for the other parts
+    and the router."""
 
     def __init__(
         self,
@@ -108,19 +109,19 @@ class MailParts:
         )
 
     def start(self) -> None:
-        """Send what an earlier run left behind, and from now on what is written."""
+        """Send the e-mails that an earlier run left, and from now on new ones."""
         if self.outbox is not None:
             self.outbox.wake()
 
     async def stop(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         if self.outbox is not None:
             await self.outbox.stop()
         await self._executor.close()
 
 
 def smtp_relay(email: Email) -> Relay:
-    """The mail server of the configuration."""
+    """Return the configured mail server."""
     assert email.smtp_host is not None
     return SMTPRelay(
         host=email.smtp_host,

@@ -1,4 +1,4 @@
-"""Puts together cross-signing, key backups and dehydrated devices."""
+"""Wires cross-signing, key backups and dehydrated devices."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from storage.encryption.key_backups import KeyBackupStore
 
 
 class EncryptionParts:
-    """The keys of a user, which need confirmation by the user to change."""
+    """Keys that need a confirmation by the user to change. Public attributes are for the router."""
 
     def __init__(
         self,

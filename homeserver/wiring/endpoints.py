@@ -1,4 +1,4 @@
-"""Every endpoint that this program serves, by the modules that declare them."""
+"""Lists all endpoints, by the modules that declare them."""
 
 from types import ModuleType
 
@@ -213,11 +213,11 @@ SOURCES: tuple[ModuleType, ...] = (
     voip,
     well_known,
 )
-"""Every module that declares endpoints."""
+"""All modules that declare endpoints."""
 
 
 def declared_routes() -> list[tuple[str, str]]:
-    """Method and path of everything that is served, sorted by path; needs no configuration and no
+    """Return method and path of each endpoint, sorted by path. Needs neither configuration nor
     database."""
     declarations = [
         declaration

@@ -1,5 +1,5 @@
-"""Puts together what people look around with: summaries of rooms, spaces, events by time, rooms in
-common, reports."""
+"""Wires the services for exploring: room summaries, spaces, events by time, mutual rooms,
+reports."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,8 @@ from storage.rooms.summaries import RoomSummaryStore
 
 
 class ExploringParts:
-    """`services` are for the router, `spaces` also for the endpoints of other servers."""
+    """The services for exploring. `services` are for the router, `spaces` also for the federation
+    endpoints."""
 
     def __init__(
         self,

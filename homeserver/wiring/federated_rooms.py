@@ -1,5 +1,5 @@
-"""Puts together what lets people into rooms of other servers, and theirs into ours; and what
-servers tell each other of people and rooms."""
+"""Wires memberships across servers: local users in remote rooms, remote users in local rooms. Also
+wires the servers' queries about users and rooms."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,15 +38,16 @@ from storage.rooms.summaries import RoomSummaryStore
 
 
 async def refuse_profile(_user_id: UserID, _field: str | None) -> Mapping[str, object]:
-    """What other servers are told where they may not ask for profiles.
+    """Refuse profile queries of other servers.
 
     spec: server-server-api#get_matrixfederationv1queryprofile
     """
-    raise Forbidden("This server tells other servers nothing of profiles")
+    raise Forbidden("This server does not answer profile queries of other servers")
 
 
 class FederatedRoomParts:
-    """Handshakes both ways. What is public is for the router."""
+    """The join, knock, invite and leave handshakes, in both directions. Public attributes are for
+    the router."""
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class FederatedRoomParts:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("tell_leaves", self.leaving.do_tell, 60.0),
             Job("send_planned_invites", self.planned_invites.do_resume, 60.0),

@@ -1,4 +1,4 @@
-"""Puts together how events of other servers get into rooms."""
+"""Wires the processing of remote events."""
 
 from federation.remote.events import SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
 from federation.remote.large_responses import LongAnswers
@@ -25,7 +25,7 @@ from storage.rooms.partial_rooms import PartialRoomStore
 
 
 class FederationParts:
-    """The receiver: checks events of other servers and places them in rooms."""
+    """Checks remote events and places them in rooms. Public attributes are for the other parts."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
+"""Wires the edge of federation: requests in both directions, signing keys, policy."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -32,12 +32,12 @@ from storage.federation.server_keys import ServerKeyStore
 from storage.federation.signed_documents import SignedDocumentStore
 
 SLOW_AT_ONCE: Final = 20
-"""Requests of one server that may wait for long, such as for a file that is being uploaded."""
+"""Concurrent requests per server that may wait long, for example for a file during its upload."""
 SILENCE_REMEMBERED_MS: Final = 60_000
 
 
 class EdgeParts:
-    """The edge. What is public is for the other parts and for the router."""
+    """The edge of federation. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class EdgeParts:
         self.silences: PeerBackoff[ServerName] = PeerBackoff(
             now_ms, BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
         )
-        """Servers that somebody waited for in vain a moment ago, so that others need not."""
+        """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = Requests(RecordingWire(wire, self.silences), identity, self.policy, now_ms)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
@@ -100,11 +100,11 @@ class EdgeParts:
             self.own_keys,
             self.policy,
         )
-        """For endpoints of the edge itself."""
+        """Services for the endpoints of the edge itself."""
 
 
 def rules_of(federation: Federation) -> PolicyRules:
-    """The policy of the configuration."""
+    """Return the configured policy."""
     return make_rules(
         federation.federation_domain_whitelist,
         federation.federation_domain_blacklist,
@@ -115,8 +115,8 @@ def rules_of(federation: Federation) -> PolicyRules:
 
 
 def list_source_of(federation: Federation) -> ListSource | None:
-    """Where the federation's list of members is. Raises OSError, ValueError for certificates that
-    cannot be read."""
+    """Return the source of the federation's member list; None if there is none. Raises OSError,
+    ValueError for certificates that cannot be read."""
     federation_member_list = federation.federation_member_list
     if not federation_member_list.is_used:
         return None
@@ -133,12 +133,12 @@ def list_source_of(federation: Federation) -> ListSource | None:
 
 
 def edge_jobs(member_lists: MemberLists) -> Sequence[Job]:
-    """What the edge does unasked."""
+    """Return the background jobs of the edge."""
     return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
 
 
 def notaries_of(federation: Federation) -> list[Notary]:
-    """Those of the configuration."""
+    """Return the configured notary servers."""
     return [
         Notary(
             ServerName(key_server.server_name),
@@ -154,7 +154,7 @@ def notaries_of(federation: Federation) -> list[Notary]:
 
 @cache
 def program_version() -> str:
-    """The version that is installed, the same for each server of a process."""
+    """Return the installed version. It is cached for the process."""
     try:
         return version("mahalla")
     except PackageNotFoundError:

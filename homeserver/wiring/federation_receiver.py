@@ -1,5 +1,5 @@
-"""Puts together what comes in from other servers: transactions, what waits for missing events, and
-what they may read."""
+"""Wires incoming federation: transactions, events with missing predecessors, and the queries of
+other servers."""
 
 from federation.receiver.edus import EduReceivers
 from federation.receiver.transactions import Transactions
@@ -41,7 +41,8 @@ from storage.rooms.served_states import ToldStates
 
 
 class IncomingParts:
-    """What other servers send and ask. What is public is for the other parts and for the router."""
+    """Processes transactions and queries of other servers. Public attributes are for the other
+    parts and the router."""
 
     def __init__(
         self,
@@ -191,5 +192,5 @@ class IncomingParts:
         )
 
     def jobs(self) -> list[Job]:
-        """What they do unasked."""
+        """Return the background jobs."""
         return [Job(AUDIT, self.audit.do_step, 600.0)]

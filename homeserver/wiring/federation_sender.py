@@ -1,5 +1,4 @@
-"""Puts together what goes out to other servers, the devices of their users, and the handlers of
-their EDUs."""
+"""Wires outgoing federation, the device lists of remote users, and the handlers of EDUs."""
 
 from collections.abc import Sequence
 
@@ -42,7 +41,7 @@ from storage.rooms.room_servers import RoomServerStore
 
 
 class FederationOutParts:
-    """The sender and what feeds it. What is public is for the other parts and for the router."""
+    """The sender and its sources. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ class FederationOutParts:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),

@@ -1,4 +1,4 @@
-"""Puts together the ways out: to other servers, and to whatever else may be asked over HTTP."""
+"""Wires the HTTP clients: for other servers, and for all other services."""
 
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
@@ -27,8 +27,8 @@ MAX_DOCUMENT_BYTES = 8 << 20
 
 
 class OutboundParts:
-    """The ways out. `wire` leads to other servers, `client` to what is no Matrix server, such as
-    push gateways, `previews` to linked pages."""
+    """The HTTP clients. `wire` sends requests to other servers, `client` to services that are not
+    Matrix servers, such as push gateways. `previews` fetches linked pages."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class OutboundParts:
         environment: Mapping[str, str],
         names: Names | None = None,
     ) -> None:
-        """`threads` look up addresses; `draw` gives numbers in [0, 1) by chance; `names`: others
-        than the system's.
+        """`threads` look up addresses. `draw` returns random numbers in [0, 1). `names` replaces
+        the system's resolver.
 
         Raises BadAuthorities, BadProxy (of the environment; that of the configuration was checked).
         """
@@ -68,18 +68,18 @@ class OutboundParts:
         )
 
     async def fetch(self, url: str) -> bytes:
-        """What is at an address of the federation, which has the authorities of its servers. Raises
-        OutboundError."""
+        """Fetch a document of the federation; its certificate is checked like those of other
+        servers. Raises OutboundError."""
         answer = await self._peers.request(
             "GET", url, seconds=60, max_bytes=MAX_DOCUMENT_BYTES, redirects=5
         )
         if answer.status != HTTPStatus.OK:
-            raise OutboundError(f"it answers {answer.status}")
+            raise OutboundError(f"it responds with {answer.status}")
         return answer.body
 
     async def follow(self, url: str, take: TakeBody, seconds: float, max_bytes: int) -> int:
-        """Let `take` have what is at an address that another server names; the status. Raises
-        OutboundError."""
+        """Follow a URL that another server named: pass the body to `take`, and return the status.
+        Raises OutboundError."""
         answer = await self._peers.request(
             "GET",
             url,
@@ -92,12 +92,12 @@ class OutboundParts:
         return answer.status
 
     def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> HttpClient:
-        """A client with an address policy of its own, as previews of links have."""
+        """Return a client with an address policy of its own, for example for URL previews."""
         connector = self._connector(AddressPolicy(denied, allowed))
         return HttpClient(self._clock, WebAgent(self._pool, connector, self._system_trust))
 
     def close(self) -> Deferred[None]:
-        """Close connections that nobody uses, and look up no more names."""
+        """Close idle connections, and stop looking up names."""
         self._pool.close()
         return self._threads.close()
 
@@ -108,7 +108,8 @@ class OutboundParts:
 
 
 def proxy_of(federation: Federation, environment: Mapping[str, str]) -> Proxy | None:
-    """The proxy of the configuration, else that of the environment. Raises BadProxy."""
+    """Return the proxy of the configuration, else that of the environment; None if there is none.
+    Raises BadProxy."""
     url = federation.https_proxy or environment.get("https_proxy") or environment.get("HTTPS_PROXY")
     exceptions = federation.no_proxy_hosts
     if exceptions is None:

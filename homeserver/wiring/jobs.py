@@ -1,4 +1,4 @@
-"""The list of what the server does unasked."""
+"""Lists the background jobs that belong to no other part."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,7 +19,7 @@ from storage.rooms.sent_transactions import SentTransactionStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
 SENT_REMEMBERED: Final = 24 * 3600
-"""Seconds for which a client may repeat a request with its transaction id."""
+"""Seconds for which a client may repeat a request with its transaction ID."""
 
 
 def jobs_of(
@@ -31,7 +31,7 @@ def jobs_of(
     presence: Presence,
     last_seen: LastSeen,
 ) -> Sequence[Job]:
-    """All jobs of a server."""
+    """Return the jobs that belong to none of the other parts."""
     sent = SentTransactionStore(database)
     connections = SlidingConnectionStore(database)
 

@@ -1,4 +1,4 @@
-"""The configured rate limits, as the limiter wants them."""
+"""Converts the configured rate limits for the limiter."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from homeserver.config.limits import Limits, RateLimit
 
 
 def rates_of(limits: Limits) -> Mapping[Limit, Rate]:
-    """A rate for each limit that is configured; the name of a limit is the path of its option."""
+    """Return the rate of each configured limit. A limit is named by the path of its option."""
     rates = {}
     for limit in Limit:
         found: object = limits

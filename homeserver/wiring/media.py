@@ -1,4 +1,4 @@
-"""Puts together what has to do with files."""
+"""Wires the media services."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -47,10 +47,9 @@ PAGE_PROCESSES = 2
 
 
 class MediaThreads(msgspec.Struct, frozen=True):
-    """Where files are read and written, and where somebody waits: for processes that make
-    thumbnails, for those that look at photos that are uploaded, for those that read pages, for what
-    comes from the object store and what goes there, and for scanners. None of these keeps another
-    waiting."""
+    """Thread pools, one for each kind of blocking work, so that none delays another: reading and
+    writing files, waiting for thumbnail processes, for photo location processes, for page readers,
+    for the object store in each direction, and for scanners."""
 
     files: Executor
     images: Executor
@@ -62,7 +61,7 @@ class MediaThreads(msgspec.Struct, frozen=True):
 
 
 def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
-    """The threads of a server."""
+    """Start the threads of a server."""
     object_threads = OBJECT_THREADS if storage.media_object_store.bucket is not None else 1
     return MediaThreads(
         files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
@@ -76,7 +75,7 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
 
 
 def freeze_of(storage: Storage) -> Freeze:
-    """Which files are only for those who sign in."""
+    """Return the freeze: which files require authentication."""
     day = storage.legacy_media_freeze_date
     since = (
         None
@@ -87,12 +86,12 @@ def freeze_of(storage: Storage) -> Freeze:
 
 
 def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
-    """The only sizes of thumbnails; none: any."""
+    """Return the only sizes of thumbnails; empty if any size may be made."""
     return () if storage.dynamic_thumbnails else named_sizes_of(storage)
 
 
 def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
-    """The sizes of thumbnails that the configuration names."""
+    """Return the configured sizes of thumbnails."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
         for thumbnail_size in storage.thumbnail_sizes
@@ -100,7 +99,7 @@ def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
 
 
 class MediaParts:
-    """Files and thumbnails. What is public is for the router."""
+    """The media services. Public attributes are for the router."""
 
     log = Logger()
 
@@ -114,7 +113,7 @@ class MediaParts:
         random: RandomBytes,
         plugins: Plugins,
     ) -> None:
-        """Raises OSError when the folder cannot be made, or the object store cannot be used."""
+        """Raises OSError if the folder cannot be created or the object store cannot be used."""
         config, clock, database, limiter = base.config, base.clock, base.database, base.limiter
         identity, registry = base.identity, base.registry
         storage = config.storage
@@ -268,7 +267,7 @@ class MediaParts:
         )
 
     def services(self) -> Sequence[object]:
-        """What the router gives to handlers."""
+        """Return the services for the router."""
         return (
             self.delivery,
             self.for_servers,
@@ -280,7 +279,7 @@ class MediaParts:
         )
 
     def jobs(self) -> list[Job]:
-        """What they do unasked."""
+        """Return the background jobs."""
         return [
             Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
@@ -290,29 +289,27 @@ class MediaParts:
         ]
 
     def sweep(self) -> None:
-        """Take away what a crash has left; before the server listens."""
+        """Delete the remains of a crash. Call it before the server listens."""
         Deferred.fromCoroutine(self.files.sweep(self._store.get_used_hashes)).addCallbacks(
             self._swept,
-            lambda failure: self.log.failure("cannot sweep the folder of files", failure),
+            lambda failure: self.log.failure("cannot clean up the media folder", failure),
         )
 
     def _swept(self, count: int | None) -> None:
         if count is None:
-            self.log.info(
-                "another node is taking in files; what a crash may have left is swept another time"
-            )
+            self.log.info("another node is writing files, so the media folder is cleaned up later")
         elif count:
-            self.log.info("swept {count} uploads that a crash had left", count=count)
+            self.log.info("deleted {count} unfinished uploads that a crash had left", count=count)
 
     def close_workers(self) -> None:
-        """End the processes that look at pictures and read pages."""
+        """End the worker processes for images and pages."""
         self._workers.close()
         if self._locations is not None:
             self._locations.close()
         self.previews.close_workers()
 
     async def stop(self) -> None:
-        """Finish what is being written, and end the processes."""
+        """Finish pending writes, and end the worker processes and threads."""
         self.close_workers()
         await self._threads.files.close()
         await self._threads.images.close()

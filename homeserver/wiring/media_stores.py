@@ -1,4 +1,4 @@
-"""Puts together where files are kept."""
+"""Wires the storage of media: the local folder, or also an object store."""
 
 from base64 import b64decode
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from storage.media.object_store import ObjectStore, S3Config
 from storage.media.shared_contents import SharedContents
 
 OBJECT_THREADS = 8
-"""Which read from the object store; and so many which write to it."""
+"""Threads that read from the object store; as many write to it."""
 
 
 class Stores(msgspec.Struct, frozen=True):
-    """Where files are kept, and what is done about it unasked."""
+    """The storage of media, and its background jobs."""
 
     contents: Contents
     jobs: Sequence[Job]
@@ -40,8 +40,8 @@ def stores_of(
     reading: Executor,
     writing: Executor,
 ) -> Stores:
-    """The folder alone, or with an object store, which these read from and write to. Raises
-    ObjectStoreFailed."""
+    """Return the storage: the folder alone, or with an object store. The executors `reading` and
+    `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
         return Stores(LocalContents(database, files), (_sweep_job(database, files),))
     patience = object_store.time_limit / 1000
@@ -71,7 +71,7 @@ def stores_of(
 
 
 def s3_config_of(object_store: MediaObjectStore) -> S3Config:
-    """What the client of the store needs."""
+    """Return the configuration of the object store client."""
     assert object_store.bucket is not None
     return S3Config(
         bucket=object_store.bucket,
@@ -92,10 +92,10 @@ def s3_config_of(object_store: MediaObjectStore) -> S3Config:
 
 
 def open_s3(config: S3Config) -> ObjectStore:
-    """The client of the store. Raises ObjectStoreFailed.
+    """Return the client of the object store. Raises ObjectStoreFailed.
 
-    Its module is imported here and not above, since it takes 50 MB and two seconds, which most
-    servers do not need.
+    Its module is imported here and not above: it takes 50 MB and two seconds, and most servers do
+    not need it.
     """
     return cast(ObjectStore, import_module("storage.media.s3").S3(config))
 
@@ -107,7 +107,7 @@ def _sweep_job(database: Database, files: MediaFiles) -> Job:
     async def sweep(_limit: int) -> int:
         count = await files.sweep(rows.get_used_hashes)
         if count:
-            log.info("swept {count} unfinished uploads", count=count)
+            log.info("deleted {count} unfinished uploads", count=count)
         return 0
 
     return Job("sweep_media_folder", sweep, 3600.0)

@@ -1,4 +1,4 @@
-"""Puts together what becomes of files once they are here: who refers to them, and how they go."""
+"""Wires the upkeep of media: references, deletion, administration."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ from storage.media.usage import MediaUsageStore
 
 
 class MediaUpkeep:
-    """References and deletion."""
+    """Tracks references to files, and deletes files."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class MediaUpkeep:
         )
 
     def services(self) -> Sequence[object]:
-        """What the router gives to handlers."""
+        """Return the services for the router."""
         return (self.references, self.uploads, self.administration)
 
     def jobs(self) -> Sequence[Job]:
-        """What they do unasked. References are followed whether they matter now or not: they cannot
-        be made up for later."""
+        """Return the background jobs. References are tracked even if deletion is disabled, since
+        they cannot be reconstructed later."""
         jobs = [
             Job("follow_media", self.references.do_follow, FOLLOW_SECONDS),
             Job("remove_unread_media", self.removal.do_remove_unread_own, 600.0),

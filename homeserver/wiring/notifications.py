@@ -1,4 +1,4 @@
-"""Puts together what is unread and worth a notification."""
+"""Wires what is unread and worth a notification."""
 
 from collections.abc import Mapping
 
@@ -72,5 +72,5 @@ class NotificationParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {"unread_counts": Entries(self.unread.cache)}

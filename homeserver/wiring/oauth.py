@@ -1,4 +1,4 @@
-"""Puts together the OAuth 2.0 API: programs, their requests, their tokens."""
+"""Wires the OAuth 2.0 API: clients, authorization, tokens, device grants, rendezvous."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,12 @@ from storage.login.rendezvous import RendezvousStore
 
 
 def has_own_pages(config: Config) -> bool:
-    """Whether people sign in on this server's own pages, for apps: where there is an OAuth 2.0
-    API."""
+    """Whether users of apps sign in on this server's own pages, which need the OAuth 2.0 API."""
     return config.name.public_baseurl is not None and config.sessions.oauth.enabled
 
 
 class OAuthParts:
-    """The API's parts. What is public is for the other parts."""
+    """The services of the OAuth 2.0 API. Public attributes are for the other parts."""
 
     def __init__(
         self,
@@ -89,10 +88,10 @@ class OAuthParts:
             self.tokens,
             self.device_grants,
         )
-        """For the router."""
+        """Services for the router."""
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("end_old_rendezvous", self.rendezvous.do_sweep, 60.0),
             Job("forget_oauth_clients", self.clients.do_sweep, 3600.0),

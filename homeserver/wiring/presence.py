@@ -1,4 +1,4 @@
-"""Puts together what wakes waiting requests, and typing and presence, which are not stored."""
+"""Wires the notifier of waiting requests, typing notifications and presence."""
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -18,7 +18,7 @@ from storage.presence.presence import PresenceStore
 
 
 class WhoIsThere:
-    """The notifier of waiting requests, typing and presence."""
+    """The notifier, typing and presence, as configured."""
 
     log = Logger()
 
@@ -59,6 +59,6 @@ class WhoIsThere:
         """Load who was online before a restart."""
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure(
-                "it is not known who was there before the start", failure
+                "cannot load the presence from before the start", failure
             )
         )

@@ -1,4 +1,4 @@
-"""Puts together what makes previews of links."""
+"""Wires URL previews."""
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -21,7 +21,7 @@ from storage.media.url_previews import URLPreviewStore
 
 
 class PreviewParts:
-    """Previews of links. What is public is for the router."""
+    """The services for URL previews. Public attributes are for the router."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class PreviewParts:
         executor: Executor,
         random: RandomBytes,
     ) -> None:
-        """`web`: with the networks of previews. `executor`: in its threads somebody waits for
-        processes that read pages."""
+        """`web` has the address policy of previews. `executor`: its threads wait for the processes
+        that read pages."""
         previews = config.previews
         rules = PreviewRules(previews.url_preview_url_blacklist, previews.url_preview_url_allowlist)
         headers = [
@@ -66,7 +66,7 @@ class PreviewParts:
         )
 
     def jobs(self) -> list[Job]:
-        """What they do unasked."""
+        """Return the background jobs."""
         return [Job("remove_old_url_previews", self.previews.do_remove_old, 600.0)]
 
     def close_workers(self) -> None:

@@ -1,4 +1,4 @@
-"""Puts together the profiles of users."""
+"""Wires the profiles of users."""
 
 from collections.abc import Sequence
 

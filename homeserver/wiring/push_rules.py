@@ -1,4 +1,4 @@
-"""Puts together what push rules are evaluated with."""
+"""Wires the evaluation of push rules."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ ROOMS_CACHED = 20_000
 
 
 class PushParts:
-    """Rules and what comes of them."""
+    """Push rules, and their results for events."""
 
     def __init__(
         self,
@@ -52,5 +52,5 @@ class PushParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {"push_rules": Entries(self.rules.cache)}

@@ -1,4 +1,4 @@
-"""Puts together what tells people of what they would not want to miss."""
+"""Wires pushers, for push gateways and e-mail digests."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -39,12 +39,12 @@ from storage.rooms.summaries import RoomSummaryStore
 
 USERS_CACHED = 20_000
 COUNTED_EVERY: Final = 300.0
-"""Seconds between two counts of what waits, for metrics."""
+"""Seconds between two counts of pending pushes and messages, for metrics."""
 FORGOTTEN_EVERY: Final = 24 * 3600.0
 
 
 class PusherParts:
-    """Pushers. What is public is for the other parts and for the router."""
+    """The services for pushers. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PusherParts:
         presence: WhoIsThere,
         mail: MailParts,
     ) -> None:
-        """`web` leads to push gateways."""
+        """`web` sends requests to push gateways."""
         config, clock, database, registry = base.config, base.clock, base.database, base.registry
         summary_store = RoomSummaryStore(database)
         push, store = config.notifications.push, accounts.pusher_store
@@ -137,7 +137,7 @@ class PusherParts:
         notifications: NotificationParts,
         mail: MailParts,
     ) -> Letters:
-        """Return the sender of digests by e-mail."""
+        """Return the service that sends e-mail digests of missed events."""
         config, database = base.config, base.database
         summary_store = RoomSummaryStore(database)
         email = config.mail.email
@@ -181,7 +181,7 @@ class PusherParts:
         return digests
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
             Job("forget_old_outcomes", self.old_outcomes.do_forget, FORGOTTEN_EVERY),
@@ -194,16 +194,16 @@ class PusherParts:
         return 0
 
     def start(self) -> None:
-        """Push from now on."""
+        """Start to push."""
         if self._enabled:
             self.reading.start()
 
     async def stop(self) -> None:
-        """Push no more."""
+        """Stop pushing."""
         await self.reading.stop()
 
 
 def writes_letters(config: Config) -> bool:
-    """Whether people can have letters about what they missed."""
+    """Whether users can receive e-mail digests of missed events."""
     email = config.mail.email
     return email.smtp_host is not None and email.enable_notifs

@@ -1,5 +1,5 @@
-"""Puts together what deletes messages for good: by age, where an administrator purges a room, and
-in forgotten rooms."""
+"""Wires the permanent deletion of messages: by age, by an administrator's purge, in forgotten
+rooms."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,11 +25,11 @@ from storage.retention.room_retention import RoomLifetimeStore
 from storage.search.search import SETTLE, SearchStore
 
 USUAL_INTERVAL: float = 3600.0
-"""Seconds between two looks at rooms for which the operator says nothing."""
+"""Seconds between two runs of the job for rooms that no configured job covers."""
 
 
 class RetentionParts:
-    """What is public is for the router, and for the list of jobs."""
+    """The services for retention. Public attributes are for the router and the list of jobs."""
 
     def __init__(
         self,
@@ -104,8 +104,8 @@ class RetentionParts:
 
 
 def _is_for(jobs: Sequence[PurgeJob], number: int) -> Callable[[int], bool]:
-    """Whether a lifetime is for the job of that number: the first that names it; the last, after
-    all of them, is for the rest."""
+    """Return whether a lifetime belongs to the job with this number: the first job that names it.
+    Lifetimes that no job names belong to one more job after the last."""
 
     def find(lifetime: int) -> bool:
         named = (at for at, job in enumerate(jobs) if _names(job, lifetime))

@@ -1,4 +1,4 @@
-"""Makes the caches of what users have for single rooms: receipts and account data."""
+"""Wires the caches of receipts and of account data in rooms."""
 
 from homeserver.services.account_data.room_account_data_cache import KeptAccountData
 from homeserver.services.rooms.receipt_cache import KeptReceipts
@@ -12,7 +12,7 @@ from storage.rooms.receipts import ReceiptStore
 def beside_rooms(
     receipts: ReceiptStore, account_data: AccountDataStore, streams: Streams, sizes: CacheSizes
 ) -> BesideRooms:
-    """The caches of receipts and account data."""
+    """Return the caches of receipts and account data."""
     return BesideRooms(
         KeptReceipts(receipts, streams, capacity=sizes.receipts),
         KeptAccountData(account_data, streams, capacity=sizes.account_data_bytes),

@@ -1,4 +1,4 @@
-"""Puts together the stores and caches of rooms: everything below the engine."""
+"""Wires the stores and caches of rooms: everything below the engine."""
 
 from collections.abc import Mapping
 
@@ -57,7 +57,7 @@ class RoomDataParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {
             "events": self.events,
             "memberships": self.memberships,

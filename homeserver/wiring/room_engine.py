@@ -1,4 +1,4 @@
-"""Puts together the room engine and what checks that people and servers may be in a room."""
+"""Wires the room engine and what checks that people and servers may be in a room."""
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -60,6 +60,6 @@ class RoomEngineParts:
         """Load the senders whose soft-failed sticky events wait for their join."""
         Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
             lambda failure: self.log.failure(
-                "it is not known which soft-failed events would be sticky", failure
+                "cannot load the soft-failed sticky events to recheck", failure
             )
         )

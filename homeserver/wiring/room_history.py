@@ -1,4 +1,4 @@
-"""Puts together what decides who may see which part of a room's history, and for how long."""
+"""Wires what decides who may see which part of a room's history, and for how long."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ class RoomHistoryParts:
 def lifetimes_of(
     retention: Retention, database: Database, now_ms: Callable[[], int]
 ) -> Lifetimes | None:
-    """Return the reader of retention policies; None if messages are kept for ever."""
+    """Return the lifetimes of messages; None if retention is disabled."""
     if not retention.enabled:
         return None
     rules = RetentionRules(

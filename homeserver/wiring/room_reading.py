@@ -1,4 +1,4 @@
-"""Puts together what reads rooms for clients: events in their client form, history, relations."""
+"""Wires what reads rooms for clients: events in their client form, history, relations."""
 
 from collections.abc import Mapping
 
@@ -100,5 +100,5 @@ class RoomReadingParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {"state_responses": self._state_responses.cache}

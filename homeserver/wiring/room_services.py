@@ -1,4 +1,4 @@
-"""Puts together what users do with rooms: create, join, send, list and upgrade them."""
+"""Wires what users do with rooms: create, join, send, list and upgrade them."""
 
 from collections.abc import Sequence
 

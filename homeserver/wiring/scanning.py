@@ -1,4 +1,4 @@
-"""Puts together what scans files."""
+"""Wires the scanning of files."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,8 @@ NO_LIMIT = 2**62
 
 
 def scans_files(config: Config) -> bool:
-    """Whether a scanner is named; of plug-ins one may look into files."""
+    """Whether files are scanned: a scanner is configured, or there are plug-ins, any of which may
+    check files."""
     scanning = config.storage.media_scanning
     return bool(
         scanning.clamd or scanning.icap or scanning.forbidden_types or config.upstream.plugins
@@ -39,19 +40,19 @@ def scans_files(config: Config) -> bool:
 
 
 def rescan_store_of(scanning: MediaScanning, database: Database) -> MediaRescanStore:
-    """Where rescans are kept."""
+    """Return the store of rescans."""
     return MediaRescanStore(database, scanning.files, scanning.max_size)
 
 
 def scan_threads(scanning: MediaScanning) -> int:
-    """How many threads wait for scanners."""
+    """Return the number of threads that wait for scanners."""
     has_program = scanning.clamd is not None or scanning.icap is not None
     return scanning.concurrency + scanning.encrypted_concurrency if has_program else 1
 
 
 class ScanningParts:
-    """Scanning, where there is a scanner. What is public is for the other parts and for the
-    router."""
+    """The services for scanning, if there is a scanner. Public attributes are for the other parts
+    and the router."""
 
     def __init__(
         self,
@@ -70,8 +71,8 @@ class ScanningParts:
         self.gate: ScanGate = OpenGate()
         self.scanning: Scanning | None = None
         self.largest_copy = self.largest_upload = NO_LIMIT
-        """Copies of other servers' files, and files of this server's users, that are larger could
-        not be given out."""
+        """Larger copies of remote files, and larger uploads, are refused: they could never be
+        served."""
         self._rescans: Rescans | None = None
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
@@ -109,7 +110,7 @@ class ScanningParts:
         self.administration = ScanAdministration(clock, own, self.store, self._rescans)
 
     def jobs(self) -> Sequence[Job]:
-        """What they do unasked."""
+        """Return the background jobs."""
         if self.scanning is None or self._rescans is None:
             return ()
         return (
@@ -121,7 +122,7 @@ class ScanningParts:
 
 
 def _scanners_of(scanning: MediaScanning, plugins: Plugins, threads: Executor) -> Sequence[Scanner]:
-    """Cheap ones first: what they find, the others need not look at."""
+    """Return the scanners, cheap ones first: a file that one refuses is not sent to the next."""
     found: list[Scanner] = []
     seconds = scanning.time_limit / 1000
     if scanning.forbidden_types:

@@ -1,4 +1,4 @@
-"""Puts together the search in messages and the directory of people."""
+"""Wires message search and the user directory."""
 
 from homeserver.cluster.jobs import Job
 from homeserver.observe.metrics import SearchMetrics
@@ -20,11 +20,11 @@ from storage.events.timelines import TimelineStore
 from storage.search.search import SearchStore
 
 REST: float = 1.0
-"""Seconds until what was said can be found, and what somebody is called."""
+"""Seconds until new messages and changed names can be found."""
 
 
 class SearchParts:
-    """What finds messages and people. What is public is for the router, and for the list of
+    """Message search and the user directory. Public attributes are for the router and the list of
     jobs."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Puts together sliding sync."""
+"""Wires sliding sync."""
 
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
@@ -37,7 +37,7 @@ def sliding_parts(
     room_reading: RoomReadingParts,
     profiles: ProfileStore,
 ) -> SlidingParts:
-    """Return the parts of sliding sync, which shares the readers of /sync where they fit."""
+    """Return the parts of sliding sync. It shares the services of /sync where they fit."""
     database, streams, sizes = base.database, base.database.streams, base.sizes
     events, timelines, visibility = rooms.events, rooms.timelines, history.visibility
     engine, client_events = room_engine.engine, room_reading.client_events

@@ -1,4 +1,4 @@
-"""Puts together /sync in its three forms: usual, older endpoints, sliding."""
+"""Wires /sync in its three forms: usual, older endpoints, sliding."""
 
 from collections.abc import Mapping
 
@@ -160,5 +160,5 @@ class SyncServiceParts:
 
     @property
     def caches(self) -> Mapping[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return self.sliding.caches

@@ -1,5 +1,4 @@
-"""Puts together signing in with somebody else's word: identity providers, directories, tokens of
-other programs."""
+"""Wires sign-in through external systems: identity providers, directories, JSON Web Tokens."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,7 +48,7 @@ from storage.upstream.login_flows import UpstreamFlowStore
 
 
 class UpstreamParts:
-    """All of it. What is public is for the router."""
+    """The services for external sign-in. Public attributes are for the router."""
 
     def __init__(
         self,
@@ -63,7 +62,7 @@ class UpstreamParts:
         pages: WebParts,
     ) -> None:
         """`threads` wait for directories and check SAML signatures. Raises `ValueError` for
-        settings of SAML or a key of tokens that cannot be used."""
+        unusable SAML settings or an unusable token key."""
         config, clock, database, limiter = base.config, base.clock, base.database, base.limiter
         self._clock = clock
         self._threads = threads
@@ -239,10 +238,10 @@ class UpstreamParts:
                 pages.consents,
             ),
         )
-        """For the router."""
+        """Services for the router."""
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         leavers = [
             Job(
                 f"look_for_leavers_{directory.info.provider_id}",
@@ -281,8 +280,8 @@ class UpstreamParts:
         return Directory(info, config, asked, leavers)
 
 
-# The two libraries cost tens of megabytes and, one of them, seconds: whoever does not use them does
-# not load them.
+# Both libraries take tens of megabytes, and one takes seconds to load: a server that does not use
+# them does not import them.
 
 
 def _load_saml(config: Config, base_url: str) -> ServiceProvider:

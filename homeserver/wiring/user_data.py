@@ -1,5 +1,5 @@
-"""Puts together what of accounts needs their rooms: the end of an account, and what people keep
-with the server."""
+"""Wires the account services that need rooms: deactivation, devices, account data, push rules,
+filters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,7 +46,7 @@ from storage.upstream.external_ids import ExternalIdStore
 
 
 class PeopleParts:
-    """Accounts as people manage them. What is public is for the router."""
+    """The services by which users manage their accounts. Public attributes are for the router."""
 
     log = Logger()
 
@@ -62,7 +62,7 @@ class PeopleParts:
         devices: DeviceParts,
         services: RoomServiceParts,
     ) -> None:
-        """`web` leads to the identity server."""
+        """`web` sends requests to the identity server."""
         config, clock, database = base.config, base.clock, base.database
         limiter, identity = base.limiter, base.identity
         self._forgetting: Forgetting | None = None
@@ -192,7 +192,7 @@ class PeopleParts:
         self.filters = Filters(FilterStore(database), base.now_ms, capacity=base.sizes.filter_bytes)
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
@@ -209,6 +209,7 @@ class PeopleParts:
 
 
 def identity_server_of(name: Name) -> Mapping[str, object]:
-    """What clients are told of an identity server, where there is one."""
+    """Return the identity server entry for the client discovery document; empty if there is no such
+    server."""
     url = name.default_identity_server
     return {} if url is None else {"m.identity_server": {"base_url": url}}

@@ -1,4 +1,4 @@
-"""Puts together the settings of users that decide what others may do to them."""
+"""Wires the settings of users that decide what others may do to them."""
 
 from homeserver.observe.caches import Counted
 from homeserver.services.account_data.ignored_users import IgnoredUsers
@@ -27,5 +27,5 @@ class UserSettingParts:
 
     @property
     def caches(self) -> dict[str, Counted]:
-        """The caches that metrics show."""
+        """Return the caches that have metrics."""
         return {"ignored_users": self.ignored.cache}

@@ -1,4 +1,4 @@
-"""Puts together the pages for people."""
+"""Wires the web pages."""
 
 from collections.abc import Sequence
 
@@ -39,7 +39,7 @@ from storage.upstream.external_ids import ExternalIdStore
 
 
 class WebParts:
-    """The pages, and who is signed in to them."""
+    """The web pages and their sessions."""
 
     def __init__(
         self,
@@ -223,10 +223,10 @@ class WebParts:
                 self.consents,
             ),
         )
-        """For the router."""
+        """Services for the router."""
 
     def jobs(self) -> Sequence[Job]:
-        """What is done unasked."""
+        """Return the background jobs."""
         return (
             Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
             Job("end_application_passwords", self._application_passwords.do_sweep, 60.0),

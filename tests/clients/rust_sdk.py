@@ -97,7 +97,7 @@ class Following:
 
 
 class Heard:
-    """What a listener was called with, the newest last."""
+    """Records the values that a listener was called with, the newest last."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -121,8 +121,8 @@ class FollowedTimeline:
 
     On a busy machine a timeline of the engine (0.18.0 of its bindings) that is opened while its
     room comes in may take later changes to the wrong places: it has events twice, receipts at one
-    of the two alone. It stays so for all who listen to it; what the engine keeps is right, and a
-    timeline that is opened anew too.
+    of the two alone. It stays so for every listener. The store of the engine is right, and so is a
+    timeline that is opened again.
     """
 
     def __init__(self, open_it: Callable[[], Awaitable[sdk.Timeline]]) -> None:
@@ -179,7 +179,7 @@ class FollowedTimeline:
 
     @property
     def messages(self) -> list[str]:
-        """What is said, as it is shown: after edits."""
+        """The texts of the messages as a client shows them, after edits."""
         return [text for event in self.events if (text := text_of(event)) is not None]
 
     def find(self, text: str) -> sdk.EventTimelineItem | None:
@@ -221,7 +221,7 @@ def message_of(event: sdk.EventTimelineItem) -> Any:
 
 
 def reactions_of(event: sdk.EventTimelineItem) -> dict[str, list[str]]:
-    """Who reacted how."""
+    """Return the users of each reaction."""
     return {
         each.key: sorted(sender.sender_id for sender in each.senders)
         for each in event.content.content.reactions
@@ -241,7 +241,7 @@ class Person:
     service: sdk.SyncService
     rooms: Following
     held: list[Any] = field(default_factory=list)
-    """What ends when nobody holds it."""
+    """References to objects of the engine that end when they are garbage collected."""
 
     @property
     def user_id(self) -> str:
@@ -283,8 +283,8 @@ class Person:
 
 
 def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[str, Any]:
-    """Who has read what in a room, as the server tells a new client of sliding sync: user ids by
-    event, those of public receipts."""
+    """Return the user ids of the public receipts of a room, by event, as the server sends them to a
+    new client of sliding sync."""
     path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
     wanted = {"timeline_limit": 20, "required_state": []}
     body = {"room_subscriptions": {room_id: wanted}, "extensions": {"receipts": {"enabled": True}}}

@@ -63,7 +63,8 @@ class _Client(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[str]:
-    """Where the page is. On this machine, or the browser would not let it ask a server here."""
+    """Return the URL of the page. It is local: otherwise the browser blocks requests to a local
+    server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Client) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -89,7 +90,7 @@ def _post(served: RealServer, path: str, body: bytes, headers: dict[str, str]) -
 
 
 def _upload(served: RealServer, token: str, body: str, type: str) -> str:
-    """Where everybody finds it."""
+    """Upload a file, and return its public URL."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": type}
     uri = str(_post(served, "/_matrix/media/v3/upload", body.encode(), headers)["content_uri"])
     return f"{served.url}{PUBLIC}/{uri.removeprefix('mxc://')}"

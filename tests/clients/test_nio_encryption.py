@@ -36,7 +36,8 @@ async def device(server: RealServer, store: Path, name: str) -> AsyncIterator[As
 
 
 async def sync(client: AsyncClient) -> list[nio.Event]:
-    """What is new in all rooms; the errands of encryption are run as bots do after each sync."""
+    """Return the new events of all rooms, and do the key uploads and queries that follow each sync of
+    a bot."""
     answer = expect(await client.sync(timeout=0), nio.SyncResponse)
     for event in answer.to_device_events:
         assert not isinstance(event, nio.MegolmEvent)

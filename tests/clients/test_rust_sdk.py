@@ -45,7 +45,7 @@ def public(name: str, **more: Any) -> sdk.CreateRoomParameters:
 
 
 def by_id(event: sdk.EventTimelineItem) -> sdk.EventOrTransactionId:
-    """How one names an event of a timeline."""
+    """Return the identifier of an event in calls of the timeline."""
     return sdk.EventOrTransactionId.EVENT_ID(id_of(event))
 
 
@@ -275,7 +275,7 @@ async def _spaces(alice: Person, bob: Person, child_id: str) -> None:
 
 
 async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
-    """What came while the client was closed is there, without a gap and once, also after the server
+    """Events sent while the client was closed are there once and without a gap, also after the server
     was killed."""
     async with person(server, "again-alice", folder) as alice:
         room_ids = []
@@ -324,7 +324,7 @@ def reactions(timeline: FollowedTimeline, text: str) -> dict[str, list[str]]:
 
 
 def readers(timeline: FollowedTimeline, text: str) -> list[str]:
-    """Who has read up to a message."""
+    """Return the users who have read up to a message."""
     event = timeline.find(text)
     return [] if event is None else list(event.read_receipts)
 

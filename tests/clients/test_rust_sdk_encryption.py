@@ -188,8 +188,9 @@ async def _verify(new: Person, old: Person) -> None:
 
 
 async def reads(timeline: FollowedTimeline, said: list[str]) -> None:
-    """What was said before the device came: its keys are in the backup. The engine begins a
-    timeline anew when its first /sync comes in later than the timeline was opened."""
+    """Wait until messages from before the device are decrypted: their keys are in the backup.
+
+    The engine starts a timeline again when its first /sync arrives after it was opened."""
 
     async def read() -> list[str]:
         await timeline.to_the_beginning()

@@ -28,7 +28,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """What of a page matters here."""
+    """The forms, links and words of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Browser:
 
     @property
     def location(self) -> str:
-        """Where the server sends the browser, when that is elsewhere."""
+        """The address that the server redirects the browser to."""
         return self.answer.headers["location"]
 
     def open(self, path: str) -> Answer:

@@ -1,5 +1,5 @@
-"""Nodes that keep files in an object store and in folders, and stores that fail or hang when they
-are told to."""
+"""Nodes that keep files in an object store and in folders, and stores that fail or hang on
+demand."""
 
 import io
 import threading
@@ -153,7 +153,7 @@ class Threads:
 
 
 class Hanging:
-    """A store that hangs when it is told to."""
+    """A store that hangs while `is_hanging` is set."""
 
     def __init__(self, store: ObjectStore, threads: Threads) -> None:
         self.is_hanging = False

@@ -1,4 +1,4 @@
-"""A room in which many have pushers, who are told in pieces of a few."""
+"""A room in which many members have pushers, who are notified in batches of a few."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ CROWD: Final = 8
 
 
 def tell_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on so few are told, or woken, at once."""
+    """Notify, and wake, at most `AT_ONCE` users at a time from now on."""
     monkeypatch.setattr(stream_reader, "TOLD_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
 

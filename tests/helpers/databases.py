@@ -62,8 +62,8 @@ class QueryCounter:
 
 
 class SteppedExecutor:
-    """Does nothing until it is told to: so that a test can let several writes wait, and then run
-    them as one batch."""
+    """Runs nothing until the test asks for it, so that several writes can queue up and then run as
+    one batch."""
 
     def __init__(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
@@ -193,7 +193,7 @@ class PostgresTemplates:
                 )
 
     def config(self, name: str, **options: int) -> PostgresConfig:
-        """How to open a database of the server."""
+        """Return the settings that open a database of the server."""
         patient = {"connect_timeout": 60}  # many tests at once ask for connections
         return PostgresConfig(
             {**self._server, **patient, "dbname": name},
@@ -240,7 +240,8 @@ class PostgresTemplates:
         return config
 
     def drop(self, config: PostgresConfig) -> None:
-        """Remove a database, whoever is connected to it; or empty it for the next test."""
+        """Remove a database even while clients are connected to it; or empty it for the next
+        test."""
         name = str(config.connect["dbname"])
         emptying = self._emptying.get(name)
         if emptying is not None:

@@ -16,8 +16,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 
 MOST_USES: Final = 50
-"""After so many tests a database is made anew: what is left of rows that were removed does not grow
-for ever."""
+"""The number of tests after which a database is created again, so that what removed rows leave
+behind does not grow without end."""
 FEW_PAGES: Final = 4
 """Pages that rows are removed from one by one; PostgreSQL plans for a table that was never looked
 through as if it had ten."""
@@ -57,7 +57,7 @@ class Emptying:
         self._connection: connection | None = None
 
     def catalogue(self) -> tuple[Any, ...]:
-        """What there is in the database, but for rows."""
+        """Everything in the database except rows."""
         (row,) = self._query(CATALOGUE)
         return row
 
@@ -74,7 +74,7 @@ class Emptying:
             return self._empty(expected)
 
     def close(self) -> None:
-        """Leave the database; what is asked later begins a session anew."""
+        """Close the connection; a later query opens a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -72,7 +72,7 @@ class FakeNames:
 
 
 class MovedConnector(Connector):
-    """Connects to other ports than it is told, since a test cannot listen on 443."""
+    """Connects to other ports than requested, since a test cannot listen on 443."""
 
     ports: dict[int, int]
 

@@ -23,7 +23,7 @@ NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 
 
 class _Numbers:
-    """What the ids and times of events that are made by hand are told apart by."""
+    """Numbers that make the ids and times of hand-made events unique."""
 
     def __init__(self) -> None:
         self.start_anew()

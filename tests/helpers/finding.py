@@ -16,7 +16,7 @@ from tests.helpers.talk import V3, ok
 
 
 def begin_jobs(server: TestServer) -> None:
-    """What is done unasked begins, and has done its first steps."""
+    """Start the background jobs and let them do their first steps."""
     server.app.jobs.start()
     server.clock.advance(60)
 
@@ -41,7 +41,7 @@ def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -
 
 
 def search(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Any:
-    """What was found, of a search that must not fail."""
+    """Return the results of a search that must succeed."""
     return ok(ask(user, term, next_batch, **criteria))["search_categories"]["room_events"]
 
 

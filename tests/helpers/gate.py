@@ -1,8 +1,8 @@
-"""A way to a port of this machine that can be cut: what is connected then is broken off, what comes
-later is turned away.
+"""A relay to a port of this machine that can be cut: open connections are then broken off, and new
+ones refused.
 
 gate = Gate(to=8448)
-…  # gate.port is what others are told to connect to
+…  # gate.port is the port that others connect to
 gate.cut()
 gate.mend()
 gate.end()

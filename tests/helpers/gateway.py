@@ -1,4 +1,4 @@
-"""A push gateway in memory: it keeps what it is told, and answers as the test says."""
+"""A push gateway in memory: it records its notifications, and answers as the test says."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ class Gateway:
         self.wait: str | None = None
         """The header `Retry-After` of failures."""
         self.most_bytes: int | None = None
-        """What is larger is refused."""
+        """The size above which a request is refused."""
         self.refusal = 413
-        """With this status."""
+        """The status of such a refusal."""
         self.failing_hosts: set[str] = set()
         self.rejected: set[str] = set()
         self.held: list[Deferred[None]] | None = None
@@ -142,8 +142,8 @@ def start(
 
 
 def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
-    """The server anew, so much later, upon the database as it stands; the old one does nothing any
-    more."""
+    """Start the server again, so many seconds later, on the database as it stands; the old one
+    stops."""
     old = server.app
     old.pushers.reading._lease._round.stop()
     old.pushers.deliveries.stop()

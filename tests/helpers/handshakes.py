@@ -22,7 +22,7 @@ def knock_via(user: User, room: str, *servers: str, **body: Any) -> Answer:
 
 
 def members(user: User, room_id: str) -> dict[str, str]:
-    """Everybody's membership as the user is told."""
+    """Everybody's membership, as the server shows it to this user."""
     chunk = ok(user.get(room_path(room_id, "members")))["chunk"]
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 

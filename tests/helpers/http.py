@@ -45,7 +45,7 @@ from homeserver.observe.metrics import HttpMetrics
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. Header names are in lower case; the last of equal headers wins."""
+    """An HTTP response. Header names are in lower case; the last of equal headers wins."""
 
     status: int
     headers: Mapping[str, str]

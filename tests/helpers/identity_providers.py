@@ -27,7 +27,7 @@ HAS_NPM = (NPM / "installed").exists() and NODE.exists()
 HAS_SAML = HAS_NPM and shutil.which("xmlsec1") is not None
 HAS_CAS = CAS.exists()
 BASE = "https://matrix.example.org/"
-"""Where the server under test claims to be."""
+"""The address that the server under test claims to have."""
 
 _CAS_SETTINGS = """
 SECRET_KEY = "a key of the tests"
@@ -99,7 +99,7 @@ class OutsideServer:
         raise AssertionError(f"it did not start: {self.log()}")
 
     def log(self) -> str:
-        """What it has said."""
+        """The log of the process so far."""
         return self._log_file.read_text(encoding="utf-8")
 
     def end(self) -> None:

@@ -44,7 +44,7 @@ class Person:
     """Somebody who is signed in on one of the servers."""
 
     def __init__(self, server: "Side", signed_in: Mapping[str, Any]) -> None:
-        """`signed_in`: what the server answers whoever registers or signs in."""
+        """`signed_in`: the server's answer to the registration or login."""
         self.server = server
         self.user_id = str(signed_in["user_id"])
         self.device_id = str(signed_in["device_id"])
@@ -144,7 +144,7 @@ class Person:
         return str(self.ok("PUT", path, {})["event_id"])
 
     def bodies(self, room_id: str, limit: int = 100) -> list[str]:
-        """What was said, the newest first: one page."""
+        """The texts of the latest messages, newest first: one page."""
         said = self.ask("GET", f"/rooms/{quote(room_id, safe='')}/messages?dir=b&limit={limit}")
         return _bodies(said.json["chunk"]) if said.status == 200 else []
 
@@ -179,7 +179,7 @@ class Side:
 
     @property
     def port(self) -> int:
-        """Where its people reach it, on this machine."""
+        """The port of the client API on this machine."""
         return self._port
 
     def ask(self, method: str, path: str, json: Any = None, token: str | None = None) -> Said:

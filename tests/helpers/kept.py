@@ -1,4 +1,4 @@
-"""What a database keeps."""
+"""Read what a database stores."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction

@@ -1,5 +1,5 @@
-"""Clients of a server that is killed under their hands: what got no answer is asked again, of
-whoever serves then."""
+"""Clients of a server that is killed while they use it: they repeat each unanswered request to the
+server that runs next."""
 
 import http.client
 import threading

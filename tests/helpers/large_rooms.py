@@ -96,9 +96,9 @@ def enter_after_a_ban(
 async def refused_in_part(
     network: Network, *, by_powers: bool = False, **wish: Any
 ) -> tuple[User, User, User, str, Event]:
-    """What Erin says is refused by the part of the state that Bob's server has, since Wanda put
-    Erin out, who had been banned before herself; or (`by_powers`) let none but the powerful speak.
-    Alice, Bob, Erin, the room and the message."""
+    """Make a message of Erin's that Bob's server refuses by the partial state it has. Wanda removed
+    Erin, but had been banned herself before; or (`by_powers`) only users with power may speak.
+    Return Alice, Bob, Erin, the room and the message."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,

@@ -6,7 +6,7 @@ from storage.engine.executors import InlineExecutor
 
 
 class LaterExecutor(InlineExecutor):
-    """What it is given waits in `jobs`."""
+    """Queues submitted work in `jobs`."""
 
     def __init__(self) -> None:
         self.jobs: list[Callable[[], None]] = []

@@ -3,7 +3,7 @@
     python -m tests.helpers.media_errand '{"database": …, "moment": "when an object is written",
     "work": "upload", …}'   # an `Errand`
 
-Whoever tells a moment that is never reached has it killed at the end. What fails ends it with an
+With a moment that is never reached, it is killed at the end. A failure ends it with an
 error instead.
 """
 
@@ -80,7 +80,7 @@ class Opened:
         await self.contents.remove_unused({digest}, forget)
 
     async def recover(self) -> Set[bytes]:
-        """What a server that is started again does in time; the hashes that files have."""
+        """Do what a restarted server does in time. Return the hashes that files have."""
         assert await self.files.sweep(self.rows.get_used_hashes) is not None
         self.clock.advance(WRITING_SECONDS + 3600)
         while await self.contents.do_take_away(100):
@@ -146,8 +146,8 @@ WORKS: Final[dict[str, Callable[[Opened], Coroutine[Any, Any, object]]]] = {
 
 
 class Errand(msgspec.Struct, frozen=True):
-    """What is to be done, with which database, folder and store, and the moment (of `MOMENTS`) at
-    which it ends."""
+    """The work to do, with which database, folder and store, and the moment (of `MOMENTS`) at which
+    the process ends."""
 
     database: SQLiteConfig
     folder: Path

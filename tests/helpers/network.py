@@ -153,7 +153,7 @@ class Network:
         self._cuts.add(frozenset((one, other)))
 
     def mend(self, one: str, other: str) -> None:
-        """What is sent from now on passes again."""
+        """Let requests pass again from now on."""
         self._cuts.discard(frozenset((one, other)))
 
     def forge(self, server: str, forger: "Forger") -> None:
@@ -165,7 +165,7 @@ class Network:
         self._held = []
 
     def held(self) -> Sequence["Letter"]:
-        """What is held, in order."""
+        """The held requests, in order."""
         return [letter for letter, _ in self._held or ()]
 
     def deliver(
@@ -188,7 +188,7 @@ class Network:
     async def exchange(
         self, origin: str, destination: ServerName, request: WireRequest
     ) -> WireAnswer:
-        """What a server's wire does."""
+        """Carry a request as a server's wire does."""
         answer = await self._exchange(origin, destination, request)
         if request.take is None and len(answer.body) > request.max_bytes:
             raise AnswerTooLong(destination, "its answer is too long")
@@ -259,13 +259,13 @@ Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
 
 
 class Fate(Enum):
-    """What becomes of a request that is not cut off."""
+    """The fate of a request that is not cut off."""
 
     ARRIVES = "arrives"
     ARRIVES_TWICE = "arrives twice"
     IS_LOST = "is lost"
     ANSWER_IS_LOST = "its answer is lost"
-    IS_NOT_ANSWERED = "nobody answers, until whoever asks gives up"
+    IS_NOT_ANSWERED = "nobody answers, until the caller gives up"
 
 
 class Letter:

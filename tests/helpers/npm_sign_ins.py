@@ -17,7 +17,7 @@ needs_saml = pytest.mark.skipif(not HAS_SAML, reason=NO_NPM)
 
 
 class LogoutListener:
-    """Where the provider says that somebody has signed out: keeps the forms."""
+    """Receives the provider's logout notifications and records their forms."""
 
     def __init__(self) -> None:
         self.forms: list[bytes] = []

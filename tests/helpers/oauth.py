@@ -69,7 +69,7 @@ class Program:
         return f"urn:matrix:org.matrix.msc2967.client:api:* urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
 
     def request(self, **changed: str) -> str:
-        """Where it sends the browser; an empty value leaves a parameter out."""
+        """The address of the authorization request; an empty value leaves a parameter out."""
         parameters = {
             "response_type": "code",
             "client_id": self.client_id,

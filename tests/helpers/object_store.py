@@ -32,8 +32,8 @@ _load_file: Final = JSONFileLoader().load_file
 
 @cache
 def _described(path: str) -> Any:
-    """A file of the descriptions of the services: each session reads them anew, which takes longer
-    than what a test asks of a store."""
+    """Load and cache a file of the service descriptions. Each session would read it again, which
+    takes longer than what a test asks of a store."""
     return _load_file(path)
 
 
@@ -49,7 +49,7 @@ class Bucket:
     client: Any
 
     def config(self, **further: Any) -> S3Config:
-        """How to reach it."""
+        """Return the settings that connect to the store."""
         whole: dict[str, Any] = {
             "bucket": self.name,
             "endpoint_url": self.endpoint_url,

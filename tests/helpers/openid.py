@@ -69,7 +69,7 @@ class OpenIDProvider:
         self.asked: list[str] = []
         """Paths, in order."""
         self.headers: dict[str, str] = {}
-        """Those of the last request for tokens."""
+        """The headers of the last token request."""
         self.change: Callable[[dict[str, Any]], None] = lambda _: None
         self.make_token: Callable[[dict[str, Any]], str] = self.sign
         self.userinfo: dict[str, Any] = {}
@@ -84,7 +84,7 @@ class OpenIDProvider:
         return jwt.encode(header, claims, self.key, algorithms=[self.algorithm])
 
     def claims(self, **claims: Any) -> dict[str, Any]:
-        """Those of a token of now, for us."""
+        """Return the claims of an ID token that is issued now, for us."""
         self._tokens += 1
         own = {
             "iss": ISSUER,

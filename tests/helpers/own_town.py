@@ -29,7 +29,7 @@ CHUNK = 200
 
 
 class OwnTown:
-    """Where the two are."""
+    """The two servers and their certificate authority."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -46,7 +46,7 @@ class OwnTown:
         further: dict[str, object] | None = None,
         database: SQLiteConfig | PostgresConfig | None = None,
     ) -> ServerFiles:
-        """What a server named `localhost:PORT` needs."""
+        """Make the files that a server named `localhost:PORT` needs."""
         certificate, key = self._authority.issue("localhost")
         folder = self._folder / str(port)
         files = ServerFiles(

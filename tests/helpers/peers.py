@@ -52,7 +52,7 @@ class Peer(RoomParts):
         }
 
     async def shown(self, room_id: RoomID) -> list[EventID]:
-        """What a client that was there from the start has been sent."""
+        """The events that a client connected from the start has been sent."""
         room = (await self.engine.get_snapshot(room_id)).room
         stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[
             room.room_nid

@@ -96,8 +96,8 @@ def end() -> None:
 
 
 def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, str | int]:
-    """How to reach the server's maintenance database; starts the server first, with these settings,
-    where that is needed."""
+    """Return the connection parameters of the server's maintenance database. Start the server with
+    these settings first, if it does not run."""
     given = os.environ.get(GIVEN)
     if given:
         return dict(parse_dsn(given))
@@ -202,7 +202,7 @@ def _find_binaries() -> Path:
 
 
 def _unprivileged_user() -> int | None:
-    """Whose process the server is to be, when it cannot be ours: it refuses to run as root."""
+    """The user id to run the server as, when it cannot be ours: it refuses to run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

@@ -32,7 +32,7 @@ class Program:
     """A process that was started; it has what tests need of `subprocess.Popen`."""
 
     def __init__(self, pid: int, report: IO[bytes]) -> None:
-        """`report`: where the exit code is told."""
+        """`report`: the pipe that the exit code comes from."""
         self.pid = pid
         self.returncode: int | None = None
         self._report = report

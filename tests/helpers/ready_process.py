@@ -33,15 +33,15 @@ IMPORTED: Final = (
     homeserver.commands.process,
     storage.maintenance.copy,
 )
-"""What imports everything else, but for the reactor."""
+"""Modules that import everything else, except for the reactor."""
 MAX_ORDER: Final = 200_000
 DESCRIPTORS: Final = 4
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to become. With it come four descriptors: for input, output and errors, and of a pipe
-    for what is reported: a line with the process id, and when it has ended one with the exit code,
-    as `subprocess` has it."""
+    """The program to become. Four descriptors come with it: input, output, errors, and a pipe for
+    reports. A report is a line with the process id, and at the end one with the exit code, as in
+    `subprocess`."""
 
     module: str
     arguments: list[str]
@@ -84,7 +84,7 @@ def serve(control: socket.socket) -> Order | None:
 
 
 def _say(report: int, number: int) -> None:
-    with suppress(BrokenPipeError):  # whoever started it is gone
+    with suppress(BrokenPipeError):  # the process that started it is gone
         os.write(report, b"%d\n" % number)
 
 

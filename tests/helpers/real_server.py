@@ -87,7 +87,7 @@ def running_server(
     configuration: Mapping[str, object] | None = None,
 ) -> Iterator[RealServer]:
     """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not
-    end well. `baseurl`: it is told where it is reached; `configuration`: what else it is told."""
+    end well. `baseurl`: configure its public address; `configuration`: further options."""
     port = free_port()
     told = {
         **({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}),

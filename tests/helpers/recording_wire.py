@@ -21,12 +21,12 @@ SEND = "/_matrix/federation/v1/send/"
 
 
 class RecordingWire:
-    """Answers every transaction, and every other request as it is told; keeps all of them."""
+    """Answers transactions with success and other requests as configured; records all of them."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, WireRequest]] = []
         self.answers: dict[str, Callable[[str, Any], Mapping[str, Any]]] = {}
-        """What is answered, by the beginning of the path: from the destination and the body."""
+        """Answers by the beginning of the path, made from the destination and the body."""
         self.down: set[str] = set()
         """Servers that cannot be reached."""
         self.busy: dict[str, int] = {}

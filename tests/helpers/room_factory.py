@@ -95,7 +95,7 @@ class Room:
         return branch
 
     def merge(self, *branches: "Room") -> None:
-        """What is sent next comes after the heads of the branches too."""
+        """Make the next event follow the heads of the branches too."""
         heads = (*self.heads, *(head for branch in branches for head in branch.heads))
         self.heads = tuple(dict.fromkeys(heads))
 

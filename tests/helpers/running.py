@@ -52,7 +52,7 @@ OPEN: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]

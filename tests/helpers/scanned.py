@@ -58,7 +58,7 @@ class AtFault:
 
 
 class Place:
-    """Where a test makes its servers."""
+    """A folder and a database in which a test makes its servers."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self.folder = folder
@@ -92,7 +92,7 @@ def administrator(server: TestServer) -> User:
 
 
 def latest(user: User) -> dict[str, Any]:
-    """What the user sees of the file that they have uploaded last."""
+    """The user's latest upload, as the server shows it to them."""
     found: dict[str, Any] = user.get(MINE).json["media"][0]
     return found
 

@@ -73,12 +73,11 @@ rc_device_changes: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"
-"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait
-for something else."""
+"""For tests that do not ask for presence: it would wake long polls that wait for something else."""
 
 
 class MemoryRelay:
-    """A mail server that keeps letters; while it has a `failure`, it raises that."""
+    """A mail server that keeps e-mails in memory; while it has a `failure`, it raises that."""
 
     def __init__(self) -> None:
         self.letters: list[tuple[str, EmailMessage]] = []
@@ -129,7 +128,7 @@ async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes:
 
 
 def read_config(text: str, path: Path) -> Config:
-    """What is written at this path. Raises `ConfigError`."""
+    """Read this text as the configuration file at this path. Raises `ConfigError`."""
     config = None if str(path.parent) in text else _read(text)
     if config is None:
         return load_config([path], {}).config
@@ -264,7 +263,8 @@ class TestServer:
 
 
 def _open_config(further: str) -> str:
-    """What tests need, but for what a test wants otherwise."""
+    """Return the options that tests need, except those that `further` sets, followed by
+    `further`."""
     wanted = {line.partition(":")[0] for line in further.splitlines()}
     kept = [line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in wanted]
     return "\n".join(kept) + "\n" + further

@@ -1,5 +1,5 @@
-"""How the workers of pytest-xdist share the tests: what shares something costly stays on one
-worker, and what takes long begins first.
+"""Distributes tests over the workers of pytest-xdist: tests that share something costly stay on one
+worker, and slow ones begin first.
 
 pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not
 look any more.

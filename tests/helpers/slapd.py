@@ -1,7 +1,7 @@
 """OpenLDAP's server, from Debian, on the loopback: with TLS, a group that memberOf follows, and
 people whom tests add.
 
-It runs in a temporary folder, as whoever runs the tests, and is ended by its process.
+It runs in a temporary folder, as the user who runs the tests, and is ended by its process.
 """
 
 import shutil

@@ -1,5 +1,5 @@
-"""A client that keeps up with the server by sliding sync alone, and can say whether it knows what a
-client of /sync is told."""
+"""A client that follows the server by sliding sync alone, and can check that it knows what a client
+of /sync knows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ STATES = (ALL_STATE, LAZY_STATE, SOME_STATE)
 
 @dataclass
 class FollowedRoom:
-    """What the client knows of a room."""
+    """The client's knowledge of a room."""
 
     state: dict[Key, Json] = field(default_factory=dict)
     timeline: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class FollowedRoom:
 
 @dataclass(frozen=True)
 class Ask:
-    """What of all that is possible a request asks for."""
+    """The choices of a request."""
 
     window: int
     limit: int
@@ -166,13 +166,13 @@ class SlidingFollower:
         self.rooms.pop(room_id, None)
 
     def forget_typing(self) -> None:
-        """The server has been started anew, and does not know who types."""
+        """Clear who types, as after a restart of the server, which does not know it."""
         for known in self.rooms.values():
             known.typing.clear()
 
     def check(self, truth: Mapping[str, KnownRoom], account_data: Mapping[str, Json]) -> None:
-        """This client, who has caught up, knows what a new client of /sync is told, and what a new
-        one of its kind is."""
+        """Check that this client, having caught up, knows what a new client of /sync sees, and what
+        a new one of its own kind sees."""
         fresh = SlidingFollower(self.user, stable=self.stable, conn_id="fresh", limit=self.limit)
         fresh.catch_up()
         assert self.account_data == dict(account_data)
@@ -187,7 +187,7 @@ class SlidingFollower:
                 continue
             assert known.stripped is None, room_id
             if told.section != "join":
-                # of such a room one is told once, with the state that one asked for then
+                # such a room is sent once, with the state that was requested then
                 own = ("m.room.member", self.user.user_id)
                 if known.turned_away is None:
                     assert known.state[own] == told.state[own], room_id
@@ -221,7 +221,7 @@ class SlidingFollower:
     def _check_state(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:
         if self.stable:
             assert known.state == told.state, room_id
-        else:  # in this form it cannot be told that an entry is no longer set
+        else:  # in this form a removed entry cannot be sent
             assert {key: known.state.get(key) for key in told.state} == told.state, room_id
 
     def _check_receipts(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:

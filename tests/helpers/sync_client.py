@@ -1,5 +1,5 @@
-"""A client that keeps up with the server by /sync alone, as the specification tells clients to, and
-can say whether it knows what a new client would be told.
+"""A client that follows the server by /sync alone, as the specification asks of clients, and can
+check that it knows what a new client would see.
 """
 
 import json
@@ -17,7 +17,7 @@ WHOLE_ROOM = 1000
 
 @dataclass
 class KnownRoom:
-    """What the client knows of a room."""
+    """The client's knowledge of a room."""
 
     section: str
     state: dict[Key, Json] = field(default_factory=dict)
@@ -107,12 +107,13 @@ class SyncClient:
         self.rooms.pop(room_id, None)
 
     def forget_typing(self) -> None:
-        """The server has been started anew, and does not know who types."""
+        """Clear who types, as after a restart of the server, which does not know it."""
         for known in self.rooms.values():
             known.typing.clear()
 
     def check(self) -> None:
-        """This client knows what a new one is told, and each event of the timelines once."""
+        """Check that this client knows what a new one sees, and each event of the timelines
+        once."""
         fresh = SyncClient(self.user, state_after=self.state_after or self.forks)
         fresh.sync(WHOLE_ROOM)
         assert self.account_data == fresh.account_data
@@ -213,5 +214,5 @@ class SyncClient:
 
 
 def essence(event: Json) -> Json:
-    """What of a state event two readers have to agree on."""
+    """The parts of a state event that two readers have to agree on."""
     return {"event_id": event["event_id"], "content": event["content"], "sender": event["sender"]}

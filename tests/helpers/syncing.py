@@ -24,14 +24,14 @@ def sync_path(since: str | None = None, filter: Json | str | None = None, **more
 def sync(
     user: User, since: str | None = None, filter: Json | str | None = None, **more: object
 ) -> Json:
-    """What /sync answers at once."""
+    """Return the answer of a /sync that does not wait."""
     answer = user.get(sync_path(since, filter, **more))
     assert answer.status == 200, answer.body
     return dict(answer.json)
 
 
 def token(user: User) -> str:
-    """Where the stream is now."""
+    """Return the stream's current position."""
     return str(sync(user)["next_batch"])
 
 
@@ -41,7 +41,7 @@ def poll(user: User, since: str, filter: Json | None = None, timeout: int = 30_0
 
 
 class Rooms:
-    """What people do in rooms, with every answer checked."""
+    """Actions of users in rooms, with every answer checked."""
 
     def __init__(self) -> None:
         self._txn = count(1)

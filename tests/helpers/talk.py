@@ -1,4 +1,4 @@
-"""What people do in rooms over HTTP, each call in a line.
+"""Actions of users in rooms over HTTP, each call in a line.
 
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

@@ -1,5 +1,4 @@
-"""Templates of pages and letters are compiled once in a run, not by each server that a test
-makes."""
+"""Compiles the templates of pages and e-mails once in a run, not once per server of a test."""
 
 from typing import Any
 

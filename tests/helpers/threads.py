@@ -1,4 +1,4 @@
-"""Where passwords are hashed, without threads."""
+"""Replaces the threads that hash passwords, so that tests run without threads."""
 
 from collections.abc import Callable
 from typing import TypeVar

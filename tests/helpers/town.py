@@ -119,7 +119,7 @@ class Running(Side):
 
 
 class Town:
-    """Where the servers are."""
+    """The servers of a test, and their certificate authority."""
 
     def __init__(self, folder: Path, synapse: Path) -> None:
         self._folder = folder

@@ -49,7 +49,7 @@ class Traveller:
 
     @property
     def page(self) -> Page:
-        """What is shown."""
+        """The page that is shown."""
         return Page(self.text)
 
     @property

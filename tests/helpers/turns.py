@@ -49,7 +49,7 @@ class _InTurn:
         return succeed(None)
 
     def steps(self) -> list[Job]:
-        """What may be done next."""
+        """The steps that may be done next."""
         return [*([self._work] if self._jobs else ()), *([self._bring] if self._results else ())]
 
     def _work(self) -> None:

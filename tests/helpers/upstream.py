@@ -17,7 +17,8 @@ ALICE = {
 
 
 def leave(browser: Browser, client: str = CLIENT) -> str:
-    """Where the server sends a browser that signs in for a client."""
+    """Begin to sign in for a client. Return the address that the server redirects the browser
+    to."""
     answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
     assert answer.status == 302, browser.words
     return browser.location

@@ -1,5 +1,4 @@
-"""Somebody with a real browser (Debian's Chromium), and the mail server that their letters come
-from.
+"""A user with a real browser (Debian's Chromium), and the mail server that their e-mails come from.
 
 axe looks at each page for what people with a screen reader or a keyboard would stumble over. With
 the environment variable `MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
@@ -106,7 +105,7 @@ class Visitor:
         return location
 
     def wait_for_letters(self, letters: Letters, number: int) -> None:
-        """Until so many letters with links have come."""
+        """Wait until so many e-mails with links have come."""
         deadline = time.monotonic() + SECONDS
         while len(letters.links) < number:
             assert time.monotonic() < deadline, f"letter {number} did not come"
@@ -119,7 +118,7 @@ class Visitor:
 
 
 def confirm_address(visitor: Visitor, letters: Letters, number: int) -> None:
-    """Open the link of a letter, press its button, and go on from there."""
+    """Open the link of an e-mail, press its button, and go on from there."""
     visitor.wait_for_letters(letters, number)
     visitor.open(letters.links[number - 1])
     visitor.look()

@@ -209,6 +209,9 @@ class Town:
 )
 @given(actions, st.sampled_from([recent_changes.KEPT, 20]))
 @example(
+    [("join", 0, 0), *[("messages", 0, 0)] * 2, ("leave", 0, 0), ("encrypt", 0, 0)], 20_000
+)  # neither did they here, though the first response ends before the user left
+@example(
     [("join", 0, 0), ("sync", 0, 0), ("encrypt", 0, 0), ("leave", 0, 0)], 20
 )  # they never shared an encrypted room
 def test_clients_know_which_devices_to_query(

@@ -39,12 +39,12 @@ def nearest(user: User, room: str, ts: int, dir: str) -> Any:
 
 
 def say_at(user: User, room: str, seconds: int) -> str:
-    """Say something so many seconds from now."""
+    """Send a message this many seconds from now."""
     user.server.clock.advance(seconds)
     return say(user, room, "x")
 
 
-def test_before_and_after(alice: User) -> None:
+def test_nearest_events_before_and_after_a_time(alice: User) -> None:
     room = create(alice)
     first, second = say_at(alice, room, 100), say_at(alice, room, 100)
     at_first, at_second = NOW + 100_000, NOW + 200_000
@@ -64,7 +64,7 @@ def test_before_and_after(alice: User) -> None:
         assert refused(ask(alice, room, ts=ts, dir=dir)) == (404, "M_NOT_FOUND")
 
 
-def test_of_events_of_one_time_the_one_on_this_side(alice: User) -> None:
+def test_events_with_the_same_timestamp(alice: User) -> None:
     room = create(alice)
     alice.server.clock.advance(100)
     said = [say(alice, room, str(number)) for number in range(3)]
@@ -72,7 +72,7 @@ def test_of_events_of_one_time_the_one_on_this_side(alice: User) -> None:
     assert nearest(alice, room, NOW + 200_000, "b")["event_id"] == said[2]
 
 
-def test_only_events_that_one_may_see(alice: User, bob: User) -> None:
+def test_only_visible_events_are_found(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat")
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
     alice.server.clock.advance(1)
@@ -91,7 +91,7 @@ def test_only_events_that_one_may_see(alice: User, bob: User) -> None:
     assert refused(ask(bob, room, ts=NOW + 300_001, dir="f")) == (404, "M_NOT_FOUND")
 
 
-def test_who_is_not_in_the_room(alice: User, bob: User) -> None:
+def test_non_members_are_refused(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat")
     assert refused(ask(bob, room, ts=NOW, dir="b")) == (403, "M_FORBIDDEN")
     assert refused(ask(bob, "!none:example.org", ts=NOW, dir="b")) == (403, "M_FORBIDDEN")
@@ -113,11 +113,11 @@ def test_who_is_not_in_the_room(alice: User, bob: User) -> None:
         ({"ts": 2**53, "dir": "f"}, "M_INVALID_PARAM"),
     ],
 )
-def test_bad_questions(alice: User, query: dict[str, object], errcode: str) -> None:
+def test_invalid_requests_are_refused(alice: User, query: dict[str, object], errcode: str) -> None:
     assert refused(ask(alice, create(alice), **query)) == (400, errcode)
 
 
-def test_the_older_path(alice: User) -> None:
+def test_the_unstable_path_works(alice: User) -> None:
     room = create(alice)
     path = f"/_matrix/client/unstable/org.matrix.msc3030/rooms/{quote(room)}/timestamp_to_event?ts={NOW}&dir=b"
     assert ok(alice.get(path)) == nearest(alice, room, NOW, "b")

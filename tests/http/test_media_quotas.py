@@ -54,7 +54,7 @@ def test_deleting_makes_room_in_the_whole(alice: User) -> None:
     alice.server.clock.advance(WEEK)
     assert _upload(alice, 900).status == 200
     alice.server.clock.advance(WEEK)
-    assert "Deleting" in _upload(alice, 101).json["error"]
+    assert "Delete files" in _upload(alice, 101).json["error"]
     assert alice.delete(f"/_mahalla/client/v1/media/{first}").status == 200
     assert _upload(alice, 101).status == 200
 

@@ -1,5 +1,5 @@
-"""Threads whose beginning has grown too old, or was purged: they are read, and marked as read,
-while any of them is shown."""
+"""Threads whose root was removed by retention or a purge can be read and marked as read while they
+have visible replies."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ GONE = (404, "M_NOT_FOUND")
 
 
 class Thread:
-    """Of Alice's, a day old but for its latest message."""
+    """A thread of Alice's, a day old except for its latest message."""
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
@@ -55,7 +55,7 @@ def thread(tmp_path: Path, sqlite_database: Database) -> Thread:
 
 
 @pytest.mark.parametrize("is_purged", [False, True])
-def test_it_is_read_while_any_of_it_is_shown(thread: Thread, is_purged: bool) -> None:
+def test_a_thread_is_readable_while_a_reply_is_visible(thread: Thread, is_purged: bool) -> None:
     if is_purged:
         assert purge(thread.server) == 2
     (root,) = thread.roots()
@@ -76,7 +76,7 @@ def test_it_is_read_while_any_of_it_is_shown(thread: Thread, is_purged: bool) ->
 
 
 @pytest.mark.parametrize("is_purged", [False, True])
-def test_it_is_gone_with_its_last_message(thread: Thread, is_purged: bool) -> None:
+def test_a_thread_disappears_with_its_last_reply(thread: Thread, is_purged: bool) -> None:
     thread.server.clock.advance(DAY)
     if is_purged:
         assert purge(thread.server) == 3
@@ -84,7 +84,7 @@ def test_it_is_gone_with_its_last_message(thread: Thread, is_purged: bool) -> No
     assert refused(thread.relations("m.thread")) == refused(thread.event()) == GONE
 
 
-def test_it_is_marked_as_read(thread: Thread) -> None:
+def test_a_thread_without_root_is_marked_as_read(thread: Thread) -> None:
     assert purge(thread.server) == 2
     assert thread.unread()[thread.root]["notification_count"] == 1
     for event_id in (thread.old, thread.new):
@@ -96,7 +96,7 @@ def test_it_is_marked_as_read(thread: Thread) -> None:
     assert thread.unread() == {}
 
 
-def test_who_may_not_see_the_root_is_not_shown_what_is_left_of_it(
+def test_an_invisible_root_is_not_shown_after_its_removal(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, RULES)

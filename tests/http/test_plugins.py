@@ -188,7 +188,7 @@ def test_text_messages_without_a_sender_stop_the_start(
 registrations_require_3pid: [msisdn]
 plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
 """
-    with pytest.raises(ValueError, match="nobody sends text messages"):
+    with pytest.raises(ValueError, match="this server sends no text messages"):
         TestServer(tmp_path, sqlite_database, config)
 
 

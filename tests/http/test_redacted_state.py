@@ -1,8 +1,5 @@
-"""A state event that was redacted comes with the reason, however the state is read, for who may see
-that.
-
-spec: client-server-api#redactions
-"""
+"""A redacted state event comes with its redaction in every way to read the state, for readers who
+may see it. spec: client-server-api#redactions"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,7 +46,7 @@ WAYS = (by_state, by_entry, by_context, by_sync, by_sliding_sync, by_accepted_sl
 
 
 def reasons(way: Callable[[User, str], Any], user: User, room_id: str) -> Iterator[str | None]:
-    """Why the topic has no content."""
+    """Return the redactions of the topic."""
     for event in way(user, room_id):
         if event["type"] == TOPIC:
             assert event["content"] == {}
@@ -58,7 +55,9 @@ def reasons(way: Callable[[User, str], Any], user: User, room_id: str) -> Iterat
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_redacted_state_says_why(server: TestServer, way: Callable[[User, str], Any]) -> None:
+def test_redacted_state_has_its_redaction(
+    server: TestServer, way: Callable[[User, str], Any]
+) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     topic = set_state(alice, room_id, TOPIC, {"topic": "secret"})
@@ -68,7 +67,7 @@ def test_redacted_state_says_why(server: TestServer, way: Callable[[User, str], 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_left_before_is_not_told_why(
+def test_earlier_former_members_do_not_see_the_redaction(
     server: TestServer, way: Callable[[User, str], Any]
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -83,7 +82,7 @@ def test_who_left_before_is_not_told_why(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_who_joined_later_is_told_why_if_they_see_the_past(
+def test_later_members_see_the_redaction_if_they_may_see_history(
     server: TestServer, way: Callable[[User, str], Any]
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -98,7 +97,7 @@ def test_who_joined_later_is_told_why_if_they_see_the_past(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("visibility", ["joined", "invited"])
-def test_who_was_there_is_told_why_whatever_others_may_see(
+def test_members_of_that_time_always_see_the_redaction(
     server: TestServer, way: Callable[[User, str], Any], visibility: str
 ) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
@@ -118,7 +117,7 @@ def test_who_was_there_is_told_why_whatever_others_may_see(
     assert list(reasons(way, carol, room_id)) == ["oops"]
 
 
-def test_redacted_members_say_why(server: TestServer) -> None:
+def test_redacted_memberships_have_their_redaction(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     joined = ok(bob.post(room_path(room_id, "join")))

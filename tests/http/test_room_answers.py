@@ -1,4 +1,5 @@
-"""Answers about the state of a room are kept; whatever makes them untrue is heard of."""
+"""Responses about the state of a room are cached, and invalidated by every change of their
+content."""
 
 from typing import Any
 
@@ -17,7 +18,7 @@ def names(user: User, room_id: str) -> dict[str, str | None]:
     }
 
 
-def test_members_come_leave_and_are_renamed(server: TestServer) -> None:
+def test_membership_changes_invalidate_cached_members(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     assert set(names(alice, room_id)) == {alice.user_id}
@@ -36,7 +37,7 @@ def test_members_come_leave_and_are_renamed(server: TestServer) -> None:
     } == {"join", "leave"}
 
 
-def test_a_redaction_takes_content_out_of_what_was_read_before(server: TestServer) -> None:
+def test_a_redaction_invalidates_cached_state(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     event_id = set_state(alice, room_id, "m.room.topic", {"topic": "secret"})
@@ -53,7 +54,7 @@ def test_a_redaction_takes_content_out_of_what_was_read_before(server: TestServe
     assert topic() == {}
 
 
-def test_filters_are_different_questions(server: TestServer) -> None:
+def test_member_filters_are_cached_separately(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

@@ -1,7 +1,5 @@
-"""Reading rooms: pages of the timeline, context, state, members; who sees what.
-
-spec: client-server-api#getting-events-for-a-room, client-server-api#room-history-visibility
-"""
+"""Reading rooms: pages of the timeline, context, state, members, and visibility. spec:
+client-server-api#getting-events-for-a-room, client-server-api#room-history-visibility"""
 
 import json
 from pathlib import Path
@@ -52,7 +50,7 @@ def open_room(user: User, visibility: str = "shared") -> str:
 
 
 def pages(user: User, room_id: str, dir: str, **query: object) -> list[list[dict[str, Any]]]:
-    """Every page up to the end."""
+    """Return every page up to the end."""
     found: list[list[dict[str, Any]]] = []
     for _ in range(50):
         page = messages(user, room_id, dir, **query)
@@ -63,9 +61,7 @@ def pages(user: User, room_id: str, dir: str, **query: object) -> list[list[dict
     raise AssertionError("the pages have no end")
 
 
-def test_pages_backwards_and_forwards_hold_everything_once(
-    tmp_path: Path, database: Database
-) -> None:
+def test_pages_in_both_directions_have_each_event_once(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice)
     said = [str(number) for number in range(23)]
@@ -159,7 +155,7 @@ def test_the_newest_page_forwards_can_be_continued_later(alice: User) -> None:
         ({"dir": "b", "filter": '{"types": 1}'}, (400, "M_BAD_JSON")),
     ],
 )
-def test_questions_that_make_no_sense(
+def test_invalid_requests_are_refused(
     alice: User, query: dict[str, object], expected: tuple[int, str]
 ) -> None:
     assert refused(alice.get(room_path(create(alice), "messages", **query))) == expected
@@ -192,7 +188,7 @@ def test_filters(alice: User, bob: User) -> None:
         assert bodies(chunk) == expected, wanted
 
 
-def test_rare_events_are_found_page_by_page(alice: User) -> None:
+def test_a_filter_for_rare_events_reads_several_pages(alice: User) -> None:
     room_id = create(alice)
     ok(put_event(alice, room_id, "org.example.rare", {}))
     for number in range(30):
@@ -202,7 +198,7 @@ def test_rare_events_are_found_page_by_page(alice: User) -> None:
     assert [event["type"] for page in found for event in page] == ["org.example.rare"]
 
 
-def test_members_are_loaded_for_those_who_speak(alice: User, bob: User) -> None:
+def test_lazy_loading_returns_the_members_who_sent_events(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     say(bob, room_id, "a")
@@ -215,7 +211,7 @@ def test_members_are_loaded_for_those_who_speak(alice: User, bob: User) -> None:
     assert [event["state_key"] for event in context["state"]] == [bob.user_id]
 
 
-# what Bob sees of: before his invite, while invited, while in the room, after he left
+# what Bob sees of messages before his invite, while invited, while joined, and after he left
 SEEN = {
     "world_readable": ["before", "invited", "joined", "left"],
     "shared": ["before", "invited", "joined"],
@@ -225,7 +221,7 @@ SEEN = {
 
 
 @pytest.mark.parametrize("visibility", SEEN)
-def test_who_sees_what(alice: User, bob: User, visibility: str) -> None:
+def test_history_visibility_limits_each_reader(alice: User, bob: User, visibility: str) -> None:
     room_id = open_room(alice, visibility)
     spoken = {"before": say(alice, room_id, "before")}
     if visibility != "world_readable":
@@ -233,7 +229,7 @@ def test_who_sees_what(alice: User, bob: User, visibility: str) -> None:
     invite(alice, room_id, bob)
     spoken["invited"] = say(alice, room_id, "invited")
     if visibility != "world_readable":
-        # an invited user sees nothing of the room but what came with the invite
+        # an invited user sees only the stripped state
         assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
         assert refused(bob.get(room_path(room_id, "state"))) == FORBIDDEN
     join(bob, room_id)
@@ -259,7 +255,7 @@ def test_who_sees_what(alice: User, bob: User, visibility: str) -> None:
     assert bodies(around) == SEEN[visibility]
 
 
-def test_membership_at_the_event_is_told(alice: User, bob: User) -> None:
+def test_events_have_the_readers_membership(alice: User, bob: User) -> None:
     room_id = open_room(alice)
     say(alice, room_id, "before")
     invite(alice, room_id, bob)
@@ -288,16 +284,14 @@ def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> 
         whole_state(bob, room_id)["m.room.member", bob.user_id]["content"]["membership"] == "leave"
     )
     assert refused(bob.get(room_path(room_id, "joined_members"))) == FORBIDDEN
-    # a new invite shows nothing of what happened meanwhile
+    # a new invite shows nothing from the time in between
     invite(alice, room_id, bob)
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "old"}
     ok(membership(alice, room_id, "ban", bob))
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "old"}
 
 
-def test_anyone_looks_into_rooms_that_all_may_read(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_anyone_reads_world_readable_rooms(server: TestServer, alice: User, bob: User) -> None:
     room_id = open_room(alice, "shared")
     say(alice, room_id, "hidden")
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "world_readable"})
@@ -331,13 +325,13 @@ def test_anyone_looks_into_rooms_that_all_may_read(
         "aliases",
     ],
 )
-def test_strangers_see_nothing(alice: User, bob: User, rest: str) -> None:
+def test_non_members_see_nothing(alice: User, bob: User, rest: str) -> None:
     room_id = create(alice)
     for unseen in (room_id, "!nowhere:example.org"):
         assert refused(bob.get(f"{V3}/rooms/{unseen}/{rest}")) == FORBIDDEN
 
 
-def test_an_event_that_one_may_not_see_is_not_there(alice: User, bob: User) -> None:
+def test_an_invisible_event_is_not_found(alice: User, bob: User) -> None:
     room_id = create(alice)
     event_id = say(alice, room_id, "x")
     assert refused(bob.get(room_path(room_id, "event", event_id))) == (404, "M_NOT_FOUND")
@@ -385,7 +379,7 @@ def test_members(alice: User, bob: User) -> None:
     assert members(membership="join") == {a, b}
     assert members(not_membership="join") == {c}
     assert members(membership="leave") == set()
-    # together they are an "or"
+    # the two parameters are combined with "or"
     assert members(membership="join", not_membership="leave") == {a, b, c}
     assert members(membership="invite", not_membership="join") == {c}
     assert members(at=since) == {a}
@@ -400,7 +394,7 @@ def test_members(alice: User, bob: User) -> None:
     )
 
 
-def test_old_paths_answer_too(alice: User) -> None:
+def test_older_paths_work(alice: User) -> None:
     room_id = create(alice)
     assert ok(alice.get(f"/_matrix/client/r0/rooms/{room_id}/messages?dir=b"))["chunk"]
     assert ok(

@@ -1,4 +1,4 @@
-"""Summaries of rooms, for people who are not in them. spec:
+"""Summaries of rooms for non-members. spec:
 client-server-api#get_matrixclientv1room_summaryroomidoralias"""
 
 from typing import Any
@@ -28,7 +28,7 @@ def restricted(alice: User, *allowed: str, rule: str = "restricted", **wish: Any
     return room
 
 
-def test_a_public_room_is_told_of_in_full(alice: User, bob: User) -> None:
+def test_a_public_room_has_a_full_summary(alice: User, bob: User) -> None:
     room = create(
         alice,
         preset="public_chat",
@@ -63,7 +63,7 @@ def test_a_public_room_is_told_of_in_full(alice: User, bob: User) -> None:
     assert ok(summary(alice, room)) == expected | {"membership": "join"}
 
 
-def test_older_paths_answer_the_same(alice: User) -> None:
+def test_older_paths_return_the_same(alice: User) -> None:
     room = create(alice, preset="public_chat")
     unstable = "/_matrix/client/unstable/im.nheko.summary"
     stable = ok(summary(alice, room))
@@ -71,7 +71,9 @@ def test_older_paths_answer_the_same(alice: User) -> None:
     assert ok(alice.get(f"{unstable}/rooms/{quote(room)}/summary")) == stable
 
 
-def test_without_an_account_only_open_rooms_are_told_of(server: TestServer, alice: User) -> None:
+def test_without_authentication_only_open_rooms_are_visible(
+    server: TestServer, alice: User
+) -> None:
     public, private = create(alice, preset="public_chat"), create(alice, preset="private_chat")
     knock = create(
         alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
@@ -95,7 +97,7 @@ def test_without_an_account_only_open_rooms_are_told_of(server: TestServer, alic
     assert refused(server.get(summary_path("!none:example.org"))) == (404, "M_NOT_FOUND")
 
 
-def test_a_token_that_is_none_is_refused(server: TestServer, alice: User) -> None:
+def test_an_invalid_token_is_refused(server: TestServer, alice: User) -> None:
     room = create(alice, preset="public_chat")
     assert refused(server.client.request("GET", summary_path(room), token="nonsense")) == (
         401,
@@ -103,13 +105,13 @@ def test_a_token_that_is_none_is_refused(server: TestServer, alice: User) -> Non
     )
 
 
-def test_guests_are_told(server: TestServer, alice: User) -> None:
+def test_guests_get_summaries(server: TestServer, alice: User) -> None:
     guest = User(server, ok(server.post("/_matrix/client/v3/register?kind=guest", {})))
     room = create(alice, preset="public_chat")
     assert ok(summary(guest, room))["membership"] == "leave"
 
 
-def test_a_private_room_is_told_of_to_the_invited_only(alice: User, bob: User) -> None:
+def test_a_private_room_is_visible_to_invited_users_only(alice: User, bob: User) -> None:
     room = create(alice, preset="private_chat")
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
     invite(alice, room, bob)
@@ -120,7 +122,7 @@ def test_a_private_room_is_told_of_to_the_invited_only(alice: User, bob: User) -
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
 
 
-def test_the_banned_are_not_told(alice: User, bob: User) -> None:
+def test_banned_users_get_no_summary(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat")
     ok(membership(alice, room, "ban", bob))
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
@@ -128,7 +130,7 @@ def test_the_banned_are_not_told(alice: User, bob: User) -> None:
     assert ok(summary(bob, room))["membership"] == "ban"
 
 
-def test_members_of_an_allowed_room_are_told_of_a_restricted_one(alice: User, bob: User) -> None:
+def test_members_of_an_allowed_room_see_a_restricted_room(alice: User, bob: User) -> None:
     club = create(alice, preset="public_chat")
     room = restricted(alice, club, "!elsewhere:other.org")
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
@@ -143,12 +145,12 @@ def test_members_of_an_allowed_room_are_told_of_a_restricted_one(alice: User, bo
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
 
 
-def test_anyone_is_told_of_a_room_that_may_be_knocked_at(alice: User, bob: User) -> None:
+def test_rooms_with_knocking_are_visible_to_everyone(alice: User, bob: User) -> None:
     room = restricted(alice, "!elsewhere:other.org", rule="knock_restricted", room_version="10")
     assert ok(summary(bob, room))["allowed_room_ids"] == ["!elsewhere:other.org"]
 
 
-def test_a_join_rule_that_the_version_does_not_know_opens_nothing(alice: User, bob: User) -> None:
+def test_a_join_rule_unknown_to_the_version_hides_the_room(alice: User, bob: User) -> None:
     club = create(alice, preset="public_chat")
     join(bob, club)
     for rule, version in (("knock", "6"), ("restricted", "7"), ("knock_restricted", "9")):
@@ -156,7 +158,7 @@ def test_a_join_rule_that_the_version_does_not_know_opens_nothing(alice: User, b
         assert refused(summary(bob, room)) == (404, "M_NOT_FOUND"), rule
 
 
-def test_the_plain_text_of_a_topic_is_told(alice: User) -> None:
+def test_the_summary_has_the_plain_text_topic(alice: User) -> None:
     room = create(alice, preset="public_chat", topic="old")
     forms = [{"mimetype": "text/html", "body": "<b>new</b>"}, {"body": "new"}]
     set_state(alice, room, "m.room.topic", {"topic": "fallback", "m.topic": {"m.text": forms}})
@@ -166,11 +168,11 @@ def test_the_plain_text_of_a_topic_is_told(alice: User) -> None:
 
 
 @pytest.mark.parametrize("name", ["nonsense", "@alice:example.org", "$event"])
-def test_what_is_no_room_is_refused(alice: User, name: str) -> None:
+def test_an_invalid_room_id_is_refused(alice: User, name: str) -> None:
     assert refused(summary(alice, name)) == (400, "M_INVALID_PARAM")
 
 
-def test_servers_to_ask_have_to_be_servers(alice: User) -> None:
+def test_via_must_be_server_names(alice: User) -> None:
     room = create(alice, preset="public_chat")
     assert refused(alice.get(summary_path(room, via=["no server"]))) == (400, "M_INVALID_PARAM")
     assert ok(alice.get(summary_path(room, via=["other.org", "example.org"])))["room_id"] == room

@@ -1,5 +1,4 @@
-"""What a page of a tree of rooms asks of the database: the same for ten rooms and for five
-hundred."""
+"""The queries for a page of a space: the same number for ten rooms as for five hundred."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The walk through a tree of rooms, whatever the tree: against the plain way of saying it."""
+"""The walk through random trees of rooms, compared with a simple reference implementation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,7 +38,7 @@ class Town:
     def link(
         self, wanted: Mapping[tuple[int, int], tuple[str, bool]]
     ) -> dict[tuple[int, int], float]:
-        """Let these be the links, and no others; when each was made."""
+        """Replace all links by these; each was created at the given time."""
         for parent, child in self.links:
             set_state(self.alice, self.rooms[parent], "m.space.child", {}, self.rooms[child])
         self.links = set(wanted)
@@ -66,8 +66,7 @@ def expected(
     suggested_only: bool,
     max_depth: int,
 ) -> list[int]:
-    """The walk as one would say it in a sentence: a room, then what is below its children in their
-    order."""
+    """Return the expected order: a room, then what is below its children in their order."""
     found: list[int] = []
     seen: set[int] = set()
 

@@ -60,7 +60,7 @@ def test_a_space_shows_itself_and_its_children(alice: User, bob: User) -> None:
     assert top["children_state"] == []
 
 
-def test_children_stand_in_their_order(server: TestServer, alice: User) -> None:
+def test_children_are_in_the_specified_order(server: TestServer, alice: User) -> None:
     space = create_space(alice)
     rooms = [public(alice, name) for name in "abcdef"]
     orders = ["second", None, " first", None, "x" * 51, 7]
@@ -73,7 +73,7 @@ def test_children_stand_in_their_order(server: TestServer, alice: User) -> None:
     assert [event["state_key"] for event in top["children_state"]] == [c, a, b, d, e, f]
 
 
-def test_the_walk_goes_down_before_it_goes_on(alice: User) -> None:
+def test_the_walk_is_depth_first(alice: User) -> None:
     town, street, house, park = (
         create_space(alice),
         create_space(alice),
@@ -115,7 +115,7 @@ def test_only_suggested(alice: User) -> None:
     assert answer["rooms"][1]["children_state"] == []
 
 
-def test_what_names_no_servers_is_no_child(alice: User) -> None:
+def test_a_child_without_via_is_ignored(alice: User) -> None:
     space, room = create_space(alice), public(alice, "r")
     for content in ({}, {"via": "example.org"}, {"via": None}):
         set_state(alice, space, "m.space.child", content, room)
@@ -128,14 +128,14 @@ def test_what_names_no_servers_is_no_child(alice: User) -> None:
     assert rooms_below(alice, space) == [space]
 
 
-def test_a_room_that_is_no_space_has_no_children(alice: User) -> None:
+def test_a_room_that_is_not_a_space_has_no_children(alice: User) -> None:
     room, other = public(alice, "r"), public(alice, "o")
     add_child(alice, room, other)
     (top,) = hierarchy(alice, room)["rooms"]
     assert (top["room_id"], top["children_state"]) == (room, [])
 
 
-def test_only_rooms_that_one_may_know_of_are_shown(alice: User, bob: User) -> None:
+def test_only_visible_rooms_are_shown(alice: User, bob: User) -> None:
     space = create_space(alice)
     open_room, secret = public(alice, "open"), create(alice, preset="private_chat", name="secret")
     invited, banned = create(alice, preset="private_chat"), public(alice, "banned")
@@ -178,7 +178,7 @@ def test_only_rooms_that_one_may_know_of_are_shown(alice: User, bob: User) -> No
     assert rooms_below(bob, space) == [space, open_room, invited, readable, knock, members_only]
 
 
-def test_what_stands_below_a_hidden_space_is_hidden_too(alice: User, bob: User) -> None:
+def test_rooms_below_a_hidden_space_are_hidden(alice: User, bob: User) -> None:
     space, hidden, room = (
         create_space(alice),
         create_space(alice, preset="private_chat"),
@@ -189,9 +189,7 @@ def test_what_stands_below_a_hidden_space_is_hidden_too(alice: User, bob: User) 
     assert rooms_below(bob, space) == [space]
 
 
-def test_who_may_not_know_of_the_room_is_refused(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_an_invisible_root_is_refused(server: TestServer, alice: User, bob: User) -> None:
     secret = create_space(alice, preset="private_chat")
     assert refused(bob.get(hierarchy_path(secret))) == (403, "M_FORBIDDEN")
     assert refused(bob.get(hierarchy_path("!none:example.org"))) == (403, "M_FORBIDDEN")
@@ -218,7 +216,7 @@ def test_pages(alice: User) -> None:
         assert all(len(page) == limit for page in pages[:-1])
 
 
-def test_a_page_goes_on_where_the_last_one_ended_though_rooms_come_and_go(alice: User) -> None:
+def test_pages_continue_correctly_when_rooms_are_added_or_removed(alice: User) -> None:
     space = create_space(alice)
     a, b, c, d, new = (public(alice, name) for name in "abcdn")
     for order, room in zip("2345", (a, b, c, d), strict=True):
@@ -232,7 +230,7 @@ def test_a_page_goes_on_where_the_last_one_ended_though_rooms_come_and_go(alice:
     assert rooms_below(alice, space, limit=3, from_=first["next_batch"]) == [d]
 
 
-def test_pages_cannot_change_what_they_are_of(alice: User) -> None:
+def test_parameters_cannot_change_between_pages(alice: User) -> None:
     space = create_space(alice)
     add_child(alice, space, public(alice, "r"))
     token = hierarchy(alice, space, limit=1, max_depth=3)["next_batch"]
@@ -255,12 +253,12 @@ def test_pages_cannot_change_what_they_are_of(alice: User) -> None:
         {"from_": "x"},
     ],
 )
-def test_bad_questions_are_refused(alice: User, query: dict[str, object]) -> None:
+def test_invalid_requests_are_refused(alice: User, query: dict[str, object]) -> None:
     space = create_space(alice)
     assert refused(alice.get(hierarchy_path(space, **query))) == (400, "M_INVALID_PARAM")
 
 
-def test_the_older_path(alice: User) -> None:
+def test_the_unstable_path_works(alice: User) -> None:
     space = create_space(alice)
     path = hierarchy_path(space).replace("/v1/", "/unstable/org.matrix.msc2946/")
     assert ok(alice.get(path)) == hierarchy(alice, space)

@@ -1,4 +1,4 @@
-"""Following threads. Proposals: MSC4306, MSC4308"""
+"""Thread subscriptions. Proposals: MSC4306, MSC4308"""
 
 from typing import Any
 from urllib.parse import quote
@@ -76,7 +76,7 @@ def test_automatic_subscriptions(server: TestServer, alice: User) -> None:
     assert refused(alice.put(path, {"automatic": True})) == (400, "M_BAD_JSON")
 
 
-def test_threads_that_one_may_not_see(server: TestServer, alice: User) -> None:
+def test_invisible_threads_are_not_found(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
     room_id = create(alice)
     root = say(alice, room_id, "root")
@@ -92,7 +92,7 @@ def test_threads_that_one_may_not_see(server: TestServer, alice: User) -> None:
             assert refused(answer) == (404, "M_NOT_FOUND")
 
 
-def test_sliding_sync_tells_of_them(server: TestServer, alice: User) -> None:
+def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     first, second = say(alice, room_id, "one"), say(alice, room_id, "two")
     ok(alice.put(thread(room_id, first), {}))
@@ -123,7 +123,7 @@ def stamp(told: dict[str, Any], room_id: str, root: str) -> int:
     return bump
 
 
-def test_what_sliding_sync_has_no_room_for_is_had_in_pages(alice: User) -> None:
+def test_subscriptions_beyond_the_limit_of_sliding_sync_are_in_pages(alice: User) -> None:
     room_id = create(alice)
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True, "limit": 2}})
     client.sync()
@@ -150,11 +150,11 @@ def test_what_sliding_sync_has_no_room_for_is_had_in_pages(alice: User) -> None:
 @pytest.mark.parametrize(
     "query", ["", "dir=f", "dir=b&limit=0", "dir=b&from=x", "dir=b&to=t1_1", "dir=b&to=x"]
 )
-def test_bad_pages(alice: User, query: str) -> None:
+def test_invalid_pages_are_refused(alice: User, query: str) -> None:
     assert alice.get(f"{PAGES}?{query}").status == 400
 
 
-def test_who_has_left_can_still_end_it(server: TestServer, alice: User) -> None:
+def test_former_members_can_unsubscribe(server: TestServer, alice: User) -> None:
     bob = server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

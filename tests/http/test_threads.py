@@ -1,4 +1,4 @@
-"""Threads: what is told of them with their roots, and the list of a room's threads. spec:
+"""Threads: aggregations of roots, and the list of a room's threads. spec:
 client-server-api#threading"""
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def roots(user: User, room: str, query: str = "") -> list[str]:
     return [event["event_id"] for event in ok(user.get(path(room, query)))["chunk"]]
 
 
-def test_a_root_tells_of_its_thread(alice: User, bob: User, room: str) -> None:
+def test_a_root_has_the_aggregation_of_its_thread(alice: User, bob: User, room: str) -> None:
     carol = alice.server.register("carol")
     join(carol, room)
     root = say(alice, room, "root")
@@ -59,7 +59,7 @@ def test_a_root_tells_of_its_thread(alice: User, bob: User, room: str) -> None:
     assert (told["count"], told["latest_event"]["event_id"]) == (1, first)
 
 
-def test_threads_are_listed_by_their_latest_events(alice: User, bob: User, room: str) -> None:
+def test_threads_are_ordered_by_their_latest_events(alice: User, bob: User, room: str) -> None:
     one, two, three = (say(alice, room, text) for text in ("one", "two", "three"))
     say(alice, room, "no root")
     assert roots(bob, room) == []
@@ -87,7 +87,7 @@ def test_pages_of_threads(alice: User, room: str) -> None:
     assert refused(alice.get(path(room, "?include=some"))) == (400, "M_INVALID_PARAM")
 
 
-def test_threads_in_which_one_took_part(alice: User, bob: User, room: str) -> None:
+def test_filter_for_threads_with_participation(alice: User, bob: User, room: str) -> None:
     own = say(bob, room, "own")
     answered = say(alice, room, "answered")
     other = say(alice, room, "other")
@@ -113,7 +113,7 @@ def test_ignored_users_in_threads(alice: User, bob: User, room: str) -> None:
     assert roots(bob, room) == [only_theirs, theirs, mine]
 
 
-def test_a_redacted_root_keeps_its_thread_and_a_redacted_thread_is_none(
+def test_a_redacted_root_keeps_its_thread_unless_all_replies_are_redacted(
     alice: User, room: str
 ) -> None:
     root = say(alice, room, "root")
@@ -125,13 +125,13 @@ def test_a_redacted_root_keeps_its_thread_and_a_redacted_thread_is_none(
     assert roots(alice, room) == []
 
 
-def test_who_is_not_in_the_room_sees_no_threads(server: TestServer, alice: User) -> None:
+def test_non_members_see_no_threads(server: TestServer, alice: User) -> None:
     private = create(alice, preset="private_chat")
     eve = server.register("eve")
     assert refused(eve.get(path(private))) == (403, "M_FORBIDDEN")
 
 
-def test_who_left_finds_the_threads_as_they_were(alice: User, bob: User, room: str) -> None:
+def test_former_members_see_threads_as_of_their_leave(alice: User, bob: User, room: str) -> None:
     old, going_on, later = (say(alice, room, text) for text in ("old", "going on", "later"))
     for number, root in enumerate((going_on, old)):
         relate(alice, room, root, "m.thread", f"r{number}")
@@ -144,7 +144,7 @@ def test_who_left_finds_the_threads_as_they_were(alice: User, bob: User, room: s
     assert roots(bob, room, "?limit=1") == [old]
 
 
-def test_a_thread_is_as_large_as_it_was_for_who_left(tmp_path: Path, database: Database) -> None:
+def test_former_members_see_the_count_as_of_their_leave(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     room = create(alice, preset="public_chat")
@@ -173,15 +173,15 @@ def test_a_thread_is_as_large_as_it_was_for_who_left(tmp_path: Path, database: D
     assert (told["count"], told["latest_event"]["event_id"]) == (10, last)
 
 
-def test_no_thread_begins_at_a_child(alice: User, room: str) -> None:
+def test_a_reply_cannot_be_a_thread_root(alice: User, room: str) -> None:
     root = say(alice, room, "root")
     reply = relate(alice, room, root, "m.thread")
     content = {"body": "nested", "m.relates_to": {"rel_type": "m.thread", "event_id": reply}}
     assert refused(put_event(alice, room, "m.room.message", content)) == (400, "M_UNKNOWN")
 
 
-def test_who_may_not_see_an_event_learns_nothing_of_it_by_threads(alice: User, bob: User) -> None:
-    """Whether it is there, and whether it relates to another."""
+def test_sending_to_a_thread_does_not_reveal_invisible_events(alice: User, bob: User) -> None:
+    """Neither that it exists nor that it relates to another event."""
     room = create(alice, preset="public_chat")
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
     root = say(alice, room, "root")

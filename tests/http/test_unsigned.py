@@ -1,7 +1,5 @@
-"""What the server says of an event beside its content is the same on every way to read it.
-
-spec: client-server-api#definition-clientevent_unsigneddata
-"""
+"""An event's `unsigned` is the same however it is read. spec:
+client-server-api#definition-clientevent_unsigneddata"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +28,7 @@ Events = dict[str, dict[str, Any]]
 
 
 def events_in(value: object) -> Iterator[dict[str, Any]]:
-    """Every event in an answer, however deep."""
+    """Return every event in a response, however deep."""
     if isinstance(value, dict):
         if "event_id" in value and "origin_server_ts" in value:
             yield value
@@ -41,7 +39,7 @@ def events_in(value: object) -> Iterator[dict[str, Any]]:
 
 
 class Room:
-    """A room with everything of which there is something to say."""
+    """A room whose events have all fields of `unsigned`."""
 
     def __init__(self, server: TestServer) -> None:
         begin_jobs(server)
@@ -128,9 +126,9 @@ TIMELINES: tuple[Callable[[Room, User], object], ...] = (
     by_room_initial_sync,
     by_search,
 )
-"""Ways that show all events."""
+"""Ways to read that return all events."""
 SOME: tuple[Callable[[Room, User], object], ...] = (by_relations, by_threads)
-"""Ways that show some."""
+"""Ways to read that return some events."""
 
 
 @pytest.fixture
@@ -143,7 +141,9 @@ def read(way: Callable[[Room, User], object], room: Room, user: User) -> Events:
 
 
 @pytest.mark.parametrize("way", TIMELINES, ids=lambda way: str(way.__name__))
-def test_what_is_said_of_events(room: Room, way: Callable[[Room, User], object]) -> None:
+def test_unsigned_is_the_same_in_every_way_to_read(
+    room: Room, way: Callable[[Room, User], object]
+) -> None:
     events = read(way, room, room.bob)
     assert set(room.all_ids()) <= set(events)
     memberships = [
@@ -160,7 +160,7 @@ def test_what_is_said_of_events(room: Room, way: Callable[[Room, User], object])
 
 
 @pytest.mark.parametrize("way", [*TIMELINES, *SOME], ids=lambda way: str(way.__name__))
-def test_the_transaction_id_is_for_the_device_that_sent(
+def test_only_the_sending_device_gets_the_transaction_id(
     room: Room, way: Callable[[Room, User], object]
 ) -> None:
     assert read(way, room, room.bob)[room.own]["unsigned"]["transaction_id"] == "txn-1"
@@ -175,7 +175,7 @@ def test_the_transaction_id_is_for_the_device_that_sent(
 
 
 @pytest.mark.parametrize("way", TIMELINES[2:-1], ids=lambda way: str(way.__name__))
-def test_who_has_left_is_not_told_why_something_was_redacted_later(
+def test_former_members_do_not_see_later_redactions(
     room: Room, way: Callable[[Room, User], object]
 ) -> None:
     leave(room.bob, room.room_id)

@@ -1,5 +1,5 @@
-"""With Synapse: what encryption needs of servers. Devices are found, their changes are told, their
-messages arrive once."""
+"""Encryption between this server and Synapse. Devices are found, their changes are sent, and
+to-device messages arrive once."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ ENCRYPTED = {
 
 
 def publish(person: Person, seed: int, *names: str) -> dict[str, Any]:
-    """Publish the keys of a device; what others must be told of it."""
+    """Publish the keys of a device, and return the device keys that other users must get."""
     keys = identity_keys(person, seed)[1]
     person.ok("POST", "/keys/upload", {"device_keys": keys, "one_time_keys": one_time_keys(*names)})
     return keys

@@ -128,7 +128,7 @@ def test_leaving_and_coming_back(pair: Pair, we_are_host: bool) -> None:
     assert guest.room(room_id, "leave").status == 200
     until(
         lambda: host.members(room_id).get(guest.user_id) == "leave"
-    )  # else it is told after they are back
+    )  # otherwise the leave arrives after they are back
     host.set_state(room_id, "m.room.topic", {"topic": "while you were away"})
 
     assert guest.join(room_id, host.server.name).status == 200

@@ -86,7 +86,7 @@ class Readers:
 
 
 class Calls:
-    """What other nodes call."""
+    """Collects the calls of other nodes until they are taken."""
 
     node = 1
 

@@ -130,7 +130,7 @@ class Watcher:
         self.since = answer["next_batch"]
 
     def gap(self, server: RunningServer, room_id: str, prev_batch: str) -> list[str]:
-        """What lies between the last token and a timeline that could not hold all."""
+        """Return the events between the last token and the start of a limited timeline."""
         found: list[str] = []
         from_: str | None = prev_batch
         while from_ is not None:
@@ -239,8 +239,8 @@ def check_room(
     events = whole_room(server, watcher.token, room_id)
     ids = [event["event_id"] for event in events]
     assert len(set(ids)) == len(ids)
-    # whoever went on with /sync over all these ends, and whoever comes back from before them, saw
-    # each event once
+    # a client that continued its /sync across all these kills, and one that comes back with a token
+    # from before them, saw each event once
     assert watcher.seen[room_id] == ids
     assert early.seen[room_id] == [
         event_id for event_id in ids if event_id in set(early.seen[room_id])

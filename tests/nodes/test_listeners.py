@@ -192,7 +192,7 @@ def test_a_port_in_use_is_said(make: Make) -> None:
         )
     assert code == 1
     assert f"127.0.0.1:{port}" in text
-    assert "in use; another program listens there already" in text
+    assert "in use; another program already listens there" in text
     assert "Traceback" not in text
 
 

@@ -1,5 +1,5 @@
-"""Of several processes on one database one pushes, whoever writes; another takes over when it is
-gone."""
+"""Of several nodes on one database one pushes the events that any of them writes. Another takes
+over when it is gone."""
 
 import json
 import time
@@ -379,7 +379,7 @@ async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: Push
 def test_who_reads_at_the_node_that_pushes_is_not_buzzed_wherever_the_receipt_is_written(
     nodes: PushingNodes,
 ) -> None:
-    """Who syncs at the other is not known to read, and told at once."""
+    """A user who syncs at the other node is not known to be reading: the push is sent at once."""
     set_pusher(nodes.alice)
     identifier = {"type": "m.id.user", "user": nodes.alice.user_id}
     body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}

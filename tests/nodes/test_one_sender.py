@@ -1,5 +1,5 @@
-"""Of several processes on one database one sends to other servers, whoever writes; another takes
-over when it is gone."""
+"""Of several nodes on one database one sends to other servers what any of them writes. Another
+takes over when it is gone."""
 
 import time
 from collections.abc import Iterator

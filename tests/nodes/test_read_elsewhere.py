@@ -1,5 +1,4 @@
-"""What somebody has just read at one node, and is counted at another that has not heard of it
-yet."""
+"""Unread counts at a node that does not know yet of a receipt written at another node."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
 
 
 def unread(user: User, room_id: str) -> int:
-    """As a new client is told."""
+    """Return the unread count of a room in an initial sync."""
     room = sync(user)["rooms"]["join"][room_id]
     return int(room["unread_notifications"]["notification_count"])
 

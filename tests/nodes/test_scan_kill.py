@@ -101,7 +101,8 @@ def test_killed_between_store_and_scan(
     finally:
         files.end()
 
-    # those that nobody has asked for: by the job, once whoever took them in can no longer be at it
+    # files that no client requested: the job scans them, once the node that took the upload can no
+    # longer be scanning them
     database = open_inline(sqlite)
     _scan_what_is_left(database, scanners, tmp_path, token, addresses)
 

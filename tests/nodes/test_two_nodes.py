@@ -234,8 +234,8 @@ def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
 
 
 def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Nodes) -> None:
-    """A gap leaves out that somebody who is not in the timeline has another name; who speaks then
-    is told, whichever node answers."""
+    """A limited timeline leaves out the new name of a member who is not in it. It is sent once the
+    member writes, whichever node answers."""
     alice, there = nodes.here_and_there("alice")
     bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
     room_id = create(alice)

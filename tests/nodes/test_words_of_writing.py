@@ -1,5 +1,5 @@
-"""What is written through one process is heard of at another as soon as that says so, not only when
-it asks."""
+"""A write at one node reaches the other as soon as the first node broadcasts it, not only at the
+next poll."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,7 +129,7 @@ class Pair:
     writes: soon, late, or not."""
 
     def __init__(self, random: Random, *, is_sure: bool) -> None:
-        """`is_sure`: everything is told, and soon."""
+        """`is_sure`: every write is broadcast, without a delay."""
         self.random = random
         self.is_sure = is_sure
         self.clock = Clock()
@@ -192,7 +192,7 @@ class Pair:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
-    """Whatever comes late, or not at all; and what is told is short enough for PostgreSQL."""
+    """It holds when broadcasts are late or lost. Each payload is short enough for PostgreSQL."""
     pair = Pair(Random(seed), is_sure=bool(seed % 2))
     for _ in range(120):
         what = pair.random.randrange(4)

@@ -1,4 +1,4 @@
-"""Which addresses are contacted, in every spelling."""
+"""Checks which addresses may be contacted, in all notations."""
 
 import pytest
 

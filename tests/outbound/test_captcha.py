@@ -1,4 +1,4 @@
-"""Solutions of riddles, checked over real sockets with TLS."""
+"""Captcha solutions are checked over real sockets with TLS."""
 
 import pytest
 

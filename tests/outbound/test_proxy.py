@@ -34,7 +34,7 @@ class Far(Protocol):
 
 
 class Near(Protocol):
-    """The proxy's way to whoever asks it."""
+    """The proxy's connection to its client."""
 
     def __init__(self, office: "Office") -> None:
         self._office = office

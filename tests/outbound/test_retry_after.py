@@ -1,4 +1,4 @@
-"""How long whoever was asked wants to be left alone: as a number of seconds, or until a date."""
+"""`Retry-After` in its two forms: a number of seconds, or a date."""
 
 import pytest
 
@@ -37,6 +37,6 @@ NOW = 784_111_777.0
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_how_long_it_asks_to_wait(headers: dict[str, str], seconds: int) -> None:
-    """A date counts by the clock of whoever says it, where that is known."""
+def test_retry_after_is_read_as_a_number_or_a_date(headers: dict[str, str], seconds: int) -> None:
+    """A date counts relative to the `Date` of the answer, if it has one."""
     assert read_retry_after(headers, NOW) == seconds * 1000

@@ -1,4 +1,4 @@
-"""What is remembered of well-known files and services, and for how long."""
+"""Well-known files and SRV records are cached, each for its time."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,6 @@
-"""What the transcribed authorization rules look at: an event, the state, and how a page reads
-levels and creators.
+"""The input of the transcribed authorization rules: an event, the state, levels and creators.
 
-Part of the oracle in `oracle_auth.py`; nothing of the code under test is used.
+Part of the oracle in `oracle_auth.py`. It uses nothing of the code under test.
 """
 
 import math
@@ -119,7 +118,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a page reads power levels and the creator."""
+    """Reads power levels and the creator as a room version page defines them."""
 
     strings: bool
     floats: bool
@@ -163,7 +162,7 @@ def domain(identifier: str) -> str:
 
 
 def is_user_id(value: object) -> bool:
-    """As the tests' ids need it: sigil, colon, a domain of letters, digits, dots and dashes."""
+    """Return whether the value fits the tests' ids: sigil, colon, domain of `[a-z0-9.-]`."""
     if (
         not isinstance(value, str)
         or not value.startswith("@")

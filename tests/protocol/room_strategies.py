@@ -1,14 +1,13 @@
-"""Random rooms of any version for Hypothesis: they grow by legal and illegal steps, fork, merge,
-and are lied about.
+"""Random rooms of any version for Hypothesis: they grow by legal and illegal steps, fork and merge.
 
-A room is grown by a pure function from a list of `Step`s, small numbers that are read according to
-what the room is like at that point. So every list of steps is a room, examples shrink well, and a
-found case is a short JSON file.
+A room is grown by a pure function from a list of `Step`s, small numbers that are interpreted in the
+context of the room at that point. So every list of steps is a room, examples shrink well, and a
+failing case is a short JSON file.
 
 A step that its own auth events do not allow leaves no trace, as on a server that drops or rejects
-it for good. One that they allow and the state before it does not is kept as a rejected event. A
+it for good. One that they allow and the state before it does not is stored as a rejected event. A
 step may be sent from a stale or invented view of the room, by a server that missed or hides
-something; and so may the states of a `Dispute` be, as those are that a server is told by others.
+something. The same holds for the states of a `Dispute`, as a server receives them from others.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -205,7 +204,7 @@ def _take(room: GrownRoom, step: Step) -> None:
 def _read(
     version: RoomVersion, step: Step, sender: str, target: str
 ) -> tuple[str, str | None, dict[str, Any]]:
-    """What the step wants to send: type, state key, content."""
+    """Return the event that the step sends: type, state key, content."""
     match step.kind:
         case "join" | "leave" | "knock":
             return "m.room.member", sender, {"membership": step.kind}

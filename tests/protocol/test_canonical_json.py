@@ -112,7 +112,7 @@ def test_a_wide_text_is_not_taken_for_a_deep_one() -> None:
 def test_a_text_is_as_deep_as_its_value(
     value: Any, limit: int, escaped: bool, indent: int | None
 ) -> None:
-    """Whatever stands in its strings."""
+    """Strings may hold any text."""
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     assert is_refused(check_text_depth, text, limit) == is_refused(check_depth, value, limit)
 

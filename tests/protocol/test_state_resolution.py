@@ -330,13 +330,13 @@ class Scene:
         )
 
     def state(self, *event_ids: EventID, without: Collection[EventID] = ()) -> State:
-        """What the room began with, and these events."""
+        """Return the initial state of the room with these events."""
         beginning = (self.create.event_id, self.alice, self.levels, self.rules, self.bob)
         kept = (event_id for event_id in beginning if event_id not in without)
         return {self.room.events[event_id].key: event_id for event_id in (*kept, *event_ids)}
 
     def resolve(self, *states: State, rejected: Collection[EventID] = ()) -> State:
-        """What production and the oracle both say."""
+        """Return the result on which production and the oracle agree."""
         dispute = Dispute(self.room, states, rejected)
         result = resolution(dispute)
         assert result == dispute.oracle().resolve()

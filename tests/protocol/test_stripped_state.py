@@ -1,5 +1,4 @@
-"""Stripped state: what those outside a room are told of it, and what is believed of what others
-tell."""
+"""Stripped state: the part sent to non-members, and the part accepted from other servers."""
 
 from typing import Any
 

@@ -111,7 +111,9 @@ async def test_it_is_left_alone_as_long_as_it_asks(
     assert texts(room.bob, room.room_id)[0] == "salom"
 
 
-async def test_what_it_says_itself_makes_it_be_tried_no_sooner(network: Network) -> None:
+async def test_activity_of_a_server_that_asked_to_wait_causes_no_earlier_try(
+    network: Network,
+) -> None:
     room = await sending(network)
     busy = Busy(network, {"retry-after": "60"}, {})
     say(room.alice, room.room_id, "salom")
@@ -150,7 +152,9 @@ def claim_while_mended(network: Network, room: Shared) -> None:
     assert claiming.answer.json["one_time_keys"][room.bob.user_id][room.bob.device_id]
 
 
-async def test_and_again_while_it_is_just_starting(network: Network) -> None:
+async def test_a_claim_is_retried_while_the_server_that_asked_to_wait_restarts(
+    network: Network,
+) -> None:
     """It was there all the time, though it took in nothing."""
     room = await sending(network)
     busy = Busy(network, {"retry-after": "600"}, {})
@@ -160,7 +164,9 @@ async def test_and_again_while_it_is_just_starting(network: Network) -> None:
     claim_while_mended(network, room)
 
 
-async def test_nor_is_it_away_when_it_does_not_answer_the_next_time(network: Network) -> None:
+async def test_a_server_that_asked_to_wait_is_not_down_after_one_failed_try(
+    network: Network,
+) -> None:
     """Not before it has said nothing for as long as one takes to start again."""
     room = await sending(network)
     busy = Busy(network, {"retry-after": "60"}, {})
@@ -282,10 +288,10 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
     assert [*taken, *bodies(room.bob, since)[0]] == [*range(30)]
 
 
-async def test_of_many_that_go_on_to_ask_so_what_is_in_parts_is_not_all_kept(
+async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_wait(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is made anew of what waits then, and nothing is lost."""
+    """The transaction is built again from the unsent data, and nothing is lost."""
     monkeypatch.setattr(deliveries, "MOST_KEPT", 1)
     room = await sending(network)
     east = Side(network.add(EAST))
@@ -380,9 +386,9 @@ async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
     assert texts(room.bob, room.room_id)[0] == "salom"
 
 
-async def test_two_of_us_come_to_terms(network: Network) -> None:
-    """What is beyond the bound of the other server waits as long as that says, and comes in order
-    with what was said in rooms."""
+async def test_two_of_our_servers_respect_each_others_rate_limits(network: Network) -> None:
+    """Messages beyond the rate limit of the other server wait as long as it says, and arrive in
+    order, mixed with room messages."""
     room = await sending(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     second = another_device(room.alice)

@@ -14,7 +14,7 @@ from tests.helpers.http import client_for
 
 
 class Waiting(list[Deferred[None]]):
-    """What the handlers wait for."""
+    """The deferreds that the handlers wait for."""
 
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
@@ -25,7 +25,7 @@ def enter(turns: PeerQueue, server: ServerName = NORTH) -> Deferred[None]:
     return Deferred.fromCoroutine(turns.enter(server))
 
 
-def test_so_many_at_once_and_the_others_in_their_order() -> None:
+def test_a_bounded_number_run_at_once_and_the_others_follow_in_order() -> None:
     turns = PeerQueue(Clock(), LIMITS)
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, False, False, False]
@@ -43,7 +43,7 @@ def test_servers_do_not_wait_for_one_another() -> None:
     assert enter(turns, SOUTH).called
 
 
-async def test_who_has_too_many_waiting_is_refused() -> None:
+async def test_a_server_with_too_many_waiting_requests_is_refused() -> None:
     turns = PeerQueue(Clock(), LIMITS)
     for _ in range(6):
         enter(turns)
@@ -53,7 +53,7 @@ async def test_who_has_too_many_waiting_is_refused() -> None:
     assert not enter(turns).called
 
 
-def test_who_asks_too_often_waits_before_each_further_request() -> None:
+def test_a_server_above_the_rate_has_each_further_request_delayed() -> None:
     clock = Clock()
     turns = PeerQueue(
         clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9)
@@ -66,9 +66,7 @@ def test_who_asks_too_often_waits_before_each_further_request() -> None:
     assert enter(turns).called
 
 
-def test_a_server_that_goes_on_pressing_is_delayed_each_time_until_it_has_paused_for_a_window() -> (
-    None
-):
+def test_a_server_above_the_rate_is_delayed_until_it_has_paused_for_a_window() -> None:
     clock = Clock()
     turns = PeerQueue(
         clock, PeerLimits(window=1.0, asks_in_window=5, delay=0.1, most_waiting=9, at_once=99)
@@ -96,7 +94,7 @@ def test_a_limit_of_no_requests_delays_each() -> None:
         assert asked.called
 
 
-def test_who_goes_away_leaves_its_place_to_the_next() -> None:
+def test_a_cancelled_request_frees_its_slot() -> None:
     clock = Clock()
     turns = PeerQueue(
         clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1)
@@ -150,7 +148,7 @@ async def get_wait(waiting: Waiting, peer: Peer) -> dict[str, str]:
     return {"server": peer.server_name}
 
 
-def test_a_server_that_presses_is_answered_429_and_no_request_is_lost() -> None:
+def test_a_server_above_the_rate_gets_429_and_loses_no_request() -> None:
     waiting = Waiting()
     clock = Clock()
     limits = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=2, at_once=1)

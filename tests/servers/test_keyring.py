@@ -45,7 +45,7 @@ def document(
     old: Mapping[SigningKey, int] | None = None,
     signer: SigningKey | None = None,
 ) -> dict[str, Any]:
-    """What a server says about its keys."""
+    """Return the key document of a server."""
     said = {
         "server_name": server,
         "verify_keys": {each.key_id: {"key": encode_base64(each.public_key)} for each in keys},
@@ -64,7 +64,7 @@ class World:
     def __init__(self) -> None:
         self.now = START
         self.says: dict[str, Any] = {}
-        """What each server says about itself; a server that is not there does not answer."""
+        """The key document of each server. A server without one does not answer."""
         self.notary_says: list[Any] = []
         self.busy: dict[str, int] = {}
         """Servers that say 429, and after how many seconds to come again."""
@@ -144,7 +144,7 @@ async def test_keys_are_fetched_once_and_are_there_after_a_restart(database: Dat
     assert world.log == [(NORTH, "/_matrix/key/v2/server")]
 
 
-async def test_many_who_wait_cause_one_question(sqlite_database: Database) -> None:
+async def test_concurrent_callers_cause_one_request(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     world.held = []
@@ -207,7 +207,7 @@ async def test_a_server_that_does_not_answer_is_asked_ever_more_rarely(
     assert 12 <= len(world.log) <= 20
 
 
-async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) -> None:
+async def test_invented_key_ids_cause_few_requests(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, until=START + 6 * DAY)
     keyring = make(world, sqlite_database)
@@ -218,7 +218,7 @@ async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) ->
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_little(
+async def test_a_new_key_in_each_request_causes_few_fetches_and_stored_keys(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -245,7 +245,7 @@ async def test_who_signs_each_request_with_another_key_makes_us_ask_and_keep_lit
     assert len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys) == MOST_KEYS
 
 
-async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(
+async def test_a_key_of_short_validity_is_not_fetched_for_each_request(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -257,7 +257,7 @@ async def test_what_is_valid_for_a_moment_is_not_asked_for_with_each_request(
     assert len(world.log) <= 60_000 // REST_MS
 
 
-async def test_invented_servers_at_the_door_keep_nobody_else_waiting(
+async def test_invented_servers_do_not_delay_the_requests_of_others(
     sqlite_database: Database,
 ) -> None:
     """Anybody may name servers in requests, as many as they like, and let each of them take its
@@ -299,7 +299,7 @@ async def test_invented_servers_at_the_door_keep_nobody_else_waiting(
 
 
 @pytest.mark.parametrize("is_one_address", [True, False])
-async def test_who_names_many_servers_keeps_no_others_from_making_themselves_known(
+async def test_requests_in_many_names_do_not_block_other_unknown_servers(
     sqlite_database: Database, is_one_address: bool
 ) -> None:
     """From one address all that there are, or from everywhere those of one domain."""
@@ -370,7 +370,7 @@ async def test_what_a_server_has_not_signed_itself_is_not_believed(
     assert await make(world, sqlite_database).get_keys(NORTH, [A.key_id], 0) == {}
 
 
-async def test_malformed_keys_beside_good_ones_are_passed_over(sqlite_database: Database) -> None:
+async def test_malformed_keys_beside_good_ones_are_skipped(sqlite_database: Database) -> None:
     world = World()
     said = document(NORTH, A)
     said["verify_keys"] |= {
@@ -390,7 +390,7 @@ async def test_malformed_keys_beside_good_ones_are_passed_over(sqlite_database: 
     }
 
 
-async def test_who_may_not_be_talked_to_is_not_asked(sqlite_database: Database) -> None:
+async def test_a_blocked_server_is_not_asked_for_keys(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     assert await make(world, sqlite_database, allowed=[SOUTH]).get_keys(NORTH, [A.key_id], 0) == {}
@@ -442,7 +442,7 @@ async def test_an_event_by_another_key_of_the_same_name_is_not_signed(
     assert await keyring.get_signers(event(SigningKey("a", bytes(32)))) == []
 
 
-async def test_many_events_are_prepared_with_one_question_a_server(
+async def test_the_keys_of_many_events_are_fetched_by_one_request_per_server(
     sqlite_database: Database,
 ) -> None:
     world = World()

@@ -1,4 +1,4 @@
-"""What this server tells others about the keys of third servers, and what it runs."""
+"""Requests to this server as a notary for keys of third servers, and for its version."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ DAY = 24 * 3600
 
 
 def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> list[dict[str, Any]]:
-    """What the north tells of a server's keys."""
+    """Return the documents of the north about a server's keys."""
     answer = network.servers[NORTH].post(
         QUERY, {"server_keys": {server: {} if criteria is None else criteria}}
     )
@@ -55,7 +55,7 @@ def test_our_own_keys(pair: Network) -> None:
     assert pair.log == []
 
 
-def test_several_servers_at_once_and_those_of_which_nothing_is_known(pair: Network) -> None:
+def test_a_query_may_name_several_servers_and_unknown_ones(pair: Network) -> None:
     body: dict[str, dict[str, Any]] = {
         "server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}
     }
@@ -64,7 +64,7 @@ def test_several_servers_at_once_and_those_of_which_nothing_is_known(pair: Netwo
     assert pair.servers[NORTH].post(QUERY, {"server_keys": {}}).json == {"server_keys": []}
 
 
-def test_a_server_that_is_away_is_told_as_it_was(pair: Network) -> None:
+def test_stored_keys_of_an_unreachable_server_are_returned(pair: Network) -> None:
     before = documents(pair)
     pair.cut(NORTH, SOUTH)
     pair.clock.advance(3 * DAY)
@@ -79,7 +79,7 @@ def test_what_is_out_of_date_is_fetched(pair: Network) -> None:
     assert fetches(pair) == 2
 
 
-def test_who_wants_keys_that_are_good_for_longer_than_any_causes_few_fetches(pair: Network) -> None:
+def test_a_query_for_a_validity_beyond_all_keys_causes_few_fetches(pair: Network) -> None:
     far = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
     for _ in range(100):
         assert len(documents(pair, SOUTH, far)) == 1
@@ -87,7 +87,7 @@ def test_who_wants_keys_that_are_good_for_longer_than_any_causes_few_fetches(pai
     assert fetches(pair) <= 3
 
 
-def test_strangers_cannot_make_us_ask_without_end(pair: Network) -> None:
+def test_fetches_for_anonymous_callers_are_bounded(pair: Network) -> None:
     for number in range(100):
         names: dict[str, Any] = {f"s{number}-{each}.example": {} for each in range(100)}
         assert pair.servers[NORTH].post(QUERY, {"server_keys": names}).status == 200
@@ -105,30 +105,30 @@ def test_strangers_cannot_make_us_ask_without_end(pair: Network) -> None:
         {"server_keys": {f"s{number}.example": {} for number in range(1000)}},
     ],
 )
-def test_questions_that_are_none(pair: Network, body: Any) -> None:
+def test_malformed_queries_are_refused(pair: Network, body: Any) -> None:
     answer = pair.servers[NORTH].post(QUERY, body)
     assert 400 <= answer.status < 500
     assert fetches(pair) == 0
 
 
-def test_a_name_that_is_none(pair: Network) -> None:
+def test_an_invalid_server_name_is_refused(pair: Network) -> None:
     assert pair.servers[NORTH].get(f"{QUERY}/a%20b").status == 400
 
 
-def test_who_may_not_be_talked_to_is_not_asked(network: Network) -> None:
+def test_a_blocked_server_is_not_asked(network: Network) -> None:
     network.add(NORTH, f"federation_domain_whitelist: [{EAST}]\n")
     network.add(SOUTH)
     assert documents(network) == []
     assert network.log == []
 
 
-def test_what_the_server_runs(pair: Network) -> None:
+def test_the_version_of_the_server(pair: Network) -> None:
     server = pair.servers[NORTH].get("/_matrix/federation/v1/version").json["server"]
     assert server["name"] == "Mahalla"
     assert server["version"]
 
 
-def test_an_answer_of_long_documents_ends_somewhere(pair: Network) -> None:
+def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
     """Servers make documents as long as they may, so that somebody who asks for all of them gets
     very much."""
     names = [f"{SOUTH}:{number}" for number in range(1, 41)]

@@ -139,5 +139,7 @@ async def test_federation_switched_off(network: Network) -> None:
 
 
 def test_a_pattern_that_is_none_is_an_error_of_the_configuration(network: Network) -> None:
-    with pytest.raises(ConfigError, match=r"federation_domain_blacklist.*no regular expression"):
+    with pytest.raises(
+        ConfigError, match=r"federation_domain_blacklist.*no valid regular expression"
+    ):
         network.add(NORTH, 'federation_domain_blacklist: ["/(/"]\n')

@@ -1,4 +1,4 @@
-"""What is said while the policy refuses a server reaches it once the policy lets it, and costs
+"""Messages sent while the policy blocks a server reach it once the policy allows it again, and cost
 little until then."""
 
 import pytest
@@ -55,7 +55,7 @@ def send(user: User, to: User, number: int) -> None:
 
 
 def numbers(user: User) -> list[int]:
-    """Those that came to the device."""
+    """Return the numbered messages that reached the device."""
     return [event["content"]["n"] for event in sync(user).get("to_device", {}).get("events", [])]
 
 

@@ -1,5 +1,5 @@
-"""What a server refuses in a transaction stops nothing else, and a server that refuses everything
-empties no queue."""
+"""One item that a server refuses in a transaction blocks nothing else, and a server that refuses
+everything loses nothing from its queue."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ Refuses = Callable[[bytes], bool]
 
 
 class Reader:
-    """What the south, or a proxy before it, refuses."""
+    """The rules by which the south, or a proxy in front of it, refuses content."""
 
     def __init__(
         self, network: Network, refuses: Refuses = lambda _: False, status: int = 400
@@ -110,7 +110,7 @@ async def test_one_bad_message_stops_nothing_else(network: Network, status: int)
     assert len(reader.seen) <= 20, "it is found by halves"
     assert figures(network)["given_up"] == 1
     assert figures(network)["failing"] == figures(network)["behind"] == 0
-    (line,) = [text for log in logs if "is not sent any more" in (text := formatEvent(log) or "")]
+    (line,) = [text for log in logs if "which is dropped" in (text := formatEvent(log) or "")]
     assert SOUTH in line
     assert room.alice.user_id in line
     assert '"n"' not in line

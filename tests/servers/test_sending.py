@@ -1,5 +1,5 @@
-"""What goes out to other servers: in order, once, after outages and restarts too, and at no cost
-for rooms of our own."""
+"""Sending to other servers: in order, once, also after outages and restarts, and at no cost for
+local rooms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +101,7 @@ async def test_a_message_goes_to_each_server_in_the_room_once(home: Home) -> Non
     assert {server for server, _ in home.wire.requests} == {PEER, OTHER}
 
 
-async def test_a_room_of_our_own_costs_no_look_at_the_stream(home: Home) -> None:
+async def test_a_local_room_causes_no_query_of_the_stream(home: Home) -> None:
     home.settle()
     home.say("hello")
 
@@ -111,7 +111,7 @@ async def test_a_room_of_our_own_costs_no_look_at_the_stream(home: Home) -> None
     assert home.wire.requests == []
 
 
-async def test_what_waits_goes_together(home: Home) -> None:
+async def test_waiting_items_share_a_transaction(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     for number in range(70):
         home.say(f"m{number}")
@@ -123,7 +123,7 @@ async def test_what_waits_goes_together(home: Home) -> None:
     assert transactions[0][0] != transactions[1][0]
 
 
-async def test_a_burst_is_told_whole_and_in_order(home: Home) -> None:
+async def test_a_burst_is_sent_completely_and_in_order(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     for number in range(AT_ONCE + 20):
         home.say(f"m{number}")
@@ -132,7 +132,7 @@ async def test_a_burst_is_told_whole_and_in_order(home: Home) -> None:
     assert home.wire.texts(PEER) == [f"m{number}" for number in range(AT_ONCE + 20)]
 
 
-async def test_who_has_left_hears_no_more(home: Home) -> None:
+async def test_a_server_that_has_left_receives_no_more_events(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     home.say("one")
     home.settle()
@@ -143,7 +143,7 @@ async def test_who_has_left_hears_no_more(home: Home) -> None:
     assert home.wire.texts(PEER) == ["one"]
 
 
-async def test_who_is_banned_hears_of_it(home: Home) -> None:
+async def test_a_banned_users_server_receives_the_ban(home: Home) -> None:
     answer = home.alice.post(f"/_matrix/client/v3/rooms/{home.room_id}/ban", {"user_id": BOB})
     assert answer.status == 200, answer.body
     home.settle()
@@ -223,7 +223,7 @@ async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
 
 
 @pytest.mark.parametrize("heard_after", [0, 0.3, 5])
-async def test_who_speaks_once_and_then_no_more_is_tried_soon(
+async def test_a_server_that_was_active_once_is_retried_soon(
     home: Home, heard_after: float
 ) -> None:
     await pretend_member(home.server, home.room_id, BOB)
@@ -313,7 +313,7 @@ async def test_a_restart_in_an_outage_loses_nothing(home: Home) -> None:
     assert len(set(ids)) == len(ids)
 
 
-async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
+async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     await pretend_member(home.server, home.room_id, f"@dan:{OTHER}")
     admin = make_admin(home.server)
@@ -419,7 +419,7 @@ async def test_an_operator_tries_a_server_at_once(home: Home, has_spoken_in_vain
     assert home.wire.texts(PEER) == ["one"]
 
 
-async def test_who_speaks_to_a_node_that_does_not_send_is_tried_by_that_which_does(
+async def test_activity_seen_by_another_node_makes_the_sending_node_retry(
     tmp_path: Path, postgresql: PostgresConfig
 ) -> None:
     home = Home(tmp_path, lambda: open_inline(postgresql))
@@ -444,7 +444,7 @@ async def test_who_speaks_to_a_node_that_does_not_send_is_tried_by_that_which_do
     assert home.wire.texts(PEER) == ["one"]
 
 
-async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(
+async def test_a_server_removed_during_an_outage_receives_the_removal_and_nothing_later(
     home: Home,
 ) -> None:
     await pretend_member(home.server, home.room_id, BOB)
@@ -471,7 +471,7 @@ async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_afte
     ]
 
 
-async def test_the_policy_says_whom_nothing_is_sent_to(
+async def test_nothing_is_sent_to_blocked_servers(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     wire = RecordingWire()

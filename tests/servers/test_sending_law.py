@@ -1,8 +1,7 @@
-"""Whatever a server answers to transactions, and however often this one is started again: messages
-to devices arrive once and in order, nothing is given up, and an id never stands for another
-content.
+"""Random histories of sending: answers of any kind, and restarts at any time.
 
-`MAHALLA_SENDING_RUNS=1000` makes a thousand such histories. spec:
+To-device messages arrive once and in order, nothing is dropped, and a transaction id never stands
+for different content. `MAHALLA_SENDING_RUNS=1000` makes a thousand such histories. spec:
 server-server-api#put_matrixfederationv1sendtxnid
 """
 

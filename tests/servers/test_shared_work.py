@@ -1,4 +1,4 @@
-"""Shared work: done once for all who ask meanwhile, whoever of them goes away."""
+"""Shared work: done once for all concurrent callers, even if some of them are cancelled."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Who sends a request is proved by its signature."""
+"""Requests are authenticated by their signatures."""
 
 import msgspec
 import pytest
@@ -48,7 +48,7 @@ async def test_a_request_to_another_path_is_refused(network: Network) -> None:
         await checker.get_peer([signed(network, URI + "0")], "GET", URI, b"")
 
 
-async def test_who_cannot_be_asked_for_its_keys_is_not_known(network: Network) -> None:
+async def test_a_server_whose_keys_are_unavailable_is_not_authenticated(network: Network) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.edge.signed_requests
     network.cut(NORTH, SOUTH)
@@ -163,7 +163,7 @@ async def test_the_case_of_a_name_makes_another_server(network: Network) -> None
         )
 
 
-async def test_who_is_not_allowed_is_refused_before_anybody_is_asked(network: Network) -> None:
+async def test_a_blocked_server_is_refused_without_fetching_keys(network: Network) -> None:
     network.add(NORTH)
     south = network.add(SOUTH, "federation_domain_whitelist: [east.example]\n")
     with pytest.raises(Forbidden):

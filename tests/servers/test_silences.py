@@ -53,7 +53,7 @@ def wait_in_vain(network: Network, alice: User, bob: User) -> None:
     assert asking.answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_who_invites_next_does_not_wait_again(network: Network) -> None:
+async def test_the_next_invite_does_not_wait_again(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     inviting = begin_invite(alice, bob, room_id)
@@ -71,7 +71,7 @@ async def test_who_invites_next_does_not_wait_again(network: Network) -> None:
     assert [asked(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
 
 
-async def test_who_asks_for_keys_next_does_not_wait_again(network: Network) -> None:
+async def test_the_next_key_query_does_not_wait_again(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
@@ -97,7 +97,7 @@ async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(
     assert asked(network, SOUTH, PATHS["claim"]) == 2
 
 
-async def test_who_makes_a_room_invites_them_nevertheless(network: Network) -> None:
+async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> None:
     """Nobody would invite them again."""
     alice, bob, _ = pair(network)
     fall_silent(network)
@@ -122,7 +122,7 @@ async def test_after_a_minute_it_is_asked_again(network: Network) -> None:
     ok(membership(alice, room_id, "invite", bob))
 
 
-async def test_what_it_asks_itself_is_a_word(network: Network) -> None:
+async def test_a_request_of_the_server_shows_that_it_is_back(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
@@ -133,7 +133,7 @@ async def test_what_it_asks_itself_is_a_word(network: Network) -> None:
     assert begin_query(alice, bob).answer.json["failures"] == {}
 
 
-async def test_any_answer_is_a_word(network: Network) -> None:
+async def test_any_answer_shows_that_the_server_is_back(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
@@ -144,7 +144,9 @@ async def test_any_answer_is_a_word(network: Network) -> None:
     ok(membership(alice, room_id, "invite", bob))
 
 
-async def test_who_gives_it_hardly_any_time_says_nothing_of_it(network: Network) -> None:
+async def test_a_request_with_a_short_time_limit_does_not_count_as_a_failure(
+    network: Network,
+) -> None:
     alice, bob, _ = pair(network)
     upload(bob, device_keys=identity_keys(bob, 1)[1])
     fall_silent(network)
@@ -155,7 +157,7 @@ async def test_who_gives_it_hardly_any_time_says_nothing_of_it(network: Network)
     assert begin_query(alice, bob).answer.json["device_keys"][bob.user_id].keys() == {bob.device_id}
 
 
-async def test_what_fails_at_once_is_tried_by_everybody(network: Network) -> None:
+async def test_a_server_that_fails_at_once_is_tried_for_each_client(network: Network) -> None:
     """It costs nobody time, and the server may be back in a moment."""
     alice, bob, room_id = pair(network)
     network.cut(NORTH, SOUTH)

@@ -1,5 +1,4 @@
-"""Servers that take transactions and do not answer: the others wait for none of them, and one that
-is back is told soon."""
+"""Unresponsive destinations do not delay the others, and one that is back is sent to soon."""
 
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def home(tmp_path: Path, sqlite: object) -> Home:
     return Home(tmp_path, sqlite)
 
 
-async def test_servers_that_do_not_answer_keep_no_others_waiting(home: Home) -> None:
+async def test_unresponsive_servers_do_not_delay_others(home: Home) -> None:
     silent, honest = await home.room_with(SILENT), await home.room_with([HONEST])
     home.say(silent, "to_nobody")
     home.pass_time(0)
@@ -110,7 +109,9 @@ async def test_servers_that_do_not_answer_keep_no_others_waiting(home: Home) -> 
         assert home.seconds_until_told(f"later_{number}") <= 1
 
 
-async def test_who_speaks_and_does_not_answer_is_tried_ever_more_rarely(home: Home) -> None:
+async def test_an_active_server_that_does_not_answer_is_tried_less_and_less_often(
+    home: Home,
+) -> None:
     room = await home.room_with([SILENT[0]])
     home.say(room, "to_nobody")
     for _ in range(1800):
@@ -120,7 +121,7 @@ async def test_who_speaks_and_does_not_answer_is_tried_ever_more_rarely(home: Ho
     assert 10 <= tries <= 22, "a try takes a minute, and the pause another"
 
 
-async def test_who_answers_at_last_is_told_within_a_minute(home: Home) -> None:
+async def test_a_server_that_answers_again_is_sent_to_within_a_minute(home: Home) -> None:
     room = await home.room_with([SILENT[0]])
     home.say(room, "missed")
     for _ in range(3600):
@@ -137,7 +138,9 @@ async def test_who_answers_at_last_is_told_within_a_minute(home: Home) -> None:
     assert home.wire.texts(SILENT[0])[-1] == "now"
 
 
-async def test_who_was_silent_for_long_and_speaks_again_is_told_at_once(home: Home) -> None:
+async def test_a_server_that_becomes_active_after_a_long_silence_is_sent_to_at_once(
+    home: Home,
+) -> None:
     silent, back = await home.room_with(SILENT), SILENT[0]
     home.say(silent, "missed")
     for _ in range(240):
@@ -152,7 +155,7 @@ async def test_who_was_silent_for_long_and_speaks_again_is_told_at_once(home: Ho
         waited += 1
 
 
-async def test_no_more_than_many_requests_are_under_way_for_the_sake_of_haste(home: Home) -> None:
+async def test_the_number_of_requests_without_a_slot_is_bounded(home: Home) -> None:
     servers = [ServerName(f"t{number}.silent.example") for number in range(1000)]
     home.wire.silent.update(servers)
     home.say(await home.room_with(servers), "to_nobody")
@@ -161,7 +164,7 @@ async def test_no_more_than_many_requests_are_under_way_for_the_sake_of_haste(ho
     assert home.wire.most_open <= MANY_UNDER_WAY + 64 * 60 / HELD_SECONDS
 
 
-async def test_who_speaks_while_it_waits_for_its_turn_has_the_next(home: Home) -> None:
+async def test_a_server_that_becomes_active_gets_the_next_slot(home: Home) -> None:
     home.say(await home.room_with(SILENT), "missed")
     for _ in range(240):
         home.pass_time(60)

@@ -66,12 +66,11 @@ __all__ = [
 ]
 
 _EMPTY_STATE: Final[Mapping[StateKey, EventID]] = MappingProxyType({})
-"""What algorithm 2.1 begins from."""
+"""The state from which algorithm 2.1 starts."""
 
 
 class AuthGraph(msgspec.Struct, frozen=True):
-    """What the auth chains say about a conflict. Algorithm 1 does not ask: `AuthGraph()` will do
-    there."""
+    """Facts from the auth chains about a conflict. Algorithm 1 ignores them: pass `AuthGraph()`."""
 
     auth_difference: Collection[EventID] = ()
     """As `compute_auth_difference` of the whole states."""
@@ -91,12 +90,12 @@ class AuthGraph(msgspec.Struct, frozen=True):
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What a resolution needs besides the events in dispute."""
+    """Data that a resolution needs besides the events in dispute."""
 
     state_keys: frozenset[StateKey]
     """Keys to look up in the undisputed state."""
     state_events: frozenset[StateKey]
-    """Those among them of which the event is needed too."""
+    """Keys among `state_keys` of which the event has to be loaded too."""
     auth_events: frozenset[EventID]
     """Events that stand in for entries that the state has not."""
 
@@ -114,10 +113,10 @@ def events_in_dispute(
 def compute_needs(
     version: RoomVersion, conflicts: Conflicts, graph: AuthGraph, events: Mapping[EventID, Event]
 ) -> Needs:
-    """What to look up and load besides `events_in_dispute`, which `events` must hold.
+    """Return the state keys to look up and load besides `events_in_dispute`.
 
-    Raises `MissingEvent`. The create event is passed to the resolution by itself, but may be among
-    what is named.
+    `events` must hold the latter. The create event is passed to the resolution separately, but may
+    be in the result. Raises `MissingEvent`.
     """
     with_auth_graph = version.state_resolution is not StateResolution.V1
     disputed = (

@@ -1,7 +1,7 @@
-"""What several states of a room disagree about.
+"""Computes the conflicts between several states of a room.
 
-Works on whole states and equally on states cut down to the keys that differ, so that a caller who
-can find the difference cheaply pays only for the difference.
+Works on complete states, and equally on states reduced to the keys that differ. So a caller that
+finds the difference cheaply only pays for the difference.
 """
 
 from collections.abc import Mapping, Sequence

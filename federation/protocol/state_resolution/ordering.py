@@ -1,8 +1,7 @@
 """The two orders in which algorithms 2 and 2.1 replay events.
 
-Both come from the events alone, so that every server finds the same order whatever it was told
-first. Time is O(n log n) in the events to be ordered; nothing recurses, and cycles among auth
-events end.
+Both depend on the events alone, so every server computes the same order, however it received them.
+Time is O(n log n) in the events to be ordered. Nothing recurses, and cycles among auth events end.
 
 spec: rooms/v2#definitions (reverse topological power ordering, mainline ordering)
 """
@@ -40,8 +39,10 @@ def sort_by_power(
             cited_by.setdefault(parent, []).append(event_id)
 
     def rank(event_id: EventID) -> tuple[int, int, EventID]:
-        """What decides where the graph leaves it open: the sender's level as the event's own auth
-        events give it."""
+        """Return the sort key for events without an order in the graph.
+
+        It starts with the sender's level according to the event's own auth events.
+        """
         event = pool[event_id]
         level = pool.levels(power_levels_of(event_id)).user_level(event.sender)
         return -level, event.origin_server_ts, event_id

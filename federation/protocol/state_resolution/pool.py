@@ -1,8 +1,7 @@
-"""What a resolution was given: events and undisputed state, and what it says when something was not
-given.
+"""Holds the input of a resolution: events and undisputed state. Raises an error for missing input.
 
-Resolution never guesses: what it looks for and was not given stops it with the name of what is
-missing, since an answer that was worked out without it would be wrong on this server alone.
+Resolution never guesses. Input that is missing stops it with an error that names the input, since a
+result without it would be wrong on this server alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +37,8 @@ class MissingStateKey(MissingInput):
 
     def __init__(self, key: StateKey) -> None:
         super().__init__(
-            f"State resolution needs the undisputed {key.type} {key.state_key!r}, which was not looked up"
+            f"State resolution needs the undisputed {key.type} {key.state_key!r}, "
+            "which was not looked up"
         )
         self.key = key
 
@@ -81,8 +81,10 @@ class EventPool:
         )
 
     def levels(self, levels_id: EventID | None) -> PowerLevels:
-        """What an m.room.power_levels event grants (None: there is none), read once. Raises
-        `MissingEvent`."""
+        """Return the parsed levels of an m.room.power_levels event (None: there is none), cached.
+
+        Raises `MissingEvent`.
+        """
         levels = self._levels.get(levels_id)
         if levels is None:
             event = None if levels_id is None else self[levels_id]

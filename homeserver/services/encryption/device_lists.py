@@ -193,7 +193,7 @@ class DeviceLists:
                 }
                 moved = [stayed[each] for each in stayed.keys() & before & after]
                 came |= await self._returned(own[nid], moved, since, upto)
-            if is_in:
+            if is_in and came and await self._was_encrypted(nid, upto):
                 newly |= came
             if was_in and went and await self._was_encrypted(nid, since):
                 gone |= went

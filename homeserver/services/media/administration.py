@@ -23,7 +23,7 @@ from storage.media.scans import MediaScanStore, ScanRow
 from storage.media.usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 
 MIN_TIME_MS: Final = 30_000_000_000
-"""An earlier time (1970) is one in seconds by mistake."""
+"""An earlier time (1970) is taken for one in seconds instead of milliseconds, and refused."""
 MATRIX_START_MS: Final = 1_388_534_400_000
 """The year 2014: no file is older than Matrix."""
 BATCH: Final = 1000

@@ -53,5 +53,5 @@ class OwnUploads:
             raise NotFound("You have uploaded no such file")
         address = MediaAddress(self._server_name, media_id)
         if not await self._removal.do_delete([address], Reason.UPLOADER, user_id):
-            raise Forbidden("This file is held by an administrator")
+            raise Forbidden("An administrator has quarantined or protected this file")
         return media_id

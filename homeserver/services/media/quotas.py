@@ -76,7 +76,7 @@ class Quotas:
             raise UserLimitExceeded(
                 f"You may have {_format_size(self._total)} of files here, and have"
                 f" {_format_size(sums[-1])}; this file has {_format_size(size)}."
-                " Deleting files makes room",
+                " Delete files to free space",
                 info_uri=self._info_uri,
             )
 

@@ -24,6 +24,11 @@ RELATED: Final = {
 """Longer codes that clients send for our languages."""
 
 
+def mark_for_translation(text: str) -> str:
+    """Return the text itself; imported as `_`, it marks a text that is translated later."""
+    return text
+
+
 class Language:
     """A language: its code and its translations of the English texts."""
 

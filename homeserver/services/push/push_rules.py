@@ -259,8 +259,9 @@ def _check_own_id(rule_id: str) -> None:
 
 
 def _checked_actions(actions: list[Action]) -> list[Action]:
-    """Remove historical actions, which have no effect. spec: client-server-api#historical-
-    actions"""
+    """Remove historical actions, which have no effect.
+
+    spec: client-server-api#historical-actions"""
     for action in actions:
         if isinstance(action, dict):
             if not isinstance(action.get("set_tweak"), str):

@@ -143,7 +143,7 @@ class RoomCreation:
             raise InvalidParam("You cannot invite yourself")
         is_closed = (request.creation_content or {}).get("m.federate") is False
         if is_closed and not all(self._identity.is_local(user) for user in invites):
-            raise Forbidden("This room is only for people of this server")
+            raise Forbidden("This room is only for users of this server")
         if invites:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
@@ -184,7 +184,9 @@ class RoomCreation:
         except AliasTaken:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
-            raise InvalidRoomState(f"The requested room contradicts itself: {error.text}") from None
+            raise InvalidRoomState(
+                f"The parameters of the room contradict each other: {error.text}"
+            ) from None
         if plan is not None:
             await planned.do_send(snapshot.room, plan)
         return snapshot.room_id

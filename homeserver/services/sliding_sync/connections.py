@@ -6,8 +6,8 @@ of each room whether everything up to the position was sent (*live*) or only up 
 and nothing is written. Nothing is written for some added rooms either: these are in the name of the
 state (`pos.py`).
 
-Lazily loaded members are not part of the state. They are kept in memory (`lazy_members`), and sent
-again after a restart.
+Lazily loaded members are not part of the state. They are only cached in memory (`lazy_members`),
+and sent again after a restart.
 """
 
 from collections import OrderedDict
@@ -60,7 +60,7 @@ class UnknownPos(MatrixError):
     errcode, status, default_text = (
         "M_UNKNOWN_POS",
         400,
-        "This position is unknown or has expired: begin anew",
+        "This position is unknown or has expired: start a new connection",
     )
 
 
@@ -364,7 +364,7 @@ class Connections:
             )
         states = {name: (state, weight + len(state.rooms))}
         former = self._known.get(key)
-        if former is not None:  # another node gave out this one, or it was dropped
+        if former is not None:  # another node stored this state, or it was evicted
             states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
         known = _CachedConnection(row.used_ts, states)
         self._cache(key, known)

@@ -1,4 +1,4 @@
-"""The extensions of a response: what it has beside the rooms.
+"""The extensions of a response: everything except the rooms.
 
 Each extension has a method; `read` calls those that the client asks for. Proposals: MSC3885
 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC4508 (typing), MSC4308
@@ -81,7 +81,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     """The rooms in the response."""
     token: SyncToken
     changes: StateChanges
-    """The state of the connection; extensions note there what the client has."""
+    """The state of the connection, in which extensions record what they send."""
 
 
 class ExtensionResponse(msgspec.Struct, gc=False):
@@ -90,7 +90,7 @@ class ExtensionResponse(msgspec.Struct, gc=False):
     answer: dict[str, Any] = {}
     """The JSON, by the name of the extension."""
     has_changes: bool = False
-    """Whether there is anything for which the client need not wait any longer."""
+    """Whether anything is new, so that the request ends its wait."""
     typing: TypingView | None = None
     """The typing users that the client knows with this response; None if it did not ask."""
 
@@ -278,8 +278,8 @@ class ExtensionReader:
     async def _find_changed_account_data(
         self, reading: Reading, scope: set[int], new: set[int], missed: Mapping[int, int]
     ) -> dict[int, Mapping[str, bytes]]:
-        """Find what changed in rooms that the client has, and what it missed; note what it
-        misses outside the scope."""
+        """Return the changes in rooms that the client has, and changes that it missed earlier.
+        Record what it misses outside the scope."""
         user_id, upto, position = (
             reading.request.caller.user_id,
             reading.token.position,
@@ -306,7 +306,7 @@ class ExtensionReader:
     async def _read_account_data(
         self, user_id: UserID, new: set[int]
     ) -> dict[int, Mapping[str, bytes]]:
-        """All account data of some rooms."""
+        """Return all account data of some rooms."""
         if not new:
             return {}
         if GLOBAL in new or len(new) > FEW_ROOMS:
@@ -318,7 +318,7 @@ class ExtensionReader:
         return {ids[room_id]: data for room_id, data in rooms.items()}
 
     async def _by_room(self, data: AccountData) -> dict[int, Mapping[str, bytes]]:
-        """Account data by room number; GLOBAL stands for that of no room."""
+        """Return account data by room number; GLOBAL stands for global account data."""
         rooms = await self._parts.rooms.get_rooms(data.rooms)
         by_room: dict[int, Mapping[str, bytes]] = {
             rooms[room_id].room_nid: entries
@@ -330,7 +330,7 @@ class ExtensionReader:
         return by_room
 
     async def _threads(self, reading: Reading, wanted: ThreadsRequest) -> dict[str, Any]:
-        """The threads with new events. A new connection has missed nothing yet."""
+        """Return the threads with new events. A new connection has missed nothing yet."""
         connection, since = reading.connection, reading.connection.position
         if connection.token is None or since >= reading.token.position:
             return {}
@@ -345,8 +345,8 @@ class ExtensionReader:
         )
 
     async def _sticky(self, reading: Reading, wanted: StickyRequest) -> dict[str, Any]:
-        """Sticky events since a token of their own, of the rooms in a list, whether in its window
-        or not.
+        """Return sticky events since a token of their own, of all rooms in a list, in its window or
+        not.
 
         The oldest come first, up to the limit. A room that was joined since then has all of them.
         """
@@ -371,7 +371,7 @@ class ExtensionReader:
         }
 
     async def _find_sticky_rooms(self, selection: Selection) -> dict[int, MembershipRow]:
-        """The joined rooms of lists and subscriptions that may have sticky events."""
+        """Return the joined rooms of lists and subscriptions that may have sticky events."""
         some = await self._parts.sticky.rooms() & selection.rows.keys()
         if not some:
             return {}
@@ -385,8 +385,8 @@ class ExtensionReader:
 def _cut_sticky(
     found: Mapping[int, Sequence[StickyRow]], since: int, upto: int, limit: int
 ) -> tuple[dict[int, list[StickyRow]], int]:
-    """Keep the oldest sticky events up to the limit; return the position up to which they go,
-    too."""
+    """Drop all but the oldest sticky events up to the limit. Also return the position up to which
+    they go."""
     positions = sorted(
         row.position for rows in found.values() for row in rows if row.position > since
     )
@@ -418,7 +418,7 @@ def _count_replies(updates: Sequence[SlidingRoomUpdate], since: int) -> dict[Thr
 
 
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
-    """The rooms for which the client wants an extension."""
+    """Return the rooms for which the client wants an extension."""
     found: set[int] = set()
     for name, window in selection.windows.items():
         if scope.lists is None or name in scope.lists:

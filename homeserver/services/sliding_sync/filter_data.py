@@ -99,7 +99,7 @@ class RoomTraitCache:
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
-        """Return the traits of these rooms at least. The mapping is the cache's own: do not keep
+        """Return the traits of at least these rooms. The mapping belongs to the cache: do not hold
         it."""
         while missing := [nid for nid in room_nids if nid not in self._known]:
             if len(self._known) > self._capacity:

@@ -1,9 +1,9 @@
 """Applies the filters of lists to a user's rooms.
 
-The result is cached beside the order of the user's rooms (`room_order.py`) and moves with it. So a
+The result is cached with the order of the user's rooms (`room_order.py`) and updated with it. So a
 list with filters costs no more for a user in thousands of rooms than one without. Only a filter by
-spaces looks at all rooms each time. A room that the user has left is filtered by what it was then.
-For the reactor thread.
+spaces reads all rooms each time. A room that the user has left is filtered by its state at that
+time. For the reactor thread.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -129,7 +129,7 @@ class RoomFilters:
         return shown, is_complete
 
     async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
-        """The children of the spaces that the user is in."""
+        """Return the children of the spaces that the user is in."""
         ids: set[str] = set()
         for room_id, room in (await self._rooms.get_rooms(spaces)).items():
             row = rows.get(room.room_nid)
@@ -149,7 +149,7 @@ class RoomFilters:
         return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
 
     async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
-        """The traits of the rooms, as far as the user may know them; unknown rooms are missing."""
+        """Return the traits of the rooms that the user may know; unknown rooms are missing."""
         inside = [row.room_nid for row in rows if row.membership == "join"]
         summaries = await self._traits.of_rooms(inside)
         found = {
@@ -172,8 +172,8 @@ class RoomFilters:
         return found
 
     async def _find_former_traits(self, left: Sequence[MembershipRow]) -> dict[int, _Traits]:
-        """The traits of rooms at the time the user left; empty for rooms that they were never
-        in."""
+        """Return the traits of rooms at the time the user left; empty for rooms that they were
+        never in."""
         ends = {row.room_nid: row.left_position for row in left}
         roots = await self._states.at({nid: end for nid, end in ends.items() if end is not None})
         found = {nid: _Traits(False, None, None) for nid in ends}

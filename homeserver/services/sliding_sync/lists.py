@@ -104,8 +104,7 @@ def knows_room(row: MembershipRow) -> bool:
 
 
 def _stays_listed(row: MembershipRow) -> bool:
-    """Whether the room stays in lists: the end of an invite or knock is shown once, and then no
-    more."""
+    """Whether the room stays in lists: the end of an invite or knock is shown only once."""
     return row.membership in OUTSIDE or row.was_joined
 
 
@@ -183,7 +182,7 @@ class RoomLists:
     async def _candidates(
         self, order: RoomOrder, connection: Connection
     ) -> Collection[MembershipRow]:
-        """The rooms that a list may show, in order."""
+        """Return the rooms that a list may show, in order."""
         sent_rooms = connection.state.rooms
         # the client has to learn that the user has left
         departed = [

@@ -1,9 +1,9 @@
-"""The profiles extension: profiles of users in the rooms that a client looks at, and their changes.
+"""The profiles extension: profiles of users in the rooms in view, and their changes.
 
-Only local users have profiles here. The whole profile is sent when its owner comes into view: with
+Only local users have profiles here. The full profile is sent when its owner comes into view: with
 the first entry of a room, or with a later one; with lazily loaded members, when events or
-memberships need them. Later, changes are sent of all users who share a room with the client's user,
-in view or not.
+memberships need them. Later, changes are sent for all users who share a room with the client's
+user, in view or not.
 
 Proposal: MSC4262.
 """
@@ -64,8 +64,8 @@ class ProfileReader:
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
     ) -> tuple[dict[str, Any], SentProfiles]:
-        """Return the changes by user (None if they share no room any more), and what the client
-        has then.
+        """Return the changes by user (None if they share no room any more), and the profiles that
+        the client then has.
 
         `scope`: the rooms in view; `lazy`: those with lazily loaded members; `updates`: the rooms
         in the response. Raises UnknownPos.
@@ -100,8 +100,8 @@ class ProfileReader:
         lazy: Set[int],
         updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
-        """The members who come into view, other users who do, and the rooms of which all members
-        do.
+        """Return the members who come into view, other users who do, and the rooms of which all
+        members do.
 
         With lazily loaded members, all members come into view only if the client has events from
         before it asked for profiles.
@@ -126,7 +126,7 @@ class ProfileReader:
         return people, others, whole
 
     async def _find_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
-        """The people who share no room with the user, mostly because they left."""
+        """Return the users who share no room with the user, mostly because they left."""
         people = people - {user_id}
         return (
             people - (await self._membership_store.get_shared_rooms(user_id, people)).keys()
@@ -137,8 +137,8 @@ class ProfileReader:
     async def _members(
         self, user_id: UserID, waiting: Sequence[PendingProfiles]
     ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
-        """The next local members of rooms of which all members are to be sent, and those who are
-        left."""
+        """Return the next local members of rooms of which all members are to be sent, and those who
+        are left."""
         sent: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):
@@ -161,7 +161,8 @@ class ProfileReader:
     async def _changes(
         self, user_id: UserID, fields: Set[str], since: int, upto: int
     ) -> dict[str, Any]:
-        """The changed profiles. Raises UnknownPos if too many changed since the client was here."""
+        """Return the changed profiles. Raises UnknownPos if too many changed since the client's
+        last response."""
         changed: Mapping[str, Mapping[str, bytes | None]] = {}
         if self._recent.users_since(Topic.PROFILE, since) != set():
             found = await self._profiles.get_changes(since, upto, MAX_CHANGES)
@@ -182,7 +183,8 @@ class ProfileReader:
         return users
 
     async def _find_departed(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
-        """The local users who left a room of the user's, or are in a room that the user left."""
+        """Return the local users who left a room of the user's, or are in a room that the user
+        left."""
         own = await self._memberships.of_user(user_id)
         recent = self._recent.memberships_since(since)
         if recent is None:  # a user who moved again after `upto` is among them by that move
@@ -208,7 +210,7 @@ class ProfileReader:
     async def _find_left_behind(
         self, user_id: UserID, rows: Sequence[MembershipRow], since: int
     ) -> set[str]:
-        """The members, at that time, of the rooms that the user has left since."""
+        """Return the members, at that time, of the rooms that the user has left since."""
         before = await self._states.joined_at(rows, since)
         behind: set[str] = set()
         for room_nid in {room_nid for room_nid, member in before if member == user_id}:
@@ -229,7 +231,8 @@ def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
 
 
 def _changed_fields(fields: Set[str], values: Mapping[str, bytes | None]) -> dict[str, Any]:
-    """The JSON of a changed profile; empty if the client wants none of the changed fields."""
+    """Return the JSON of a changed profile; empty if the client wants none of the changed
+    fields."""
     entry: dict[str, Any] = {}
     updated = _wanted(
         fields, {field: value for field, value in values.items() if value is not None}

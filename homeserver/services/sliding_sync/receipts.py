@@ -1,9 +1,9 @@
 """The receipts extension. Proposal: MSC3960.
 
-With a room that is new to the client, or of which it gets more of the past, it gets the receipts on
-the events in the timeline, and its user's own. Later it gets new receipts, also those from while
-the room was out of view. An m.receipt event has room for one receipt of a user on an event; the
-others come in the next response, which comes at once.
+With a room that is new to the client, or of which it gets older events, the client gets the
+receipts on the events in the timeline, and the user's own. Later it gets new receipts, also those
+from while the room was out of view. An m.receipt event has room for one receipt of a user on an
+event; the others come in the next response, which is sent at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -87,7 +87,7 @@ class ReceiptReader:
     def _find_changed(
         self, request: SlidingRequest, connection: Connection, scope: set[int], missed: set[int]
     ) -> set[int]:
-        """The rooms that may have new receipts."""
+        """Return the rooms that may have new receipts."""
         recent = None
         if connection.token is not None:
             recent = self._recent.rooms_since(request.caller.user_id, connection.position)
@@ -96,8 +96,8 @@ class ReceiptReader:
     async def _make_events(
         self, request: SlidingRequest, found: Mapping[int, Sequence[ReceiptRow]]
     ) -> tuple[dict[int, dict[str, Any]], dict[int, int]]:
-        """The m.receipt event of each room; of rooms with receipts that do not fit, the position
-        before them."""
+        """Return the m.receipt event of each room; for rooms with receipts that do not fit, also
+        the position before them."""
         user_id = request.caller.user_id
         ignored = await self._ignored.of_user(user_id)
         events: dict[int, dict[str, Any]] = {}
@@ -138,8 +138,8 @@ class ReceiptReader:
     async def _find_first_events(
         self, connection: Connection, room_nids: Set[int], upto: int
     ) -> dict[int, int]:
-        """The position of the oldest event that the client has, of rooms that it has without their
-        receipts."""
+        """Return the position of the oldest event that the client has, for rooms that it has
+        without their receipts."""
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for nid in room_nids & connection.state.rooms.keys():
             by_limit.setdefault(connection.state.rooms[nid].timeline_limit, {})[nid] = (0, upto)
@@ -157,7 +157,7 @@ class ReceiptReader:
         scope: set[int],
         changes: StateChanges,
     ) -> None:
-        """Note in which rooms outside the scope the client misses new receipts."""
+        """Record the rooms outside the scope in which the client misses new receipts."""
         known = connection.state.receipts
         if connection.token is None or not known:
             return
@@ -174,7 +174,7 @@ def _ranges_of_whole(
     firsts: Mapping[int, int],
     upto: int,
 ) -> dict[int, tuple[int, int]]:
-    """The ranges of receipts that rooms need whose shown events the client did not have before."""
+    """Return the ranges of receipts for rooms whose shown events the client did not have before."""
     known = connection.state.receipts
     ranges: dict[int, tuple[int, int]] = {}
     for nid in whole:
@@ -193,7 +193,7 @@ def _ranges_of_whole(
 def _on_shown(
     rows: Iterable[ReceiptRow], timeline: Iterable[Seen], sent: int, first: int
 ) -> list[ReceiptRow]:
-    """Keep receipts on events of the timeline or from `first` on, and those that came after
+    """Select the receipts on events of the timeline or from `first` on, and those that came after
     `sent`."""
     ids = {seen.event.event.event_id for seen in timeline}
     return [
@@ -204,11 +204,11 @@ def _on_shown(
 
 
 def _fit(receipts: Sequence[ReceiptRow]) -> tuple[list[ReceiptRow], int | None]:
-    """Keep as many receipts as one event has room for; return the position of the first one left
-    out, too.
+    """Select as many receipts as one event has room for; also return the position of the first one
+    left out.
 
     It has room for one receipt of a user on an event: the unthreaded one, which includes the
-    others; else the oldest.
+    others; otherwise the oldest.
     """
     fit: dict[tuple[str, str, str], ReceiptRow] = {}
     waiting: list[int] = []

@@ -177,7 +177,7 @@ class RequiredStates:
         """Return the query for a required state; None if it may ask for any type, or for all
         members.
 
-        The rooms of a response mostly have the same one, so the latest is kept.
+        The rooms of a response mostly have the same required state, so the latest query is cached.
         """
         if self._latest is None or self._latest[0] is not wanted:
             query, whole_types = None, wanted.whole_types()

@@ -72,7 +72,7 @@ class RoomOrder(msgspec.Struct):
 
 
 class RoomOrders:
-    """Keeps the orders of users' rooms."""
+    """Caches the orders of users' rooms."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class RoomRecency:
 
     @property
     def known(self) -> Mapping[int, int]:
-        """The latest positions in memory. The mapping is the cache's own: do not keep it."""
+        """The latest positions in memory. The mapping belongs to the cache: do not hold it."""
         return self._latest
 
     @property
@@ -54,9 +54,9 @@ class RoomRecency:
         return self._bumps
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
-        """Return the positions of the newest events, of these rooms at least.
+        """Return the positions of the newest events, of at least these rooms.
 
-        The mapping is the cache's own: do not keep it.
+        The mapping belongs to the cache: do not hold it.
         """
         while missing := list(filterfalse(self._latest.__contains__, room_nids)):
             if len(self._latest) > self._capacity:

@@ -64,7 +64,7 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
     size: int = 0
     """Bytes of its events."""
     has_changes: bool = False
-    """Whether there is anything for which the client need not wait any longer."""
+    """Whether anything is new, so that the request ends its wait."""
 
     @property
     def may_have_new_counts(self) -> bool:

@@ -53,8 +53,7 @@ class RoomEntries:
         self._parts = parts
 
     def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
-        """Return the lazily loaded members that the client has for sure, as it came with this
-        `pos`."""
+        """Return the lazily loaded members that the client has confirmed by this `pos`."""
         return self._parts.lazy_members.get_confirmed(connection.key, request.pos)
 
     def end(
@@ -106,7 +105,8 @@ class RoomEntries:
         upto: int,
         confirmed_members: set[Member],
     ) -> dict[str, Any] | None:
-        """The entry of a room that has only plain messages; None if there is more, or less."""
+        """Return the entry of a room that has only plain messages; None if there is more, or
+        less."""
         sent, own, config = update.sent, update.own, update.config
         if sent is None or update.initial or not sent.covers(config):
             return None
@@ -144,7 +144,7 @@ class RoomEntries:
         confirmed_members: set[Member],
         new_members: set[Member],
     ) -> dict[str, dict[str, Any]]:
-        """The entries of rooms, whatever is new in them."""
+        """Return the entries of rooms, whatever is new in them."""
         shown = [update for update in updates if update.shows_room]
         joined = [update for update in shown if update.own.membership == "join"]
         ignored = await self._parts.ignored.of_user(request.caller.user_id)
@@ -234,8 +234,8 @@ class RoomEntries:
     async def _make_outside(
         self, request: SlidingRequest, update: SlidingRoomUpdate
     ) -> dict[str, Any]:
-        """The entry of a room that the user is not in and never was: an invite, a knock, or the end
-        of one."""
+        """Return the entry of a room that the user is not in and never was: an invite, a knock, or
+        the end of one."""
         if update.own.membership in OUTSIDE:
             stripped = present_stripped(await self._parts.invited.get_stripped(update.own))
             entry: dict[str, Any] = {
@@ -323,7 +323,7 @@ class RoomEntries:
     async def _get_arrivals(
         self, by_limit: Mapping[int, Mapping[int, tuple[int, int]]]
     ) -> dict[int, tuple[list[StoredEvent], bool]]:
-        """For each room, the latest events of a range, and whether there are more.
+        """Return, for each room, the latest events of a range, and whether there are more.
 
         `by_limit`: by the number of events at most, the rooms with their ranges (after, up to).
         """
@@ -380,7 +380,7 @@ class RoomEntries:
     async def _find_roots(
         self, updates: Sequence[SlidingRoomUpdate], upto: int
     ) -> Mapping[int, bytes | None]:
-        """The states at the end of the range."""
+        """Return the states at the end of the range."""
         roots: dict[int, bytes | None] = {}
         others: dict[int, int] = {}
         for update in updates:
@@ -393,7 +393,7 @@ class RoomEntries:
     async def _find_former_roots(
         self, updates: Sequence[SlidingRoomUpdate]
     ) -> Mapping[int, bytes | None]:
-        """The states that the client has, of rooms whose state may have changed."""
+        """Return the states that the client has, for rooms whose state may have changed."""
         positions = {
             update.room.room_nid: _state_end(update, update.since)
             for update in updates
@@ -464,7 +464,7 @@ def members_of(timeline: Sequence[Seen]) -> set[str]:
 def _has_changes(
     request: SlidingRequest, update: SlidingRoomUpdate, entry: Mapping[str, Any]
 ) -> bool:
-    """Whether there is anything for which the client need not wait any longer."""
+    """Whether anything is new, so that the request ends its wait."""
     if entry or update.initial or update.summary is not None:
         return True
     if request.stable and update.is_direct_changed:
@@ -476,12 +476,12 @@ def _has_changes(
 
 
 def _end(update: SlidingRoomUpdate, upto: int) -> int:
-    """The position up to which the user sees the room."""
+    """Return the position up to which the user sees the room."""
     return upto if update.own.membership == "join" else min(upto, update.own.position)
 
 
 def _state_end(update: SlidingRoomUpdate, upto: int) -> int:
-    """The position up to which the user sees the room's state."""
+    """Return the position up to which the user sees the room's state."""
     end = _end(update, upto)
     return end if update.own.left_position is None else min(end, update.own.left_position)
 

@@ -1,16 +1,16 @@
-"""The typing notifications that clients of sliding sync were sent: in which rooms, and up to which
+"""The typing notifications that were sent to sliding sync clients: for which rooms, and up to which
 position.
 
-A room may leave the windows of a client and come back. Then the client gets the typing users again:
-it dropped what it knew, or should have. Proposal: MSC4508.
+A room may leave the windows of a client and come back. Then the client gets the typing users again,
+since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
 What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
 two responses with different views have the same `pos`.
 
 The record is in memory only, since typing ends within seconds. A client without a record, after a
-restart or an eviction, gets everything that is known, to correct what it had before. That alone
-does not end its waiting, or a client that is evicted again and again would never wait. In which
-rooms it shows somebody typing is also known from its `pos` (`SyncToken.typed`).
+restart or an eviction, gets all typing users, which corrects what it had before. That alone does
+not end its wait; otherwise a client that is evicted repeatedly would never wait. The rooms in which
+it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
 """
 
 from collections.abc import Mapping, Sequence, Set

@@ -1,15 +1,13 @@
-"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting until something
-is new.
+"""Sliding sync: returns what is new in the rooms in a client's view; waits until something is new.
 
 Laws:
-- A response covers a range of the one sequence, as one of /sync does. It follows from the request
-  and from what the server remembers of the connection, and from nothing else.
+- A response covers a range of the stream, like one of /sync. It depends on the request and on the
+  stored state of the connection, and on nothing else.
 - A response has a bounded size. Rooms that do not fit are treated like rooms outside the windows;
-  the next response, which comes at once, goes on with them.
-- The state of the connection after a response is stored before the response goes out, if it
-  changed.
-- The cost is that of the changes in the windows, whatever the number of the user's rooms: which
-  rooms have changes is known from memory, and only these are looked at.
+  the next response, which is sent at once, continues with them.
+- The state of the connection after a response is stored before the response is sent, if it changed.
+- The cost depends on the changes in the windows, not on the number of the user's rooms: the rooms
+  with changes are known from memory, and only these are read.
 
 The parts of a response are made in `lists.py` (which rooms), `rooms.py` (what is new in each) and
 `extensions.py`.
@@ -89,7 +87,7 @@ class SlidingResponse(msgspec.Struct, frozen=True, gc=False):
 
     body: dict[str, Any]
     has_changes: bool
-    """Whether there is anything for which the client need not wait any longer."""
+    """Whether anything is new, so that the request ends its wait."""
     token: SyncToken
     state: ConnectionState
     """The state of the connection with this response."""
@@ -173,7 +171,7 @@ class SlidingSync:
     async def _finish(
         self, request: SlidingRequest, connection: Connection, response: SlidingResponse
     ) -> dict[str, Any]:
-        """Store the state of the connection, and give the response its `pos`."""
+        """Store the state of the connection, and add its `pos` to the response."""
         connections, extensions = self._parts.connections, self._parts.extensions
         token = response.token
         typed = () if response.typing is None else response.typing.typed
@@ -335,7 +333,7 @@ def _compare(
     update: SlidingRoomUpdate,
     completed: int | None,
 ) -> None:
-    """Find out what of the room the client may lack."""
+    """Determine what of the room the client may lack."""
     nid, own, sent = update.room.room_nid, update.own, update.sent
     update.since = 0 if sent is None else connection.since(sent.upto)
     update.has_new_events = max(latest_change(own, selection.latest), completed or 0) > update.since
@@ -350,7 +348,7 @@ def _compare(
 
 
 def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
-    """The position from which the room's state is complete; None while it is partial.
+    """Return the position from which the room's state is complete; None while it is partial.
 
     A user who is not in the room does not wait for it.
     """

@@ -1,9 +1,9 @@
 """The sections of a device: `to_device`, `device_lists`, and the counts of its one-time keys.
 
-A to-device message is removed when the device comes back with a token from after it: then the
-device has it for sure. If more messages wait than one response takes, the response ends, in all
-sections, at the last message it carries, and the next one goes on from there. After an initial
-sync, the rest waits at later positions.
+A to-device message is removed when the device sends a token from after it, which confirms the
+receipt. If more messages are pending than one response takes, all sections of the response end at
+its last message, and the next response continues there. An initial sync cannot end earlier, so its
+token has a separate position for to-device messages.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """
@@ -42,7 +42,7 @@ class DeviceSections(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def has_changes(self) -> bool:
-        """Whether there is anything for which the client need not wait any longer."""
+        """Whether anything is new, so that the request ends its wait."""
         return bool(self.messages or self.lists["changed"] or self.lists["left"])
 
 
@@ -86,7 +86,7 @@ class DeviceSectionReader:
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: Range) -> WaitingMessages:
-        """Return the messages that wait for the device, as many as one response takes."""
+        """Return the pending messages of the device, as many as one response takes."""
         device_id = request.caller.device_id
         if device_id is None:
             return WaitingMessages((), span.upto)
@@ -160,7 +160,8 @@ class DeviceSectionReader:
     async def _remove(
         self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int
     ) -> int:
-        """Remove the messages that the device has, up to the position, and return their number."""
+        """Remove the messages that the device has received, up to the position, and return their
+        number."""
         has = _count_upto(known, arrived)
         if has:
             if has <= REMOVED_AT_ONCE:

@@ -43,8 +43,8 @@ class EphemeralSection:
     ) -> OwnReceipts | None:
         """Add the new receipts to each room.
 
-        Returns the user's own receipts of rooms that were read whole, if they are current: the
-        unread counts need them, and need not read them again.
+        Return the user's own receipts of rooms whose receipts were all read, if they are current:
+        the unread counts need them, and do not read them again.
         """
         wanted = request.filter.room.ephemeral
         by_nid = self._find_rooms(request, span, updates)
@@ -98,7 +98,7 @@ class EphemeralSection:
     def _find_rooms(
         self, request: SyncRequest, span: Range, updates: Sequence[RoomUpdate]
     ) -> dict[int, RoomUpdate]:
-        """The rooms that may have new receipts."""
+        """Return the rooms that may have new receipts."""
         changed = None
         if request.since is not None:
             changed = self._recent.rooms_since(request.caller.user_id, span.since)
@@ -111,11 +111,11 @@ class EphemeralSection:
     def _find_typing(
         self, request: SyncRequest, updates: Sequence[RoomUpdate]
     ) -> Mapping[int, Sequence[UserID]]:
-        """Find the typing users of the rooms where the client needs them.
+        """Return the typing users of the rooms where the client needs them.
 
-        A client that may know nothing of a room needs them if anybody types. One that may know the
-        room also needs to know that nobody types any more, even if this node never knew that
-        somebody did: the client's token says so.
+        For a room that is new to the client, that is when somebody types. For a room that it may
+        know, also when nobody types any more, even if this node never knew of the typing: the
+        client's token says that it shows somebody.
         """
         typing, since = self._typing, request.since
         new = [update.room.room_nid for update in updates if since is None or update.starts_over]

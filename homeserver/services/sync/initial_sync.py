@@ -1,10 +1,10 @@
-"""The endpoints from before /sync: `/events`, `/initialSync`, and `/rooms/{room_id}/initialSync`,
-by which a client still looks into a room that its user is not in.
+"""The endpoints that preceded /sync: `/events`, `/initialSync`, and `/rooms/{room_id}/initialSync`,
+by which clients still preview rooms.
 
 Laws:
 - Their tokens are those of /sync.
-- Nothing is left out between one response of `/events` and the next: if there is much, a response
-  ends earlier.
+- No event is omitted between two responses of `/events`: if there are many changes, a response ends
+  earlier.
 - The response of `/initialSync` has no pages. It has the rooms with the latest changes, as many as
   fit; a client gets the others one by one, or by /sync.
 
@@ -137,7 +137,8 @@ class OldSync:
     async def _newest(
         self, rows: Sequence[MembershipRow], *, archived: bool
     ) -> Sequence[MembershipRow]:
-        """The rooms of a response of /initialSync: invites, then those with the latest changes."""
+        """Return the rooms of a response of /initialSync: invites, then those with the latest
+        changes."""
         invites = [row for row in rows if row.membership == "invite"]
         inside = [
             row for row in rows if row.membership == "join" or (archived and row.membership in LEFT)
@@ -221,7 +222,7 @@ class OldSync:
     async def _look(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> tuple[list[Any], SyncToken]:
-        """The changes since the token, and the token after them."""
+        """Return the changes since the token, and the token after them."""
         now = self._now()
         readers = await self._readers(caller, room_id, since)
         ranges = dict.fromkeys(readers, (since.position, now.position))
@@ -253,7 +254,8 @@ class OldSync:
     async def _readers(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> Mapping[int, Reader]:
-        """The rooms to look into: the requested one, or those of the caller that have changes."""
+        """Return readers of the requested room, or of those of the caller's rooms that have
+        changes."""
         parts = self._parts
         if room_id is not None:
             reader = await parts.reading.find_reader(caller.user_id, room_id)
@@ -281,7 +283,7 @@ class OldSync:
     async def _ephemeral(
         self, caller: Requester, readers: Mapping[int, Reader], since: SyncToken, now: SyncToken
     ) -> list[dict[str, Any]]:
-        """The receipts and typing notifications of rooms that the caller is in."""
+        """Return the receipts and typing notifications of rooms that the caller is in."""
         ranges = dict.fromkeys(readers, (since.position, now.position))
         receipts = await self._parts.receipts.get_receipts(ranges) if ranges else {}
         ignored = await self._parts.ignored.of_user(caller.user_id)
@@ -300,7 +302,7 @@ class OldSync:
     async def _presence(
         self, caller: Requester, since: SyncToken | None, now: SyncToken
     ) -> list[msgspec.Raw]:
-        """The presence of users with whom the caller shares a room."""
+        """Return the presence of users who share a room with the caller."""
         rows = await self._parts.memberships.of_user(caller.user_id)
         ignored = await self._parts.ignored.of_user(caller.user_id)
         span = Range(0 if since is None else since.position, now.position)
@@ -311,7 +313,7 @@ class OldSync:
 
 
 def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
-    """The request of /sync that asks for the same."""
+    """Return the equivalent request of /sync."""
     return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=STATE_BEFORE)
 
 

@@ -102,8 +102,7 @@ class JoinedRooms:
         self._most_events = most_events
 
     def begin(self, request: SyncRequest) -> set[Member]:
-        """Return the lazily loaded members that the device has for sure, as it came with this
-        token."""
+        """Return the lazily loaded members that the device has confirmed by this token."""
         device = request.caller.user_id, request.caller.device_id
         return self._lazy_members.get_confirmed(device, request.token)
 
@@ -206,7 +205,8 @@ class JoinedRooms:
     async def _find_former_roots(
         self, updates: Sequence[RoomUpdate], confirmed: set[Member] | None
     ) -> Mapping[int, bytes | None]:
-        """The states that the client has, of rooms where the whole states have to be compared."""
+        """Return the states that the client has, for rooms where complete states have to be
+        compared."""
         positions: dict[int, int] = {}
         for update in updates:
             if update.full_state:
@@ -396,8 +396,8 @@ class JoinedRooms:
     async def _find_ends(
         self, updates: Sequence[RoomUpdate], span: Range
     ) -> Mapping[int, bytes | None]:
-        """The current states at the end of the range; of rooms that were left, as they were
-        then."""
+        """Return the current states at the end of the range; for rooms that the user left, the
+        states at that time."""
         ends = {
             update.room.room_nid: update.arrived[-1].current_root
             for update in updates
@@ -455,8 +455,8 @@ class JoinedRooms:
     ) -> Entries:
         """Add the memberships that the shown events need.
 
-        Of a whole state, other memberships are left out unless they `changed`: the client may have
-        kept the room while its user was away.
+        If the full state is sent, other memberships are left out unless they `changed`: the client
+        may have cached the room while its user was not in it.
         """
         room_nid = update.room.room_nid
         needed = _needed_members(request, update, changed)
@@ -490,7 +490,7 @@ class JoinedRooms:
 
 
 def _needed_members(request: SyncRequest, update: RoomUpdate, changed: Entries) -> set[str]:
-    """The users whose memberships a client needs that loads members lazily."""
+    """Return the users whose memberships a client with lazy loading needs."""
     needed = {str(each.event.event.sender) for each in update.shown}
     if update.summary is not None:
         needed |= {hero.user_id for hero in update.summary.heroes}
@@ -501,7 +501,7 @@ def _needed_members(request: SyncRequest, update: RoomUpdate, changed: Entries) 
 
 
 def _members_in(timeline: Sequence[Seen]) -> list[str]:
-    """The users whose membership events a timeline has."""
+    """Return the users whose membership events a timeline has."""
     events = [seen.event.event for seen in timeline if seen.event.event.type == MEMBER]
     return [event.state_key for event in events if event.state_key is not None]
 
@@ -521,7 +521,7 @@ def batches_of(
 
 
 def _newest_of(stretch: Stretch) -> Stretch:
-    """Keep the newest event only."""
+    """Drop all events except the newest."""
     return Stretch(stretch.arrivals[-1:], stretch.limited or len(stretch.arrivals) > 1)
 
 
@@ -536,7 +536,7 @@ def _may_change_state(update: RoomUpdate, known: Set[Member] | None) -> bool:
 
 
 def _encode_state(request: SyncRequest, update: RoomUpdate, reasons: Reasons) -> list[Any]:
-    """The state events of a room in the form that the filter asks for."""
+    """Return the state events of a room in the form that the filter asks for."""
     state: list[Any]
     if request.filter.event_format == "federation":
         state = [msgspec.Raw(event.pdu) for event in update.state]
@@ -556,7 +556,7 @@ def _set_prev_batch(update: RoomUpdate, span: Range) -> None:
 
 
 def own_state_after(request: SyncRequest, update: RoomUpdate) -> list[StoredEvent]:
-    """The state of a room that the user was never in: their own membership, if they ask for
+    """Return the state of a room that the user was never in: their own membership, if they ask for
     `state_after`."""
     wanted, key = request.filter.room.state, StateKey(MEMBER, update.own.user_id)
     if not request.state_after or not wanted.allows_room(update.room.room_id):

@@ -1,10 +1,10 @@
 """Records which membership events a device was sent, so that lazy loading does not repeat them.
 
 Laws:
-- What a response carried counts as confirmed only when the device comes back with that response's
-  token, since a response may get lost.
-- A device that comes with an unknown token starts from nothing. It went back, as an app does that
-  is reopened before it stored its last response, or another node has answered it in the meantime
+- The members of a response are confirmed only when the device sends that response's token, since a
+  response may get lost.
+- A device with an unknown token starts with no confirmed members. Either it went back, such as an
+  app that was killed before it stored its last response, or another node has answered it meanwhile
   and may have sent a newer membership.
 
 spec: client-server-api#lazy-loading-room-members
@@ -19,9 +19,9 @@ Member = tuple[int, str]
 """Room number and user."""
 
 MAX_MEMBERS = 5_000
-"""Members remembered for one device; past that, some are sent again."""
+"""The most members stored for one device; beyond that, some are sent again."""
 MAX_RESPONSES = 8
-"""Responses to one token that are remembered, the latest ones: several if a device repeats a
+"""The latest responses to one token that are stored: there are several if a device repeats a
 request."""
 
 
@@ -29,7 +29,7 @@ class _Device(msgspec.Struct, gc=False):
     token: str
     """The token of its latest request; empty at the beginning."""
     confirmed: set[Member] = set()
-    """The members that the device has for sure."""
+    """The members that the device has confirmed."""
     responses: dict[str, set[Member]] = {}
     """The members that each response to that token carried, by the response's token."""
     counted: int = 0
@@ -37,20 +37,20 @@ class _Device(msgspec.Struct, gc=False):
 
 
 class LazyMembers:
-    """The members that devices were sent. For the reactor thread."""
+    """The members that were sent to devices. For the reactor thread."""
 
     def __init__(self, *, capacity: int) -> None:
-        """`capacity`: the number of members that are remembered, of all devices together."""
+        """`capacity`: the number of stored members, of all devices together."""
         self._capacity = capacity
         self._remembered = 0
         self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
 
     def __len__(self) -> int:
-        """The number of members that are remembered."""
+        """Return the number of stored members."""
         return self._remembered
 
     def get_confirmed(self, key: Hashable, since: str | None) -> set[Member]:
-        """Return the members that the device has for sure, as it came with this token.
+        """Return the members that the device has confirmed by this token.
 
         A caller that changes a member without sending it removes it from the set. `key` names a
         device, or a connection of one.

@@ -20,8 +20,7 @@ from homeserver.services.sync.request import Range, SyncRequest
 from storage.rooms.memberships import MembershipRow
 
 FEW: Final = 50
-"""Up to this number of people, look at the rooms of each; of more, look at the people of each
-room."""
+"""Up to this many users are looked up one by one; if there are more, rooms are read instead."""
 
 Rows = Mapping[int, MembershipRow]
 People = dict[str, Person | RemotePerson]
@@ -40,8 +39,8 @@ class PresenceSection:
         server_name: ServerName,
         tells_offline: bool,
     ) -> None:
-        """`tells_offline`: an initial sync includes users who are offline, at the cost of looking
-        at all of them."""
+        """`tells_offline`: an initial sync includes offline users, at the cost of reading all of
+        them."""
         self._presence = presence
         self._memberships = memberships
         self._recent = recent
@@ -78,7 +77,7 @@ class PresenceSection:
         ]
 
     async def _find_all(self, user_id: UserID, rows: Rows) -> People:
-        """The users who share a room, for an initial sync."""
+        """Return the users who share a room, for an initial sync."""
         present = self._presence.roster.get_changed(None)
         if not present and not self._tells_offline:
             return {}
@@ -90,7 +89,8 @@ class PresenceSection:
         return found
 
     async def _find_changed(self, user_id: UserID, since: int, span: Range, rows: Rows) -> People:
-        """The users who share a room and changed, or came to share one."""
+        """Return the users who share a room and whose presence changed, or who came to share
+        one."""
         changed = self._presence.roster.get_changed(since)
         new_joins = self._find_new_joins(span, rows)
         if not changed and not new_joins:
@@ -104,7 +104,7 @@ class PresenceSection:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
     def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
-        """The event about a person, encoded once for all readers in the same second."""
+        """Return the event about a user, encoded once for all readers in the same second."""
         encoded = person.encoded
         if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
             content = self._presence.content_of(person, person.shown)
@@ -113,7 +113,8 @@ class PresenceSection:
         return msgspec.Raw(encoded[2])
 
     def _find_new_joins(self, span: Range, rows: Rows) -> list[MembershipRow]:
-        """The joins in the user's rooms, their own included, as far as they are in memory."""
+        """Return the joins in the user's rooms, including their own, as far as they are in
+        memory."""
         return [
             row
             for row in self._recent.memberships_since(span.since) or ()
@@ -123,10 +124,10 @@ class PresenceSection:
         ]
 
     async def _met(self, user_id: UserID, row: MembershipRow) -> People:
-        """The users whom the user meets by a join: everybody in the room by their own, else the new
-        member.
+        """Return the users who come to share a room by a join: all members if the user joined,
+        otherwise the new member.
 
-        A new member who is offline is included: the client may have another state of them.
+        A new member who is offline is included: the client may have an outdated presence of theirs.
         """
         if row.user_id != user_id:
             other = UserID(row.user_id)
@@ -146,7 +147,7 @@ class PresenceSection:
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
     ) -> People:
-        """The people who are in one of these rooms, and the user."""
+        """Return those of the users who are in one of these rooms, and the user."""
         found: People = {}
         unknown: People = {}
         for person in people:

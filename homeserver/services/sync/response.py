@@ -18,7 +18,7 @@ NO_ROOMS: Final[Mapping[str, Any]] = {}
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """A response, and whether it has anything for which the client need not wait any longer."""
+    """A response. `has_changes`: whether anything is new, so that the request ends its wait."""
 
     body: dict[str, Any]
     has_changes: bool
@@ -60,7 +60,8 @@ def add_unread_counts(request: SyncRequest, room: dict[str, Any], count: RoomUnr
 
 
 def _thread_keys(filter: RoomEventFilter) -> list[str]:
-    """The fields in which the client wants the counts of threads, if it wants them (MSC3773)."""
+    """Return the fields in which the client wants the counts of threads, if it wants them
+    (MSC3773)."""
     names = []
     if filter.unread_thread_notifications:
         names.append("unread_thread_notifications")

@@ -40,7 +40,7 @@ class RoomStates:
         self._events = events
 
     async def get_all(self, point: StatePoint) -> Entries:
-        """Return the whole state."""
+        """Return the full state."""
         entries = {
             StateKey(*key): nid
             for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()
@@ -96,7 +96,7 @@ class RoomStates:
 
 
 def _wanted_nids(entries: Entries, room_id: str, wanted: RoomEventFilter) -> list[int]:
-    """The numbers of the events that the filter allows, as far as their types tell."""
+    """Return the numbers of the events whose types the filter allows."""
     if not wanted.allows_room(room_id):
         return []
     if wanted.passes_all_events:

@@ -30,7 +30,7 @@ class RoomUpdate(msgspec.Struct, gc=False):
     since: int
     """The position up to which the client has the room; 0 if it has nothing."""
     full_state: bool
-    """The client gets the whole state, not only what changed."""
+    """Whether the client gets the full state, not only the changes."""
     has_partial_state: bool = False
     has_rejoined: bool = False
     """The user left and joined again since then."""
@@ -55,7 +55,7 @@ class RoomUpdate(msgspec.Struct, gc=False):
 
     @property
     def starts_over(self) -> bool:
-        """Whether the client may lack everything besides the timeline, such as receipts."""
+        """Whether the client may lack everything except the timeline, such as receipts."""
         return self.since == 0 or self.has_rejoined
 
     @property

@@ -136,7 +136,7 @@ class RoomSection:
     async def _find_candidates(
         self, request: SyncRequest, span: Range, user: UserState
     ) -> Sequence[MembershipRow]:
-        """The memberships, as of the end of the range, of the rooms that may have changes."""
+        """Return the memberships, at the end of the range, of the rooms that may have changes."""
         rows = await self._find_changed(request, span, user)
         if any(row.position > span.upto for row in rows):
             then = [await self._past.at(row, span.upto) for row in rows]
@@ -275,7 +275,7 @@ class RoomSection:
 def _apply_partial_state(
     request: SyncRequest, span: Range, update: RoomUpdate, room: PartialRoom | None
 ) -> None:
-    """Send the whole state of a room again once it is complete."""
+    """Send the full state of a room again once it is no longer partial."""
     if room is None:
         return
     update.has_partial_state = room.completed is None

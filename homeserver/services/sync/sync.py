@@ -1,11 +1,11 @@
-"""/sync: everything that is new for a user since a token, or all of it; waiting until something is
-new.
+"""/sync: returns what is new for a user since a token, or everything for an initial sync; waits
+until something is new.
 
 Laws:
-- A response covers a range of the one sequence, up to its head when the work on it began.
-- A request listens for changes before it looks for them, so it misses nothing.
-- The cost is that of the changes. For a client that is up to date, the rooms with changes are known
-  from memory.
+- A response covers a range of the stream, up to its head when the work on it began.
+- A request subscribes to changes before it reads, so it misses none.
+- The cost depends on the changes only. For a client that is up to date, the rooms with changes are
+  known from memory.
 
 A section of the response is read by a class of its own: `RoomSection`, `DeviceSectionReader`,
 `AccountDataSection`, `PresenceSection`.

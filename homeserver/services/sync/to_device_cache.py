@@ -1,14 +1,14 @@
 """The latest to-device messages, in memory: a device that keeps up gets them without a query.
 
-They are stored in the database too, until the device has them or is deleted. For the reactor
-thread.
+They are stored in the database too, until the device has received them or is deleted. For the
+reactor thread.
 
 Laws:
-- Adding messages costs nothing per device. They are sorted by recipient when somebody reads,
-  several requests together. A request to many recipients is not sorted: its readers look through
-  it. An event is made only when a response takes it.
+- Adding messages costs nothing per device. They are sorted by recipient on the next read, several
+  requests together. A request to many recipients is not sorted: its readers search it. An event is
+  made only when a response takes it.
 - Each device has a floor: messages at or below it were delivered, or were for a deleted device, and
-  are never found again.
+  are never returned again.
 """
 
 from bisect import bisect_right
@@ -74,7 +74,7 @@ class _SentRequest:
         return self._by_user.get(user_id, ())
 
     def _index(self) -> dict[str, Sequence[int]]:
-        """The indexes of the messages, by user."""
+        """Return the indexes of the messages, by user."""
         users = list(map(_user_id, self.news.recipients))
         found: dict[str, Sequence[int]] = dict(
             zip(users, zip(range(len(users)), strict=True), strict=True)
@@ -133,7 +133,7 @@ class ToDeviceCache:
         return messages
 
     def forget(self, device: DeviceKey, upto: int) -> None:
-        """Drop the messages to the device up to the position: it has them."""
+        """Drop the messages to the device up to the position: it has received them."""
         # a token may be from after the head
         self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
         if len(self._floors) > MAX_FLOORS:
