@@ -65,13 +65,14 @@ from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
 from homeserver.observe.page import write_metrics_page
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import NoNewcomers, Wish
 from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.databases import database_config_of
 from homeserver.wiring.email import MailParts, smtp_relay
 from homeserver.wiring.endpoints import declared_routes
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import start_media_threads
 from homeserver.wiring.scanning import rescan_store_of, scans_files
 from storage.engine.database import Database, SQLiteConfig, make_engine
@@ -279,8 +280,8 @@ def create_user(
     loaded = load(paths)
     localpart = localpart_of(name, loaded.config.server_name)
 
-    async def register(accounts: AccountParts) -> str:
-        await accounts.registration.check_username(localpart, privileged=True)
+    async def register(accounts: AccountParts, login: LoginParts) -> str:
+        await login.registration.check_username(localpart, privileged=True)
         # checked first, so that the operator does not enter a password in vain
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
@@ -291,7 +292,7 @@ def create_user(
         except WeakPassword as error:  # the operator decides; it may be for the first login only
             click.echo(f"warning: {error.text}; users cannot choose such a password", err=True)
         request = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
-        return (await accounts.registration.do_register_privileged(request)).user_id
+        return (await login.registration.do_register_privileged(request)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
     click.echo(f"created {user_id}" + (", an administrator" if admin else ""))
@@ -311,9 +312,9 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
     """Create and print a registration token, for use with `registration_requires_token`."""
     config = load(paths).config
 
-    async def make(accounts: AccountParts) -> str:
+    async def make(_accounts: AccountParts, login: LoginParts) -> str:
         seconds = None if days is None else days * 24 * 3600
-        return await accounts.registration.do_make_token(uses_allowed=uses, seconds=seconds)
+        return await login.registration.do_make_token(uses_allowed=uses, seconds=seconds)
 
     click.echo(run_with_accounts(config, make))
     if not (
@@ -457,7 +458,9 @@ def localpart_of(name: str, server_name: str) -> str:
     return localpart
 
 
-def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
+def run_with_accounts(
+    config: Config, work: Callable[[AccountParts, LoginParts], Awaitable[T]]
+) -> T:
     """Run `work` on the accounts. The server may be running. Raises `click.ClickException`."""
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
@@ -479,10 +482,21 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
             start_hashing_threads(reactor),
             os.urandom,
             mail,
-            None,
             time.monotonic,
+            consents=None,
         )
-        return await work(accounts)
+        login = LoginParts(
+            config,
+            clock,
+            database,
+            limiter,
+            accounts,
+            mail,
+            None,
+            newcomers=NoNewcomers(),
+            addresses=None,
+        )
+        return await work(accounts, login)
 
     return run_with_database(config, with_accounts)
 

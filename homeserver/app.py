@@ -42,6 +42,7 @@ from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access import AccessLog
 from homeserver.observe.caches import CacheMetrics, Entries
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
+from homeserver.services.accounts.registration import NoNewcomers
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import Discovery
@@ -65,6 +66,7 @@ from homeserver.wiring.federation_sender import FederationOutParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.jobs import jobs_of
 from homeserver.wiring.limits import rates_of
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts, MediaThreads
 from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.oauth import OAuthParts
@@ -80,6 +82,7 @@ from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.search import SearchParts
 from homeserver.wiring.sync import SyncServiceParts
+from homeserver.wiring.terms import blocks_requests, consents_of
 from homeserver.wiring.upstream import UpstreamParts
 from homeserver.wiring.user_data import PeopleParts, identity_server_of
 from homeserver.wiring.user_settings import UserSettingParts
@@ -110,6 +113,7 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     federation: FederationParts
     federation_out: FederationOutParts
     finding: SearchParts
+    login: LoginParts
     history: RoomHistoryParts
     incoming: IncomingParts
     mail: MailParts
@@ -207,7 +211,18 @@ def build(
     identity = ServerIdentity(server_name, key)
     base = Foundation(config, clock, database, limiter, identity, registry)
     mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
-    accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web, monotonic)
+    consents = consents_of(base)
+    accounts = AccountParts(
+        config,
+        clock,
+        database,
+        limiter,
+        threads,
+        random,
+        mail,
+        monotonic,
+        consents=consents if blocks_requests(config.pages.user_consent) else None,
+    )
     edge = EdgeParts(base, wire, fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
@@ -266,24 +281,6 @@ def build(
         presence,
         devices,
     )
-    people = PeopleParts(
-        base, web, accounts, mail, push_rules, rooms, presence, devices, room_services
-    )
-    calls = CallParts(base, accounts, rooms, history, room_reading, room_services)
-    finding = SearchParts(base, accounts, rooms, room_engine, history, room_reading)
-    encryption = EncryptionParts(base, accounts, people.confirmation, devices)
-    retention = RetentionParts(base, accounts, rooms, history, monotonic)
-    exploring = ExploringParts(
-        base,
-        accounts,
-        rooms,
-        room_reading,
-        room_services,
-        remote_spaces=RemoteHierarchies(
-            DirectoryRequests(edge.requests), Candidates(edge.policy, server_name), base.now_ms
-        ),
-        remote_times=incoming.times,
-    )
     pushers = PusherParts(
         base,
         random,
@@ -296,11 +293,46 @@ def build(
         presence,
         mail,
     )
+
+    # accounts, which may join rooms and get pushers when they are made
+    login = LoginParts(
+        config,
+        clock,
+        database,
+        limiter,
+        accounts,
+        mail,
+        web,
+        newcomers=(
+            room_services.first_rooms if config.registration.auto_join_rooms else NoNewcomers()
+        ),
+        addresses=pushers.new_addresses,
+    )
+    people = PeopleParts(
+        base, web, accounts, login, mail, push_rules, rooms, presence, devices, room_services
+    )
+    calls = CallParts(base, accounts, rooms, history, room_reading, room_services)
+    finding = SearchParts(base, accounts, rooms, room_engine, history, room_reading)
+    encryption = EncryptionParts(base, accounts, login, people.confirmation, devices)
+    retention = RetentionParts(base, accounts, rooms, history, monotonic)
+    exploring = ExploringParts(
+        base,
+        accounts,
+        rooms,
+        room_reading,
+        room_services,
+        remote_spaces=RemoteHierarchies(
+            DirectoryRequests(edge.requests), Candidates(edge.policy, server_name), base.now_ms
+        ),
+        remote_times=incoming.times,
+    )
     files = MediaParts(base, edge, follow, preview_web, media_threads, random, accounts.plugins)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(base, accounts, mail, oauth, people, profiles, room_services)
-    upstream = UpstreamParts(base, web, directory_threads, accounts, profiles, people, files, pages)
+    oauth = OAuthParts(config, clock, database, limiter, accounts, login)
+    pages = WebParts(base, accounts, login, mail, oauth, people, profiles, room_services, consents)
+    upstream = UpstreamParts(
+        base, web, directory_threads, accounts, login, profiles, people, files, pages
+    )
     query_answers = answer_queries(
         profiles.profiles,
         room_services.directory,
@@ -309,18 +341,18 @@ def build(
     services: Sequence[object] = (
         administration_of_devices(database, identity, accounts, people),
         administration_of_users(
-            database, identity, accounts, profiles, room_reading, people, upstream
+            database, identity, accounts, login, profiles, room_reading, people, upstream
         ),
         *edge.services,
-        accounts.acting_services,
+        login.acting_services,
         accounts.application_passwords,
         accounts.audit,
-        accounts.registration,
-        accounts.registration_tokens,
+        login.registration,
+        login.registration_tokens,
         accounts.renewals,
         accounts.sessions,
-        accounts.shared_secret_registration,
-        accounts.sign_in,
+        login.shared_secret_registration,
+        login.sign_in,
         people.account_data,
         people.accounts,
         people.devices,
@@ -374,13 +406,13 @@ def build(
         registry,
         mail.languages,
         mail.validation,
-        accounts.phones,
+        login.phones,
         people.threepids,
         people.bindings,
         *pages.services,
         *oauth.services,
         *upstream.services,
-        *offers_of(config, accounts, mail, oauth),
+        *offers_of(config, login, mail, oauth),
         *retention.services,
         rtc,
         ClientDiscovery(
@@ -405,7 +437,7 @@ def build(
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
-            appservices=accounts.acting_services if accounts.acting_services.are_there else None,
+            appservices=login.acting_services if login.acting_services.are_there else None,
             signatures=federation_out.signatures,
             turns=edge.turns,
             slow_turns=edge.slow_turns,
@@ -416,7 +448,7 @@ def build(
     maintenance_jobs = jobs_of(
         clock,
         database,
-        accounts.uia,
+        login.uia,
         people.login_tokens,
         mail.validations,
         presence.presence,
@@ -459,7 +491,11 @@ def build(
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     # of several nodes, another one may be at this work: there, the jobs resume it
     resumed = (
-        (people.first_rooms, room_services.related_redactions, federated_rooms.planned_invites)
+        (
+            room_services.first_rooms,
+            room_services.related_redactions,
+            federated_rooms.planned_invites,
+        )
         if accounts.other_nodes is None
         else ()
     )
@@ -524,6 +560,7 @@ def build(
         federation=federation,
         federation_out=federation_out,
         finding=finding,
+        login=login,
         history=history,
         incoming=incoming,
         mail=mail,

@@ -1,12 +1,9 @@
 """Wires the account services: stores, sessions, sign-in, registration."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.http_client.client import Web
-from federation.peers.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.cluster.incoming_changes import NewsOfOthers
 from homeserver.cluster.notify import NodeNotes
@@ -15,56 +12,26 @@ from homeserver.cluster.peers import OtherNodes
 from homeserver.config.configuration import Config
 from homeserver.config.registration_files import read_registration_files
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.accounts.registration import Registration
-from homeserver.services.accounts.registration_rules import RegistrationRules
-from homeserver.services.accounts.registration_tokens import RegistrationTokens
 from homeserver.services.accounts.renewal import Renewals
-from homeserver.services.accounts.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.application_services.application_services import (
-    ActingServices,
     ApplicationServices,
 )
 from homeserver.services.audit.audit import Audit, Happened, Recorded
 from homeserver.services.devices.device_settings import DeviceSettings
-from homeserver.services.encryption.cross_signing_resets import (
-    STAGES,
-    CrossSigningResets,
-    OAuthStage,
-)
-from homeserver.services.login.access_tokens import AccessTokens
+from homeserver.services.login.access_tokens import AccessTokens, OwedConsents
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
-from homeserver.services.login.approvals import Approvals
-from homeserver.services.login.captcha import Captcha
 from homeserver.services.login.last_seen import LastSeen
-from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.login.sessions import Lifetimes, Sessions
-from homeserver.services.login.uia import UIA, Stage
-from homeserver.services.login.uia_stages import (
-    EMAIL_IDENTITY,
-    MSISDN_IDENTITY,
-    CaptchaStage,
-    DummyStage,
-    PasswordStage,
-    RegistrationTokenStage,
-    SSOStage,
-    TermsStage,
-    ThreepidStage,
-)
-from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.plugins.hooks import Plugins, load_plugin
 from homeserver.services.terms.policies import policies_of
-from homeserver.services.threepids.phone_validation import PhoneValidation
-from homeserver.services.threepids.sms import Gateway, TextMessages
-from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
 from homeserver.wiring.email import MailParts
 from storage.account_data.account_data import AccountDataStore
 from storage.accounts.accounts import AccountStore
 from storage.accounts.audit import AuditStore
 from storage.accounts.policy_consents import PolicyConsentStore
-from storage.accounts.registration_tokens import RegistrationTokenStore
 from storage.accounts.validity import AccountValidityStore
 from storage.devices.devices import DeviceStore
 from storage.encryption.dehydrated_devices import DehydratedDeviceStore
@@ -81,7 +48,6 @@ from storage.oauth.oauth import CrossSigningResetStore, OAuthStore
 from storage.profiles.profiles import ProfileStore
 from storage.push.pushers import PusherStore
 from storage.sync.sliding_connections import SlidingConnectionStore
-from storage.threepids.sms import TextMessageStore
 from storage.upstream.sessions import UpstreamSessionStore
 
 
@@ -98,12 +64,12 @@ class AccountParts:
         threads: Threads,
         random: RandomBytes,
         mail: MailParts,
-        web: Web | None,
         monotonic: Callable[[], float],
+        *,
+        consents: OwedConsents | None,
     ) -> None:
-        """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `monotonic` is a clock in seconds that is never set. Raises `ValueError` if no service can
-        check captchas or send the required messages."""
+        """`monotonic` is a clock in seconds that is never set. `consents`: the source of missing
+        consents; None if requests do not depend on them."""
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
@@ -127,7 +93,6 @@ class AccountParts:
         self.device_grant_store = DeviceGrantStore(database)
         self.reset_store = CrossSigningResetStore(database)
         program_store = ApplicationPasswordStore(database)
-        registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
         self.confirmation_store = ConfirmationStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
@@ -147,6 +112,7 @@ class AccountParts:
             self.last_seen,
             validity=self.validity,
             monotonic=monotonic,
+            consents=consents,
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite supports one node only
         self.node_notes = NodeNotes(clock) if is_shared else None
@@ -225,129 +191,12 @@ class AccountParts:
             most=application_passwords.limit,
             longest_ms=application_passwords.longest_lifetime,
         )
-        self.approvals = Approvals(
-            clock,
-            database,
-            self.store,
-            mail.threepids,
-            mail.outbox,
-            mail.languages,
-            letters_to=config.registration.registration_approval_letters,
-            base_url=config.name.public_baseurl or "",
-        )
-        passwords = config.sessions.password_config
-        has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
-        self.sign_in = SignIn(
-            clock,
-            database,
-            self.store,
-            mail.threepids,
-            self.passwords,
-            self.sessions,
-            limiter,
-            self.application_passwords,
-            server_name=server_name,
-            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
-            password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
-            own_passwords=passwords.localdb_enabled,
-            plugins=self.plugins,
-            approvals=self.approvals,
-            validity=self.validity,
-        )
-        self.captcha = None if web is None else _captcha(config, web, self.plugins)
-        self.phones = PhoneValidation(
-            lambda: int(clock.seconds() * 1000),
-            database,
-            mail.threepids,
-            TextMessageStore(),
-            mail.validations,
-            self.secret_text,
-            None
-            if web is None
-            else TextMessages(web, self.plugins, self.secret_text, _gateway(config)),
-            limiter,
-            mail.text_message_metrics,
-            purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
-            server_name=config.server_name,
-            base_url=config.name.public_baseurl or "",
-            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
-            most_per_day=config.text_messages.sms_gateway.most_per_day,
-        )
-        registers = web is not None and config.registration.enable_registration
-        if (
-            registers
-            and MSISDN in config.mail.registrations_require_3pid
-            and not self.phones.is_possible(REGISTER)
-        ):
-            raise ValueError(
-                "registrations_require_3pid has msisdn, but this server sends no text messages:"
-                " nobody could register"
-            )
-        stages: list[Stage] = [
-            DummyStage(),
-            PasswordStage(self.sign_in),
-            RegistrationTokenStage(clock, registration_tokens),
-            *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
-            ThreepidStage(EMAIL_IDENTITY, EMAIL, mail.validations),
-            ThreepidStage(MSISDN_IDENTITY, MSISDN, mail.validations),
-            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
-            SSOStage(),
-            TermsStage(self.policies),
-        ]
-        self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.audit = Audit(clock, AuditStore(database), keep_ms=config.sessions.audit.keep_for)
-        self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)
-        self.registration = Registration(
-            clock,
-            self.secret_text,
-            database,
-            self.store,
-            self.profile_store,
-            registration_tokens,
-            mail.threepids,
-            self.passwords,
-            self.sessions,
-            self.sign_in,
-            self.uia,
-            limiter,
-            server_name=server_name,
-            rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
-            reserved=self.application_services,
-            plugins=self.plugins,
-            consents=self.policy_consents,
-            approvals=self.approvals,
-        )
-        self.registration_tokens = RegistrationTokens(
-            clock, self.secret_text, database, registration_tokens
-        )
-        self.acting_services = ActingServices(
-            self.application_services,
-            self.store,
-            self.device_store,
-            self.registration,
-            self.sign_in,
-            self.sessions,
-            self.validity,
-            token_in_query=config.sessions.accept_token_in_query,
-        )
-        self.shared_secret_registration = SharedSecretRegistration(
-            clock,
-            self.secret_text,
-            database,
-            uia_store,
-            self.registration,
-            secret=config.registration.registration_shared_secret,
-        )
 
     def get_node(self) -> int:
         """Return the number of this node among the connected ones; 0 if it is disconnected or the
         only one."""
         return 0 if self.other_nodes is None else self.other_nodes.node
-
-
-def _reset_page(config: Config) -> str:
-    base_url = (config.name.public_baseurl or "").rstrip("/")
-    return f"{base_url}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:
@@ -374,70 +223,4 @@ def _lifetimes(config: Config) -> Lifetimes:
         refreshable_access_token=config.sessions.refreshable_access_token_lifetime,
         refresh_token=config.sessions.refresh_token_lifetime,
         nonrefreshable_access_token=config.sessions.nonrefreshable_access_token_lifetime,
-    )
-
-
-def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
-    captcha = config.captcha
-    if not captcha.enable_registration_captcha:
-        return None
-    return Captcha(
-        web,
-        plugins,
-        verify_url=captcha.recaptcha_siteverify_api,
-        site_key=str(captcha.recaptcha_public_key),
-        secret=captcha.recaptcha_private_key,
-    )
-
-
-def _gateway(config: Config) -> Gateway | None:
-    sms_gateway = config.text_messages.sms_gateway
-    if sms_gateway.url is None:
-        return None
-    token = [] if sms_gateway.token is None else [("Authorization", f"Bearer {sms_gateway.token}")]
-    return Gateway(
-        sms_gateway.url,
-        [*token, *sms_gateway.headers.items()],
-        sms_gateway.format,
-        sms_gateway.body,
-        sms_gateway.sender,
-    )
-
-
-def _purposes_of_codes(config: Config, *, resets: bool) -> Sequence[str]:
-    """Return the purposes for which text messages may be sent. Each message costs money, so
-    purposes that are disabled are left out."""
-    registers = (
-        config.registration.enable_registration
-        and not config.text_messages.disable_msisdn_registration
-    )
-    wanted = {REGISTER: registers, ADD: config.mail.enable_3pid_changes, PASSWORD_RESET: resets}
-    return [purpose for purpose, is_wanted in wanted.items() if is_wanted]
-
-
-def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
-    registration = config.registration
-    email: Literal["none", "optional", "required"] = "none"
-    if config.mail.email.smtp_host is not None:
-        email = "required" if EMAIL in config.mail.registrations_require_3pid else "optional"
-    phone: Literal["none", "optional", "required"] = "none"
-    if MSISDN in config.mail.registrations_require_3pid:
-        phone = "required"
-    elif takes_numbers:
-        phone = "optional"
-    return RegistrationRules(
-        enabled=registration.enable_registration,
-        without_verification=registration.enable_registration_without_verification,
-        requires_token=registration.registration_requires_token,
-        captcha=config.captcha.enable_registration_captcha,
-        email=email,
-        phone=phone,
-        terms=bool(config.pages.user_consent.policies)
-        and config.pages.user_consent.require_at_registration,
-        needs_approval=registration.registration_requires_approval,
-        guests=registration.allow_guest_access,
-        reserved_names=ServerPatterns(registration.reserved_usernames)
-        if registration.reserved_usernames
-        else None,
-        names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

@@ -4,6 +4,7 @@ from federation.peers.identity import ServerIdentity
 from homeserver.services.administration.devices import DeviceAdministration
 from homeserver.services.administration.users import UserAdministration
 from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.upstream import UpstreamParts
@@ -16,6 +17,7 @@ def administration_of_users(
     database: Database,
     identity: ServerIdentity,
     accounts: AccountParts,
+    login: LoginParts,
     profiles: ProfileParts,
     room_reading: RoomReadingParts,
     people: PeopleParts,
@@ -27,11 +29,11 @@ def administration_of_users(
         UserListStore(database),
         accounts.device_store,
         people.accounts,
-        accounts.registration,
+        login.registration,
         profiles.profiles,
         people.threepids,
         upstream.links,
-        accounts.approvals,
+        login.approvals,
         people.deactivation,
         accounts.last_seen,
         accounts.policy_consents,

@@ -5,15 +5,15 @@ from homeserver.config.configuration import Config
 from homeserver.services.discovery.capabilities import Capabilities
 from homeserver.services.discovery.unstable_features import OfferedFeatures
 from homeserver.services.threepids.validation import ADD
-from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import OAuthParts
 from homeserver.wiring.profiles import fixed_profile_fields
 from homeserver.wiring.room_services import ENCRYPTED_PRESETS
 
 
 def offers_of(
-    config: Config, accounts: AccountParts, mail: MailParts, oauth: OAuthParts
+    config: Config, login: LoginParts, mail: MailParts, oauth: OAuthParts
 ) -> tuple[Capabilities, OfferedFeatures]:
     """Return the capabilities and the unstable features that clients may use."""
     return (
@@ -23,7 +23,7 @@ def offers_of(
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
             threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
-            or accounts.phones.is_possible(ADD),
+            or login.phones.is_possible(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             login_tokens_confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             longest_delay_ms=config.rooms.max_event_delay_duration,

@@ -10,6 +10,7 @@ from homeserver.services.login.confirmation import AccountConfirmation
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.login import LoginParts
 from storage.encryption.key_backups import KeyBackupStore
 
 
@@ -20,6 +21,7 @@ class EncryptionParts:
         self,
         base: Foundation,
         accounts: AccountParts,
+        login: LoginParts,
         confirmation: AccountConfirmation,
         devices: DeviceParts,
     ) -> None:
@@ -29,7 +31,7 @@ class EncryptionParts:
             devices.published_keys,
             accounts.device_store,
             confirmation,
-            accounts.resets,
+            login.resets,
             accounts.application_passwords,
         )
         self.dehydrated_devices = DehydratedDevices(

@@ -15,6 +15,7 @@ from homeserver.services.oauth.metadata import OAuthMetadata
 from homeserver.services.oauth.tokens import OAuthTokens
 from homeserver.services.oauth.upstream_devices import UpstreamDevices
 from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.login import LoginParts
 from storage.engine.database import Database
 from storage.login.rendezvous import RendezvousStore
 
@@ -34,11 +35,12 @@ class OAuthParts:
         database: Database,
         limiter: RateLimiter,
         accounts: AccountParts,
+        login: LoginParts,
     ) -> None:
         self.metadata = OAuthMetadata(
             config.name.public_baseurl,
             enabled=config.sessions.oauth.enabled,
-            registration_open=accounts.registration.is_open,
+            registration_open=login.registration.is_open,
         )
         self.clients = Clients(clock, database, accounts.oauth_store)
         self.authorization = Authorization(

@@ -79,8 +79,12 @@ class PusherParts:
             by_email=writes_letters(config),
             plain_http=push.allow_plain_http,
         )
-        if writes_letters(config) and config.mail.email.notif_for_new_users:
-            accounts.registration.tell_addresses(self.pushers)
+        self.new_addresses = (
+            self.pushers
+            if writes_letters(config) and config.mail.email.notif_for_new_users
+            else None
+        )
+        """The handler of new accounts' e-mail addresses."""
         self.unsubscribing = Unsubscribing(
             database, store, base.identity.key, config.name.public_baseurl or ""
         )
@@ -177,6 +181,8 @@ class PusherParts:
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )
+        # A circle that stays: digests go out through the outbox, which asks before it sends one
+        # whether its events are still unread.
         mail.outbox.ask_of_missed(digests.is_missed)
         return digests
 

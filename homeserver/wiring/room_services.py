@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.replace import Replacements
 from homeserver.cluster.jobs import Job
+from homeserver.services.accounts.auto_join_rooms import FirstRooms
 from homeserver.services.directory.room_directory import RoomDirectory
 from homeserver.services.rooms.creation import RoomCreation
 from homeserver.services.rooms.guest_access import GuestAccess
@@ -150,10 +151,18 @@ class RoomServiceParts:
             identity,
             accounts.secret_text,
         )
+        self.first_rooms = FirstRooms(
+            database,
+            accounts.store,
+            self.memberships,
+            config.registration.auto_join_rooms,
+            base.clock,
+        )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
             Job("remove_guests", self.guests.do_remove, 10.0),
+            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
             Job("redact_what_relates", self.related_redactions.do_resume, 60.0),
         )

@@ -36,6 +36,7 @@ from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts
 from homeserver.wiring.oauth import has_own_pages
 from homeserver.wiring.profiles import ProfileParts
@@ -56,6 +57,7 @@ class UpstreamParts:
         web: Web,
         threads: Threads,
         accounts: AccountParts,
+        login: LoginParts,
         profiles: ProfileParts,
         people: PeopleParts,
         files: MediaParts,
@@ -80,7 +82,7 @@ class UpstreamParts:
             database,
             accounts.store,
             self._links,
-            accounts.registration,
+            login.registration,
             profiles.profiles,
             UpstreamPictures(web, files.repository, profiles.profiles),
             people.threepids,
@@ -134,7 +136,7 @@ class UpstreamParts:
             self._accounts,
             accounts.store,
             people.login_tokens,
-            accounts.uia,
+            login.uia,
             pages.consents,
             known_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
@@ -165,8 +167,8 @@ class UpstreamParts:
         self.jwt_sign_in = JWTSignIn(
             clock,
             accounts.store,
-            accounts.registration,
-            accounts.sign_in,
+            login.registration,
+            login.sign_in,
             accounts.sessions,
             limiter,
             upstream.jwt_config,
@@ -174,19 +176,21 @@ class UpstreamParts:
         )
         infos = tuple(self.sign_in.providers)
         # a page on which nobody can sign in is not offered
-        on_own_pages = has_own_pages(config) and (accounts.sign_in.password_login or bool(infos))
+        on_own_pages = has_own_pages(config) and (login.sign_in.password_login or bool(infos))
         offered = OfferedProviders(infos, own_pages=on_own_pages)
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
+        # A circle that stays: these sources of passwords create accounts, and whoever creates an
+        # account or links one to a directory checks passwords by `sign_in`.
         if self._directories:
-            accounts.sign_in.ask_too(
+            login.sign_in.ask_too(
                 DirectoryPasswords(threads, self._directories, self._links, self._accounts)
             )
         if accounts.plugins.check_passwords:
-            accounts.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
+            login.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
         upstream_pages = UpstreamPages(
             pages.pages,
             self.sign_in,
-            accounts.sign_in,
+            login.sign_in,
             pages.sessions,
             own_pages=SSO_PATH if on_own_pages else "",
         )
@@ -203,11 +207,11 @@ class UpstreamParts:
             LoginFallbackPage(
                 pages.pages,
                 pages.forms,
-                accounts.sign_in,
+                login.sign_in,
                 people.login_tokens,
                 offered,
                 base_url=base_url,
-                takes_numbers=accounts.phones.are_taken,
+                takes_numbers=login.phones.are_taken,
             ),
             self.sign_out,
             self.jwt_sign_in,
@@ -231,8 +235,8 @@ class UpstreamParts:
                 pages.pages,
                 pages.forms,
                 pages.sessions,
-                accounts.sign_in,
-                accounts.registration,
+                login.sign_in,
+                login.registration,
                 self.sign_in,
                 upstream_pages,
                 pages.consents,

@@ -10,7 +10,6 @@ from homeserver.cluster.jobs import Job
 from homeserver.config.server import Name
 from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
-from homeserver.services.accounts.auto_join_rooms import FirstRooms
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.administration.account_actions import AccountModeration
@@ -29,6 +28,7 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import MailParts
 from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import has_own_pages
 from homeserver.wiring.presence import WhoIsThere
 from homeserver.wiring.push_rules import PushParts
@@ -55,6 +55,7 @@ class PeopleParts:
         base: Foundation,
         web: Web,
         accounts: AccountParts,
+        login: LoginParts,
         mail: MailParts,
         push: PushParts,
         rooms: RoomDataParts,
@@ -105,8 +106,8 @@ class PeopleParts:
         self.confirmation = AccountConfirmation(
             clock=clock,
             accounts=accounts.store,
-            sign_in=accounts.sign_in,
-            uia=accounts.uia,
+            sign_in=login.sign_in,
+            uia=login.uia,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamProofs(
                 ExternalIdStore(database),
@@ -123,13 +124,13 @@ class PeopleParts:
             accounts.store,
             accounts.passwords,
             accounts.sessions,
-            accounts.sign_in,
-            accounts.uia,
+            login.sign_in,
+            login.uia,
             self.confirmation,
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
-            by_phone=accounts.phones.is_possible(PASSWORD_RESET),
+            by_phone=login.phones.is_possible(PASSWORD_RESET),
         )
         self.threepids = Threepids(
             base.now_ms,
@@ -152,7 +153,7 @@ class PeopleParts:
             accounts.upstream_sessions,
             accounts.store,
             self.confirmation,
-            accounts.sign_in,
+            login.sign_in,
             accounts.sessions,
             limiter,
             accounts.application_passwords,
@@ -160,7 +161,7 @@ class PeopleParts:
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
             from_browsers=bool(config.upstream.browser_ids)
-            or (has_own_pages(config) and accounts.sign_in.password_login),
+            or (has_own_pages(config) and login.sign_in.password_login),
         )
         self.devices = Devices(
             database,
@@ -178,16 +179,6 @@ class PeopleParts:
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )
-        self.first_rooms = FirstRooms(
-            database,
-            accounts.store,
-            services.memberships,
-            config.registration.auto_join_rooms,
-            clock,
-        )
-        if config.registration.auto_join_rooms:
-            accounts.registration.greet_with(self.first_rooms)
-            accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, push.changes)
         self.filters = Filters(FilterStore(database), base.now_ms, capacity=base.sizes.filter_bytes)
 
@@ -199,7 +190,6 @@ class PeopleParts:
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
-            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
             *(
                 []
                 if self._forgetting is None

@@ -28,6 +28,7 @@ from homeserver.web.terms import TermsPage
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
 from homeserver.wiring.foundation import Foundation
+from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import OAuthParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_services import RoomServiceParts
@@ -45,11 +46,13 @@ class WebParts:
         self,
         base: Foundation,
         accounts: AccountParts,
+        login: LoginParts,
         mail: MailParts,
         oauth: OAuthParts,
         people: PeopleParts,
         profiles: ProfileParts,
         services: RoomServiceParts,
+        consents: Consents,
     ) -> None:
         config, clock, database = base.config, base.clock, base.database
         identity = base.identity
@@ -73,34 +76,22 @@ class WebParts:
             self.cookies,
             validity=accounts.validity,
         )
-        user_consent = config.pages.user_consent
-        self.consents = Consents(
-            clock,
-            database,
-            accounts.store,
-            accounts.policy_consents,
-            accounts.policies,
-            identity.key,
-            base_url=base_url,
-            blocked_text=user_consent.block_events_error,
-        )
-        if user_consent.policies and user_consent.block_events_error is not None:
-            accounts.access_tokens.ask_for_consent(self.consents)
+        self.consents = consents
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
             self.pages,
             self.forms,
-            accounts.sign_in,
-            accounts.registration,
+            login.sign_in,
+            login.registration,
             SignInChoices([buttons]),
-            resets_passwords=mail.outbox is not None or accounts.phones.is_possible(PASSWORD_RESET),
-            takes_numbers=accounts.phones.are_taken,
+            resets_passwords=mail.outbox is not None or login.phones.is_possible(PASSWORD_RESET),
+            takes_numbers=login.phones.are_taken,
         )
         own_account = OwnAccount(
             clock,
             database,
             people.accounts,
-            accounts.sign_in,
+            login.sign_in,
             accounts.sessions,
             accounts.device_store,
             accounts.oauth_store,
@@ -128,10 +119,10 @@ class WebParts:
             MediaListStore(database, config.server_name),
         )
         captcha = None
-        if accounts.captcha is not None:
+        if login.captcha is not None:
             captcha = Widget(
                 config.captcha.recaptcha_script,
-                accounts.captcha.site_key,
+                login.captcha.site_key,
                 config.captcha.recaptcha_sources,
             )
         landing = LandingPage(
@@ -151,21 +142,21 @@ class WebParts:
                 self.pages,
                 self.forms,
                 self.sessions,
-                accounts.registration,
+                login.registration,
                 mail.validation,
                 mail.validations,
-                accounts.phones,
+                login.phones,
                 accounts.secret_text,
                 accounts.policies,
                 captcha,
                 base_url=base_url,
             ),
-            accounts.approvals,
+            login.approvals,
             ApprovalsPage(
-                self.pages, self.forms, self.sessions, accounts.approvals, people.deactivation
+                self.pages, self.forms, self.sessions, login.approvals, people.deactivation
             ),
             self.consents,
-            TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
+            TermsPage(self.pages, self.forms, self.sessions, self.consents, login.uia),
             ConsentPage(
                 self.pages,
                 self.forms,
@@ -173,15 +164,15 @@ class WebParts:
                 oauth.authorization,
                 oauth.metadata,
                 self.consents,
-                accounts.registration,
+                login.registration,
             ),
             AuthFallbackPages(
                 self.pages,
                 self.forms,
-                accounts.uia,
+                login.uia,
                 mail.validation,
                 mail.validations,
-                accounts.phones,
+                login.phones,
                 accounts.secret_text,
                 captcha,
             ),
@@ -192,14 +183,14 @@ class WebParts:
                 own_account,
                 account_export,
                 accounts.audit,
-                accounts.resets,
+                login.resets,
                 people.threepids,
                 mail.validation,
                 mail.validations,
-                accounts.phones,
+                login.phones,
                 accounts.secret_text,
                 base_url=base_url,
-                has_terms=bool(user_consent.policies),
+                has_terms=bool(config.pages.user_consent.policies),
             ),
             ApplicationPasswordsPage(
                 self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
@@ -210,7 +201,7 @@ class WebParts:
                 people.accounts,
                 mail.validation,
                 mail.validations,
-                accounts.phones,
+                login.phones,
                 accounts.secret_text,
                 base_url=base_url,
             ),

@@ -196,7 +196,7 @@ def test_users_cannot_register_its_names(server: TestServer) -> None:
 async def test_administrators_cannot_create_its_names_either(server: TestServer) -> None:
     for name in ("_irc_eve", "_irc_bot"):
         with pytest.raises(Exclusive):
-            await server.app.accounts.registration.do_register_privileged(
+            await server.app.login.registration.do_register_privileged(
                 Wish(username=name, password="wonderland")
             )
 

@@ -40,7 +40,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 def register_approved(server: TestServer, name: str, *, is_admin: bool = False) -> None:
     wish = Wish(username=name, password="wonderland", inhibit_login=True, is_admin=is_admin)
-    server.run(server.app.accounts.registration.do_register_privileged(wish))
+    server.run(server.app.login.registration.do_register_privileged(wish))
 
 
 def register_awaiting(server: TestServer, name: str = "alice") -> UserID:
@@ -119,7 +119,7 @@ def test_an_account_awaiting_approval_is_not_in_the_user_directory(
     server.run(update_directory())
     search = "/_matrix/client/v3/user_directory/search"
     assert bob.post(search, {"search_term": "alice"}).json["results"] == []
-    server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
+    server.run(server.app.login.approvals.do_approve(alice, by=ROOT))
     assert [
         each["user_id"] for each in bob.post(search, {"search_term": "alice"}).json["results"]
     ] == [alice]
@@ -170,7 +170,7 @@ def test_the_page_is_for_administrators_only(server: TestServer) -> None:
     token = browser.page.forms[0].fields["form_token"]
     browser.post(APPROVALS, {"form_token": token, "user_id": alice, "decision": "approve"})
     assert browser.status == 403
-    assert server.run(server.app.accounts.approvals.get_waiting(10))
+    assert server.run(server.app.login.approvals.get_waiting(10))
 
 
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
@@ -219,14 +219,12 @@ def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Dat
         },
     )
     assert refused.json["approval_notice_medium"] == "m.email"
-    assert server.run(
-        server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
-    )
+    assert server.run(server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
     [(to, email)] = server.relay.letters
     assert to == "alice@example.com"
     assert "tasdiqlandi" in email["Subject"]
     assert not server.run(
-        server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
+        server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
     assert len(server.relay.letters) == 1
 
@@ -239,7 +237,7 @@ def test_an_invalid_address_does_not_prevent_approval(
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
     server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
     server.relay.letters.clear()
-    assert server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
+    assert server.run(server.app.login.approvals.do_approve(alice, by=ROOT))
     assert not server.relay.letters
     sign_in(server, "alice")
 
@@ -257,21 +255,21 @@ def test_auto_join_rooms_are_joined_after_approval(
     alice = register_awaiting(server)
     members = f"/_matrix/client/v3/rooms/{room}/joined_members"
     assert alice not in root.get(members).json["joined"]
-    server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
+    server.run(server.app.login.approvals.do_approve(alice, by=ROOT))
     assert alice in root.get(members).json["joined"]
 
 
 def test_an_approval_is_revoked(server: TestServer) -> None:
     register_approved(server, "alice")
     alice = sign_in(server, "alice")
-    server.run(server.app.accounts.approvals.do_withdraw(alice.user_id, by=ROOT))
+    server.run(server.app.login.approvals.do_withdraw(alice.user_id, by=ROOT))
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
         "password": "wonderland",
     }
     assert server.post(LOGIN, login).errcode == ERRCODE
-    assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [
+    assert [each.user_id for each in server.run(server.app.login.approvals.get_waiting(10))] == [
         alice.user_id
     ]
 
@@ -335,5 +333,5 @@ def test_an_account_created_by_jwt_awaits_approval(
     login = {"type": "org.matrix.login.jwt", "token": token}
     for _ in range(2):
         assert server.post(LOGIN, login).errcode == ERRCODE
-    server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
+    server.run(server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
     assert server.post(LOGIN, login).status == 200

@@ -243,8 +243,8 @@ def test_providers_have_buttons(server: TestServer) -> None:
     page = SignInPage(
         pages.pages,
         pages.forms,
-        server.app.accounts.sign_in,
-        server.app.accounts.registration,
+        server.app.login.sign_in,
+        server.app.login.registration,
         SignInChoices([Ministry()]),
     )
     browser = Browser(server)

@@ -222,7 +222,7 @@ def test_a_failed_registration_keeps_the_use_of_its_token(
     server = TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA + rules, web=service)
     service.right |= {"solved too"}
     other, token = (
-        server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+        server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
         for _ in range(2)
     )
     register_on_page(Browser(server), other, "carol", "solved too")

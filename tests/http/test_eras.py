@@ -207,6 +207,6 @@ async def test_operations_of_an_old_epoch_are_refused(
     with pytest.raises(ProofEnded):
         await sessions.do_begin(ALICE, context, 0)
     with pytest.raises(ProofEnded):
-        await server.app.accounts.resets.do_allow(ALICE, "127.0.0.1", 0)
-    assert not await server.app.accounts.resets.is_allowed(ALICE)
+        await server.app.login.resets.do_allow(ALICE, "127.0.0.1", 0)
+    assert not await server.app.login.resets.is_allowed(ALICE)
     assert await sessions.do_begin(ALICE, context, 1)

@@ -34,7 +34,7 @@ def test_reserved_names(tmp_path: Path, sqlite_database: Database, name: str) ->
     assert browser.status == 400
     assert "This name is taken." in browser.words
     wish = Wish(username=name, password="wonderland", inhibit_login=True)
-    made = server.run(server.app.accounts.registration.do_register_privileged(wish))
+    made = server.run(server.app.login.registration.do_register_privileged(wish))
     assert made.user_id == UserID(f"@{name.lower()}:example.org")
 
 

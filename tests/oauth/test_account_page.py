@@ -412,7 +412,7 @@ def test_registration_with_an_address_and_a_token(
         sqlite_database,
         MAIL + "registration_requires_token: true\nregistrations_require_3pid: [email]\n",
     )
-    token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
     program, browser = Program(server), Browser(server)
     browser.open(program.request(prompt="create"))
     browser.send(address="bob@example.org")

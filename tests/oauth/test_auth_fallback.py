@@ -90,7 +90,7 @@ def test_unknown_sessions_and_stages_are_refused(
 
 def test_the_registration_token_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registration_requires_token: true\n")
-    token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
     body = {"username": "bob", "password": "builder"}
     asked = server.post(REGISTER, body).json
     assert asked["flows"] == [{"stages": ["m.login.registration_token"]}]
@@ -114,7 +114,7 @@ def test_a_registration_token_confirms_only_a_registration(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     alice = server.register("alice")
-    token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
     browser = Browser(server)
     browser.open(
         fallback("m.login.registration_token", end(alice, another(server)).json["session"])

@@ -166,7 +166,11 @@ class Registration:
         plugins: Plugins | None = None,
         consents: PolicyConsentStore | None = None,
         approvals: Approvals | None = None,
+        newcomers: Newcomers | None = None,
+        addresses: Addresses | None = None,
     ) -> None:
+        """`newcomers`: the tasks for new accounts; they do not run for guests. `addresses` handles
+        the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents
         self._plugins = plugins or Plugins()
@@ -184,18 +188,10 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
-        self._new_account_tasks: Newcomers = NoNewcomers()
-        self._addresses: Addresses | None = None
+        self._new_account_tasks = newcomers or NoNewcomers()
+        self._addresses = addresses
         self.server_name = server_name
         self._flows = flows_of(rules)
-
-    def greet_with(self, tasks: Newcomers) -> None:
-        """Set the tasks for new accounts; they do not run for guests."""
-        self._new_account_tasks = tasks
-
-    def tell_addresses(self, addresses: Addresses) -> None:
-        """Set the handler for e-mail addresses of new accounts."""
-        self._addresses = addresses
 
     @property
     def is_open(self) -> bool:

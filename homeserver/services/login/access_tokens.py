@@ -95,10 +95,12 @@ class AccessTokens:
         validity: AccountValidity | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         most_remembered: int = 100_000,
+        consents: OwedConsents | None = None,
     ) -> None:
-        """`validity`: the expiry of accounts. `monotonic`: a monotonic clock in seconds."""
+        """`validity`: the expiry of accounts. `monotonic`: a monotonic clock in seconds.
+        `consents`: the source of missing consents, which are added to each `Requester`."""
         self._validity = validity or AccountValidity(clock)
-        self._consents: OwedConsents | None = None
+        self._consents = consents
         self._clock = clock
         self._database = database
         self._tokens = tokens
@@ -124,10 +126,6 @@ class AccessTokens:
     def cache(self) -> LRU[bytes, _Entry]:
         """The tokens by hash, for metrics. Lookups by the token itself are not counted."""
         return self._cache
-
-    def ask_for_consent(self, consents: OwedConsents) -> None:
-        """Set the source of missing consents, which are added to each `Requester`."""
-        self._consents = consents
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """Return the owner of an access token; None for an unknown token.

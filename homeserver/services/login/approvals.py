@@ -68,9 +68,10 @@ class Approvals:
         *,
         letters_to: Mapping[str, str],
         base_url: str,
+        newcomers: Newcomers,
     ) -> None:
         """`letters_to`: e-mail addresses of administrators to notify of waiting accounts, with
-        their languages."""
+        their languages. `newcomers`: the tasks for accounts that are approved."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -79,11 +80,7 @@ class Approvals:
         self._languages = languages
         self._letters_to = dict(letters_to)
         self._base_url = base_url.rstrip("/")
-        self._new_account_tasks: Newcomers | None = None
-
-    def greet_with(self, tasks: Newcomers) -> None:
-        """Set the tasks for accounts that are approved."""
-        self._new_account_tasks = tasks
+        self._new_account_tasks = newcomers
 
     async def check(self, user_id: UserID) -> None:
         """Raise `UserAwaitingApproval` if the account awaits approval."""
@@ -130,8 +127,7 @@ class Approvals:
             if not self._accounts.set_awaiting(txn, user_id, None):
                 return False
             note(txn, user_id, Happened.APPROVED, self._now(), by=by)
-            if self._new_account_tasks is not None:
-                self._new_account_tasks.note(txn, user_id)
+            self._new_account_tasks.note(txn, user_id)
             if self._outbox is not None:
                 for address in addresses:
                     email = self._outbox.letters.account_approved(
@@ -141,7 +137,7 @@ class Approvals:
             return True
 
         approved = await self._database.write("approve_account", write)
-        if approved and self._new_account_tasks is not None:
+        if approved:
             await self._new_account_tasks.welcome(user_id)
         return approved
 

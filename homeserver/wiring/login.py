@@ -1,0 +1,261 @@
+"""Wires sign-in and registration, and the proofs that they ask for."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.http_client.client import Web
+from federation.peers.policy import ServerPatterns
+from federation.protocol.ids import ServerName
+from homeserver.config.configuration import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.accounts.registration import Addresses, Registration
+from homeserver.services.accounts.registration_rules import RegistrationRules
+from homeserver.services.accounts.registration_tokens import RegistrationTokens
+from homeserver.services.accounts.shared_secret_registration import SharedSecretRegistration
+from homeserver.services.application_services.application_services import (
+    ActingServices,
+)
+from homeserver.services.encryption.cross_signing_resets import (
+    STAGES,
+    CrossSigningResets,
+    OAuthStage,
+)
+from homeserver.services.login.approvals import Approvals, Newcomers
+from homeserver.services.login.captcha import Captcha
+from homeserver.services.login.password_login import SignIn
+from homeserver.services.login.uia import UIA, Stage
+from homeserver.services.login.uia_stages import (
+    EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
+    CaptchaStage,
+    DummyStage,
+    PasswordStage,
+    RegistrationTokenStage,
+    SSOStage,
+    TermsStage,
+    ThreepidStage,
+)
+from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
+from homeserver.services.plugins.hooks import Plugins
+from homeserver.services.threepids.phone_validation import PhoneValidation
+from homeserver.services.threepids.sms import Gateway, TextMessages
+from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
+from homeserver.wiring.accounts import AccountParts
+from homeserver.wiring.email import MailParts
+from storage.accounts.registration_tokens import RegistrationTokenStore
+from storage.engine.database import Database
+from storage.login.uia import UIAStore
+from storage.threepids.sms import TextMessageStore
+
+
+class LoginParts:
+    """Sign-in, registration and user-interactive authentication. Public attributes are for the
+    other parts and the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        accounts: AccountParts,
+        mail: MailParts,
+        web: Web | None,
+        *,
+        newcomers: Newcomers,
+        addresses: Addresses | None,
+    ) -> None:
+        """`web` leads to the captcha service; None for commands, which register nobody by captcha.
+        `newcomers`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+
+        Raises `ValueError` if no service can check captchas or send the required messages."""
+        server_name = ServerName(config.server_name)
+        registration_tokens, uia_store = RegistrationTokenStore(database), UIAStore(database)
+        self.approvals = Approvals(
+            clock,
+            database,
+            accounts.store,
+            mail.threepids,
+            mail.outbox,
+            mail.languages,
+            letters_to=config.registration.registration_approval_letters,
+            base_url=config.name.public_baseurl or "",
+            newcomers=newcomers,
+        )
+        passwords = config.sessions.password_config
+        has_others = bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
+        self.sign_in = SignIn(
+            clock,
+            database,
+            accounts.store,
+            mail.threepids,
+            accounts.passwords,
+            accounts.sessions,
+            limiter,
+            accounts.application_passwords,
+            server_name=server_name,
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
+            password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
+            own_passwords=passwords.localdb_enabled,
+            plugins=accounts.plugins,
+            approvals=self.approvals,
+            validity=accounts.validity,
+        )
+        self.captcha = None if web is None else _captcha(config, web, accounts.plugins)
+        self.phones = PhoneValidation(
+            lambda: int(clock.seconds() * 1000),
+            database,
+            mail.threepids,
+            TextMessageStore(),
+            mail.validations,
+            accounts.secret_text,
+            None
+            if web is None
+            else TextMessages(web, accounts.plugins, accounts.secret_text, _gateway(config)),
+            limiter,
+            mail.text_message_metrics,
+            purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
+            server_name=config.server_name,
+            base_url=config.name.public_baseurl or "",
+            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
+            most_per_day=config.text_messages.sms_gateway.most_per_day,
+        )
+        registers = web is not None and config.registration.enable_registration
+        if (
+            registers
+            and MSISDN in config.mail.registrations_require_3pid
+            and not self.phones.is_possible(REGISTER)
+        ):
+            raise ValueError(
+                "registrations_require_3pid has msisdn, but this server sends no text messages:"
+                " nobody could register"
+            )
+        stages: list[Stage] = [
+            DummyStage(),
+            PasswordStage(self.sign_in),
+            RegistrationTokenStage(clock, registration_tokens),
+            *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
+            ThreepidStage(EMAIL_IDENTITY, EMAIL, mail.validations),
+            ThreepidStage(MSISDN_IDENTITY, MSISDN, mail.validations),
+            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
+            SSOStage(),
+            TermsStage(accounts.policies),
+        ]
+        self.uia = UIA(clock, accounts.secret_text, database, uia_store, stages)
+        self.resets = CrossSigningResets(clock, database, accounts.reset_store, self.uia)
+        self.registration = Registration(
+            clock,
+            accounts.secret_text,
+            database,
+            accounts.store,
+            accounts.profile_store,
+            registration_tokens,
+            mail.threepids,
+            accounts.passwords,
+            accounts.sessions,
+            self.sign_in,
+            self.uia,
+            limiter,
+            server_name=server_name,
+            rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
+            reserved=accounts.application_services,
+            plugins=accounts.plugins,
+            consents=accounts.policy_consents,
+            approvals=self.approvals,
+            newcomers=newcomers,
+            addresses=addresses,
+        )
+        self.registration_tokens = RegistrationTokens(
+            clock, accounts.secret_text, database, registration_tokens
+        )
+        self.acting_services = ActingServices(
+            accounts.application_services,
+            accounts.store,
+            accounts.device_store,
+            self.registration,
+            self.sign_in,
+            accounts.sessions,
+            accounts.validity,
+            token_in_query=config.sessions.accept_token_in_query,
+        )
+        self.shared_secret_registration = SharedSecretRegistration(
+            clock,
+            accounts.secret_text,
+            database,
+            uia_store,
+            self.registration,
+            secret=config.registration.registration_shared_secret,
+        )
+
+
+def _reset_page(config: Config) -> str:
+    base_url = (config.name.public_baseurl or "").rstrip("/")
+    return f"{base_url}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
+
+
+def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
+    captcha = config.captcha
+    if not captcha.enable_registration_captcha:
+        return None
+    return Captcha(
+        web,
+        plugins,
+        verify_url=captcha.recaptcha_siteverify_api,
+        site_key=str(captcha.recaptcha_public_key),
+        secret=captcha.recaptcha_private_key,
+    )
+
+
+def _gateway(config: Config) -> Gateway | None:
+    sms_gateway = config.text_messages.sms_gateway
+    if sms_gateway.url is None:
+        return None
+    token = [] if sms_gateway.token is None else [("Authorization", f"Bearer {sms_gateway.token}")]
+    return Gateway(
+        sms_gateway.url,
+        [*token, *sms_gateway.headers.items()],
+        sms_gateway.format,
+        sms_gateway.body,
+        sms_gateway.sender,
+    )
+
+
+def _purposes_of_codes(config: Config, *, resets: bool) -> Sequence[str]:
+    """Return the purposes for which text messages may be sent. Each message costs money, so
+    purposes that are disabled are left out."""
+    registers = (
+        config.registration.enable_registration
+        and not config.text_messages.disable_msisdn_registration
+    )
+    wanted = {REGISTER: registers, ADD: config.mail.enable_3pid_changes, PASSWORD_RESET: resets}
+    return [purpose for purpose, is_wanted in wanted.items() if is_wanted]
+
+
+def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
+    registration = config.registration
+    email: Literal["none", "optional", "required"] = "none"
+    if config.mail.email.smtp_host is not None:
+        email = "required" if EMAIL in config.mail.registrations_require_3pid else "optional"
+    phone: Literal["none", "optional", "required"] = "none"
+    if MSISDN in config.mail.registrations_require_3pid:
+        phone = "required"
+    elif takes_numbers:
+        phone = "optional"
+    return RegistrationRules(
+        enabled=registration.enable_registration,
+        without_verification=registration.enable_registration_without_verification,
+        requires_token=registration.registration_requires_token,
+        captcha=config.captcha.enable_registration_captcha,
+        email=email,
+        phone=phone,
+        terms=bool(config.pages.user_consent.policies)
+        and config.pages.user_consent.require_at_registration,
+        needs_approval=registration.registration_requires_approval,
+        guests=registration.allow_guest_access,
+        reserved_names=ServerPatterns(registration.reserved_usernames)
+        if registration.reserved_usernames
+        else None,
+        names_can_be_asked=not registration.inhibit_user_in_use_error,
+    )

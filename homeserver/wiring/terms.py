@@ -1,0 +1,29 @@
+"""Wires the consent to policies."""
+
+from homeserver.config.consent import UserConsent
+from homeserver.services.terms.consent import Consents
+from homeserver.services.terms.policies import policies_of
+from homeserver.wiring.foundation import Foundation
+from storage.accounts.accounts import AccountStore
+from storage.accounts.policy_consents import PolicyConsentStore
+
+
+def consents_of(base: Foundation) -> Consents:
+    """Return the consents of users to the policies of the configuration."""
+    base_url = base.config.name.public_baseurl or ""
+    user_consent = base.config.pages.user_consent
+    return Consents(
+        base.clock,
+        base.database,
+        AccountStore(base.database),
+        PolicyConsentStore(base.database),
+        policies_of(user_consent, base_url),
+        base.identity.key,
+        base_url=base_url,
+        blocked_text=user_consent.block_events_error,
+    )
+
+
+def blocks_requests(user_consent: UserConsent) -> bool:
+    """Return whether requests of users without consent are refused."""
+    return bool(user_consent.policies) and user_consent.block_events_error is not None
