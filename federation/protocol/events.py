@@ -93,6 +93,7 @@ class Event:
     sticky_ms: int | None
     """The time for which the event is sticky, as its sender asks (MSC4354), in milliseconds."""
 
+    # More than ten: these are the fields of an event.
     def __init__(
         self,
         version: RoomVersion,

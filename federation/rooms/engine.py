@@ -85,6 +85,7 @@ class RoomEngine:
     write of another node one is read again.
     """
 
+    # More than ten: everything on the way of an event into its room.
     def __init__(
         self,
         database: Database,

@@ -69,6 +69,7 @@ class Sender:
 
     log = Logger()
 
+    # More than ten: it dispatches all kinds of changes.
     def __init__(
         self,
         clock: IReactorTime,

@@ -61,6 +61,7 @@ class _Edus:
 class Contents:
     """Builds transactions from the unsent data of destinations. For the reactor thread."""
 
+    # More than ten: a transaction carries all kinds of data.
     def __init__(
         self,
         rooms: RoomStore,

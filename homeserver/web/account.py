@@ -75,6 +75,7 @@ Fields = Mapping[str, str]
 class AccountPage:
     """Makes the page and handles its forms."""
 
+    # More than ten: one page, and each of its forms uses another service.
     def __init__(
         self,
         pages: Pages,

@@ -65,6 +65,7 @@ class _StageFailed(Exception):
 class RegisterPage:
     """Makes the registration page and handles its forms."""
 
+    # More than ten: one page, and each of its forms uses another service.
     def __init__(
         self,
         pages: Pages,

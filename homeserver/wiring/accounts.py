@@ -23,32 +23,18 @@ from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.passwords import PasswordPolicy, Passwords, Threads
-from homeserver.services.login.sessions import Lifetimes, Sessions
+from homeserver.services.login.sessions import DependentStores, Lifetimes, Sessions
 from homeserver.services.plugins.hooks import Plugins, load_plugin
 from homeserver.services.terms.policies import policies_of
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from homeserver.wiring.account_stores import AccountStores
 from homeserver.wiring.email import MailParts
 from storage.account_data.account_data import AccountDataStore
-from storage.accounts.accounts import AccountStore
 from storage.accounts.audit import AuditStore
-from storage.accounts.policy_consents import PolicyConsentStore
-from storage.accounts.validity import AccountValidityStore
-from storage.devices.devices import DeviceStore
-from storage.encryption.dehydrated_devices import DehydratedDeviceStore
-from storage.encryption.device_keys import DeviceKeyStore
-from storage.encryption.to_device import ToDeviceStore
 from storage.engine.database import Database
-from storage.login.access_tokens import TokenStore
 from storage.login.application_passwords import ApplicationPasswordStore
-from storage.login.browser_sessions import BrowserSessionStore
-from storage.login.login_tokens import LoginTokenStore
-from storage.login.uia import ConfirmationStore, UIAStore
-from storage.oauth.device_grants import DeviceGrantStore
-from storage.oauth.oauth import CrossSigningResetStore, OAuthStore
-from storage.profiles.profiles import ProfileStore
-from storage.push.pushers import PusherStore
+from storage.login.uia import UIAStore
 from storage.sync.sliding_connections import SlidingConnectionStore
-from storage.upstream.sessions import UpstreamSessionStore
 
 
 class AccountParts:
@@ -70,44 +56,28 @@ class AccountParts:
     ) -> None:
         """`monotonic` is a clock in seconds that is never set. `consents`: the source of missing
         consents; None if requests do not depend on them."""
+        self.stores = stores = AccountStores(database)
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
-        self.policy_consents = PolicyConsentStore(database)
         files = read_registration_files(config.others.app_service_config_files)
         self.application_services = ApplicationServices(files, server_name)
         self.plugins = Plugins(
             [load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins]
         )
-        self.store = AccountStore(database)
-        self.device_store = DeviceStore(database)
-        self.profile_store = ProfileStore(database)
-        self.device_key_store = DeviceKeyStore(database)
-        self.to_device_store = ToDeviceStore(database)
-        self.pusher_store = PusherStore(database)
-        self.dehydrated_store = DehydratedDeviceStore(database)
-        self.token_store = token_store = TokenStore(database)
-        self.login_token_store = LoginTokenStore(database)
-        self.browser_store = BrowserSessionStore(database)
-        self.oauth_store = OAuthStore(database)
-        self.device_grant_store = DeviceGrantStore(database)
-        self.reset_store = CrossSigningResetStore(database)
         program_store = ApplicationPasswordStore(database)
         uia_store = UIAStore(database)
-        self.confirmation_store = ConfirmationStore(database)
-        self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(
-            clock, self.device_store, addresses_ms=config.sessions.user_ips_max_age
+            clock, stores.devices, addresses_ms=config.sessions.user_ips_max_age
         )
         account_validity = config.sessions.account_validity
         self.validity = AccountValidity(clock, enabled=account_validity.enabled)
-        self.validity_store = AccountValidityStore(database, self.store)
         self.access_tokens = AccessTokens(
             clock,
             database,
-            token_store,
-            self.store,
+            stores.access_tokens,
+            stores.accounts,
             database.streams,
             self.last_seen,
             validity=self.validity,
@@ -129,45 +99,47 @@ class AccountParts:
             clock,
             self.secret_text,
             database,
-            self.store,
-            self.device_store,
-            token_store,
+            stores.accounts,
+            stores.devices,
+            stores.access_tokens,
             limiter=limiter,
             lifetimes=_lifetimes(config),
-            ends_with_sessions=[
-                self.login_token_store,
-                self.oauth_store,
-                self.device_grant_store,
-                self.reset_store,
-                uia_store,
-                self.confirmation_store,
-            ],
-            recorded_with_sessions=[
-                Recorded(clock, self.browser_store, Happened.BROWSER_SIGNED_OUT)
-            ],
-            recorded_with_all_sessions=[
-                Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)
-            ],
-            kept_by_device=[
-                self.device_key_store,
-                self.to_device_store,
-                self.dehydrated_store,
-                SlidingConnectionStore(database),
-                DeviceSettings(AccountDataStore(database)),
-                self.pusher_store,
-            ],
-            kept_by_session=[
-                self.oauth_store,
-                program_store,
-                self.confirmation_store,
-                self.upstream_sessions,
-            ],
-            set_by_tokens=[self.pusher_store],
+            dependents=DependentStores(
+                ends_with_sessions=[
+                    stores.login_tokens,
+                    stores.oauth,
+                    stores.device_grants,
+                    stores.cross_signing_resets,
+                    uia_store,
+                    stores.confirmations,
+                ],
+                recorded_with_sessions=[
+                    Recorded(clock, stores.browser_sessions, Happened.BROWSER_SIGNED_OUT)
+                ],
+                recorded_with_all_sessions=[
+                    Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)
+                ],
+                kept_by_device=[
+                    stores.device_keys,
+                    stores.to_device,
+                    stores.dehydrated_devices,
+                    SlidingConnectionStore(database),
+                    DeviceSettings(AccountDataStore(database)),
+                    stores.pushers,
+                ],
+                kept_by_session=[
+                    stores.oauth,
+                    program_store,
+                    stores.confirmations,
+                    stores.upstream_sessions,
+                ],
+                set_by_tokens=[stores.pushers],
+            ),
         )
         self.renewals = Renewals(
             clock,
             database,
-            self.validity_store,
+            stores.validity,
             mail.threepids,
             self.secret_text,
             self.validity,

@@ -27,7 +27,7 @@ def administration_of_users(
     return UserAdministration(
         identity,
         UserListStore(database),
-        accounts.device_store,
+        accounts.stores.devices,
         people.accounts,
         login.registration,
         profiles.profiles,
@@ -36,7 +36,7 @@ def administration_of_users(
         login.approvals,
         people.deactivation,
         accounts.last_seen,
-        accounts.policy_consents,
+        accounts.stores.policy_consents,
         room_reading.unshown,
     )
 
@@ -48,8 +48,8 @@ def administration_of_devices(
     return DeviceAdministration(
         identity,
         database,
-        accounts.device_store,
-        accounts.dehydrated_store,
+        accounts.stores.devices,
+        accounts.stores.dehydrated_devices,
         people.accounts,
         people.devices,
         accounts.sessions,

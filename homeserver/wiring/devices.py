@@ -40,16 +40,16 @@ class DeviceParts:
             PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices
         )
         self.key_counts = KeyCountsInMemory(
-            streams, accounts.device_key_store, capacity=sizes.users
+            streams, accounts.stores.device_keys, capacity=sizes.users
         )
         self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.key_counts, base.limiter, base.now_ms
+            database, accounts.stores.device_keys, self.key_counts, base.limiter, base.now_ms
         )
         self._encrypted_rooms = EncryptedRooms(
             RoomSummaryStore(database), streams, capacity=sizes.rooms
         )
         self.device_lists = DeviceLists(
-            accounts.device_store,
+            accounts.stores.devices,
             self.cross_signing_store,
             room_engine.engine,
             rooms.store,
@@ -65,7 +65,7 @@ class DeviceParts:
         self._device_cache = DevicesOfUsers(streams)
         self.to_device = ToDevice(
             database,
-            accounts.to_device_store,
+            accounts.stores.to_device,
             self.outgoing_store,
             base.identity,
             policy,

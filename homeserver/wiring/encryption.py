@@ -29,17 +29,17 @@ class EncryptionParts:
             base.database,
             devices.cross_signing_store,
             devices.published_keys,
-            accounts.device_store,
+            accounts.stores.devices,
             confirmation,
             login.resets,
             accounts.application_passwords,
         )
         self.dehydrated_devices = DehydratedDevices(
             base.database,
-            accounts.dehydrated_store,
-            accounts.device_store,
+            accounts.stores.dehydrated_devices,
+            accounts.stores.devices,
             devices.device_keys,
-            accounts.to_device_store,
+            accounts.stores.to_device,
             accounts.sessions,
             base.now_ms,
         )

@@ -59,7 +59,13 @@ class ExploringParts:
             self.spaces,
             self.mutual_rooms,
             self.previews,
-            Reports(report_store, room_reading.reading, accounts.store, base.identity, base.now_ms),
+            Reports(
+                report_store,
+                room_reading.reading,
+                accounts.stores.accounts,
+                base.identity,
+                base.now_ms,
+            ),
             KeptReports(report_store, rooms.events),
             self.times,
         )

@@ -82,7 +82,6 @@ class FederationParts:
             outliers,
             self.resolver,
             identity,
-            database.streams,
             clock,
         )
         self.receiver = Receiver(

@@ -61,7 +61,7 @@ class FederationOutParts:
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = devices.outgoing_store
         self.own_devices = OwnDevices(
-            accounts.device_key_store,
+            accounts.stores.device_keys,
             devices.published_keys,
             log,
             identity,

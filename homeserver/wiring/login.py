@@ -76,7 +76,7 @@ class LoginParts:
         self.approvals = Approvals(
             clock,
             database,
-            accounts.store,
+            accounts.stores.accounts,
             mail.threepids,
             mail.outbox,
             mail.languages,
@@ -89,7 +89,7 @@ class LoginParts:
         self.sign_in = SignIn(
             clock,
             database,
-            accounts.store,
+            accounts.stores.accounts,
             mail.threepids,
             accounts.passwords,
             accounts.sessions,
@@ -144,13 +144,15 @@ class LoginParts:
             TermsStage(accounts.policies),
         ]
         self.uia = UIA(clock, accounts.secret_text, database, uia_store, stages)
-        self.resets = CrossSigningResets(clock, database, accounts.reset_store, self.uia)
+        self.resets = CrossSigningResets(
+            clock, database, accounts.stores.cross_signing_resets, self.uia
+        )
         self.registration = Registration(
             clock,
             accounts.secret_text,
             database,
-            accounts.store,
-            accounts.profile_store,
+            accounts.stores.accounts,
+            accounts.stores.profiles,
             registration_tokens,
             mail.threepids,
             accounts.passwords,
@@ -162,7 +164,7 @@ class LoginParts:
             rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
             reserved=accounts.application_services,
             plugins=accounts.plugins,
-            consents=accounts.policy_consents,
+            consents=accounts.stores.policy_consents,
             approvals=self.approvals,
             newcomers=newcomers,
             addresses=addresses,
@@ -172,8 +174,8 @@ class LoginParts:
         )
         self.acting_services = ActingServices(
             accounts.application_services,
-            accounts.store,
-            accounts.device_store,
+            accounts.stores.accounts,
+            accounts.stores.devices,
             self.registration,
             self.sign_in,
             accounts.sessions,

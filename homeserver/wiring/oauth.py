@@ -42,11 +42,11 @@ class OAuthParts:
             enabled=config.sessions.oauth.enabled,
             registration_open=login.registration.is_open,
         )
-        self.clients = Clients(clock, database, accounts.oauth_store)
+        self.clients = Clients(clock, database, accounts.stores.oauth)
         self.authorization = Authorization(
             clock,
             database,
-            accounts.oauth_store,
+            accounts.stores.oauth,
             accounts.secret_text,
             self.clients,
             issuer=self.metadata.issuer,
@@ -54,13 +54,13 @@ class OAuthParts:
         self.tokens = OAuthTokens(
             clock,
             database,
-            accounts.oauth_store,
-            accounts.store,
-            accounts.token_store,
+            accounts.stores.oauth,
+            accounts.stores.accounts,
+            accounts.stores.access_tokens,
             accounts.sessions,
             accounts.secret_text,
             self.clients,
-            UpstreamDevices(accounts.upstream_sessions),
+            UpstreamDevices(accounts.stores.upstream_sessions),
             limiter,
             trusted=config.sessions.oauth.trusted_services,
             issuer=self.metadata.issuer,
@@ -69,7 +69,7 @@ class OAuthParts:
         self.device_grants = DeviceGrants(
             clock,
             database,
-            accounts.device_grant_store,
+            accounts.stores.device_grants,
             accounts.secret_text,
             self.clients,
             self.tokens,

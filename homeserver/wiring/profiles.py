@@ -28,7 +28,7 @@ class ProfileParts:
         people = base.config.people
         self.propagation = ProfilePropagation(
             base.database,
-            accounts.profile_store,
+            accounts.stores.profiles,
             rooms.store,
             room_engine.engine,
             rooms.memberships,
@@ -40,8 +40,8 @@ class ProfileParts:
         )
         self.profiles = Profiles(
             base.database,
-            accounts.store,
-            accounts.profile_store,
+            accounts.stores.accounts,
+            accounts.stores.profiles,
             self.propagation,
             remote,
             server_name=base.identity.server_name,

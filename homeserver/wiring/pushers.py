@@ -62,10 +62,10 @@ class PusherParts:
         """`web` sends requests to push gateways."""
         config, clock, database, registry = base.config, base.clock, base.database, base.registry
         summary_store = RoomSummaryStore(database)
-        push, store = config.notifications.push, accounts.pusher_store
+        push, store = config.notifications.push, accounts.stores.pushers
         self._store, self._to_device, self._outgoing = (
             store,
-            accounts.to_device_store,
+            accounts.stores.to_device,
             OutgoingToDeviceStore(database),
         )
         self._waiting = WaitingMetrics(registry)
@@ -118,7 +118,7 @@ class PusherParts:
             NodeLease(database, "push", random(16).hex(), accounts.get_node),
             PushStream(database),
             store,
-            accounts.store,
+            accounts.stores.accounts,
             rooms.store,
             rooms.events,
             rooms.memberships,
@@ -170,8 +170,8 @@ class PusherParts:
         digests = EmailDigests(
             base.clock,
             database,
-            accounts.pusher_store,
-            accounts.profile_store,
+            accounts.stores.pushers,
+            accounts.stores.profiles,
             missed,
             texts,
             self.unsubscribing,

@@ -101,7 +101,7 @@ class RoomServiceParts:
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database),
             relation_store,
-            accounts.store,
+            accounts.stores.accounts,
             rooms.store,
             engine,
             rooms.events,
@@ -153,7 +153,7 @@ class RoomServiceParts:
         )
         self.first_rooms = FirstRooms(
             database,
-            accounts.store,
+            accounts.stores.accounts,
             self.memberships,
             config.registration.auto_join_rooms,
             base.clock,

@@ -76,7 +76,7 @@ class SearchParts:
             with_locked=user_directory.show_locked_users,
         )
         self.updates = DirectoryUpdates(
-            database, people, accounts.profile_store, folding, base.identity
+            database, people, accounts.stores.profiles, folding, base.identity
         )
         self.jobs = [Job(indexing.NAME, self.indexing.do_step, REST)]
         if user_directory.enabled:

@@ -95,7 +95,7 @@ class SyncServiceParts:
             ignored=settings.ignored,
             permissions=settings.permissions,
             devices=DeviceSectionReader(
-                accounts.to_device_store,
+                accounts.stores.to_device,
                 ToDeviceCache(streams),
                 devices.key_counts,
                 devices.device_lists,
@@ -147,7 +147,7 @@ class SyncServiceParts:
             room_engine,
             history,
             room_reading,
-            accounts.profile_store,
+            accounts.stores.profiles,
         )
         self.sliding_sync = SlidingSync(
             self.sliding,

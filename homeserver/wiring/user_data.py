@@ -83,9 +83,9 @@ class PeopleParts:
         self.deactivation = Deactivation(
             clock,
             database,
-            accounts.store,
+            accounts.stores.accounts,
             store,
-            accounts.profile_store,
+            accounts.stores.profiles,
             accounts.sessions,
             mail.threepids,
             services.memberships,
@@ -94,9 +94,9 @@ class PeopleParts:
                 push.threads,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
-                accounts.pusher_store,
+                accounts.stores.pushers,
                 PushOutcomeStore(database),
-                accounts.validity_store,
+                accounts.stores.validity,
                 KeyBackupStore(database),
                 devices.cross_signing_store,
                 UnshownRoomStore(database),
@@ -105,7 +105,7 @@ class PeopleParts:
         )
         self.confirmation = AccountConfirmation(
             clock=clock,
-            accounts=accounts.store,
+            accounts=accounts.stores.accounts,
             sign_in=login.sign_in,
             uia=login.uia,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
@@ -115,13 +115,13 @@ class PeopleParts:
                 config.upstream.directory_ids,
                 by_plugins=accounts.plugins.check_passwords,
             ),
-            confirmations=accounts.confirmation_store,
+            confirmations=accounts.stores.confirmations,
             confirmed_for_ms=config.sessions.ui_auth.session_timeout,
         )
         self.accounts = Accounts(
             clock,
             database,
-            accounts.store,
+            accounts.stores.accounts,
             accounts.passwords,
             accounts.sessions,
             login.sign_in,
@@ -138,20 +138,20 @@ class PeopleParts:
             mail.threepids,
             self.confirmation,
             mail.validations,
-            kept_by_address=[accounts.pusher_store],
+            kept_by_address=[accounts.stores.pushers],
             bindings=self.bindings,
             changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(
-            self.accounts, accounts.device_store, accounts.last_seen, identity
+            self.accounts, accounts.stores.devices, accounts.last_seen, identity
         )
         self.login_tokens = LoginTokens(
             clock,
             accounts.secret_text,
             database,
-            accounts.login_token_store,
-            accounts.upstream_sessions,
-            accounts.store,
+            accounts.stores.login_tokens,
+            accounts.stores.upstream_sessions,
+            accounts.stores.accounts,
             self.confirmation,
             login.sign_in,
             accounts.sessions,
@@ -165,7 +165,7 @@ class PeopleParts:
         )
         self.devices = Devices(
             database,
-            accounts.device_store,
+            accounts.stores.devices,
             accounts.sessions,
             self.confirmation,
             accounts.last_seen,

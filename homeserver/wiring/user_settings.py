@@ -18,7 +18,7 @@ class UserSettingParts:
         self.ignored = IgnoredUsers(store, streams, capacity=capacity)
         self.permissions = InvitePermissions(store, self.ignored, streams, capacity=capacity)
         self.invite_policy = InvitePolicy(
-            accounts.store,
+            accounts.stores.accounts,
             self.permissions,
             base.limiter,
             accounts.validity,

@@ -48,7 +48,7 @@ from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import PasswordPolicy, Passwords
-from homeserver.services.login.sessions import Lifetimes, Sessions
+from homeserver.services.login.sessions import DependentStores, Lifetimes, Sessions
 from homeserver.services.login.uia import UIA, Stage
 from homeserver.services.login.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from homeserver.services.profiles.access import ProfileAccess
@@ -163,7 +163,7 @@ class AccountsServer:
             self.token_store,
             limiter=self.limiter,
             lifetimes=lifetimes,
-            ends_with_sessions=[self.login_token_store],
+            dependents=DependentStores(ends_with_sessions=[self.login_token_store]),
         )
         self.threepids = ThreepidStore(database)
         self.application_passwords = application_passwords = ApplicationPasswords(

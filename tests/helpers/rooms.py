@@ -142,7 +142,6 @@ class RoomParts:
             outliers,
             self.resolver,
             self.identity,
-            streams,
             self.clock,
         )
         self.receiver = Receiver(

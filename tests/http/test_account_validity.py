@@ -266,7 +266,7 @@ def test_existing_accounts_expire_on_different_days(
     )
     renewals = later.app.accounts.renewals
     assert [later.run(renewals.do_give_ends(3)) for _ in range(3)] == [3, 2, 0]
-    accounts = later.run(later.app.accounts.store.get_accounts(users))
+    accounts = later.run(later.app.accounts.stores.accounts.get_accounts(users))
     ends = [
         ((row.expires_ts or 0) / 1000 - later.clock.seconds()) / DAY for row in accounts.values()
     ]

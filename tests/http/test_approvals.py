@@ -94,8 +94,8 @@ def test_an_account_awaiting_approval_cannot_sign_in(server: TestServer) -> None
     assert "has to approve your account" in browser.words
     browser.send("/_mahalla/sign_in", name="alice", password="wrong")
     assert "has to approve your account" not in browser.words
-    assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
-    assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
+    assert server.run(server.app.accounts.stores.accounts.get_accounts(["@alice:example.org"]))
+    assert server.run(server.app.accounts.stores.devices.get_devices(["@alice:example.org"])) == {}
     assert [record for record in told(server) if record[0].startswith("sign_in")] == [
         ("sign_in_refused", "awaiting_approval"),
         ("sign_in_failed", None),

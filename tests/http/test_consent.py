@@ -229,7 +229,7 @@ def test_bots_need_no_consent(tmp_path: Path, sqlite_database: Database) -> None
     async def make_bot() -> None:
         def write(txn: object) -> None:
             txn.execute("UPDATE accounts SET user_type = 'bot' WHERE user_id = ?", (bot.user_id,))  # type: ignore[attr-defined]
-            server.app.accounts.store.set_account_changed(txn, bot.user_id)  # type: ignore[arg-type]
+            server.app.accounts.stores.accounts.set_account_changed(txn, bot.user_id)  # type: ignore[arg-type]
 
         await sqlite_database.write("make_bot", write)
 

@@ -469,7 +469,7 @@ def test_who_goes_away_is_forgotten(server: TestServer, alice: User) -> None:
 
 async def test_suspended_people_may_read_and_not_upload(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
-    accounts = server.app.accounts.store
+    accounts = server.app.accounts.stores.accounts
     await server.app.database.write(
         "suspend", lambda txn: accounts.set_flags(txn, alice.user_id, suspended=True)
     )

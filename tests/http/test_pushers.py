@@ -186,7 +186,7 @@ def test_all_end_with_the_account(server: TestServer, alice: User) -> None:
         "password": "wonderland",
     }
     assert alice.post(f"{V3}/account/deactivate", {"auth": auth}).status == 200
-    store = server.app.accounts.pusher_store
+    store = server.app.accounts.stores.pushers
     assert server.run(store.get_pushers([alice.user_id])) == {}
 
 

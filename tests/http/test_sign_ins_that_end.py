@@ -205,7 +205,7 @@ def test_a_name_chosen_after_the_logout_is_refused(
     tell(server, provider, **ended)
     browser.send(NAME, username="alice")
     assert browser.status == 400
-    assert server.run(server.app.accounts.store.get_accounts([USER])) == {}
+    assert server.run(server.app.accounts.stores.accounts.get_accounts([USER])) == {}
 
 
 def test_a_login_token_that_is_being_redeemed_is_refused(

@@ -389,7 +389,7 @@ def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_rem
         return int(rows[0][0])
 
     waiting = REMOVED_AT_ONCE + 50
-    to_device = server.app.accounts.to_device_store
+    to_device = server.app.accounts.stores.to_device
 
     def send(txn: WriteTransaction) -> None:
         (device,) = to_device.get_devices(txn, [bob.user_id])[bob.user_id].values()
@@ -470,7 +470,7 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     others[0].server = anew
     token = sync(others[0])["next_batch"]
     later = int(anew.clock.seconds() * 1000) + LOGGED_MS + 1
-    while anew.run(anew.app.accounts.to_device_store.sweep(50, later)):
+    while anew.run(anew.app.accounts.stores.to_device.sweep(50, later)):
         pass
     assert logged_rows(anew) == 0
     assert numbers_of(sync(bob)) == []

@@ -70,7 +70,7 @@ def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: boo
             world.writer.run()
             assert pending.answer.status == 200
     before = [0, 0] if is_known else []
-    store = world.server.app.accounts.to_device_store
+    store = world.server.app.accounts.stores.to_device
 
     def fail(txn: WriteTransaction) -> None:
         to = list(store.get_devices(txn, [bob.user_id])[bob.user_id].values())

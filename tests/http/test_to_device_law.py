@@ -249,7 +249,7 @@ class World:
             for node in self.nodes:
                 node.clock.advance(max(0.0, self.now - node.clock.seconds()))
         node = self.nodes[self.here]
-        node.run(node.app.accounts.to_device_store.sweep(limit, int(self.now * 1000)))
+        node.run(node.app.accounts.stores.to_device.sweep(limit, int(self.now * 1000)))
 
     def lost(self) -> int:
         """Return stored messages that no device waits for and that were not acknowledged."""

@@ -254,7 +254,7 @@ def test_deactivated_and_locked_accounts(start: Start) -> None:
     alice, bob, carol = people(server, "alice", "bob", "bobir")
     settle(server)
     assert set(finds(alice, "bob")) == {"bob", "bobir"}
-    accounts = server.app.accounts.store
+    accounts = server.app.accounts.stores.accounts
     database = server.app.database
 
     async def lock() -> None:

@@ -124,7 +124,7 @@ def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
 
 def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
-    store = server.app.accounts.store
+    store = server.app.accounts.stores.accounts
     server.run(
         server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True)
     )
@@ -136,7 +136,7 @@ def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser
 
 
 def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Browser) -> None:
-    store, threepids = server.app.accounts.store, server.app.mail.threepids
+    store, threepids = server.app.accounts.stores.accounts, server.app.mail.threepids
     for medium, address in (("email", "alice@example.org"), ("msisdn", "998901234567")):
         row = ThreepidRow(medium, address, "@alice:example.org", 1, 1)
         server.run(server.app.database.write("t", threepids.add_threepid, row))
@@ -232,7 +232,7 @@ def test_an_account_without_a_password_authenticates_again(
     server: TestServer, browser: Browser
 ) -> None:
     sign_in(browser)
-    store = server.app.accounts.store
+    store = server.app.accounts.stores.accounts
     server.run(
         server.app.database.write(
             "no_password", store.set_password_hash, "@alice:example.org", None
@@ -299,10 +299,10 @@ def test_a_session_without_a_name_shows_its_user_agent(
 def test_the_downloaded_file_has_all_stored_data(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     alice, database, now = _user(server), server.app.database, int(server.clock.seconds() * 1000)
-    parts = server.app.accounts
+    stores = server.app.accounts.stores
     server.run(
         database.write(
-            "agree", parts.policy_consents.add_consents, alice.user_id, {"privacy": "1.0"}, now
+            "agree", stores.policy_consents.add_consents, alice.user_id, {"privacy": "1.0"}, now
         ),
     )
     link = ExternalIdRow("oidc-town", "17", alice.user_id, now)

@@ -59,7 +59,7 @@ def records(server: TestServer, user_id: str = "@alice:example.org") -> list[str
 
 
 def no_own_password(server: TestServer) -> None:
-    store = server.app.accounts.store
+    store = server.app.accounts.stores.accounts
     server.run(
         server.app.database.write(
             "no_password", store.set_password_hash, "@alice:example.org", None

@@ -162,7 +162,7 @@ def test_too_many_wrong_codes_need_a_new_code(server: TestServer, gateway: SMSGa
 
 def test_a_code_survives_signing_in_again(server: TestServer, gateway: SMSGateway) -> None:
     alice = server.register("alice")
-    store = server.app.accounts.store
+    store = server.app.accounts.stores.accounts
     password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
     browser = Browser(server)
     browser.open(ACCOUNT)

@@ -427,5 +427,5 @@ def _basic(text: str) -> str:
 
 
 def _devices(server: TestServer) -> list[str]:
-    rows = server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"]))
+    rows = server.run(server.app.accounts.stores.devices.get_devices(["@alice:example.org"]))
     return [row.device_id for row in rows["@alice:example.org"]]

@@ -150,7 +150,7 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     calling = edit(bob, room_id, first, "alice", **{"m.mentions": {"user_ids": [alice.user_id]}})
     pass_time(server, 12 * MINUTE)
-    [pusher] = server.run(server.app.accounts.pusher_store.get_pushers([alice.user_id]))[
+    [pusher] = server.run(server.app.accounts.stores.pushers.get_pushers([alice.user_id]))[
         alice.user_id
     ]
     assert pusher.error == "no connection", "an e-mail is retried"

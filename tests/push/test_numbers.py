@@ -286,7 +286,7 @@ def test_an_unchanged_badge_is_no_failure_when_the_gateway_is_unreachable(
     gateway.failure = OutboundError("it is down")
     say(bob, room_id, "hello")
     pass_time(server, 30)
-    failing = {row.pushkey for row in server.run(server.app.accounts.pusher_store.get_failing())}
+    failing = {row.pushkey for row in server.run(server.app.accounts.stores.pushers.get_failing())}
     assert failing == {"key"}
 
 

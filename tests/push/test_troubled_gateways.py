@@ -71,7 +71,7 @@ def test_a_failed_push_is_retried_with_backoff(
     gateway.failure = None
     pass_time(server, 3600, 60)
     assert gateway.events == events
-    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+    assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
 
 @pytest.mark.parametrize("most_bytes", [1000, 100])
@@ -91,7 +91,7 @@ def test_a_push_that_is_refused_for_its_content_blocks_nothing(
     told = [each.notification for each in gateway.taken]
     assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
     pass_time(server, 20)
-    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+    assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -113,7 +113,7 @@ def test_a_gateway_that_refuses_everything_is_backed_off(
     gateway.failure = None
     pass_time(server, 60)
     assert gateway.events == sent[3:]
-    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+    assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502])
@@ -191,7 +191,7 @@ def test_the_position_of_a_pusher_moves_past_dropped_pushes(
     say(bob, room_id, "old")
     upto = server.app.database.streams.current()
     pass_time(server, 27 * 3600, 600)
-    [row] = server.run(server.app.accounts.pusher_store.get_failing())
+    [row] = server.run(server.app.accounts.stores.pushers.get_failing())
     assert row.user_id == alice.user_id
     assert row.position >= upto
 
@@ -296,7 +296,7 @@ def test_a_gateway_at_a_denied_address_is_not_retried(server: TestServer, gatewa
     say(bob, room_id, "x")
     pass_time(server, 7200, 60)
     assert len(gateway.asked) == 1
-    [row] = server.run(server.app.accounts.pusher_store.get_failing())
+    [row] = server.run(server.app.accounts.stores.pushers.get_failing())
     assert row.error == "its address is one that this server does not contact"
 
 

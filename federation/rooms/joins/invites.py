@@ -133,6 +133,7 @@ class Invitations:
 
     _log = Logger()
 
+    # More than ten: an invite is built, signed by two servers, checked and stored.
     def __init__(
         self,
         remote: MembershipRequests,

@@ -74,6 +74,7 @@ class Part(msgspec.Struct, frozen=True):
 class Adoptions:
     """Imports rooms. For the reactor thread."""
 
+    # More than ten: an import writes to every table of a room.
     def __init__(
         self,
         database: Database,

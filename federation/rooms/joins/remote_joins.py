@@ -56,6 +56,7 @@ class RemoteMemberships:
 
     _log = Logger()
 
+    # More than ten: a join goes through request, checks, import and storage.
     def __init__(
         self,
         remote: MembershipRequests,

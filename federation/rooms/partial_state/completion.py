@@ -84,6 +84,7 @@ class Completions:
 
     _log = Logger()
 
+    # More than ten: it runs all steps that complete a room, each a part of its own.
     def __init__(
         self,
         tables: RoomTables,

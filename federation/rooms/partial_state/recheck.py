@@ -74,6 +74,7 @@ class Walk(msgspec.Struct):
 class Recheck:
     """Rechecks events. For the reactor thread."""
 
+    # More than ten: a recheck repeats all checks, and repairs what depends on them.
     def __init__(
         self,
         database: Database,

@@ -130,6 +130,7 @@ class Pool:
 class MissingEvents:
     """Fills gaps in the history of rooms. For the reactor thread."""
 
+    # More than ten: it asks other servers, checks, and places what it gets.
     def __init__(
         self,
         engine: RoomEngine,

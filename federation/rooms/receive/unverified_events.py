@@ -39,7 +39,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from storage.cache import StreamValue
 from storage.engine.database import Database
-from storage.engine.streams import Stage, Streams, Topic
+from storage.engine.streams import Stage, Topic
 from storage.partial_state.unverified_events import (
     LeftOut,
     PartOf,
@@ -103,7 +103,6 @@ class UnprovedStates:
         outliers: Outliers,
         resolver: StateResolver,
         identity: ServerIdentity,
-        streams: Streams,
         clock: IReactorTime,
     ) -> None:
         self._database = database
@@ -117,14 +116,16 @@ class UnprovedStates:
         self._identity = identity
         self._clock = clock
         self._cached_rooms: StreamValue[Mapping[int, int | None]] = StreamValue(
-            streams, Topic.COMPLETENESS, load=store.get_rooms
+            database.streams, Topic.COMPLETENESS, load=store.get_rooms
         )
         """The rooms that have unverified events, with the time of their next retry."""
         self._delayed_call: IDelayedCall | None = None
         self._task: Deferred[None] | None = None
         self._started = False
         # writes of these rows are not announced on the stream
-        streams.watch(lambda _after, _upto: self._cached_rooms.invalidate(), stage=Stage.CACHE)
+        database.streams.watch(
+            lambda _after, _upto: self._cached_rooms.invalidate(), stage=Stage.CACHE
+        )
 
     def start(self) -> None:
         """Continue with the stored events."""

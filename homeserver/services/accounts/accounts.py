@@ -32,6 +32,7 @@ from storage.threepids.threepids import ThreepidStore
 class Accounts:
     """Reads and changes accounts."""
 
+    # More than ten: a password change ends sessions, proofs and addresses, each in its own store.
     def __init__(
         self,
         clock: IReactorTime,

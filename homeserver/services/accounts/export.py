@@ -28,6 +28,7 @@ MOST: Final = 10_000
 class AccountExport:
     """Creates exports."""
 
+    # More than ten: it collects what every topic stores of a user.
     def __init__(
         self,
         clock: IReactorTime,

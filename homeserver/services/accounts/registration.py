@@ -145,6 +145,7 @@ Also = Callable[[WriteTransaction, UserID], None]
 class Registration:
     """Creates accounts."""
 
+    # More than ten: an account is written in one transaction with all that belongs to it.
     def __init__(
         self,
         clock: IReactorTime,

@@ -47,6 +47,7 @@ everybody gets an e-mail on the same day."""
 class Renewals:
     """Sets expiry times, sends e-mails about them, and renews accounts."""
 
+    # More than ten: it stores, writes e-mails and has four options.
     def __init__(
         self,
         clock: IReactorTime,

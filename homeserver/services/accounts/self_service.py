@@ -72,6 +72,7 @@ class Overview(msgspec.Struct, frozen=True):
 class OwnAccount:
     """Shows and changes a user's own account."""
 
+    # More than ten: it gathers what every topic knows of an account, for one page.
     def __init__(
         self,
         clock: IReactorTime,

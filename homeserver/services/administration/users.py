@@ -84,6 +84,7 @@ class Details(msgspec.Struct, frozen=True):
 class UserAdministration:
     """Lists, shows, creates and changes accounts."""
 
+    # More than ten: it is a front of the account services, and adds little of its own.
     def __init__(
         self,
         identity: ServerIdentity,

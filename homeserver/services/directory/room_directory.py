@@ -68,6 +68,7 @@ class ReadsRooms(Protocol):
 class RoomDirectory:
     """Aliases and the public directory of this server."""
 
+    # More than ten: the last five are options and the rules of application services.
     def __init__(
         self,
         engine: RoomEngine,

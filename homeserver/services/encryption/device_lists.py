@@ -50,6 +50,7 @@ in one query."""
 class DeviceLists:
     """Computes changes of device lists for users."""
 
+    # More than ten: a change of a list follows from devices, rooms and memberships.
     def __init__(
         self,
         devices: DeviceStore,

@@ -53,6 +53,7 @@ class Origin(msgspec.Struct, frozen=True):
 class LoginTokens:
     """Issues login tokens and signs in with them."""
 
+    # More than ten: the last four are options.
     def __init__(
         self,
         clock: IReactorTime,

@@ -125,6 +125,7 @@ class SignIn:
 
     _log = Logger()
 
+    # More than ten: a sign-in passes all checks of an account; four are options.
     def __init__(
         self,
         clock: IReactorTime,

@@ -135,6 +135,24 @@ class RecordedWithSessions(Protocol):
         ...
 
 
+class DependentStores(msgspec.Struct, frozen=True):
+    """The stores that take part in the end of a session or device."""
+
+    ends_with_sessions: Sequence[EndsWithSessions] = ()
+    """Revoked with all sessions of a user, and when the account is locked."""
+    recorded_with_sessions: Sequence[RecordedWithSessions] = ()
+    """The same, with an audit record."""
+    recorded_with_all_sessions: Sequence[RecordedWithSessions] = ()
+    """As `recorded_with_sessions`, but these survive a lock."""
+    kept_by_device: Sequence[KeepsByDevice] = ()
+    """Deleted with a device."""
+    kept_by_session: Sequence[KeepsByDevice] = ()
+    """Also deleted by a new sign-in on the device."""
+    set_by_tokens: Sequence[KeepsByDevice] = ()
+    """Those in `kept_by_device` that send data of the account elsewhere (pushers); also cleared
+    when a token of the device was stolen."""
+
+
 class Sessions:
     """Begins, refreshes and ends sessions."""
 
@@ -149,35 +167,18 @@ class Sessions:
         *,
         limiter: RateLimiter | None = None,
         lifetimes: Lifetimes | None = None,
-        ends_with_sessions: Sequence[EndsWithSessions] = (),
-        recorded_with_sessions: Sequence[RecordedWithSessions] = (),
-        recorded_with_all_sessions: Sequence[RecordedWithSessions] = (),
-        kept_by_device: Sequence[KeepsByDevice] = (),
-        kept_by_session: Sequence[KeepsByDevice] = (),
-        set_by_tokens: Sequence[KeepsByDevice] = (),
+        dependents: DependentStores | None = None,
     ) -> None:
-        """Set the stores that take part in the end of a session or device.
-
-        `ends_with_sessions`, `recorded_with_sessions`: revoked with all sessions of a user, and
-        when the account is locked. `recorded_with_all_sessions`: survives a lock.
-        `kept_by_device`: deleted with a device. `kept_by_session`: also deleted by a new sign-in
-        on the device. `set_by_tokens`: the stores among `kept_by_device` that send data of the
-        account elsewhere (pushers); also cleared when a token of the device was stolen.
-        """
+        """`dependents`: the stores that take part in the end of a session or device."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
-        self._ends_with_sessions = tuple(ends_with_sessions)
-        self._recorded_with_sessions = tuple(recorded_with_sessions)
-        self._recorded_with_all_sessions = tuple(recorded_with_all_sessions)
         self._limiter = limiter or RateLimiter(clock, {})
         self._lifetimes = lifetimes or Lifetimes()
-        self._kept_by_device = tuple(kept_by_device)
-        self._kept_by_session = tuple(kept_by_session)
-        self._set_by_tokens = tuple(set_by_tokens)
+        self._dependents = dependents or DependentStores()
 
     def prepare(
         self,
@@ -240,7 +241,7 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
-            for store in self._kept_by_session:
+            for store in self._dependents.kept_by_session:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
@@ -371,7 +372,7 @@ class Sessions:
             user_id, device_id = UserID(current.user_id), DeviceID(current.device_id)
             note(txn, user_id, Happened.TOKEN_REUSED, now, ip=address, device_id=device_id)
             self._tokens.expire_tokens_of_device(txn, user_id, device_id, now)
-            for store in self._set_by_tokens:
+            for store in self._dependents.set_by_tokens:
                 store.remove_devices(txn, user_id, [device_id])
             self._accounts.set_account_changed(txn, user_id)
         return UnknownToken("The refresh token has been used already", soft_logout=True)
@@ -494,7 +495,7 @@ class Sessions:
         if not removed:
             return
         self._tokens.remove_tokens_of_devices(txn, user_id, removed)
-        for store in (*self._kept_by_device, *self._kept_by_session):
+        for store in (*self._dependents.kept_by_device, *self._dependents.kept_by_session):
             store.remove_devices(txn, user_id, removed)
         self._devices.remove_devices(txn, user_id, removed)
         self._accounts.set_account_changed(txn, user_id)
@@ -524,7 +525,7 @@ class Sessions:
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
         self.remove_ways_in(txn, user_id, ip)
-        for store in self._recorded_with_all_sessions:
+        for store in self._dependents.recorded_with_all_sessions:
             store.remove_user(txn, user_id, ip)
         self._accounts.set_account_changed(txn, user_id)
 
@@ -535,12 +536,12 @@ class Sessions:
         """
         self._accounts.begin_era(txn, user_id)
         self.remove_given(txn, user_id)
-        for recorded in self._recorded_with_sessions:
+        for recorded in self._dependents.recorded_with_sessions:
             recorded.remove_user(txn, user_id, ip)
 
     def remove_given(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove unused login tokens, codes and confirmations of earlier credential epochs."""
-        for store in self._ends_with_sessions:
+        for store in self._dependents.ends_with_sessions:
             store.remove_user(txn, user_id)
 
     def _now(self) -> int:

@@ -45,6 +45,7 @@ class RemoteCopies:
 
     log = Logger()
 
+    # More than ten: the last three are options.
     def __init__(
         self,
         store: RemoteMediaStore,

@@ -68,6 +68,7 @@ class MediaRepository:
 
     log = Logger()
 
+    # More than ten: the last four are options.
     def __init__(
         self,
         server_name: ServerName,

@@ -59,6 +59,7 @@ _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
 class Notifications:
     """Lists notifications. For the reactor thread."""
 
+    # More than ten: the list joins stored and computed notifications of all kinds.
     def __init__(
         self,
         outcomes: PushOutcomeStore,

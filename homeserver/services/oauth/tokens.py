@@ -70,6 +70,7 @@ class Granted(msgspec.Struct, frozen=True):
 class OAuthTokens:
     """Issues and revokes tokens."""
 
+    # More than ten: it bridges OAuth grants and the sessions of accounts; two are options.
     def __init__(
         self,
         clock: IReactorTime,

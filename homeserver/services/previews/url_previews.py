@@ -69,6 +69,7 @@ class URLPreviews:
 
     log = Logger()
 
+    # More than ten: it runs all steps from the page to the stored preview.
     def __init__(
         self,
         server_name: str,

@@ -77,6 +77,7 @@ class Deliveries:
 
     log = Logger()
 
+    # More than ten: it runs all steps from the event to the gateway; two are options.
     def __init__(
         self,
         clock: IReactorTime,

@@ -59,6 +59,7 @@ class EmailDigests:
 
     log = Logger()
 
+    # More than ten: it runs all steps from the missed event to the e-mail; two are options.
     def __init__(
         self,
         clock: IReactorTime,

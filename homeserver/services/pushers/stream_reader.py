@@ -76,6 +76,7 @@ class PushReading:
 
     log = Logger()
 
+    # More than ten: each kind of change of the stream concerns another part.
     def __init__(
         self,
         clock: IReactorTime,

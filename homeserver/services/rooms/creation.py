@@ -89,6 +89,7 @@ _PRESETS: Final[Mapping[Preset, _PresetState]] = {
 class RoomCreation:
     """Makes rooms for this server's users."""
 
+    # More than ten: the last six are options and the rules of application services.
     def __init__(
         self,
         engine: RoomEngine,

@@ -109,6 +109,7 @@ class DelayedEvents:
 
     _log = Logger()
 
+    # More than ten: it sends later what `RoomSending` sends now, with the same checks.
     def __init__(
         self,
         clock: IReactorTime,

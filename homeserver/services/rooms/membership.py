@@ -66,6 +66,7 @@ class RoomMemberships:
 
     _log = Logger()
 
+    # More than ten: every rule of joins and invites is a part of its own.
     def __init__(
         self,
         engine: RoomEngine,

@@ -89,6 +89,7 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
 class RoomReading:
     """Reads rooms for members and former members, and world readable rooms for anyone."""
 
+    # More than ten: it applies all rules of reading, and each is a part of its own.
     def __init__(
         self,
         engine: RoomEngine,

@@ -72,6 +72,7 @@ _CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 class RoomUpgrade:
     """Replaces rooms by rooms of another version."""
 
+    # More than ten: an upgrade carries over state, memberships, aliases and settings.
     def __init__(
         self,
         engine: RoomEngine,

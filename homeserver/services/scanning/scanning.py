@@ -116,6 +116,7 @@ class Scanning:
 
     log = Logger(namespace="homeserver.scanning")
 
+    # More than ten: the last eight are options.
     def __init__(
         self,
         clock: IReactorTime,

@@ -90,6 +90,7 @@ class _RoomAccess(msgspec.Struct, frozen=True):
 class MessageSearch:
     """Searches events that the caller may see."""
 
+    # More than ten: a result passes the rules of visibility and retention.
     def __init__(
         self,
         store: SearchStore,

@@ -73,6 +73,7 @@ FETCHED_PER_SHOWN: Final = 5
 class JoinedRooms:
     """Reads timeline, state and summary of rooms."""
 
+    # More than ten: a room's section has many parts, each with its own reader.
     def __init__(
         self,
         *,

@@ -64,6 +64,7 @@ class _Rooms(msgspec.Struct, gc=False):
 class RoomSection:
     """Reads the `rooms` section."""
 
+    # More than ten: a room's section has many parts, each with its own reader.
     def __init__(
         self,
         *,

@@ -131,6 +131,7 @@ class PhoneValidation:
 
     _log = Logger()
 
+    # More than ten: the last five are options.
     def __init__(
         self,
         now_ms: Callable[[], int],
