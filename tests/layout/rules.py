@@ -12,6 +12,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 
 PACKAGES = ("homeserver", "federation", "storage")
 MAX_LINES = 600
+MAX_PARAMETERS = 10
 VAGUE_NAMES = {"utils", "util", "helpers", "base", "common", "manager", "misc"}
 
 SQL = re.compile(
@@ -25,6 +26,7 @@ REGISTRY_HOST = re.compile(
 )
 INDENTED_IMPORT = re.compile(r"^[ \t]+(import|from)\s", re.MULTILINE)
 DOCSTRING = re.compile(r'\s*(#.*\n\s*)*r?"""\s*[^\s"]')
+LARGE_CONSTRUCTOR = re.compile(r"# More than ten: \S.{9,}")
 VERSION_RECORD = re.compile(r"V\d+")
 
 
@@ -252,6 +254,23 @@ def no_untracked_callable(file: SourceFile) -> Iterator[str]:
                     yield file.at(field, "a callable may form a reference cycle: not with gc=False")
 
 
+def constructors_are_small(file: SourceFile) -> Iterator[str]:
+    if not file.is_product:
+        return
+    lines = file.text.splitlines()
+    for node in file.nodes_with("def __init__"):
+        if not isinstance(node, ast.FunctionDef) or node.name != "__init__":
+            continue
+        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]
+        above = lines[node.lineno - 2].strip()
+        if len(parameters) > MAX_PARAMETERS and not LARGE_CONSTRUCTOR.fullmatch(above):
+            yield file.at(
+                node,
+                f"a constructor has at most {MAX_PARAMETERS} parameters, or the line above it says"
+                " why: `# More than ten: <reason>`",
+            )
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -268,6 +287,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     no_stub,
     values_are_structs,
     no_untracked_callable,
+    constructors_are_small,
 )
 
 

@@ -9,6 +9,8 @@ from tests.layout.rules import PYTHON_RULES, TEXT_RULES, Rule, SourceFile
 
 DOC = '"""What it is for."""\n'
 
+TEN = ", ".join(f"a{number}" for number in range(10))
+
 
 def violations(rule: Rule, text: str, path: str = "homeserver/services/rooms.py") -> list[str]:
     return list(rule(SourceFile(PurePosixPath(path), text)))
@@ -102,6 +104,16 @@ BAD: list[tuple[Rule, str, str]] = [
         "class A(msgspec.Struct, gc=False):\n    call: Callable[[], None]\n",
         "homeserver/a.py",
     ),
+    (
+        rules.constructors_are_small,
+        f"class A:\n    def __init__(self, {TEN}, b):\n        self.b = b\n",
+        "homeserver/a.py",
+    ),
+    (
+        rules.constructors_are_small,
+        f"class A:\n    # More than ten:\n    def __init__(self, {TEN}, *, b):\n        self.b = b\n",
+        "storage/a.py",
+    ),
     (rules.no_stub, "def f():\n    raise NotImplementedError\n", "storage/a.py"),
     (rules.no_stub, 'def f():\n    raise NotImplementedError("later")\n', "homeserver/a.py"),
     (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
@@ -157,6 +169,17 @@ GOOD: list[tuple[Rule, str, str]] = [
         rules.no_untracked_callable,
         "class A(msgspec.Struct):\n    call: Callable[[], None]\n",
         "homeserver/a.py",
+    ),
+    (
+        rules.constructors_are_small,
+        f"class A:\n    def __init__(self, {TEN}):\n        self.a = a1\n",
+        "homeserver/a.py",
+    ),
+    (
+        rules.constructors_are_small,
+        "class A:\n    # More than ten: these are the fields of an event.\n"
+        f"    def __init__(self, {TEN}, b):\n        self.b = b\n",
+        "federation/a.py",
     ),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
