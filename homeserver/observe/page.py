@@ -13,7 +13,7 @@ from homeserver.observe.metrics import (
     SearchMetrics,
     TextMessageMetrics,
 )
-from homeserver.observe.push import PushMetrics, WaitingMetrics
+from homeserver.observe.push import PushMetrics, PushQueueMetrics, WaitingMetrics
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.observe.sender import SenderMetrics
 
@@ -43,6 +43,7 @@ def write_metrics_page() -> str:
     JobMetrics(registry)
     RetentionMetrics(registry)
     PushMetrics(registry)
+    PushQueueMetrics(registry, dict)
     ScanMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)

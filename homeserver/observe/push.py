@@ -31,18 +31,13 @@ QUEUES: Final[Mapping[str, str]] = {
 
 
 class PushMetrics(Collector):
-    """Counts pushes by gateway and outcome, their durations, and the queues."""
+    """Counts pushes by gateway and outcome, and their durations."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._gateways: set[str] = set()
         self._pushes: dict[tuple[str, str], int] = {}
         self._seconds = PlainHistogram(_BUCKETS)
-        self._read: Callable[[], Mapping[str, int]] = dict
         registry.register(self)
-
-    def read_from(self, read: Callable[[], Mapping[str, int]]) -> None:
-        """Set the function that returns the queue lengths by the names in `QUEUES`."""
-        self._read = read
 
     def sent(self, gateway: str, outcome: str, seconds: float) -> None:
         """Count a push that a gateway accepted. `outcome`: one of the constants above."""
@@ -76,6 +71,18 @@ class PushMetrics(Collector):
             buckets=self._seconds.buckets(),
             sum_value=self._seconds.total,
         )
+
+
+class PushQueueMetrics(Collector):
+    """The lengths of the push queues."""
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]) -> None:
+        """`read` returns the lengths by the names in `QUEUES`."""
+        self._read = read
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the metrics for Prometheus."""
         lengths = self._read()
         for name, text in QUEUES.items():
             yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=lengths.get(name, 0))

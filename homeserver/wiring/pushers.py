@@ -6,7 +6,7 @@ from typing import Final
 from federation.http_client.client import Web
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
-from homeserver.observe.push import PushMetrics, WaitingMetrics
+from homeserver.observe.push import PushMetrics, PushQueueMetrics, WaitingMetrics
 from homeserver.services.push.action_cleanup import OldOutcomes
 from homeserver.services.pushers.active_readers import Readers
 from homeserver.services.pushers.badges import Badges
@@ -111,7 +111,7 @@ class PusherParts:
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )
-        metrics.read_from(self.deliveries.get_figures)
+        PushQueueMetrics(registry, self.deliveries.get_figures)
         self.reading = PushReading(
             clock,
             database.streams,
