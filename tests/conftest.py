@@ -1,4 +1,4 @@
-"""How the tests are run: coroutines at once, with databases of their own.
+"""Runs the tests: coroutines at once, with databases of their own.
 
 - `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run
   inline, and time moves only by `clock.advance`. Where it waits for ever, the test fails and says
@@ -78,8 +78,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays: it need not be looked through for garbage again
-    and again."""
+    """Exclude the objects that exist before the first test from garbage collection: they stay, and
+    each collection would look through them again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
