@@ -1,4 +1,4 @@
-"""What a server does in the background, from its start to its stop."""
+"""Starts and stops the background work of a server."""
 
 from collections.abc import Sequence
 from typing import Protocol

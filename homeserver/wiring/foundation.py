@@ -1,4 +1,4 @@
-"""What every part of a server is built on."""
+"""Holds what every part of a server is built on."""
 
 from collections.abc import Callable
 

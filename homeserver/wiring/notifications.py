@@ -1,4 +1,4 @@
-"""Wires what is unread and worth a notification."""
+"""Wires unread counts, push decisions and the list of notifications."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Wires what decides who may see which part of a room's history, and for how long."""
+"""Wires the rules of visibility and retention: the events that a user may see, and for how long."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Wires what reads rooms for clients: events in their client form, history, relations."""
+"""Wires the reading of rooms: events in their client form, history, relations."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Wires what users do with rooms: create, join, send, list and upgrade them."""
+"""Wires the services that change rooms: create, join, send, list and upgrade them."""
 
 from collections.abc import Sequence
 

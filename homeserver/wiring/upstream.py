@@ -179,8 +179,8 @@ class UpstreamParts:
         on_own_pages = has_own_pages(config) and (login.sign_in.password_login or bool(infos))
         offered = OfferedProviders(infos, own_pages=on_own_pages)
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
-        # A circle that stays: these sources of passwords create accounts, and whoever creates an
-        # account or links one to a directory checks passwords by `sign_in`.
+        # A circle that stays: these sources of passwords create accounts by `registration`, which
+        # checks accounts by `sign_in`.
         if self._directories:
             login.sign_in.ask_too(
                 DirectoryPasswords(threads, self._directories, self._links, self._accounts)

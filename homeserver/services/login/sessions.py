@@ -149,7 +149,7 @@ class DependentStores(msgspec.Struct, frozen=True):
     kept_by_session: Sequence[KeepsByDevice] = ()
     """Also deleted by a new sign-in on the device."""
     set_by_tokens: Sequence[KeepsByDevice] = ()
-    """Those in `kept_by_device` that send data of the account elsewhere (pushers); also cleared
+    """Stores in `kept_by_device` that send data of the account elsewhere (pushers). Also cleared
     when a token of the device was stolen."""
 
 
