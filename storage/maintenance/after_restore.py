@@ -14,7 +14,7 @@ Laws:
   higher. The same holds for the next pusher: an unsubscribe link in an older e-mail must not match
   a new pusher.
 - Key backups keep their version, though they lack keys. If the version changed, a client would read
-  nothing from its backup until its owner enters the recovery key (docs/adr/0038).
+  nothing from its backup until its owner enters the recovery key (docs/adr/0034).
 
 For a database that no server has open.
 """

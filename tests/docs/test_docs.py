@@ -16,8 +16,10 @@ from tests.docs.module_map import module_map
 
 ROOT = Path(__file__).parents[2]
 OPERATORS = ROOT / "docs" / "operators"
+DEVELOPERS = ROOT / "docs" / "developers"
+DECISIONS = ROOT / "docs" / "adr"
 COMMANDS = (OPERATORS / "commands.md").read_text(encoding="utf-8")
-SCRIPT_PAGE = (ROOT / "docs" / "developers" / "scripts.md").read_text(encoding="utf-8")
+SCRIPT_PAGE = (DEVELOPERS / "scripts.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -28,9 +30,9 @@ MODULES = sorted(
     for path in (ROOT / package).rglob("*.py")
     if path.name != "__init__.py"
 )
-MODULE_MAP = ROOT / "docs" / "developers" / "modules.md"
-HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
-"""They name files that the reader creates."""
+MODULE_MAP = DEVELOPERS / "modules.md"
+TO_BE_WRITTEN = re.compile("nickname|NNNN_")
+"""Part of the names of files that the how-tos let the reader create."""
 COOKIES = frozenset({"mahalla_session", "mahalla_visitor", "mahalla_upstream"})
 """Names in the sources that only look like metrics."""
 NAMED_FILES = {
@@ -119,9 +121,16 @@ def test_operators_pages_name_no_source_files(page: Path) -> None:
     assert re.findall(r"\b(?:homeserver|federation|storage|tests)/[\w/]+\.\w+", TEXTS[page]) == []
 
 
-def test_every_operators_page_is_in_the_index() -> None:
-    index = TEXTS[OPERATORS / "README.md"]
-    assert [page.name for page in OPERATOR_PAGES if f"]({page.name})" not in index] == ["README.md"]
+@pytest.mark.parametrize("folder", [OPERATORS, DEVELOPERS, DECISIONS], ids=page_name)
+def test_the_index_of_a_folder_lists_every_page(folder: Path) -> None:
+    index = TEXTS[folder / "README.md"]
+    pages = sorted(page.name for page in folder.glob("*.md") if page.name != "README.md")
+    assert [name for name in pages if index.count(f"]({name})") == 0] == []
+
+
+def test_the_page_of_the_project_leads_to_both_halves() -> None:
+    assert "](docs/operators/README.md)" in TEXTS[ROOT / "README.md"]
+    assert "](docs/developers/README.md)" in TEXTS[ROOT / "README.md"]
 
 
 def test_the_module_map_is_current() -> None:
@@ -131,8 +140,9 @@ def test_the_module_map_is_current() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_files_exist(page: Path) -> None:
     # an ADR describes the code of its date
-    if page.name not in HOW_TOS and page.parent.name != "adr":
-        assert [path for path in sorted(paths_in(TEXTS[page])) if not (ROOT / path).exists()] == []
+    if page.parent != DECISIONS:
+        named = {path for path in paths_in(TEXTS[page]) if not TO_BE_WRITTEN.search(path)}
+        assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(
@@ -178,8 +188,23 @@ def test_example_proxies_have_longer_timeouts_than_long_polls() -> None:
     assert [int(seconds) * 1000 > MAX_TIMEOUT_MS for seconds in waits] == [True, True]
 
 
+RECORDS = sorted(page for page in DECISIONS.iterdir() if page.name != "README.md")
+
+
 def test_decisions_are_numbered() -> None:
-    decisions = sorted(path.name for path in (ROOT / "docs" / "adr").iterdir())
-    assert [name[:4] for name in decisions] == [
-        f"{number:04}" for number in range(1, len(decisions) + 1)
+    assert [page.name[:4] for page in RECORDS] == [
+        f"{number:04}" for number in range(1, len(RECORDS) + 1)
     ]
+
+
+@pytest.mark.parametrize("page", RECORDS, ids=page_name)
+def test_a_decision_has_one_form_and_fits_one_page(page: Path) -> None:
+    title, *lines = TEXTS[page].splitlines()
+    assert title.startswith(f"# {int(page.name[:4])}. ")
+    assert [line for line in lines if line.startswith("#")] == [
+        "## Status",
+        "## Context",
+        "## Decision",
+        "## Consequences",
+    ]
+    assert len(lines) < 60

@@ -98,7 +98,7 @@ def no_hidden_import(file: SourceFile) -> Iterator[str]:
         ):
             yield file.at(
                 node,
-                "an import by name hides a dependency: see docs/adr/0020-loaded-where-configured.md",
+                "an import by name hides a dependency: see docs/adr/0020-optional-libraries.md",
             )
 
 
@@ -242,7 +242,7 @@ def values_are_structs(file: SourceFile) -> Iterator[str]:
     for node in file.nodes_with("dataclasses"):
         if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
             yield file.at(
-                node, "a value is a msgspec.Struct: see docs/adr/0021-values-are-structs.md"
+                node, "a value is a msgspec.Struct: see docs/adr/0021-structs.md"
             )
 
 

@@ -1,7 +1,7 @@
 """Stores push rules and the user's attention to ordinary messages, in one transaction.
 
 Unread counts depend on it: the push actions of an event are computed by the rules of the time when
-it came (docs/push.md). For the writer's thread.
+it came (docs/developers/push.md). For the writer's thread.
 """
 
 from collections import Counter
