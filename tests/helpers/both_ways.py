@@ -1,7 +1,7 @@
-"""Compares the short way of both kinds of sync with the full way.
+"""Compares the fast path of `/sync` and sliding sync with the complete path.
 
-Each response with a room of plain messages is made a second time without the short way, and has to
-be the same.
+Each response with a room that has only plain messages is built a second time without the fast path.
+Both must be the same.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from homeserver.services.sync.response import Response
 from homeserver.services.sync.sync import Sync
 
 Compared = list[Response | SlidingResponse]
-"""The short responses that were compared."""
+"""The responses of the fast path that were compared."""
 
 
 @contextmanager
 def plain_timelines() -> Iterator[list[PlainTimeline]]:
-    """Record the rooms that take the short way while this is open."""
+    """Record the rooms that take the fast path, until the context ends."""
     rooms: list[PlainTimeline] = []
     read = PlainMessages.read
 
@@ -43,7 +43,7 @@ def plain_timelines() -> Iterator[list[PlainTimeline]]:
 
 @contextmanager
 def both_ways() -> Iterator[Compared]:
-    """Compare while this is open."""
+    """Compare both paths until the context ends."""
     compared: Compared = []
     is_short = True
     rooms: list[PlainTimeline] = []
@@ -57,7 +57,7 @@ def both_ways() -> Iterator[Compared]:
         return timeline
 
     def add_members(self: LazyMembers, *args: Any) -> None:
-        if is_short:  # what the full way would record must not hide that the short way does not
+        if is_short:  # the complete path must not record it for the fast path
             add_sent(self, *args)
 
     async def sync_both_ways(self: Sync, request: SyncRequest) -> Response:
@@ -87,7 +87,7 @@ def both_ways() -> Iterator[Compared]:
                 full = await compute_sliding(self, request, connection, before)
             finally:
                 is_short = True
-            assert _as_told(short.body) == _as_told(full.body)
+            assert _as_response(short.body) == _as_response(full.body)
             assert (short.has_changes, short.token) == (full.has_changes, full.token)
             assert (short.new_members, members) == (full.new_members, before)
             assert _of_state(short.state) == _of_state(full.state)
@@ -108,8 +108,8 @@ def _as_json(response: Response) -> Any:
     return response.has_changes, msgspec.json.decode(msgspec.json.encode(response.body))
 
 
-def _as_told(body: object) -> Any:
-    """The JSON; the order of state events has no meaning."""
+def _as_response(body: object) -> Any:
+    """Return the response as JSON; sorts state events, since their order has no meaning."""
     answer = msgspec.json.decode(msgspec.json.encode(body))
     for entry in answer["rooms"].values():
         entry.get("required_state", []).sort(

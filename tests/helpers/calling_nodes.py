@@ -1,4 +1,5 @@
-"""Two servers on one PostgreSQL database, in one process, that hear one another's notes at once."""
+"""Two nodes on one PostgreSQL database, in one process, which receive each other's notes at
+once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}
 
 
 class CallingNodes:
-    """They share everything but their memory."""
+    """Two nodes that share everything except their memory."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.counters = [QueryCounter() for _ in range(2)]
@@ -25,7 +26,7 @@ class CallingNodes:
         self.wires = [RecordingWire(), RecordingWire()]
         self.servers: list[TestServer] = []
         self.calls = 0
-        """How many there were between them."""
+        """The number of notes sent between the nodes."""
         self._folder = folder
         for number in range(2):
             (folder / str(number)).mkdir()
@@ -50,7 +51,7 @@ class CallingNodes:
             self._connect(number + 1, self._notes(number), self._notes(1 - number))
 
     def start_second_anew(self) -> None:
-        """The second node has ended without a word, and another process takes its place."""
+        """Replace the second node, which crashed, by a new process."""
         former = self.servers[1]
         assert former.app.other_nodes is not None
         former.app.other_nodes.stop()
@@ -65,28 +66,28 @@ class CallingNodes:
         return notes
 
     def _connect(self, node: int, notes: NodeNotes, other: NodeNotes) -> None:
-        async def tell(bodies: Sequence[str]) -> None:
+        async def send(bodies: Sequence[str]) -> None:
             self.calls += len(bodies)
             for body in bodies:
                 other.hear(node, body)
 
-        notes.connect(tell)
+        notes.connect(send)
 
     def end_first(self) -> None:
-        """The first node is gone, without a word."""
+        """Let the first node crash."""
         self._notes(0).connect(None)
 
     def here_and_there(self, name: str) -> tuple[User, User]:
-        """Somebody with one session, who speaks through both nodes."""
+        """Register a user and return the session at both nodes."""
         here = self.servers[0].register(name)
         return here, self.there(here)
 
     def here(self, user: User) -> User:
-        """The same session at the first node."""
+        """Return the same session at the first node."""
         return self._at(0, user)
 
     def there(self, user: User) -> User:
-        """The same session at the second node."""
+        """Return the same session at the second node."""
         return self._at(1, user)
 
     def _at(self, number: int, user: User) -> User:
@@ -94,7 +95,7 @@ class CallingNodes:
         return User(self.servers[number], session)
 
     def wait(self, seconds: float = 1.0) -> None:
-        """Time passes."""
+        """Advance the clock of both nodes."""
         while seconds > 0:
             for server in self.servers:
                 server.clock.advance(min(seconds, 1.0))
@@ -104,7 +105,7 @@ class CallingNodes:
                 settle(server)
 
     def close(self) -> None:
-        """End what was begun."""
+        """Stop both nodes."""
         for server, database in zip(self.servers, self.databases, strict=True):
             assert server.app.other_nodes is not None
             server.app.other_nodes.stop()

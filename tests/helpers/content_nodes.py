@@ -1,5 +1,5 @@
-"""Nodes that keep files in an object store and in folders, and stores that fail or hang when they
-are told to."""
+"""Nodes that store files in an object store and in folders, and object stores that fail or hang on
+demand."""
 
 import io
 import threading
@@ -23,7 +23,7 @@ from tests.helpers.object_store import Bucket
 
 
 class Cut:
-    """A store that can be reached, or not; each call may be refused once."""
+    """An object store that can be unreachable; each call can also fail once."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
@@ -31,12 +31,12 @@ class Cut:
 
     def __getattr__(self, name: str) -> Any:
         if self.is_cut:
-            raise ObjectStoreFailed("there is no way there")
+            raise ObjectStoreFailed("the object store is unreachable")
         return getattr(self.store, name)
 
 
 class Node:
-    """One of several that share a database and a bucket."""
+    """One of several nodes that share a database and a bucket."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Node:
         self.levelling = Levelling(database, self.contents, self.clock)
 
     async def upload(self, data: bytes, media_id: str = "a") -> bytes:
-        """Its hash."""
+        """Store data; return its hash."""
 
         def write(txn: WriteTransaction, digest: bytes, size: int) -> bytes:
             content = Content(digest, size, "text/plain", None)
@@ -114,7 +114,7 @@ class Node:
 
 
 class Threads:
-    """A thread for each call, which is waited for until it ends, or hangs."""
+    """Runs each call in a thread of its own and waits until the call ends or hangs."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], None]] = []
@@ -137,7 +137,7 @@ class Threads:
         raise AssertionError
 
     def hang(self) -> None:
-        """In a thread: until somebody says `go_on`."""
+        """Block the calling thread until `go_on`."""
         self._stopped.set()
         assert self._going_on.wait(60)
 
@@ -153,7 +153,7 @@ class Threads:
 
 
 class Hanging:
-    """A store that hangs when it is told to."""
+    """An object store whose calls hang on demand."""
 
     def __init__(self, store: ObjectStore, threads: Threads) -> None:
         self.is_hanging = False

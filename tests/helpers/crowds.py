@@ -1,4 +1,4 @@
-"""A room in which many have pushers, who are told in pieces of a few."""
+"""A room in which many users have pushers, and push batches of a few users."""
 
 from typing import Final
 
@@ -15,13 +15,13 @@ CROWD: Final = 8
 
 
 def tell_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on so few are told, or woken, at once."""
+    """Reduce the batch sizes of push and of waking to `AT_ONCE`."""
     monkeypatch.setattr(stream_reader, "TOLD_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
 
 
 def crowd(server: TestServer) -> tuple[User, RoomID]:
-    """Bob, in a room of his, with so many who have pushers."""
+    """Create Bob's room with `CROWD` users who have pushers. Return Bob and the room."""
     bob = server.register("bob")
     room_id = create_room(bob)
     for number in range(CROWD):

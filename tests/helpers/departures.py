@@ -1,5 +1,5 @@
-"""When people left rooms, as a server's stream tells it: what they may know of a room's state ends
-there."""
+"""The stream positions at which users left rooms. After a position, the user may not see new state
+of the room."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,18 +12,19 @@ from tests.helpers.sync_client import Json, Key
 
 
 class Departures:
-    """Listens to a server from its beginning on."""
+    """Records leaves from the server's change stream. Create it before the first leave."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._joined: set[tuple[int, str]] = set()
         self._left: dict[tuple[int, str], int] = {}
-        database.streams.subscribe(self._hear, Topic.MEMBERSHIP)
+        database.streams.subscribe(self._on_changes, Topic.MEMBERSHIP)
 
     def check(self, user_id: str, rooms: Iterable[tuple[str, dict[Key, Json]]]) -> None:
-        """Nobody holds state events of a room that came after they left, but their own membership.
+        """Assert that a user holds no state event that is newer than their leave, except their own
+        membership.
 
-        `rooms`: by id the state that a client of the user holds.
+        `rooms`: the state that a client of the user holds, by room ID.
         """
         positions: dict[str, tuple[int, int]] = {}
 
@@ -43,7 +44,7 @@ class Departures:
                     event,
                 )
 
-    def _hear(self, changes: Sequence[Change]) -> None:
+    def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if not isinstance(row, MembershipRow):

@@ -1,11 +1,9 @@
-"""Makes a PostgreSQL database empty again after a test, in a tenth of the time in which one is made
-from a template.
+"""Empties a PostgreSQL database after a test, ten times faster than a new copy of the template.
 
-A database is used again only where all is as it was when it was made: nobody is connected to it any
-more, and there is the same in its catalogue. Its rows are removed, and what has grown is cut off.
+A database is reused only if nobody is connected to it and its catalogue is unchanged. Its rows are
+deleted, and tables that have grown are truncated.
 
-The connection for that stays open from test to test: to begin a session costs the server more than
-all that is asked in it.
+The connection stays open between tests: a new session costs more than all the statements.
 """
 
 import time
@@ -16,14 +14,13 @@ from psycopg2 import sql
 from psycopg2.extensions import connection
 
 MOST_USES: Final = 50
-"""After so many tests a database is made anew: what is left of rows that were removed does not grow
-for ever."""
+"""The number of tests after which a new database is made, since deleted rows leave bloat behind."""
 FEW_PAGES: Final = 4
-"""Pages that rows are removed from one by one; PostgreSQL plans for a table that was never looked
-through as if it had ten."""
+"""Up to this many pages, rows are deleted one by one. PostgreSQL plans for ten pages for a table
+without statistics."""
 
 PATIENCE: Final = 0.25
-"""Seconds in which sessions may end whose connections are closed."""
+"""Seconds to wait for the end of sessions whose connections are closed."""
 
 OTHERS: Final = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -50,31 +47,31 @@ FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND 
 
 
 class Emptying:
-    """Looks after one database."""
+    """Empties one database."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: connection | None = None
 
     def catalogue(self) -> tuple[Any, ...]:
-        """What there is in the database, but for rows."""
+        """Return the objects of the database's catalogue."""
         (row,) = self._query(CATALOGUE)
         return row
 
     def empty(self, expected: tuple[Any, ...]) -> bool:
-        """Remove all rows; False where that does not make the database what it was, whose
-        `catalogue` was as expected."""
+        """Delete all rows. Return False if the database is in use or its `catalogue` is not as
+        expected."""
         try:
             return self._empty(expected)
         except (
             psycopg2.OperationalError,
             psycopg2.InterfaceError,
-        ):  # a test may have ended all sessions
+        ):  # a test may have closed all sessions
             self.close()
             return self._empty(expected)
 
     def close(self) -> None:
-        """Leave the database; what is asked later begins a session anew."""
+        """Close the connection; the next call opens a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -94,7 +91,7 @@ class Emptying:
         return True
 
     def _is_alone(self) -> bool:
-        """Whether nobody else is connected, or will not be in a moment."""
+        """Whether no other session is connected, after a wait of at most `PATIENCE` seconds."""
         patience_ends = time.monotonic() + PATIENCE
         while self._query(OTHERS) != [(0,)]:
             if time.monotonic() > patience_ends:

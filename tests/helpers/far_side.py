@@ -1,9 +1,10 @@
-"""The other end of real sockets on loopback: servers that answer with the bytes that a test gives
-them.
+"""Servers on real loopback sockets that answer with bytes which the test chooses.
 
-far = FarSide(tmp_path) port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
-far.names.addresses["south.example"] = ["127.0.0.1"] answer = await
-far.wire().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
+far = FarSide(tmp_path)
+port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
+far.names.addresses["south.example"] = ["127.0.0.1"]
+request = WireRequest("GET", "/_matrix/x")
+answer = await far.wire().exchange(ServerName(f"south.example:{port}"), request)
 """
 
 from collections.abc import Callable, Sequence
@@ -43,18 +44,18 @@ LOOPBACK = ("127.0.0.1", "::1")
 PRIVATE = ("127.0.0.0/8", "::1/128", "10.0.0.0/8")
 
 Answer = Callable[[bytes], bytes | None]
-"""From a whole request to the bytes of its answer; empty: close the connection; None: say
+"""Maps a complete request to the bytes of the response. Empty: close the connection. None: send
 nothing."""
 
 
 def ok(body: bytes, *headers: str) -> bytes:
-    """A good answer."""
+    """Return a response with status 200."""
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 class FakeNames:
-    """Names that a test makes up."""
+    """A DNS resolver with names of the test."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, Sequence[str]] = {}
@@ -72,7 +73,7 @@ class FakeNames:
 
 
 class MovedConnector(Connector):
-    """Connects to other ports than it is told, since a test cannot listen on 443."""
+    """Connects to mapped ports, since a test cannot listen on port 443."""
 
     ports: dict[int, int]
 
@@ -83,23 +84,23 @@ class MovedConnector(Connector):
 
 
 class Speaker(Protocol):
-    """One connection of a server."""
+    """A server's end of one connection."""
 
     def __init__(self, answer: Answer, requests: list[bytes]) -> None:
         self._answer = answer
         self._requests = requests
         self._came = b""
         self.last_words = b""
-        """Written before the connection is closed."""
+        """Bytes to write before the connection is closed."""
 
     def write(self, data: bytes) -> bool:
-        """Whether the connection was there still."""
+        """Write data; return whether the connection was still open."""
         if self.connected:
             cast(ITCPTransport, self.transport).write(data)
         return bool(self.connected)
 
     def end(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self.connected:
             cast(ITCPTransport, self.transport).abortConnection()
 
@@ -128,16 +129,16 @@ class Speaker(Protocol):
 
 
 class FarSide:
-    """Servers, and the ways to them."""
+    """Loopback servers, and clients that reach them."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder)
         self.names = FakeNames()
         self.requests: list[bytes] = []
-        """All that were received, in order."""
+        """All received requests, in order."""
         self.connections: list[Speaker] = []
         self.moved: dict[int, int] = {}
-        """Ports that are dialled instead of others."""
+        """Maps the port that a client wants to the port that is dialled."""
         self.pool = ConnectionPool(CLOCK)
         self.proxy: Proxy | None = None
         self._ports: list[IListeningPort] = []
@@ -149,7 +150,8 @@ class FarSide:
         address: str = "127.0.0.1",
         certificate: tuple[Path, Path] | None = None,
     ) -> int:
-        """Listen with a certificate for these names, without TLS where there are none; the port."""
+        """Listen with a certificate for these names, or without TLS if there are none. Return the
+        port."""
         factory = _Speakers(answer, self)
         if names or certificate is not None:
             context = TlsContext(*(certificate or self.authority.issue(*names)))
@@ -190,7 +192,7 @@ class FarSide:
         )
 
     async def end(self) -> None:
-        """Close all."""
+        """Close all listeners and connections."""
         self.pool.close()
         for port in self._ports:
             await maybeDeferred(port.stopListening)

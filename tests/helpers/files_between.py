@@ -1,5 +1,4 @@
-"""Files that people on two servers of a `Network` have and want, and servers that lie about
-them."""
+"""Media requests between two servers of a `Network`, and forged responses to them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,12 @@ DAY = 24 * 3600
 
 
 def pair(network: Network, north: str = "", south: str = "") -> tuple[User, User]:
-    """Somebody on each of two servers: who has files, and who wants them."""
+    """Add two servers and a user on each: the uploader and the downloader."""
     return network.add(NORTH, north).register("alice"), network.add(SOUTH, south).register("bob")
 
 
 def upload(user: User, body: bytes, type: str = "text/plain", query: str = "") -> str:
-    """Server name and media id of a new file."""
+    """Upload a file; return its server name and media ID as `server/id`."""
     path = f"/_matrix/media/v3/upload{query}"
     answer = user.server.client.request(
         "POST", path, token=user.token, body=body, headers={"Content-Type": type}
@@ -44,7 +43,8 @@ def kept(tmp_path: Path, server: str = SOUTH) -> list[Path]:
 
 
 def lie(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
-    """Let questions for files be answered so, by their path."""
+    """Answer media requests to any server with this function of the path. None: let the server
+    answer."""
     network.liars.append(
         lambda _, request: answer(request.uri) if "/media/" in request.uri else None
     )

@@ -1,4 +1,4 @@
-"""Searching over HTTP, once the jobs have caught up with what was said.
+"""Searches over HTTP, after the index jobs have caught up.
 
 begin_jobs(server)
 say(alice, room, "salom")
@@ -16,24 +16,24 @@ from tests.helpers.talk import V3, ok
 
 
 def begin_jobs(server: TestServer) -> None:
-    """What is done unasked begins, and has done its first steps."""
+    """Start the background jobs and let them do their first steps."""
     server.app.start_jobs()
     server.clock.advance(60)
 
 
 def settle(server: TestServer) -> None:
-    """Let the jobs look at what has happened."""
+    """Let the background jobs process new events."""
     for _ in range(20):
         server.clock.advance(0.1)
 
 
 async def index(server: TestServer) -> None:
-    """Let the index catch up with what was said, without the passing of time."""
+    """Let the index process all events without advancing the clock."""
     await server.app.finding.indexing.do_step(10_000)
 
 
 def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Answer:
-    """The answer to a search in the events of rooms."""
+    """Return the response of a search in room events."""
     path = f"{V3}/search" + ("" if next_batch is None else f"?next_batch={quote(next_batch)}")
     return user.post(
         path, {"search_categories": {"room_events": {"search_term": term, **criteria}}}
@@ -41,22 +41,22 @@ def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -
 
 
 def search(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Any:
-    """What was found, of a search that must not fail."""
+    """Search; return the `room_events` section of a successful response."""
     return ok(ask(user, term, next_batch, **criteria))["search_categories"]["room_events"]
 
 
 def ids(answer: Any) -> list[str]:
-    """The ids of the results, in their order."""
+    """Return the event IDs of the results, in order."""
     return [result["result"]["event_id"] for result in answer["results"]]
 
 
 def found(user: User, term: str, **criteria: Any) -> list[str]:
-    """The ids of what is found on the first page, the newest first."""
+    """Return the event IDs of the first page, newest first."""
     return ids(search(user, term, **{"order_by": "recent", **criteria}))
 
 
 def all_pages(user: User, term: str, **criteria: Any) -> Sequence[list[str]]:
-    """The ids of all results, page by page."""
+    """Return the event IDs of all results by page."""
     pages: list[list[str]] = []
     token: str | None = None
     while True:

@@ -1,8 +1,7 @@
-"""A way to a port of this machine that can be cut: what is connected then is broken off, what comes
-later is turned away.
+"""A TCP proxy on this machine that can be cut: open connections break, and new ones are refused.
 
 gate = Gate(to=8448)
-…  # gate.port is what others are told to connect to
+…  # gate.port is the port for the other servers
 gate.cut()
 gate.mend()
 gate.end()
@@ -16,8 +15,8 @@ CHUNK = 65536
 
 
 class Gate:
-    """Listens on a port of its own, and carries bytes to another, in threads: the servers are
-    processes of their own."""
+    """Forwards bytes from its own port to another one, in threads, since the servers are separate
+    processes."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -28,17 +27,17 @@ class Gate:
         Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Let nothing pass from now on."""
+        """Break all connections and refuse new ones."""
         self._open = False
         for end in tuple(self._ends):
             _break_off(end)
 
     def mend(self) -> None:
-        """Let what is connected from now on pass again."""
+        """Accept new connections again."""
         self._open = True
 
     def end(self) -> None:
-        """Close all."""
+        """Close the listener and all connections."""
         self.cut()
         _break_off(self._listener)
         self._listener.close()
@@ -53,10 +52,10 @@ class Gate:
 
     def _carry(self, here: socket.socket) -> None:
         with here, socket.socket() as there:
-            with suppress(OSError):  # the server behind it does not run
+            with suppress(OSError):  # the server does not run
                 there.connect(("127.0.0.1", self._to))
                 self._ends |= {here, there}
-                if self._open:  # else it was cut just now
+                if self._open:  # otherwise `cut` was called meanwhile
                     back = Thread(target=_pump, args=(there, here), daemon=True)
                     back.start()
                     _pump(here, there)
@@ -65,7 +64,7 @@ class Gate:
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
-    """Carry what comes from one to the other; when that ends, end both."""
+    """Forward bytes in one direction. When one end closes, close both."""
     with suppress(OSError):
         while data := source.recv(CHUNK):
             target.sendall(data)
@@ -74,5 +73,5 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def _break_off(end: socket.socket) -> None:
-    with suppress(OSError):  # it is not connected any more
+    with suppress(OSError):  # already disconnected
         end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A push gateway in memory: it keeps what it is told, and answers as the test says."""
+"""An in-memory push gateway that records requests and answers as configured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ URL = "https://push.example.com/_matrix/push/v1/notify"
 
 @dataclass(frozen=True)
 class Notified:
-    """A request, as it came."""
+    """A received request."""
 
     url: str
     notification: dict[str, Any]
@@ -30,20 +30,20 @@ class Notified:
 
 
 class Gateway:
-    """All gateways there are. `failure` is raised, or is the status that is answered; `rejected`
-    are pushkeys."""
+    """Stands for all push gateways. `failure` is an exception to raise or a status to answer;
+    `rejected` holds pushkeys."""
 
     def __init__(self) -> None:
         self.asked: list[Notified] = []
-        """All requests, those too that failed."""
+        """All requests, including failed ones."""
         self.taken: list[Notified] = []
         self.failure: OutboundError | int | None = None
         self.wait: str | None = None
-        """The header `Retry-After` of failures."""
+        """The `Retry-After` header of failures."""
         self.most_bytes: int | None = None
-        """What is larger is refused."""
+        """The size in bytes above which a request is refused."""
         self.refusal = 413
-        """With this status."""
+        """The status of a refused request."""
         self.failing_hosts: set[str] = set()
         self.rejected: set[str] = set()
         self.held: list[Deferred[None]] | None = None
@@ -69,7 +69,7 @@ class Gateway:
             self.held.append(gate)
             await gate
         if any(host in url for host in self.failing_hosts):
-            raise OutboundError("it is down")
+            raise OutboundError("the push gateway is down")
         if isinstance(self.failure, OutboundError):
             raise self.failure
         if isinstance(self.failure, int):
@@ -84,21 +84,21 @@ class Gateway:
         return WebAnswer(url, 200, {}, given or msgspec.json.encode({"rejected": rejected}))
 
     def release(self) -> None:
-        """Answer what was held, and hold nothing more."""
+        """Answer the held requests, and hold no more."""
         held, self.held = self.held or [], None
         for gate in held:
             gate.callback(None)
 
     @property
     def events(self) -> list[str]:
-        """The ids of the events that were taken, in their order."""
+        """Return the event IDs of accepted requests, in order."""
         return [
             each.notification["event_id"] for each in self.taken if "event_id" in each.notification
         ]
 
     @property
     def badges(self) -> list[int]:
-        """The numbers of the pushes that only set the badge."""
+        """Return the unread counts of pushes that only set the badge."""
         return [
             each.notification["counts"]["unread"]
             for each in self.taken
@@ -107,7 +107,7 @@ class Gateway:
 
 
 def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
-    """The body that sets a pusher."""
+    """Return the request body that sets a pusher."""
     return {
         "kind": "http",
         "app_id": "org.example.app",
@@ -121,12 +121,12 @@ def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
 
 
 def set_pusher(user: User, pushkey: str = "key", /, **further: Any) -> Answer:
-    """Set one."""
+    """Set a pusher."""
     return user.post("/_matrix/client/v3/pushers/set", {**pusher(pushkey), **further})
 
 
 def settle(server: TestServer) -> None:
-    """Let happen what is to happen at once."""
+    """Run everything that is due now."""
     for _ in range(20):
         server.clock.advance(0)
 
@@ -134,7 +134,7 @@ def settle(server: TestServer) -> None:
 def start(
     folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START
 ) -> TestServer:
-    """A server that pushes to the gateway."""
+    """Start a server that pushes to the gateway."""
     server = TestServer(folder, database, seed=seed, now=now, web=gateway)
     server.app.pushers.start()
     settle(server)
@@ -142,8 +142,8 @@ def start(
 
 
 def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
-    """The server anew, so much later, upon the database as it stands; the old one does nothing any
-    more."""
+    """Restart the server on the same database after `seconds`, without stopping the old one
+    properly."""
     old = server.app
     old.pushers.reading._lease._round.stop()
     old.pushers.deliveries.stop()

@@ -1,4 +1,4 @@
-"""Joining over the network: what people on two servers do, each call in a line."""
+"""Requests about membership in rooms of other servers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,23 +12,23 @@ NORTH, SOUTH, WEST = "north.example", "south.example", "west.example"
 
 
 def join_via(user: User, room: str, *servers: str, **body: Any) -> Answer:
-    """Join a room by id or alias, through one of the servers."""
+    """Join a room by ID or alias through one of the servers."""
     return user.post(_path("join", room, servers), body)
 
 
 def knock_via(user: User, room: str, *servers: str, **body: Any) -> Answer:
-    """Knock at a room."""
+    """Knock on a room through one of the servers."""
     return user.post(_path("knock", room, servers), body)
 
 
 def members(user: User, room_id: str) -> dict[str, str]:
-    """Everybody's membership as the user is told."""
+    """Return the membership of each user, as `/members` shows it to this user."""
     chunk = ok(user.get(room_path(room_id, "members")))["chunk"]
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
 def rooms_in_sync(user: User, section: str) -> dict[str, Any]:
-    """The rooms of a section of a first /sync that tells of rooms that were left, too."""
+    """Return the rooms of a section of an initial `/sync` with `include_leave`."""
     wanted = quote('{"room":{"include_leave":true}}')
     rooms: dict[str, Any] = ok(user.get(f"{V3}/sync?filter={wanted}")).get("rooms", {})
     found: dict[str, Any] = rooms.get(section, {})
@@ -36,7 +36,7 @@ def rooms_in_sync(user: User, section: str) -> dict[str, Any]:
 
 
 def is_known(user: User, room_id: str) -> bool:
-    """Whether a /sync tells of the room in any section."""
+    """Whether an initial `/sync` has the room in any section."""
     rooms = ok(user.get(f"{V3}/sync")).get("rooms", {})
     return any(room_id in section for section in rooms.values())
 

@@ -1,12 +1,12 @@
-"""What a database keeps."""
+"""Reads the complete contents of an SQLite database."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 
 
 def everything_kept(txn: Transaction) -> str:
-    """All rows of all tables of an SQLite database, as text."""
-    # of what an index of texts shows, the tables behind it have it all
+    """Return all rows of all tables of an SQLite database, as text."""
+    # virtual tables of the full-text index only show rows of its other tables
     stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     names = [row[0] for row in txn.query(stored)]
     return "\n".join(
@@ -15,5 +15,5 @@ def everything_kept(txn: Transaction) -> str:
 
 
 async def read_everything(database: Database) -> str:
-    """The same, of a database of SQLite."""
+    """Return all rows of all tables of an SQLite database, as text."""
     return await database.read("everything", everything_kept)

@@ -1,5 +1,4 @@
-"""Clients of a server that is killed under their hands: what got no answer is asked again, of
-whoever serves then."""
+"""Clients of a server that is killed at any time. They repeat each request that got no response."""
 
 import http.client
 import threading
@@ -12,13 +11,13 @@ from tests.helpers.running import Reply, RunningServer, exchange
 
 @dataclass
 class Where:
-    """The process that serves now; None while there is none. Told to all threads."""
+    """The current server process, or None while none runs. Threads wait for changes of it."""
 
     server: RunningServer | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
     over: bool = False
     asked: int = 0
-    """Requests that were made of any process so far."""
+    """The number of requests so far, over all processes."""
 
     def tell(self, server: RunningServer | None, *, over: bool = False) -> None:
         with self.changed:
@@ -26,18 +25,20 @@ class Where:
             self.changed.notify_all()
 
     def wait(self) -> RunningServer:
-        """The process that serves, once there is one."""
+        """Wait for a server process and return it."""
         with self.changed:
             self.changed.wait_for(lambda: self.server is not None, 120)
             assert self.server is not None
             return self.server
 
     def wait_until_asked(self, count: int) -> None:
-        """Until so many more requests have been made; the last of them is not answered yet, however
-        slow the machine is."""
+        """Wait until `count` more requests have been sent. The last one is not answered yet,
+        however slow the machine is."""
         with self.changed:
             wanted = self.asked + count
-            assert self.changed.wait_for(lambda: self.asked >= wanted, 120), "nobody asks any more"
+            assert self.changed.wait_for(lambda: self.asked >= wanted, 120), (
+                "no client sends requests"
+            )
 
     def note_asked(self) -> None:
         with self.changed:
@@ -46,18 +47,18 @@ class Where:
 
 
 class Caller:
-    """Somebody's client, on one connection as long as it lasts; for one thread."""
+    """A client with one persistent connection, for one thread."""
 
     def __init__(self, where: Where, token: str) -> None:
         self.token = token
         self.repeated = 0
-        """How often something was asked again."""
+        """The number of repeated requests."""
         self._where = where
         self._connection: http.client.HTTPConnection | None = None
         self._server: RunningServer | None = None
 
     def until_answered(self, method: str, path: str, body: Any) -> Reply:
-        """The answer, which has to be 200."""
+        """Send a request until it is answered. Return the response, whose status must be 200."""
         while True:
             server = self._where.wait()
             if server is not self._server or self._connection is None:

@@ -1,4 +1,4 @@
-"""Threads that do nothing until a test tells them to."""
+"""Executors that run jobs when a test says so."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from storage.engine.executors import InlineExecutor
 
 
 class LaterExecutor(InlineExecutor):
-    """What it is given waits in `jobs`."""
+    """Queues jobs in `jobs` until `work`."""
 
     def __init__(self) -> None:
         self.jobs: list[Callable[[], None]] = []
@@ -15,20 +15,19 @@ class LaterExecutor(InlineExecutor):
         self.jobs.append(job)
 
     def work(self) -> None:
-        """Do what waits now, and not what comes of it."""
+        """Run the queued jobs, but not the jobs that these submit."""
         jobs, self.jobs = self.jobs, []
         for job in jobs:
             job()
 
     def work_all(self) -> None:
-        """Do all, and what comes of it."""
+        """Run the queued jobs, and the jobs that these submit."""
         while self.jobs:
             self.jobs.pop(0)()
 
 
 class HeldExecutor(LaterExecutor):
-    """Does everything at once, but while it is held: then what comes of a job waits too, and is
-    told by the next `work`."""
+    """Runs jobs inline. While `is_held`, queues jobs and their results until the next `work`."""
 
     is_held = False
 

@@ -1,4 +1,4 @@
-"""Runs state machines of Hypothesis, as all laws of rooms and of both kinds of sync are run."""
+"""Runs Hypothesis state machines with the settings of all law tests."""
 
 import os
 from collections.abc import Collection
@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 WHERE_SHRINKING_TAKES_LONG = [Phase.explicit, Phase.reuse, Phase.generate]
-"""Phases; a failure is made smaller where MAHALLA_SYNC_SHRINK is set."""
+"""Phases without shrinking, unless MAHALLA_SYNC_SHRINK is set."""
 if os.environ.get("MAHALLA_SYNC_SHRINK"):
     WHERE_SHRINKING_TAKES_LONG.append(Phase.shrink)
 
 
 ANEW_EACH_TIME = settings(derandomize=False, print_blob=True)
-"""Other histories in each run, also where continuous integration has the same ones each time
-otherwise."""
+"""Different examples in each run, also in continuous integration, which otherwise repeats the same
+ones."""
 
 
 def run_machine(
@@ -24,7 +24,7 @@ def run_machine(
     phases: Collection[Phase] = tuple(Phase),
     parent: settings | None = None,
 ) -> None:
-    """So many histories of at most so many steps; a step takes as long as it takes."""
+    """Run a machine `runs` times with at most `steps` steps. A step has no deadline."""
     run_state_machine_as_test(
         machine,
         settings=settings(

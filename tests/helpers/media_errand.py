@@ -1,10 +1,10 @@
-"""A process that does something with files, and is killed at a chosen moment of it, or at its end.
+"""A process that does one media operation and is killed at a chosen moment of it, or at its end.
 
     python -m tests.helpers.media_errand '{"database": …, "moment": "when an object is written",
     "work": "upload", …}'   # an `Errand`
 
-Whoever tells a moment that is never reached has it killed at the end. What fails ends it with an
-error instead.
+If the moment is never reached, the process is killed at the end. A failure ends it with exit code
+1.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ TEA, MILK = b"green tea" * 1000, b"milk" * 1000
 
 
 class Opened:
-    """Database, folder and store, as a process opens them that is started."""
+    """Database, folder and object store, opened as a new process opens them."""
 
     def __init__(self, config: SQLiteConfig, folder: Path, store: S3Config, role: Role) -> None:
         self.database: Database = open_inline(config)
@@ -80,7 +80,8 @@ class Opened:
         await self.contents.remove_unused({digest}, forget)
 
     async def recover(self) -> Set[bytes]:
-        """What a server that is started again does in time; the hashes that files have."""
+        """Run the recovery jobs of a restarted server. Return the hashes of the files that are
+        still used."""
         assert await self.files.sweep(self.rows.get_used_hashes) is not None
         self.clock.advance(WRITING_SECONDS + 3600)
         while await self.contents.do_take_away(100):
@@ -146,8 +147,8 @@ WORKS: Final[dict[str, Callable[[Opened], Coroutine[Any, Any, object]]]] = {
 
 
 class Errand(msgspec.Struct, frozen=True):
-    """What is to be done, with which database, folder and store, and the moment (of `MOMENTS`) at
-    which it ends."""
+    """The operation, its database, folder and object store, and the moment (of `MOMENTS`) at which
+    the process dies."""
 
     database: SQLiteConfig
     folder: Path

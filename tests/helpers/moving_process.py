@@ -1,14 +1,12 @@
-"""A process that moves messages to devices out of their log, in children that end in the middle of
-it.
+"""A process whose children move to-device messages out of their log and die in the middle of it.
 
     python -m tests.helpers.moving_process sqlite '{"path": "…"}'   # the configuration of the
     database
 
-Each line of its input makes a child: how many steps that takes, at which call of a function it is
-to end (0: it is not), and how many seconds after that. Where it ends is counted in calls, not in
-time, so that a slow machine ends it at the same places; what is left after that call, less than a
-millisecond, may cut through a commit. Told for each is the status with which it ended, or how many
-calls there were.
+Each input line starts a child. It has the number of steps, the function call at which the child
+ends (0: none), and the seconds it lives after that call. Calls are counted instead of time, so that
+slow machines stop at the same places. The rest after that call, under a millisecond, can cut
+through a commit. The output for each child is its exit status, or its number of calls.
 """
 
 import os
@@ -30,7 +28,7 @@ KINDS: Final[dict[str, type[SQLiteConfig | PostgresConfig]]] = {
 
 
 def move(config: SQLiteConfig | PostgresConfig, steps: int, end_at: int, then: float) -> int:
-    """In a child; the calls that there were."""
+    """Move messages, in a child. Return the number of calls."""
     calls = 0
 
     def count(_frame: object, _event: str, _argument: object) -> None:
@@ -45,7 +43,7 @@ def move(config: SQLiteConfig | PostgresConfig, steps: int, end_at: int, then: f
     for _ in range(steps):
         Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
     sys.setprofile(None)
-    if calls < end_at:  # fewer than were expected: it ends with all of it done
+    if calls < end_at:  # fewer calls than expected: it ends after all the work
         signal.setitimer(signal.ITIMER_REAL, then)
     while end_at:
         signal.pause()

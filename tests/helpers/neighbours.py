@@ -1,8 +1,7 @@
-"""Two of these servers as processes that reach each other by TLS, with an authority of the tests'
-own.
+"""Two server processes that reach each other by TLS, with a test certificate authority.
 
 with two_neighbours(tmp_path) as (first, second):
-    …  # first.url is for clients; first.name is what others call it; first.kill(), first.start()
+    …  # first.url is for clients; first.name is its server name; first.kill(), first.start()
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 
 
 class Neighbour:
-    """One of the two. Its ports stay the same however often it is started."""
+    """One of the two servers. It keeps its ports over restarts."""
 
     def __init__(
         self, folder: Path, authority: Authority, database: DatabaseConfig | None = None
@@ -62,11 +61,11 @@ class Neighbour:
         self.server: RunningServer = self._files.start(listeners=2)
 
     def kill(self) -> None:
-        """As when the power fails."""
+        """Kill the process with SIGKILL."""
         self.server.kill()
 
     def start(self) -> None:
-        """The same server once more, on the data it has."""
+        """Start the server again on its existing data."""
         self.server = self._files.start(listeners=2)
 
     def kill_and_start(self) -> None:
@@ -81,7 +80,7 @@ class Neighbour:
 def two_neighbours(
     folder: Path, first: DatabaseConfig | None = None, second: DatabaseConfig | None = None
 ) -> Iterator[tuple[Neighbour, Neighbour]]:
-    """Two servers, with SQLite where nothing else is said; both are ended in the end."""
+    """Run two servers while the context is open, by default on SQLite."""
     authority = Authority(folder)
     with ExitStack() as stack:
         made = []

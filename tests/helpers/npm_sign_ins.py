@@ -1,4 +1,4 @@
-"""Signing in with the providers of `start_npm`, oidc-provider and samlp."""
+"""Sign-ins with the providers of `start_npm`: oidc-provider and samlp."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -17,7 +17,7 @@ needs_saml = pytest.mark.skipif(not HAS_SAML, reason=NO_NPM)
 
 
 class LogoutListener:
-    """Where the provider says that somebody has signed out: keeps the forms."""
+    """Receives logout notifications of the provider and stores their forms."""
 
     def __init__(self) -> None:
         self.forms: list[bytes] = []
@@ -30,7 +30,7 @@ class LogoutListener:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Says nothing."""
+                """Log nothing."""
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
@@ -55,7 +55,8 @@ def answer_of(
     user: str = "alice",
     to: str = f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}",
 ) -> Traveller:
-    """Somebody at the page with which the provider sends them back. `to`: where they began."""
+    """Sign in at the SAML provider, starting at `to`. Return the browser at the page that posts the
+    response back."""
     traveller = Traveller(server, BASE)
     answer = traveller.home.open(to)
     assert answer.status == 302

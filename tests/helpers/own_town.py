@@ -1,5 +1,5 @@
-"""Servers as operators run them, each with its own name, TLS and an authority of their own between
-them; and large rooms, made without the people whom they would need."""
+"""Server processes that federate by TLS with a test certificate authority, and large rooms without
+accounts for their members."""
 
 import time
 from os import urandom
@@ -29,7 +29,7 @@ CHUNK = 200
 
 
 class OwnTown:
-    """Where the two are."""
+    """Servers that trust the same certificate authority."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,7 +37,7 @@ class OwnTown:
         self.files: list[ServerFiles] = []
 
     def start(self, port: int, further: dict[str, object] | None = None) -> RunningServer:
-        """A server named `localhost:PORT`, begun."""
+        """Start a server named `localhost:PORT`."""
         return self.add(port, further).start(listeners=2)
 
     def add(
@@ -46,7 +46,7 @@ class OwnTown:
         further: dict[str, object] | None = None,
         database: SQLiteConfig | PostgresConfig | None = None,
     ) -> ServerFiles:
-        """What a server named `localhost:PORT` needs."""
+        """Write the files of a server named `localhost:PORT`."""
         certificate, key = self._authority.issue("localhost")
         folder = self._folder / str(port)
         files = ServerFiles(
@@ -83,8 +83,8 @@ class OwnTown:
 
 
 def make_large_room(files: ServerFiles, port: int, members: int) -> str:
-    """A public room with so many members on the SQLite database of a server that does not run; its
-    id."""
+    """Create a public room with `members` members in the SQLite database of a stopped server.
+    Return its ID."""
     made: list[str] = []
     Deferred.fromCoroutine(_make_large_room(files, port, members)).addCallbacks(
         made.append, lambda failure: failure.raiseException()

@@ -1,4 +1,4 @@
-"""By which indexes a database finds what it is asked for.
+"""Records query plans, to check which indexes a query uses.
 
 plans = note_plans(database, monkeypatch)
 …  # reads
@@ -17,9 +17,8 @@ from storage.engine.transaction import Transaction
 
 
 def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on the steps of all that is asked by `query` and `query_in`, in the words of the
-    database. On PostgreSQL, of what `query` asks, those of the plan that serves all arguments,
-    where there is one."""
+    """Record the plan steps of all statements of `query` and `query_in`, as the database describes
+    them. On PostgreSQL, records the generic plan of `query` if there is one."""
     plans: list[str] = []
     query, query_in = Transaction.query, Transaction.query_in
 

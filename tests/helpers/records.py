@@ -1,10 +1,10 @@
-"""Audit records, as administrators are told them."""
+"""Reads audit records of accounts."""
 
 from federation.protocol.ids import UserID
 from tests.helpers.server import TestServer
 
 
 def told(server: TestServer, user_id: str = "@alice:example.org") -> list[tuple[str, str | None]]:
-    """What happened to an account, and what there is more to say, oldest first."""
+    """Return (event, detail) of an account's audit records, oldest first."""
     records = server.run(server.app.accounts.audit.get_records(UserID(user_id), 1000))
     return [(record.event, record.detail) for record in reversed(records)]

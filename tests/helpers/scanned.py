@@ -1,5 +1,4 @@
-"""Servers that scan files, for tests, and a plug-in that says of files what a test wants it to
-say."""
+"""Servers that scan files, and a plug-in whose verdicts a test decides."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ PLUGIN = "plugins: [{module: tests.helpers.scanned.Held}]\n"
 
 
 class Held:
-    """A plug-in that says what it thinks of a file when the test tells it to."""
+    """A plug-in that returns its verdict on a file when the test resolves it."""
 
     waiting: list["Deferred[str | None]"]
     rules = "1"
@@ -50,7 +49,7 @@ class AtFault:
     """A plug-in that fails."""
 
     def __init__(self, _config: dict[str, object]) -> None:
-        """It has no settings."""
+        """Take no settings."""
 
     @hookimpl
     def check_file(self, file: FileToCheck) -> str | None:
@@ -58,7 +57,7 @@ class AtFault:
 
 
 class Place:
-    """Where a test makes its servers."""
+    """Creates servers on one folder and database."""
 
     def __init__(self, folder: Path, database: Database) -> None:
         self.folder = folder
@@ -92,7 +91,7 @@ def administrator(server: TestServer) -> User:
 
 
 def latest(user: User) -> dict[str, Any]:
-    """What the user sees of the file that they have uploaded last."""
+    """Return the user's view of their latest upload."""
     found: dict[str, Any] = user.get(MINE).json["media"][0]
     return found
 
@@ -102,7 +101,7 @@ def metric(server: TestServer, name: str, **labels: str) -> float:
 
 
 def do_jobs(server: TestServer) -> None:
-    """Once what the server does unasked."""
+    """Run one step of each scanning job."""
     for job in server.app.media.scanning.jobs():
         server.run(_step(job.step))
 

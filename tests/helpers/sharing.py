@@ -1,8 +1,8 @@
-"""How the workers of pytest-xdist share the tests: what shares something costly stays on one
-worker, and what takes long begins first.
+"""Distributes tests over the workers of pytest-xdist. Tests that share expensive fixtures stay on
+one worker, and long tests start first.
 
-pytest-xdist's own `--dist loadgroup` writes a group into a test's id, where pytest 9.2 does not
-look any more.
+The `--dist loadgroup` of pytest-xdist writes a group into a test's ID, which pytest 9.2 no longer
+reads.
 """
 
 from typing import Final
@@ -13,8 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 WAITING: Final = ("interop", "nodes", "clients", "upstream")
-"""Folders of tests with processes of their own, which mostly wait. One worker has the first of them
-for long."""
+"""Folders whose tests start processes and mostly wait. Their first tests keep one worker busy for
+long."""
 
 LONG: Final = (
     "servers/test_convergence",
@@ -26,14 +26,15 @@ LONG: Final = (
     "http/test_sliding_sync_both_ways",
     "push/test_push_law",
 )
-"""Files with tests that keep a processor busy for long."""
+"""Files whose tests need much CPU time."""
 
 TOGETHER: Final = {"interop": True, "clients": False, "upstream": False, "layout": True}
-"""Folders whose tests share what is costly to make: in all of the folder, or within a file."""
+"""Folders whose tests share expensive fixtures: True for the complete folder, False within a
+file."""
 
 
 def begin_with_long(items: list[pytest.Item]) -> None:
-    """Bring tests into the order in which they are to begin."""
+    """Sort tests into the order in which they start."""
 
     def place(item: pytest.Item) -> int:
         name = _name(item.nodeid)
@@ -44,12 +45,12 @@ def begin_with_long(items: list[pytest.Item]) -> None:
 
 
 def _name(nodeid: str) -> str:
-    """Of a test's file: `folder/test_topic`."""
+    """Return the name of a test's file as `folder/test_topic`."""
     return nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 
 
-class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
-    """Hands out the tests in their order, and what belongs together at once."""
+class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Schedules tests in their order, and groups that belong together on one worker."""
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
         super().__init__(config, log)
@@ -64,8 +65,8 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # which has no types
     def mark_test_complete(
         self, node: WorkerController, item_index: int, duration: float = 0
     ) -> None:
-        """A test is done. What is done as a whole is not looked at again: else each test costs what
-        there were before it."""
+        """Mark a test as complete, and drop its work unit when that is complete. Otherwise the cost
+        of each test grows with the number of earlier tests."""
         scope = self._split_scope(self.registered_collections[node][item_index])
         super().mark_test_complete(node, item_index, duration)
         if all(self.assigned_work[node][scope].values()):

@@ -1,5 +1,5 @@
-"""Stories that tests/clients/js tell with matrix-js-sdk: run, with what is done to a server where
-the story asks for it."""
+"""Runs the scripts of tests/clients/js with matrix-js-sdk. A script can ask for actions on a
+server, such as a restart."""
 
 import json
 import subprocess
@@ -12,13 +12,16 @@ SCRIPTS = Path(__file__).parents[1] / "clients" / "js"
 MODULES = Path(__file__).parents[2] / ".cache" / "js"
 NODE = MODULES / "node_modules" / ".bin" / "node"
 
-Deed = Callable[[], object]
+Action = Callable[[], object]
 
 
 def tell(
-    name: str, arguments: Sequence[str], seconds: float, deeds: Sequence[Mapping[str, Deed]] = ()
+    name: str,
+    arguments: Sequence[str],
+    seconds: float,
+    actions: Sequence[Mapping[str, Action]] = (),
 ) -> None:
-    """Run a story to its good end. `deeds`: by server, what to do when it asks for that: `kill`,
+    """Run a script, which must succeed. `actions`: the actions of each server by name: `kill`,
     `stop`, …"""
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
@@ -37,7 +40,7 @@ def tell(
         limit = Timer(seconds, story.kill)
         limit.start()
         try:
-            requests, said = _listen(story.stdout, story.stdin, deeds)
+            requests, said = _listen(story.stdout, story.stdin, actions)
             code = story.wait()
         finally:
             limit.cancel()
@@ -49,9 +52,9 @@ def tell(
 
 
 def _listen(
-    lines: IO[str], answers: IO[str], deeds: Sequence[Mapping[str, Deed]]
+    lines: IO[str], answers: IO[str], actions: Sequence[Mapping[str, Action]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The requests that the story made, and what else it wrote."""
+    """Return the requests of the script for actions, and its other output."""
     requests: list[dict[str, Any]] = []
     said: list[str] = []
     for line in lines:
@@ -60,7 +63,7 @@ def _listen(
             continue
         note = json.loads(line)
         if "ask" in note:
-            deeds[note["server"]][note["ask"]]()
+            actions[note["server"]][note["ask"]]()
             answers.write("done\n")
             answers.flush()
         else:

@@ -1,11 +1,11 @@
-"""What people do in rooms over HTTP, each call in a line.
+"""Client requests to rooms, each in one call.
 
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     event_id = say(bob, room_id, "salom")
 
-A call whose answer is not 200 fails the test; to see a refusal, ask the user directly
-(`alice.post(…)`).
+A call fails the test if its response is not 200. To test a refusal, send the request with the
+user's own methods (`alice.post(…)`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _txn_ids = (f"t{number}" for number in count())
 
 
 def room_path(room_id: str, *rest: str, **query: object) -> str:
-    """The path of something in a room; `from_` is `from` in the query, None is left out."""
+    """Return a path below a room. The argument `from_` is `from` in the query; None is left out."""
     path = f"{V3}/rooms/{quote(room_id, safe='')}" + "".join(
         "/" + quote(part, safe="") for part in rest
     )
@@ -30,27 +30,27 @@ def room_path(room_id: str, *rest: str, **query: object) -> str:
 
 
 def ok(answer: Answer) -> Any:
-    """The answer's JSON, of a request that must not fail."""
+    """Return the JSON of a response, which must be 200."""
     assert answer.status == 200, answer.body
     return answer.json
 
 
 def refused(answer: Answer) -> tuple[int, str]:
-    """Status and errcode, of a request that must fail."""
+    """Return status and errcode of a response, which must be an error."""
     assert answer.status >= 400, answer.body
     assert answer.json["error"]
     return answer.status, answer.errcode
 
 
-def create(user: User, **wish: Any) -> str:
-    """A new room; its id."""
-    return str(ok(user.post(f"{V3}/createRoom", wish))["room_id"])
+def create(user: User, **options: Any) -> str:
+    """Create a room; return its ID."""
+    return str(ok(user.post(f"{V3}/createRoom", options))["room_id"])
 
 
 def membership(
     user: User, room_id: str, action: str, target: User | None = None, **more: Any
 ) -> Answer:
-    """Join, leave, invite, kick, ban, unban, forget."""
+    """Change a membership: join, leave, invite, kick, ban, unban, forget."""
     body = {} if target is None else {"user_id": target.user_id}
     return user.post(room_path(room_id, action), {**body, **more})
 
@@ -70,12 +70,12 @@ def invite(user: User, room_id: str, target: User) -> None:
 def put_event(
     user: User, room_id: str, type_: str, content: Mapping[str, Any], txn_id: str | None = None
 ) -> Answer:
-    """Send an event that is no state."""
+    """Send a message event."""
     return user.put(room_path(room_id, "send", type_, txn_id or next(_txn_ids)), content)
 
 
 def say(user: User, room_id: str, text: str) -> str:
-    """A message; its event id."""
+    """Send a text message; return its event ID."""
     return str(
         ok(put_event(user, room_id, "m.room.message", {"msgtype": "m.text", "body": text}))[
             "event_id"
@@ -96,18 +96,18 @@ def put_state(
 def set_state(
     user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = ""
 ) -> str:
-    """Set a state entry; the event id."""
+    """Set a state entry; return its event ID."""
     return str(ok(put_state(user, room_id, type_, content, key))["event_id"])
 
 
 def get_state(user: User, room_id: str, type_: str, key: str = "") -> Any:
-    """The content of a state entry, None where there is none."""
+    """Return the content of a state entry, or None if it is not set."""
     answer = user.get(room_path(room_id, "state", type_, key))
     return None if answer.status == 404 else ok(answer)
 
 
 def whole_state(user: User, room_id: str) -> dict[tuple[str, str], Any]:
-    """The whole state as (type, state key) → event."""
+    """Return the complete state as (type, state key) → event."""
     return {
         (event["type"], event["state_key"]): event
         for event in ok(user.get(room_path(room_id, "state")))
@@ -115,12 +115,12 @@ def whole_state(user: User, room_id: str) -> dict[tuple[str, str], Any]:
 
 
 def messages(user: User, room_id: str, dir: str = "b", **query: object) -> Any:
-    """A page of the timeline."""
+    """Return a page of `/messages`."""
     return ok(user.get(room_path(room_id, "messages", dir=dir, **query)))
 
 
 def bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The texts of the messages among the events."""
+    """Return the texts of the messages among the events."""
     return [
         event["content"]["body"]
         for event in events
@@ -129,5 +129,5 @@ def bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def everything_said(user: User, room_id: str) -> list[str]:
-    """The texts of the messages that the user sees, oldest first."""
+    """Return the texts of the messages that the user sees, oldest first."""
     return bodies(messages(user, room_id, "b", limit=1000)["chunk"])[::-1]

@@ -1,5 +1,4 @@
-"""Templates of pages and letters are compiled once in a run, not by each server that a test
-makes."""
+"""Compiles the templates of pages and e-mails once in a run, not for each server of a test."""
 
 from typing import Any
 
@@ -7,8 +6,8 @@ from jinja2 import Environment
 
 
 def compile_templates_once() -> None:
-    """From now on. What Jinja makes of a template follows from its text and from how the
-    environment is set."""
+    """Cache compiled Jinja templates. The result depends only on the text and the environment's
+    settings."""
     compile_anew = Environment.compile
     compiled: dict[tuple[object, ...], Any] = {}
 

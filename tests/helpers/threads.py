@@ -1,4 +1,4 @@
-"""Where passwords are hashed, without threads."""
+"""Replaces the threads that hash passwords."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class InlineThreads:
-    """Does the work at once, and counts it; or holds it back, until it is let go. `meanwhile`: what
-    happens during the next piece."""
+    """Runs work inline and counts it, or holds it until `let_go`. `meanwhile` is called after the
+    next piece of work."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -30,11 +30,11 @@ class InlineThreads:
         return done
 
     def hold(self) -> None:
-        """From now on what is asked for waits."""
+        """Hold all further work."""
         self._holds = True
 
     def let_go(self) -> None:
-        """It waits no longer, nor does what is asked for from now on."""
+        """Run the held work, and run further work inline."""
         self._holds = False
         held, self.held = self.held, []
         for waiting in held:

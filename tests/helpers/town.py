@@ -1,14 +1,14 @@
-"""This server and Synapse, as processes that reach each other by TLS with an authority of the
-tests' own.
+"""This server and Synapse as processes that reach each other by TLS with a test certificate
+authority.
 
     town = Town(tmp_path, python_of_synapse())
     ours, theirs = town.start_ours(), town.start_synapse()
-    theirs.kill(); theirs.start()         # in the middle of anything
-    ours.gate.cut(); ours.gate.mend()     # the way of others to it
-    ours.pass_time(); theirs.pass_time()  # it is `moved_clock.STEP` seconds later
+    theirs.kill(); theirs.start()         # at any time
+    ours.gate.cut(); ours.gate.mend()     # the connections of other servers to it
+    ours.pass_time(); theirs.pass_time()  # advance the clock by `moved_clock.STEP` seconds
 
-A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes, by
-their ids.
+A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes by
+process ID.
 """
 
 import os
@@ -30,7 +30,7 @@ from tests.helpers.programs import ROOT, Program, start_program
 from tests.helpers.running import ServerFiles
 
 Spawn = Callable[[IO[bytes]], subprocess.Popen[bytes] | Program]
-"""Starts a server's process, which writes into this file."""
+"""Starts a server's process with this file as its output."""
 
 MOVED_CLOCK = "tests.helpers.moved_clock"
 SECONDS_TO_START = 300.0
@@ -56,18 +56,19 @@ _QUICK_TO_COME_BACK = {
     "max_short_retry_delay": "1s",
     "max_long_retry_delay": "1s",
 }
-"""Synapse, as it comes, does not try a server again for ten minutes that it could not reach."""
+"""Short retry intervals. By default Synapse does not retry an unreachable server for ten
+minutes."""
 
 
 def python_of_synapse() -> Path | None:
-    """The interpreter of the environment that scripts/synapse makes, if it is there."""
+    """Return the Python interpreter of the environment that scripts/synapse makes, or None."""
     named = os.environ.get("MAHALLA_SYNAPSE_PYTHON")
     path = Path(named) if named else ROOT / ".cache" / "synapse" / "bin" / "python"
     return path if path.exists() else None
 
 
 class Running(Side):
-    """A server that runs, and can be killed and started again on the same data."""
+    """A running server that can be killed and restarted on the same data."""
 
     def __init__(self, gate: Gate, client_port: int, folder: Path, spawn: Spawn) -> None:
         super().__init__(f"localhost:{gate.port}", client_port)
@@ -78,12 +79,12 @@ class Running(Side):
 
     @property
     def pid(self) -> int:
-        """Of the process that runs."""
+        """The process ID of the server."""
         assert self._process is not None
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with self.log.open("ab") as file:
             self._process = process = self._spawn(file)
 
@@ -97,18 +98,17 @@ class Running(Side):
         until(answers, SECONDS_TO_START)
 
     def kill(self) -> None:
-        """As when the power fails: whatever the process is doing ends here."""
+        """Kill the process with SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def pass_time(self) -> None:
-        """Let its clock jump on by `moved_clock.STEP` seconds. It goes back when the server is
-        started again."""
+        """Advance the server's clock by `moved_clock.STEP` seconds. A restart resets the clock."""
         os.kill(self.pid, signal.SIGUSR2)
 
     def end(self) -> None:
-        """Let nothing of it outlive the tests."""
+        """Kill the process if it runs, and close the gate."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -119,7 +119,7 @@ class Running(Side):
 
 
 class Town:
-    """Where the servers are."""
+    """Servers that trust the same certificate authority."""
 
     def __init__(self, folder: Path, synapse: Path) -> None:
         self._folder = folder
@@ -128,7 +128,7 @@ class Town:
         self._servers: list[Running] = []
 
     def start_ours(self, database: DatabaseConfig | None = None, **further: Any) -> Running:
-        """This server, with SQLite where nothing else is said."""
+        """Start this server, by default on SQLite."""
         client_port, port = free_port(), free_port()
         gate = Gate(to=port)
         certificate, key = self._authority.issue("localhost")
@@ -197,7 +197,7 @@ class Town:
             "allow_public_rooms_over_federation": True,
             "room_list_publication_rules": [{"action": "allow"}],
             "bcrypt_rounds": 4,
-            # else a first /sync that is repeated is answered as it was before
+            # otherwise a repeated initial /sync gets a cached response
             "caches": {"sync_response_cache_duration": 0},
             "federation": _QUICK_TO_COME_BACK,
             **_NO_LIMITS,
@@ -219,7 +219,7 @@ class Town:
             **further,
         }
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        # as its `--generate-keys` would, which takes longer than its start
+        # the same as `--generate-keys`, which is slower than the server's start
         (folder / "signing.key").write_text(f"ed25519 a_town {encode_base64(os.urandom(32))}\n")
         command = [
             str(self._synapse),
@@ -238,7 +238,7 @@ class Town:
         return self._start(Running(gate, client_port, folder, spawn))
 
     def end(self) -> None:
-        """Let no process outlive the tests."""
+        """Kill all servers."""
         for server in self._servers:
             server.end()
 

@@ -1,10 +1,9 @@
-"""Somebody who goes between our server, which is in memory, and servers that really run, with the
-cookies of each.
+"""A browser that goes between our in-memory server and real server processes, with the cookies of
+each.
 
 traveller = Traveller(server, "https://matrix.example.org/")
 traveller.go("https://matrix.example.org/_matrix/client/v3/login/sso/redirect?redirectUrl=…")
-traveller.send(login="alice", password="wonderland")   # the first form of the page, wherever that
-is
+traveller.send(login="alice", password="wonderland")   # the first form of the current page
 """
 
 import time
@@ -26,7 +25,7 @@ SECONDS = 60.0
 
 
 class _Stay(HTTPRedirectHandler):
-    """Redirects are looked at first."""
+    """Makes redirects visible instead of following them."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -35,7 +34,7 @@ class _Stay(HTTPRedirectHandler):
 
 
 class Traveller:
-    """One browser for all of them."""
+    """A browser for all servers."""
 
     def __init__(self, server: TestServer, base: str) -> None:
         self.home = Browser(server)
@@ -49,17 +48,16 @@ class Traveller:
 
     @property
     def page(self) -> Page:
-        """What is shown."""
+        """The current page."""
         return Page(self.text)
 
     @property
     def words(self) -> str:
-        """Its text."""
+        """The text of the current page."""
         return " ".join(" ".join(self.page.words).split())
 
     def go(self, url: str, fields: dict[str, str] | None = None) -> None:
-        """Go there, and wherever one is sent on to, until there is a page, or a client's
-        address."""
+        """Open a URL and follow redirects to a page, or to a client's URL."""
         for _ in range(MOST_STEPS):
             self.url = url
             location = (
@@ -73,23 +71,23 @@ class Traveller:
             if url.startswith("https://client.example/"):
                 self.url, self.text = url, ""
                 return
-        raise AssertionError(f"sent on again and again: {self.url}")
+        raise AssertionError(f"too many redirects: {self.url}")
 
     def go_no_further(self, url: str) -> None:
-        """Go there, and stay where that sends one: `url` is where it would be."""
+        """Open a URL without following a redirect; `url` is then the redirect's target."""
         location = self._ask_outside(url, None)
         self.url = urljoin(url, location or "")
 
     def send(self, button: str | None = None, **fields: str) -> None:
-        """Fill in the first form, and send it."""
+        """Fill in the first form of the page and submit it."""
         form = self.page.forms[0]
         filled = {**form.fields, **fields}
         filled.update({name: value for name, value in form.buttons if value == button})
         self.go(urljoin(self.url, form.action), filled)
 
     def _ask_home(self, url: str, fields: dict[str, str] | None) -> str | None:
-        # our server's clock goes on with that of those outside, whose answers it would take for
-        # made in the future
+        # keep our clock up with real time: otherwise responses of real servers seem to be from
+        # the future
         self._clock.advance(max(0.0, time.time() - self._clock.seconds()))
         path = "/" + url.removeprefix(self._base)
         answer = self.home.open(path) if fields is None else self.home.post(path, fields)
@@ -111,7 +109,7 @@ class Traveller:
 
 
 class OutsideWeb:
-    """The way of the server to servers that really run: it waits for them."""
+    """Lets the in-memory server send blocking requests to real servers."""
 
     async def request(
         self,

@@ -1,12 +1,11 @@
-"""A database whose work and whose answers come in any order that threads may bring about: which, is
-left to chance.
+"""A database whose jobs and results interleave in random order, as with threads.
 
 turns = Turns()
 database = turns.open(config)
-…  # everything is done at once
+…  # everything runs inline
 turns.begin(Random(7))
 pending = user.start("PUT", …)
-turns.step()  # one thing of all that waits is done
+turns.step()  # run one of the pending jobs or results
 turns.end()
 """
 
@@ -22,16 +21,16 @@ from tests.helpers.databases import open_inline
 Job = Callable[[], None]
 
 
-class _InTurn:
-    """Threads that read, or the one that writes: an executor."""
+class _InterleavingExecutor:
+    """An executor that stands for the reader threads or for the writer thread."""
 
     def __init__(self, *, in_order: bool) -> None:
         self.chance: Random | None = None
-        """None: everything is done at once."""
+        """None: run everything inline."""
         self._in_order = in_order
         self._jobs: deque[Job] = deque()
         self._results: deque[Job] = deque()
-        """They come in the order in which they were delivered, whatever those of others do."""
+        """Pending results, in the order of their delivery by this executor."""
 
     def submit(self, job: Job) -> None:
         if self.chance is None:
@@ -49,34 +48,40 @@ class _InTurn:
         return succeed(None)
 
     def steps(self) -> list[Job]:
-        """What may be done next."""
-        return [*([self._work] if self._jobs else ()), *([self._bring] if self._results else ())]
+        """Return the possible next steps."""
+        return [
+            *([self._work] if self._jobs else ()),
+            *([self._deliver_result] if self._results else ()),
+        ]
 
     def _work(self) -> None:
         if self.chance is not None and not self._in_order:
             self._jobs.rotate(self.chance.randrange(len(self._jobs)))
         self._jobs.popleft()()
 
-    def _bring(self) -> None:
+    def _deliver_result(self) -> None:
         self._results.popleft()()
 
 
 class Turns:
-    """The threads of one database."""
+    """The executors of one database."""
 
     def __init__(self) -> None:
-        self._readers, self._writer = _InTurn(in_order=False), _InTurn(in_order=True)
+        self._readers, self._writer = (
+            _InterleavingExecutor(in_order=False),
+            _InterleavingExecutor(in_order=True),
+        )
 
     def open(self, config: SQLiteConfig | PostgresConfig) -> Database:
-        """The database. The schema is there already."""
+        """Open the database. The schema must exist."""
         return open_inline(config, writer=self._writer, readers=self._readers)
 
     def begin(self, chance: Random) -> None:
-        """From now on things wait for their turn."""
+        """Queue jobs and results until `step`."""
         self._readers.chance = self._writer.chance = chance
 
     def step(self) -> bool:
-        """Do one thing; whether there was any."""
+        """Run one pending job or result. Return whether there was one."""
         chance, steps = self._readers.chance, [*self._readers.steps(), *self._writer.steps()]
         if chance is None or not steps:
             return False
@@ -84,7 +89,7 @@ class Turns:
         return True
 
     def end(self) -> None:
-        """Do all that waits; from now on everything is done at once."""
+        """Run all pending jobs and results, then run everything inline."""
         while self.step():
             pass
         self._readers.chance = self._writer.chance = None

@@ -1,8 +1,7 @@
-"""Somebody with a real browser (Debian's Chromium), and the mail server that their letters come
-from.
+"""A user with a real browser (Debian's Chromium), and the mail server that receives their e-mails.
 
-axe looks at each page for what people with a screen reader or a keyboard would stumble over. With
-the environment variable `MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
+axe checks each page for accessibility. With the environment variable `MAHALLA_SCREENSHOTS`, a
+folder gets a screenshot of each page.
 """
 
 import os
@@ -25,22 +24,22 @@ SECONDS = 60
 
 
 class Letters:
-    """A mail server on this machine."""
+    """A handler of a mail server that stores the links of e-mails."""
 
     def __init__(self) -> None:
         self.links: list[str] = []
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
-        letter = message_from_bytes(envelope.original_content or b"", policy=default)
-        assert isinstance(letter, EmailMessage)
-        text = letter.get_body(("plain",))
+        email = message_from_bytes(envelope.original_content or b"", policy=default)
+        assert isinstance(email, EmailMessage)
+        text = email.get_body(("plain",))
         assert text is not None
         self.links += re.findall(r"http://127\.0\.0\.1:\S+", text.get_content())
         return "250 taken"
 
 
 class Visitor:
-    """Somebody with a browser, in a language."""
+    """A user with a browser in a given language."""
 
     def __init__(self, browser: Browser, server: RealServer, locale: str, **options: Any) -> None:
         self.url = server.url
@@ -52,17 +51,17 @@ class Visitor:
     def _new_page(self) -> Page:
         page = self._context.new_page()
         page.set_default_timeout(SECONDS * 1000)
-        page.on("console", self._hear)
+        page.on("console", self._on_console)
         return page
 
-    def _hear(self, message: Any) -> None:
+    def _on_console(self, message: Any) -> None:
         assert "Content Security Policy" not in message.text, message.text
 
     def open(self, path: str) -> None:
         self.page.goto(path if "://" in path else self.url + path)
 
     def look(self) -> None:
-        """Let axe look at the page."""
+        """Check the page with axe, and save a screenshot if wanted."""
         folder = os.environ.get("MAHALLA_SCREENSHOTS")
         if folder:
             self._pictures += 1
@@ -79,7 +78,7 @@ class Visitor:
         assert faults == [], f"{self.page.url}: {faults}"
 
     def fill(self, button: str = "form.fields button", **fields: str) -> None:
-        """Look at the page, fill in a form, and send it with the keyboard."""
+        """Check the page, fill in a form, and submit it with the keyboard."""
         self.look()
         for name, value in fields.items():
             self.page.fill(f"form.fields [name={name}]:not([type=hidden])", value)
@@ -92,8 +91,8 @@ class Visitor:
         self.press(f"button[value={decision}]")
 
     def go_back_to_app(self) -> str:
-        """Allow what an app asks; where the browser goes then. There is no app on this machine, so
-        the page is left, which would still be turning into one that says so."""
+        """Allow the app's request; return the URL of the redirect to the app. Opens a new page,
+        since the app does not exist and its error page would still be loading."""
         self.look()
         with self.page.expect_request(f"{APP}**") as asked:
             self.page.click("button[value=allow]")
@@ -106,20 +105,20 @@ class Visitor:
         return location
 
     def wait_for_letters(self, letters: Letters, number: int) -> None:
-        """Until so many letters with links have come."""
+        """Wait until `number` links have arrived by e-mail."""
         deadline = time.monotonic() + SECONDS
         while len(letters.links) < number:
-            assert time.monotonic() < deadline, f"letter {number} did not come"
+            assert time.monotonic() < deadline, f"e-mail {number} did not arrive"
             self.page.wait_for_timeout(100)
 
     def press(self, what: str) -> None:
-        """Press a button or a link, and wait for what it leads to."""
+        """Click a button or a link, and wait for the navigation."""
         with self.page.expect_navigation():
             self.page.click(what)
 
 
 def confirm_address(visitor: Visitor, letters: Letters, number: int) -> None:
-    """Open the link of a letter, press its button, and go on from there."""
+    """Open the link of an e-mail, press its button, and continue from there."""
     visitor.wait_for_letters(letters, number)
     visitor.open(letters.links[number - 1])
     visitor.look()

@@ -176,7 +176,7 @@ def test_the_page_is_for_administrators_only(server: TestServer) -> None:
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register/email", address=address)
-    email = next(email for to, email in reversed(server.relay.letters) if to == address)
+    email = next(email for to, email in reversed(server.relay.emails) if to == address)
     text = email.get_body(("plain",))
     assert text is not None
     link = next(line for line in text.get_content().splitlines() if "confirm_email" in line)
@@ -190,26 +190,26 @@ def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Dat
     server = TestServer(tmp_path, sqlite_database, WITH_EMAIL)
     browser = Browser(server, "uz")
     confirm(server, browser, "alice@example.com")
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     browser.send(
         "/_mahalla/register", name="alice", password="wonderland", password_again="wonderland"
     )
     assert browser.status == 200
     assert "tasdiqlanganda sizga xat keladi" in browser.words.lower()
-    [(to, email)] = server.relay.letters
+    [(to, email)] = server.relay.emails
     assert to == "admin@example.org"
     assert "ждёт подтверждения" in email["Subject"]
     html = email.get_body(("html",))
     assert html is not None
     assert 'href="https://matrix.example.org/_mahalla/approvals"' in html.get_content()
     register_awaiting(server, "bob")
-    assert len(server.relay.letters) == 1  # one e-mail an hour; the page shows both accounts
+    assert len(server.relay.emails) == 1  # one e-mail an hour; the page shows both accounts
     server.clock.advance(3601)
     register_awaiting(server, "carol")
     # an hour later there is another e-mail
-    assert [to for to, _ in server.relay.letters] == ["admin@example.org"] * 2
+    assert [to for to, _ in server.relay.emails] == ["admin@example.org"] * 2
 
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     refused = server.post(
         LOGIN,
         {
@@ -222,13 +222,13 @@ def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Dat
     assert server.run(
         server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
-    [(to, email)] = server.relay.letters
+    [(to, email)] = server.relay.emails
     assert to == "alice@example.com"
     assert "tasdiqlandi" in email["Subject"]
     assert not server.run(
         server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_an_invalid_address_does_not_prevent_approval(
@@ -238,9 +238,9 @@ def test_an_invalid_address_does_not_prevent_approval(
     alice = register_awaiting(server)
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
     server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     assert server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
-    assert not server.relay.letters
+    assert not server.relay.emails
     sign_in(server, "alice")
 
 

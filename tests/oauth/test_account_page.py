@@ -355,7 +355,7 @@ def mailing(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 def link_of(server: TestServer) -> str:
     """Return the link of the last e-mail, without the host."""
-    text = server.relay.letters[-1][1].get_body(("plain",))
+    text = server.relay.emails[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     return str(link)

@@ -194,7 +194,7 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
         secret = secrets.password(name)
         body = {"client_secret": secret, "email": "bob@example.com", "send_attempt": 1}
         sid = server.post(f"{V3}/{kind}/email/requestToken", body).json["sid"]
-        text = server.relay.letters[-1][1].get_body(("plain",))
+        text = server.relay.emails[-1][1].get_body(("plain",))
         assert text is not None
         [link] = re.findall(r"https://matrix\.example\.org(/\S+)", text.get_content())
         secrets.shown.add(re.findall(r"token=(\w+)", link)[0])

@@ -58,7 +58,7 @@ def reader(server: TestServer, **further: Any) -> User:
     alice = server.register("alice")
     add(server, alice)
     assert email_pusher(alice, **further).status == 200
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     settle(server)
     return alice
 
@@ -88,9 +88,9 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     event_id = say(bob, room_id, "hello <b>")
     settle(server)
     pass_time(server, 9 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
     pass_time(server, 2 * MINUTE)
-    [(recipient, letter)] = server.relay.letters
+    [(recipient, letter)] = server.relay.emails
     assert recipient == "alice@example.com"
     assert letter["Subject"] == "[Example] Message from bob in Tea & cake"
     plain, html = texts(letter)
@@ -100,7 +100,7 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     assert "Tea &amp; cake" in html
     assert event_id in html
     pass_time(server, 24 * HOUR, HOUR)
-    assert len(server.relay.letters) == 1, "nothing is told twice"
+    assert len(server.relay.emails) == 1, "nothing is told twice"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: st
         )
     say(bob, room_id, "hello")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert {key.lower() for key in letter} == {
         "subject",
         "from",
@@ -162,14 +162,14 @@ def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database:
     settle(server)
     say(bob, room_id, "hello")
     pass_time(server, 30 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
     server.run(
         renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org"))
     )
     settle(server)
     say(bob, room_id, "hello again")
     pass_time(server, 2 * HOUR)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_what_was_read_needs_no_letter(server: TestServer) -> None:
@@ -181,9 +181,9 @@ def test_what_was_read_needs_no_letter(server: TestServer) -> None:
     pass_time(server, 4 * MINUTE)
     say(bob, room_id, "later")
     pass_time(server, 8 * MINUTE)
-    assert server.relay.letters == [], "the later one has waited for eight minutes"
+    assert server.relay.emails == [], "the later one has waited for eight minutes"
     pass_time(server, 4 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     plain, _ = texts(letter)
     assert "later" in plain
     assert "hello" not in plain
@@ -196,13 +196,13 @@ def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: T
     for number in range(36):
         pass_time(server, 20 * MINUTE)
         event_id = say(bob, room_id, str(number + 1))
-    assert 3 <= len(server.relay.letters) <= 5  # in twelve hours
+    assert 3 <= len(server.relay.emails) <= 5  # in twelve hours
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     pass_time(server, 20 * MINUTE)
     say(bob, room_id, "after")
     pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1, "who reads is written to as at first"
+    assert len(server.relay.emails) == 1, "who reads is written to as at first"
 
 
 def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
@@ -211,10 +211,10 @@ def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
     for _ in range(6):
         say(bob, noisy, "x")
         pass_time(server, 30 * MINUTE)
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     say(bob, other, "y")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "Other" in texts(letter)[0]
 
 
@@ -225,7 +225,7 @@ def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
         say(bob, first, f"number {number}")
     say(bob, second, "x")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] New in Second and elsewhere"
     plain, _ = texts(letter)
     assert "== First" in plain
@@ -242,7 +242,7 @@ def test_a_name_is_told_but_not_at_any_length(server: TestServer) -> None:
     bob.put(f"{V3}/rooms/{room_id}/state/m.room.member/{bob.user_id}", member)
     say(bob, room_id, "hello")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"].startswith("[Example] Message from xxx")
     assert len(letter["Subject"]) < 400
     assert len(letter.as_bytes()) < 10_000
@@ -253,7 +253,7 @@ def test_an_invite_is_told(server: TestServer) -> None:
     room_id = create_room(bob, name="Tea", preset="private_chat")
     bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id})
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] bob invites you to Tea"
     assert "You are invited to this room." in texts(letter)[0]
 
@@ -269,7 +269,7 @@ def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> N
     }
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     plain, html = texts(letter)
     assert "Encrypted message" in plain
     assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
@@ -282,7 +282,7 @@ def test_no_content_where_the_operator_wants_none(
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "secret")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "secret" not in "".join(texts(letter))
 
 
@@ -297,7 +297,7 @@ def test_links_lead_to_the_client_of_the_configuration(
     room_id = room_of(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert f"https://chat.example.org/#/room/{room_id}" in texts(letter)[0]
 
 
@@ -318,7 +318,7 @@ def test_the_letter_is_in_the_language_of_the_pusher(
     alice, bob = reader(server, lang=lang, data={"brand": "Chat"}), server.register("bob")
     say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert text in texts(letter)[0]
     assert str(letter["Subject"]).startswith("[Example] ")
 
@@ -328,7 +328,7 @@ def test_times_are_those_of_the_reader(server: TestServer) -> None:
     assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
     say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "2023-11-15 03:13" in texts(letter)[0]
 
 
@@ -347,7 +347,7 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
     room_id = room_of(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE)
-    link = link_in(server.relay.letters[0][1])
+    link = link_in(server.relay.emails[0][1])
     page = server.get(link)
     assert page.status == 200
     assert "alice@example.com" in page.body.decode()
@@ -359,7 +359,7 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
     assert "You will no longer receive these e-mails" in server.get(link).body.decode()
     say(bob, room_id, "y")
     pass_time(server, 24 * HOUR, HOUR)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[st
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
-    link = link_in(server.relay.letters[0][1]).replace(*change)
+    link = link_in(server.relay.emails[0][1]).replace(*change)
     assert server.get(link).status == 400
     assert server.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 400
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
@@ -408,7 +408,7 @@ def test_a_new_account_with_an_address_gets_letters(
     )
     server = start(tmp_path, sqlite_database, config)
     sid = request_token(server, "register").json["sid"]
-    _, letter = server.relay.letters[-1]
+    _, letter = server.relay.emails[-1]
     plain, _ = texts(letter)
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", plain)
     assert press(server, link).status == 200
@@ -421,11 +421,11 @@ def test_a_new_account_with_an_address_gets_letters(
     pushers = alice.get(f"{V3}/pushers").json["pushers"]
     assert [each["pushkey"] for each in pushers] == (["alice@example.com"] if wanted else [])
     if wanted:
-        server.relay.letters.clear()
+        server.relay.emails.clear()
         bob = server.register("bob")
         say(bob, room_of(alice, bob), "x")
         pass_time(server, 11 * MINUTE)
-        assert "Больше не присылать" in texts(server.relay.letters[0][1])[0]
+        assert "Больше не присылать" in texts(server.relay.emails[0][1])[0]
 
 
 def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Database) -> None:
@@ -436,10 +436,10 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
     server.app.pushers.reading._lease._round.stop()
     later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
     pass_time(later, 12 * MINUTE)
-    assert len(later.relay.letters) == 1
+    assert len(later.relay.emails) == 1
     again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
     pass_time(again, 60 * MINUTE)
-    assert again.relay.letters == []
+    assert again.relay.emails == []
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
@@ -479,7 +479,7 @@ def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(
         pass_time(server, 9 * MINUTE)
     server.relay.failure = None
     pass_time(server, 90 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
@@ -502,12 +502,12 @@ def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_
     event_id = say(bob, room_id, "x")
     settle(server)
     assert counter.reads["get_email_pauses"] == 0
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
     pass_time(server, 3 * MINUTE)
     say(bob, room_id, "after")
     pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1, "who has read meanwhile is written to"
+    assert len(server.relay.emails) == 1, "who has read meanwhile is written to"
     run_coroutine(database.close(), None)
 
 
@@ -524,10 +524,10 @@ def test_the_queries_for_a_letter_do_not_grow_with_what_it_looks_at(
         for each in range(number):
             say(bob, room_id, str(each))
         pass_time(server, 9 * MINUTE)
-        server.relay.letters.clear()
+        server.relay.emails.clear()
         counter.clear()
         pass_time(server, 2 * MINUTE)
-        assert len(server.relay.letters) == 1
+        assert len(server.relay.emails) == 1
         assert counter.reads["get_memberships"] <= 2
         costs.append(sum(counter.queries.values()))
     assert costs[1] <= costs[0] + 2, costs

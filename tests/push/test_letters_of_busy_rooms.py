@@ -35,7 +35,7 @@ def test_a_mention_is_told_however_much_is_said_after_it(server: TestServer) -> 
         say(bob, room_id, f"chatter {number}")
     settle(server)
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "URGENT" in texts(letter)[0]
     assert "chatter" not in texts(letter)[0]
 
@@ -51,7 +51,7 @@ def test_a_message_is_told_whatever_people_do_to_it(server: TestServer) -> None:
         assert bob.put(f"{V3}/rooms/{room_id}/send/m.reaction/r{number}", reaction).status == 200
     settle(server)
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "URGENT" in texts(letter)[0]
 
 
@@ -61,7 +61,7 @@ def test_where_much_is_said_all_the_time_the_first_of_it_counts(server: TestServ
     for number in range(12):
         say(bob, room_id, f"number {number}")
         pass_time(server, MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "Further messages: " in texts(letter)[0]
 
 
@@ -71,7 +71,7 @@ def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestSe
         say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
     settle(server)
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     plain, html = texts(letter)
     assert plain.count("== Room") == MOST_ROOMS
     assert "Further rooms: 3" in plain
@@ -88,10 +88,10 @@ def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
     content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s"}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     pass_time(server, 11 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
     say(bob, room_id, "in the clear")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     plain, _ = texts(letter)
     assert "in the clear" in plain
     assert "Encrypted message" not in plain
@@ -117,7 +117,7 @@ def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) ->
     edit(bob, room_id, event_id, "second")
     edit(bob, room_id, event_id, "third")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "third" in text
         assert "second" not in text
@@ -137,7 +137,7 @@ def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(
     receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private/{last}"
     assert alice.post(receipt, {"thread_id": "main"}).status == 200
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "corrected" in texts(letter)[0]
     assert "zanjabil" not in texts(letter)[0]
 
@@ -158,7 +158,7 @@ def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestSer
     assert alice.post(f"{receipt}/{calling}", {}).status == 200
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:
@@ -171,6 +171,6 @@ def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:
     assert bob.put(f"{V3}/rooms/{room_id}/redact/{taken_back}/1", {}).status == 200
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "first" in texts(letter)[0]
     assert "zanjabil" not in texts(letter)[0]

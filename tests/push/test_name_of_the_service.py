@@ -36,6 +36,6 @@ def test_the_service_is_called_what_its_operator_calls_it(
     )
     say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert str(letter["Subject"]).startswith(f"[{called}] ")
     assert str(letter["From"]) == f"{sender} <noreply@example.org>"

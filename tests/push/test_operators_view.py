@@ -190,7 +190,7 @@ def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway:
     first, second = found["pushers"]
     assert (first["pushkey"], first["kind"], first["error"]) == ("key", "http", None)
     assert first["success_ts"] is not None
-    assert (second["error"], second["success_ts"]) == ("it is down", None)
+    assert (second["error"], second["success_ts"]) == ("the push gateway is down", None)
     gateways = root.get("/_mahalla/admin/v1/push_gateways").json["gateways"]
     assert [(each["gateway"], each["pushers"], each["failing"]) for each in gateways] == [
         ("https://other.example.com:8443", 2, 1),

@@ -51,7 +51,7 @@ def test_a_pusher_by_email_is_no_app_that_shows_a_number(
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "hello")
     pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
     assert email_pusher(alice, data={"url": "https://mallory.example.com/"}).status == 200
     pass_time(server, 2 * MINUTE)
     assert gateway.asked == []
@@ -93,7 +93,7 @@ def test_a_letter_that_waits_is_not_sent_to_who_is_not_to_have_it_any_more(
     how(alice, bob, room_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestServer) -> None:
@@ -106,7 +106,7 @@ def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestS
     read(alice, room_id, event_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
@@ -120,7 +120,7 @@ def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServe
     pass_time(server, 6 * HOUR, 10 * MINUTE)
     server.relay.failure = None
     pass_time(server, 2 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "zanjabil" in texts(letter)[0]
 
 
@@ -131,7 +131,7 @@ def test_a_letter_is_given_up_after_two_days(server: TestServer) -> None:
     pass_time(server, 52 * HOUR, HOUR)
     server.relay.failure = None
     pass_time(server, 24 * HOUR, HOUR)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 @pytest.mark.parametrize("for_good", [False, True])
@@ -156,7 +156,7 @@ def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: 
     server.relay.failure = None
     say(bob, room_id, "cinnamon")
     pass_time(server, 2 * HOUR, 10 * MINUTE)
-    assert server.relay.letters
+    assert server.relay.emails
     (failing, sent), (error, success) = look()
     assert (failing, error) == (0, None)
     assert sent == success is not None
@@ -176,9 +176,9 @@ def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
         patch.setattr(outbox._store, "take_due", fail)
         say(bob, room_of(alice, bob), "zanjabil")
         pass_time(server, 12 * MINUTE)
-        assert server.relay.letters == []
+        assert server.relay.emails == []
     pass_time(server, 2 * MINUTE)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize("where", ["relay", "look"])
@@ -189,7 +189,7 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
     carol = server.register("carol")
     add(server, carol, "carol@example.com")
     assert email_pusher(carol, "carol@example.com").status == 200
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     outbox = server.app.mail.outbox
     assert outbox is not None
     assert outbox._is_missed is not None
@@ -214,7 +214,7 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
     assert carol.post(f"{V3}/join/{room_id}").status == 200
     say(bob, room_id, "zanjabil")
     pass_time(server, 15 * MINUTE)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize("settles", [True, False])
@@ -229,7 +229,7 @@ def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
     alice, bob = reader(now), now.register("bob")
     say(bob, room_of(alice, bob), "zanjabil")
     pass_time(now, 12 * MINUTE)
-    link = link_in(now.relay.letters[0][1])
+    link = link_in(now.relay.emails[0][1])
     restored = open_inline(copy_sqlite(sqlite_template, folder))
     later = start(tmp_path, restored)
     if settles:
@@ -261,7 +261,7 @@ def test_a_database_that_is_away_as_it_is_noted_keeps_no_letter(
         server.run(server.app.pushers.stop())
         server = start(tmp_path, sqlite_database, seed=2, now=server.clock.seconds())
     pass_time(server, 15 * MINUTE)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_a_database_that_is_away_as_a_letter_is_written_puts_it_off_for_a_moment(
@@ -278,7 +278,7 @@ def test_a_database_that_is_away_as_a_letter_is_written_puts_it_off_for_a_moment
         patched.setattr(MissedEvents, "get", be_away)
         pass_time(server, 12 * MINUTE)
     pass_time(server, 2 * MINUTE)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_a_database_that_is_away_after_a_letter_was_written_keeps_not_the_next(
@@ -308,4 +308,4 @@ def test_a_database_that_is_away_after_a_letter_was_written_keeps_not_the_next(
     monkeypatch.setattr(PusherStore, "set_due", fail_once)
     pass_time(server, 25 * MINUTE)
     assert len(noted) > 1
-    assert len(server.relay.letters) == 2
+    assert len(server.relay.emails) == 2

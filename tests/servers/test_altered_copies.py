@@ -15,7 +15,7 @@ from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.talk import ok
 
 LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
@@ -271,7 +271,7 @@ async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
     say(room.bob, room.room_id, "first")
     said = say(room.bob, room.room_id, "and then")
 
-    def cut_off(letter: Letter) -> Fate:
+    def cut_off(letter: Transfer) -> Fate:
         return Fate.IS_LOST if letter.origin == NORTH else Fate.ARRIVES
 
     network.mend(NORTH, SOUTH)

@@ -41,7 +41,7 @@ from tests.helpers.federated import (
     texts,
 )
 from tests.helpers.keys import identity_keys, query, sync, upload
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
 from tests.helpers.server import User
 
@@ -466,7 +466,7 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     network.start_sending()
     before = len(network.log)
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         return Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
 
     network.weather = weather

@@ -7,7 +7,7 @@ import pytest
 
 from federation.peers.wire import WireAnswer
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
-from tests.helpers.network import Letter, Network
+from tests.helpers.network import Network, Transfer
 from tests.helpers.server import User
 from tests.helpers.talk import (
     V3,
@@ -352,7 +352,7 @@ def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> No
     network.cut(SOUTH, "server0.example")
     most = 0
 
-    def watch(letters: Sequence[Letter]) -> int:
+    def watch(letters: Sequence[Transfer]) -> int:
         nonlocal most
         most = max(most, len([letter for letter in letters if "/key/v2/" in letter.request.uri]))
         return 0

@@ -25,7 +25,7 @@ from tests.helpers.federated import (
     shared,
     texts,
 )
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 
 
 def outsiders(network: Network, count: int) -> list[Side]:
@@ -43,7 +43,7 @@ def be_silent(network: Network, names: Sequence[str]) -> None:
             return WireAnswer(200, {}, b'{"events":[]}')
         return None
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         is_lost = letter.destination in names and "/state" in letter.request.uri
         return Fate.IS_NOT_ANSWERED if is_lost else Fate.ARRIVES
 
@@ -322,7 +322,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
             raise AnswerTooLong(destination, "its answer is too long")
         return None
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         word = letter.request.uri.split("/")[4]
         if letter.destination not in names or word not in longer_than or word in answers:
             return Fate.ARRIVES

@@ -16,12 +16,12 @@ from tests.helpers.large_rooms import (
     lazily,
     same_state,
 )
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
 
 
-def lose_transactions(letter: Letter) -> Fate:
+def lose_transactions(letter: Transfer) -> Fate:
     return Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
 
 
