@@ -33,7 +33,7 @@ def another_device(user: User) -> User:
 
 
 def get_list(server: TestServer, user: User) -> dict[str, Any]:
-    """As another server reads it."""
+    """Return the device list as another server reads it."""
     answer: dict[str, Any] = server.run(
         server.app.federation_out.own_devices.get_list(UserID(user.user_id))
     )
@@ -119,7 +119,7 @@ def test_checking_that_keys_are_current_is_one_read_for_any_number(
     counter.clear()
     assert query(asking, *users) == first
     assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, (
-        "another node has written something"
+        "another node has made a change"
     )
     server.run(server.app.database.poll())
     query(asking, *users)

@@ -1,5 +1,5 @@
-"""kill -9 while files come, go and move: no row without its file, no file without a row, nothing
-acknowledged is lost."""
+"""kill -9 while files are uploaded, deleted and moved: no row without its file, no file without a
+row, and nothing acknowledged is lost."""
 
 import hashlib
 import http.client
@@ -42,7 +42,7 @@ def bucket(running: RunningObjectStore) -> Bucket:
 def _killed_at(
     moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str
 ) -> None:
-    """Do it in a process of its own that is killed then, or at the end."""
+    """Run a media operation in a process that is killed at this moment, or at the end."""
     errand = Errand(config, folder, bucket.config(), role, work, moment)
     with os.fdopen(os.dup(2), "wb") as errors:
         program = start_program(
@@ -65,7 +65,7 @@ def _killed_at(
     ],
     ids=["upload", "remove", "remove both", "to the store", "from the store"],
 )
-async def test_at_every_moment(
+async def test_a_kill_at_each_moment_of_an_operation(
     sqlite: SQLiteConfig,
     bucket: Bucket,
     tmp_path: Path,
@@ -106,7 +106,7 @@ async def test_at_every_moment(
 
 
 class Uploader(threading.Thread):
-    """Uploads one file after the other; remembers what was acknowledged."""
+    """Uploads one file after another and records what was acknowledged."""
 
     def __init__(self, number: int, server: RunningServer, token: str) -> None:
         super().__init__(daemon=True)
@@ -131,7 +131,7 @@ class Uploader(threading.Thread):
             return  # the server was killed
 
 
-def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path) -> None:
+def test_repeated_kills_during_uploads(bucket: Bucket, tmp_path: Path) -> None:
     database = SQLiteConfig(str(tmp_path / "homeserver.db"))
     unlimited = {"per_second": 100000, "burst_count": 100000}
     files = ServerFiles(

@@ -1,5 +1,5 @@
-"""kill -9 in the middle of completing a large room: it goes on after each start, and ends with the
-room as it is elsewhere."""
+"""kill -9 during the resync of a room with partial state: it continues after each start, and ends
+with the same room as on the other server."""
 
 import time
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
     return reply.json
 
 
-def test_it_goes_on_wherever_it_was(
+def test_the_resync_continues_after_each_kill(
     town: OwnTown, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     random = Random(SEED)
@@ -51,7 +51,7 @@ def test_it_goes_on_wherever_it_was(
     good(north, "POST", f"{V3}/join/{room_id}", other, {})
     said = []
     for number in range(KILLS):
-        # what was acknowledged before the kill is there after it, in a room that is not complete
+        # a message acknowledged before the kill is still there, though the state is partial
         path = f"{V3}/rooms/{room_id}/send/m.room.message/t{number}"
         said.append(
             good(south, "PUT", path, token, {"msgtype": "m.text", "body": f"{number}"})["event_id"]
@@ -65,7 +65,7 @@ def test_it_goes_on_wherever_it_was(
 
     until(
         lambda: members() == MEMBERS + 3, WITHIN
-    )  # what south missed while it was away comes in its own time
+    )  # south receives the events that it missed a little later
     state = {
         entry["event_id"] for entry in good(south, "GET", f"{V3}/rooms/{room_id}/state", token)
     }

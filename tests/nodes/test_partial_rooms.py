@@ -1,5 +1,5 @@
-"""Two processes on one PostgreSQL database: what becomes of the events of a room when one of them
-has completed its state, the other shows too, though it remembers what they were before."""
+"""Two nodes on one PostgreSQL database: when one completes the partial state of a room, the other
+shows the changed status of its events too, though it cached the old one."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from tests.helpers.talk import ok, room_path
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
 
 
-async def test_what_a_part_refused_is_news_at_another_node(
+async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     tmp_path: Path, sqlite_template: Path, postgresql: PostgresConfig
 ) -> None:
     databases: list[Database] = []
 
     def open_another() -> Database:
-        # the second server is Bob's
+        # Bob's server is the second
         databases.append(
             open_inline(
                 postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)

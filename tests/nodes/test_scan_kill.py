@@ -1,5 +1,5 @@
-"""kill -9 between store and scan: what was acknowledged is there, nobody gets it unscanned, and it
-is scanned after the start."""
+"""kill -9 between storing and scanning: acknowledged files are there, are not served unscanned, and
+are scanned after the restart."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ from tests.helpers.server import TestServer
 
 @contextmanager
 def silent_scanner(path: str) -> Iterator[threading.Event]:
-    """Takes whatever it is sent, and never answers; the event says that it was sent something."""
+    """Run a scanner that accepts all data and never answers. The event is set when it gets data."""
     heard = threading.Event()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
@@ -70,7 +70,7 @@ def _upload(server: RunningServer, token: str, body: bytes) -> str:
     return said.decode().split("mxc://")[1].rstrip('"}')
 
 
-def test_killed_between_store_and_scan(
+def test_files_are_scanned_after_a_kill_between_storing_and_scanning(
     sqlite: SQLiteConfig, scanners: RunningScanners, tmp_path: Path
 ) -> None:
     files = ServerFiles(
@@ -101,7 +101,7 @@ def test_killed_between_store_and_scan(
     finally:
         files.end()
 
-    # those that nobody has asked for: by the job, once whoever took them in can no longer be at it
+    # files without a request are scanned by the job, when the uploading process must have ended
     database = open_inline(sqlite)
     _scan_what_is_left(database, scanners, tmp_path, token, addresses)
 

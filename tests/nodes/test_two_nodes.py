@@ -1,4 +1,4 @@
-"""Two processes on one PostgreSQL database: what is done through one holds on the other within a
+"""Two nodes on one PostgreSQL database: a change through one is visible through the other within a
 second."""
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ POSTGRES = "database: {name: psycopg2, args: {}}\n"
 
 
 class Nodes:
-    """Two servers that share everything but their memory."""
+    """Two nodes that share everything except their memory."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.databases = [open_inline(config) for _ in range(2)]
@@ -33,13 +33,13 @@ class Nodes:
             server.app.other_nodes.start()
 
     def here_and_there(self, name: str) -> tuple[User, User]:
-        """Somebody with one session, who speaks through both nodes."""
+        """Register a user and return the session at both nodes."""
         here = self.first.register(name)
         session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
         return here, User(self.second, session)
 
     def wait(self) -> None:
-        """A second passes."""
+        """Advance the clock by a second."""
         for server in (self.first, self.second):
             server.clock.advance(1.0)
             for _ in range(3):
@@ -86,7 +86,7 @@ def bodies(answer: Any, room_id: str) -> list[str]:
     ]
 
 
-def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -> None:
+def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     room_id = create(here)
     since = sync(there)["next_batch"]
@@ -98,7 +98,7 @@ def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -
     assert bodies(pending.answer.json, room_id) == ["salom"]
 
 
-def test_rooms_move_on_at_both_nodes_in_turn(nodes: Nodes) -> None:
+def test_both_nodes_send_to_a_room_in_turn(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     room_id = create(here)
     since = sync(here)["next_batch"]
@@ -109,7 +109,7 @@ def test_rooms_move_on_at_both_nodes_in_turn(nodes: Nodes) -> None:
         assert bodies(sync(user, since), room_id) == [f"m{number}" for number in range(6)]
 
 
-def test_state_that_was_set_through_the_other_node_is_read(nodes: Nodes) -> None:
+def test_state_set_through_one_node_is_read_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     room_id = create(here)
     path = f"{V3}/rooms/{room_id}/state/m.room.topic/"
@@ -119,7 +119,7 @@ def test_state_that_was_set_through_the_other_node_is_read(nodes: Nodes) -> None
         assert there.get(path).json["topic"] == f"{number}"
 
 
-def test_a_redaction_through_one_node_takes_the_content_from_the_other(nodes: Nodes) -> None:
+def test_a_redaction_through_one_node_removes_the_content_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     room_id = create(here)
     event_id = say(here, room_id, "secret")
@@ -131,7 +131,7 @@ def test_a_redaction_through_one_node_takes_the_content_from_the_other(nodes: No
     assert there.get(path).json["content"] == {}
 
 
-def test_a_token_that_was_revoked_at_one_node_is_refused_at_the_other(nodes: Nodes) -> None:
+def test_a_token_revoked_on_one_node_is_refused_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     assert there.get(f"{V3}/account/whoami").status == 200
     assert here.post(f"{V3}/logout", {}).status == 200
@@ -139,7 +139,7 @@ def test_a_token_that_was_revoked_at_one_node_is_refused_at_the_other(nodes: Nod
     assert there.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
 
 
-def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> None:
+def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
     room_id = create(here)
@@ -153,7 +153,7 @@ def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> No
     assert answer.errcode == "M_FORBIDDEN"
 
 
-def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
+def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     _, bob = nodes.here_and_there("bob")
     room_id = create(here)
@@ -179,7 +179,7 @@ def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
     assert sync(bob)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes) -> None:
+def test_push_rules_changed_through_one_node_apply_on_the_other(nodes: Nodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob, bob_there = nodes.here_and_there("bob")
     room_id = create(alice)
@@ -214,7 +214,7 @@ def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes
     assert counts() == [3, 1]
 
 
-def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
+def test_a_file_uploaded_through_one_node_reaches_a_download_waiting_on_the_other(
     nodes: Nodes,
 ) -> None:
     here, there = nodes.here_and_there("alice")
@@ -233,9 +233,9 @@ def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
     assert waiting.answer.body == b"x"
 
 
-def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Nodes) -> None:
-    """A gap leaves out that somebody who is not in the timeline has another name; who speaks then
-    is told, whichever node answers."""
+def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) -> None:
+    """A limited timeline leaves out the renamed member; when the member sends a message, any node
+    sends the membership event."""
     alice, there = nodes.here_and_there("alice")
     bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
     room_id = create(alice)
@@ -260,7 +260,7 @@ def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Node
     assert bobs in state_of(client.sync()["rooms"][room_id])
 
 
-def test_what_the_other_node_writes_while_a_count_begins_is_counted(
+def test_events_written_by_the_other_node_during_a_recount_are_counted(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, _ = nodes.here_and_there("alice")

@@ -1,5 +1,4 @@
-"""What somebody has just read at one node, and is counted at another that has not heard of it
-yet."""
+"""Unread counts on a node that has not received another node's read receipt yet."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +21,21 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
 
 
 def unread(user: User, room_id: str) -> int:
-    """As a new client is told."""
+    """Return the unread count in an initial `/sync`."""
     room = sync(user)["rooms"]["join"][room_id]
     return int(room["unread_notifications"]["notification_count"])
 
 
-def test_a_receipt_that_moves_at_another_node_takes_nothing_back(nodes: CallingNodes) -> None:
-    """The one before it is gone from the database, and the new one is of later than the answer.
-    Without both all messages were unread."""
+def test_a_receipt_moved_on_another_node_does_not_reset_the_count(nodes: CallingNodes) -> None:
+    """The old receipt is no longer in the database, and the new one is later than the response.
+    Without either, all messages would be unread."""
     alice, alice_there = nodes.here_and_there("alice")
     bob, _ = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob)
     said = [rooms.say(bob, room_id) for _ in range(5)]
     rooms.read(alice, room_id, said[-2])
     nodes.wait()
-    nodes.end_first()  # nobody hears of what is written here
+    nodes.end_first()  # the second node gets no notes of these writes
     rooms.read(alice, room_id, said[-1])
 
     assert unread(alice_there, room_id) <= 1

@@ -1,5 +1,5 @@
-"""Two processes on one PostgreSQL database: one tells another server late that somebody declined
-its invite, who enters the room through the other one meanwhile."""
+"""Two nodes on one PostgreSQL database. One sends a declined invite to another server late;
+meanwhile the user joins the room through the other node."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from tests.helpers.talk import V3, create, get_state, invite, membership, ok
 NORTH, SOUTH = "north.example", "south.example"
 
 
-async def test_who_enters_through_another_node_does_not_leave_later(
+async def test_a_late_decline_does_not_undo_a_join_through_another_node(
     tmp_path: Path, sqlite_template: Path, postgresql: PostgresConfig
 ) -> None:
     databases: list[Database] = []
 
     def open_another() -> Database:
-        # the second server is Bob's
+        # Bob's server is the second
         databases.append(
             open_inline(
                 postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)

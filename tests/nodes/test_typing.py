@@ -221,16 +221,18 @@ def test_the_end_of_typing_reaches_a_client_that_changes_nodes_meanwhile(
     answer = sync(bob_here, since, filter=QUIET)
     assert typing(answer, other_id) == [alice.user_id]
     since, told, ended_at_once = answer["next_batch"], [typing(answer, room_id)], []
-    assert told == [None] or not is_said, "it is not known there yet"
-    for _ in range(6):  # from now on always there
+    assert told == [None] or not is_said, "the second node does not know it yet"
+    for _ in range(6):  # from now on always on the second node
         pending = poll(bob_there, since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
         nodes.wait(0.2)
         told.append(typing(pending.answer.json, room_id))
         since = pending.answer.json["next_batch"]
     told = [each for each in told if each is not None]
-    assert told, "it gets that nobody types"
-    assert told in ([[]], [[], []]), "by its token, and again where the notes of the nodes crossed"
+    assert told, "the client gets the end of typing"
+    assert told in ([[]], [[], []]), (
+        "once by its token, and again if the notes of the nodes crossed"
+    )
     for turn in range(4):
         pending = poll((bob_here, bob_there)[turn % 2], since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
@@ -294,7 +296,7 @@ def test_a_restarted_node_knows_who_types_on_another(nodes: CallingNodes) -> Non
 
 
 def test_clients_of_a_dead_node_get_the_end_from_the_other(nodes: CallingNodes) -> None:
-    """Also if neither node knows any more that somebody typed."""
+    """This also holds if neither node knows any more that the user was typing."""
     alice, _ = nodes.here_and_there("alice")
     bob_here, _ = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)

@@ -1,5 +1,5 @@
-"""Of several processes on one database one pushes, whoever writes; another takes over when it is
-gone."""
+"""Of several nodes on one database only one sends pushes, for writes of all. Another one takes over
+when it is gone."""
 
 import json
 import time
@@ -24,7 +24,7 @@ V3 = "/_matrix/client/v3"
 
 
 class PushingNodes:
-    """Two nodes, each with gateways of its own, a room, and Alice, who has a pusher."""
+    """Two nodes with separate push gateways, a room, and Alice, who has a pusher."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.gateways = [Gateway(), Gateway()]
@@ -81,7 +81,7 @@ class PushingNodes:
 
 
 def purge(server: TestServer, event_id: str) -> None:
-    """An event loses its content for good."""
+    """Purge the content of an event."""
     store = PurgingStore(server.app.database)
 
     def write(txn: WriteTransaction) -> int:
@@ -102,7 +102,7 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[PushingNodes]:
     made.close()
 
 
-async def test_the_first_pushes_what_both_write_and_the_second_takes_over(
+async def test_the_first_node_pushes_for_both_and_the_second_takes_over(
     nodes: PushingNodes,
 ) -> None:
     assert set_pusher(nodes.on(1, nodes.alice)).status == 200, "set on the node that does not push"
@@ -120,7 +120,7 @@ async def test_the_first_pushes_what_both_write_and_the_second_takes_over(
     assert nodes.texts() == [["one", "two"], ["three", "four"]]
 
 
-async def test_what_is_read_on_the_other_node_sets_the_badge(nodes: PushingNodes) -> None:
+async def test_a_read_receipt_on_the_other_node_sets_the_badge(nodes: PushingNodes) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
     event_id = nodes.say(1, "one")
@@ -131,7 +131,7 @@ async def test_what_is_read_on_the_other_node_sets_the_badge(nodes: PushingNodes
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_a_pusher_that_ends_on_the_other_node_is_pushed_to_no_more(
+async def test_a_pusher_deleted_on_the_other_node_gets_no_pushes(
     nodes: PushingNodes,
 ) -> None:
     set_pusher(nodes.alice)
@@ -145,7 +145,7 @@ async def test_a_pusher_that_ends_on_the_other_node_is_pushed_to_no_more(
     assert nodes.texts() == [["one"], []]
 
 
-async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingNodes) -> None:
+async def test_a_node_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingNodes) -> None:
     set_pusher(nodes.alice)
     nodes.wait(12)
     nodes.gateways[0].held = []
@@ -155,9 +155,9 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingN
     assert nodes.texts() == [[], ["one"]]
 
 
-def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
-    """Let a node have a number among the nodes, as one has that hears the others: it is seen until
-    what is returned is closed."""
+def register(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
+    """Register a node as one that is connected to the others. It counts as alive until the returned
+    connection is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.pushers.reading._lease._lease._get_node = lambda: calls.node
@@ -166,7 +166,7 @@ def hear(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
 
 
 def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
-    """The node does nothing any more."""
+    """Kill a node: it does nothing any more."""
     pushers = nodes.servers[number].app.pushers
     pushers.reading._lease._round.stop()
     pushers.reading._lease.is_held = False
@@ -177,12 +177,12 @@ def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
         time.sleep(0.01)
 
 
-async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
+async def test_a_killed_node_that_restarts_continues_at_once(
     nodes: PushingNodes, tmp_path: Path
 ) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     await nodes.servers[1].app.pushers.stop()
     kill(nodes, 0, calls)
     nodes.say(0, "one")
@@ -197,30 +197,30 @@ async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
     assert nodes.texts() == [["one"], []]
 
 
-async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_lives_is_not(
+async def test_only_a_dead_node_is_replaced_before_its_lease_ends(
     nodes: PushingNodes,
 ) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     nodes.gateways[0].held = []
     nodes.say(0, "one")
     nodes.wait()
     nodes.wait(20, nodes=(1,))
-    assert nodes.texts() == [[], []], "it lives, as far as one can see, and its lease has not ended"
+    assert nodes.texts() == [[], []], "it seems alive, and its lease has not ended"
     nodes.wait(10, nodes=(0,))
     kill(nodes, 0, calls)
     nodes.wait(10, nodes=(1,))
-    assert nodes.texts() == [[], []], "it has a round to say under which number it goes on"
+    assert nodes.texts() == [[], []], "it has one round to announce its new number"
     nodes.wait(10, nodes=(1,))
     assert nodes.texts() == [[], ["one"]]
 
 
-async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(
+async def test_a_node_killed_in_its_first_seconds_is_replaced_as_soon(
     nodes: PushingNodes,
 ) -> None:
-    """It had no number yet when it took the lease."""
-    calls = hear(nodes, 0, seconds=1)
+    """It had no node number yet when it took the lease."""
+    calls = register(nodes, 0, seconds=1)
     set_pusher(nodes.alice)
     nodes.gateways[0].held = []
     nodes.say(0, "one")
@@ -230,14 +230,14 @@ async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(
     assert nodes.texts() == [[], ["one"]]
 
 
-async def test_one_that_lost_its_connection_goes_on_under_another_number(
+async def test_a_node_that_lost_its_connection_continues_under_another_number(
     nodes: PushingNodes,
 ) -> None:
     set_pusher(nodes.alice)
     nodes.wait()
-    hear(nodes, 0).close()
+    register(nodes, 0).close()
     nodes.wait(10, nodes=(1,))
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     nodes.wait(20)
     nodes.say(0, "one")
     nodes.wait()
@@ -246,7 +246,7 @@ async def test_one_that_lost_its_connection_goes_on_under_another_number(
 
 
 @pytest.mark.parametrize("how", ["leave", "redact", "purge"])
-async def test_what_goes_through_the_other_node_sets_the_badge(
+async def test_unread_counts_changed_through_the_other_node_set_the_badge(
     nodes: PushingNodes, how: str
 ) -> None:
     set_pusher(nodes.alice)
@@ -265,7 +265,7 @@ async def test_what_goes_through_the_other_node_sets_the_badge(
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_number(
+async def test_a_pusher_enabled_through_the_other_node_gets_the_badge(
     nodes: PushingNodes,
 ) -> None:
     set_pusher(nodes.alice)
@@ -287,7 +287,7 @@ async def test_a_pusher_that_is_switched_on_through_the_other_node_is_told_the_n
 
 
 @pytest.mark.parametrize("how", ["accept", "ignore", "take_no_invites"])
-async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(
+async def test_an_invite_answered_through_the_other_node_is_no_longer_counted(
     nodes: PushingNodes, how: str
 ) -> None:
     set_pusher(nodes.alice)
@@ -314,7 +314,7 @@ async def test_an_invite_that_is_answered_through_the_other_node_counts_no_more(
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_a_number_that_is_another_by_the_other_node_is_told_when_the_database_is_back(
+async def test_a_badge_changed_by_the_other_node_is_pushed_when_the_database_is_back(
     nodes: PushingNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_pusher(nodes.alice)
@@ -325,7 +325,7 @@ async def test_a_number_that_is_another_by_the_other_node_is_told_when_the_datab
     reading = nodes.servers[0].app.pushers.reading
 
     async def be_away(_user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
-        raise DatabaseUnavailable("it is away")
+        raise DatabaseUnavailable("the database is down")
 
     with monkeypatch.context() as patched:
         patched.setattr(reading._roster, "get", be_away)
@@ -336,10 +336,10 @@ async def test_a_number_that_is_another_by_the_other_node_is_told_when_the_datab
     assert nodes.gateways[0].badges == [0]
 
 
-async def test_what_was_told_is_not_what_this_node_told_before_another_did(
+async def test_a_node_does_not_skip_a_badge_that_it_sent_before_the_other_node(
     nodes: PushingNodes,
 ) -> None:
-    """The first tells one, the second two; then the first is to tell one again."""
+    """The first node sends 1, the second 2; then the first must send 1 again."""
     set_pusher(nodes.alice)
     nodes.wait()
     nodes.say(0, "one")
@@ -361,7 +361,9 @@ async def test_what_was_told_is_not_what_this_node_told_before_another_did(
     assert told == [[1, 1], [2]]
 
 
-async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: PushingNodes) -> None:
+async def test_events_purged_through_the_other_node_are_no_longer_counted(
+    nodes: PushingNodes,
+) -> None:
     event_id = nodes.say(0, "one")
     nodes.wait()
     alice = nodes.on(0, nodes.alice)
@@ -376,10 +378,11 @@ async def test_what_was_purged_through_the_other_node_counts_no_more(nodes: Push
     assert "rooms" not in sync(alice, pending.answer.json["next_batch"])
 
 
-def test_who_reads_at_the_node_that_pushes_is_not_buzzed_wherever_the_receipt_is_written(
+def test_a_user_who_reads_at_the_pushing_node_gets_no_push_for_a_receipt_on_any_node(
     nodes: PushingNodes,
 ) -> None:
-    """Who syncs at the other is not known to read, and told at once."""
+    """The pushing node does not know that a user reads through the other node, and pushes at
+    once."""
     set_pusher(nodes.alice)
     identifier = {"type": "m.id.user", "user": nodes.alice.user_id}
     body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}

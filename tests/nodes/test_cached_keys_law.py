@@ -72,9 +72,7 @@ class Story:
         pending = reader.start(
             "POST", f"{V3}/keys/query", {"device_keys": {each: [] for each in ids}}
         )
-        reader.server.clock.advance(
-            0
-        )  # other requests are served between cached and uncached users
+        reader.server.clock.advance(0)  # other requests run between cached and uncached users
         assert pending.answer.json == {
             **msgspec.json.decode(msgspec.json.encode(shown)),
             "failures": {},

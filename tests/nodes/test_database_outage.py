@@ -1,5 +1,5 @@
-"""The database of several nodes is away for a while: the log says when that begins and when it
-ends."""
+"""The database of several nodes is unavailable for a while: the log has one line at the start and
+one at the end."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -20,7 +20,7 @@ from storage.engine.streams import Streams
 
 
 class Away:
-    """The one question that is asked; answered when `is_there`."""
+    """A database that answers polls only while `is_there`."""
 
     is_there = True
     questions = 0
@@ -33,7 +33,7 @@ class Away:
 
 
 class Nothing:
-    """A node that remembers nothing."""
+    """A node without caches."""
 
     def trust_until(self, seconds: float) -> None: ...
 
@@ -73,7 +73,7 @@ def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(
 
 
 class Readers:
-    """Keeps what is to be read."""
+    """A reactor that records its readers."""
 
     def __init__(self) -> None:
         self.added: list[IReadDescriptor] = []
@@ -86,7 +86,7 @@ class Readers:
 
 
 class Calls:
-    """What other nodes call."""
+    """The connection that receives notes of other nodes."""
 
     node = 1
 
@@ -101,7 +101,7 @@ class Calls:
 
 
 class Shared(Away):
-    """A database that other nodes may share."""
+    """A database that other nodes can share."""
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -128,7 +128,7 @@ class Shared(Away):
         self.told += bodies
 
 
-def test_who_is_alone_tells_nobody_anything_until_another_is_heard() -> None:
+def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
     notes = NodeNotes(clock)
     nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
@@ -154,7 +154,7 @@ def test_who_is_alone_tells_nobody_anything_until_another_is_heard() -> None:
     nodes.stop()
 
 
-def test_who_comes_while_it_is_counted_who_is_there_is_told_things() -> None:
+def test_a_node_that_starts_during_the_count_of_nodes_receives_notes() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
     notes = NodeNotes(clock)
     nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
@@ -162,13 +162,13 @@ def test_who_comes_while_it_is_counted_who_is_there_is_told_things() -> None:
     nodes.start(cast(IReactorFDSet, readers))
     database.calls.came.append(Note(2, GREETING))
     readers.added[0].doRead()
-    database.counting.callback(None)  # with what there was before
+    database.counting.callback(None)  # the count from before the second node
     assert notes.is_connected
     nodes.stop()
 
 
-def test_who_begins_to_hear_says_so_until_it_is_told() -> None:
-    """Else a node that believes to be alone goes on to do so."""
+def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
+    """Otherwise a node that believes to be alone would continue to."""
     clock, database, readers = Clock(), Shared(), Readers()
     database.fails = 2
     nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
@@ -178,7 +178,7 @@ def test_who_begins_to_hear_says_so_until_it_is_told() -> None:
     nodes.stop()
 
 
-def test_what_waits_when_nobody_is_there_any_more_is_not_told_to_who_comes_later() -> None:
+def test_pending_notes_are_dropped_when_the_last_other_node_leaves() -> None:
     clock, told = Clock(), list[str]()
 
     async def tell(bodies: Sequence[str]) -> None:
@@ -195,7 +195,7 @@ def test_what_waits_when_nobody_is_there_any_more_is_not_told_to_who_comes_later
     assert told == ['[["tea",9]]']
 
 
-def test_a_note_that_is_not_understood_takes_no_other_with_it() -> None:
+def test_an_invalid_note_does_not_affect_other_notes() -> None:
     notes, heard = NodeNotes(Clock()), list[int]()
     notes.register("tea", int, lambda _node, note: heard.append(note))
     notes.register("milk", int, lambda _node, note: heard.append(note))

@@ -1,5 +1,5 @@
-"""What is written through one process is heard of at another as soon as that says so, not only when
-it asks."""
+"""Notes between nodes: a change through one node wakes clients of the other at once, before its
+next poll of the database."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
     made.close()
 
 
-def test_a_message_wakes_who_waits_at_another_node_without_its_asking(nodes: CallingNodes) -> None:
+def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -43,14 +43,14 @@ def test_a_message_wakes_who_waits_at_another_node_without_its_asking(nodes: Cal
     nodes.wait(0.15)
     assert waiting.done
     assert bodies(waiting.answer.json["rooms"]["join"][room_id]) == ["salom"]
-    # a room that was made through one node can be read through the other
+    # a room created through one node can be read through the other
     other = rooms.create(alice)
     nodes.wait(0.15)
     assert bob_here.get(f"{V3}/rooms/{quote(other)}/messages?dir=b").status == 403
     assert nodes.there(alice).get(f"{V3}/rooms/{quote(other)}/messages?dir=b").status == 200
 
 
-def test_only_those_are_woken_whom_it_concerns(nodes: CallingNodes) -> None:
+def test_a_note_wakes_only_affected_users(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -67,23 +67,23 @@ def test_only_those_are_woken_whom_it_concerns(nodes: CallingNodes) -> None:
     read = nodes.counters[1].reads
     assert (
         read["get_memberships_of_user"] - before["get_memberships_of_user"] <= 3
-    )  # twenty others would read theirs
+    )  # twenty other users would read theirs
 
 
-def test_everybody_is_woken_where_nobody_says_whom_it_concerns(nodes: CallingNodes) -> None:
+def test_all_users_are_woken_if_no_note_names_the_affected_ones(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
     nodes.wait(2)
     waiting = poll(bob, sync(bob, filter=QUIET)["next_batch"], QUIET)
-    nodes.end_first()  # its words are lost, what it writes is not
+    nodes.end_first()  # its notes are lost, its writes are not
     rooms.say(alice, room_id, "salom")
     nodes.wait(2)
     assert waiting.done
     assert bodies(waiting.answer.json["rooms"]["join"][room_id]) == ["salom"]
 
 
-def test_what_concerns_very_many_wakes_everybody(nodes: CallingNodes) -> None:
+def test_a_change_for_very_many_users_wakes_all(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     ids = [rooms.create(alice, bob_here) for _ in range(3)]
@@ -97,7 +97,7 @@ def test_what_concerns_very_many_wakes_everybody(nodes: CallingNodes) -> None:
     assert waiting.done
 
 
-def test_many_writes_cost_few_calls(nodes: CallingNodes) -> None:
+def test_many_writes_cost_few_notes(nodes: CallingNodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     room_id = rooms.create(alice)
     nodes.wait()
@@ -118,18 +118,18 @@ def test_many_writes_cost_few_calls(nodes: CallingNodes) -> None:
         ([(5, 6)], [], [(5, 6)]),
     ],
 )
-def test_what_is_left_of_stretches(
+def test_subtracting_announced_ranges(
     stretches: list[tuple[int, int]], told: list[tuple[int, int]], left: list[tuple[int, int]]
 ) -> None:
     assert without(stretches, told) == left
 
 
 class Pair:
-    """The streams of two nodes that write in turn, the first of which tells the second what it
-    writes: soon, late, or not."""
+    """The streams of two nodes that write in turn. The first sends notes of its writes to the
+    second: soon, late, or never."""
 
     def __init__(self, random: Random, *, is_sure: bool) -> None:
-        """`is_sure`: everything is told, and soon."""
+        """`is_sure`: all notes arrive soon."""
         self.random = random
         self.is_sure = is_sure
         self.clock = Clock()
@@ -191,8 +191,8 @@ class Pair:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
-    """Whatever comes late, or not at all; and what is told is short enough for PostgreSQL."""
+def test_caches_never_contradict_the_writes_of_another_node(seed: int) -> None:
+    """This holds if notes are late or lost. A note is also short enough for PostgreSQL."""
     pair = Pair(Random(seed), is_sure=bool(seed % 2))
     for _ in range(120):
         what = pair.random.randrange(4)
@@ -225,14 +225,12 @@ def test_what_is_known_of_other_nodes_is_true(seed: int) -> None:
     pair.clock.advance(1.0)
     assert (
         pair.recent.rooms_since(UserID("@x0:example.org"), pair.there.current()) is not None
-    )  # nothing is waited for for ever
+    )  # missing notes time out
 
 
-def test_what_was_told_of_positions_that_never_came_says_nothing_of_what_stands_there_later() -> (
-    None
-):
-    """As where a database has lost the latest commits, and goes on from before; or where somebody
-    made it up."""
+def test_a_note_about_positions_that_never_came_says_nothing_about_later_changes() -> None:
+    """This happens if the database lost its latest commits and reuses their positions, or if the
+    note was forged."""
     clock, streams = Clock(), Streams(10)
     notes = NodeNotes(clock)
     others = NewsOfOthers(streams, clock, notes)

@@ -1,5 +1,5 @@
-"""Of several processes on one database one sends to other servers, whoever writes; another takes
-over when it is gone."""
+"""Of several nodes on one database only one sends to other servers, for writes of all. Another one
+takes over when it is gone."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ PEER = "peer.example"
 
 
 class SendingNodes:
-    """Two nodes, each with a wire of its own, and a room that a user of another server is in."""
+    """Two nodes with separate wires, and a room with a user of another server."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.wires = [RecordingWire(), RecordingWire()]
@@ -73,7 +73,7 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[SendingNodes]:
     made.close()
 
 
-async def test_the_first_sends_what_both_write_and_the_second_takes_over(
+async def test_the_first_node_sends_for_both_and_the_second_takes_over(
     nodes: SendingNodes,
 ) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
@@ -91,7 +91,7 @@ async def test_the_first_sends_what_both_write_and_the_second_takes_over(
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one", "two"], ["three", "four"]]
 
 
-async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingNodes) -> None:
+async def test_a_node_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingNodes) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait(12)
     vanished = nodes.servers.pop(0)
@@ -107,8 +107,9 @@ async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: SendingN
     assert nodes.wires[0].texts(PEER) == ["one"]
 
 
-async def test_an_operator_is_believed_at_either_node(nodes: SendingNodes) -> None:
-    """Though the server has asked to be left alone: its own word would not do."""
+async def test_an_operator_can_end_the_backoff_at_either_node(nodes: SendingNodes) -> None:
+    """This holds even after a rate limit: then a request from that server does not end the
+    backoff."""
     root = make_admin(nodes.servers[1])
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wires[0].busy[PEER] = 600
@@ -124,9 +125,9 @@ async def test_an_operator_is_believed_at_either_node(nodes: SendingNodes) -> No
     assert nodes.wires[0].texts(PEER) == ["one", "one"]
 
 
-def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
-    """Let a node have a number among the nodes, as one has that hears the others: it is seen until
-    what is returned is closed."""
+def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
+    """Register a node as one that is connected to the others. It counts as alive until the returned
+    connection is closed."""
     calls = nodes.databases[number].engine.connect_node()
     assert calls is not None
     nodes.servers[number].app.federation_out.sender._lease._lease._get_node = lambda: calls.node
@@ -135,7 +136,7 @@ def hear(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
 
 
 def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
-    """The node sends nothing any more."""
+    """Kill a node: it sends nothing any more."""
     sender = nodes.servers[number].app.federation_out.sender
     sender._lease._round.stop()
     sender._lease.is_held = False
@@ -146,12 +147,12 @@ def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
         time.sleep(0.01)
 
 
-async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
+async def test_a_killed_node_that_restarts_continues_at_once(
     nodes: SendingNodes, tmp_path: Path
 ) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     await nodes.servers[1].app.federation_out.sender.stop()
     kill(nodes, 0, calls)
     nodes.say(0, "one")
@@ -165,12 +166,12 @@ async def test_one_that_was_killed_and_comes_back_goes_on_at_once(
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
 
 
-async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_lives_is_not(
+async def test_only_a_dead_node_is_replaced_before_its_lease_ends(
     nodes: SendingNodes,
 ) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     nodes.wait(30)
     nodes.say(1, "one")
     nodes.wait(12)
@@ -179,31 +180,31 @@ async def test_one_that_is_gone_is_replaced_before_its_lease_ends_and_one_that_l
     nodes.say(1, "two")
     nodes.wait(10)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []], (
-        "it has a round to say under which number it goes on"
+        "it has one round to announce its new number"
     )
     nodes.wait(10)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], ["two"]]
 
 
-async def test_one_that_is_killed_in_its_first_seconds_is_replaced_as_soon(
+async def test_a_node_killed_in_its_first_seconds_is_replaced_as_soon(
     nodes: SendingNodes,
 ) -> None:
-    """It had no number yet when it took the lease."""
+    """It had no node number yet when it took the lease."""
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
-    kill(nodes, 0, hear(nodes, 0, seconds=1))
+    kill(nodes, 0, register(nodes, 0, seconds=1))
     nodes.say(1, "one")
     nodes.wait(20)
     assert [wire.texts(PEER) for wire in nodes.wires] == [[], ["one"]]
 
 
-async def test_one_that_lost_its_connection_goes_on_under_another_number(
+async def test_a_node_that_lost_its_connection_continues_under_another_number(
     nodes: SendingNodes,
 ) -> None:
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
-    hear(nodes, 0).close()
+    register(nodes, 0).close()
     nodes.wait(9)
-    calls = hear(nodes, 0)
+    calls = register(nodes, 0)
     nodes.wait(20)
     nodes.say(0, "one")
     nodes.wait()
