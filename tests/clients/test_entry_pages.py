@@ -148,8 +148,8 @@ def test_terms_and_approval(
 
 
 def test_sso_of_a_client_of_the_older_api(chromium: Browser, served: RealServer) -> None:
-    """The browser follows the redirect from the form to the client, which our pages' policy has to
-    permit."""
+    """The Content-Security-Policy of our pages must permit the redirect from the form to the
+    client."""
     make_administrator(served.url, "carol")
     carol = Visitor(chromium, served, "en-GB")
     carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")

@@ -128,7 +128,7 @@ class Person:
         rooms: dict[str, Any] = self.sync().get("rooms", {}).get(section, {})
         return rooms
 
-    def told(self, room_id: str, type: str) -> Any:
+    def ephemeral(self, room_id: str, type: str) -> Any:
         """Return the content of the room's ephemeral event of this type in an initial `/sync`."""
         events = self.rooms("join").get(room_id, {}).get("ephemeral", {}).get("events", [])
         return next((event["content"] for event in events if event["type"] == type), {})

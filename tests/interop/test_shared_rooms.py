@@ -1,4 +1,4 @@
-"""With Synapse: a room's whole life, led from both sides."""
+"""With Synapse: common operations in a shared room, from both sides."""
 
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +12,14 @@ SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "
 VERSIONS = pytest.mark.parametrize("version", ["6", "10", "11", "12"])
 
 
-def enter(host: Person, guest: Person, **wish: Any) -> str:
-    """A public room that both are in."""
-    room_id = host.create(preset="public_chat", **wish)
+def enter(host: Person, guest: Person, **options: Any) -> str:
+    """Create a public room with both users. Return its ID."""
+    room_id = host.create(preset="public_chat", **options)
     assert guest.join(room_id, host.server.name).status == 200
     until(lambda: host.members(room_id).get(guest.user_id) == "join")
-    until(lambda: room_id in guest.rooms("join"))  # Synapse shows it once it has the whole state
+    until(
+        lambda: room_id in guest.rooms("join")
+    )  # Synapse shows the room once it has the complete state
     return room_id
 
 
@@ -32,7 +34,7 @@ def topic(person: Person, room_id: str) -> Any:
 
 @SIDES
 @VERSIONS
-def test_both_talk_and_change_the_room(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_both_users_send_messages_and_state(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, room_version=version)
 
@@ -54,7 +56,7 @@ def test_both_talk_and_change_the_room(pair: Pair, version: str, we_are_host: bo
 
 @SIDES
 @VERSIONS
-def test_what_is_redacted_is_gone_on_both_sides(
+def test_a_redaction_removes_content_on_both_servers(
     pair: Pair, version: str, we_are_host: bool
 ) -> None:
     host, guest = pair.both_ways(we_are_host)
@@ -78,7 +80,7 @@ def test_what_is_redacted_is_gone_on_both_sides(
 
 @SIDES
 @VERSIONS
-def test_put_out_and_let_in_again(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_kicks_bans_and_rejoins(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, room_version=version)
 
@@ -99,7 +101,7 @@ def test_put_out_and_let_in_again(pair: Pair, version: str, we_are_host: bool) -
 
 
 @SIDES
-def test_a_guest_with_power_puts_out_somebody_of_the_host(pair: Pair, we_are_host: bool) -> None:
+def test_a_remote_moderator_kicks_a_user_of_the_host(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
     victim, _ = pair.both_ways(we_are_host)
@@ -140,19 +142,19 @@ def test_an_upgrade_is_followed(pair: Pair, old: str, new: str, we_are_host: boo
 
 
 @SIDES
-def test_typing_is_told(pair: Pair, we_are_host: bool) -> None:
+def test_typing_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
     path = f"/rooms/{quote(room_id)}/typing/{host.user_id}"
 
     host.ok("PUT", path, {"typing": True, "timeout": 120000})
-    until(lambda: guest.told(room_id, "m.typing").get("user_ids") == [host.user_id])
+    until(lambda: guest.ephemeral(room_id, "m.typing").get("user_ids") == [host.user_id])
     host.ok("PUT", path, {"typing": False})
-    until(lambda: not guest.told(room_id, "m.typing").get("user_ids"))
+    until(lambda: not guest.ephemeral(room_id, "m.typing").get("user_ids"))
 
 
 @SIDES
-def test_receipts_are_told_and_private_ones_are_not(pair: Pair, we_are_host: bool) -> None:
+def test_only_public_receipts_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
     root, second = guest.say(room_id, "the root"), guest.say(room_id, "second")
@@ -168,7 +170,10 @@ def test_receipts_are_told_and_private_ones_are_not(pair: Pair, we_are_host: boo
 
     def receipt(event_id: str) -> Any:
         return (
-            guest.told(room_id, "m.receipt").get(event_id, {}).get("m.read", {}).get(host.user_id)
+            guest.ephemeral(room_id, "m.receipt")
+            .get(event_id, {})
+            .get("m.read", {})
+            .get(host.user_id)
         )
 
     read("m.read.private", second)
@@ -178,11 +183,11 @@ def test_receipts_are_told_and_private_ones_are_not(pair: Pair, we_are_host: boo
     assert until(lambda: receipt(third))["thread_id"] == root
     read("m.read", second, "main")
     assert until(lambda: receipt(second))["thread_id"] == "main"
-    assert "m.read.private" not in str(guest.told(room_id, "m.receipt"))
+    assert "m.read.private" not in str(guest.ephemeral(room_id, "m.receipt"))
 
 
 @SIDES
-def test_presence_is_told(pair: Pair, we_are_host: bool) -> None:
+def test_presence_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest)
 
@@ -203,7 +208,7 @@ def test_presence_is_told(pair: Pair, we_are_host: bool) -> None:
 
 
 @SIDES
-def test_a_changed_name_is_told_in_the_room(pair: Pair, we_are_host: bool) -> None:
+def test_a_changed_display_name_federates(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
 

@@ -1,4 +1,4 @@
-"""With Synapse: into each other's rooms, and out of them."""
+"""With Synapse: joining and leaving each other's rooms."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def rule(join_rule: str, *allowed: str) -> dict[str, Any]:
 
 @SIDES
 @pytest.mark.parametrize("version", VERSIONS)
-def test_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_join_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     name = f"tea{version}"
     room_id = host.create(
@@ -36,7 +36,7 @@ def test_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
 
 @SIDES
 @pytest.mark.parametrize("version", VERSIONS)
-def test_by_invite(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_join_by_invite(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(room_version=version, name="tea")
 
@@ -64,7 +64,7 @@ def test_an_invite_is_declined(pair: Pair, version: str, we_are_host: bool) -> N
 
 @SIDES
 @pytest.mark.parametrize("version", ["10", "11", "12"])
-def test_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_join_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(room_version=version, initial_state=[rule("knock")], name="tea")
 
@@ -80,7 +80,7 @@ def test_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
 
 @SIDES
 @pytest.mark.parametrize("version", ["8", "10", "11", "12"])
-def test_by_being_in_another_room(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_restricted_join(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     lobby = host.create(preset="public_chat", room_version=version)
     room_id = host.create(room_version=version, initial_state=[rule("restricted", lobby)])
@@ -96,7 +96,7 @@ def test_by_being_in_another_room(pair: Pair, version: str, we_are_host: bool) -
 
 
 @SIDES
-def test_the_banned_stay_out(pair: Pair, we_are_host: bool) -> None:
+def test_a_banned_user_cannot_join(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat")
     assert host.room(room_id, "ban", user_id=guest.user_id).status == 200
@@ -105,7 +105,7 @@ def test_the_banned_stay_out(pair: Pair, we_are_host: bool) -> None:
 
 
 @SIDES
-def test_who_blocks_invites_is_not_invited(pair: Pair, we_are_host: bool) -> None:
+def test_a_user_who_blocks_invites_gets_none(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create()
     kind = "m.invite_permission_config"
@@ -120,7 +120,7 @@ def test_who_blocks_invites_is_not_invited(pair: Pair, we_are_host: bool) -> Non
 
 
 @SIDES
-def test_leaving_and_coming_back(pair: Pair, we_are_host: bool) -> None:
+def test_leaving_and_rejoining(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat")
     assert guest.join(room_id, host.server.name).status == 200
@@ -128,7 +128,7 @@ def test_leaving_and_coming_back(pair: Pair, we_are_host: bool) -> None:
     assert guest.room(room_id, "leave").status == 200
     until(
         lambda: host.members(room_id).get(guest.user_id) == "leave"
-    )  # else it is told after they are back
+    )  # otherwise it could arrive after the rejoin
     host.set_state(room_id, "m.room.topic", {"topic": "while you were away"})
 
     assert guest.join(room_id, host.server.name).status == 200
@@ -175,4 +175,4 @@ def test_profiles_and_directories(pair: Pair, we_are_host: bool) -> None:
 
     until(
         lambda: found() == [room_id], instead=found
-    )  # Synapse finds a room by its name a moment after it has that
+    )  # Synapse updates its search index a moment later
