@@ -9,8 +9,8 @@ from homeserver.services.rooms.delayed_events import LEASE_MS
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.rooms.delayed_events import DelayedEventStore
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import PausableExecutor
 from tests.helpers.http import Answer
-from tests.helpers.later import HeldExecutor
 from tests.helpers.retention import keep_for, purge
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
@@ -442,7 +442,7 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
 def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, first: str, is_allowed: bool
 ) -> None:
-    writer = HeldExecutor()
+    writer = PausableExecutor()
     server = started(TestServer(tmp_path, open_inline(database_config, writer=writer), UNLIMITED))
     alice, bob = server.register("alice"), server.register("bob")
     room_id = rooms.create(alice, bob)

@@ -32,9 +32,9 @@ from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
 from storage.media.media import Content
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
-from tests.helpers.later import LaterExecutor
 from tests.helpers.scanned import PLUGIN, Held
 from tests.helpers.server import TestServer, User
 
@@ -332,7 +332,7 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
 def test_thumbnails_that_take_long_keep_no_upload_waiting(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    images = LaterExecutor()
+    images = ManualExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
     alice = server.register("alice")
     file = _upload(alice, picture(400, 200))
@@ -387,7 +387,7 @@ def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path
 
 
 async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
     waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
@@ -478,7 +478,7 @@ def test_some_are_made_as_soon_as_a_picture_has_come(
 def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    images = LaterExecutor()
+    images = ManualExecutor()
     config = (
         "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
     )

@@ -28,9 +28,9 @@ from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable
 from homeserver.services.subprocesses.worker_processes import PATIENCE
 from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
 from tests.helpers.images import ORIENTATION, picture
-from tests.helpers.later import LaterExecutor
 from tests.helpers.server import TestServer, User
 
 PLACE = {
@@ -363,9 +363,9 @@ def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Da
 
 
 @pytest.fixture
-def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
+def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, ManualExecutor]]:
     """A server where pictures take as long as a test wants."""
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     server = TestServer(
         tmp_path, sqlite_database, "remove_photo_locations: true\n", photos=executor
     )
@@ -381,7 +381,7 @@ def begin(user: User, data: bytes = PHOTOS["jpeg"]) -> Pending:
 
 
 def test_pictures_that_take_long_keep_nobody_elses_waiting(
-    slow: tuple[TestServer, LaterExecutor],
+    slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
@@ -399,7 +399,7 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(
 
 
 def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
-    slow: tuple[TestServer, LaterExecutor],
+    slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     """They share one of the two places from the second picture on."""
     server, executor = slow
@@ -429,7 +429,7 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
 
 
 def test_who_waits_too_long_for_a_turn_is_told(
-    slow: tuple[TestServer, LaterExecutor], tmp_path: Path
+    slow: tuple[TestServer, ManualExecutor], tmp_path: Path
 ) -> None:
     server, executor = slow
     alice = server.register("alice")
@@ -444,7 +444,7 @@ def test_who_waits_too_long_for_a_turn_is_told(
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
 
 
-def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor]) -> None:
+def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
     hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
@@ -455,7 +455,7 @@ def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor])
     assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
 
 
-def upload_later(user: User, executor: LaterExecutor) -> int:
+def upload_later(user: User, executor: ManualExecutor) -> int:
     """Its status."""
     pending = begin(user)
     executor.work_all()

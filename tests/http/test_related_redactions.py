@@ -16,8 +16,8 @@ from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.rooms.related_redactions import RelatedRedaction, add_redactions
 from tests.helpers.databases import open_inline
+from tests.helpers.executors import PausableExecutor
 from tests.helpers.federated import set_state, shared
-from tests.helpers.later import HeldExecutor
 from tests.helpers.network import Network
 from tests.helpers.policy_server import Judge, named
 from tests.helpers.server import TestServer, User
@@ -185,7 +185,7 @@ async def test_a_crash_leaves_nothing_undone(
     """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who
     was suspended."""
     for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
-        writer = HeldExecutor()
+        writer = PausableExecutor()
         before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
         alice = before.register(f"alice{steps}")
         room = create(alice)

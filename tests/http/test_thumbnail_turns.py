@@ -22,8 +22,8 @@ from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
 from storage.media.media import Content
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.images import picture
-from tests.helpers.later import LaterExecutor
 
 ALICE, BOB, MALLORY = "@alice:example.org", "@bob:example.org", "@mallory:example.org"
 
@@ -39,7 +39,7 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
@@ -64,7 +64,7 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     content, other = (
@@ -99,7 +99,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     content = await _content(files, picture(40, 20))
@@ -133,7 +133,7 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked = [

@@ -19,7 +19,7 @@ from storage.media.object_store import ObjectStore, ObjectStoreFailed
 from storage.media.s3 import JOINED_PER_SECOND, PART_BYTES
 from storage.media.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
-from tests.helpers.later import LaterExecutor
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.object_store import Bucket, hanging_object_store, slowly_joining_object_store
 
 TEA = b"green tea"
@@ -80,7 +80,7 @@ class WakingLate:
 
 
 async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
 
     def work(call: Call) -> str:
@@ -109,7 +109,7 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
 
 
 async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
 
     def join(seconds: int) -> Callable[[Call], str]:
@@ -146,7 +146,7 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
 
 
 async def test_a_call_waits_for_a_thread_while_others_move() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
     first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
     clock.advance(15)
@@ -169,7 +169,7 @@ async def test_a_call_waits_for_a_thread_while_others_move() -> None:
 
 
 async def test_short_calls_do_not_wait_for_long_ones() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0, long_at_once=2)
     made: list[str] = []
     long = [

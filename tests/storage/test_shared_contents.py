@@ -18,7 +18,7 @@ from storage.media.objects import MediaObjectStore
 from storage.media.s3 import PART_BYTES
 from storage.media.shared_contents import WHOLE_BYTES, WRITING_SECONDS
 from tests.helpers.content_nodes import Cut, Node
-from tests.helpers.later import LaterExecutor
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.object_store import Bucket
 
 TEA = b"green tea"
@@ -150,7 +150,7 @@ async def test_an_upload_does_not_wait_for_the_second_copy(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     """The store hangs; acknowledged uploads reach it later, also after a restart."""
-    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", LaterExecutor())
+    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", ManualExecutor())
     uploading = Deferred.fromCoroutine(node.upload(TEA))
     assert uploading.called
     levelling = Deferred.fromCoroutine(node.levelling.do_level(10))
@@ -318,7 +318,7 @@ async def test_an_object_that_is_deleted_meanwhile_is_written_again(
 async def test_a_slow_writer_renews_its_lease(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    later = LaterExecutor()
+    later = ManualExecutor()
     node = Node(
         database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from storage.engine.executors import InlineExecutor
 
 
-class LaterExecutor(InlineExecutor):
+class ManualExecutor(InlineExecutor):
     """Queues jobs in `jobs` until `work`."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class LaterExecutor(InlineExecutor):
             self.jobs.pop(0)()
 
 
-class HeldExecutor(LaterExecutor):
+class PausableExecutor(ManualExecutor):
     """Runs jobs inline. While `is_held`, queues jobs and their results until the next `work`."""
 
     is_held = False
