@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import V3, ok
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, ok
 
 
 def begin_jobs(server: TestServer) -> None:

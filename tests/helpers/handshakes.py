@@ -5,8 +5,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import V3, ok, room_path
 from tests.helpers.server import User
-from tests.helpers.talk import V3, ok, room_path
 
 NORTH, SOUTH, WEST = "north.example", "south.example", "west.example"
 

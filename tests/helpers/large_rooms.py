@@ -11,8 +11,8 @@ from federation.rooms.joins.send_join_response import FEW_MEMBERS
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, membership, ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, membership, ok, room_path
 
 MEMBERS = FEW_MEMBERS + 20
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')

@@ -4,8 +4,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import create, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import create, ok, set_state
 
 V1 = "/_matrix/client/v1"
 VIA = ["example.org"]

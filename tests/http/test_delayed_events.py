@@ -12,9 +12,9 @@ from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.executors import PausableExecutor
 from tests.helpers.http import Answer
 from tests.helpers.retention import keep_for, purge
+from tests.helpers.room_actions import V3, ok, redact, refused, room_path
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
-from tests.helpers.talk import V3, ok, redact, refused, room_path
 
 PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 CALL = "org.matrix.msc3401.call.member"

@@ -6,8 +6,8 @@ import pytest
 
 from federation.rooms.engine import MAX_REBUILDS
 from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
+from tests.helpers.room_actions import all_texts, create, put_event
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, everything_said, put_event
 
 TEXT = {"msgtype": "m.text", "body": "at last"}
 
@@ -43,4 +43,4 @@ def test_who_is_outrun_for_good_is_told_to_come_again(
     outrun(monkeypatch, MAX_REBUILDS)
     assert put_event(alice, room, "m.room.message", TEXT).status == 503
     assert put_event(alice, room, "m.room.message", TEXT).status == 200
-    assert everything_said(alice, room) == ["at last"]
+    assert all_texts(alice, room) == ["at last"]

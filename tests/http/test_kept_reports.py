@@ -7,8 +7,8 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import V3, create, join, ok, redact, refused, room_path, say
 from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import V3, create, join, ok, redact, refused, room_path, say
 
 UNLIMITED = "rc_reports: {per_second: 1000, burst_count: 1000}\n"
 EVENTS = "/_synapse/admin/v1/event_reports"

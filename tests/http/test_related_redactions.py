@@ -20,8 +20,7 @@ from tests.helpers.executors import PausableExecutor
 from tests.helpers.federated import set_state, shared
 from tests.helpers.network import Network
 from tests.helpers.policy_server import Judge, named
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -33,6 +32,7 @@ from tests.helpers.talk import (
     room_path,
     say,
 )
+from tests.helpers.server import TestServer, User
 
 
 @pytest.fixture

@@ -14,9 +14,7 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from homeserver.services.rooms import relations
-from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -29,6 +27,8 @@ from tests.helpers.talk import (
     room_path,
     say,
 )
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
 
 V1 = "/_matrix/client/v1"
 

@@ -15,9 +15,9 @@ from federation.rooms.snapshot import RoomSnapshot
 from homeserver.api.requester import Requester
 from homeserver.wiring.exploring import ExploringParts
 from storage.events.timelines import Direction
+from tests.helpers.room_actions import create, join, ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
-from tests.helpers.talk import create, join, ok
 
 FAR = RoomID("!far:other.org")
 

@@ -11,9 +11,7 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
-from tests.helpers.server import START, TestServer, User
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     join,
@@ -26,6 +24,8 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import START, TestServer, User
+from tests.helpers.syncing import sync
 
 
 @pytest.fixture

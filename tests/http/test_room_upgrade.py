@@ -10,11 +10,10 @@ import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
-from tests.helpers.spaces import add_child, create_space, rooms_below
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
+    full_state,
     get_state,
     invite,
     join,
@@ -28,8 +27,9 @@ from tests.helpers.talk import (
     room_path,
     say,
     set_state,
-    whole_state,
 )
+from tests.helpers.server import TestServer, User
+from tests.helpers.spaces import add_child, create_space, rooms_below
 from tests.helpers.turns import Turns
 
 
@@ -101,7 +101,7 @@ def test_what_the_room_is_like_moves(alice: User) -> None:
         set_state(alice, old, type_, content)
     set_state(alice, old, "m.room.image_pack", {"images": {}}, "cats")
     new = upgrade(alice, old)
-    state = {key: event["content"] for key, event in whole_state(alice, new).items()}
+    state = {key: event["content"] for key, event in full_state(alice, new).items()}
     assert {type_: state[type_, ""] for type_ in moved} == moved
     assert state["m.room.image_pack", "cats"] == {"images": {}}
     assert not {(type_, "") for type_ in left} & set(state)
@@ -120,7 +120,7 @@ def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(
     new = upgrade(alice, old)
     members = {
         key: event["content"]
-        for (type_, key), event in whole_state(alice, new).items()
+        for (type_, key), event in full_state(alice, new).items()
         if type_ == "m.room.member"
     }
     assert set(members) == {alice.user_id, dan.user_id}
@@ -134,7 +134,7 @@ def test_many_bans(alice: User) -> None:
     new = upgrade(alice, old)
     banned = [
         event
-        for (type_, _), event in whole_state(alice, new).items()
+        for (type_, _), event in full_state(alice, new).items()
         if event["content"].get("membership") == "ban"
     ]
     assert len(banned) == 230

@@ -6,8 +6,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.http import Pending
+from tests.helpers.room_actions import ok, put_event, redact
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, put_event, redact
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 
 pytestmark = pytest.mark.usefixtures("compared")

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import ok, put_event, redact
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, put_event, redact
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, state_of, texts
 
 pytestmark = pytest.mark.usefixtures("compared")

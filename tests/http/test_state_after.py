@@ -7,8 +7,8 @@ import pytest
 
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.room_actions import create, invite, leave
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, invite, leave
 
 
 @pytest.mark.parametrize(

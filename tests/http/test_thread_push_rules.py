@@ -10,8 +10,8 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.room_actions import create, join, ok, put_event, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, ok, put_event, refused, say
 from tests.http.test_thread_subscriptions import reply, thread
 
 V3 = "/_matrix/client/v3"

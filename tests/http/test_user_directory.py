@@ -19,8 +19,7 @@ from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.finding import begin_jobs, settle
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     invite,
@@ -32,6 +31,7 @@ from tests.helpers.talk import (
     room_path,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 Start = Callable[..., TestServer]
 

@@ -7,8 +7,8 @@ from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.network import Network, Way
+from tests.helpers.room_actions import V3, create, get_state, invite, membership, ok
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, invite, membership, ok
 
 NORTH, SOUTH = "north.example", "south.example"
 

@@ -9,8 +9,8 @@ from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.handshakes import SOUTH, WEST
 from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
 from tests.helpers.network import Network, Way
+from tests.helpers.room_actions import ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, room_path
 
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
 

@@ -9,8 +9,8 @@ from tests.helpers.files_between import DAY, DOWNLOAD, THUMBNAIL, kept, pair, up
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.images import picture
 from tests.helpers.network import Network
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import User
-from tests.helpers.talk import create, say
 
 ADMIN = "/_synapse/admin/v1"
 OURS = "/_mahalla/admin/v1/media"

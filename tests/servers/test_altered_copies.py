@@ -16,7 +16,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Fate, Network, Transfer
-from tests.helpers.talk import ok
+from tests.helpers.room_actions import ok
 
 LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
 LIE = {"msgtype": "m.text", "body": "a lie"}

@@ -18,8 +18,8 @@ from storage.federation.pending_leaves import (
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, get_state, invite, join, leave, membership, ok
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 HOUR = 3600

@@ -6,8 +6,8 @@ from typing import Any
 from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import create, join, leave, ok
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, leave, ok
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 from tests.servers.test_holes import join_from
 from tests.servers.test_missing_events import lie

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, ok, room_path, say
 from tests.http.sliding import SlidingClient, a_list
 
 NORTH, SOUTH = "north.example", "south.example"

@@ -8,7 +8,7 @@ from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import same_state
 from tests.helpers.network import Fate, Network, Transfer
-from tests.helpers.talk import create, get_state, membership, ok, say, set_state
+from tests.helpers.room_actions import create, get_state, membership, ok, say, set_state
 
 
 def lose_between_north_and_west(letter: Transfer) -> Fate:

@@ -12,8 +12,8 @@ from tests.helpers.federated import say as said_by
 from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, join, leave, ok, room_path, say
 from tests.http.sliding import SlidingClient, a_list
 from tests.servers.test_gaps_of_forks import behind
 from tests.servers.test_missing_events import lie

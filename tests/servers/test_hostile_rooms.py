@@ -15,8 +15,8 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, get_state, invite, ok, refused
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, invite, ok, refused
 
 Change = Callable[[Any], Any]
 

@@ -18,8 +18,7 @@ from tests.helpers.handshakes import (
     rooms_in_sync,
 )
 from tests.helpers.network import Fate, Network
-from tests.helpers.server import User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     get_state,
@@ -36,6 +35,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import User
 
 VERSIONS = ("1", "6", "10", "11", "12")
 BLOCKED = {"default_action": "block"}

@@ -12,7 +12,7 @@ from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
-from tests.helpers.talk import create, get_state, ok, room_path, say
+from tests.helpers.room_actions import create, get_state, ok, room_path, say
 
 MEMBERS = 2000
 FEW = 60

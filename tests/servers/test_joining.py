@@ -8,8 +8,7 @@ import pytest
 from federation.peers.wire import WireAnswer
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Network, Transfer
-from tests.helpers.server import User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     invite,
@@ -23,6 +22,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import User
 
 VERSIONS = ("1", "6", "10", "11", "12")
 

@@ -27,7 +27,7 @@ from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.http import Answer
 from tests.helpers.images import opened, picture
 from tests.helpers.network import Fate, Network
-from tests.helpers.talk import refused
+from tests.helpers.room_actions import refused
 
 # A file of another server.
 

@@ -27,8 +27,8 @@ from tests.helpers.files_between import (
 )
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.room_actions import refused
 from tests.helpers.server import TestServer
-from tests.helpers.talk import refused
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from tests.helpers.large_rooms import (
     take,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, ok, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, ok, say
 
 ENCRYPTED = {
     "initial_state": [

@@ -30,8 +30,18 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    get_state,
+    leave,
+    membership,
+    ok,
+    refused,
+    room_path,
+    say,
+)
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, room_path, say
 
 
 @pytest.mark.parametrize("version", ["6", "10", "11", "12"])

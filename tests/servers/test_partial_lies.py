@@ -28,8 +28,8 @@ from tests.helpers.large_rooms import (
     take,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, get_state, membership, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:

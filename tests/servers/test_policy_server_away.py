@@ -7,8 +7,8 @@ from typing import Any
 from tests.helpers.federated import NORTH, Shared, set_state, shared
 from tests.helpers.network import Network
 from tests.helpers.policy_server import Judge, named
+from tests.helpers.room_actions import V3, create, get_state, invite, join, ok
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, invite, join, ok
 
 
 def away(network: Network, room: Shared) -> Judge:

@@ -23,7 +23,7 @@ from tests.helpers.federated import (
 from tests.helpers.handshakes import join_via
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, Judge, message_path, named
-from tests.helpers.talk import ok, room_path
+from tests.helpers.room_actions import ok, room_path
 
 
 async def test_a_slow_policy_server_does_not_delay_local_senders(

@@ -3,7 +3,7 @@ is not in."""
 
 from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network
-from tests.helpers.talk import V3, create, invite, join, ok
+from tests.helpers.room_actions import V3, create, invite, join, ok
 
 NORTH, SOUTH = "north.example", "south.example"
 

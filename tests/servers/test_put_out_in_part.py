@@ -20,8 +20,17 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import (
+    V3,
+    get_state,
+    membership,
+    ok,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 from tests.helpers.server import User
-from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path, say, set_state
 
 A_WHILE = 20.0
 """Seconds in which everybody has refused often enough."""

@@ -15,7 +15,7 @@ from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
-from tests.helpers.talk import ok, room_path
+from tests.helpers.room_actions import ok, room_path
 from tests.servers.test_refused_for_a_while import again, send, sending
 
 HOUR = 3600

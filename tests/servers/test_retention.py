@@ -9,7 +9,7 @@ from federation.protocol.ids import EventID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.events.events import EventFlag
-from tests.helpers import talk
+from tests.helpers import room_actions
 from tests.helpers.federated import (
     EAST,
     NORTH,
@@ -23,7 +23,7 @@ from tests.helpers.federated import (
     texts,
 )
 from tests.helpers.network import Network
-from tests.helpers.talk import get_state, ok
+from tests.helpers.room_actions import get_state, ok
 
 API = "/_matrix/federation/v1/"
 DAY = 86_400

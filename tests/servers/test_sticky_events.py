@@ -8,8 +8,8 @@ from storage.engine.database import Database
 from tests.helpers.federated import NORTH, Shared, create_room, say, shared
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.room_actions import ok
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok
 
 PEER = "peer.example"
 

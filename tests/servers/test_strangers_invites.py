@@ -15,8 +15,8 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.rooms.out_of_room_memberships import MOST_WAITING
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, invite, membership, ok
 from tests.helpers.server import User
-from tests.helpers.talk import V3, invite, membership, ok
 
 VERSIONS = ("1", "10")
 

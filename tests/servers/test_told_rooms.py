@@ -19,8 +19,8 @@ from federation.protocol.signing import SigningKey
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.handshakes import knock_via, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.room_actions import membership, ok
 from tests.helpers.server import User
-from tests.helpers.talk import membership, ok
 
 V12 = ROOM_VERSIONS["12"]
 KNOCK = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}

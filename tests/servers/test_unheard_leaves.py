@@ -17,8 +17,18 @@ from tests.helpers.large_rooms import (
     same_state,
 )
 from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    get_state,
+    leave,
+    membership,
+    ok,
+    refused,
+    say,
+    set_state,
+)
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
 
 
 def lose_transactions(letter: Transfer) -> Fate:

@@ -106,7 +106,7 @@ def get_state(user: User, room_id: str, type_: str, key: str = "") -> Any:
     return None if answer.status == 404 else ok(answer)
 
 
-def whole_state(user: User, room_id: str) -> dict[tuple[str, str], Any]:
+def full_state(user: User, room_id: str) -> dict[tuple[str, str], Any]:
     """Return the complete state as (type, state key) → event."""
     return {
         (event["type"], event["state_key"]): event
@@ -128,6 +128,6 @@ def bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def everything_said(user: User, room_id: str) -> list[str]:
+def all_texts(user: User, room_id: str) -> list[str]:
     """Return the texts of the messages that the user sees, oldest first."""
     return bodies(messages(user, room_id, "b", limit=1000)["chunk"])[::-1]
