@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.js_scripts import run_script
 from tests.helpers.neighbours import two_neighbours
 from tests.helpers.real_server import RealServer
-from tests.helpers.stories import tell
 
 SECONDS = 600
 
 
 def test_three_users_five_devices_and_a_killed_server(real_server: RealServer) -> None:
-    tell("encryption.mjs", [real_server.url, "js-e2e"], SECONDS, [{"kill": real_server.kill}])
+    run_script("encryption.mjs", [real_server.url, "js-e2e"], SECONDS, [{"kill": real_server.kill}])
     real_server.wait_until_ready()
 
 
 def test_codes_shared_history_and_a_dehydrated_device(real_server: RealServer) -> None:
-    tell("encryption_more.mjs", [real_server.url, "js-more"], SECONDS)
+    run_script("encryption_more.mjs", [real_server.url, "js-more"], SECONDS)
 
 
 @pytest.mark.parametrize("story", ["encryption", "encryption_more"])
 def test_encryption_survives_repeated_kills_of_the_server(
     real_server: RealServer, story: str
 ) -> None:
-    tell(
+    run_script(
         f"{story}.mjs",
         [real_server.url, f"js-killed-{story}", "kills"],
         SECONDS,
@@ -42,7 +42,7 @@ def test_encryption_survives_outages_between_two_servers(tmp_path: Path) -> None
             {"kill": each.kill_and_start, "stop": each.kill, "start": each.start}
             for each in servers
         ]
-        tell(
+        run_script(
             "encryption_between.mjs",
             [*(each.url for each in servers), "js-between"],
             SECONDS,

@@ -15,7 +15,7 @@ NODE = MODULES / "node_modules" / ".bin" / "node"
 Action = Callable[[], object]
 
 
-def tell(
+def run_script(
     name: str,
     arguments: Sequence[str],
     seconds: float,
