@@ -4,7 +4,7 @@
     room_id = alice.create(preset="public_chat")
     until(lambda: bob.members(room_id) == …)
 
-tests/helpers/town.py starts the servers.
+tests/helpers/interop_servers.py starts the servers.
 """
 
 import http.client
@@ -169,7 +169,7 @@ class Person:
         return _bodies(self.history(room_id))
 
 
-class Side:
+class InteropServer:
     """A server as its clients reach it."""
 
     def __init__(self, name: str, client_port: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from storage.engine.database import PostgresConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.interop import Person
-from tests.helpers.town import Running, Town, python_of_synapse
+from tests.helpers.interop_servers import InteropProcess, InteropServers, python_of_synapse
 
 NOT_INSTALLED = "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
 _numbers = count(1)
@@ -24,8 +24,8 @@ _numbers = count(1)
 class Pair:
     """Both servers."""
 
-    ours: Running
-    theirs: Running
+    ours: InteropProcess
+    theirs: InteropProcess
 
     def people(self) -> tuple[Person, Person]:
         """Register a new user on each server; return ours, theirs."""
@@ -64,7 +64,7 @@ def pair(
     if "PYTEST_XDIST_WORKER" in os.environ:
         # tests/helpers/sharing.py gives all these tests to one worker
         (tmp_path_factory.getbasetemp().parent / "pair").touch(exist_ok=False)
-    town = Town(tmp_path_factory.mktemp("town"), python)
+    town = InteropServers(tmp_path_factory.mktemp("town"), python)
     try:
         yield Pair(town.start_ours(our_database, retention={"enabled": True}), town.start_synapse())
     finally:

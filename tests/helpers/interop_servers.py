@@ -24,7 +24,7 @@ from federation.protocol.signing import encode_base64
 from storage.engine.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
-from tests.helpers.interop import Side, until
+from tests.helpers.interop import InteropServer, until
 from tests.helpers.ports import free_port
 from tests.helpers.programs import ROOT, Program, start_program
 from tests.helpers.running import ServerFiles
@@ -67,7 +67,7 @@ def python_of_synapse() -> Path | None:
     return path if path.exists() else None
 
 
-class Running(Side):
+class InteropProcess(InteropServer):
     """A running server that can be killed and restarted on the same data."""
 
     def __init__(self, gate: Gate, client_port: int, folder: Path, spawn: Spawn) -> None:
@@ -118,16 +118,16 @@ class Running(Side):
         self.gate.end()
 
 
-class Town:
+class InteropServers:
     """Servers that trust the same certificate authority."""
 
     def __init__(self, folder: Path, synapse: Path) -> None:
         self._folder = folder
         self._synapse = synapse
         self._authority = Authority(folder)
-        self._servers: list[Running] = []
+        self._servers: list[InteropProcess] = []
 
-    def start_ours(self, database: DatabaseConfig | None = None, **further: Any) -> Running:
+    def start_ours(self, database: DatabaseConfig | None = None, **further: Any) -> InteropProcess:
         """Start this server, by default on SQLite."""
         client_port, port = free_port(), free_port()
         gate = Gate(to=port)
@@ -162,7 +162,7 @@ class Town:
         )
         command = ["homeserver", "run", "-c", str(files.config)]
         return self._start(
-            Running(
+            InteropProcess(
                 gate,
                 client_port,
                 folder,
@@ -170,7 +170,7 @@ class Town:
             )
         )
 
-    def start_synapse(self, **further: Any) -> Running:
+    def start_synapse(self, **further: Any) -> InteropProcess:
         client_port, port = free_port(), free_port()
         gate = Gate(to=port)
         certificate, key = self._authority.issue("localhost")
@@ -235,14 +235,14 @@ class Town:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             )
 
-        return self._start(Running(gate, client_port, folder, spawn))
+        return self._start(InteropProcess(gate, client_port, folder, spawn))
 
     def end(self) -> None:
         """Kill all servers."""
         for server in self._servers:
             server.end()
 
-    def _start(self, server: Running) -> Running:
+    def _start(self, server: InteropProcess) -> InteropProcess:
         self._servers.append(server)
         server.start()
         return server
