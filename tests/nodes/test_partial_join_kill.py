@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
+from tests.helpers.federated_processes import FederatedProcesses, make_large_room
 from tests.helpers.interop import until
-from tests.helpers.own_town import OwnTown, make_large_room
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
@@ -24,8 +24,8 @@ WITHIN = 120.0
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[OwnTown]:
-    town = OwnTown(tmp_path)
+def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    town = FederatedProcesses(tmp_path)
     yield town
     town.end()
 
@@ -37,7 +37,7 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
 
 
 def test_the_resync_continues_after_each_kill(
-    town: OwnTown, database_config: SQLiteConfig | PostgresConfig
+    town: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     random = Random(SEED)
     north_port, south_port = free_port(), free_port()

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.own_town import OwnTown
+from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[OwnTown]:
-    town = OwnTown(tmp_path)
+def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    town = FederatedProcesses(tmp_path)
     yield town
     town.end()
 
 
-def test_one_server_fetches_and_republishes_the_keys_of_the_other(town: OwnTown) -> None:
+def test_one_server_fetches_and_republishes_the_keys_of_the_other(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port)
     town.start(south_port)
@@ -33,7 +33,7 @@ def test_one_server_fetches_and_republishes_the_keys_of_the_other(town: OwnTown)
     assert north.stop() == 0
 
 
-def test_private_addresses_are_not_contacted_unless_allowed(town: OwnTown) -> None:
+def test_private_addresses_are_not_contacted_unless_allowed(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"ip_range_whitelist": []})
     town.start(south_port)
@@ -43,7 +43,7 @@ def test_private_addresses_are_not_contacted_unless_allowed(town: OwnTown) -> No
     assert "does not contact" in north.log.read_text()
 
 
-def test_sighup_reloads_the_federation_policy(town: OwnTown) -> None:
+def test_sighup_reloads_the_federation_policy(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"federation_domain_whitelist": []})
     town.start(south_port)

@@ -28,7 +28,7 @@ from tests.helpers.threads import InlineThreads
 CHUNK = 200
 
 
-class OwnTown:
+class FederatedProcesses:
     """Servers that trust the same certificate authority."""
 
     def __init__(self, folder: Path) -> None:
