@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.js_scripts import run_script
-from tests.helpers.neighbours import two_neighbours
 from tests.helpers.real_server import RealServer
+from tests.helpers.server_pair import two_servers
 
 SECONDS = 600
 
@@ -37,7 +37,7 @@ def test_encryption_survives_repeated_kills_of_the_server(
 
 
 def test_encryption_survives_outages_between_two_servers(tmp_path: Path) -> None:
-    with two_neighbours(tmp_path) as servers:
+    with two_servers(tmp_path) as servers:
         deeds = [
             {"kill": each.kill_and_start, "stop": each.kill, "start": each.start}
             for each in servers

@@ -16,7 +16,7 @@ from tests.helpers.running import RunningServer, ServerFiles
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 
 
-class Neighbour:
+class PairedServer:
     """One of the two servers. It keeps its ports over restarts."""
 
     def __init__(
@@ -77,15 +77,15 @@ class Neighbour:
 
 
 @contextmanager
-def two_neighbours(
+def two_servers(
     folder: Path, first: DatabaseConfig | None = None, second: DatabaseConfig | None = None
-) -> Iterator[tuple[Neighbour, Neighbour]]:
+) -> Iterator[tuple[PairedServer, PairedServer]]:
     """Run two servers while the context is open, by default on SQLite."""
     authority = Authority(folder)
     with ExitStack() as stack:
         made = []
         for name, database in (("first", first), ("second", second)):
-            neighbour = Neighbour(folder / name, authority, database)
+            neighbour = PairedServer(folder / name, authority, database)
             stack.callback(neighbour.end)
             made.append(neighbour)
         yield made[0], made[1]
