@@ -10,9 +10,9 @@ from playwright.sync_api import Browser, sync_playwright
 from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.mail_servers import mail_server
+from tests.helpers.real_browser import EmailLinks
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.restorable import Restorable
-from tests.helpers.visitor import Letters
 
 CHROMIUM = shutil.which("chromium")
 
@@ -55,9 +55,9 @@ def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resto
 
 
 @pytest.fixture(scope="module")
-def letters() -> Iterator[tuple[Letters, int]]:
+def letters() -> Iterator[tuple[EmailLinks, int]]:
     """Run a mail server. Yields its handler and its port."""
-    found = Letters()
+    found = EmailLinks()
     with mail_server(found) as port:
         yield found, port
 

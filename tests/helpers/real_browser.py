@@ -23,7 +23,7 @@ APP = "https://app.example.com/"
 SECONDS = 60
 
 
-class Letters:
+class EmailLinks:
     """A handler of a mail server that stores the links of e-mails."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Letters:
         return "250 taken"
 
 
-class Visitor:
+class BrowserUser:
     """A user with a browser in a given language."""
 
     def __init__(self, browser: Browser, server: RealServer, locale: str, **options: Any) -> None:
@@ -104,7 +104,7 @@ class Visitor:
         self.page = self._new_page()
         return location
 
-    def wait_for_letters(self, letters: Letters, number: int) -> None:
+    def wait_for_emails(self, letters: EmailLinks, number: int) -> None:
         """Wait until `number` links have arrived by e-mail."""
         deadline = time.monotonic() + SECONDS
         while len(letters.links) < number:
@@ -117,9 +117,9 @@ class Visitor:
             self.page.click(what)
 
 
-def confirm_address(visitor: Visitor, letters: Letters, number: int) -> None:
+def confirm_address(visitor: BrowserUser, letters: EmailLinks, number: int) -> None:
     """Open the link of an e-mail, press its button, and continue from there."""
-    visitor.wait_for_letters(letters, number)
+    visitor.wait_for_emails(letters, number)
     visitor.open(letters.links[number - 1])
     visitor.look()
     visitor.press("form button")
