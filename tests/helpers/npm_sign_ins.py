@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.identity_providers import BASE, HAS_SAML, NO_NPM
 from tests.helpers.server import TestServer, User
-from tests.helpers.traveller import Traveller
+from tests.helpers.sso_browser import SSOBrowser
 
 REDIRECT = f"{BASE}_matrix/client/v3/login/sso/redirect"
 CLIENT = "https://client.example/"
@@ -41,7 +41,7 @@ class LogoutListener:
         self._server.server_close()
 
 
-def redeem(server: TestServer, traveller: Traveller) -> User:
+def redeem(server: TestServer, traveller: SSOBrowser) -> User:
     assert traveller.url.startswith(CLIENT), traveller.words
     token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
     answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token})
@@ -54,10 +54,10 @@ def answer_of(
     path: str = "/saml",
     user: str = "alice",
     to: str = f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}",
-) -> Traveller:
+) -> SSOBrowser:
     """Sign in at the SAML provider, starting at `to`. Return the browser at the page that posts the
     response back."""
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     answer = traveller.home.open(to)
     assert answer.status == 302
     there = urlsplit(traveller.home.location)

@@ -33,7 +33,7 @@ class _Stay(HTTPRedirectHandler):
         return None
 
 
-class Traveller:
+class SSOBrowser:
     """A browser for all servers."""
 
     def __init__(self, server: TestServer, base: str) -> None:
