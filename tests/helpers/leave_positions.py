@@ -11,7 +11,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.sync_client import Json, Key
 
 
-class Departures:
+class LeavePositions:
     """Records leaves from the server's change stream. Create it before the first leave."""
 
     def __init__(self, database: Database) -> None:
