@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from homeserver.services.email.smtp import CannotDeliver
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidStore
+from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer
-from tests.helpers.kept import read_everything
 from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
@@ -492,7 +492,7 @@ def test_client_secrets_and_sessions_are_stored_as_hashes(
     secret, session = "of-this-client-alone", challenge.json["session"]
     answer = request_token(server, "account/password", client_secret=secret)
     assert press(server, link_in(server)).status == 200
-    stored = server.run(read_everything(sqlite_database))
+    stored = server.run(dump_database(sqlite_database))
     assert (answer.json["sid"] in stored, secret in stored, session in stored) == (
         True,
         False,

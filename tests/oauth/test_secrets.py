@@ -18,8 +18,8 @@ from homeserver.observe.logs import JsonObserver, TextObserver
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer, Pending
-from tests.helpers.kept import read_everything
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 
@@ -352,7 +352,7 @@ def test_no_secret_appears_in_logs_records_or_errors(
         if pending.answer.status >= 400:
             told = pending.answer.body.decode()
             assert [secret for secret in secrets.shown if secret in told] == [], path
-    kept = server.run(read_everything(sqlite_database))  # audit records too
+    kept = server.run(dump_database(sqlite_database))  # audit records too
     assert kept.count("audit_records: ") > 20
     read_by_administrators = secrets.password("registration")
     assert [secret for secret in secrets.shown | secrets.sessions if secret in kept] == [

@@ -4,7 +4,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 
 
-def everything_kept(txn: Transaction) -> str:
+def dump_rows(txn: Transaction) -> str:
     """Return all rows of all tables of an SQLite database, as text."""
     # virtual tables of the full-text index only show rows of its other tables
     stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
@@ -14,6 +14,6 @@ def everything_kept(txn: Transaction) -> str:
     )
 
 
-async def read_everything(database: Database) -> str:
+async def dump_database(database: Database) -> str:
     """Return all rows of all tables of an SQLite database, as text."""
-    return await database.read("everything", everything_kept)
+    return await database.read("everything", dump_rows)
