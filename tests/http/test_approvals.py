@@ -11,10 +11,10 @@ from homeserver.config.load import ConfigError, load_config
 from homeserver.services.accounts.registration import Wish
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 NEEDS_APPROVAL = f"""{OAUTH}
@@ -96,7 +96,7 @@ def test_an_account_awaiting_approval_cannot_sign_in(server: TestServer) -> None
     assert "has to approve your account" not in browser.words
     assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
     assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
-    assert [record for record in told(server) if record[0].startswith("sign_in")] == [
+    assert [record for record in audit_records(server) if record[0].startswith("sign_in")] == [
         ("sign_in_refused", "awaiting_approval"),
         ("sign_in_failed", None),
         ("sign_in_failed", None),

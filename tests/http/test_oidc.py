@@ -16,11 +16,11 @@ from federation.http_client.client import WebAnswer
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
@@ -248,13 +248,13 @@ def test_required_groups(
         (["x", "staff"], "Continue to"),
     ):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
-    assert told(server)[0] == ("registered", None)
-    assert ("linked", "oidc-town") in told(server)
+    assert audit_records(server)[0] == ("registered", None)
+    assert ("linked", "oidc-town") in audit_records(server)
     assert (
         "not allowed to use this server"
         in come_back(provider, server, **ALICE, groups=["pupils"]).words
     )
-    assert told(server)[-1] == ("sign_in_refused", "not_allowed")
+    assert audit_records(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
 def test_groups_from_a_template(
@@ -415,7 +415,7 @@ def test_a_backchannel_logout_ends_oauth_sessions(
     assert desk.refresh().status == 400
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser session ends too
-    assert [event for event, _ in told(linked)][-3:] == [
+    assert [event for event, _ in audit_records(linked)][-3:] == [
         "session_ended",
         "session_ended",
         "browser_signed_out",

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from homeserver.services.email.smtp import CannotDeliver
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -178,7 +178,7 @@ def test_a_validated_address_resets_the_password(server: TestServer) -> None:
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
     assert "new password" in server.relay.emails[-1][1]["Subject"]
     assert request_token(server, "account/password", send_attempt=2).status == 200
-    assert told(server)[-3:] == [
+    assert audit_records(server)[-3:] == [
         ("address_added", "alice@example.com"),
         *[("password_reset_asked", "alice@example.com")] * 2,
     ]

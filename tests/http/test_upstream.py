@@ -10,10 +10,10 @@ import pytest
 
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
-from tests.helpers.records import told
 from tests.helpers.server import START, TestServer
 from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, redeem, sign_in
 
@@ -332,7 +332,9 @@ def test_unusable_accounts_are_refused(server: TestServer, provider: OpenIDProvi
     server.run(server.app.people.deactivation.do_deactivate(alice.user_id, erase=False))
     browser.open(provider.sign_in(leave(browser), **ALICE))
     assert (browser.status, "has been closed" in browser.words) == (403, True)
-    refused = [why for event, why in told(server, alice.user_id) if event == "sign_in_refused"]
+    refused = [
+        why for event, why in audit_records(server, alice.user_id) if event == "sign_in_refused"
+    ]
     assert refused == ["locked", "deactivated"]
 
 
