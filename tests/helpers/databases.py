@@ -28,7 +28,7 @@ from storage.engine.observer import Observer, SilentObserver
 from storage.engine.postgres import PostgresEngine
 from storage.engine.streams import Streams
 from tests.helpers import postgres
-from tests.helpers.emptying import MOST_USES, Emptying
+from tests.helpers.database_reset import MOST_USES, DatabaseReset
 
 
 @dataclass
@@ -157,7 +157,7 @@ class PostgresTemplates:
         self._connection: connection | None = None
         self._uses: Counter[str] = Counter()
         """The number of tests that used each reusable database, by name."""
-        self._emptying: dict[str, Emptying] = {}
+        self._emptying: dict[str, DatabaseReset] = {}
         """The object that empties each reusable database, by name."""
         self._emptied: list[str] = []
         self._catalogue: tuple[Any, ...] | None = None
@@ -231,7 +231,7 @@ class PostgresTemplates:
         config = self.config(name)
         if plain:
             self._uses[name] = 1
-            self._emptying[name] = Emptying(make_dsn(None, **config.connect))
+            self._emptying[name] = DatabaseReset(make_dsn(None, **config.connect))
             if self._catalogue is None:
                 self._catalogue = self._emptying[name].catalogue()
         return config

@@ -46,7 +46,7 @@ FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND 
 """
 
 
-class Emptying:
+class DatabaseReset:
     """Empties one database."""
 
     def __init__(self, dsn: str) -> None:
