@@ -83,7 +83,7 @@ class MovedConnector(Connector):
         return await super().connect(host, self.ports.get(port, port), tls, factory)
 
 
-class Speaker(Protocol):
+class LoopbackConnection(Protocol):
     """A server's end of one connection."""
 
     def __init__(self, answer: Answer, requests: list[bytes]) -> None:
@@ -128,7 +128,7 @@ class Speaker(Protocol):
             transport.loseConnection()
 
 
-class FarSide:
+class LoopbackServers:
     """Loopback servers, and clients that reach them."""
 
     def __init__(self, folder: Path) -> None:
@@ -136,7 +136,7 @@ class FarSide:
         self.names = FakeNames()
         self.requests: list[bytes] = []
         """All received requests, in order."""
-        self.connections: list[Speaker] = []
+        self.connections: list[LoopbackConnection] = []
         self.moved: dict[int, int] = {}
         """Maps the port that a client wants to the port that is dialled."""
         self.pool = ConnectionPool(CLOCK)
@@ -203,11 +203,11 @@ class FarSide:
 class _Speakers(ServerFactory):
     noisy = False
 
-    def __init__(self, answer: Answer, far: FarSide) -> None:
+    def __init__(self, answer: Answer, far: LoopbackServers) -> None:
         self._answer = answer
         self._far = far
 
-    def buildProtocol(self, addr: IAddress | None) -> Speaker:
-        speaker = Speaker(self._answer, self._far.requests)
+    def buildProtocol(self, addr: IAddress | None) -> LoopbackConnection:
+        speaker = LoopbackConnection(self._answer, self._far.requests)
         self._far.connections.append(speaker)
         return speaker
