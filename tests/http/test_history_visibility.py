@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.finding import begin_jobs, search, settle
+from tests.helpers.event_search import begin_jobs, search, settle
 from tests.helpers.room_actions import (
     create,
     invite,

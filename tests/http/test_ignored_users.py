@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers.finding import begin_jobs, search, settle
+from tests.helpers.event_search import begin_jobs, search, settle
 from tests.helpers.room_actions import (
     create,
     invite,

@@ -13,7 +13,7 @@ from homeserver.services.search.request import MAX_TERM
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.finding import all_pages, ask, begin_jobs, found, ids, search, settle
+from tests.helpers.event_search import all_pages, ask, begin_jobs, found, ids, search, settle
 from tests.helpers.room_actions import (
     V3,
     create,

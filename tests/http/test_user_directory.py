@@ -18,7 +18,7 @@ from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig,
 from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.finding import begin_jobs, settle
+from tests.helpers.event_search import begin_jobs, settle
 from tests.helpers.room_actions import (
     V3,
     create,

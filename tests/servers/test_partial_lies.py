@@ -11,8 +11,8 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
+from tests.helpers.event_search import found, index
 from tests.helpers.federated import Side
-from tests.helpers.finding import found, index
 from tests.helpers.gateway import set_pusher
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
