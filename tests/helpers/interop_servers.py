@@ -23,11 +23,11 @@ import yaml
 from federation.protocol.signing import encode_base64
 from storage.engine.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
-from tests.helpers.gate import Gate
 from tests.helpers.interop import InteropServer, until
 from tests.helpers.ports import free_port
 from tests.helpers.programs import ROOT, Program, start_program
 from tests.helpers.running import ServerFiles
+from tests.helpers.tcp_proxy import TcpProxy
 
 Spawn = Callable[[IO[bytes]], subprocess.Popen[bytes] | Program]
 """Starts a server's process with this file as its output."""
@@ -70,7 +70,7 @@ def python_of_synapse() -> Path | None:
 class InteropProcess(InteropServer):
     """A running server that can be killed and restarted on the same data."""
 
-    def __init__(self, gate: Gate, client_port: int, folder: Path, spawn: Spawn) -> None:
+    def __init__(self, gate: TcpProxy, client_port: int, folder: Path, spawn: Spawn) -> None:
         super().__init__(f"localhost:{gate.port}", client_port)
         self.gate = gate
         self.log = folder / "log"
@@ -130,7 +130,7 @@ class InteropServers:
     def start_ours(self, database: DatabaseConfig | None = None, **further: Any) -> InteropProcess:
         """Start this server, by default on SQLite."""
         client_port, port = free_port(), free_port()
-        gate = Gate(to=port)
+        gate = TcpProxy(to=port)
         certificate, key = self._authority.issue("localhost")
         folder = self._folder / f"ours-{gate.port}"
         files = ServerFiles(
@@ -172,7 +172,7 @@ class InteropServers:
 
     def start_synapse(self, **further: Any) -> InteropProcess:
         client_port, port = free_port(), free_port()
-        gate = Gate(to=port)
+        gate = TcpProxy(to=port)
         certificate, key = self._authority.issue("localhost")
         folder = self._folder / f"synapse-{gate.port}"
         folder.mkdir()

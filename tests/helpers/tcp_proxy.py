@@ -14,7 +14,7 @@ from threading import Thread
 CHUNK = 65536
 
 
-class Gate:
+class TcpProxy:
     """Forwards bytes from its own port to another one, in threads, since the servers are separate
     processes."""
 
