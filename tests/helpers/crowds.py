@@ -7,7 +7,7 @@ import pytest
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import queues, stream_reader
 from tests.helpers.federated import create_room
-from tests.helpers.gateway import set_pusher, settle
+from tests.helpers.push_gateway import set_pusher, settle
 from tests.helpers.server import TestServer, User
 
 AT_ONCE: Final = 3

@@ -8,8 +8,8 @@ from federation.peers.requests import path_of
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
 from tests.helpers.federated import NORTH, create_room, say, set_state, shared
-from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer
 
@@ -24,7 +24,7 @@ def pass_time(server: TestServer, seconds: int, step: int = 60) -> None:
 
 
 def test_an_expired_push_is_not_sent(tmp_path: Path, sqlite_database: Database) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = TestServer(tmp_path, sqlite_database, RULES, web=gateway)
     server.app.pushers.start()
     alice, bob = server.register("alice"), server.register("bob")

@@ -15,8 +15,8 @@ from storage.push.pushers import PusherRow
 from storage.retention.purging import Cause, PurgingStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
-from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.keys import sync
+from tests.helpers.push_gateway import PushGateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import poll, token
 
@@ -27,7 +27,7 @@ class PushingNodes:
     """Two nodes with separate push gateways, a room, and Alice, who has a pusher."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
-        self.gateways = [Gateway(), Gateway()]
+        self.gateways = [PushGateway(), PushGateway()]
         self.databases = [open_inline(config) for _ in range(2)]
         self.servers: list[TestServer] = []
         for number in range(2):

@@ -16,20 +16,20 @@ from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherStore, Standing
 from tests.helpers.crowds import CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
 def server(
-    tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sqlite_database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
     tell_in_pieces(monkeypatch)
     return start(tmp_path, sqlite_database, gateway)
@@ -46,7 +46,7 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
     return alice, bob, first, second
 
 
-def told(gateway: Gateway, event_id: str) -> list[str]:
+def told(gateway: PushGateway, event_id: str) -> list[str]:
     """To whom an event was pushed."""
     return sorted(
         each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
@@ -78,12 +78,12 @@ def end(server: TestServer) -> Deferred[None]:
     return stopping
 
 
-def again(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
+def again(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
     return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
 def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
     say(bob, room_id, "before")
@@ -110,7 +110,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
 
 
 def test_what_comes_as_the_server_ends_is_told_by_the_next(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
     say(bob, room_id, "before")
@@ -126,7 +126,7 @@ def test_what_comes_as_the_server_ends_is_told_by_the_next(
 
 
 def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_follows(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     bob, room_id = crowd(server)
     carol = server.register("carol")
@@ -146,7 +146,7 @@ def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_fo
 
 
 def test_pushes_go_though_something_more_is_always_to_be_read(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     bob, room_id = crowd(server)
     said = list[str]()
@@ -164,7 +164,7 @@ def test_pushes_go_though_something_more_is_always_to_be_read(
 
 
 def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
     gateway.held = []
@@ -225,7 +225,7 @@ def take_again(server: TestServer) -> None:
 
 
 def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, first, second = two_rooms(server)
     gateway.held = []
@@ -261,7 +261,7 @@ class LateDecisions:
 
 
 def test_what_another_node_has_told_since_is_not_told_once_more(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
     say(bob, room_id, "before")
@@ -280,7 +280,7 @@ def test_what_another_node_has_told_since_is_not_told_once_more(
 
 
 def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what is told then would hide what its pusher has missed before."""
     bob, room_id = crowd(server)
@@ -306,7 +306,7 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
 
 
 def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is come to after the number was counted for the pusher's sake."""
     alice, bob, first, second = two_rooms(server)

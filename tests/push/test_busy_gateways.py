@@ -5,7 +5,7 @@ from email.utils import formatdate
 import pytest
 
 from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway
+from tests.helpers.push_gateway import PushGateway
 from tests.helpers.server import TestServer
 from tests.push.test_troubled_gateways import gateway, pass_time, server, two
 
@@ -16,7 +16,7 @@ __all__ = ["gateway", "server"]
     ("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)]
 )
 def test_a_gateway_that_wants_to_be_left_alone_is(
-    server: TestServer, gateway: Gateway, wait: str, seconds: int
+    server: TestServer, gateway: PushGateway, wait: str, seconds: int
 ) -> None:
     """An hour at most; what is no number of seconds, and no date, says nothing."""
     _, bob, room_id = two(server)
@@ -30,7 +30,7 @@ def test_a_gateway_that_wants_to_be_left_alone_is(
 
 @pytest.mark.parametrize(("after", "seconds"), [(120, 120), (9000, 3600), (-60, 5)])
 def test_a_gateway_that_wants_to_be_left_alone_until_a_date_is(
-    server: TestServer, gateway: Gateway, after: int, seconds: int
+    server: TestServer, gateway: PushGateway, after: int, seconds: int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure, gateway.wait = 429, formatdate(server.clock.seconds() + after, usegmt=True)

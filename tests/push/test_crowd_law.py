@@ -26,8 +26,8 @@ from storage.engine.transaction import WriteTransaction
 from storage.push.push_stream import PushStream
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room
-from tests.helpers.gateway import Gateway, pusher, set_pusher, settle, start
 from tests.helpers.http import Pending
+from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.turns import Turns
@@ -90,7 +90,7 @@ class Town:
     ) -> None:
         self.folder, self.turns, self.chance, self.disk = folder, turns, chance, disk
         self.database = turns.open(config)
-        self.gateway = Gateway()
+        self.gateway = PushGateway()
         self.server = start(folder, self.database, self.gateway)
         self.bob = self.server.register("bob")
         self.rooms = [create_room(self.bob) for _ in range(2)]

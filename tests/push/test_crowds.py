@@ -21,7 +21,7 @@ from storage.engine.database import Database
 from storage.push.pushers import PusherRow
 from tests.helpers.crowds import AT_ONCE, CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, settle, start
+from tests.helpers.push_gateway import PushGateway, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 
@@ -29,13 +29,13 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
 def server(
-    tmp_path: Path, database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
     tell_in_pieces(monkeypatch)
     return start(tmp_path, database, gateway)
@@ -55,7 +55,7 @@ def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
     return [after - before for before, after in pairwise(counts)]
 
 
-def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: Gateway) -> None:
+def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: PushGateway) -> None:
     bob, room_id = crowd(server)
     say(bob, room_id, "hello")
     pushed = by_turn(server, lambda: len(gateway.taken))
@@ -64,7 +64,7 @@ def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: G
 
 
 def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = crowd(server)
     event_id = say(bob, room_id, "hello")

@@ -10,19 +10,19 @@ from federation.protocol.ids import RoomID, UserID
 from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
 from storage.engine.database import Database
 from tests.helpers.federated import create_room, say, set_state
-from tests.helpers.gateway import URL, Gateway, set_pusher, settle
+from tests.helpers.push_gateway import URL, PushGateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return started(TestServer(tmp_path, database, web=gateway))
 
 
@@ -52,7 +52,7 @@ def read(
 
 
 def test_a_message_is_pushed_with_all_that_belongs_to_it(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server, name="Tea", room_alias_name="tea")
     assert (
@@ -87,7 +87,7 @@ def test_a_message_is_pushed_with_all_that_belongs_to_it(
     }
 
 
-def test_names_that_are_very_long_are_cut(server: TestServer, gateway: Gateway) -> None:
+def test_names_that_are_very_long_are_cut(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server, name="Tea")
     set_state(bob, room_id, "m.room.name", {"name": "茶" * 5000})
     settle(server)
@@ -100,7 +100,7 @@ def test_names_that_are_very_long_are_cut(server: TestServer, gateway: Gateway) 
 
 
 def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     say(alice, room_id, "mine")
@@ -113,7 +113,7 @@ def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_the_format_event_id_only_tells_no_content(
-    server: TestServer, gateway: Gateway, *, is_named: bool
+    server: TestServer, gateway: PushGateway, *, is_named: bool
 ) -> None:
     """spec: push-gateway-api#homeserver-behaviour"""
     alice, bob, room_id = two(server)
@@ -142,7 +142,7 @@ def test_the_format_event_id_only_tells_no_content(
     assert device.keys() == {"app_id", "pushkey", "pushkey_ts", "data"}, "no tweaks"
 
 
-def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: Gateway) -> None:
+def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     content = {"msgtype": "m.text", "body": "Alice!", "m.mentions": {"user_ids": [alice.user_id]}}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
@@ -153,7 +153,7 @@ def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: Gatew
 
 
 def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     content = {
@@ -171,7 +171,7 @@ def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(
 
 
 def test_content_that_no_vendor_would_carry_stays_here(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     event_id = say(bob, room_id, "x" * MAX_CONTENT_BYTES)
@@ -182,7 +182,7 @@ def test_content_that_no_vendor_would_carry_stays_here(
 
 
 def test_content_stays_here_where_the_operator_wants_it(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {include_content: false}", web=gateway))
     _, bob, room_id = two(server)
@@ -191,7 +191,7 @@ def test_content_stays_here_where_the_operator_wants_it(
     assert "content" not in gateway.taken[0].notification
 
 
-def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: Gateway) -> None:
+def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: PushGateway) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     set_pusher(alice)
     room_id = create_room(bob, name="Tea", preset="private_chat")
@@ -206,7 +206,7 @@ def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: Gateway
     assert push.notification["counts"] == {"unread": 1}
 
 
-def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
+def test_the_badge_counts_rooms(gateway: PushGateway, server: TestServer) -> None:
     alice, bob, room_id = two(server)
     other = create_room(bob)
     alice.post(f"{V3}/join/{other}")
@@ -216,7 +216,9 @@ def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
     assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 1, 2]
 
 
-def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+def test_the_badge_counts_messages(
+    tmp_path: Path, database: Database, gateway: PushGateway
+) -> None:
     server = started(
         TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway)
     )
@@ -227,7 +229,7 @@ def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: 
     assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 2, 3]
 
 
-def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: Gateway) -> None:
+def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     event_id = say(bob, room_id, "x")
     settle(server)
@@ -245,7 +247,7 @@ def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: Gate
 
 
 def test_a_client_that_counts_itself_is_told_no_numbers(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, **{"org.matrix.msc4076.disable_badge_count": True})
@@ -259,7 +261,7 @@ def test_a_client_that_counts_itself_is_told_no_numbers(
     assert gateway.badges == []
 
 
-def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     first, second = say(bob, room_id, "1"), say(bob, room_id, "2")
@@ -273,7 +275,7 @@ def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: Gatew
 
 
 def test_reading_a_thread_leaves_the_others_to_be_pushed(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     root = say(bob, room_id, "root")
@@ -296,7 +298,7 @@ def test_reading_a_thread_leaves_the_others_to_be_pushed(
     assert gateway.events == [in_thread[1], outside]
 
 
-def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     gone, stays = say(bob, room_id, "oops"), say(bob, room_id, "fine")
@@ -309,7 +311,7 @@ def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: Gateway)
 
 
 def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     other = create_room(bob)
@@ -331,7 +333,7 @@ def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
 
 
 def test_pushes_wait_by_chance_where_the_operator_wants_it(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {jitter_delay: 10s}", web=gateway))
     _, bob, room_id = two(server)
@@ -344,7 +346,7 @@ def test_pushes_wait_by_chance_where_the_operator_wants_it(
 
 
 def test_nothing_is_pushed_where_pushing_is_off(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {enabled: false}", web=gateway))
     _, bob, room_id = two(server)
@@ -354,14 +356,14 @@ def test_nothing_is_pushed_where_pushing_is_off(
     assert gateway.asked == []
 
 
-def test_only_state_that_calls_is_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_only_state_that_calls_is_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     settle(server)
     assert gateway.asked == []
 
 
-def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> None:
+def test_who_is_locked_is_told_nothing(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
 
     def lock(locked: bool) -> None:
@@ -384,7 +386,7 @@ def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> 
 
 
 def test_an_account_past_its_day_is_told_nothing(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     day = 24 * 3600
     validity = "account_validity: {enabled: true, period: 100d}\n"
@@ -414,7 +416,7 @@ def test_an_account_past_its_day_is_told_nothing(
     assert gateway.events == [event_id]
 
 
-def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
+def test_who_answers_has_read(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     say(bob, room_id, "question")
@@ -429,7 +431,7 @@ def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
 
 
 def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     carol_room = create_room(bob)
@@ -453,7 +455,7 @@ def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(
     "how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"]
 )
 def test_an_invite_of_somebody_who_is_ignored_is_not_pushed_and_in_no_number(
-    how: str, server: TestServer, gateway: Gateway
+    how: str, server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     dave = server.register("dave")

@@ -14,7 +14,7 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import settle
+from tests.helpers.push_gateway import settle
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import SECRET, add, by_email, press, request_token
 

@@ -9,7 +9,7 @@ from homeserver.services.email.smtp import CannotDeliver
 from homeserver.services.pushers.missed_messages import MOST_ROOMS
 from storage.engine.database import Database
 from tests.helpers.federated import say
-from tests.helpers.gateway import settle
+from tests.helpers.push_gateway import settle
 from tests.helpers.server import TestServer, User
 from tests.push.test_letters import HOUR, MINUTE, V3, pass_time, reader, room_of, start, texts
 

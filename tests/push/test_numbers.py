@@ -15,7 +15,7 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import HIDING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -23,12 +23,12 @@ ENABLED = "org.matrix.msc3881.enabled"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
 
@@ -89,7 +89,7 @@ def take_no_invites(alice: User, bob: User, _room_id: RoomID) -> None:
 
 @pytest.mark.parametrize("how", [accept, decline, withdraw, ignore, take_no_invites])
 def test_an_invite_counts_until_it_is_answered(
-    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+    server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = two(server)
     room_id = invited(alice, bob)
@@ -102,7 +102,7 @@ def test_an_invite_counts_until_it_is_answered(
 
 @pytest.mark.parametrize("how", [withdraw, ignore, take_no_invites])
 def test_an_invite_that_is_none_any_more_is_not_pushed(
-    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+    server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = two(server)
     gateway.failure = 503
@@ -116,7 +116,7 @@ def test_an_invite_that_is_none_any_more_is_not_pushed(
 
 @pytest.mark.parametrize("how", [decline, withdraw, ignore])
 def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_to_hear(
-    server: TestServer, gateway: Gateway, how: Callable[[User, User, RoomID], None]
+    server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -130,7 +130,7 @@ def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_
 
 
 def test_what_waited_while_they_left_and_came_back_is_not_pushed(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -146,7 +146,7 @@ def test_what_waited_while_they_left_and_came_back_is_not_pushed(
 
 
 def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -167,7 +167,7 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
 
 
 def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_number(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -192,7 +192,7 @@ def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_numb
 
 
 def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -210,7 +210,7 @@ def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
 
 @pytest.mark.parametrize("how", ["crash", "stop"])
 def test_a_pusher_that_was_off_is_told_the_number_though_the_server_ends_before_it_is_told(
-    server: TestServer, gateway: Gateway, tmp_path: Path, how: str
+    server: TestServer, gateway: PushGateway, tmp_path: Path, how: str
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -232,7 +232,7 @@ def test_a_pusher_that_was_off_is_told_the_number_though_the_server_ends_before_
 
 
 def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
     first, second = shared(alice, bob), shared(alice, bob)
@@ -251,7 +251,7 @@ def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
 @pytest.mark.parametrize("how", ["crash", "stop"])
 @pytest.mark.parametrize("is_down", [True, False])
 def test_a_number_that_could_not_be_told_is_told_after_a_restart(
-    server: TestServer, gateway: Gateway, tmp_path: Path, how: str, is_down: bool
+    server: TestServer, gateway: PushGateway, tmp_path: Path, how: str, is_down: bool
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -276,7 +276,7 @@ def test_a_number_that_could_not_be_told_is_told_after_a_restart(
 
 
 def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     """Bob writes, so that he has read; his telephone shows nothing, and is to show nothing."""
     alice, bob = two(server)
@@ -291,7 +291,7 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
 
 
 def test_a_new_name_is_no_new_number(
-    gateway: Gateway, tmp_path: Path, sqlite_template: Path
+    gateway: PushGateway, tmp_path: Path, sqlite_template: Path
 ) -> None:
     counter = QueryCounter()
     server = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path), counter), gateway)
@@ -309,7 +309,7 @@ def test_a_new_name_is_no_new_number(
 
 
 def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)

@@ -18,7 +18,7 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import PushStream, Stretch
 from storage.push.pushers import PusherRow
 from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer
 from tests.push.test_numbers import decline, invited, keep, pass_time, read, shared, two
 
@@ -26,17 +26,17 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
 
 def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
@@ -63,7 +63,7 @@ def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 def test_what_was_told_is_not_told_again_where_only_a_number_waits(
-    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, tmp_path: Path, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
     first, second = shared(alice, bob), shared(alice, bob)
@@ -85,7 +85,7 @@ def test_what_was_told_is_not_told_again_where_only_a_number_waits(
 @pytest.mark.parametrize("stretches", [0, 1])
 def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
     server: TestServer,
-    gateway: Gateway,
+    gateway: PushGateway,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stretches: int,
@@ -119,7 +119,7 @@ def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_ag
 
 
 def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -135,7 +135,7 @@ def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
 
 
 def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
     alice, bob = two(server)
@@ -164,7 +164,7 @@ def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_number_that_is_counted_as_its_turn_comes_is_told(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     """It is counted to see whether it waits for the gateway, which is back just then; `later`: it
     becomes another meanwhile."""
@@ -209,7 +209,7 @@ def test_a_number_that_is_counted_as_its_turn_comes_is_told(
 
 
 def test_a_number_that_is_counted_as_the_database_goes_away_is_told_later(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -228,7 +228,7 @@ def test_a_number_that_is_counted_as_the_database_goes_away_is_told_later(
 
 
 def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a_time(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
@@ -251,7 +251,7 @@ def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a
 
 
 def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     """It is noted how far all is told in just these seconds, and then the server is killed."""
     alice, bob = two(server)
@@ -271,7 +271,7 @@ def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_number(
-    server: TestServer, gateway: Gateway, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(4)]
@@ -291,7 +291,7 @@ def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_who_missed_all_of_a_day_is_told_the_number(
     server: TestServer,
-    gateway: Gateway,
+    gateway: PushGateway,
     tmp_path: Path,
     failure: OutboundError | int,
     is_restarted: bool,
@@ -316,7 +316,7 @@ def test_who_missed_all_of_a_day_is_told_the_number(
 
 
 def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 1)
     alice, bob = two(server)
@@ -335,7 +335,7 @@ def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
 
 
 def test_a_number_that_cannot_be_told_by_a_fault_of_ours_keeps_nobody_from_hearing_of_what_follows(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id, carol = shared(alice, bob), server.register("carol")

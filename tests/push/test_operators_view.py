@@ -8,7 +8,7 @@ from twisted.logger import capturedLogs
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher, settle
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -20,12 +20,12 @@ OTHER_URL = "https://other.example.com:8443/_matrix/push/v1/notify"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     made = TestServer(tmp_path, database, CONFIG, web=gateway)
     made.app.pushers.start()
     made.app.start_jobs()
@@ -55,7 +55,7 @@ def two(server: TestServer) -> tuple[User, User, RoomID]:
 
 
 def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -85,7 +85,7 @@ def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(
 
 
 def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -108,7 +108,9 @@ def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read
     assert line in metrics(server)
 
 
-def test_the_names_of_gateways_in_metrics_are_bounded(server: TestServer, gateway: Gateway) -> None:
+def test_the_names_of_gateways_in_metrics_are_bounded(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     for number in range(40):
         url = f"https://push{number}.example.com/_matrix/push/v1/notify"
@@ -123,7 +125,7 @@ def test_the_names_of_gateways_in_metrics_are_bounded(server: TestServer, gatewa
 
 
 def test_metrics_count_pushers_and_messages_to_devices(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -145,7 +147,7 @@ def test_metrics_count_pushers_and_messages_to_devices(
 
 
 def test_when_a_push_got_there_last_stays_while_none_does(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)
@@ -172,7 +174,9 @@ def test_when_a_push_got_there_last_stays_while_none_does(
         assert failing["success_ts"] == taken["success_ts"]
 
 
-def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway: Gateway) -> None:
+def test_an_administrator_sees_pushers_and_gateways(
+    server: TestServer, gateway: PushGateway
+) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)
     set_pusher(alice)

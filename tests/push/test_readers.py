@@ -9,8 +9,8 @@ from federation.http_client.errors import OutboundError
 from homeserver.services.pushers.active_readers import LATELY_SECONDS, WAIT_SECONDS
 from storage.engine.database import Database
 from tests.helpers.databases import silence
-from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.http import Pending
+from tests.helpers.push_gateway import PushGateway, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, token
 
@@ -21,7 +21,7 @@ rooms = Rooms()
 class Story:
     """Alice has a telephone with a pusher, and a client at a desk; Bob writes to her."""
 
-    def __init__(self, folder: Path, database: Database, gateway: Gateway) -> None:
+    def __init__(self, folder: Path, database: Database, gateway: PushGateway) -> None:
         self.folder, self.database, self.gateway = folder, database, gateway
         self.server = start(folder, database, gateway)
         self.phone, self.bob, carol = (
@@ -92,19 +92,19 @@ def again(server: TestServer, user: User) -> User:
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def story(tmp_path: Path, database: Database, gateway: Gateway) -> Story:
+def story(tmp_path: Path, database: Database, gateway: PushGateway) -> Story:
     return Story(tmp_path, database, gateway)
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 @pytest.mark.parametrize("thread", [None, "main"])
 def test_who_reads_at_the_desk_is_not_buzzed(
-    story: Story, gateway: Gateway, kind: str, thread: str | None
+    story: Story, gateway: PushGateway, kind: str, thread: str | None
 ) -> None:
     story.read(story.last, thread, kind)
     story.pass_time(5)
@@ -120,7 +120,7 @@ def test_who_reads_at_the_desk_is_not_buzzed(
     assert gateway.asked == [], "nor is the number told, which was never another"
 
 
-def test_who_writes_there_reads(story: Story, gateway: Gateway) -> None:
+def test_who_writes_there_reads(story: Story, gateway: PushGateway) -> None:
     story.sit_down()
     rooms.say(story.desk, story.room, "hello")
     story.sit_down()
@@ -132,7 +132,7 @@ def test_who_writes_there_reads(story: Story, gateway: Gateway) -> None:
 
 
 def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.read(story.last)
     story.sit_down()
@@ -159,7 +159,9 @@ def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(
     assert gateway.events[-1] == fourth, "now they read again"
 
 
-def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway: Gateway) -> None:
+def test_a_later_message_does_not_overtake_one_that_waits(
+    story: Story, gateway: PushGateway
+) -> None:
     """Once they read no more, both go."""
     story.read(story.last)
     story.pass_time(LATELY_SECONDS - 1)
@@ -173,7 +175,7 @@ def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway:
     assert gateway.events == [first, second]
 
 
-def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: Gateway) -> None:
+def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: PushGateway) -> None:
     story.sit_down()
     unread = story.say("nobody has read this room")
     assert gateway.events == [unread]
@@ -184,7 +186,9 @@ def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: Gateway)
     assert gateway.events == [unread, late]
 
 
-def test_who_has_no_other_device_in_a_sync_is_told_at_once(story: Story, gateway: Gateway) -> None:
+def test_who_has_no_other_device_in_a_sync_is_told_at_once(
+    story: Story, gateway: PushGateway
+) -> None:
     story.pass_time(30)
     story.read(story.last)
     away = story.say("the desk is switched off")
@@ -195,7 +199,7 @@ def test_who_has_no_other_device_in_a_sync_is_told_at_once(story: Story, gateway
     assert gateway.events == [away, own]
 
 
-def test_a_client_between_two_syncs_is_there(story: Story, gateway: Gateway) -> None:
+def test_a_client_between_two_syncs_is_there(story: Story, gateway: PushGateway) -> None:
     story.sit_down()
     story.read(story.last)
     assert story.polls[-1].done
@@ -209,7 +213,7 @@ def test_a_client_between_two_syncs_is_there(story: Story, gateway: Gateway) -> 
     assert gateway.events == [gone]
 
 
-def test_each_telephone_waits_for_the_others(story: Story, gateway: Gateway) -> None:
+def test_each_telephone_waits_for_the_others(story: Story, gateway: PushGateway) -> None:
     """The pusher of the device that syncs goes at once: the others wait for what is read there."""
     set_pusher(story.desk, "desk", app_id="org.example.desk")
     story.read(story.last)
@@ -221,7 +225,7 @@ def test_each_telephone_waits_for_the_others(story: Story, gateway: Gateway) -> 
     assert gateway.events == [event_id, event_id]
 
 
-def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: Gateway) -> None:
+def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: PushGateway) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)
     story.sit_down()
@@ -241,7 +245,7 @@ def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: Gateway) 
         "org.example.bell",
     ],
 )
-def test_what_rings_does_not_wait(story: Story, gateway: Gateway, type: str) -> None:
+def test_what_rings_does_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
     sound = "ring" if type == "org.example.bell" else "default"
     rule: Json = {"actions": ["notify", {"set_tweak": "sound", "value": sound}]}
     rule["conditions"] = [{"kind": "event_match", "key": "type", "pattern": type}]
@@ -258,7 +262,7 @@ def test_what_rings_does_not_wait(story: Story, gateway: Gateway, type: str) -> 
     assert gateway.events == [ring, held]
 
 
-def test_a_mention_waits_as_it_is_read_as_well(story: Story, gateway: Gateway) -> None:
+def test_a_mention_waits_as_it_is_read_as_well(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.say("Alice!", more={"m.mentions": {"user_ids": [story.phone.user_id]}})
@@ -267,7 +271,7 @@ def test_a_mention_waits_as_it_is_read_as_well(story: Story, gateway: Gateway) -
     assert gateway.events == []
 
 
-def test_a_thread_is_read_for_itself(story: Story, gateway: Gateway) -> None:
+def test_a_thread_is_read_for_itself(story: Story, gateway: PushGateway) -> None:
     root = story.last
     first = story.in_thread(root, "1")
     story.read(first, root)
@@ -281,7 +285,7 @@ def test_a_thread_is_read_for_itself(story: Story, gateway: Gateway) -> None:
     assert gateway.events == [outside]
 
 
-def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: Gateway) -> None:
+def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.in_thread(story.last, "1")
@@ -291,7 +295,7 @@ def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: Gatew
 
 
 def test_a_change_of_the_number_goes_though_a_message_was_held(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     """Read elsewhere, while a message waits: the number is told once it is settled."""
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
@@ -309,7 +313,7 @@ def test_a_change_of_the_number_goes_though_a_message_was_held(
     assert (gateway.events, gateway.badges) == ([], [0])
 
 
-def test_what_is_taken_back_meanwhile_is_not_pushed(story: Story, gateway: Gateway) -> None:
+def test_what_is_taken_back_meanwhile_is_not_pushed(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     rooms.redact(story.bob, story.room, story.say("oops"))
@@ -317,7 +321,7 @@ def test_what_is_taken_back_meanwhile_is_not_pushed(story: Story, gateway: Gatew
     assert gateway.events == []
 
 
-def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: Gateway) -> None:
+def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     story.say("x")
@@ -327,7 +331,7 @@ def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: Gat
 
 
 def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.pass_time(10)
@@ -342,7 +346,9 @@ def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
     assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"
 
 
-def test_what_was_read_before_a_kill_is_not_pushed_after_it(story: Story, gateway: Gateway) -> None:
+def test_what_was_read_before_a_kill_is_not_pushed_after_it(
+    story: Story, gateway: PushGateway
+) -> None:
     story.read(story.last)
     story.sit_down()
     held = story.say("x")
@@ -352,7 +358,7 @@ def test_what_was_read_before_a_kill_is_not_pushed_after_it(story: Story, gatewa
     assert gateway.events == []
 
 
-def test_a_stop_in_between_loses_nothing(story: Story, gateway: Gateway) -> None:
+def test_a_stop_in_between_loses_nothing(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     held = story.say("x")
@@ -363,7 +369,7 @@ def test_a_stop_in_between_loses_nothing(story: Story, gateway: Gateway) -> None
 
 
 def test_a_gateway_that_fails_is_tried_in_the_order_of_the_stream(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)

@@ -13,7 +13,7 @@ from homeserver.services.pushers.display_names import Told
 from homeserver.services.pushers.notification import Names
 from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -22,12 +22,12 @@ DOWN = OutboundError("it is down")
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
 
@@ -56,7 +56,7 @@ def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
 
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
 def test_a_push_that_fails_is_tried_again_ever_more_seldom(
-    server: TestServer, gateway: Gateway, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = failure
@@ -77,7 +77,7 @@ def test_a_push_that_fails_is_tried_again_ever_more_seldom(
 @pytest.mark.parametrize("most_bytes", [1000, 100])
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
-    server: TestServer, gateway: Gateway, most_bytes: int, status: int
+    server: TestServer, gateway: PushGateway, most_bytes: int, status: int
 ) -> None:
     """It is told without what was said, or not at all; the next event comes at once."""
     _, bob, room_id = two(server)
@@ -96,7 +96,7 @@ def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_gateway_that_refuses_everything_is_asked_ever_less(
-    server: TestServer, gateway: Gateway, status: int
+    server: TestServer, gateway: PushGateway, status: int
 ) -> None:
     """Then it is not for what is in them: only those are given up that are tried meanwhile."""
     _, bob, room_id = two(server)
@@ -118,7 +118,7 @@ def test_a_gateway_that_refuses_everything_is_asked_ever_less(
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502])
 def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
-    server: TestServer, gateway: Gateway, status: int
+    server: TestServer, gateway: PushGateway, status: int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = status
@@ -133,7 +133,7 @@ def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_a_gateway_rejects_only_what_goes_to_it(
-    server: TestServer, gateway: Gateway, moves: bool
+    server: TestServer, gateway: PushGateway, moves: bool
 ) -> None:
     """An app that moves to another one keeps its pusher, whatever the old one says of it then."""
     alice, bob, room_id = two(server)
@@ -156,7 +156,7 @@ def test_a_gateway_rejects_only_what_goes_to_it(
 
 
 def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
@@ -170,7 +170,7 @@ def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(
 
 
 def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
-    tmp_path: Path, server: TestServer, gateway: Gateway
+    tmp_path: Path, server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 502
@@ -184,7 +184,7 @@ def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
 
 
 def test_what_was_given_up_is_not_read_again_after_a_restart(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
@@ -197,7 +197,7 @@ def test_what_was_given_up_is_not_read_again_after_a_restart(
 
 
 def test_a_database_that_is_away_for_a_moment_costs_no_push(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bob, room_id = two(server)
     names = server.app.pushers.deliveries._names
@@ -216,7 +216,7 @@ def test_a_database_that_is_away_for_a_moment_costs_no_push(
     assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
 
 
-def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
+def test_a_rejected_pusher_goes(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, "second")
     gateway.rejected = {"key", "of somebody else"}
@@ -242,7 +242,7 @@ def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
     ],
 )
 def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
-    server: TestServer, gateway: Gateway, answer: bytes
+    server: TestServer, gateway: PushGateway, answer: bytes
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.answer = lambda _: answer
@@ -258,7 +258,7 @@ def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
     [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)],
 )
 def test_a_success_that_cannot_be_read_whole_is_one(
-    server: TestServer, gateway: Gateway, failure: OutboundError
+    server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = failure
@@ -276,7 +276,7 @@ def test_a_success_that_cannot_be_read_whole_is_one(
     ],
 )
 def test_a_push_that_was_refused_at_length_is_tried_again(
-    server: TestServer, gateway: Gateway, failure: OutboundError
+    server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
     """As by a proxy that says in many words that the gateway is away."""
     _, bob, room_id = two(server)
@@ -289,7 +289,7 @@ def test_a_push_that_was_refused_at_length_is_tried_again(
 
 
 def test_an_address_that_is_not_contacted_is_not_tried_again(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError(
@@ -303,7 +303,7 @@ def test_an_address_that_is_not_contacted_is_not_tried_again(
 
 
 def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     bob = server.register("bob")
     room_id = create_room(bob)
@@ -327,7 +327,7 @@ def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
     assert len(gateway.taken) == 12
 
 
-def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: Gateway) -> None:
+def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: PushGateway) -> None:
     bob = server.register("bob")
     room_id = create_room(bob)
     for number in range(20):
@@ -345,7 +345,7 @@ def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: Gat
 
 
 def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     gateway.held = []
@@ -358,7 +358,7 @@ def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(
 
 
 def test_what_was_not_pushed_before_a_crash_is_pushed_after_it(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     _, bob, room_id = two(server)
     pass_time(server, 60)
@@ -376,7 +376,7 @@ def test_what_was_not_pushed_before_a_crash_is_pushed_after_it(
 
 
 def test_a_failing_pusher_is_behind_after_a_crash_and_the_others_are_told_nothing_twice(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
     carol = server.register("carol")
@@ -402,7 +402,7 @@ def test_a_failing_pusher_is_behind_after_a_crash_and_the_others_are_told_nothin
 
 
 def test_a_pusher_that_was_off_is_told_nothing_of_that_time(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, **{"org.matrix.msc3881.enabled": False})
@@ -416,7 +416,7 @@ def test_a_pusher_that_was_off_is_told_nothing_of_that_time(
     assert set(gateway.events) == {event_id}
 
 
-def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: Gateway) -> None:
+def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 500
     say(bob, room_id, "x")
@@ -430,7 +430,7 @@ def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: Gateway) -
 
 
 def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failing_hosts = {"push.example.com"}
@@ -442,7 +442,7 @@ def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
     assert gateway.events[0] == event_id
 
 
-def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: Gateway) -> None:
+def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 500
     events = [say(bob, room_id, str(number)) for number in range(60)]
@@ -454,7 +454,7 @@ def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: Gate
 
 
 def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of_a_room_are_kept(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, busy = two(server)
     quiet, calling = create_room(bob), create_room(bob)
@@ -477,7 +477,7 @@ def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of
 
 
 def test_what_calls_somebody_is_kept_rather_than_the_last_word_of_its_room(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 3)
     alice, bob = server.register("alice"), server.register("bob")

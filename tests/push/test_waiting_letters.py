@@ -15,7 +15,7 @@ from storage.maintenance.after_restore import settle_restored
 from storage.push.pushers import PusherStore
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway, settle
+from tests.helpers.push_gateway import PushGateway, settle
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
 from tests.push.test_letters import (
@@ -46,7 +46,7 @@ def read(user: User, room_id: str, event_id: str) -> None:
 def test_a_pusher_by_email_is_no_app_that_shows_a_number(
     tmp_path: Path, database: Database
 ) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = start(tmp_path, database, web=gateway)
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "hello")

@@ -18,7 +18,7 @@ URL = "https://push.example.com/_matrix/push/v1/notify"
 
 
 @dataclass(frozen=True)
-class Notified:
+class PushRequest:
     """A received request."""
 
     url: str
@@ -29,14 +29,14 @@ class Notified:
         return str(self.notification["devices"][0]["pushkey"])
 
 
-class Gateway:
+class PushGateway:
     """Stands for all push gateways. `failure` is an exception to raise or a status to answer;
     `rejected` holds pushkeys."""
 
     def __init__(self) -> None:
-        self.asked: list[Notified] = []
+        self.asked: list[PushRequest] = []
         """All requests, including failed ones."""
-        self.taken: list[Notified] = []
+        self.taken: list[PushRequest] = []
         self.failure: OutboundError | int | None = None
         self.wait: str | None = None
         """The `Retry-After` header of failures."""
@@ -47,7 +47,7 @@ class Gateway:
         self.failing_hosts: set[str] = set()
         self.rejected: set[str] = set()
         self.held: list[Deferred[None]] | None = None
-        self.answer: Callable[[Notified], bytes] = lambda _: b""
+        self.answer: Callable[[PushRequest], bytes] = lambda _: b""
 
     async def request(
         self,
@@ -62,7 +62,7 @@ class Gateway:
         only_https: bool = False,
     ) -> WebAnswer:
         assert (method, dict(headers)["Content-Type"], redirects) == ("POST", "application/json", 0)
-        notified = Notified(url, msgspec.json.decode(body)["notification"])
+        notified = PushRequest(url, msgspec.json.decode(body)["notification"])
         self.asked.append(notified)
         if self.held is not None:
             gate: Deferred[None] = Deferred()
@@ -132,7 +132,7 @@ def settle(server: TestServer) -> None:
 
 
 def start(
-    folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START
+    folder: Path, database: Database, gateway: PushGateway, seed: int = 1, now: float = START
 ) -> TestServer:
     """Start a server that pushes to the gateway."""
     server = TestServer(folder, database, seed=seed, now=now, web=gateway)
@@ -141,7 +141,7 @@ def start(
     return server
 
 
-def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
+def crash(server: TestServer, folder: Path, gateway: PushGateway, seconds: float = 0) -> TestServer:
     """Restart the server on the same database after `seconds`, without stopping the old one
     properly."""
     old = server.app
