@@ -14,8 +14,8 @@ from homeserver.services.push.decisions import PushDecisions
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherStore, Standing
-from tests.helpers.crowds import CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
+from tests.helpers.many_pushers import CROWD, room_with_pushers, shrink_batches
 from tests.helpers.push_gateway import PushGateway, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 
@@ -31,7 +31,7 @@ def gateway() -> PushGateway:
 def server(
     tmp_path: Path, sqlite_database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
-    tell_in_pieces(monkeypatch)
+    shrink_batches(monkeypatch)
     return start(tmp_path, sqlite_database, gateway)
 
 
@@ -85,7 +85,7 @@ def again(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
 def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
     server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     slow, stoppings = SlowNotes(monkeypatch), list[Deferred[None]]()
@@ -112,7 +112,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
 def test_what_comes_as_the_server_ends_is_told_by_the_next(
     server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     slow = SlowNotes(monkeypatch)
@@ -128,7 +128,7 @@ def test_what_comes_as_the_server_ends_is_told_by_the_next(
 def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_follows(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     carol = server.register("carol")
     assert carol.post(f"{V3}/join/{room_id}").status == 200
     event_id = say(bob, room_id, "hello")
@@ -148,7 +148,7 @@ def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_fo
 def test_pushes_go_though_something_more_is_always_to_be_read(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     said = list[str]()
     pushed = list[int]()
 
@@ -166,7 +166,7 @@ def test_pushes_go_though_something_more_is_always_to_be_read(
 def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     gateway.held = []
     before = say(bob, room_id, "before")
     settle(server)
@@ -263,7 +263,7 @@ class LateDecisions:
 def test_what_another_node_has_told_since_is_not_told_once_more(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     late = LateDecisions(monkeypatch)
@@ -283,7 +283,7 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what is told then would hide what its pusher has missed before."""
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     gateway.failure = 503
     first = say(bob, room_id, "hello")
     server.clock.advance(10)

@@ -19,8 +19,8 @@ from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.push.user_rules import UserRules
 from storage.engine.database import Database
 from storage.push.pushers import PusherRow
-from tests.helpers.crowds import AT_ONCE, CROWD, crowd, tell_in_pieces
 from tests.helpers.federated import create_room, say
+from tests.helpers.many_pushers import AT_ONCE, CROWD, room_with_pushers, shrink_batches
 from tests.helpers.push_gateway import PushGateway, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
@@ -37,7 +37,7 @@ def gateway() -> PushGateway:
 def server(
     tmp_path: Path, database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
-    tell_in_pieces(monkeypatch)
+    shrink_batches(monkeypatch)
     return start(tmp_path, database, gateway)
 
 
@@ -56,7 +56,7 @@ def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
 
 
 def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: PushGateway) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "hello")
     pushed = by_turn(server, lambda: len(gateway.taken))
     assert sum(pushed) == CROWD
@@ -66,7 +66,7 @@ def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: P
 def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     event_id = say(bob, room_id, "hello")
     settle(server)
     deliveries, told = server.app.pushers.deliveries, list[str]()

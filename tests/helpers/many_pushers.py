@@ -14,13 +14,13 @@ AT_ONCE: Final = 3
 CROWD: Final = 8
 
 
-def tell_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def shrink_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the batch sizes of push and of waking to `AT_ONCE`."""
     monkeypatch.setattr(stream_reader, "TOLD_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
 
 
-def crowd(server: TestServer) -> tuple[User, RoomID]:
+def room_with_pushers(server: TestServer) -> tuple[User, RoomID]:
     """Create Bob's room with `CROWD` users who have pushers. Return Bob and the room."""
     bob = server.register("bob")
     room_id = create_room(bob)
