@@ -29,7 +29,6 @@ from xdist.remote import Producer
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
-from tests.helpers.both_ways import Compared, both_ways
 from tests.helpers.databases import (
     PostgresTemplates,
     copy_sqlite,
@@ -40,6 +39,7 @@ from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 from tests.helpers.sharing import Sharing, begin_with_long
+from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
 
 settings.register_profile("untimed", settings.default, deadline=None)

@@ -10,8 +10,8 @@ import pytest
 
 from homeserver.services.streams.recent_changes import LAST_FEW
 from homeserver.services.sync import device_sections
-from tests.helpers.both_ways import Compared
 from tests.helpers.server import TestServer, User
+from tests.helpers.sync_comparison import Compared
 from tests.helpers.syncing import bodies, sync
 from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, texts
 

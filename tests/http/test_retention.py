@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database, SQLiteConfig
-from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
 from tests.helpers.room_actions import (
@@ -25,6 +24,7 @@ from tests.helpers.room_actions import (
     set_state,
 )
 from tests.helpers.server import START, TestServer, User
+from tests.helpers.sync_comparison import plain_timelines
 from tests.helpers.syncing import sync
 
 
