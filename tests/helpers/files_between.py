@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from federation.peers.wire import WireAnswer
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.server import User
 
 DOWNLOAD = "/_matrix/client/v1/media/download"

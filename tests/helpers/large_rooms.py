@@ -9,8 +9,8 @@ from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.joins.send_join_response import FEW_MEMBERS
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, membership, ok, room_path
 from tests.helpers.server import TestServer, User
 

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import create, invite, leave
 from tests.helpers.server import TestServer, User
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.handshakes import SOUTH, WEST
 from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
 from tests.helpers.network import Network, Way
+from tests.helpers.remote_membership import SOUTH, WEST
 from tests.helpers.room_actions import ok, room_path
 from tests.helpers.server import TestServer, User
 

@@ -6,9 +6,9 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.helpers.files_between import DAY, DOWNLOAD, THUMBNAIL, kept, pair, upload
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.images import picture
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import User
 

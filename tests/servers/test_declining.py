@@ -15,9 +15,9 @@ from storage.federation.pending_leaves import (
     UntoldLeaveStore,
     set_untold_leaves,
 )
-from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, get_state, invite, join, leave, membership, ok
 from tests.helpers.server import TestServer, User
 

@@ -5,8 +5,8 @@ spec: client-server-api#mforget_forced_upon_leave-capability
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
 from tests.helpers.room_actions import create, invite, membership, ok, refused, room_path
 
 

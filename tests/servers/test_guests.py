@@ -12,8 +12,8 @@ from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from homeserver.services.rooms.guest_access import GuestAccess
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via, members
 from tests.helpers.room_actions import V3, create, join, ok, set_state
 from tests.helpers.server import User
 

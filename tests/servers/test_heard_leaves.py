@@ -5,9 +5,9 @@ import pytest
 
 from federation.protocol.ids import EventID, RoomID
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import same_state
 from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.room_actions import create, get_state, membership, ok, say, set_state
 
 

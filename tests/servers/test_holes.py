@@ -9,9 +9,9 @@ import pytest
 from federation.protocol.ids import RoomID, UserID
 from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared
 from tests.helpers.federated import say as said_by
-from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
 from tests.http.sliding import SlidingClient, a_list

@@ -13,8 +13,16 @@ from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import (
+    NORTH,
+    SOUTH,
+    WEST,
+    is_known,
+    join_via,
+    members,
+    rooms_in_sync,
+)
 from tests.helpers.room_actions import V3, create, get_state, invite, ok, refused
 from tests.helpers.server import User
 

@@ -8,7 +8,8 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
 from federation.rooms.joins.invites import LOOK_EVERY, PATIENCE
-from tests.helpers.handshakes import (
+from tests.helpers.network import Fate, Network
+from tests.helpers.remote_membership import (
     NORTH,
     SOUTH,
     is_known,
@@ -17,7 +18,6 @@ from tests.helpers.handshakes import (
     members,
     rooms_in_sync,
 )
-from tests.helpers.network import Fate, Network
 from tests.helpers.room_actions import (
     V3,
     create,

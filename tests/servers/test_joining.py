@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from federation.peers.wire import WireAnswer
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.room_actions import (
     V3,
     create,

@@ -23,10 +23,10 @@ from tests.helpers.files_between import (
     pair,
     upload,
 )
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.http import Answer
 from tests.helpers.images import opened, picture
 from tests.helpers.network import Fate, Network
+from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import refused
 
 # A file of another server.

@@ -25,8 +25,8 @@ from tests.helpers.files_between import (
     pair,
     upload,
 )
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.room_actions import refused
 from tests.helpers.server import TestServer
 

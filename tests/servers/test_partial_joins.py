@@ -14,7 +14,6 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
     LAZY,
     MEMBERS,
@@ -30,6 +29,7 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.room_actions import (
     V3,
     create,

@@ -13,7 +13,6 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
 from tests.helpers.event_search import found, index
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -28,6 +27,7 @@ from tests.helpers.large_rooms import (
 )
 from tests.helpers.network import Network
 from tests.helpers.push_gateway import set_pusher
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, get_state, membership, ok, room_path, say
 from tests.helpers.server import User
 

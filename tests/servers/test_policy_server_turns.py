@@ -20,9 +20,9 @@ from tests.helpers.federated import (
     shared,
     texts,
 )
-from tests.helpers.handshakes import join_via
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, Judge, message_path, named
+from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import ok, room_path
 
 

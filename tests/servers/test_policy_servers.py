@@ -23,10 +23,10 @@ from tests.helpers.federated import (
     shared,
     texts,
 )
-from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.policy_server import SIGN, Judge, message_path, named
+from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import ok, room_path
 from tests.helpers.server import User
 

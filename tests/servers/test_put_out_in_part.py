@@ -8,7 +8,6 @@ import pytest
 
 from federation.rooms.partial_state.completion import REST_IN_VAIN
 from federation.rooms.partial_state.state_sources import LONGEST_MS
-from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -20,6 +19,7 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via, members
 from tests.helpers.room_actions import (
     V3,
     get_state,

@@ -7,8 +7,8 @@ import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
 from tests.helpers.room_actions import create, get_state, invite, ok, refused, room_path, set_state
 from tests.helpers.server import User
 from tests.helpers.spaces import hierarchy, rooms_below, summary_path

@@ -17,8 +17,8 @@ from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
-from tests.helpers.handshakes import knock_via, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import knock_via, rooms_in_sync
 from tests.helpers.room_actions import membership, ok
 from tests.helpers.server import User
 

@@ -6,7 +6,6 @@ import pytest
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.state_resolution import Conflicts
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -17,6 +16,7 @@ from tests.helpers.large_rooms import (
     same_state,
 )
 from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
 from tests.helpers.room_actions import (
     V3,
     create,
