@@ -13,7 +13,7 @@ from nio.crypto.attachments import encrypt_attachment
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from tests.helpers.files_between import DOWNLOAD, OPEN, upload
+from tests.helpers.federated_media import DOWNLOAD, OPEN, upload
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
 from tests.helpers.scanned import Held, begin_upload

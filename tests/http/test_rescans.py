@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from homeserver.cluster.jobs import Job
 from storage.media.rescans import Rescan
-from tests.helpers.files_between import DOWNLOAD, upload
+from tests.helpers.federated_media import DOWNLOAD, upload
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanned import (
     MINE,

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from homeserver.cluster.jobs import Job
 from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
 from storage.media.scans import ScanRow
-from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, upload
+from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL, upload
 from tests.helpers.scanned import (
     MINE,
     OURS,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.files_between import DOWNLOAD, PUBLIC, THUMBNAIL, upload
+from tests.helpers.federated_media import DOWNLOAD, PUBLIC, THUMBNAIL, upload
 from tests.helpers.images import picture
 from tests.helpers.linked_pages import LinkedPages
 from tests.helpers.object_store import RunningObjectStore

@@ -15,7 +15,7 @@ from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_pa
 from homeserver.services.previews.url_previews import FAILED_MS, MOST_OF_ONE
 from storage.engine.database import Database
 from tests.helpers.executors import ManualExecutor
-from tests.helpers.files_between import upload
+from tests.helpers.federated_media import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
 from tests.helpers.linked_pages import LinkedPages

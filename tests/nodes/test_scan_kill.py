@@ -12,7 +12,7 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
-from tests.helpers.files_between import DOWNLOAD
+from tests.helpers.federated_media import DOWNLOAD
 from tests.helpers.http import Answer
 from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.scanned import MINE, TEA, UPLOAD, do_jobs

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers.federated import NORTH, shared
-from tests.helpers.files_between import upload
+from tests.helpers.federated_media import upload
 from tests.helpers.network import Network
 from tests.helpers.retention import DAY
 from tests.helpers.room_actions import leave, membership, ok, put_event

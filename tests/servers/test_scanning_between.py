@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, asked, kept, pair, upload
+from tests.helpers.federated_media import (
+    DOWNLOAD,
+    THUMBNAIL,
+    media_requests,
+    pair,
+    stored_files,
+    upload,
+)
 from tests.helpers.images import picture
 from tests.helpers.network import Network
 from tests.helpers.scanned import MINE, PLUGIN, TEA, Held, administrator, begin_upload, clamd, send
@@ -45,9 +52,9 @@ def test_copies_are_scanned_here(
     for _ in range(2):
         for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):
             assert bob.get(path).errcode == "M_FORBIDDEN"
-    assert len(asked(network)) == 1  # the copy is here, and held back
+    assert len(media_requests(network)) == 1  # the copy is here, and held back
     assert bob.get(f"{DOWNLOAD}/{clean}").body == TEA
-    assert len(kept(tmp_path)) == 2
+    assert len(stored_files(tmp_path)) == 2
     info = root.get(f"/_synapse/admin/v1/media/{harmful}").json["media_info"]
     assert (info["quarantined_by"], info["scan"]["found"]) == ("scanner", EICAR_FOUND)
     (found,) = root.get("/_mahalla/admin/v1/media/harmful").json["harmful"]
@@ -90,7 +97,7 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
     Held.waiting.pop().callback(None)
     assert [each.answer.status for each in others] == [200] * 4
     assert others[0].answer.body == picture(300, 200)
-    assert (len(Held.seen), len(asked(network))) == (1, 1)
+    assert (len(Held.seen), len(media_requests(network))) == (1, 1)
     bob.server.app.media.close_workers()
 
 

@@ -31,18 +31,18 @@ def upload(user: User, body: bytes, type: str = "text/plain", query: str = "") -
     return str(answer.json["content_uri"]).removeprefix("mxc://")
 
 
-def asked(network: Network, path: str = "/media/") -> list[str]:
+def media_requests(network: Network, path: str = "/media/") -> list[str]:
     return [uri for _, _, _, uri in network.log if path in uri]
 
 
-def kept(tmp_path: Path, server: str = SOUTH) -> list[Path]:
+def stored_files(tmp_path: Path, server: str = SOUTH) -> list[Path]:
     folder = tmp_path / server / "media_store"
     return [
         path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "turn")
     ]
 
 
-def lie(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
+def forge_media(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
     """Answer media requests to any server with this function of the path. None: let the server
     answer."""
     network.liars.append(
