@@ -18,7 +18,7 @@ from urllib.parse import quote
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.rooms.rooms import RoomStore
 from tests.helpers.databases import open_inline
-from tests.helpers.kills import Caller, Where
+from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240229
@@ -47,12 +47,12 @@ class Sender(threading.Thread):
     """A user who sends one request after another, each until there is a response."""
 
     def __init__(
-        self, number: int, where: Where, token: str, user_id: str, rooms: list[str]
+        self, number: int, where: CurrentServer, token: str, user_id: str, rooms: list[str]
     ) -> None:
         super().__init__(daemon=True)
         self.number = number
         self.where = where
-        self.caller = Caller(where, token)
+        self.caller = RetryingClient(where, token)
         self.user_id = user_id
         self.rooms = rooms
         self.random = Random(f"{SEED} {number}")
@@ -173,7 +173,7 @@ def live_through_kills(files: ServerFiles) -> list[str]:
     try:
         server = files.start()
         watcher = Watcher(server.register("watcher"))
-        where = Where()
+        where = CurrentServer()
         rooms = []
         for number in range(ROOMS):
             options = {"name": f"room {number}", **OPTIONS}

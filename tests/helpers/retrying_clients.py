@@ -10,7 +10,7 @@ from tests.helpers.running import Reply, RunningServer, exchange
 
 
 @dataclass
-class Where:
+class CurrentServer:
     """The current server process, or None while none runs. Threads wait for changes of it."""
 
     server: RunningServer | None = None
@@ -46,10 +46,10 @@ class Where:
             self.changed.notify_all()
 
 
-class Caller:
+class RetryingClient:
     """A client with one persistent connection, for one thread."""
 
-    def __init__(self, where: Where, token: str) -> None:
+    def __init__(self, where: CurrentServer, token: str) -> None:
         self.token = token
         self.repeated = 0
         """The number of repeated requests."""
