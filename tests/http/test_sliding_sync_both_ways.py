@@ -22,8 +22,8 @@ from homeserver.services.sliding_sync import batches, room_entry
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
-from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.server import TestServer, User
+from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.helpers.sync_comparison import both_ways, plain_timelines
 from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say
 
@@ -388,7 +388,7 @@ class Talk(RuleBasedStateMachine):
 
 def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
     Talk.with_messages = Talk.plainly = 0
-    run_machine(Talk, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
+    run_machine(Talk, RUNS, 40, PHASES_WITHOUT_SHRINKING)
     assert Talk.with_messages > 5 * RUNS
     assert Talk.plainly > 5 * RUNS
 

@@ -24,9 +24,9 @@ from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inli
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.leave_positions import LeavePositions
-from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.network import Network
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, Ask, SlidingFollower
+from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.helpers.sync_client import WHOLE_ROOM, SyncClient
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -469,4 +469,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_towns() -> None:
-    run_machine(Towns, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
+    run_machine(Towns, RUNS, 40, PHASES_WITHOUT_SHRINKING)

@@ -9,10 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 WHERE_SHRINKING_TAKES_LONG = [Phase.explicit, Phase.reuse, Phase.generate]
 """Phases without shrinking, unless MAHALLA_SYNC_SHRINK is set."""
 if os.environ.get("MAHALLA_SYNC_SHRINK"):
-    WHERE_SHRINKING_TAKES_LONG.append(Phase.shrink)
+    PHASES_WITHOUT_SHRINKING.append(Phase.shrink)
 
 
-ANEW_EACH_TIME = settings(derandomize=False, print_blob=True)
+RANDOM_EXAMPLES = settings(derandomize=False, print_blob=True)
 """Different examples in each run, also in continuous integration, which otherwise repeats the same
 ones."""
 
