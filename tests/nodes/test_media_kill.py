@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.database import SQLiteConfig
 from storage.media.shared_contents import Role
-from tests.helpers.media_errand import MILK, MOMENTS, Errand, Opened
+from tests.helpers.media_crash_process import MILK, MOMENTS, CrashPlan, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.programs import start_program
 from tests.helpers.running import RunningServer, ServerFiles
@@ -43,10 +43,10 @@ def _killed_at(
     moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str
 ) -> None:
     """Run a media operation in a process that is killed at this moment, or at the end."""
-    errand = Errand(config, folder, bucket.config(), role, work, moment)
+    errand = CrashPlan(config, folder, bucket.config(), role, work, moment)
     with os.fdopen(os.dup(2), "wb") as errors:
         program = start_program(
-            "tests.helpers.media_errand",
+            "tests.helpers.media_crash_process",
             msgspec.json.encode(errand, enc_hook=str).decode(),
             errors=errors,
         )

@@ -1,7 +1,7 @@
 """A process that does one media operation and is killed at a chosen moment of it, or at its end.
 
-    python -m tests.helpers.media_errand '{"database": …, "moment": "when an object is written",
-    "work": "upload", …}'   # an `Errand`
+    python -m tests.helpers.media_crash_process '{"database": …, "moment": "when an object is written",
+    "work": "upload", …}'   # an `CrashPlan`
 
 If the moment is never reached, the process is killed at the end. A failure ends it with exit code
 1.
@@ -146,7 +146,7 @@ WORKS: Final[dict[str, Callable[[Opened], Coroutine[Any, Any, object]]]] = {
 }
 
 
-class Errand(msgspec.Struct, frozen=True):
+class CrashPlan(msgspec.Struct, frozen=True):
     """The operation, its database, folder and object store, and the moment (of `MOMENTS`) at which
     the process dies."""
 
@@ -164,7 +164,9 @@ def _say(failure: Failure) -> None:
 
 
 def main() -> None:
-    errand = msgspec.json.decode(sys.argv[1], type=Errand, dec_hook=lambda kind, text: kind(text))
+    errand = msgspec.json.decode(
+        sys.argv[1], type=CrashPlan, dec_hook=lambda kind, text: kind(text)
+    )
     opened = Opened(errand.database, errand.folder, errand.store, errand.role)
     opened.contents._table = opened.table
     opened.levelling._table = opened.table
