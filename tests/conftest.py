@@ -4,7 +4,7 @@
   moves only by `clock.advance`. A test that waits for ever fails.
 - With `@pytest.mark.reactor` the real reactor runs until the test is done, for at most the seconds
   of the mark (`reactor(120)`; 60 by default).
-- `tests/helpers/sharing.py` distributes the tests over several workers.
+- `tests/helpers/worker_scheduling.py` distributes the tests over several workers.
 - Hypothesis examples have no deadline: `scripts/bench` measures time.
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on
   one of them.
@@ -38,9 +38,9 @@ from tests.helpers.databases import (
 from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
-from tests.helpers.sharing import Sharing, begin_with_long
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
+from tests.helpers.worker_scheduling import WorkerScheduling, long_tests_first
 
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
@@ -68,12 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    begin_with_long(items)
+    long_tests_first(items)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
-    return Sharing(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WorkerScheduling:
+    return WorkerScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

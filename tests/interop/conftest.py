@@ -62,7 +62,7 @@ def pair(
     if python is None:
         pytest.skip(NOT_INSTALLED)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # tests/helpers/sharing.py gives all these tests to one worker
+        # tests/helpers/worker_scheduling.py gives all these tests to one worker
         (tmp_path_factory.getbasetemp().parent / "pair").touch(exist_ok=False)
     town = InteropServers(tmp_path_factory.mktemp("town"), python)
     try:

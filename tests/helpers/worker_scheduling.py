@@ -33,7 +33,7 @@ TOGETHER: Final = {"interop": True, "clients": False, "upstream": False, "layout
 file."""
 
 
-def begin_with_long(items: list[pytest.Item]) -> None:
+def long_tests_first(items: list[pytest.Item]) -> None:
     """Sort tests into the order in which they start."""
 
     def place(item: pytest.Item) -> int:
@@ -49,7 +49,7 @@ def _name(nodeid: str) -> str:
     return nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 
 
-class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+class WorkerScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Schedules tests in their order, and groups that belong together on one worker."""
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
