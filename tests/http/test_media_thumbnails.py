@@ -35,7 +35,7 @@ from storage.media.media import Content
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
-from tests.helpers.scanned import PLUGIN, Held
+from tests.helpers.media_scanning import PLUGIN, HeldVerdicts
 from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
@@ -511,9 +511,9 @@ def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Da
                 headers={"Content-Type": "image/png"},
             )
         assert _kept(tmp_path) == set()
-        Held.waiting.pop(0).callback("a worm")
+        HeldVerdicts.waiting.pop(0).callback("a worm")
         assert _kept(tmp_path) == set()
-        Held.waiting.pop(0).callback(None)
+        HeldVerdicts.waiting.pop(0).callback(None)
         assert "96x96-crop" in _kept(tmp_path)
     finally:
         alice.server.app.media.close_workers()

@@ -14,8 +14,8 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.federated_media import DOWNLOAD
 from tests.helpers.http import Answer
+from tests.helpers.media_scanning import MINE, TEA, UPLOAD, do_jobs
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.scanned import MINE, TEA, UPLOAD, do_jobs
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 from tests.helpers.server import TestServer
 

@@ -15,10 +15,10 @@ UPLOAD = "/_matrix/media/v3/upload"
 OURS = "/_mahalla/admin/v1/media"
 MINE = "/_mahalla/client/v1/media"
 TEA = b"green tea"
-PLUGIN = "plugins: [{module: tests.helpers.scanned.Held}]\n"
+PLUGIN = "plugins: [{module: tests.helpers.media_scanning.HeldVerdicts}]\n"
 
 
-class Held:
+class HeldVerdicts:
     """A plug-in that returns its verdict on a file when the test resolves it."""
 
     waiting: list["Deferred[str | None]"]
@@ -27,25 +27,30 @@ class Held:
     seen: list[bytes]
 
     def __init__(self, _config: dict[str, object]) -> None:
-        Held.waiting, Held.seen, Held.rules, Held.is_quick = [], [], "1", False
+        HeldVerdicts.waiting, HeldVerdicts.seen, HeldVerdicts.rules, HeldVerdicts.is_quick = (
+            [],
+            [],
+            "1",
+            False,
+        )
 
     @hookimpl
     def get_file_rules(self) -> str:
-        return Held.rules
+        return HeldVerdicts.rules
 
     @hookimpl
     async def check_file(self, file: FileToCheck) -> str | None:
         data = b"".join([piece async for piece in file.pieces()])
         assert len(data) == file.size
-        Held.seen.append(data)
-        if Held.is_quick:
+        HeldVerdicts.seen.append(data)
+        if HeldVerdicts.is_quick:
             return None
         said: Deferred[str | None] = Deferred()
-        Held.waiting.append(said)
+        HeldVerdicts.waiting.append(said)
         return await said
 
 
-class AtFault:
+class FailingScanner:
     """A plug-in that fails."""
 
     def __init__(self, _config: dict[str, object]) -> None:
@@ -56,7 +61,7 @@ class AtFault:
         raise RuntimeError("no")
 
 
-class Place:
+class ScanningServers:
     """Creates servers on one folder and database."""
 
     def __init__(self, folder: Path, database: Database) -> None:
