@@ -16,7 +16,7 @@ from storage.engine.prepared import Prepared
 from storage.engine.transaction import Transaction
 
 
-def note_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def record_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the plan steps of all statements of `query` and `query_in`, as the database describes
     them. On PostgreSQL, records the generic plan of `query` if there is one."""
     plans: list[str] = []
