@@ -10,6 +10,7 @@ import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
+from tests.helpers.interleaving import Interleaving
 from tests.helpers.room_actions import (
     V3,
     create,
@@ -30,7 +31,6 @@ from tests.helpers.room_actions import (
 )
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
-from tests.helpers.turns import Turns
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_repeated_request_finds_the_room_that_there_is(alice: User) -> None:
 def test_requests_at_the_same_time_make_one_room(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
-    turns = Turns()
+    turns = Interleaving()
     alice = TestServer(tmp_path, turns.open(database_config)).register("alice")
     old = old_room(alice, preset="public_chat", room_alias_name="tea")
     space = create_space(alice)

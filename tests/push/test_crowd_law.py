@@ -27,10 +27,10 @@ from storage.push.push_stream import PushStream
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
 from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, settle, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.turns import Turns
 
 V3 = "/_matrix/client/v3"
 RUNS = int(os.environ.get("MAHALLA_PUSH_RUNS", "6"))
@@ -83,7 +83,7 @@ class Town:
     def __init__(
         self,
         folder: Path,
-        turns: Turns,
+        turns: Interleaving,
         config: SQLiteConfig | PostgresConfig,
         chance: Random,
         disk: Disk,
@@ -294,7 +294,7 @@ def test_what_stays_unread_is_pushed_to_everybody(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, disk: Disk, seed: int
 ) -> None:
     chance = Random(seed)
-    turns = Turns()
+    turns = Interleaving()
     town = Town(tmp_path, turns, database_config, chance, disk)
     if seed % 2:
         town.deeds = DEEDS

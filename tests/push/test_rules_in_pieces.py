@@ -27,9 +27,9 @@ from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES
 from tests.conftest import run_coroutine
 from tests.helpers.federated import create_room, say
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.turns import Turns
 
 V3 = "/_matrix/client/v3"
 RUNS = int(os.environ.get("MAHALLA_PUSH_RUNS", "6"))
@@ -102,7 +102,7 @@ class Person:
 class Town:
     """Bob, who talks in a room of his, and others, who change their minds about it."""
 
-    def __init__(self, server: TestServer, turns: Turns, chance: Random) -> None:
+    def __init__(self, server: TestServer, turns: Interleaving, chance: Random) -> None:
         self.server, self.turns, self.chance = server, turns, chance
         self.bob = server.register("bob")
         self.room_id = create_room(self.bob)
@@ -243,7 +243,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_message_is_to_everybody_what_their_rules_said(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
-    turns, chance = Turns(), Random(seed)
+    turns, chance = Interleaving(), Random(seed)
     database = turns.open(database_config)
     town = Town(TestServer(tmp_path, database), turns, chance)
     turns.begin(chance)

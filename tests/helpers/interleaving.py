@@ -63,7 +63,7 @@ class _InterleavingExecutor:
         self._results.popleft()()
 
 
-class Turns:
+class Interleaving:
     """The executors of one database."""
 
     def __init__(self) -> None:
