@@ -18,7 +18,7 @@ from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.database import PostgresConfig
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventRow
-from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.node_pair import NodePair
 from tests.helpers.syncing import Json, Rooms, bodies, poll, sync
 
 V3 = "/_matrix/client/v3"
@@ -27,13 +27,13 @@ QUIET: Json = {"presence": {"types": []}}
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
-    made = CallingNodes(tmp_path, postgresql)
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
+    made = NodePair(tmp_path, postgresql)
     yield made
     made.close()
 
 
-def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: CallingNodes) -> None:
+def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -50,7 +50,7 @@ def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: CallingN
     assert nodes.there(alice).get(f"{V3}/rooms/{quote(other)}/messages?dir=b").status == 200
 
 
-def test_a_note_wakes_only_affected_users(nodes: CallingNodes) -> None:
+def test_a_note_wakes_only_affected_users(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -70,7 +70,7 @@ def test_a_note_wakes_only_affected_users(nodes: CallingNodes) -> None:
     )  # twenty other users would read theirs
 
 
-def test_all_users_are_woken_if_no_note_names_the_affected_ones(nodes: CallingNodes) -> None:
+def test_all_users_are_woken_if_no_note_names_the_affected_ones(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -83,7 +83,7 @@ def test_all_users_are_woken_if_no_note_names_the_affected_ones(nodes: CallingNo
     assert bodies(waiting.answer.json["rooms"]["join"][room_id]) == ["salom"]
 
 
-def test_a_change_for_very_many_users_wakes_all(nodes: CallingNodes) -> None:
+def test_a_change_for_very_many_users_wakes_all(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     ids = [rooms.create(alice, bob_here) for _ in range(3)]
@@ -97,7 +97,7 @@ def test_a_change_for_very_many_users_wakes_all(nodes: CallingNodes) -> None:
     assert waiting.done
 
 
-def test_many_writes_cost_few_notes(nodes: CallingNodes) -> None:
+def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     room_id = rooms.create(alice)
     nodes.wait()

@@ -10,7 +10,7 @@ from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.presence import HOLDS
 from homeserver.services.presence.remote_users import PresenceUpdate
 from storage.engine.database import PostgresConfig
-from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
 from tests.helpers.syncing import Rooms, poll, sync
@@ -21,19 +21,19 @@ rooms = Rooms()
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
-    made = CallingNodes(tmp_path, postgresql)
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
+    made = NodePair(tmp_path, postgresql)
     yield made
     made.close()
 
 
 @pytest.fixture
-def alice(nodes: CallingNodes) -> tuple[User, User]:
+def alice(nodes: NodePair) -> tuple[User, User]:
     return nodes.here_and_there("alice")
 
 
 @pytest.fixture
-def bob(nodes: CallingNodes, alice: tuple[User, User]) -> tuple[User, User]:
+def bob(nodes: NodePair, alice: tuple[User, User]) -> tuple[User, User]:
     bob = nodes.here_and_there("bob")
     rooms.create(alice[0], bob[0])
     nodes.wait()
@@ -59,7 +59,7 @@ def put(user: User, presence: str, **more: Any) -> None:
 
 
 def test_a_user_who_comes_and_goes_on_one_node_is_seen_on_the_other(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     waiting = poll(bob[1], sync(bob[1])["next_batch"])
     sync(alice[0])
@@ -74,7 +74,7 @@ def test_a_user_who_comes_and_goes_on_one_node_is_seen_on_the_other(
 
 
 def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(8):
         waiting = alice[0].start(
@@ -89,7 +89,7 @@ def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
 
 
 def test_activity_on_another_node_prevents_idleness(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for _ in range(18):
         waiting = alice[0].start(
@@ -103,7 +103,7 @@ def test_activity_on_another_node_prevents_idleness(
 
 
 def test_a_state_and_a_status_hold_on_all_nodes(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     for user in alice:
         sync(user)
@@ -122,7 +122,7 @@ def test_a_state_and_a_status_hold_on_all_nodes(
 
 
 async def test_the_sending_node_notifies_other_servers(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     room_id = next(iter(sync(bob[0])["rooms"]["join"]))
     await pretend_member(nodes.servers[0], room_id, f"@eve:{PEER}")
@@ -141,7 +141,7 @@ async def test_the_sending_node_notifies_other_servers(
 
 
 async def test_remote_presence_on_one_node_reaches_the_other(
-    nodes: CallingNodes, bob: tuple[User, User]
+    nodes: NodePair, bob: tuple[User, User]
 ) -> None:
     room_id = next(iter(sync(bob[0])["rooms"]["join"]))
     eve = UserID(f"@eve:{PEER}")
@@ -155,7 +155,7 @@ async def test_remote_presence_on_one_node_reaches_the_other(
 
 
 def test_a_client_that_moves_between_nodes_can_wait(
-    nodes: CallingNodes, alice: tuple[User, User], bob: tuple[User, User]
+    nodes: NodePair, alice: tuple[User, User], bob: tuple[User, User]
 ) -> None:
     sync(alice[0])
     nodes.servers[1].clock.advance(0.5)

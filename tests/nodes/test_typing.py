@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import PostgresConfig
-from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.syncing import Json, Rooms, poll, sync
@@ -23,8 +23,8 @@ QUIET: Json = {"presence": {"types": []}}
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
-    made = CallingNodes(tmp_path, postgresql)
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
+    made = NodePair(tmp_path, postgresql)
     yield made
     made.close()
 
@@ -45,7 +45,7 @@ def sliding_typing(answer: Any, room_id: str) -> Any:
 
 
 def test_typing_on_one_node_is_sent_on_the_other_in_both_kinds_of_sync(
-    nodes: CallingNodes,
+    nodes: NodePair,
 ) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
@@ -67,7 +67,7 @@ def test_typing_on_one_node_is_sent_on_the_other_in_both_kinds_of_sync(
 
 
 def test_renewed_typing_continues_and_expired_typing_ends_on_all_nodes(
-    nodes: CallingNodes,
+    nodes: NodePair,
 ) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
@@ -81,7 +81,7 @@ def test_renewed_typing_continues_and_expired_typing_ends_on_all_nodes(
     assert typing(sync(bob), room_id) is None
 
 
-def test_a_user_who_is_kicked_on_one_node_stops_typing_on_all(nodes: CallingNodes) -> None:
+def test_a_user_who_is_kicked_on_one_node_stops_typing_on_all(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     room_id = rooms.create(alice, bob_here)
@@ -99,7 +99,7 @@ def test_a_user_who_is_kicked_on_one_node_stops_typing_on_all(nodes: CallingNode
 
 @pytest.mark.parametrize("is_sliding", [False, True])
 def test_a_client_that_moves_between_nodes_does_not_get_the_same_for_ever(
-    nodes: CallingNodes, *, is_sliding: bool
+    nodes: NodePair, *, is_sliding: bool
 ) -> None:
     """A load balancer may alternate between nodes. A long poll that ends at once each time would be
     a loop."""
@@ -131,7 +131,7 @@ def test_a_client_that_moves_between_nodes_does_not_get_the_same_for_ever(
 
 
 async def test_typing_on_a_node_without_the_sender_reaches_other_servers(
-    nodes: CallingNodes,
+    nodes: NodePair,
 ) -> None:
     alice, there = nodes.here_and_there("alice")
     room_id = rooms.create(alice)
@@ -150,7 +150,7 @@ async def test_typing_on_a_node_without_the_sender_reaches_other_servers(
     assert told == [{"room_id": room_id, "user_id": alice.user_id, "typing": True}]
 
 
-def test_many_typing_users_cost_few_notes(nodes: CallingNodes) -> None:
+def test_many_typing_users_cost_few_notes(nodes: NodePair) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob_here, bob = nodes.here_and_there("bob")
     ids = [rooms.create(alice, bob_here) for _ in range(5)]
@@ -199,7 +199,7 @@ def test_a_process_notifies_another(processes: tuple[RunningServer, RunningServe
 
 @pytest.mark.parametrize("is_said", [True, False])
 def test_the_end_of_typing_reaches_a_client_that_changes_nodes_meanwhile(
-    nodes: CallingNodes, *, is_said: bool
+    nodes: NodePair, *, is_said: bool
 ) -> None:
     """The client has a position of one node that is later than the change on the other, and was not
     known there."""
@@ -242,7 +242,7 @@ def test_the_end_of_typing_reaches_a_client_that_changes_nodes_meanwhile(
 
 
 def test_a_restarted_node_sends_the_end_of_typing(
-    nodes: CallingNodes,
+    nodes: NodePair,
 ) -> None:
     """Otherwise its clients would show the user as typing for ever: the node has lost that state,
     and they have not."""
@@ -261,7 +261,7 @@ def test_a_restarted_node_sends_the_end_of_typing(
     assert typing(waiting.answer.json, room_id) == []
 
 
-def test_a_restarted_node_knows_who_types_on_another(nodes: CallingNodes) -> None:
+def test_a_restarted_node_knows_who_types_on_another(nodes: NodePair) -> None:
     alice, alice_there = nodes.here_and_there("alice")
     bob_here, _ = nodes.here_and_there("bob")
     room_id, other_id = rooms.create(alice, bob_here), rooms.create(alice, bob_here)
@@ -295,7 +295,7 @@ def test_a_restarted_node_knows_who_types_on_another(nodes: CallingNodes) -> Non
     ]
 
 
-def test_clients_of_a_dead_node_get_the_end_from_the_other(nodes: CallingNodes) -> None:
+def test_clients_of_a_dead_node_get_the_end_from_the_other(nodes: NodePair) -> None:
     """This also holds if neither node knows any more that the user was typing."""
     alice, _ = nodes.here_and_there("alice")
     bob_here, _ = nodes.here_and_there("bob")

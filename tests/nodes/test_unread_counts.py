@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.engine.database import PostgresConfig
-from tests.helpers.calling_nodes import CallingNodes
+from tests.helpers.node_pair import NodePair
 from tests.helpers.server import User
 from tests.helpers.syncing import Rooms, sync
 
@@ -14,8 +14,8 @@ rooms = Rooms()
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[CallingNodes]:
-    made = CallingNodes(tmp_path, postgresql)
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
+    made = NodePair(tmp_path, postgresql)
     yield made
     made.close()
 
@@ -26,7 +26,7 @@ def unread(user: User, room_id: str) -> int:
     return int(room["unread_notifications"]["notification_count"])
 
 
-def test_a_receipt_moved_on_another_node_does_not_reset_the_count(nodes: CallingNodes) -> None:
+def test_a_receipt_moved_on_another_node_does_not_reset_the_count(nodes: NodePair) -> None:
     """The old receipt is no longer in the database, and the new one is later than the response.
     Without either, all messages would be unread."""
     alice, alice_there = nodes.here_and_there("alice")

@@ -17,7 +17,7 @@ rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}
 """
 
 
-class CallingNodes:
+class NodePair:
     """Two nodes that share everything except their memory."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
