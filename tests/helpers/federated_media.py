@@ -45,7 +45,7 @@ def stored_files(tmp_path: Path, server: str = SOUTH) -> list[Path]:
 def forge_media(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
     """Answer media requests to any server with this function of the path. None: let the server
     answer."""
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: answer(request.uri) if "/media/" in request.uri else None
     )
 

@@ -151,7 +151,7 @@ class Node:
         )
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
+        (given,) = self.run(self.store.do_claim(requests_for(device_ids, algorithm), 1000))
         return names_of(given)
 
     def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
@@ -162,7 +162,9 @@ class Node:
     def claim_together(self, requests: Sequence[KeyOf]) -> list[list[str | None]]:
         """Claim twice, with a failing write in between, all in one batch."""
         claims = [self.store.do_claim(requests, 1000) for _ in range(2)]
-        return list(map(names_of, self.run(claims[0], self.expect_failure(requests), claims[1])[::2]))
+        return list(
+            map(names_of, self.run(claims[0], self.expect_failure(requests), claims[1])[::2])
+        )
 
     def fail_to_claim(self, requests: Sequence[KeyOf]) -> None:
         """Fail a claim, so that its write is rolled back."""
@@ -208,7 +210,7 @@ async def as_coroutine(deferred: Deferred[Any]) -> None:
     await deferred
 
 
-def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
+def requests_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
     return [(ALICE, device_id, algorithm) for device_id in device_ids]
 
 

@@ -42,7 +42,7 @@ class Network:
         self.servers: dict[str, TestServer] = {}
         self.log: list[tuple[str, str, str, str]] = []
         """(origin, destination, method, URI) of all requests, in order."""
-        self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        self.interceptors: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
         """Functions that can answer a request instead of its destination."""
         self.weather: Callable[[Transfer], Fate] = lambda _: Fate.ARRIVES
         self._folder = folder
@@ -109,7 +109,7 @@ class Network:
             seed=self._built,  # a rebuilt server must not repeat its IDs
             server_name=name,
             clock=self.clock,
-            wire=Way(self, name),
+            wire=NetworkWire(self, name),
             fetch=fetch,
             follow=follow,
             web=web,
@@ -189,13 +189,13 @@ class Network:
         answer = await self._exchange(origin, destination, request)
         if request.take is None and len(answer.body) > request.max_bytes:
             raise AnswerTooLong(destination, "the response is too long")
-        return answer if request.take is None else hand_over(destination, request, answer)
+        return answer if request.take is None else stream_body(destination, request, answer)
 
     async def _exchange(
         self, origin: str, destination: ServerName, request: WireRequest
     ) -> WireAnswer:
         self.log.append((origin, destination, request.method, request.uri))
-        for lie in self.liars:
+        for lie in self.interceptors:
             answer = lie(destination, request)
             if answer is not None:
                 return answer
@@ -274,7 +274,7 @@ class Transfer:
         self.request = request
 
 
-class Way:
+class NetworkWire:
     """The wire of one server."""
 
     def __init__(self, network: Network, origin: str) -> None:
@@ -289,7 +289,7 @@ PIECE = 1000
 """The size in bytes of the pieces of a long response."""
 
 
-def hand_over(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+def stream_body(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
     """Stream the body to the request's consumer, as a real wire does. Raises RemoteError."""
     assert request.take is not None
     try:

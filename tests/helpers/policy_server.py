@@ -18,7 +18,7 @@ KEY = SigningKey("policy_server", b"p" * 32)
 SIGN = "/_matrix/policy/v1/sign"
 
 
-class Judge:
+class PolicyServer:
     """A policy server that signs all events except spam."""
 
     def __init__(self, version: str, name: str = SOUTH) -> None:

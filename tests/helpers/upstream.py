@@ -16,7 +16,7 @@ ALICE = {
 }
 
 
-def leave(browser: Browser, client: str = CLIENT) -> str:
+def open_provider(browser: Browser, client: str = CLIENT) -> str:
     """Start a sign-in for a client; return the provider's URL to which the server redirects."""
     answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
     assert answer.status == 302, browser.words
@@ -25,7 +25,7 @@ def leave(browser: Browser, client: str = CLIENT) -> str:
 
 def sign_in(server: TestServer, provider: OpenIDProvider, browser: Browser, **claims: str) -> User:
     """Sign in with the provider and return the user."""
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, **claims}))
+    browser.open(provider.sign_in(open_provider(browser), **{**ALICE, **claims}))
     assert browser.status == 200, browser.words
     browser.send("/_mahalla/upstream/client")
     return redeem(server, browser)

@@ -19,7 +19,7 @@ from tests.helpers.databases import open_inline
 from tests.helpers.executors import PausableExecutor
 from tests.helpers.federated import set_state, shared
 from tests.helpers.network import Network
-from tests.helpers.policy_server import Judge, named
+from tests.helpers.policy_server import PolicyServer, named
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -380,8 +380,8 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
 async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Network) -> None:
     shared_room = await shared(network)
     alice, room = shared_room.alice, shared_room.room_id
-    judge = Judge("11")
-    network.liars.append(judge.answer)
+    judge = PolicyServer("11")
+    network.interceptors.append(judge.answer)
     set_state(alice, room, "m.room.policy", named())
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(9)]

@@ -21,7 +21,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer
-from tests.helpers.upstream import ALICE, CLIENT, leave, redeem, sign_in
+from tests.helpers.upstream import ALICE, CLIENT, open_provider, redeem, sign_in
 
 USER = UserID("@alice:example.org")
 GO_ON = "/_mahalla/upstream/client"
@@ -70,7 +70,7 @@ def at_the_question(
 ) -> Browser:
     """Return a browser at the page that asks whether to continue to the client."""
     browser = browser or Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE, sid="p"))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE, sid="p"))
     assert "Continue to" in browser.words
     return browser
 
@@ -133,7 +133,7 @@ def test_a_later_sign_in_with_the_same_session_name_stays(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = on_own_pages(server, provider)
-    left = leave(late := Browser(server))
+    left = open_provider(late := Browser(server))
     server.clock.advance(1)
     provider.now += 1
     tell(server, provider, sid="p", sub="1")
@@ -153,7 +153,7 @@ def test_a_browser_at_the_provider_is_refused_after_its_session_ended(
     server: TestServer, provider: OpenIDProvider, claims: dict[str, str]
 ) -> None:
     sign_in(server, provider, Browser(server))
-    places = [leave(browser := Browser(server)), leave(stranger := Browser(server))]
+    places = [open_provider(browser := Browser(server)), open_provider(stranger := Browser(server))]
     server.clock.advance(1)
     provider.now += 1
     tell(server, provider, **claims)
@@ -201,7 +201,7 @@ def test_a_name_chosen_after_the_logout_is_refused(
     further = CONFIG + "  backchannel_logout_enabled: true\n"
     server = TestServer(tmp_path, database, further, web=provider)
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), sub="1", sid="p"))
+    browser.open(provider.sign_in(open_provider(browser), sub="1", sid="p"))
     tell(server, provider, **ended)
     browser.send(NAME, username="alice")
     assert browser.status == 400
@@ -237,7 +237,7 @@ def test_a_callback_that_is_being_handled_is_refused(
     provider.change = lambda _: tell(server, provider, sid="p")
     assert not is_in(on_own_pages(server, provider))
     late = Browser(server)
-    late.open(provider.sign_in(leave(late), **ALICE, sid="p"))
+    late.open(provider.sign_in(open_provider(late), **ALICE, sid="p"))
     assert late.status == 400
     provider.change = lambda _: None
     server.clock.advance(REMEMBERED_MS / 1000 + 1)

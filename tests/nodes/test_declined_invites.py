@@ -6,7 +6,7 @@ from pathlib import Path
 from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.network import Network, Way
+from tests.helpers.network import Network, NetworkWire
 from tests.helpers.room_actions import V3, create, get_state, invite, membership, ok
 from tests.helpers.server import TestServer, User
 
@@ -39,7 +39,7 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
         seed=99,
         server_name=SOUTH,
         clock=network.clock,
-        wire=Way(network, SOUTH),
+        wire=NetworkWire(network, SOUTH),
         key=bob.server.app.federation.identity.key,
     )
     assert other.app.other_nodes is not None

@@ -7,7 +7,7 @@ from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
-from tests.helpers.network import Network, Way
+from tests.helpers.network import Network, NetworkWire
 from tests.helpers.remote_membership import SOUTH, WEST
 from tests.helpers.room_actions import ok, room_path
 from tests.helpers.server import TestServer, User
@@ -41,7 +41,7 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
         seed=99,
         server_name=SOUTH,
         clock=network.clock,
-        wire=Way(network, SOUTH),
+        wire=NetworkWire(network, SOUTH),
     )
     there = User(
         other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}

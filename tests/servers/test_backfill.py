@@ -133,7 +133,7 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     network.cut(NORTH, SOUTH)
     said = [say(room.alice, room.room_id, f"{number}") for number in range(20)]
     network.mend(NORTH, SOUTH)
-    network.liars.append(
+    network.interceptors.append(
         lambda to, request: (
             WireAnswer(200, {}, b'{"events": []}')
             if to == NORTH and "missing" in request.uri
@@ -180,7 +180,7 @@ async def test_an_invented_past_is_refused(network: Network) -> None:
             else None
         )
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
 
     assert "forged" not in texts(room.bob, room.room_id)
     assert "changed" not in texts(room.bob, room.room_id)

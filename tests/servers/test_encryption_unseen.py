@@ -27,7 +27,7 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     network.mend(NORTH, SOUTH)
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(last)])
-    network.liars.clear()
+    network.interceptors.clear()
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 

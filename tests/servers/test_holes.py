@@ -98,7 +98,7 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
     network.mend(NORTH, SOUTH)
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
-    network.liars.clear()
+    network.interceptors.clear()
     return room, since, client, list(said)
 
 
@@ -166,7 +166,7 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     for event_id in said[1:]:
         await room.north.push(SOUTH, [await room.pdu(event_id)])
-    network.liars.clear()
+    network.interceptors.clear()
     timeline = follow(room.bob, since)["rooms"]["join"][room.room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == said[2:]
     assert timeline["limited"]

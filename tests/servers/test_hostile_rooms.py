@@ -129,7 +129,7 @@ async def test_no_local_user_authorises_a_join_without_being_asked(network: Netw
         name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
     }
     lie = WireAnswer(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
-    network.liars.append(lambda _, request: lie if "/make_join/" in request.uri else None)
+    network.interceptors.append(lambda _, request: lie if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
         await bob.server.app.rooms.elsewhere.memberships.join_vouched_for(

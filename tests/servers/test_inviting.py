@@ -272,7 +272,7 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
         asked.append(request.method)
         return WireAnswer(status, {}, b"")
 
-    network.liars.append(answer)
+    network.interceptors.append(answer)
     say(alice, shared, "is anybody there?")
     while (
         network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH))

@@ -380,7 +380,9 @@ def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     unknown = WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
-    network.liars.append(lambda _, request: unknown if "/v2/send_join/" in request.uri else None)
+    network.interceptors.append(
+        lambda _, request: unknown if "/v2/send_join/" in request.uri else None
+    )
 
     assert ok(join_via(bob, room_id, NORTH)) == {"room_id": room_id}
 

@@ -20,12 +20,12 @@ def go_away(network: Network, how: str) -> None:
         network.cut(NORTH, SOUTH)
     else:
         away = WireAnswer(502, {}, b"Bad Gateway")
-        network.liars.append(lambda destination, _: away if destination == SOUTH else None)
+        network.interceptors.append(lambda destination, _: away if destination == SOUTH else None)
 
 
 def come_back(network: Network) -> None:
     network.mend(NORTH, SOUTH)
-    network.liars.clear()
+    network.interceptors.clear()
 
 
 def pass_time(network: Network, seconds: int) -> None:

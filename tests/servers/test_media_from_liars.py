@@ -81,7 +81,7 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
     for number, part in enumerate(
         (b"Location: https://cdn/x\r\n\r\n", b"Location: https://cdn/x\r\n\r\n\r\n")
     ):
-        network.liars.clear()
+        network.interceptors.clear()
         body = multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--")
         forge_media(network, lambda _, body=body: body)  # type: ignore[misc]
         answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc{number}")
@@ -140,7 +140,7 @@ def test_what_is_no_proper_answer_is_not_kept(network: Network, tmp_path: Path, 
     forge_media(network, lambda _: BAD_ANSWERS[name]())
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/abc")) == (502, "M_UNKNOWN")
     assert stored_files(tmp_path) == []
-    network.liars.clear()
+    network.interceptors.clear()
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/another")) == (404, "M_NOT_FOUND")
 
 

@@ -47,7 +47,7 @@ def be_silent(network: Network, names: Sequence[str]) -> None:
         is_lost = letter.destination in names and "/state" in letter.request.uri
         return Fate.IS_NOT_ANSWERED if is_lost else Fate.ARRIVES
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     network.weather = weather
 
 
@@ -254,7 +254,7 @@ def without_the_gap(network: Network, name: str) -> None:
             return WireAnswer(200, {}, b'{"events":[]}')
         return None
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
 
 
 async def insiders(
@@ -329,7 +329,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     network.weather = weather
     (_, middling), (_, longest) = STATES_AT_ONCE
     assert middling < longest

@@ -352,13 +352,13 @@ async def test_completion_respects_retry_after(
         asked.append(network.clock.seconds() - begun)
         return WireAnswer(429, {"retry-after": "600"}, b"{}")
 
-    network.liars.append(be_busy)
+    network.interceptors.append(be_busy)
     ok(join_via(bob, room_id, NORTH))
     complete(network)
     for _ in range(58):
         network.clock.advance(10)
     assert len(asked) == 1
-    network.liars.clear()
+    network.interceptors.clear()
     for _ in range(60):
         network.clock.advance(10)
     network.settle()

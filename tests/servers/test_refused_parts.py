@@ -31,7 +31,7 @@ class Reader:
         self.refuses = refuses
         self.status = status
         self.seen: list[bytes] = []
-        network.liars.append(self._answer)
+        network.interceptors.append(self._answer)
 
     def _answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination != SOUTH or not request.uri.startswith(SEND):

@@ -110,7 +110,7 @@ async def test_a_past_that_no_server_has_does_not_block_restoring(
             refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
         )
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     await room.south.federation.receiver.receive(room.room_id, [lost.pdu])
     last = say(room.bob, room.room_id, "after")
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)])

@@ -40,7 +40,7 @@ class South:
         self._chance = chance
         self._contents: dict[str, bytes] = {}
         self.calm()
-        network.liars.append(self._answer)
+        network.interceptors.append(self._answer)
         network.weather = self._fate
 
     def calm(self) -> None:

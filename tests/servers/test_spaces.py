@@ -112,12 +112,12 @@ def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: 
     def lie(_: ServerName, request: WireRequest) -> WireAnswer | None:
         return WireAnswer(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     while answers:
         assert rooms_below(bob, root) == [root]
         network.clock.advance(301)
         answers.pop()
-    network.liars.clear()
+    network.interceptors.clear()
     assert rooms_below(bob, root) == [root, far]
 
 

@@ -242,7 +242,7 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
             )
         return None
 
-    network.liars.append(agree)
+    network.interceptors.append(agree)
     ok(membership(alice, room_id, "leave"))
     assert inviters(alice, room_id) == []
     asked = [to for origin, to, _, uri in network.log if origin == NORTH and "/send_leave/" in uri]

@@ -132,7 +132,7 @@ async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
             )
         return None
 
-    network.liars.append(old)
+    network.interceptors.append(old)
     answer = membership(bob, room_id, "invite", alice)
     assert len([uri for _, to, _, uri in network.log if to == NORTH and "/invite/" in uri]) == asked
     assert answer.status == (200 if asked == 2 else 404)

@@ -17,8 +17,8 @@ from storage.media.object_store import ObjectStore, ObjectStoreFailed, Progress
 from storage.media.objects import MediaObjectStore
 from storage.media.s3 import PART_BYTES
 from storage.media.shared_contents import WHOLE_BYTES, WRITING_SECONDS
-from tests.helpers.content_nodes import Cut, Node
 from tests.helpers.executors import ManualExecutor
+from tests.helpers.media_nodes import Node, UnreliableStore
 from tests.helpers.object_store import Bucket
 
 TEA = b"green tea"
@@ -115,7 +115,7 @@ async def test_clients_may_be_redirected_to_the_store(
 async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(sqlite_database, tmp_path, store)
     store.is_cut = True
     with pytest.raises(ObjectStoreFailed):
@@ -131,7 +131,7 @@ async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
 async def test_a_second_copy_is_written_later(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(database, tmp_path, store, "second_copy")
     store.is_cut = True
     digest = await node.upload(TEA)

@@ -22,7 +22,7 @@ from storage.media.shared_contents import Role, SharedContents
 from tests.helpers.object_store import Bucket
 
 
-class Cut:
+class UnreliableStore:
     """An object store that can be unreachable; each call can also fail once."""
 
     def __init__(self, store: ObjectStore) -> None:
@@ -113,7 +113,7 @@ class Node:
         return list((self.folder / "incoming").iterdir())
 
 
-class Threads:
+class HangingThreads:
     """Runs each call in a thread of its own and waits until the call ends or hangs."""
 
     def __init__(self) -> None:
@@ -152,10 +152,10 @@ class Threads:
             self._calls.pop(0)()
 
 
-class Hanging:
+class HangingStore:
     """An object store whose calls hang on demand."""
 
-    def __init__(self, store: ObjectStore, threads: Threads) -> None:
+    def __init__(self, store: ObjectStore, threads: HangingThreads) -> None:
         self.is_hanging = False
         self._store = store
         self._threads = threads
@@ -171,7 +171,9 @@ class Hanging:
         return call
 
 
-def hanging_node(database: Database, folder: Path, bucket: Bucket) -> tuple[Node, Hanging, Threads]:
-    threads = Threads()
-    store = Hanging(bucket.open(), threads)
+def hanging_node(
+    database: Database, folder: Path, bucket: Bucket
+) -> tuple[Node, HangingStore, HangingThreads]:
+    threads = HangingThreads()
+    store = HangingStore(bucket.open(), threads)
     return Node(database, folder, cast(ObjectStore, store), executor=threads), store, threads
