@@ -42,7 +42,7 @@ class Bytes:
 class Person:
     """A signed-in user of one of the servers."""
 
-    def __init__(self, server: "Side", signed_in: Mapping[str, Any]) -> None:
+    def __init__(self, server: "InteropServer", signed_in: Mapping[str, Any]) -> None:
         """`signed_in`: the server's response to registration or login."""
         self.server = server
         self.user_id = str(signed_in["user_id"])

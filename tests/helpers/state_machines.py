@@ -6,7 +6,7 @@ from collections.abc import Collection
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-WHERE_SHRINKING_TAKES_LONG = [Phase.explicit, Phase.reuse, Phase.generate]
+PHASES_WITHOUT_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]
 """Phases without shrinking, unless MAHALLA_SYNC_SHRINK is set."""
 if os.environ.get("MAHALLA_SYNC_SHRINK"):
     PHASES_WITHOUT_SHRINKING.append(Phase.shrink)

@@ -261,8 +261,8 @@ def test_application_passwords_work_without_local_passwords(
     assert login(closed, password).status == 200
     assert login(closed, "wonderland").errcode == "M_FORBIDDEN"
 
-    told = "application_passwords: {in_login_flows: true}\n"
-    naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + audit_records, seed=3)
+    options = "application_passwords: {in_login_flows: true}\n"
+    naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + options, seed=3)
     assert naming.get("/_matrix/client/v3/login").json["flows"] == [{"type": "m.login.password"}]
 
     off = "application_passwords: {enabled: false, in_login_flows: true}\n"

@@ -359,13 +359,15 @@ def test_capabilities_of_an_oauth_session(
     app = Program(server).sign_in(Browser(server))
     names = ("m.change_password", "m.3pid_changes", "m.get_login_token", "m.set_displayname")
 
-    def audit_records(user: User) -> dict[str, bool]:
+    def enabled_capabilities(user: User) -> dict[str, bool]:
         capabilities = user.get("/_matrix/client/v3/capabilities").json["capabilities"]
         return {name: capabilities[name]["enabled"] for name in names}
 
-    assert audit_records(app) == dict(zip(names, (False, False, not confirmed, True), strict=True))
-    assert audit_records(older)["m.change_password"]
-    assert audit_records(older)["m.get_login_token"]
+    assert enabled_capabilities(app) == dict(
+        zip(names, (False, False, not confirmed, True), strict=True)
+    )
+    assert enabled_capabilities(older)["m.change_password"]
+    assert enabled_capabilities(older)["m.get_login_token"]
     assert (app.post("/_matrix/client/v1/login/get_token", {}).status == 200) is not confirmed
     assert (
         app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status

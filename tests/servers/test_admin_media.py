@@ -473,7 +473,7 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
     assert set(
         root.post(f"{OURS}/delete", {**mine, "quarantined": True}).json["media"]
     ) == _addresses(chosen, "held")
-    stored_files = {"old", "old_long", "new", "shared"}
+    remaining = {"old", "old_long", "new", "shared"}
     assert set(
         root.post(f"{OURS}/protect", {"room_id": chosen["room"]}).json["media"]
     ) == _addresses(chosen, "old", "new", "shared")
@@ -487,7 +487,7 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
     left = root.post(f"{OURS}/delete", {**mine, "protected": True}).json
     assert set(left["media"]) == _addresses(chosen, "safe", "new", "shared")
     assert {
-        each for each in stored_files if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200
+        each for each in remaining if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200
     } == {"old"}
 
 

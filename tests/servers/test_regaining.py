@@ -71,15 +71,15 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
     network.start_sending()
     south = [say(room.bob, room.room_id, text) for text in ("before", "away", "back", "kept")]
     pass_on(network)
-    ok(talk.redact(room.bob, room.room_id, south[0], reason="first"))
+    ok(room_actions.redact(room.bob, room.room_id, south[0], reason="first"))
     pass_on(network)
     await forget(network, room)
-    ok(talk.redact(room.bob, room.room_id, south[1], reason="second"))
+    ok(room_actions.redact(room.bob, room.room_id, south[1], reason="second"))
     come_back(network, room)
-    ok(talk.redact(room.bob, room.room_id, south[2], reason="third"))
+    ok(room_actions.redact(room.bob, room.room_id, south[2], reason="third"))
     pass_on(network)
     assert texts(room.alice, room.room_id) == ["kept", "", "", ""]
-    chunk = talk.messages(room.alice, room.room_id, limit=100)["chunk"]
+    chunk = room_actions.messages(room.alice, room.room_id, limit=100)["chunk"]
     reasons = {
         event["event_id"]: event["unsigned"]["redacted_because"]["content"]["reason"]
         for event in chunk

@@ -168,7 +168,7 @@ async def test_a_redaction_by_a_remote_moderator_stays(network: Network) -> None
     users = {**levels["users"], room.alice.user_id: 100, room.bob.user_id: 50}
     set_state(room.alice, room.room_id, "m.room.power_levels", {**levels, "users": users})
     network.settle()
-    ok(talk.redact(room.bob, room.room_id, mine, reason="rude"))
+    ok(room_actions.redact(room.bob, room.room_id, mine, reason="rude"))
     for text in ("gone", "newest"):
         say(room.bob, room.room_id, text)
     network.settle()
