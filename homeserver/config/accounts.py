@@ -98,7 +98,7 @@ class RegistrationOptions:
     )
     registration_shared_secret: Secret | None = option(
         None,
-        "Whoever knows this secret may make any account, administrators too, even while "
+        "A program that knows this secret may make any account, administrators too, even while "
         "registration is closed.",
     )
     allow_guest_access: bool = option(
@@ -138,7 +138,7 @@ class PasswordPolicyOptions:
     )
     minimum_length: int = option(8, "The fewest characters.", minimum=0, maximum=512)
     require_digit: bool = option(False, "Requires a digit.")
-    require_symbol: bool = option(False, "Requires a character that is neither letter nor digit.")
+    require_symbol: bool = option(False, "Requires a character that is not alphanumeric.")
     require_lowercase: bool = option(False, "Requires a lowercase letter.")
     require_uppercase: bool = option(False, "Requires an uppercase letter.")
 
@@ -227,7 +227,7 @@ class ApplicationPasswordsOptions:
     enabled: bool = option(
         True,
         "Lets people make them, and programs sign in with them: bots and old clients that know "
-        "only passwords, for accounts that use an identity provider. Whoever has one signs in "
+        "only passwords, for accounts that use an identity provider. Its holder signs in "
         "without that provider.",
     )
     in_login_flows: bool = option(

@@ -225,7 +225,7 @@ class Limits:
     rc_device_changes: RateLimit = limit(
         0.2,
         100,
-        "Changes of one user's devices that everybody who shares a room is told about: identity "
+        "Changes of one user's devices that are sent to everybody who shares a room: identity "
         "keys, signatures, names, dehydrated devices.",
     )
     rc_to_device_strangers: RateLimit = limit(

@@ -100,7 +100,7 @@ class FederationMemberListOptions:
     path: Path | None = option(None, "Or the file with it.")
     verify_keys: tuple[str, ...] = option(
         (),
-        "The Ed25519 keys that sign it, in base64. Whoever holds one of them may sign.",
+        "The Ed25519 keys that sign it, in base64. A holder of one of them may sign.",
         example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
     )
     authorities: tuple[Path, ...] = option(

@@ -88,7 +88,7 @@ class SMSGatewayOptions:
         {"to": "+{number}", "from": "{sender}", "text": "{text}"},
         "The body. `{number}` stands for the digits of the number, beginning with the country "
         "code, `{text}` for the message, `{sender}` for `sender`, `{id}` for a new text of 24 "
-        "letters.",
+        "characters.",
         example=(
             '{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": '
             '{"text": "{text}"}}}]}'

@@ -119,7 +119,7 @@ class Waiting(msgspec.Struct, frozen=True):
     redactions: Mapping[str, list[int]]
     """Numbers of the redactions by the id of their target."""
     backward: frozenset[str]
-    """Those of the events that stored events of the room name as `prev_events`."""
+    """The ids of the events that stored events of the room name as `prev_events`."""
 
 
 class LostContent(msgspec.Struct, frozen=True):

@@ -42,7 +42,7 @@ class DestinationRow(msgspec.Struct, frozen=True):
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """Where a server's backlog begins: by room, and by user whose devices changed."""
+    """The beginning of a server's backlog: by room, and by user whose devices changed."""
 
     rooms: dict[int, int] = msgspec.field(default_factory=dict)
     users: dict[str, int] = msgspec.field(default_factory=dict)

@@ -37,7 +37,7 @@ class Tally(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """Those of some contents that are in no object."""
+    """Contents that are in no object."""
 
     found: Sequence[tuple[bytes, int]]
     """Hashes and sizes, in order."""

@@ -46,7 +46,7 @@ PART: Final = 2 * MOST
 
 
 class Role(IntEnum):
-    """How an event refers to a file."""
+    """The kind of an event's reference to a file."""
 
     SHOWN = 0
     MEMBER = 1

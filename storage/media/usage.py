@@ -33,7 +33,7 @@ class ServerUsage(msgspec.Struct, frozen=True):
     contents: Amount
     """The stored contents: equal bytes count once."""
     objects: Amount
-    """Those of the contents that are in the object store."""
+    """The part of the contents that is in the object store."""
     quarantined: int
     rooms: Sequence[tuple[str, Amount]]
     """The rooms whose events refer to most bytes, largest first."""

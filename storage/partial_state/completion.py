@@ -86,7 +86,7 @@ class Completed(msgspec.Struct, frozen=True):
     redactions: Sequence[tuple[int, Redaction]] = ()
     """Redactions of these events, by number of the redaction."""
     news: Sequence[LateNews] = ()
-    """Those of the events that no client has received, in order of arrival."""
+    """The events that no client has received, in order of arrival."""
 
 
 class StateCompletion:

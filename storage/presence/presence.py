@@ -9,13 +9,13 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-UNTOLD: Final = 0
+NOT_SENT: Final = 0
 """The position of a state that has not been sent yet."""
 
 
 class PresenceRow(msgspec.Struct, frozen=True):
     """The presence of a user. `state` is online, unavailable or offline. The position is from the
-    ephemeral counter, or UNTOLD. The time is in milliseconds since 1970."""
+    ephemeral counter, or `NOT_SENT`. The time is in milliseconds since 1970."""
 
     user_id: str
     state: str
@@ -58,7 +58,7 @@ class PresenceStore:
             rows = txn.query(
                 f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline'"
                 " ORDER BY position DESC LIMIT ?",
-                (after, UNTOLD, limit),
+                (after, NOT_SENT, limit),
             )
             return [PresenceRow(*row) for row in rows]
 

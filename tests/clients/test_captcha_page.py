@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
         "recaptcha_script": CAPTCHA,
         "recaptcha_sources": ["https://captcha.example/"],
         "plugins": [
-            {"module": "docs.examples.plugins.own_riddles.OwnRiddles", "config": {"key": KEY}}
+            {"module": "docs.examples.plugins.own_captcha.OwnCaptcha", "config": {"key": KEY}}
         ],
     }
     database = SQLiteConfig(str(folder / "homeserver.db"))

@@ -77,7 +77,7 @@ def act(user: User, room_id: str, action: str, **content: Any) -> None:
 
 
 def texts(room: dict[str, Any]) -> list[str]:
-    """What was said."""
+    """The texts of the messages in the timeline."""
     return [
         event["content"]["body"]
         for event in room.get("timeline", [])
@@ -86,5 +86,5 @@ def texts(room: dict[str, Any]) -> list[str]:
 
 
 def state_of(room: dict[str, Any]) -> set[tuple[str, str]]:
-    """The keys of the state that was told."""
+    """The keys of the state that was sent."""
     return {(event["type"], event["state_key"]) for event in room.get("required_state", [])}

@@ -130,7 +130,7 @@ def test_malformed_solutions_are_not_sent_to_the_service(
         b'{"success": false, "error-codes": ["invalid-input-secret"]}',
     ],
 )
-def test_nobody_passes_while_the_service_does_not_confirm(
+def test_a_solution_is_refused_while_the_service_cannot_confirm_it(
     guarded: TestServer, service: CaptchaService, answer: Any
 ) -> None:
     service.answer = answer

@@ -381,7 +381,7 @@ def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database) -> No
     )
 
 
-def test_it_is_told(server: TestServer, alice: User) -> None:
+def test_support_and_limits_are_published(server: TestServer, alice: User) -> None:
     assert (
         ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc4140"]
         is True
@@ -439,7 +439,7 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
 
 @pytest.mark.parametrize("first", ["request", "timer"])
 @pytest.mark.parametrize("is_allowed", [True, False])
-def test_who_asks_while_it_is_being_sent_hears_what_becomes_of_it(
+def test_a_request_during_the_sending_gets_its_outcome(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, first: str, is_allowed: bool
 ) -> None:
     writer = PausableExecutor()

@@ -1,5 +1,5 @@
-"""What an erased user sent: whole for who was there, without content for who comes later, by every
-way to read a room.
+"""Events of an erased user: complete for those who were in the room, without content for those who
+join later, by every way to read a room.
 
 spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
 """
@@ -204,8 +204,7 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
 def test_what_an_erased_user_kept_is_gone_from_memory_too(
     tmp_path: Path, database: Database
 ) -> None:
-    """Each time that the account is erased: that it was before is nothing new to whoever hears of
-    it."""
+    """Caches are invalidated at each erasure, even if the account was erased before."""
     server = TestServer(tmp_path, database)
     ignored, kept = server.app.rooms.ignored, server.app.rooms.sliding.beside.account_data
     erin, store = server.register("erin").user_id, AccountDataStore(database)

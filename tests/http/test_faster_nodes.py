@@ -34,7 +34,7 @@ def test_another_node_may_be_faster_many_times(
     assert put_event(alice, room, "m.room.message", TEXT).status == 200
 
 
-def test_who_is_outrun_for_good_is_told_to_come_again(
+def test_a_send_that_is_always_outrun_is_refused_and_can_be_retried(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no bug: nothing stands in the log as one, and what is sent again is there once."""

@@ -1,5 +1,5 @@
-"""Who has left a room, or was put out, reads its state as it was then, whatever becomes of their
-membership later, and however they read it.
+"""A former member reads the state of the room as it was when they left, whatever their membership
+becomes later, and by every endpoint.
 
 spec: client-server-api#room-history-visibility
 """
@@ -61,7 +61,7 @@ LATER = (
     be_banned,
     be_banned_and_let_off,
 )
-"""What may become of the membership of who is not in a room any more."""
+"""Later changes to the membership of a former member."""
 
 
 class Room:
@@ -281,7 +281,7 @@ def test_what_was_before_a_visible_event_is_told_to_who_may_see_it(server: TestS
     assert former(carol, opened) is None, "from before she came"
 
 
-def test_who_was_never_in_a_room_is_told_their_membership_alone(server: TestServer) -> None:
+def test_a_user_who_never_joined_sees_only_their_own_membership(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="private_chat", name="SECRET")
     since = sync(bob)["next_batch"]

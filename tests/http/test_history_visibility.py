@@ -38,7 +38,7 @@ IN_THE_ROOM = {
     "invited": {INVITED, JOINED},
     "joined": {JOINED},
 }
-"""What bob may see while he is in the room for the first time."""
+"""The messages that bob may see while he is in the room for the first time."""
 LEFT = {
     "world_readable": {BEFORE, INVITED, JOINED, GONE},
     "shared": {BEFORE, INVITED, JOINED},
@@ -234,7 +234,7 @@ WAYS: tuple[Callable[[Life], set[str]], ...] = (
     by_room_initial_sync,
     by_initial_sync,
 )
-"""How a room is read by who may look into it."""
+"""Ways to read a room without being in it."""
 
 
 def by_sync(life: Life) -> set[str]:
@@ -251,7 +251,7 @@ def by_sliding_sync(life: Life) -> set[str]:
 
 
 OF_ONES_OWN: tuple[Callable[[Life], set[str]], ...] = (by_sync, by_sliding_sync)
-"""How rooms are told of to who is in them."""
+"""Ways to read a room as its member."""
 
 
 def found(life: Life, ask: Callable[[str], int]) -> set[str]:

@@ -36,7 +36,7 @@ def file_of(data: bytes, piece: int = 65536) -> FileToCheck:
 
 
 def result(work: Coroutine[Any, Any, T]) -> T:
-    """What is done at once. Raises what it raises."""
+    """Return the result of work that ends at once. Raises what it raises."""
     outcome: list[T | Failure] = []
     Deferred.fromCoroutine(work).addBoth(outcome.append)
     (found,) = outcome
@@ -54,12 +54,12 @@ async def _version(scanner: Scanner) -> str:
 
 
 def scan(scanner: Scanner, data: bytes) -> Finding | None:
-    """What it says of a file."""
+    """Return the scanner's finding for a file."""
     return result(_scan(scanner, data))
 
 
 def version(scanner: Scanner) -> str:
-    """What it says of itself."""
+    """Return the scanner's version."""
     return result(_version(scanner))
 
 
@@ -92,7 +92,7 @@ def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
 
 
 class Talk:
-    """What a server has heard, and what it says."""
+    """The server's side of a connection: the bytes it received, and its answers."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -266,7 +266,7 @@ def test_a_server_that_is_silent() -> None:
         waiting.set()
 
 
-def test_nobody_is_there() -> None:
+def test_an_unreachable_scanner_is_reported_as_away() -> None:
     scanner = ICAP(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
     for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
         with pytest.raises(ScannerAway):
@@ -274,7 +274,7 @@ def test_nobody_is_there() -> None:
 
 
 def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
-    """More than sockets hold: whoever only sent, or only read, would wait for ever."""
+    """More than sockets hold: a client that only sent, or only read, would wait for ever."""
     data = bytes(range(256)) * (6 << 12)
 
     def script(talk: Talk) -> None:

@@ -1,5 +1,5 @@
-"""Whoever reads more threads of a room than receipts are kept for is not told anew of those that
-they read first."""
+"""A user who reads more threads of a room than receipts are stored for does not get the threads
+that they read first as unread again."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Reader:
         return {thread: number for thread, number in found.items() if number}
 
     def forget_counts(self) -> None:
-        """What was counted is counted anew."""
+        """Drop the cached counts, so that they are counted again."""
         self.server.app.rooms.unread._drop_counts()
 
 
@@ -89,7 +89,7 @@ def test_what_was_read_first_stays_read(reader: Reader, kind: str) -> None:
     assert reader.unread() == {reader.roots[7]: 1}
 
 
-def test_whoever_goes_back_to_an_old_one_loses_nothing(reader: Reader) -> None:
+def test_reading_an_old_thread_again_keeps_all_others_read(reader: Reader) -> None:
     """In whatever order they are read."""
     reader.read(reader.main, "main")
     reader.read_threads((5, 4, 6, 3, 1, 2, 7, 0, 1))

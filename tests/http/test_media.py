@@ -164,7 +164,7 @@ def test_only_harmless_types_are_shown(
         ("video/webm", b"<?xml version='1.0'?><a/>", None),
     ],
 )
-def test_a_type_that_is_obviously_wrong_is_not_told(
+def test_an_obviously_wrong_content_type_is_not_served(
     alice: User, claimed: str, body: bytes, type: str | None
 ) -> None:
     got = alice.get(DOWNLOAD + _upload(alice, body, claimed))
@@ -204,7 +204,7 @@ def test_a_name_that_is_too_long(alice: User) -> None:
     "path",
     ["/_matrix/client/v1/media/config", "/_matrix/media/v3/config", "/_matrix/media/r0/config"],
 )
-def test_the_largest_size_is_told(alice: User, path: str) -> None:
+def test_the_largest_upload_size_is_published(alice: User, path: str) -> None:
     assert alice.get(path).json == {"m.upload.size": 50 * 1024 * 1024}
 
 
@@ -273,7 +273,7 @@ def test_a_server_name_that_is_none(alice: User) -> None:
     assert alice.get(DOWNLOAD + "..%2Fx/abc").errcode == "M_INVALID_PARAM"
 
 
-def test_since_the_freeze_nobody_sees_files_without_a_token(
+def test_frozen_media_endpoints_serve_no_files_without_a_token(
     server: TestServer, alice: User
 ) -> None:
     file = _upload(alice, b"x")
@@ -383,7 +383,7 @@ def test_somebody_else_does_not_fill_it(alice: User, bob: User) -> None:
 
 
 @pytest.mark.parametrize("file", ["example.org/unknown", "remote.example/abc"])
-def test_an_address_that_nobody_reserved(alice: User, file: str) -> None:
+def test_an_upload_to_an_unreserved_address_is_not_found(alice: User, file: str) -> None:
     answer = _send(alice, "PUT", f"{UPLOAD}/{file}", b"x")
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 

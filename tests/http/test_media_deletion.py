@@ -177,7 +177,7 @@ def test_an_edit_of_somebody_else_is_a_message_of_theirs(
     assert _wait(server) == 1
 
 
-def test_the_grace_begins_anew_with_a_new_reference(server: TestServer, alice: User) -> None:
+def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: User) -> None:
     room_id, file = _room(alice), _upload(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     assert _wait(server, GRACE - 120) == 0
@@ -363,7 +363,7 @@ def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: 
     assert _contents(tmp_path) == 1
 
 
-# A model: random histories, and who refers to what counted anew.
+# A model: random histories, and references counted from scratch.
 
 
 @dataclass
@@ -421,7 +421,7 @@ def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[Us
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_exactly_those_files_go_to_which_nobody_refers(
+def test_exactly_the_unreferenced_files_are_deleted(
     town: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
 ) -> None:
     server, users, room_id = town

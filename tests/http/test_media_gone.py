@@ -16,7 +16,7 @@ SWEEPS_WITHIN = 3700.0
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What the log says of it; a traceback stands for itself."""
+    """The log lines of warnings and errors; a traceback is logged as "traceback"."""
     found: list[str] = []
 
     @provider(ILogObserver)

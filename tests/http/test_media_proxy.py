@@ -327,7 +327,8 @@ def test_a_file_that_only_the_scanner_api_looks_into(
 
 
 def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
-    """Who has much looked into keeps neither new files waiting, nor others who ask for the same."""
+    """A user with many requests delays neither new files nor other users who ask for the same
+    files."""
     bob, carol = held.server.register("bob"), held.server.register("carol")
     HeldVerdicts.is_quick = True
     mine, theirs = (

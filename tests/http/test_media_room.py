@@ -75,7 +75,7 @@ def test_with_too_little_room_thumbnails_are_given_out_and_not_kept(
 
 
 @pytest.mark.parametrize("body", [b"short", LONG])
-def test_a_full_disk_is_told_clearly(
+def test_a_full_disk_is_reported_clearly(
     alice: User, tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_handle: int, _data: object) -> int:
@@ -113,7 +113,7 @@ def test_without_the_object_store_files_cannot_be_had(
     assert alice.get(DOWNLOAD + address).status == 503
 
 
-def test_a_store_that_never_answers_is_told_in_time(
+def test_a_store_that_never_answers_is_reported_in_time(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     with hanging_object_store() as address:

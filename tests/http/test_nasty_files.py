@@ -149,7 +149,7 @@ def _peak_of_children() -> int:
 
 
 def _forget_peak() -> None:
-    """Begin anew with what `_memory("VmHWM")` says."""
+    """Reset the peak that `_memory("VmHWM")` returns."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,4 +1,4 @@
-"""Whatever anybody says in a room, in words that everyone knows, makes nobody fail who reads it.
+"""Odd values in events of well-known types make no reader fail.
 
 Clients, and other servers, may put anything into events: here each member of well-known events,
 account data and profiles is once each of some odd values. Afterwards the rooms are read in every
@@ -242,7 +242,9 @@ def read_everything(user: User, room_id: str, events: list[str]) -> Iterator[tup
         yield path, user.post(path, body)
 
 
-def test_nobody_fails_over_what_others_say(tmp_path: Path, postgres_database: Database) -> None:
+def test_odd_events_of_others_make_no_reader_fail(
+    tmp_path: Path, postgres_database: Database
+) -> None:
     server = TestServer(tmp_path, postgres_database)
     alice, bob = Speaker(server), server.register("bob")
     join(bob, alice.room_id)
@@ -263,7 +265,7 @@ def test_nobody_fails_over_what_others_say(tmp_path: Path, postgres_database: Da
         assert answer.status == 200, (path, answer.body[:500])
 
 
-def test_nobody_fails_over_what_they_keep_themselves(
+def test_own_odd_account_data_makes_no_reader_fail(
     tmp_path: Path, postgres_database: Database
 ) -> None:
     server = TestServer(tmp_path, postgres_database)

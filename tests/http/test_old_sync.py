@@ -221,7 +221,7 @@ def test_much_news_comes_in_parts(tmp_path: Path, database: Database) -> None:
     assert (heard, sizes) == (said, [MAX_EVENTS, MAX_EVENTS, 30])
 
 
-def test_receipts_and_typing_are_told(alice: User, bob: User) -> None:
+def test_receipts_and_typing_are_sent(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     event_id = say(alice, room, "salom")
@@ -241,7 +241,7 @@ def test_receipts_and_typing_are_told(alice: User, bob: User) -> None:
     assert list(receipt["content"][event_id]["m.read"]) == [bob.user_id]
 
 
-def test_presence_is_told(tmp_path: Path, sqlite_database: Database) -> None:
+def test_presence_is_sent(tmp_path: Path, sqlite_database: Database) -> None:
     limits = "rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}\n"
     server = TestServer(tmp_path, sqlite_database, "presence: {enabled: true}\n" + limits)
     alice, bob = server.register("alice"), server.register("bob")

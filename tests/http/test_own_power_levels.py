@@ -1,4 +1,4 @@
-"""Power levels that people here set. spec: server-server-api#definitions"""
+"""Power levels that local users set. spec: server-server-api#definitions"""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ V3 = "/_matrix/client/v3"
         {"notifications": {"room": "1"}},
     ],
 )
-def test_power_levels_of_ours_are_integers_in_every_version(
+def test_local_power_levels_are_integers_in_every_version(
     server: TestServer, levels: dict[str, Any]
 ) -> None:
     alice = server.register("alice")
-    room = {"room_version": "9"}  # in which others may still send strings
+    room = {"room_version": "9"}  # versions in which other servers may still send strings
     room_id = alice.post(f"{V3}/createRoom", room).json["room_id"]
     answer = alice.put(f"{V3}/rooms/{room_id}/state/m.room.power_levels", levels)
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")

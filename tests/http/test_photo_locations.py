@@ -311,7 +311,9 @@ def test_an_upload_where_it_is_wanted(tmp_path: Path, sqlite_database: Database,
         server.app.media.close_workers()
 
 
-def test_an_upload_where_nobody_wants_it(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_upload_is_unchanged_when_removal_is_off(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     alice = TestServer(tmp_path, sqlite_database).register("alice")
     assert fetched(alice, upload(alice, PHOTOS["jpeg"]).json["content_uri"]) == PHOTOS["jpeg"]
 
@@ -428,7 +430,7 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
     executor.work_all()
 
 
-def test_who_waits_too_long_for_a_turn_is_told(
+def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
     slow: tuple[TestServer, ManualExecutor], tmp_path: Path
 ) -> None:
     server, executor = slow
@@ -470,7 +472,7 @@ async def test_a_picture_that_takes_too_long_is_refused() -> None:
     locations.close()
 
 
-async def test_whoever_uploads_to_a_busy_machine_is_told_to_try_again() -> None:
+async def test_an_upload_to_a_busy_machine_is_rate_limited() -> None:
     times = count(0, int(SECONDS_A_FILE * PATIENCE))
     locations = PhotoLocations(
         InlineExecutor(), Clock(), 2, now=lambda: next(times), spent=lambda _: 0.0

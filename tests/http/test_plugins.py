@@ -136,7 +136,7 @@ def test_a_plugin_refuses_logins(
 def test_a_plugin_checks_captchas(tmp_path: Path, sqlite_database: Database) -> None:
     config = """enable_registration_captcha: true
 recaptcha_public_key: ours
-plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
+plugins: [{module: own_captcha.OwnCaptcha, config: {key: shared}}]
 """
     server = TestServer(tmp_path, sqlite_database, config)
 
@@ -186,7 +186,7 @@ def test_text_messages_without_a_sender_stop_the_start(
 ) -> None:
     config = """public_baseurl: https://matrix.example.org/
 registrations_require_3pid: [msisdn]
-plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
+plugins: [{module: own_captcha.OwnCaptcha, config: {key: shared}}]
 """
     with pytest.raises(ValueError, match="this server sends no text messages"):
         TestServer(tmp_path, sqlite_database, config)

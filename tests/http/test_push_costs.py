@@ -1,5 +1,7 @@
-"""What it costs to judge a message: nothing per member, nothing per query. spec:
-client-server-api#server-behaviour-13"""
+"""The cost of push rules for a message: no queries per member.
+
+spec: client-server-api#server-behaviour-13
+"""
 
 from pathlib import Path
 from typing import Any

@@ -34,7 +34,7 @@ class Happened:
     event: Json
     actions: dict[str, Any]
     is_news: bool
-    """It notifies whoever has default rules."""
+    """Whether it notifies users who have the default rules."""
     thread: str
     redacted: bool = False
 
@@ -43,7 +43,7 @@ class Happened:
 class Person:
     user: User
     joined_at: int | None = None
-    """Where in the history; None: not in the room."""
+    """The index in the history; None: not in the room."""
     read: dict[str, int] = field(default_factory=dict)
     """By thread ("" for all of them) up to which place."""
     ignored: set[str] = field(default_factory=set)
@@ -181,8 +181,7 @@ class History:
                     )
 
     def _listed(self, person: Person, only: str) -> Iterator[tuple[str, bool, bool]]:
-        """What /notifications says of the messages of the room: (event, read, highlighted), newest
-        first."""
+        """The messages of the room in /notifications: (event, read, highlighted), newest first."""
         known = {each.event_id for each in self.happened}
         path = f"{V3}/notifications?limit=7{only}"
         following = path

@@ -1,4 +1,4 @@
-"""What an event is to do for users, as who sends pushes is told."""
+"""Push decisions for an event, as the push sender gets them."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LOUD = ["notify", {"set_tweak": "sound", "value": "default"}]
 
 
 class People:
-    """Alice writes; Bob, Carol and Dave may be told."""
+    """Alice writes; Bob, Carol and Dave may be notified."""
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
@@ -52,7 +52,7 @@ def names(told: dict[UserID, Any]) -> set[str]:
     return {user_id[1:].partition(":")[0] for user_id in told}
 
 
-def test_members_are_told_but_for_who_wrote_it(people: People) -> None:
+def test_all_members_except_the_sender_are_notified(people: People) -> None:
     told = people.told(rooms.say(people.alice, people.room))
     assert names(told) == {"bob", "carol"}
     one, other = told.values()
@@ -80,7 +80,7 @@ def test_rules_of_ones_own_and_mentions(people: People) -> None:
     )
 
 
-def test_who_was_not_there_or_does_not_want_to_hear_is_not_told(people: People) -> None:
+def test_users_who_join_later_leave_or_ignore_the_sender_are_not_notified(people: People) -> None:
     before = rooms.say(people.alice, people.room)
     rooms.join(people.dave, people.room)
     rooms.state(
@@ -106,7 +106,7 @@ def test_who_was_not_there_or_does_not_want_to_hear_is_not_told(people: People) 
     assert people.told(after) == {}
 
 
-def test_whom_an_event_invites_is_told(people: People) -> None:
+def test_an_invited_user_is_notified(people: People) -> None:
     room = rooms.create(people.alice, people.bob)
     rooms.act(people.alice, room, "invite", people.dave)
     state = people.alice.get(

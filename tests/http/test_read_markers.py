@@ -1,5 +1,5 @@
-"""Receipts, read markers and typing notices. spec: client-server-api#receipts, #fully-read-markers,
-#typing-notifications"""
+"""Receipts, read markers and typing notifications. spec: client-server-api#receipts,
+#fully-read-markers, #typing-notifications"""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def fully_read(user: User, room_id: str) -> Any:
     return None if answer.status == 404 else ok(answer)["event_id"]
 
 
-def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(
+def test_private_receipts_are_visible_to_their_user_only(
     alice: User, bob: User, room_id: str
 ) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
@@ -74,9 +74,7 @@ def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(
     assert set(ephemeral(bob, room_id, "m.receipt")) == {first, second}
 
 
-async def test_the_marker_moves_forwards_in_the_past_too(
-    tmp_path: Path, database: Database
-) -> None:
+async def test_the_marker_moves_forwards_in_history_too(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice)
     first, second, last = (say(alice, room_id, text) for text in "123")
@@ -86,7 +84,7 @@ async def test_the_marker_moves_forwards_in_the_past_too(
             "UPDATE events SET position = NULL WHERE event_id IN (?, ?)", (first, second)
         ),
     )
-    alice.server = TestServer(tmp_path, database, seed=9)  # which has not seen them as news
+    alice.server = TestServer(tmp_path, database, seed=9)  # they are not new to the user
     reached: list[str] = []
     for event_id in (first, second, first, last, second):
         ok(
@@ -106,7 +104,7 @@ def test_receipts_only_move_forwards(alice: User, bob: User, room_id: str) -> No
     assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
 
 
-def test_a_receipt_stands_at_an_event_of_the_room(alice: User, bob: User, room_id: str) -> None:
+def test_a_receipt_needs_an_event_of_the_room(alice: User, bob: User, room_id: str) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
     ok(mark(bob, room_id, "m.read", second))
     for elsewhere in ("$no", say(bob, create(bob), "x")):
@@ -155,11 +153,9 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
-async def test_receipts_at_what_was_redacted_in_a_thread(
-    tmp_path: Path, database: Database
-) -> None:
-    """Clients keep a redacted reply in its thread, or move it to the main timeline: what was
-    redacted relates to nothing."""
+async def test_receipts_at_redacted_thread_replies(tmp_path: Path, database: Database) -> None:
+    """Clients leave a redacted reply in its thread, or move it to the main timeline: the redacted
+    event has no relation."""
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     room_id = create(alice)
@@ -187,7 +183,7 @@ async def test_receipts_at_what_was_redacted_in_a_thread(
         assert refused(mark(alice, room_id, "m.read", event_id, thread_id=root)) == INVALID
 
 
-def test_nothing_stands_at_what_one_may_not_see(alice: User, bob: User) -> None:
+def test_receipts_and_markers_need_a_visible_event(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
     hidden = say(alice, room_id, "before bob came")
@@ -215,7 +211,7 @@ def test_nothing_stands_at_what_one_may_not_see(alice: User, bob: User) -> None:
     )
 
 
-def test_a_receipt_costs_no_look_at_the_database(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_a_receipt_needs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     counter = QueryCounter()
     server = TestServer(tmp_path, open_inline(sqlite, counter))
     alice, bob = server.register("alice"), server.register("bob")
@@ -240,7 +236,7 @@ def test_a_receipt_costs_no_look_at_the_database(tmp_path: Path, sqlite: SQLiteC
         ("m.seen", {}, INVALID),
     ],
 )
-def test_receipts_that_make_no_sense(
+def test_invalid_receipts_are_refused(
     alice: User, room_id: str, kind: str, body: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     assert refused(mark(alice, room_id, kind, say(alice, room_id, "x"), **body)) == expected
@@ -263,7 +259,7 @@ def test_markers_are_set_together_and_move_forwards(alice: User, bob: User, room
     assert fully_read(alice, room_id) is None
 
 
-def test_a_marker_stands_at_an_event_of_the_room(alice: User, room_id: str) -> None:
+def test_a_marker_needs_an_event_of_the_room(alice: User, room_id: str) -> None:
     path = room_path(room_id, "read_markers")
     elsewhere = say(alice, create(alice), "x")
     assert refused(alice.post(path, {"m.fully_read": elsewhere})) == (404, "M_NOT_FOUND")
@@ -272,7 +268,7 @@ def test_a_marker_stands_at_an_event_of_the_room(alice: User, room_id: str) -> N
     assert fully_read(alice, room_id) is None
 
 
-def test_markers_move_all_or_none(alice: User, bob: User, room_id: str) -> None:
+def test_markers_move_atomically(alice: User, bob: User, room_id: str) -> None:
     first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
     path = room_path(room_id, "read_markers")
     ok(bob.post(path, {"m.fully_read": first, "m.read": first}))
@@ -294,7 +290,7 @@ def test_markers_move_all_or_none(alice: User, bob: User, room_id: str) -> None:
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={since}"))
 
 
-def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> None:
+def test_only_members_send_receipts_and_typing(alice: User, bob: User, room_id: str) -> None:
     event_id = say(alice, room_id, "x")
     leave(bob, room_id)
     assert refused(mark(bob, room_id, "m.read", event_id)) == FORBIDDEN
@@ -311,7 +307,7 @@ def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> Non
     )
 
 
-def test_typing_ends_by_itself_or_by_hand(
+def test_typing_ends_by_timeout_or_on_request(
     server: TestServer, alice: User, bob: User, room_id: str
 ) -> None:
     path = room_path(room_id, "typing", bob.user_id)

@@ -1,5 +1,5 @@
-"""Counts of unread messages that change without any news in the room are told all the same, to
-other clients and as badges."""
+"""Unread counts that change without any new event in the room are still sent to other clients, and
+as badges."""
 
 import json
 from pathlib import Path
@@ -68,14 +68,14 @@ def ignore(user: User, *others: User) -> None:
 
 
 def badge(server: TestServer, gateway: PushGateway) -> int:
-    """What the icon shows in the end."""
+    """The badge that the icon shows in the end."""
     settle(server)
     server.clock.advance(3)
     settle(server)
     return int(gateway.taken[-1].notification["counts"].get("unread", 0))
 
 
-def test_whom_one_ignores_is_told_as_counts(
+def test_ignoring_a_user_sends_new_counts(
     server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, quiet = shared(alice, bob), create_room(bob)
@@ -148,7 +148,7 @@ def test_the_badge_goes_with_what_was_unread(
     assert badge(server, gateway) == 0
 
 
-def test_what_is_taken_away_by_a_redaction_of_the_past_is_in_no_number_that_is_told_later(
+def test_an_event_redacted_in_the_past_is_in_no_later_count(
     server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     """As one that fell into a hole, and is read back when somebody scrolls there."""

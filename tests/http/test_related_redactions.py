@@ -216,8 +216,8 @@ async def set_flags(user: User, **flags: bool) -> None:
 
 
 async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str, str, str]]:
-    """What a crash leaves: targets that are redacted, in order, their rooms, and a child of each,
-    which is not."""
+    """Leave three redactions unfinished, as a crash does. Return, in order, the redacted targets,
+    their rooms, and a child of each, which is not redacted."""
     left: list[tuple[str, str, str]] = []
     for _ in range(3):
         room = create(alice)

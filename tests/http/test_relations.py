@@ -1,5 +1,4 @@
-"""Children of events: pages of them, what is told of them with their parents, reactions that are
-given twice.
+"""Children of events: pages of them, their aggregations in the parents, duplicate reactions.
 
 spec: client-server-api#forming-relationships-between-events,
 client-server-api#aggregations-of-child-events
@@ -96,7 +95,7 @@ def get_event(user: User, room: str, event: str) -> Any:
 
 
 def bundle(user: User, room: str, event: str) -> Any:
-    """What is told of an event's children."""
+    """The aggregations of an event's children."""
     return get_event(user, room, event)["unsigned"].get("m.relations", {})
 
 
@@ -164,7 +163,7 @@ def test_children_of_children(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
-def test_of_very_many_children_of_children_fewer_steps_are_told(
+def test_very_many_descendants_are_returned_to_a_smaller_depth(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""
@@ -342,7 +341,7 @@ def test_the_same_reaction_twice_in_the_same_moment(
     gate: Deferred[None] = Deferred()
     Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room), lambda: gate))
     waiting = []
-    if first is not None:  # with it gone, it may be given anew
+    if first is not None:  # with it gone, it may be sent again
         waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))
     for txn in ("one", "two"):
         waiting.append(

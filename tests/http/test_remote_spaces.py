@@ -23,7 +23,7 @@ FAR = RoomID("!far:other.org")
 
 
 class ToldHierarchies:
-    """Knows what it was told; remembers what it was asked."""
+    """Answers with the hierarchies in `answers`; records the rooms that it was asked for."""
 
     def __init__(self) -> None:
         self.answers: dict[RoomID, dict[str, Any]] = {}

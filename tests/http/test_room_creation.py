@@ -1,4 +1,4 @@
-"""createRoom: every wish, preset and room version. spec:
+"""createRoom: request fields, presets and room versions. spec:
 client-server-api#post_matrixclientv3createroom"""
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def types_in_order(user: User, room_id: str) -> list[str]:
     return [event["type"] for event in messages(user, room_id, "f", limit=100)["chunk"]]
 
 
-def test_a_room_without_wishes_is_private(alice: User) -> None:
+def test_a_room_is_private_by_default(alice: User) -> None:
     room_id = create(alice)
     assert types_in_order(alice, room_id) == [
         "m.room.create",
@@ -141,13 +141,13 @@ def test_every_room_version(alice: User, bob: User, version: str) -> None:
 @pytest.mark.parametrize(
     ("override", "level"),
     [
-        ({"events": {"org.matrix.msc3401.call.member": 0}}, 150),  # as Element Web asks for rooms
+        ({"events": {"org.matrix.msc3401.call.member": 0}}, 150),  # the request of Element Web
         ({"state_default": 200}, 201),
         ({"state_default": 200, "events": {"m.room.name": 0}}, 201),
         ({"events": {"m.room.tombstone": 60}}, 60),
     ],
 )
-def test_who_may_only_change_state_does_not_end_a_room(
+def test_the_level_for_state_does_not_suffice_for_a_tombstone(
     alice: User, override: dict[str, Any], level: int
 ) -> None:
     levels = get_state(
@@ -160,7 +160,7 @@ def test_who_may_only_change_state_does_not_end_a_room(
         }
 
 
-def test_in_older_versions_the_levels_are_as_the_client_says(alice: User) -> None:
+def test_older_versions_keep_the_requested_power_levels(alice: User) -> None:
     room_id = create(
         alice, room_version="11", power_level_content_override={"events": {"m.room.name": 0}}
     )
@@ -180,7 +180,9 @@ def test_the_default_version_can_be_set(tmp_path: Path, sqlite_database: Databas
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-def test_trusted_private_chat_makes_all_equal(alice: User, bob: User, version: str) -> None:
+def test_trusted_private_chat_gives_all_invitees_the_creators_power(
+    alice: User, bob: User, version: str
+) -> None:
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob"}))
     room_id = create(
         alice,
@@ -262,23 +264,25 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
         ),
     ],
 )
-def test_what_cannot_be(alice: User, wish: dict[str, Any], expected: tuple[int, str]) -> None:
+def test_invalid_requests_are_refused(
+    alice: User, wish: dict[str, Any], expected: tuple[int, str]
+) -> None:
     assert refused(alice.post(CREATE_ROOM, wish)) == expected
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
 
 
-def test_an_alias_belongs_to_one_room(alice: User, bob: User) -> None:
+def test_an_alias_in_use_is_refused(alice: User, bob: User) -> None:
     create(alice, room_alias_name="hovli")
     assert refused(bob.post(CREATE_ROOM, {"room_alias_name": "hovli"})) == (400, "M_ROOM_IN_USE")
     assert ok(bob.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
 
 
-def test_a_name_in_the_initial_state_stands_when_no_other_is_given(alice: User) -> None:
+def test_a_name_in_the_initial_state_is_used_if_the_request_has_no_name(alice: User) -> None:
     room_id = create(alice, initial_state=[{"type": "m.room.name", "content": {"name": "Hovli"}}])
     assert get_state(alice, room_id, "m.room.name") == {"name": "Hovli"}
 
 
-def test_only_the_invited_come_in_and_guests_make_no_rooms(
+def test_a_private_room_needs_an_invite_and_guests_cannot_create_rooms(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id = create(alice)
@@ -306,7 +310,7 @@ def test_encryption_by_default(
     assert content == ({"algorithm": "m.megolm.v1.aes-sha2"} if encrypted else None)
 
 
-def test_the_operator_may_set_power_levels_and_who_invites(
+def test_the_operator_configures_power_levels_and_invites(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     config = (
@@ -323,11 +327,11 @@ def test_the_operator_may_set_power_levels_and_who_invites(
     assert refused(alice.post(CREATE_ROOM, {"invite": [bob.user_id]})) == (403, "M_FORBIDDEN")
 
 
-def test_two_rooms_at_the_same_moment_are_two(alice: User) -> None:
+def test_two_simultaneous_requests_make_two_rooms(alice: User) -> None:
     assert create(alice) != create(alice)
 
 
-def test_two_rooms_at_the_same_moment_on_two_nodes_are_two(
+def test_two_simultaneous_requests_on_two_nodes_make_two_rooms(
     tmp_path: Path, database: Database
 ) -> None:
     one = TestServer(tmp_path, database)

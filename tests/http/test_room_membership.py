@@ -353,7 +353,7 @@ def test_rooms_for_members_of_another(
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
 
 
-def test_nobody_vouches_for_themselves(alice: User, bob: User) -> None:
+def test_a_client_cannot_set_who_authorised_its_join(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)))
     content = {"membership": "join", "join_authorised_via_users_server": alice.user_id}
     assert refused(put_state(bob, room_id, "m.room.member", content, bob.user_id)) == FORBIDDEN
@@ -366,8 +366,8 @@ def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
 
 
 def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
-    """What the user does with others, all of it asked for before any is done; the statuses of the
-    answers."""
+    """Let the user act on others, with all requests sent before any is handled. Return the statuses
+    of the answers."""
     before: Deferred[None] = Deferred()
 
     async def wait() -> None:

@@ -105,7 +105,7 @@ def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: U
     assert len(set(event_ids)) == 8
 
 
-def test_a_device_that_signs_out_and_in_again_begins_its_transaction_ids_anew(
+def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
     server: TestServer, alice: User
 ) -> None:
     """A program with a device id of its own that counts from 1 each time: no message is taken for

@@ -1,4 +1,4 @@
-"""Upgrading rooms: what moves to the new one, what is left in the old one. spec:
+"""Upgrades of rooms: what the new room takes over, and what changes in the old one. spec:
 client-server-api#room-upgrades"""
 
 from pathlib import Path
@@ -55,7 +55,7 @@ def old_room(user: User, version: str = "11", **wish: Any) -> str:
     return create(user, **{"preset": "private_chat", "room_version": version, **wish})
 
 
-def test_the_new_room_says_where_it_comes_from_and_the_old_one_where_to_go(alice: User) -> None:
+def test_predecessor_and_tombstone_link_the_rooms(alice: User) -> None:
     old = old_room(alice, creation_content={"type": "m.space", "m.federate": False, "extra": 1})
     last = say(alice, old, "the last words")
     new = upgrade(alice, old)
@@ -73,7 +73,7 @@ def test_the_new_room_says_where_it_comes_from_and_the_old_one_where_to_go(alice
 @pytest.mark.parametrize(
     ("version", "room_id_has_domain"), [("5", True), ("11", True), ("12", False)]
 )
-def test_to_any_version(alice: User, version: str, room_id_has_domain: bool) -> None:
+def test_upgrade_to_every_version(alice: User, version: str, room_id_has_domain: bool) -> None:
     new = upgrade(alice, old_room(alice, "6"), version)
     assert new.endswith(":example.org") is room_id_has_domain
     create_event = get_state(alice, new, "m.room.create")
@@ -81,7 +81,7 @@ def test_to_any_version(alice: User, version: str, room_id_has_domain: bool) -> 
     say(alice, new, "salom")
 
 
-def test_what_the_room_is_like_moves(alice: User) -> None:
+def test_room_settings_are_copied(alice: User) -> None:
     moved: dict[str, Any] = {
         "m.room.name": {"name": "Tea"},
         "m.room.topic": {"topic": "leaves"},
@@ -107,9 +107,7 @@ def test_what_the_room_is_like_moves(alice: User) -> None:
     assert not {(type_, "") for type_ in left} & set(state)
 
 
-def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(
-    alice: User, bob: User, server: TestServer
-) -> None:
+def test_bans_are_copied_and_members_are_not(alice: User, bob: User, server: TestServer) -> None:
     carol = server.register("carol")
     old = old_room(alice)
     invite(alice, old, bob)
@@ -127,7 +125,7 @@ def test_who_is_in_the_room_does_not_move_and_who_is_banned_does(
     assert members[dan.user_id] == {"membership": "ban", "reason": "spam"}
 
 
-def test_many_bans(alice: User) -> None:
+def test_many_bans_are_copied(alice: User) -> None:
     old = old_room(alice)
     for number in range(230):
         ok(alice.post(room_path(old, "ban"), {"user_id": f"@spammer{number}:other.org"}))
@@ -154,7 +152,7 @@ def test_aliases_and_the_listing_move(alice: User, bob: User) -> None:
     assert ok(bob.get(f"{V3}/directory/list/room/{quote(old)}"))["visibility"] == "private"
 
 
-def test_the_old_room_falls_silent(alice: User, bob: User) -> None:
+def test_ordinary_members_cannot_send_to_the_old_room(alice: User, bob: User) -> None:
     old = old_room(alice, preset="public_chat")
     join(bob, old)
     say(bob, old, "before")
@@ -185,7 +183,7 @@ def test_levels_are_raised_above_the_default_and_never_lowered(alice: User) -> N
     assert (levels["events_default"], levels["invite"]) == (70, 61)
 
 
-def test_a_moderator_may_upgrade_where_the_room_lets_them(alice: User, bob: User) -> None:
+def test_a_moderator_may_upgrade_if_the_power_levels_allow_it(alice: User, bob: User) -> None:
     old = old_room(alice, preset="public_chat")
     join(bob, old)
     assert refused(ask(bob, old)) == (403, "M_FORBIDDEN")
@@ -195,8 +193,7 @@ def test_a_moderator_may_upgrade_where_the_room_lets_them(alice: User, bob: User
     set_state(alice, old, "m.room.power_levels", levels)
     new = upgrade(bob, old, "11")
     assert get_state(bob, old, "m.room.tombstone")["replacement_room"] == new
-    # in the old room a moderator may not change the levels; in the new one all levels are as they
-    # were
+    # in the old room a moderator may not change the levels; the new one has all levels unchanged
     assert get_state(bob, old, "m.room.power_levels") == levels
     assert get_state(bob, new, "m.room.power_levels") == levels
     assert refused(put_state(bob, new, "m.room.server_acl", {"allow": ["*"]})) == (
@@ -207,7 +204,7 @@ def test_a_moderator_may_upgrade_where_the_room_lets_them(alice: User, bob: User
     set_state(alice, new, "m.room.server_acl", {"allow": ["*"]})
 
 
-def test_creators_stand_above_the_levels_of_a_version_that_has_such(alice: User, bob: User) -> None:
+def test_privileged_creators_are_not_in_the_power_levels(alice: User, bob: User) -> None:
     old = old_room(alice)
     levels = get_state(alice, old, "m.room.power_levels")
     levels["users"] |= {bob.user_id: 50, "@carol:other.org": 100}
@@ -222,9 +219,7 @@ def test_creators_stand_above_the_levels_of_a_version_that_has_such(alice: User,
     assert get_state(alice, newer, "m.room.power_levels") == moved
 
 
-def test_creators_keep_their_power_in_a_version_without_privileged_ones(
-    alice: User, bob: User
-) -> None:
+def test_creators_get_the_highest_level_in_older_versions(alice: User, bob: User) -> None:
     old = create(alice, room_version="12", creation_content={"additional_creators": [bob.user_id]})
     new = upgrade(alice, old, "11", additional_creators=[bob.user_id])
     assert "additional_creators" not in get_state(alice, new, "m.room.create")
@@ -235,7 +230,7 @@ def test_creators_keep_their_power_in_a_version_without_privileged_ones(
     assert upgrade(alice, new, "10") != new
 
 
-def test_what_a_version_does_not_know_is_said_in_its_own_way(alice: User) -> None:
+def test_unknown_join_rules_are_replaced(alice: User) -> None:
     allow = [{"type": "m.room_membership", "room_id": "!club:example.org"}]
     for rule, version, expected in (
         ("knock", "6", {"join_rule": "invite"}),
@@ -263,14 +258,14 @@ def test_links_of_spaces_move(alice: User, bob: User) -> None:
     }
     assert get_state(alice, space, "m.space.child", old) == {}
     assert rooms_below(alice, space) == [space, new]
-    assert rooms_below(alice, other) == [other, old]  # where alice may not change it
+    assert rooms_below(alice, other) == [other, old]  # a space that alice may not change
     assert get_state(alice, new, "m.space.parent", space) == {
         "via": ["example.org"],
         "canonical": True,
     }
 
 
-def test_a_space_moves_with_its_children(alice: User, bob: User) -> None:
+def test_an_upgraded_space_has_its_children(alice: User, bob: User) -> None:
     space = create_space(alice, room_version="11")
     mine, theirs = old_room(alice, preset="public_chat"), old_room(bob, preset="public_chat")
     join(alice, theirs)
@@ -288,7 +283,7 @@ def test_a_space_moves_with_its_children(alice: User, bob: User) -> None:
     assert get_state(alice, theirs, "m.space.parent", new) is None
 
 
-def test_a_repeated_request_finds_the_room_that_there_is(alice: User) -> None:
+def test_a_repeated_request_returns_the_existing_room(alice: User) -> None:
     old = old_room(alice, preset="public_chat")
     new = upgrade(alice, old)
     space = create_space(alice)
@@ -300,7 +295,7 @@ def test_a_repeated_request_finds_the_room_that_there_is(alice: User) -> None:
     assert get_state(alice, old, "m.room.tombstone")["replacement_room"] == again
 
 
-def test_requests_at_the_same_time_make_one_room(
+def test_concurrent_requests_make_one_room(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     turns = Interleaving()
@@ -328,7 +323,7 @@ def settings_of(user: User, room: str) -> tuple[Any, Any]:
     ], direct.json if direct.status == 200 else None
 
 
-def test_what_people_keep_of_the_room_moves_when_they_come(alice: User, bob: User) -> None:
+def test_personal_settings_are_copied_on_join(alice: User, bob: User) -> None:
     old = old_room(alice, preset="public_chat")
     join(bob, old)
     rules = f"{V3}/pushrules/global"
@@ -350,14 +345,14 @@ def test_what_people_keep_of_the_room_moves_when_they_come(alice: User, bob: Use
         assert ok(user.get(f"{rules}/room/{quote(new)}"))["actions"] == []
         override = ok(user.get(f"{rules}/override/{quote(new)}"))
         assert override["conditions"] == [{"kind": "event_match", "key": "room_id", "pattern": new}]
-    # what was said of the new room since then stays
+    # settings that the new room got since then stay
     ok(bob.delete(f"{V3}/user/{quote(bob.user_id)}/rooms/{quote(new)}/tags/m.favourite"))
     leave(bob, new)
     ok(put_state(bob, new, "m.room.member", {"membership": "join"}, bob.user_id))
     assert settings_of(bob, new)[0] == {}
 
 
-def test_settings_move_with_a_join_by_state_event(alice: User, bob: User) -> None:
+def test_personal_settings_are_copied_on_a_join_by_state_event(alice: User, bob: User) -> None:
     old = old_room(alice, preset="public_chat")
     join(bob, old)
     ok(bob.put(f"{V3}/user/{quote(bob.user_id)}/rooms/{quote(old)}/tags/u.work", {}))
@@ -366,9 +361,7 @@ def test_settings_move_with_a_join_by_state_event(alice: User, bob: User) -> Non
     assert settings_of(bob, new)[0] == {"u.work": {}}
 
 
-def test_who_only_claims_to_replace_a_room_gets_none_of_its_settings(
-    alice: User, bob: User
-) -> None:
+def test_a_false_predecessor_gets_no_personal_settings(alice: User, bob: User) -> None:
     mine = old_room(bob)
     ok(bob.put(f"{V3}/user/{quote(bob.user_id)}/rooms/{quote(mine)}/tags/m.favourite", {}))
     claim = create(alice, preset="public_chat", creation_content={"predecessor": {"room_id": mine}})
@@ -386,19 +379,19 @@ def test_who_only_claims_to_replace_a_room_gets_none_of_its_settings(
         ({"new_version": "12", "additional_creators": "@bob:example.org"}, "M_BAD_JSON"),
     ],
 )
-def test_bad_requests(alice: User, body: dict[str, Any], errcode: str) -> None:
+def test_invalid_requests_are_refused(alice: User, body: dict[str, Any], errcode: str) -> None:
     old = old_room(alice)
     assert refused(alice.post(room_path(old, "upgrade"), body)) == (400, errcode)
     assert get_state(alice, old, "m.room.tombstone") is None
 
 
-def test_who_is_not_in_the_room_is_refused(alice: User, bob: User) -> None:
+def test_non_members_cannot_upgrade(alice: User, bob: User) -> None:
     old = old_room(alice, preset="public_chat")
     assert refused(ask(bob, old)) == (403, "M_FORBIDDEN")
     assert refused(ask(bob, "!none:example.org")) == (403, "M_FORBIDDEN")
 
 
-def test_odd_contents_do_not_hinder(alice: User) -> None:
+def test_invalid_state_does_not_prevent_an_upgrade(alice: User) -> None:
     old = old_room(alice, "5", power_level_content_override={"users": {alice.user_id: 100}})
     set_state(alice, old, "m.room.topic", {"topic": "warm", "degrees": 36.6})
     set_state(alice, old, "m.room.avatar", {})

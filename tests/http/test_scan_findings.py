@@ -1,5 +1,5 @@
-"""Which findings are so sure that a file is held back for all, though somebody showed the key with
-which it was opened."""
+"""Findings that are certain enough to block a file for all users, although a user supplied the key
+that decrypted it."""
 
 import pytest
 from twisted.internet.task import Clock

@@ -331,7 +331,7 @@ def test_a_file_that_clamd_does_not_take_is_held_and_others_are_not(
     assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200
 
 
-def test_a_file_that_is_lost_is_told(held: User, tmp_path: Path) -> None:
+def test_a_lost_file_is_reported(held: User, tmp_path: Path) -> None:
     uploading = begin_upload(held, TEA)
     held.server.clock.advance(5)
     address = uploading.answer.json["content_uri"].removeprefix("mxc://")

@@ -93,7 +93,7 @@ def test_a_harmful_file_is_refused_and_held_back(
     ]
     assert metric(server, "mahalla_media_scans_total", outcome="harmful") == 1
 
-    # whoever else has these bytes
+    # another user with the same bytes
     bob = server.register("bob")
     assert send(bob, b"before " + EICAR + b" after").status == 403
     assert latest(bob)["scan"]["state"] == "harmful"

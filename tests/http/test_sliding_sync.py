@@ -1,4 +1,4 @@
-"""Sliding sync: what clients are told of their rooms."""
+"""Sliding sync: the rooms that clients are sent."""
 
 from pathlib import Path
 from typing import Any
@@ -532,7 +532,7 @@ def test_the_accepted_form_tells_when_a_room_becomes_a_direct_chat_or_ceases_to_
     assert told() == {}, "what was told outlives a restart"
 
 
-def test_who_goes_back_to_an_older_pos_is_told_the_members_anew(server: TestServer) -> None:
+def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
     """An app is opened again before it had stored what it heard last."""
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

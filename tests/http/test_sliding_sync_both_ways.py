@@ -33,8 +33,8 @@ RETENTION = "retention: {enabled: true}\n"
 ROOMS = 6
 
 SEED = st.integers(0, 2**32)
-"""What follows from one is left to chance, which does more different things than a search for
-simple ones."""
+"""A seed; the details are left to chance, which varies them more than Hypothesis' search for simple
+examples."""
 WINDOWS: list[list[int] | None] = [[0, 1], [0, 3], [0, 99], [0, 99], [0, 99], [1, 3], None]
 LAZY = [["m.room.name", ""], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]]
 STATES: list[list[list[str]]] = [
@@ -78,7 +78,7 @@ VERSIONS = ["1", "2", "3", "6", "8", "10", "11", "12"]
 
 
 def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> dict[str, Any]:
-    """What a client asks for, in either form."""
+    """A client's request, in either form."""
 
     def config() -> dict[str, Any]:
         limit, state = chance.randrange(5), chance.choice(STATES)
@@ -187,7 +187,7 @@ class Talk(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 2), seed=SEED)
     def wander(self, at: int, seed: int) -> None:
-        """A client begins anew with a small window, into which rooms come that are new to it."""
+        """A client begins again with a small window, into which rooms come that are new to it."""
         chance = Random(seed)
         self.ask(at, seed)
         wanted = next(iter(self.bodies[at]["lists"].values()), {"timeline_limit": 3})
@@ -202,8 +202,8 @@ class Talk(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 2), seed=SEED)
     def begin_again(self, at: int, seed: int) -> None:
-        """A client begins anew again and again, with what others, and it, were just shown; now and
-        then something happens meanwhile."""
+        """A client begins again several times, with rooms that other clients, and it, were just
+        sent; now and then something happens meanwhile."""
         chance = Random(seed)
         limit = {"timeline_limit": chance.choice([1, 2, 4])}
         for asked in self.bodies[at]["lists"].values():

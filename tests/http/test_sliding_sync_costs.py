@@ -1,5 +1,5 @@
-"""What sliding sync costs: not more for who is in many rooms. And the start of Element X, step by
-step."""
+"""The cost of sliding sync: it does not grow with the number of rooms. And the start of Element X,
+step by step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,18 +148,18 @@ def test_a_room_that_is_new_writes_nothing(
         counter.clear()
         assert client.sync()["rooms"][room_id]["initial"]
         written.append(bool(counter.writes))
-        assert not counter.reads  # all that is told of them is in memory
+        assert not counter.reads  # everything that is sent about them is in memory
     # those for which there is no more room are written, with all before them
     assert written == [at == MAX_ADDED for at in range(MAX_ADDED + 3)]
     assert str(client.pos).count(".") == 2
     client.body["lists"]["all"]["ranges"] = [[0, 99]]
-    assert set(client.sync()["rooms"]) == {rooms[-3]}  # all the others were told
+    assert set(client.sync()["rooms"]) == {rooms[-3]}  # all the others were sent
     client = looking(alice, "second", 1)
     client.sync()
     say(alice, rooms[0], "again")
     counter.clear()
     assert client.sync()["rooms"][rooms[0]]["initial"]
-    assert not counter.reads  # somebody was told of it before
+    assert not counter.reads  # it was sent to a client before
     assert not counter.writes
 
 

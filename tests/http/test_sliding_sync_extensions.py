@@ -234,7 +234,9 @@ def in_two_threads(user: User, room_id: str) -> tuple[str, str]:
     return root, reply
 
 
-def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: TestServer) -> None:
+def test_an_unthreaded_receipt_wins_over_threaded_ones_at_the_same_event(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -253,11 +255,11 @@ def test_of_receipts_at_the_same_event_that_for_all_threads_is_told(server: Test
 
 @pytest.mark.parametrize("reader", ["alice", "bob"])
 @pytest.mark.parametrize("is_new", [False, True])
-def test_of_two_threads_receipts_at_the_same_event_both_are_told(
+def test_receipts_of_two_threads_at_the_same_event_are_both_sent(
     server: TestServer, reader: str, *, is_new: bool
 ) -> None:
-    """What was redacted is read in the main timeline and in its thread: one event has room for one
-    of these, and the next answer comes at once."""
+    """A redacted reply is read in the main timeline and in its thread: one event has room for one
+    of these receipts, and the next answer comes at once."""
     people = {name: server.register(name) for name in ("alice", "bob")}
     alice, user = people["alice"], people[reader]
     room_id = create(alice, preset="public_chat")
@@ -352,8 +354,10 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
         assert told() == {}
 
 
-def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestServer) -> None:
-    """Of such a client it is no longer remembered in which rooms it was told who types."""
+def test_the_end_of_typing_is_sent_to_a_client_that_did_not_ask_for_a_while(
+    server: TestServer,
+) -> None:
+    """For such a client the server no longer stores in which rooms it was sent who types."""
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -376,7 +380,7 @@ def test_who_types_no_more_is_told_to_who_did_not_ask_for_a_while(server: TestSe
     assert told == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
 
 
-def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServer) -> None:
+def test_typing_is_sent_again_when_a_room_comes_back(server: TestServer) -> None:
     """Clients give up what they knew of who types in a room that leaves their windows. Proposal:
     MSC4508."""
     alice, bob = server.register("alice"), server.register("bob")
@@ -396,7 +400,7 @@ def test_who_goes_on_typing_is_told_anew_when_a_room_comes_back(server: TestServ
         assert client.sync()["extensions"] == {name: {"rooms": {}}}
 
 
-def test_who_begins_anew_with_a_room_is_told_its_account_data_anew(server: TestServer) -> None:
+def test_a_room_that_is_joined_again_sends_its_account_data_again(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     act(alice, room_id, "join")

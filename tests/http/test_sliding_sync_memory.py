@@ -230,9 +230,7 @@ def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
     )
     token = "0"
     members.get_confirmed((alice, phone), None)
-    for number in range(
-        1, 30
-    ):  # told of somebody each time, who then changes without being told of
+    for number in range(1, 30):  # each time a member is sent, who then changes without being sent
         before, token = token if number > 1 else None, str(number)
         members.add_sent((alice, phone), before, [(1, "@bob:example.org")], token)
         has = members.get_confirmed((alice, phone), token)

@@ -59,7 +59,7 @@ def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database
     assert told(client) == {rooms[2]: True}
 
 
-def test_an_earlier_pos_is_told_again_what_came_after_it(server: TestServer) -> None:
+def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(5)]
     client = looking(alice)
@@ -87,9 +87,7 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
     client.body["room_subscriptions"] = {hers: a_list(limit=5)}
     assert told(client) == {}
     act(alice, hers, "join")
-    assert told(client) == {
-        hers: True
-    }  # that it was told before does not count, for she was not in it
+    assert told(client) == {hers: True}  # the earlier entry does not count, since she was not in it
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     client.sync()
     say(alice, rooms[0], "hello")
@@ -114,8 +112,8 @@ def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) ->
 
 
 def test_what_is_no_such_room_is_written(server: TestServer) -> None:
-    """An invite, which may come to nothing; a room of which more is wanted than of others; one that
-    was told before."""
+    """An invite, which may be withdrawn; a room for which more is requested than for others; a room
+    that was sent before."""
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice) for _ in range(4)]
     client = looking(alice)

@@ -76,7 +76,7 @@ def test_only_the_fields_that_are_asked_for(alice: User, bob: User) -> None:
     assert users_in(client.sync())[bob.user_id]["updated"]["org.example.status"] == "busy"
 
 
-def test_changes_are_told_of_all_with_whom_one_shares_a_room(
+def test_changes_of_all_users_in_shared_rooms_are_sent(
     server: TestServer, alice: User, bob: User
 ) -> None:
     stranger = server.register("stranger")
@@ -133,7 +133,7 @@ def test_who_left_hears_nothing_of_who_came_later(
     assert users_in(client.sync()) == {}
 
 
-def test_what_was_not_asked_for_meanwhile_is_told_anew(alice: User, bob: User) -> None:
+def test_fields_that_were_not_requested_for_a_while_are_sent_again(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
     client = client_of(alice)
@@ -332,7 +332,7 @@ def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.Mo
     assert max(map(len, told)) == 3  # and those who are shown
 
 
-def test_all_members_in_view_are_still_told_in_parts(
+def test_all_members_in_view_are_sent_in_parts(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
@@ -359,8 +359,8 @@ def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
     assert users_in(client.sync()) == {}
 
 
-def test_who_shares_no_room_is_not_told_of(alice: User, bob: User) -> None:
-    """What changes in their profiles would not be told either."""
+def test_profiles_of_users_without_a_shared_room_are_not_sent(alice: User, bob: User) -> None:
+    """Later changes of their profiles would not be sent either."""
     room_id = create(alice, preset="public_chat", name="tea")
     act(bob, room_id, "join")
     say(bob, room_id, "hello")

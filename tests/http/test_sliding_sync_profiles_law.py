@@ -1,5 +1,5 @@
-"""Sliding sync: whoever follows profiles knows, of everybody who is in a room that they were given,
-what a new client is told. Proposal: MSC4262.
+"""Sliding sync: a client that follows profiles knows the same of every member of the rooms it was
+sent as a new client does. Proposal: MSC4262.
 
 People set fields, come and go; a client looks at some rooms, then at others, for all fields or for
 one, and loses answers. `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
@@ -25,7 +25,7 @@ FIELDS = ("m.tz", "org.example.a", "displayname")
 
 
 class Follower:
-    """A client that keeps what it is told of profiles."""
+    """A client that stores the profiles it is sent."""
 
     def __init__(self, user: User) -> None:
         self.client = SlidingClient(user, lists={"all": a_list([0, 1], limit=1)})
@@ -39,7 +39,7 @@ class Follower:
         self.client.body["extensions"] = {NAME: {"enabled": is_wanted, "fields": fields}}
 
     def sync(self, *, is_lost: bool = False) -> None:
-        """What it does not ask for any more, it gives up."""
+        """Sync; the client drops profiles and fields that it no longer asks for."""
         before, known = self.client.pos, deepcopy(self.known)
         asked = self.client.body.get("extensions", {}).get(NAME, {"enabled": False, "fields": None})
         for profile in self.known.values():
@@ -107,7 +107,7 @@ def test_all_profiles_in_view_are_known(
         follower.sync(is_lost=chance.random() < 0.3)
     for user in (alice, *others[:3]):
         user.post(f"{V3}/rooms/{rooms[2]}/join", {})
-    for state in ([], [["m.room.member", "$LAZY"]]):  # what was told as it should be stays true
+    for state in ([], [["m.room.member", "$LAZY"]]):  # correctly sent profiles stay correct
         follower.ask(3, None, is_wanted=True, state=state)
         for _ in range(20):  # some may tell of people who have set nothing
             follower.sync()

@@ -1,6 +1,6 @@
-"""Sliding sync: a server that remembers a connection and one that was started anew tell a client
-the same, whatever it has: also of rooms that stand in its `pos` alone, and what became of them
-since."""
+"""Sliding sync: a server that has a connection cached and one that was restarted send a client the
+same, whatever the client has. This includes rooms that are only in its `pos`, and their later
+changes."""
 
 from pathlib import Path
 from random import Random

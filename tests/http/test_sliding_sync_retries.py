@@ -20,8 +20,8 @@ def talk(server: TestServer) -> tuple[User, User, list[str]]:
 
 
 def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
-    """A client to which each room that is new is told otherwise than the last one: what it has is
-    stored each time."""
+    """A client for which each new room is requested differently from the last one, so that its
+    state is stored each time."""
     client = SlidingClient(user, lists={"all": a_list([0, 1])})
     client.sync()
     client.body["room_subscriptions"] = {rooms[1]: a_list(limit=9)}
@@ -32,7 +32,7 @@ def one_that_is_stored(user: User, rooms: list[str]) -> SlidingClient:
 
 
 def woken(server: TestServer, *pending: Pending) -> list[str]:
-    """Where each of the answers ends."""
+    """The `pos` of each of the answers."""
     for _ in range(5):
         server.clock.advance(0.2)
     return [each.answer.json["pos"] for each in pending]
@@ -100,7 +100,7 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     assert len(known.states) <= MOST_OF_A_CONNECTION
 
 
-def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(
+def test_a_client_that_returns_to_an_old_pos_gets_members_again(
     server: TestServer,
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -119,7 +119,7 @@ def test_who_goes_back_is_told_members_anew_though_nothing_happened_meanwhile(
         client.sync()
 
 
-def test_who_types_is_told_again_where_the_answer_got_lost(server: TestServer) -> None:
+def test_typing_is_sent_again_after_a_lost_answer(server: TestServer) -> None:
     """The client asks for another window, and gives that up, before anything has happened to
     anybody."""
     alice, bob, rooms = talk(server)

@@ -42,7 +42,7 @@ def test_invites(server: TestServer) -> None:
     assert "invite_state" not in room
 
 
-def test_a_rejected_invite_is_told_once(server: TestServer) -> None:
+def test_a_rejected_invite_is_sent_once(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, invite=[alice.user_id])
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -56,7 +56,7 @@ def test_a_rejected_invite_is_told_once(server: TestServer) -> None:
     assert answer["lists"]["all"]["count"] == 0
 
 
-def test_a_retracted_invite_is_told_once(server: TestServer) -> None:
+def test_a_retracted_invite_is_sent_once(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, invite=[alice.user_id])
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -171,7 +171,7 @@ def test_who_leaves_and_joins_again_begins_anew_with_the_room(
     assert "initial" not in client.sync()["rooms"][room_id]
 
 
-def test_a_room_that_one_left_is_told_once(server: TestServer) -> None:
+def test_a_room_that_was_left_is_sent_once(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], state=ME)})
@@ -277,7 +277,7 @@ def test_filters(server: TestServer) -> None:
     assert shown(alice, room_name_like="tea") == {plain, secret}
 
 
-def test_filters_of_invites_judge_by_what_is_told(server: TestServer) -> None:
+def test_filters_of_invites_use_the_stripped_state_that_is_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     algorithm = {
         "type": "m.room.encryption",
@@ -359,7 +359,7 @@ def counts_of(answer: dict[str, Any]) -> dict[str, int]:
     return {room_id: room["notification_count"] for room_id, room in answer["rooms"].items()}
 
 
-def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
+def test_counts_that_change_without_an_event_are_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):
@@ -396,9 +396,7 @@ def test_counts_that_no_event_changes_are_told(server: TestServer) -> None:
     assert counts_of(client.sync()) == {}
 
 
-def test_counts_are_told_by_a_server_that_was_started_meanwhile(
-    server: TestServer, tmp_path: Path
-) -> None:
+def test_counts_are_sent_after_a_restart(server: TestServer, tmp_path: Path) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = (create(alice, preset="public_chat") for _ in range(2))
     for each in (room_id, other):

@@ -49,7 +49,7 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
     ).json
     assert [event["content"]["body"] for event in page["chunk"]] == [large[1], large[0]]
     assert client.sync()["rooms"] == {}
-    put_text(alice, room_id, "x" * 20_000)  # one is told however large it is
+    put_text(alice, room_id, "x" * 20_000)  # one event is sent however large it is
     room = client.sync()["rooms"][room_id]
     assert (texts(room), room.get("limited")) == (["x" * 20_000], None)
 

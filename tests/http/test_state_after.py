@@ -33,7 +33,7 @@ def test_the_name_of_the_section(server: TestServer, query: str, section: str) -
 
 
 def own_departures(user: User, room_id: str, since: str, state: object = None) -> list[object]:
-    """What is in the state after the timeline of a room that the user has turned down."""
+    """The state after the timeline of a room that the user has rejected."""
     filter_ = quote(json.dumps({"room": {"state": state or {}}}))
     answer = user.get(
         f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}"

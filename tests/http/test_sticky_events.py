@@ -83,7 +83,7 @@ def test_durations_are_bounded(alice: User, rooms: Rooms, duration: int) -> None
             assert refused(answer) == (400, "M_INVALID_PARAM")
 
 
-def test_it_is_told_once_though_the_timeline_has_no_room_for_it(
+def test_it_is_sent_once_though_the_timeline_has_no_room_for_it(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice, bob)
@@ -99,7 +99,7 @@ def test_it_is_told_once_though_the_timeline_has_no_room_for_it(
     assert sticky_ids(sync(bob, answer["next_batch"], SHORT), room_id) == []
 
 
-def test_what_the_timeline_shows_is_not_told_again(alice: User, bob: User, rooms: Rooms) -> None:
+def test_an_event_in_the_timeline_is_not_sent_again(alice: User, bob: User, rooms: Rooms) -> None:
     room_id = rooms.create(alice, bob)
     since = sync(bob)["next_batch"]
     event_id = stick(alice, room_id, "laptop")
@@ -124,12 +124,12 @@ def test_newcomers_hear_of_all_whatever_the_history_visibility(
         "leave",
         "leave",
     ]
-    assert sticky_ids(sync(bob), room_id) == [first, second]  # and whoever begins anew
+    assert sticky_ids(sync(bob), room_id) == [first, second]  # also in a new initial sync
     assert "rooms" not in sync(bob, answer["next_batch"])
     assert bob.get(f"/_matrix/client/v3/rooms/{room_id}/event/{first}").status == 404
 
 
-def test_expired_redacted_and_ignored_ones_are_not_told(
+def test_expired_redacted_and_ignored_ones_are_not_sent(
     server: TestServer, alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice)

@@ -1,5 +1,5 @@
-"""What a /sync asks of the database: for who is up to date nothing, for one message nothing that
-grows."""
+"""The database cost of a /sync: nothing for a client that is up to date, nothing that grows for one
+message."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -187,7 +187,7 @@ class TestLazyMembers:
         joined = sync(people[0], filter=LAZY)["rooms"]["join"][room]
         assert members(joined) == {people[0].user_id, people[1].user_id}
 
-    def test_heroes_are_told(self, people: list[User]) -> None:
+    def test_heroes_are_sent(self, people: list[User]) -> None:
         room = rooms.create(*people)
         rooms.say(people[0], room)
         joined = sync(people[0], filter=LAZY)["rooms"]["join"][room]
@@ -195,7 +195,7 @@ class TestLazyMembers:
         assert members(joined) == {person.user_id for person in people}
 
     @pytest.mark.parametrize("after", ["false", "true"])
-    def test_who_was_told_is_not_told_again(
+    def test_a_sent_member_is_not_sent_again(
         self, people: list[User], room: str, after: str
     ) -> None:
         alice, bob, carol, _ = people
@@ -215,7 +215,7 @@ class TestLazyMembers:
         assert members(answer["rooms"]["join"][room], name) == {carol.user_id}
 
     @pytest.mark.parametrize("after", ["false", "true"])
-    def test_who_was_in_a_timeline_is_not_told_again(
+    def test_a_member_in_a_timeline_is_not_sent_again(
         self, people: list[User], room: str, after: str
     ) -> None:
         alice, bob, carol, _ = people
@@ -255,16 +255,14 @@ class TestLazyMembers:
             if says:
                 assert members(answer["rooms"]["join"][room]) == set()
 
-    def test_what_was_in_a_lost_answer_is_told_again(self, people: list[User], room: str) -> None:
+    def test_members_of_a_lost_answer_are_sent_again(self, people: list[User], room: str) -> None:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
         for _ in range(2):
             assert members(sync(alice, since, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
-    def test_who_goes_back_to_an_older_token_is_told_anew(
-        self, people: list[User], room: str
-    ) -> None:
+    def test_an_older_token_gets_its_members_again(self, people: list[User], room: str) -> None:
         """An app is opened again before it had stored what it heard last."""
         alice, _, carol, _ = people
         stored = sync(alice, filter=LAZY)["next_batch"]
@@ -277,7 +275,7 @@ class TestLazyMembers:
         rooms.say(carol, room)
         assert members(sync(alice, again["next_batch"], LAZY)["rooms"]["join"][room]) == set()
 
-    def test_changes_in_a_gap_are_told_even_if_nobody_of_them_spoke(
+    def test_member_changes_in_a_gap_are_sent_even_for_silent_members(
         self, people: list[User], room: str
     ) -> None:
         alice, bob, carol, dora = people
@@ -292,7 +290,9 @@ class TestLazyMembers:
         assert joined["timeline"]["limited"]
         assert members(joined) == {carol.user_id, dora.user_id}
 
-    def test_devices_are_told_each(self, server: TestServer, people: list[User], room: str) -> None:
+    def test_each_device_is_sent_members_separately(
+        self, server: TestServer, people: list[User], room: str
+    ) -> None:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)

@@ -1,8 +1,7 @@
-"""The law of /sync: what was told once, with the changes since, is what a new client is told now.
+"""The law of /sync: an earlier answer plus the changes since equals what a new client sees now.
 
-Some people do things at random in some rooms, now and then one of their clients syncs, at times the
-server is started anew; in the end every client that has only ever heard of changes has to know all
-that a new one is told.
+Users act at random in some rooms, now and then one of their clients syncs, at times the server is
+restarted. In the end every client that only got changes has to know all that a new one sees.
 """
 
 from collections.abc import Callable

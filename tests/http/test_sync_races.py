@@ -39,7 +39,7 @@ POSTGRES = "database: {name: psycopg2, args: {}}\n"
 ROOMS = 4
 MOVES = 150
 LAZY = 1
-"""Which of the states has members lazily."""
+"""The index of the state with lazy members."""
 FILTERS: tuple[Json, ...] = (
     {"is_dm": True},
     {"is_dm": False},
@@ -69,7 +69,7 @@ DEEDS = (
 
 
 class Attempts:
-    """A client's requests, which come to nothing at any moment."""
+    """A client's requests, which may fail at any moment."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Slider(SlidingFollower):
         return super().take(answer)
 
     def check_members(self, truth: SyncClient) -> None:
-        """Whoever has said something that is shown is known as who they are."""
+        """Senders of shown events are known with their current membership."""
         for room_id, told in truth.rooms.items():
             if told.section == "join":
                 for event_id in self.rooms[room_id].timeline:

@@ -132,7 +132,7 @@ def test_state_is_that_before_the_timeline_or_that_after_it(server: TestServer, 
     assert [event["content"]["topic"] for event in before["state"]["events"]] == ["1"]
     assert "state_after" not in before
     after = sync(alice, since, limit(2), **{name: "true"})["rooms"]["join"][room]
-    section = name.replace("use_", "")  # it is told by the name by which it was asked for
+    section = name.replace("use_", "")  # the answer uses the name of the request's parameter
     assert [event["content"]["topic"] for event in after[section]["events"]] == ["3"]
     assert "state" not in after
     rooms.say(alice, room)
@@ -181,7 +181,7 @@ def test_a_rejoined_room_comes_whole_with_its_account_data(server: TestServer) -
     assert joined["account_data"]["events"] == [{"type": "a.b", "content": {"n": 1}}]
 
 
-def test_who_left_and_came_back_in_between_is_told_the_whole_state(server: TestServer) -> None:
+def test_leaving_and_rejoining_between_syncs_sends_the_complete_state(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     rooms.keep(bob, "a.b", {"n": 1}, room)
@@ -466,7 +466,7 @@ def test_a_token_of_a_lost_future_gets_everything(server: TestServer) -> None:
     assert answer["next_batch"] == token(alice)
 
 
-def test_who_comes_back_is_told_whose_membership_changed_meanwhile(server: TestServer) -> None:
+def test_a_rejoining_user_gets_memberships_that_changed_meanwhile(server: TestServer) -> None:
     """A device that loads members lazily, and was never told that its user had left, keeps those
     that it had."""
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))

@@ -1,5 +1,5 @@
-"""What push rules make of threads that one follows, and of others (MSC4306): counts, pushes, the
-list of notifications."""
+"""The effect of push rules on threads that one follows, and on others (MSC4306): counts, pushes,
+the list of notifications."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Talk:
             ok(user.post(f"{V3}/rooms/{self.room}/receipt/m.read/{latest}"))
 
     def counts(self, user: User) -> dict[str, int]:
-        """What is unread, by thread; "" is the main timeline."""
+        """The unread counts by thread; "" is the main timeline."""
         found = ok(user.get(f"{V3}/sync?filter={LIMITED}"))["rooms"]["join"][self.room]
         threads = found.get("unread_thread_notifications", {})
         counts = {root: each["notification_count"] for root, each in threads.items()}

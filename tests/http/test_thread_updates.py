@@ -51,7 +51,7 @@ def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
     return [event["content"]["body"] for event in ok(user.get(path))["chunk"]]
 
 
-def test_what_timelines_tell_is_not_told_again(
+def test_updates_in_a_timeline_are_not_sent_again(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -167,7 +167,7 @@ def test_what_the_reader_may_not_see(
     join(carol, room_id)
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     reply(bob, room_id, root, "shown")
-    # she does not see the root, and cannot open the thread: who wants roots is told of no thread
+    # she does not see the root, and cannot open the thread: with roots requested, no thread is sent
     # without one
     assert threads(client.sync()) == ok(carol.get(f"{PAGES}?dir=b"))["chunk"] == {}
     client.body["extensions"][EXTENSION]["include_roots"] = False

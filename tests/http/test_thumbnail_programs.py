@@ -28,7 +28,7 @@ def film(tmp_path: Path) -> bytes:
 
 
 def let_it(monkeypatch: pytest.MonkeyPatch, do: str) -> None:
-    """What is done in the place of ffmpeg."""
+    """Run this code in place of ffmpeg."""
     monkeypatch.setattr(image_worker, "program_for", lambda *_: [sys.executable, "-I", "-c", do])
 
 

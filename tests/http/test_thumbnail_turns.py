@@ -1,5 +1,5 @@
-"""Whose thumbnail is made next, in real processes: by turns among those whose pictures they are,
-and among those who ask."""
+"""The order in which thumbnails are made, in real processes: by turns among the owners of the
+pictures, and among the users who ask."""
 
 import io
 from pathlib import Path

@@ -18,7 +18,7 @@ WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What else an evaluation depends upon."""
+    """The user, room and power levels that an evaluation depends on."""
 
     user_id: str
     display_name: str | None
@@ -30,7 +30,7 @@ class Surroundings:
 def evaluate(
     ruleset: Mapping[str, Sequence[Json]], event: Json, around: Surroundings
 ) -> Sequence[Any]:
-    """The actions of the first rule that matches; of none, none."""
+    """Return the actions of the first rule that matches, or none."""
     for kind in KINDS:
         for rule in ruleset.get(kind, ()):
             if rule["enabled"] and rule_matches(kind, rule, event, around):
@@ -163,7 +163,7 @@ def _glob(pattern: str, text: str) -> bool:
 
 
 def matches_words(pattern: str, text: str) -> bool:
-    """Any part of the text that begins and ends at the bound of a word."""
+    """Match any part of the text that begins and ends at a word boundary."""
     return any(
         matches(pattern, text[start:end])
         for start in range(len(text) + 1)

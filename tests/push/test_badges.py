@@ -1,4 +1,4 @@
-"""The number on an app's icon, where several pushes of one user are made at the same time."""
+"""Badge counts when several pushes of one user are built at the same time."""
 
 from collections.abc import Collection, Mapping, Set
 from typing import Any, cast
@@ -22,7 +22,7 @@ def joined(room_nid: int) -> MembershipRow:
 
 
 class Counting:
-    """Rooms, and what is unread in each; counting takes until `finish`."""
+    """Holds the unread counts of rooms; a count is pending until `finish`."""
 
     def __init__(self, unread: Mapping[int, int]) -> None:
         self.unread = dict(unread)
@@ -60,13 +60,13 @@ def badges_of(counting: Counting) -> Badges:
 
 
 def ask(badges: Badges) -> list[int]:
-    """The number, once it is known."""
+    """Return a list that gets the badge once it is counted."""
     told: list[int] = []
     Deferred.fromCoroutine(badges.get(ALICE)).addCallback(told.append)
     return told
 
 
-def test_two_devices_that_are_pushed_to_at_once_are_told_the_same_number() -> None:
+def test_two_devices_that_are_pushed_to_at_once_get_the_same_badge() -> None:
     counting = Counting({1: 3, 2: 4})
     badges = badges_of(counting)
     first, second = ask(badges), ask(badges)
@@ -75,7 +75,7 @@ def test_two_devices_that_are_pushed_to_at_once_are_told_the_same_number() -> No
     assert (first, second) == ([7], [7])
 
 
-def test_what_happens_while_it_is_counted_is_counted_after_that() -> None:
+def test_a_change_during_a_count_is_in_the_next_count() -> None:
     counting = Counting({1: 3})
     badges = badges_of(counting)
     first = ask(badges)
@@ -87,9 +87,7 @@ def test_what_happens_while_it_is_counted_is_counted_after_that() -> None:
     assert (first, second) == ([3], [4])
 
 
-def test_what_is_taken_back_from_a_room_while_it_is_counted_first_is_in_no_number_after_that() -> (
-    None
-):
+def test_a_redaction_during_the_first_count_is_in_the_next_count() -> None:
     counting = Counting({1: 1})
     badges = badges_of(counting)
     first = ask(badges)
@@ -106,7 +104,7 @@ def test_what_is_taken_back_from_a_room_while_it_is_counted_first_is_in_no_numbe
     assert badges.touch_room(1) == []
 
 
-def test_a_count_that_fails_is_made_again_by_the_next() -> None:
+def test_a_failed_count_is_retried_by_the_next_caller() -> None:
     counting = Counting({1: 3})
     badges = badges_of(counting)
     Deferred.fromCoroutine(badges.get(ALICE)).addErrback(lambda failure: failure.trap(OSError))

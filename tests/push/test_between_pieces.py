@@ -1,5 +1,4 @@
-"""What happens while a crowd is told in pieces, or as a server ends: nobody goes without what
-concerns them, nobody is told of it twice."""
+"""Pushes to a large room, in batches or across a shutdown: every user gets each push once."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -47,7 +46,7 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
 
 
 def told(gateway: PushGateway, event_id: str) -> list[str]:
-    """To whom an event was pushed."""
+    """Return the pushkeys to which an event was pushed."""
     return sorted(
         each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
     )
@@ -58,7 +57,7 @@ def keys() -> list[str]:
 
 
 class SlowNotes:
-    """That it is noted how pushers stand takes until it is let go."""
+    """Delays storing the state of the pushers until `gate` is called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate: Deferred[None] = Deferred()
@@ -72,7 +71,7 @@ class SlowNotes:
 
 
 def end(server: TestServer) -> Deferred[None]:
-    """Begin to end the server's pushing, with `SlowNotes`."""
+    """Begin to stop the pushers of the server, with `SlowNotes`."""
     stopping = Deferred.fromCoroutine(server.app.pushers.stop())
     assert not stopping.called
     return stopping
@@ -82,7 +81,7 @@ def again(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
     return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
-def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
+def test_users_not_notified_before_a_shutdown_are_notified_after_the_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -93,7 +92,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
     async def end_meanwhile(
         _: PushDecisions, _stored: StoredEvent, _users: Collection[UserID]
     ) -> Mapping[UserID, Actions]:
-        """Those who are asked of first are told nothing."""
+        """Stop the server at the first batch of users, and notify none of them."""
         stoppings.append(end(server))
         return {}
 
@@ -109,7 +108,7 @@ def test_who_was_not_told_yet_as_the_server_ends_is_told_by_the_next(
     assert told(gateway, event_id) == keys()
 
 
-def test_what_comes_as_the_server_ends_is_told_by_the_next(
+def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -125,7 +124,7 @@ def test_what_comes_as_the_server_ends_is_told_by_the_next(
     assert told(gateway, event_id) == keys()
 
 
-def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_follows(
+def test_a_pusher_set_while_badges_are_sent_gets_later_events(
     server: TestServer, gateway: PushGateway
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -145,7 +144,7 @@ def test_who_sets_a_pusher_while_others_hear_of_their_numbers_is_told_of_what_fo
     assert told(gateway, said[0]) == sorted(["carol", *keys()])
 
 
-def test_pushes_go_though_something_more_is_always_to_be_read(
+def test_pushes_are_sent_although_the_stream_keeps_growing(
     server: TestServer, gateway: PushGateway
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -163,7 +162,7 @@ def test_pushes_go_though_something_more_is_always_to_be_read(
     assert pushed[20] == CROWD
 
 
-def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told(
+def test_nobody_is_notified_twice_when_the_database_fails_between_batches(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -191,8 +190,7 @@ def test_nobody_is_told_twice_where_the_database_goes_away_while_a_crowd_is_told
 
 
 def take_over(server: TestServer) -> None:
-    """Another node takes the lease, as if this one were gone, and pushes all that there is up to
-    now."""
+    """Let another node take the lease, as if this one were gone, and push all events up to now."""
     upto = server.app.database.streams.current()
 
     def write(txn: WriteTransaction) -> None:
@@ -224,7 +222,7 @@ def take_again(server: TestServer) -> None:
     assert server.app.pushers.reading._lease.is_held
 
 
-def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app_shows(
+def test_a_badge_accepted_after_the_lease_was_lost_is_not_taken_as_the_current_one(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, first, second = two_rooms(server)
@@ -243,7 +241,7 @@ def test_what_is_answered_after_the_lease_was_lost_is_not_taken_for_what_the_app
 
 
 class LateDecisions:
-    """Until `gate` is called the database has not answered who is told what."""
+    """Delays every push decision until `gate` is called, as a slow database does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate: Deferred[None] = Deferred()
@@ -260,7 +258,7 @@ class LateDecisions:
         monkeypatch.setattr(PushDecisions, "get_actions", answer_late)
 
 
-def test_what_another_node_has_told_since_is_not_told_once_more(
+def test_events_pushed_by_another_node_are_not_pushed_again(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -279,10 +277,10 @@ def test_what_another_node_has_told_since_is_not_told_once_more(
     assert told(gateway, event_id) == keys()
 
 
-def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
+def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else what is told then would hide what its pusher has missed before."""
+    """Otherwise the later push would hide that the pusher missed an earlier one."""
     bob, room_id = room_with_pushers(server)
     gateway.failure = 503
     first = say(bob, room_id, "hello")
@@ -305,10 +303,10 @@ def test_what_was_begun_with_a_lease_that_was_lost_does_not_go_on_with_the_next(
     assert told(gateway, second) == keys()
 
 
-def test_what_was_said_just_before_a_pusher_was_switched_on_is_in_its_number(
+def test_an_event_just_before_a_pusher_is_enabled_counts_in_its_badge(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is come to after the number was counted for the pusher's sake."""
+    """The event is processed after the badge was counted for the pusher."""
     alice, bob, first, second = two_rooms(server)
     gateway.held = []
     say(bob, first, "it is told with the number one")

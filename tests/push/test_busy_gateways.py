@@ -1,4 +1,4 @@
-"""Gateways that say how long they want to be left alone."""
+"""Gateways that answer with a `Retry-After` header."""
 
 from email.utils import formatdate
 
@@ -15,10 +15,10 @@ __all__ = ["gateway", "server"]
 @pytest.mark.parametrize(
     ("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)]
 )
-def test_a_gateway_that_wants_to_be_left_alone_is(
+def test_a_retry_after_in_seconds_is_respected_up_to_an_hour(
     server: TestServer, gateway: PushGateway, wait: str, seconds: int
 ) -> None:
-    """An hour at most; what is no number of seconds, and no date, says nothing."""
+    """An hour at most; a value that is neither seconds nor a date is ignored."""
     _, bob, room_id = two(server)
     gateway.failure, gateway.wait = 429, wait
     say(bob, room_id, "1")
@@ -29,7 +29,7 @@ def test_a_gateway_that_wants_to_be_left_alone_is(
 
 
 @pytest.mark.parametrize(("after", "seconds"), [(120, 120), (9000, 3600), (-60, 5)])
-def test_a_gateway_that_wants_to_be_left_alone_until_a_date_is(
+def test_a_retry_after_with_a_date_is_respected_up_to_an_hour(
     server: TestServer, gateway: PushGateway, after: int, seconds: int
 ) -> None:
     _, bob, room_id = two(server)

@@ -1,9 +1,11 @@
-"""The law of pushing to a crowd, which is told in pieces: whatever people do meanwhile, also as the
-server ends or loses its lease, and in whatever order the database answers, or is away, what stays
-unread is pushed to everybody, in order, with the number that holds.
+"""Random histories of pushes to a large room, which are sent in batches.
 
-Every other time nothing ends and no lease is lost: then nobody is told twice.
-`MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+Every unread event is pushed to every user, in order, with the current badge. This holds whatever
+users do meanwhile, when the server stops or loses its lease, when the database fails, and in
+whatever order it answers.
+
+In every other history nothing stops and no lease is lost: then no event is pushed twice.
+`MAHALLA_PUSH_RUNS=1000` runs a thousand histories.
 """
 
 import os
@@ -38,7 +40,7 @@ PEOPLE = 7
 MOVES = 300
 CALM = (*("say",) * 6, *("read",) * 3, "redact", "replace", "off", "away")
 DEEDS = (*CALM, "lose", "end")
-"""With what may make that somebody is told twice."""
+"""`CALM`, and the actions after which an event may be pushed twice."""
 
 
 class Person:
@@ -46,15 +48,15 @@ class Person:
         self.user, self.number = user, number
         self.key = f"key{number}"
         self.pushed_from: int | None = 0
-        """The first of what is said that must be pushed to that key; None: it is being replaced."""
+        """Index of the first event that must be pushed to that key; None: it is being replaced."""
         self.read: set[str] = set()
-        """What they have read, or are just reading."""
+        """Events that they have read, or whose receipt is under way."""
         self.busy: Pending | None = None
         self.then: Callable[[], None] = lambda: None
 
 
 class Disk:
-    """What pushers ask of the database, which is away now and then."""
+    """Makes a query of the pushers fail now and then, as if the database were unavailable."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails_next = False
@@ -78,7 +80,7 @@ class Disk:
 
 
 class Town:
-    """Bob, who talks in two rooms, to people who have pushers."""
+    """Bob, who writes to two rooms whose members have pushers."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class Town:
             assert set_pusher(person.user, person.key).status == 200
             settle(self.server)
         self.said: list[tuple[str, Pending]] = []
-        """Room and answer, in the order in which it was begun."""
+        """Room and answer of each message, in the order of the requests."""
         self.redacting: dict[str, Pending] = {}
         self.names = count()
         self.builds = 1
@@ -173,7 +175,7 @@ class Town:
         )
 
     def count_on(self, person: Person) -> None:
-        """What is said from here on must be pushed there."""
+        """Expect every later event to be pushed to this key."""
         person.pushed_from = len(self.said)
 
     def acknowledged(self, room_id: str) -> list[str]:
@@ -191,7 +193,7 @@ class Town:
                 then()
 
     def lose(self) -> None:
-        """Somebody else takes the lease, and ends at once."""
+        """Let another node take the lease, and stop at once."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("UPDATE leases SET holder = 'another', expires_ts = 0 WHERE name = 'push'")
@@ -200,7 +202,7 @@ class Town:
         self.wait_for(lambda: work.called)
 
     def end(self) -> None:
-        """The server ends, while what is under way there goes on; another begins."""
+        """Stop the pushers, let pending requests finish, and start another server."""
         stopping = Deferred.fromCoroutine(self.server.app.pushers.stop())
         self.wait_for(lambda: stopping.called)
         self.wait_for(lambda: all(each.done for _, each in self.said))
@@ -290,7 +292,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.usefixtures("in_pieces")
-def test_what_stays_unread_is_pushed_to_everybody(
+def test_unread_events_are_pushed_to_every_user_in_any_history(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, disk: Disk, seed: int
 ) -> None:
     chance = Random(seed)

@@ -1,5 +1,5 @@
-"""Rooms with many who have pushers, or rules of their own: they are looked at in pieces, and
-whoever else waits for the server has their turn between."""
+"""Rooms where many members have pushers or custom rules: they are processed in batches, and other
+requests run in between."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -42,7 +42,7 @@ def server(
 
 
 def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
-    """How many more there are after each turn of the reactor."""
+    """Return by how many the count grows in each turn of the reactor."""
     counts: list[int] = []
 
     def turn() -> None:
@@ -55,7 +55,9 @@ def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
     return [after - before for before, after in pairwise(counts)]
 
 
-def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: PushGateway) -> None:
+def test_a_message_is_pushed_to_a_large_room_in_batches(
+    server: TestServer, gateway: PushGateway
+) -> None:
     bob, room_id = room_with_pushers(server)
     say(bob, room_id, "hello")
     pushed = by_turn(server, lambda: len(gateway.taken))
@@ -63,7 +65,7 @@ def test_a_message_is_pushed_to_a_crowd_in_pieces(server: TestServer, gateway: P
     assert 0 < max(pushed) <= AT_ONCE
 
 
-def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
+def test_a_redaction_updates_the_badges_of_a_large_room_in_batches(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bob, room_id = room_with_pushers(server)
@@ -86,10 +88,10 @@ def test_what_is_taken_back_changes_the_numbers_of_a_crowd_in_pieces(
     assert gateway.badges == [0] * CROWD
 
 
-def test_rules_of_a_crowd_are_compiled_and_asked_in_pieces(
+def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a start, when the first message comes."""
+    """The rules are not cached yet, as at the first message after a start."""
     before = TestServer(tmp_path, database)
     people = [before.register(f"user{number}") for number in range(CROWD)]
     room_id = create_room(people[0])

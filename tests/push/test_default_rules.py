@@ -61,7 +61,7 @@ def event(type: str, content: dict[str, Any], state_key: str | None, sender: Use
     )
 
 
-def test_the_definitions_are_those_of_the_specification() -> None:
+def test_default_rules_are_those_of_the_specification() -> None:
     ours = ruleset(BOB, None)
     for kind in ("override", "underride"):
         named = json.loads(json.dumps(SPEC[kind]).replace("[the user's Matrix ID]", BOB))
@@ -145,7 +145,7 @@ TABLE = [
 @pytest.mark.parametrize(
     ("rule", "members", "type", "content", "state_key", "sender", "actions"), TABLE
 )
-def test_what_the_default_rules_do(
+def test_each_default_rule_gives_its_actions(
     rule: str,
     members: int,
     type: str,
@@ -171,7 +171,7 @@ def test_what_the_default_rules_do(
     assert evaluate(ruleset(BOB, None), shown, around) == actions, "the literal rules say the same"
 
 
-def test_switched_on_every_encrypted_event_wakes() -> None:
+def test_the_msc4028_rule_wakes_clients_for_every_encrypted_event() -> None:
     kept = b'{"changed": {".org.matrix.msc4028.encrypted_event": {"enabled": true}}}'
     occasion = Occasion.of_event(event(ENC, EDIT, None, ALICE), 3, None)
     compiler = RuleCompiler()
@@ -183,8 +183,10 @@ def test_switched_on_every_encrypted_event_wakes() -> None:
 
 
 @pytest.mark.parametrize(("own", "wakes"), [("override", False), ("room", True)])
-def test_but_not_where_the_room_is_muted(own: str, wakes: bool) -> None:
-    """MSC4028: where only mentions are wanted, the client has to look for them itself."""
+def test_the_msc4028_rule_wakes_clients_in_rooms_with_mentions_only_but_not_in_muted_ones(
+    own: str, wakes: bool
+) -> None:
+    """MSC4028: in a room with mentions only, the client has to look for mentions itself."""
     conditions = (
         [{"kind": "event_match", "key": "room_id", "pattern": ROOM}] if own == "override" else None
     )

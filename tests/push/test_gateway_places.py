@@ -1,4 +1,4 @@
-"""Gateways that hang, and those that answer: who finds a place."""
+"""Slots for pushes under way, shared by gateways that hang and gateways that answer."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from homeserver.services.pushers.gateways import (
 
 @dataclass
 class HangingWeb:
-    """Answers at once, but for hosts that hang: those say nothing until the time is over."""
+    """Answers at once, except for hosts that hang: requests to those time out."""
 
     clock: Clock
     hanging: Callable[[str], bool]
@@ -84,7 +84,7 @@ class Pushing:
         return outcome
 
 
-def test_however_many_hang_from_the_start_those_that_answer_find_a_place() -> None:
+def test_a_gateway_that_answers_gets_a_slot_however_many_others_hang() -> None:
     pushing = Pushing(lambda url: "hangs" in url)
     for number in range(100):
         for _ in range(2 * AT_ONCE):
@@ -101,7 +101,7 @@ def test_however_many_hang_from_the_start_those_that_answer_find_a_place() -> No
     pushing.gateways.stop()
 
 
-def test_gateways_that_begin_to_hang_hold_their_places_for_a_moment_only() -> None:
+def test_gateways_that_begin_to_hang_lose_their_slots_soon() -> None:
     evil = False
     pushing = Pushing(lambda url: evil and "turns" in url)
     hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
@@ -125,8 +125,8 @@ def test_gateways_that_begin_to_hang_hold_their_places_for_a_moment_only() -> No
     assert not pushing.clock.getDelayedCalls()
 
 
-def test_gateways_that_hang_are_seen_also_by_who_was_stopped_and_pushes_again() -> None:
-    """As a node that lost the lease of the pushers, and took it again."""
+def test_hanging_gateways_are_detected_again_after_a_stop() -> None:
+    """A node stops its pushes when it loses the lease of the pushers, and may take it again."""
     hangs = False
     pushing = Pushing(lambda url: hangs and "turns" in url)
     hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
@@ -147,7 +147,7 @@ def test_gateways_that_hang_are_seen_also_by_who_was_stopped_and_pushes_again() 
 
 
 @pytest.mark.parametrize("number", [1, AT_ONCE, AT_ONCE + 3])
-def test_one_gateway_has_so_many_places(number: int) -> None:
+def test_one_gateway_has_a_bounded_number_of_slots(number: int) -> None:
     pushing = Pushing(lambda _: True)
     for _ in range(number):
         pushing.push("hangs.example")
@@ -155,7 +155,7 @@ def test_one_gateway_has_so_many_places(number: int) -> None:
     pushing.gateways.stop()
 
 
-def test_a_gateway_that_hung_is_tried_with_one_request() -> None:
+def test_a_gateway_that_hung_is_retried_with_one_request() -> None:
     pushing = Pushing(lambda _: True)
     for _ in range(3 * AT_ONCE):
         pushing.push("hangs.example")

@@ -1,4 +1,4 @@
-"""What push gateways are told, of what, and how often."""
+"""Requests to push gateways: which events cause one, what it contains, and how often."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def read(
     assert user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body).status == 200
 
 
-def test_a_message_is_pushed_with_all_that_belongs_to_it(
+def test_a_push_contains_every_field_of_the_specification(
     server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server, name="Tea", room_alias_name="tea")
@@ -87,7 +87,7 @@ def test_a_message_is_pushed_with_all_that_belongs_to_it(
     }
 
 
-def test_names_that_are_very_long_are_cut(server: TestServer, gateway: PushGateway) -> None:
+def test_very_long_names_are_truncated(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server, name="Tea")
     set_state(bob, room_id, "m.room.name", {"name": "茶" * 5000})
     settle(server)
@@ -99,7 +99,7 @@ def test_names_that_are_very_long_are_cut(server: TestServer, gateway: PushGatew
     assert push.notification["content"] == {"msgtype": "m.text", "body": "hello"}
 
 
-def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
+def test_own_messages_and_rooms_without_membership_are_not_pushed(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -112,7 +112,7 @@ def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
 
 
 @pytest.mark.parametrize("is_named", [False, True])
-def test_the_format_event_id_only_tells_no_content(
+def test_the_format_event_id_only_omits_the_content(
     server: TestServer, gateway: PushGateway, *, is_named: bool
 ) -> None:
     """spec: push-gateway-api#homeserver-behaviour"""
@@ -142,7 +142,7 @@ def test_the_format_event_id_only_tells_no_content(
     assert device.keys() == {"app_id", "pushkey", "pushkey_ts", "data"}, "no tweaks"
 
 
-def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: PushGateway) -> None:
+def test_a_mention_is_pushed_with_a_highlight(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     content = {"msgtype": "m.text", "body": "Alice!", "m.mentions": {"user_ids": [alice.user_id]}}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
@@ -152,7 +152,7 @@ def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: PushG
     assert push.notification["devices"][0]["tweaks"] == {"highlight": True, "sound": "default"}
 
 
-def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(
+def test_an_encrypted_message_has_high_priority_and_no_ciphertext(
     server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
@@ -170,7 +170,7 @@ def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(
     assert "content" not in push.notification
 
 
-def test_content_that_no_vendor_would_carry_stays_here(
+def test_content_too_large_for_a_vendor_is_omitted(
     server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
@@ -181,7 +181,7 @@ def test_content_that_no_vendor_would_carry_stays_here(
     assert "content" not in push.notification
 
 
-def test_content_stays_here_where_the_operator_wants_it(
+def test_content_is_omitted_when_the_operator_disables_it(
     tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {include_content: false}", web=gateway))
@@ -191,7 +191,7 @@ def test_content_stays_here_where_the_operator_wants_it(
     assert "content" not in gateway.taken[0].notification
 
 
-def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: PushGateway) -> None:
+def test_an_invite_is_pushed_to_the_invited_user(server: TestServer, gateway: PushGateway) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     set_pusher(alice)
     room_id = create_room(bob, name="Tea", preset="private_chat")
@@ -229,7 +229,9 @@ def test_the_badge_counts_messages(
     assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 2, 3]
 
 
-def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: PushGateway) -> None:
+def test_reading_at_another_device_clears_the_badge(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     event_id = say(bob, room_id, "x")
     settle(server)
@@ -246,7 +248,7 @@ def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: Push
     assert gateway.badges == [0], "a badge that stays is told once"
 
 
-def test_a_client_that_counts_itself_is_told_no_numbers(
+def test_a_client_that_disables_badge_counts_gets_none(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -261,7 +263,9 @@ def test_a_client_that_counts_itself_is_told_no_numbers(
     assert gateway.badges == []
 
 
-def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
+def test_a_message_read_before_the_retry_is_not_pushed(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     first, second = say(bob, room_id, "1"), say(bob, room_id, "2")
@@ -274,7 +278,7 @@ def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: PushG
     assert gateway.events == [second]
 
 
-def test_reading_a_thread_leaves_the_others_to_be_pushed(
+def test_reading_one_event_of_a_thread_does_not_drop_other_pushes(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -298,7 +302,7 @@ def test_reading_a_thread_leaves_the_others_to_be_pushed(
     assert gateway.events == [in_thread[1], outside]
 
 
-def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
+def test_a_redacted_message_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     gone, stays = say(bob, room_id, "oops"), say(bob, room_id, "fine")
@@ -310,7 +314,7 @@ def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: PushGate
     assert gateway.events == [stays]
 
 
-def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
+def test_a_badge_is_sent_although_the_push_that_would_carry_it_is_dropped(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -332,7 +336,7 @@ def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
     assert gateway.badges == [0]
 
 
-def test_pushes_wait_by_chance_where_the_operator_wants_it(
+def test_pushes_are_delayed_by_the_configured_jitter(
     tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {jitter_delay: 10s}", web=gateway))
@@ -345,7 +349,7 @@ def test_pushes_wait_by_chance_where_the_operator_wants_it(
     assert len(gateway.taken) == 1
 
 
-def test_nothing_is_pushed_where_pushing_is_off(
+def test_nothing_is_pushed_when_push_is_disabled(
     tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {enabled: false}", web=gateway))
@@ -356,14 +360,14 @@ def test_nothing_is_pushed_where_pushing_is_off(
     assert gateway.asked == []
 
 
-def test_only_state_that_calls_is_pushed(server: TestServer, gateway: PushGateway) -> None:
+def test_ordinary_state_events_are_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     settle(server)
     assert gateway.asked == []
 
 
-def test_who_is_locked_is_told_nothing(server: TestServer, gateway: PushGateway) -> None:
+def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
 
     def lock(locked: bool) -> None:
@@ -385,7 +389,7 @@ def test_who_is_locked_is_told_nothing(server: TestServer, gateway: PushGateway)
     assert gateway.events == [event_id]
 
 
-def test_an_account_past_its_day_is_told_nothing(
+def test_an_expired_account_gets_no_pushes(
     tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     day = 24 * 3600
@@ -416,7 +420,9 @@ def test_an_account_past_its_day_is_told_nothing(
     assert gateway.events == [event_id]
 
 
-def test_who_answers_has_read(server: TestServer, gateway: PushGateway) -> None:
+def test_a_user_who_replies_has_read_the_messages_before(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     say(bob, room_id, "question")
@@ -430,7 +436,7 @@ def test_who_answers_has_read(server: TestServer, gateway: PushGateway) -> None:
     assert gateway.events == [later]
 
 
-def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(
+def test_a_change_of_rules_or_of_ignored_users_applies_to_the_next_push(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -454,7 +460,7 @@ def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(
 @pytest.mark.parametrize(
     "how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"]
 )
-def test_an_invite_of_somebody_who_is_ignored_is_not_pushed_and_in_no_number(
+def test_an_invite_by_an_ignored_user_is_neither_pushed_nor_counted(
     how: str, server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)

@@ -1,4 +1,4 @@
-"""Letters about what people missed: when they come, what they say, and how they end."""
+"""E-mails about missed messages: when they are sent, what they contain, and how to unsubscribe."""
 
 import re
 from email.message import EmailMessage
@@ -54,7 +54,8 @@ def email_pusher(user: User, address: str = "alice@example.com", **further: Any)
 
 
 def reader(server: TestServer, **further: Any) -> User:
-    """Alice, who has letters switched on; the letter that confirmed her address is put away."""
+    """Return Alice, who has e-mail notifications on; the e-mail that confirmed her address is
+    discarded."""
     alice = server.register("alice")
     add(server, alice)
     assert email_pusher(alice, **further).status == 200
@@ -82,7 +83,7 @@ def texts(letter: EmailMessage) -> tuple[str, str]:
     return plain.get_content(), html.get_content()
 
 
-def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServer) -> None:
+def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name="Tea & cake")
     event_id = say(bob, room_id, "hello <b>")
@@ -117,7 +118,9 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     ],
 )
 @pytest.mark.parametrize("whose", ["room", "person"])
-def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: str) -> None:
+def test_a_name_cannot_inject_headers_into_an_email(
+    server: TestServer, name: str, whose: str
+) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name=name if whose == "room" else "Tea")
     if whose == "person":
@@ -146,7 +149,7 @@ def test_a_name_is_a_name_and_no_header(server: TestServer, name: str, whose: st
     assert letter["Subject"].startswith("[Example] Message from ")
 
 
-def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database: Database) -> None:
+def test_an_expired_account_gets_no_email(tmp_path: Path, sqlite_database: Database) -> None:
     server = start(
         tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n"
     )
@@ -172,7 +175,7 @@ def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database:
     assert len(server.relay.emails) == 1
 
 
-def test_what_was_read_needs_no_letter(server: TestServer) -> None:
+def test_a_message_that_was_read_causes_no_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "hello")
@@ -189,7 +192,7 @@ def test_what_was_read_needs_no_letter(server: TestServer) -> None:
     assert "hello" not in plain
 
 
-def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: TestServer) -> None:
+def test_emails_about_one_room_back_off_until_it_is_read(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "0")
@@ -205,7 +208,7 @@ def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: T
     assert len(server.relay.emails) == 1, "who reads is written to as at first"
 
 
-def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
+def test_the_backoff_of_a_busy_room_does_not_delay_another_room(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     noisy, other = room_of(alice, bob, name="Noisy"), room_of(alice, bob, name="Other")
     for _ in range(6):
@@ -218,7 +221,7 @@ def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
     assert "Other" in texts(letter)[0]
 
 
-def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
+def test_one_email_covers_several_rooms(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     first, second = room_of(alice, bob, name="First"), room_of(alice, bob, name="Second")
     for number in range(8):
@@ -235,7 +238,7 @@ def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
     assert "Further messages: 3" in plain
 
 
-def test_a_name_is_told_but_not_at_any_length(server: TestServer) -> None:
+def test_a_long_name_is_truncated_in_an_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name="Tea")
     member = {"membership": "join", "displayname": "x" * 20_000}
@@ -248,7 +251,7 @@ def test_a_name_is_told_but_not_at_any_length(server: TestServer) -> None:
     assert len(letter.as_bytes()) < 10_000
 
 
-def test_an_invite_is_told(server: TestServer) -> None:
+def test_an_invite_causes_an_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = create_room(bob, name="Tea", preset="private_chat")
     bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id})
@@ -258,7 +261,7 @@ def test_an_invite_is_told(server: TestServer) -> None:
     assert "You are invited to this room." in texts(letter)[0]
 
 
-def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> None:
+def test_an_email_says_only_that_there_is_an_encrypted_message(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     content = {
@@ -275,7 +278,7 @@ def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> N
     assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
 
 
-def test_no_content_where_the_operator_wants_none(
+def test_an_email_omits_content_when_the_operator_disables_it(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
@@ -286,9 +289,7 @@ def test_no_content_where_the_operator_wants_none(
     assert "secret" not in "".join(texts(letter))
 
 
-def test_links_lead_to_the_client_of_the_configuration(
-    tmp_path: Path, sqlite_database: Database
-) -> None:
+def test_links_lead_to_the_configured_client(tmp_path: Path, sqlite_database: Database) -> None:
     config = MAIL.replace(
         "enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'"
     )
@@ -311,7 +312,7 @@ def test_links_lead_to_the_client_of_the_configuration(
         ("fr", "Unsubscribe"),
     ],
 )
-def test_the_letter_is_in_the_language_of_the_pusher(
+def test_an_email_is_in_the_language_of_the_pusher(
     tmp_path: Path, sqlite_database: Database, lang: str, text: str
 ) -> None:
     server = start(tmp_path, sqlite_database)
@@ -323,7 +324,7 @@ def test_the_letter_is_in_the_language_of_the_pusher(
     assert str(letter["Subject"]).startswith("[Example] ")
 
 
-def test_times_are_those_of_the_reader(server: TestServer) -> None:
+def test_an_email_shows_times_in_the_time_zone_of_the_reader(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
     say(bob, room_of(alice, bob), "x")
@@ -342,7 +343,7 @@ def link_in(letter: EmailMessage) -> str:
     return f"{parts.path}?{parts.query}"
 
 
-def test_the_link_ends_the_letters(server: TestServer) -> None:
+def test_the_unsubscribe_link_stops_the_emails(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     say(bob, room_id, "x")
@@ -365,7 +366,9 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
 @pytest.mark.parametrize(
     "change", [("signature=", "signature=A"), ("pusher=1", "pusher=2"), ("pusher=1&", "")]
 )
-def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[str, str]) -> None:
+def test_a_tampered_unsubscribe_link_is_refused(
+    server: TestServer, change: tuple[str, str]
+) -> None:
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
@@ -375,7 +378,7 @@ def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[st
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
-def test_letters_go_to_addresses_of_the_account_alone(server: TestServer) -> None:
+def test_an_email_pusher_needs_an_address_of_the_account(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     assert email_pusher(bob).errcode == "M_INVALID_PARAM"
     assert email_pusher(alice, "other@example.com").errcode == "M_INVALID_PARAM"
@@ -386,7 +389,7 @@ def test_letters_go_to_addresses_of_the_account_alone(server: TestServer) -> Non
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
-def test_they_end_with_the_address_and_not_with_the_session(server: TestServer) -> None:
+def test_an_email_pusher_ends_with_the_address_and_not_with_the_session(server: TestServer) -> None:
     alice = reader(server)
     identifier = {"type": "m.id.user", "user": "alice"}
     body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
@@ -398,7 +401,7 @@ def test_they_end_with_the_address_and_not_with_the_session(server: TestServer) 
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_new_account_with_an_address_gets_letters(
+def test_a_new_account_with_an_address_gets_an_email_pusher_when_configured(
     tmp_path: Path, sqlite_database: Database, wanted: bool
 ) -> None:
     config = (
@@ -428,7 +431,7 @@ def test_a_new_account_with_an_address_gets_letters(
         assert "Больше не присылать" in texts(server.relay.emails[0][1])[0]
 
 
-def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Database) -> None:
+def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: Database) -> None:
     server = start(tmp_path, database)
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
@@ -443,7 +446,7 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
-def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(
+def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     tmp_path: Path, database: Database, how: str
 ) -> None:
     server = start(tmp_path, database, MAIL + "retention: {enabled: true}\n")
@@ -485,7 +488,7 @@ def test_a_letter_that_waits_does_not_tell_what_is_gone_meanwhile(
         assert "zanjabil" not in text
 
 
-def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_that(
+def test_a_message_to_a_user_whose_emails_are_paused_costs_no_query_for_the_pause(
     tmp_path: Path, sqlite: SQLiteConfig
 ) -> None:
     counter = QueryCounter()
@@ -511,7 +514,7 @@ def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_
     run_coroutine(database.close(), None)
 
 
-def test_the_queries_for_a_letter_do_not_grow_with_what_it_looks_at(
+def test_the_queries_for_an_email_do_not_grow_with_the_number_of_messages(
     tmp_path: Path, sqlite: SQLiteConfig
 ) -> None:
     counter = QueryCounter()

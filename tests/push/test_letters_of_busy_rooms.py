@@ -1,5 +1,4 @@
-"""Letters tell of what matters to their reader, however much else is said, and in however many
-rooms."""
+"""E-mails contain what matters to their reader, however many other messages and rooms there are."""
 
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return start(tmp_path, database)
 
 
-def test_a_mention_is_told_however_much_is_said_after_it(server: TestServer) -> None:
+def test_an_email_contains_a_mention_however_many_messages_follow(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name="Busy")
     assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
@@ -40,7 +39,7 @@ def test_a_mention_is_told_however_much_is_said_after_it(server: TestServer) -> 
     assert "chatter" not in texts(letter)[0]
 
 
-def test_a_message_is_told_whatever_people_do_to_it(server: TestServer) -> None:
+def test_an_email_contains_a_message_however_many_reactions_follow(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name="Busy")
     event_id = say(bob, room_id, "URGENT")
@@ -55,7 +54,7 @@ def test_a_message_is_told_whatever_people_do_to_it(server: TestServer) -> None:
     assert "URGENT" in texts(letter)[0]
 
 
-def test_where_much_is_said_all_the_time_the_first_of_it_counts(server: TestServer) -> None:
+def test_the_first_unread_message_decides_when_the_email_is_sent(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob, name="Busy")
     for number in range(12):
@@ -65,7 +64,7 @@ def test_where_much_is_said_all_the_time_the_first_of_it_counts(server: TestServ
     assert "Further messages: " in texts(letter)[0]
 
 
-def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestServer) -> None:
+def test_an_email_counts_the_rooms_it_leaves_out(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     for number in range(MOST_ROOMS + 3):
         say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
@@ -78,9 +77,9 @@ def test_a_letter_says_that_there_are_more_rooms_than_it_tells_of(server: TestSe
     assert "Further rooms: 3" in html
 
 
-def test_what_only_wakes_clients_is_in_no_letter(server: TestServer) -> None:
-    """MSC4028: who has it that every encrypted event wakes their clients gets no letters about
-    those."""
+def test_events_that_only_wake_clients_are_in_no_email(server: TestServer) -> None:
+    """MSC4028: a user whose clients are woken by every encrypted event gets no e-mails about
+    them."""
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     rule = f"{V3}/pushrules/global/override/.org.matrix.msc4028.encrypted_event/enabled"
@@ -110,7 +109,7 @@ def edit(user: User, room_id: str, event_id: str, text: str, **further: object) 
     return str(answer.json["event_id"])
 
 
-def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) -> None:
+def test_an_email_shows_the_latest_edit_of_a_message(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "my password is zanjabil")
@@ -124,7 +123,7 @@ def test_a_message_is_told_as_its_sender_has_corrected_it(server: TestServer) ->
         assert "zanjabil" not in text
 
 
-def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(
+def test_an_email_shows_the_edit_of_an_unread_thread_message_when_the_main_timeline_is_read(
     server: TestServer,
 ) -> None:
     alice, bob = reader(server), server.register("bob")
@@ -142,7 +141,7 @@ def test_a_message_of_a_thread_is_told_as_corrected_though_all_else_was_read(
     assert "zanjabil" not in texts(letter)[0]
 
 
-def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestServer) -> None:
+def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     first = say(bob, room_id, "first")
@@ -161,7 +160,7 @@ def test_an_edit_that_calls_its_reader_is_told_until_it_was_read(server: TestSer
     assert server.relay.emails == []
 
 
-def test_an_edit_that_is_taken_back_is_in_no_letter(server: TestServer) -> None:
+def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     server.relay.failure = CannotDeliver("no connection", for_good=False)

@@ -1,5 +1,4 @@
-"""Letters as mail servers see them: bytes, which not everybody reads as generously as Python's
-library."""
+"""E-mails as the bytes that mail servers see. Some parse them less generously than Python does."""
 
 import re
 from email import message_from_bytes
@@ -26,11 +25,11 @@ def written() -> bytes:
     return letters.write_digest(Languages().get("ru"), digest, "alice@example.com", 0)
 
 
-def test_the_link_that_ends_letters_stands_as_it_is() -> None:
+def test_the_unsubscribe_header_is_neither_encoded_nor_folded() -> None:
     assert f"\r\nList-Unsubscribe: <{LINK}>\r\n".encode() in written()
 
 
-def test_encoded_words_and_lines_are_as_short_as_they_have_to_be() -> None:
+def test_encoded_words_and_lines_keep_the_limits_of_mail() -> None:
     letter = written()
     words = re.findall(rb"=\?\S*\?=", letter)
     assert len(words) > 5

@@ -1,4 +1,4 @@
-"""What the service is called in letters about what people missed."""
+"""The name of the service in e-mails about missed messages."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.push.test_letters import MAIL, MINUTE, pass_time, reader, room_of, st
         (None, None, "Matrix", "Matrix"),
     ],
 )
-def test_the_service_is_called_what_its_operator_calls_it(
+def test_an_email_uses_the_configured_name_of_the_service(
     tmp_path: Path,
     sqlite_database: Database,
     app_name: str | None,
@@ -27,7 +27,7 @@ def test_the_service_is_called_what_its_operator_calls_it(
     called: str,
     sender: str,
 ) -> None:
-    """The sender is the server, whatever an app calls itself."""
+    """The `From` header names the server, even if the app sets a brand."""
     config = MAIL if app_name is not None else MAIL.replace(", app_name: Example", "")
     server = start(tmp_path, sqlite_database, config)
     alice, bob = (

@@ -101,7 +101,7 @@ def test_an_invite_counts_until_it_is_answered(
 
 
 @pytest.mark.parametrize("how", [withdraw, ignore, take_no_invites])
-def test_an_invite_that_is_none_any_more_is_not_pushed(
+def test_a_withdrawn_or_ignored_invite_is_not_pushed(
     server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = two(server)
@@ -115,7 +115,7 @@ def test_an_invite_that_is_none_any_more_is_not_pushed(
 
 
 @pytest.mark.parametrize("how", [decline, withdraw, ignore])
-def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_to_hear(
+def test_pending_pushes_are_dropped_when_the_user_leaves_or_ignores_the_sender(
     server: TestServer, gateway: PushGateway, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = two(server)
@@ -129,7 +129,7 @@ def test_what_waits_is_not_pushed_to_who_is_not_there_any_more_or_does_not_want_
     assert gateway.events == []
 
 
-def test_what_waited_while_they_left_and_came_back_is_not_pushed(
+def test_pushes_pending_before_a_leave_and_rejoin_are_dropped(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
@@ -145,7 +145,7 @@ def test_what_waited_while_they_left_and_came_back_is_not_pushed(
     assert gateway.events == [after]
 
 
-def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
+def test_a_pusher_that_is_enabled_again_gets_the_badge_that_changed_meanwhile(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
@@ -166,7 +166,7 @@ def test_a_pusher_that_was_off_while_its_user_read_is_told_the_number_then(
     )
 
 
-def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_number(
+def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
@@ -191,7 +191,7 @@ def test_a_pusher_that_is_switched_on_as_the_database_goes_away_is_told_the_numb
     assert gateway.badges == [0]
 
 
-def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
+def test_a_pusher_that_is_enabled_after_a_restart_gets_the_badge(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
@@ -209,7 +209,7 @@ def test_a_pusher_that_was_off_over_a_restart_is_told_the_number_too(
 
 
 @pytest.mark.parametrize("how", ["crash", "stop"])
-def test_a_pusher_that_was_off_is_told_the_number_though_the_server_ends_before_it_is_told(
+def test_an_enabled_pusher_gets_the_badge_although_the_server_ends_before_it_is_sent(
     server: TestServer, gateway: PushGateway, tmp_path: Path, how: str
 ) -> None:
     alice, bob = two(server)
@@ -231,7 +231,7 @@ def test_a_pusher_that_was_off_is_told_the_number_though_the_server_ends_before_
     assert gateway.badges == [0]
 
 
-def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
+def test_messages_read_while_there_was_no_pusher_do_not_count_for_a_new_one(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
@@ -250,7 +250,7 @@ def test_what_was_read_while_nobody_was_told_is_in_no_number_of_a_new_pusher(
 
 @pytest.mark.parametrize("how", ["crash", "stop"])
 @pytest.mark.parametrize("is_down", [True, False])
-def test_a_number_that_could_not_be_told_is_told_after_a_restart(
+def test_a_badge_that_could_not_be_sent_is_sent_after_a_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path, how: str, is_down: bool
 ) -> None:
     alice, bob = two(server)
@@ -275,10 +275,10 @@ def test_a_number_that_could_not_be_told_is_told_after_a_restart(
     assert gateway.events == [event_id]
 
 
-def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
+def test_an_unchanged_badge_is_no_failure_when_the_gateway_is_unreachable(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    """Bob writes, so that he has read; his telephone shows nothing, and is to show nothing."""
+    """Bob has read the room, because he writes. His phone shows no badge and needs no push."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     set_pusher(bob, "bob")
@@ -290,7 +290,7 @@ def test_a_number_that_stays_is_no_failure_where_the_gateway_cannot_be_reached(
     assert failing == {"key"}
 
 
-def test_a_new_name_is_no_new_number(
+def test_a_new_display_name_causes_no_badge_count(
     gateway: PushGateway, tmp_path: Path, sqlite_template: Path
 ) -> None:
     counter = QueryCounter()
@@ -308,7 +308,7 @@ def test_a_new_name_is_no_new_number(
     assert counter.reads["get_push_counts"] == 0
 
 
-def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(
+def test_a_pusher_deleted_while_its_push_is_built_gets_nothing(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
@@ -330,5 +330,5 @@ def test_a_pusher_that_goes_while_its_push_is_made_is_told_nothing(
     assert gateway.asked == []
 
 
-def test_who_hides_whom_is_read_by_what_the_services_know() -> None:
+def test_the_account_data_that_hides_users_is_that_of_the_services() -> None:
     assert set(HIDING) == {IGNORED_USERS, *CONFIG}

@@ -1,5 +1,5 @@
-"""How much is unread, told in four ways, after whatever people do: both syncs, anew and step by
-step, the list of notifications, and the number on an app's icon agree."""
+"""Unread counts agree after random actions: in both syncs, initial and incremental, in the list of
+notifications, and in the badge of an app."""
 
 import random
 from collections.abc import Iterator
@@ -72,11 +72,11 @@ class Town:
         self.since = str(sync(self.alice)["next_batch"])
         self.pos = ""
         self.told: dict[str, Numbers] = {}
-        """By the old sync, step by step."""
+        """The counts of each room according to incremental syncs of `/v3/sync`."""
         self.slid: dict[str, Numbers] = {}
 
     def act(self) -> None:
-        """Somebody does something, or tries to: what is not allowed is refused."""
+        """Let a user try a random action; the server may refuse it."""
         deed, room_id = self.chance.choice(DEEDS), self.chance.choice(self.rooms)
         who, about = self.chance.choice((self.alice, self.bob, self.carol)), self.pick(room_id)
         own, path = f"{V3}/user/{self.alice.user_id}/account_data", f"{V3}/rooms/{room_id}"
@@ -181,7 +181,7 @@ def _numbers(rooms: Json) -> Iterator[tuple[str, Numbers]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_that_tells_of_unread_messages_agrees(
+def test_all_unread_counts_agree_after_random_actions(
     tmp_path: Path, database: Database, seed: int
 ) -> None:
     gateway = PushGateway()

@@ -1,5 +1,5 @@
-"""Numbers on apps' icons that wait, or are under way, as something goes wrong: none is lost, and
-what was told is not told again."""
+"""Badges that are pending or under way during a failure: none is lost, and nothing that was pushed
+is pushed again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServ
     return start(tmp_path, database, gateway)
 
 
-def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
+def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_next(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
@@ -62,7 +62,7 @@ def test_a_round_counts_so_many_numbers_and_leaves_the_rest_to_the_next(
 
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
-def test_what_was_told_is_not_told_again_where_only_a_number_waits(
+def test_pushed_events_are_not_pushed_again_when_only_a_badge_is_pending(
     server: TestServer, gateway: PushGateway, tmp_path: Path, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
@@ -83,15 +83,15 @@ def test_what_was_told_is_not_told_again_where_only_a_number_waits(
 
 
 @pytest.mark.parametrize("stretches", [0, 1])
-def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_again(
+def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
     server: TestServer,
     gateway: PushGateway,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stretches: int,
 ) -> None:
-    """The stream is long, and the server is killed once more before it is read up to where others
-    were told."""
+    """The stream is long, and the server is killed again before it has read up to the position that
+    the other pushers have reached."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     gateway.failure = 503
@@ -118,7 +118,7 @@ def test_what_waits_is_told_though_something_could_be_told_before_it_was_read_ag
     assert gateway.events == told
 
 
-def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
+def test_a_badge_under_way_when_the_server_is_killed_is_sent_after_the_restart(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
@@ -134,10 +134,10 @@ def test_a_number_that_is_under_way_as_the_server_is_killed_is_told_by_the_next(
     assert gateway.badges == [0]
 
 
-def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
+def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
-    """Mallory's gateway takes its time, and Mallory's number is another whenever it answers."""
+    """Mallory's gateway is slow, and Mallory's badge has changed whenever it answers."""
     alice, bob = two(server)
     room_id, mallory = shared(alice, bob), server.register("mallory")
     set_pusher(mallory, "slow")
@@ -163,11 +163,11 @@ def test_who_reads_on_and_on_at_a_slow_gateway_lets_nobody_be_told_twice(
 
 
 @pytest.mark.parametrize("later", [False, True])
-def test_a_number_that_is_counted_as_its_turn_comes_is_told(
+def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
-    """It is counted to see whether it waits for the gateway, which is back just then; `later`: it
-    becomes another meanwhile."""
+    """A round counts the badge to see whether it is pending, and the gateway is back meanwhile.
+    `later`: the badge changes meanwhile."""
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
     event_id = say(bob, room_id, "hello")
@@ -208,7 +208,7 @@ def test_a_number_that_is_counted_as_its_turn_comes_is_told(
     assert told == [1, 0]
 
 
-def test_a_number_that_is_counted_as_the_database_goes_away_is_told_later(
+def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
@@ -227,7 +227,7 @@ def test_a_number_that_is_counted_as_the_database_goes_away_is_told_later(
     assert gateway.badges == [0]
 
 
-def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a_time(
+def test_a_pusher_replaced_while_a_badge_is_under_way_sends_one_push_at_a_time(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
@@ -250,10 +250,10 @@ def test_a_pusher_that_is_set_anew_while_a_number_is_under_way_has_one_push_at_a
     assert len(gateway.events) == 2
 
 
-def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
+def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
-    """It is noted how far all is told in just these seconds, and then the server is killed."""
+    """The server stores the position of the pushers in these seconds, and is then killed."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
@@ -270,7 +270,7 @@ def test_a_number_that_waits_as_its_pusher_is_set_anew_is_told_by_the_next(
 
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
-def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_number(
+def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badge(
     server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
@@ -289,14 +289,14 @@ def test_who_missed_more_than_is_kept_for_them_is_told_the_newest_and_the_whole_
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_who_missed_all_of_a_day_is_told_the_number(
+def test_a_pusher_that_failed_for_a_day_gets_the_badge(
     server: TestServer,
     gateway: PushGateway,
     tmp_path: Path,
     failure: OutboundError | int,
     is_restarted: bool,
 ) -> None:
-    """What is older is pushed no more."""
+    """Events older than a day are not pushed any more."""
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(2)]
     pass_time(server)
@@ -315,7 +315,7 @@ def test_who_missed_all_of_a_day_is_told_the_number(
     assert gateway.badges == [2]
 
 
-def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
+def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 1)
@@ -334,7 +334,7 @@ def test_what_was_given_up_counts_though_nothing_that_is_kept_is_told(
     assert gateway.badges == [1]
 
 
-def test_a_number_that_cannot_be_told_by_a_fault_of_ours_keeps_nobody_from_hearing_of_what_follows(
+def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)

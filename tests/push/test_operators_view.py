@@ -1,4 +1,4 @@
-"""What operators see of pushing: metrics, the pushers of a user, how gateways stand."""
+"""Metrics of pushes, and the pushers of a user and the state of gateways in the admin API."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def two(server: TestServer) -> tuple[User, User, RoomID]:
     return alice, bob, room_id
 
 
-def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(
+def test_metrics_count_pushes_by_gateway_and_pending_pushes(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -84,7 +84,7 @@ def test_metrics_tell_of_pushes_by_gateway_and_of_what_waits(
     assert "mahalla_push_gateways_failing 0.0" in told
 
 
-def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read(
+def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -108,7 +108,7 @@ def test_operators_are_told_once_a_day_of_a_gateway_whose_answers_cannot_be_read
     assert line in metrics(server)
 
 
-def test_the_names_of_gateways_in_metrics_are_bounded(
+def test_the_number_of_gateways_in_metrics_is_bounded(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -124,7 +124,7 @@ def test_the_names_of_gateways_in_metrics_are_bounded(
     assert 'mahalla_pushes_total{gateway="other",outcome="sent"} 10.0' in told
 
 
-def test_metrics_count_pushers_and_messages_to_devices(
+def test_metrics_count_pushers_and_to_device_messages(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -146,7 +146,7 @@ def test_metrics_count_pushers_and_messages_to_devices(
     )
 
 
-def test_when_a_push_got_there_last_stays_while_none_does(
+def test_the_time_of_the_last_success_stays_while_pushes_fail(
     server: TestServer, gateway: PushGateway
 ) -> None:
     root = administrator(server)

@@ -1,5 +1,5 @@
-"""What pushing costs: nothing where nobody has a pusher, no write for a push, and so many queries
-whatever the number."""
+"""The cost of pushes: nothing without a pusher, no write per push, and a fixed number of queries
+however many pushes there are."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ rooms = Rooms()
 
 
 class Counting:
-    """A server whose queries are counted, and that pushes."""
+    """A server with pushers that counts its queries."""
 
     def __init__(self, folder: Path, config: SQLiteConfig) -> None:
         self.counter = QueryCounter()
@@ -32,7 +32,7 @@ class Counting:
         return people, rooms.create(people[0], *people[1:])
 
     def cost(self, user: User, room: str) -> dict[str, int]:
-        """Queries of one message, by name, until all is pushed."""
+        """Return the queries that one message causes until it is pushed, by name."""
         for _ in range(2):
             rooms.say(user, room)
             settle(self.server)
@@ -49,7 +49,7 @@ def counting(tmp_path: Path, sqlite: SQLiteConfig) -> Any:
     run_coroutine(made.database.close(), None)
 
 
-def test_who_has_no_pusher_costs_nothing(counting: Counting) -> None:
+def test_users_without_a_pusher_cost_nothing(counting: Counting) -> None:
     people, room = counting.crowd(6)
     before = counting.cost(people[0], room)
     elsewhere = counting.server.register("elsewhere")
@@ -78,7 +78,7 @@ def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(
     assert not [name for name in further if name.startswith(("set_", "add_", "remove_"))]
 
 
-def test_who_has_muted_the_room_costs_nothing(counting: Counting) -> None:
+def test_users_who_muted_the_room_cost_nothing(counting: Counting) -> None:
     people, room = counting.crowd(12)
     before = counting.cost(people[0], room)
     for number, user in enumerate(people[1:]):

@@ -32,7 +32,7 @@ BEHIND = [
     *[("refuse", 0), ("say", 0), ("say", 0), ("say", 1), ("wait", 2)],
     *[("hold", 0), ("up", 0), ("wait", 2), ("one", 0), ("wait", 3), ("crash", 0)],
 ]
-"""A pusher that was behind is told one of three when the server crashes."""
+"""A pusher that is behind has got one of three pushes when the server crashes."""
 
 
 class Town:
@@ -54,9 +54,9 @@ class Town:
         self.said: list[tuple[int, EventID]] = []
         """By room, in order."""
         self.read = [0, 0]
-        """How many of the events of each room are read."""
+        """The number of events of each room that are read."""
         self.read_unpushed: set[EventID] = set()
-        """What was read while no gateway had taken it, and no push was under way."""
+        """Events that were read before a gateway took them, with no push under way."""
 
     def build(self, now: float) -> TestServer:
         server = TestServer(
@@ -108,7 +108,7 @@ class Town:
         self.read[room] = len(events)
 
     def crash(self) -> None:
-        """The process ends as it stands, and a new one starts."""
+        """Kill the process, and start a new one."""
         old = self.server.app.pushers
         old.reading._lease._round.stop()
         old.deliveries.stop()
@@ -155,7 +155,7 @@ class Town:
 )
 @given(history=actions)
 @example(history=BEHIND)
-def test_what_stays_unread_is_pushed(
+def test_unread_events_are_pushed_in_any_history(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("law")

@@ -1,5 +1,5 @@
-"""Whoever reads a room at one device is not buzzed at another: the push waits a moment for the
-receipt, and nothing else waits for it."""
+"""A user who reads a room at one device is not notified at another: the push waits a moment for
+the receipt, and nothing else waits for it."""
 
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def story(tmp_path: Path, database: Database, gateway: PushGateway) -> Story:
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 @pytest.mark.parametrize("thread", [None, "main"])
-def test_who_reads_at_the_desk_is_not_buzzed(
+def test_a_user_who_reads_at_another_device_gets_no_push(
     story: Story, gateway: PushGateway, kind: str, thread: str | None
 ) -> None:
     story.read(story.last, thread, kind)
@@ -120,7 +120,9 @@ def test_who_reads_at_the_desk_is_not_buzzed(
     assert gateway.asked == [], "nor is the number told, which was never another"
 
 
-def test_who_writes_there_reads(story: Story, gateway: PushGateway) -> None:
+def test_a_user_who_writes_at_another_device_counts_as_reading(
+    story: Story, gateway: PushGateway
+) -> None:
     story.sit_down()
     rooms.say(story.desk, story.room, "hello")
     story.sit_down()
@@ -131,7 +133,7 @@ def test_who_writes_there_reads(story: Story, gateway: PushGateway) -> None:
     assert event_id not in gateway.events
 
 
-def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(
+def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
     story: Story, gateway: PushGateway
 ) -> None:
     story.read(story.last)
@@ -162,7 +164,7 @@ def test_what_is_not_read_in_time_is_pushed_and_what_follows_goes_at_once(
 def test_a_later_message_does_not_overtake_one_that_waits(
     story: Story, gateway: PushGateway
 ) -> None:
-    """Once they read no more, both go."""
+    """Both are pushed once the user is not reading any more."""
     story.read(story.last)
     story.pass_time(LATELY_SECONDS - 1)
     story.sit_down()
@@ -175,7 +177,9 @@ def test_a_later_message_does_not_overtake_one_that_waits(
     assert gateway.events == [first, second]
 
 
-def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: PushGateway) -> None:
+def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
+    story: Story, gateway: PushGateway
+) -> None:
     story.sit_down()
     unread = story.say("nobody has read this room")
     assert gateway.events == [unread]
@@ -186,7 +190,7 @@ def test_who_does_not_read_there_is_told_at_once(story: Story, gateway: PushGate
     assert gateway.events == [unread, late]
 
 
-def test_who_has_no_other_device_in_a_sync_is_told_at_once(
+def test_a_user_without_another_syncing_device_gets_the_push_at_once(
     story: Story, gateway: PushGateway
 ) -> None:
     story.pass_time(30)
@@ -199,7 +203,7 @@ def test_who_has_no_other_device_in_a_sync_is_told_at_once(
     assert gateway.events == [away, own]
 
 
-def test_a_client_between_two_syncs_is_there(story: Story, gateway: PushGateway) -> None:
+def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: PushGateway) -> None:
     story.sit_down()
     story.read(story.last)
     assert story.polls[-1].done
@@ -213,8 +217,8 @@ def test_a_client_between_two_syncs_is_there(story: Story, gateway: PushGateway)
     assert gateway.events == [gone]
 
 
-def test_each_telephone_waits_for_the_others(story: Story, gateway: PushGateway) -> None:
-    """The pusher of the device that syncs goes at once: the others wait for what is read there."""
+def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: PushGateway) -> None:
+    """It is pushed to at once; the pushers of other devices wait for its receipt."""
     set_pusher(story.desk, "desk", app_id="org.example.desk")
     story.read(story.last)
     story.sit_down()
@@ -225,7 +229,7 @@ def test_each_telephone_waits_for_the_others(story: Story, gateway: PushGateway)
     assert gateway.events == [event_id, event_id]
 
 
-def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: PushGateway) -> None:
+def test_a_push_about_another_room_does_not_wait(story: Story, gateway: PushGateway) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)
     story.sit_down()
@@ -245,7 +249,7 @@ def test_what_is_elsewhere_does_not_wait_for_it(story: Story, gateway: PushGatew
         "org.example.bell",
     ],
 )
-def test_what_rings_does_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
+def test_ringing_events_do_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
     sound = "ring" if type == "org.example.bell" else "default"
     rule: Json = {"actions": ["notify", {"set_tweak": "sound", "value": sound}]}
     rule["conditions"] = [{"kind": "event_match", "key": "type", "pattern": type}]
@@ -262,7 +266,7 @@ def test_what_rings_does_not_wait(story: Story, gateway: PushGateway, type: str)
     assert gateway.events == [ring, held]
 
 
-def test_a_mention_waits_as_it_is_read_as_well(story: Story, gateway: PushGateway) -> None:
+def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.say("Alice!", more={"m.mentions": {"user_ids": [story.phone.user_id]}})
@@ -271,7 +275,9 @@ def test_a_mention_waits_as_it_is_read_as_well(story: Story, gateway: PushGatewa
     assert gateway.events == []
 
 
-def test_a_thread_is_read_for_itself(story: Story, gateway: PushGateway) -> None:
+def test_reading_a_thread_holds_back_only_pushes_of_that_thread(
+    story: Story, gateway: PushGateway
+) -> None:
     root = story.last
     first = story.in_thread(root, "1")
     story.read(first, root)
@@ -285,7 +291,7 @@ def test_a_thread_is_read_for_itself(story: Story, gateway: PushGateway) -> None
     assert gateway.events == [outside]
 
 
-def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: PushGateway) -> None:
+def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.in_thread(story.last, "1")
@@ -294,10 +300,10 @@ def test_who_reads_the_whole_room_reads_its_threads(story: Story, gateway: PushG
     assert gateway.events == []
 
 
-def test_a_change_of_the_number_goes_though_a_message_was_held(
+def test_a_badge_change_is_sent_although_a_push_was_held_back(
     story: Story, gateway: PushGateway
 ) -> None:
-    """Read elsewhere, while a message waits: the number is told once it is settled."""
+    """Another room is read while a push waits: the new badge is sent once that push is decided."""
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     elsewhere = story.say("y", other)
     assert gateway.events == [elsewhere]
@@ -313,7 +319,9 @@ def test_a_change_of_the_number_goes_though_a_message_was_held(
     assert (gateway.events, gateway.badges) == ([], [0])
 
 
-def test_what_is_taken_back_meanwhile_is_not_pushed(story: Story, gateway: PushGateway) -> None:
+def test_a_message_redacted_during_the_wait_is_not_pushed(
+    story: Story, gateway: PushGateway
+) -> None:
     story.read(story.last)
     story.sit_down()
     rooms.redact(story.bob, story.room, story.say("oops"))
@@ -321,7 +329,7 @@ def test_what_is_taken_back_meanwhile_is_not_pushed(story: Story, gateway: PushG
     assert gateway.events == []
 
 
-def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: PushGateway) -> None:
+def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     story.say("x")
@@ -330,7 +338,7 @@ def test_a_pusher_that_goes_meanwhile_is_told_nothing(story: Story, gateway: Pus
     assert gateway.events == []
 
 
-def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
+def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
     story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
@@ -346,7 +354,7 @@ def test_a_kill_in_between_loses_nothing_though_a_later_push_was_taken(
     assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"
 
 
-def test_what_was_read_before_a_kill_is_not_pushed_after_it(
+def test_a_message_read_before_a_kill_is_not_pushed_after_it(
     story: Story, gateway: PushGateway
 ) -> None:
     story.read(story.last)
@@ -358,7 +366,7 @@ def test_what_was_read_before_a_kill_is_not_pushed_after_it(
     assert gateway.events == []
 
 
-def test_a_stop_in_between_loses_nothing(story: Story, gateway: PushGateway) -> None:
+def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     held = story.say("x")
@@ -368,7 +376,7 @@ def test_a_stop_in_between_loses_nothing(story: Story, gateway: PushGateway) -> 
     assert gateway.events == [held]
 
 
-def test_a_gateway_that_fails_is_tried_in_the_order_of_the_stream(
+def test_a_failed_gateway_is_retried_in_the_order_of_the_stream(
     story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))

@@ -61,7 +61,7 @@ class Ntfy:
         return f"{self.url}/up{topic}?up=1"
 
     def pushes(self, topic: str) -> list[dict[str, Any]]:
-        """What came for a device, in order."""
+        """Return the notifications that a device got, in order."""
         with urlopen(f"{self.url}/up{topic}/json?poll=1", timeout=10) as answer:
             messages = [json.loads(line) for line in answer.read().splitlines() if line]
         return [json.loads(message["message"])["notification"] for message in messages]
@@ -73,7 +73,7 @@ class Ntfy:
 
 
 def until(look: Callable[[], T | None]) -> T:
-    """What is looked for, once it is there."""
+    """Return the result of `look` as soon as it is true."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:
@@ -123,7 +123,7 @@ def set_pusher(server: RunningServer, token: str, pushkey: str, url: str, **data
     assert answer.status == 200, answer.body
 
 
-def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(
+def test_pushes_arrive_and_continue_after_a_crash_and_a_rejected_pusher_is_deleted(
     ntfy: Ntfy, files: ServerFiles
 ) -> None:
     server = files.start()
@@ -176,7 +176,7 @@ def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(
 
 @contextmanager
 def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
-    """Somebody who takes whatever comes there: the address, and what has come."""
+    """Listen at an address, accept every request, and yield the URL and the bodies of the requests."""
     came: list[bytes] = []
 
     class Taker(BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
             self.wfile.write(b"{}")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nobody reads it."""
+            """Log nothing."""
 
     with ThreadingHTTPServer((host, 0), Taker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -209,10 +209,8 @@ def errors_of_pushers(config: SQLiteConfig) -> dict[str, str | None]:
     return found
 
 
-def test_who_listens_at_an_address_that_this_server_does_not_contact_is_told_nothing(
-    tmp_path: Path, files: ServerFiles
-) -> None:
-    """People name the address of their gateway: it must not lead into the network of the
+def test_a_gateway_at_a_denied_address_gets_no_pushes(tmp_path: Path, files: ServerFiles) -> None:
+    """Users choose the address of their gateway: it must not lead into the network of the
     operator."""
     with listening("127.0.0.1") as (allowed, taken), listening("127.0.0.2") as (inside, reached):
         server = files.start()

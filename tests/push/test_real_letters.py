@@ -1,5 +1,5 @@
-"""A letter about what somebody missed, from the server as an operator runs it to a mail server; and
-its link."""
+"""An e-mail about missed messages, from a real server process to a mail server, and its
+unsubscribe link."""
 
 import re
 import time
@@ -24,7 +24,7 @@ BASE = "https://matrix.example.org"
 
 
 class Mailbox:
-    """Takes all letters."""
+    """Accepts every e-mail."""
 
     def __init__(self) -> None:
         self.letters: list[EmailMessage] = []
@@ -37,7 +37,7 @@ class Mailbox:
         return "250 OK"
 
     def wait(self, number: int) -> EmailMessage:
-        """The letter with that number, once it is there."""
+        """Return the e-mail with that number as soon as it has arrived."""
         deadline = time.monotonic() + SECONDS
         while len(self.letters) <= number:
             assert time.monotonic() < deadline, "the letter did not come"
@@ -86,7 +86,9 @@ def post_form(server: RunningServer, path: str, fields: dict[str, str]) -> tuple
     return answer.status, body
 
 
-def test_a_letter_arrives_and_its_link_ends_them(server: RunningServer, mailbox: Mailbox) -> None:
+def test_an_email_arrives_and_its_link_unsubscribes(
+    server: RunningServer, mailbox: Mailbox
+) -> None:
     body = {"client_secret": "secret", "email": "alice@example.com", "send_attempt": 1}
     sid = server.request("POST", f"{V3}/register/email/requestToken", body).json["sid"]
     [link] = re.findall(rf"{BASE}(/\S+)", text_of(mailbox.wait(0)))

@@ -1,4 +1,4 @@
-"""The compiled rules say what the literal ones say."""
+"""Compiled rules give the same actions as literal ones."""
 
 import json
 import time
@@ -194,7 +194,7 @@ def occasion_of(event: Any, around: Surroundings) -> Occasion:
 
 
 @given(kept_rules, events, surroundings)
-def test_the_compiled_rules_do_what_the_literal_ones_do(
+def test_compiled_rules_give_the_same_actions_as_literal_ones(
     kept: Any, event: Any, around: Surroundings
 ) -> None:
     stored = msgspec.json.encode(kept)
@@ -210,10 +210,10 @@ def test_the_compiled_rules_do_what_the_literal_ones_do(
 
 
 @given(kept_rules, events, surroundings)
-def test_whom_an_event_does_not_name_is_anybody(
+def test_rules_give_one_result_for_all_users_whom_the_event_does_not_name(
     kept: Any, event: Any, around: Surroundings
 ) -> None:
-    """A set is asked once for all users of it, but for those whom the event names."""
+    """A rule set is evaluated once for all its users, except those whom the event names."""
     mentions = event["content"].get("m.mentions", {})
     listed = mentions.get("user_ids", ())
     rules = RuleCompiler().compile(msgspec.json.encode(kept))
@@ -227,7 +227,7 @@ def test_whom_an_event_does_not_name_is_anybody(
     assert rules.find(occasion) is rules.find(occasion, BOB, around.display_name)
 
 
-def test_an_empty_name_names_nobody() -> None:
+def test_an_empty_user_id_in_an_event_matches_nobody() -> None:
     rules = RuleCompiler().default
     mentions = {"content": {"body": "", "m.mentions": {"user_ids": [""]}}}
     invite = {"type": "m.room.member", "state_key": "", "content": {"membership": "invite"}}
@@ -277,13 +277,13 @@ NOTHING_FITS = [
         id="alike",
     ),
 ]
-"""What a condition asks, and an event that comes near it as often as can be."""
+"""Conditions, each with an event that nearly matches it in as many places as possible."""
 
 
 @pytest.mark.parametrize(("condition", "content"), NOTHING_FITS)
-def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> None:
-    """Who writes a message, and all others, wait until the rules of whoever is told of it have
-    looked at it."""
+def test_costly_rules_are_evaluated_quickly(condition: dict[str, str], content: Any) -> None:
+    """The rules of the recipients block the sender and every other request while they are
+    evaluated."""
     asked = {"kind": "event_match", "key": "content.body", **condition}
     own = [
         {"rule_id": str(number), "actions": [], "conditions": [asked]}
@@ -296,7 +296,7 @@ def test_no_rules_hold_everybody_up(condition: dict[str, str], content: Any) -> 
     assert time.process_time() - began < 0.5
 
 
-def test_who_names_thousands_holds_nobody_up() -> None:
+def test_mentions_of_thousands_of_users_are_evaluated_quickly() -> None:
     people = [f"@person{number}:a.test" for number in range(3000)]
     occasion = occasion_of(
         message({"body": "all", "m.mentions": {"user_ids": people}}),
@@ -309,7 +309,7 @@ def test_who_names_thousands_holds_nobody_up() -> None:
     assert time.process_time() - began < 0.25
 
 
-def test_all_keywords_of_people_are_looked_for_in_long_texts() -> None:
+def test_every_keyword_is_found_in_a_long_text() -> None:
     words = [f"keyword{number:03}" for number in range(MOST_WIDE)]
     own = [{"rule_id": word, "actions": ["notify", word], "pattern": word} for word in words]
     rules = RuleCompiler().compile(json.dumps({"own": {"content": own}}).encode())
@@ -331,8 +331,8 @@ def attention_in(rules: RuleSet, room: str) -> Attention:
 
 
 @given(kept_rules)
-def test_what_ordinary_messages_of_rooms_are_is_what_the_rules_say_of_one(kept: Any) -> None:
-    """Though most rules are asked once for all rooms."""
+def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
+    """It holds although most rules are evaluated once for all rooms."""
     compiler = RuleCompiler()
     rules = compiler.compile(json.dumps(kept).encode())
 
@@ -361,7 +361,7 @@ def test_what_ordinary_messages_of_rooms_are_is_what_the_rules_say_of_one(kept: 
         assert attention_in(rules, room) == expected
 
 
-def test_what_ordinary_messages_of_a_room_are_to_a_user() -> None:
+def test_the_attention_of_a_room_follows_the_rules_of_the_user() -> None:
     compiler = RuleCompiler()
     here = ROOMS[0]
     muted = {

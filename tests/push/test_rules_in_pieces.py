@@ -1,9 +1,9 @@
-"""Push rules that are read, classified and asked in pieces, while people change them, come and go,
-and the database answers in any order: each message is to everybody what their rules said of it.
+"""Push rules that are loaded, classified and evaluated in batches while users change them, join and
+leave, and the database answers in any order: every user's rules decide about each message.
 
-A change that is under way together with a message holds for it or does not; one that was
-acknowledged before holds. Few rules and rooms are kept in memory, so that they are read anew all
-the time. `MAHALLA_PUSH_RUNS=1000` makes a thousand such histories.
+A change that is concurrent with a message may apply to it or not; one that was acknowledged before
+applies. The caches hold few rules and rooms, so that they are reloaded all the time.
+`MAHALLA_PUSH_RUNS=1000` runs a thousand histories.
 """
 
 import os
@@ -39,7 +39,7 @@ MOVES = 400
 
 @dataclass
 class Bounds:
-    """How many there are at least and at most."""
+    """Lower and upper bound of a count."""
 
     least: int = 0
     most: int = 0
@@ -52,16 +52,16 @@ class Bounds:
 @dataclass(frozen=True)
 class Rules:
     has_word: bool = False
-    """Of their own: who says it calls them."""
+    """Whether they have a keyword rule: a message with the word is a highlight."""
     is_muted: bool = False
 
     def says(self, called: bool) -> tuple[bool, bool]:
-        """Whether a message notifies, and calls."""
+        """Return whether a message notifies, and whether it is a highlight."""
         calls = self.has_word and called
         return calls or not self.is_muted, calls
 
     def agrees(self, called: bool, row: int | None) -> bool:
-        """Whether the message is that to somebody with this row, or none."""
+        """Return whether the rules give the outcome in this row; without a row, the default one."""
         notifies, calls = self.says(called)
         if row is None:
             return (notifies, calls) == (not self.is_muted, False)
@@ -93,7 +93,7 @@ class Person:
     number: int
     rules: Rules = Rules()
     wanted: Rules = Rules()
-    """What they become by the request that is under way."""
+    """The rules after the request that is under way."""
     changing: Pending | None = None
     notified: Bounds = field(default_factory=Bounds)
     called: Bounds = field(default_factory=Bounds)
@@ -240,7 +240,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(RUNS))
 @pytest.mark.usefixtures("in_pieces")
-def test_a_message_is_to_everybody_what_their_rules_said(
+def test_each_message_is_judged_by_the_rules_of_each_user(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
     turns, chance = Interleaving(), Random(seed)

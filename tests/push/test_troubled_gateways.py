@@ -1,4 +1,4 @@
-"""Gateways that refuse, hang, are away, or want a pusher no more; and restarts meanwhile."""
+"""Gateways that refuse, hang, are down or reject a pusher, also across restarts."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
 
 
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
-def test_a_push_that_fails_is_tried_again_ever_more_seldom(
+def test_a_failed_push_is_retried_with_backoff(
     server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     _, bob, room_id = two(server)
@@ -76,10 +76,10 @@ def test_a_push_that_fails_is_tried_again_ever_more_seldom(
 
 @pytest.mark.parametrize("most_bytes", [1000, 100])
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
+def test_a_push_that_is_refused_for_its_content_blocks_nothing(
     server: TestServer, gateway: PushGateway, most_bytes: int, status: int
 ) -> None:
-    """It is told without what was said, or not at all; the next event comes at once."""
+    """The event is pushed without content, or dropped; the next one is pushed at once."""
     _, bob, room_id = two(server)
     gateway.most_bytes, gateway.refusal = most_bytes, status
     large = say(bob, room_id, "x" * 2000)
@@ -95,10 +95,10 @@ def test_what_a_gateway_refuses_for_what_is_in_it_holds_up_nothing(
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_gateway_that_refuses_everything_is_asked_ever_less(
+def test_a_gateway_that_refuses_everything_is_backed_off(
     server: TestServer, gateway: PushGateway, status: int
 ) -> None:
-    """Then it is not for what is in them: only those are given up that are tried meanwhile."""
+    """The content is not the reason then: only the few pushes that were tried are dropped."""
     _, bob, room_id = two(server)
     gateway.failure = status
     sent = [say(bob, room_id, str(number)) for number in range(20)]
@@ -117,7 +117,7 @@ def test_a_gateway_that_refuses_everything_is_asked_ever_less(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502])
-def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
+def test_an_error_about_the_pusher_or_the_gateway_drops_no_push(
     server: TestServer, gateway: PushGateway, status: int
 ) -> None:
     _, bob, room_id = two(server)
@@ -132,10 +132,10 @@ def test_what_concerns_the_pusher_or_the_gateway_gives_up_nothing(
 
 
 @pytest.mark.parametrize("moves", [True, False])
-def test_a_gateway_rejects_only_what_goes_to_it(
+def test_a_gateway_can_reject_only_pushers_that_still_point_to_it(
     server: TestServer, gateway: PushGateway, moves: bool
 ) -> None:
-    """An app that moves to another one keeps its pusher, whatever the old one says of it then."""
+    """An app that moved to another gateway keeps its pusher, even if the old one rejects it."""
     alice, bob, room_id = two(server)
     gateway.held = []
     gateway.answer = lambda each: (
@@ -155,7 +155,7 @@ def test_a_gateway_rejects_only_what_goes_to_it(
     assert told == [(OTHER_URL, event_id)] * moves
 
 
-def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(
+def test_a_push_is_dropped_after_a_day_and_the_pusher_stays(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -169,7 +169,7 @@ def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
-def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
+def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
     tmp_path: Path, server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
@@ -183,7 +183,7 @@ def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
     assert gateway.events == [new]
 
 
-def test_what_was_given_up_is_not_read_again_after_a_restart(
+def test_the_position_of_a_pusher_moves_past_dropped_pushes(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -196,7 +196,7 @@ def test_what_was_given_up_is_not_read_again_after_a_restart(
     assert row.position >= upto
 
 
-def test_a_database_that_is_away_for_a_moment_costs_no_push(
+def test_a_short_database_outage_loses_no_push(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bob, room_id = two(server)
@@ -216,7 +216,7 @@ def test_a_database_that_is_away_for_a_moment_costs_no_push(
     assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
 
 
-def test_a_rejected_pusher_goes(server: TestServer, gateway: PushGateway) -> None:
+def test_a_rejected_pusher_is_deleted(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, "second")
     gateway.rejected = {"key", "of somebody else"}
@@ -241,7 +241,7 @@ def test_a_rejected_pusher_goes(server: TestServer, gateway: PushGateway) -> Non
         b'{"more":' + b"[" * 20_000,
     ],
 )
-def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
+def test_an_unreadable_success_counts_and_rejects_no_pusher(
     server: TestServer, gateway: PushGateway, answer: bytes
 ) -> None:
     alice, bob, room_id = two(server)
@@ -257,7 +257,7 @@ def test_a_success_that_cannot_be_read_is_one_and_rejects_nobody(
     "failure",
     [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)],
 )
-def test_a_success_that_cannot_be_read_whole_is_one(
+def test_a_truncated_success_counts_as_one(
     server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
     _, bob, room_id = two(server)
@@ -275,10 +275,10 @@ def test_a_success_that_cannot_be_read_whole_is_one(
         OutboundError("the connection broke", status=502),
     ],
 )
-def test_a_push_that_was_refused_at_length_is_tried_again(
+def test_a_push_with_a_long_or_broken_error_answer_is_retried(
     server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
-    """As by a proxy that says in many words that the gateway is away."""
+    """A proxy may send a long page with its error when the gateway is down."""
     _, bob, room_id = two(server)
     gateway.failure = failure
     event_id = say(bob, room_id, "x")
@@ -288,7 +288,7 @@ def test_a_push_that_was_refused_at_length_is_tried_again(
     assert gateway.events == [event_id]
 
 
-def test_an_address_that_is_not_contacted_is_not_tried_again(
+def test_a_gateway_at_a_denied_address_is_not_retried(
     server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
@@ -302,7 +302,7 @@ def test_an_address_that_is_not_contacted_is_not_tried_again(
     assert row.error == "its address is one that this server does not contact"
 
 
-def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
+def test_a_gateway_that_is_down_delays_no_other_and_is_retried_with_one_push(
     server: TestServer, gateway: PushGateway
 ) -> None:
     bob = server.register("bob")
@@ -327,7 +327,9 @@ def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
     assert len(gateway.taken) == 12
 
 
-def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: PushGateway) -> None:
+def test_concurrent_pushes_to_one_gateway_are_bounded(
+    server: TestServer, gateway: PushGateway
+) -> None:
     bob = server.register("bob")
     room_id = create_room(bob)
     for number in range(20):
@@ -344,7 +346,7 @@ def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: Pus
     assert len(gateway.taken) == 20
 
 
-def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(
+def test_a_pusher_sends_one_push_at_a_time_in_order(
     server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
@@ -357,7 +359,7 @@ def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(
     assert gateway.events == events
 
 
-def test_what_was_not_pushed_before_a_crash_is_pushed_after_it(
+def test_pushes_pending_at_a_crash_are_sent_after_it(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     _, bob, room_id = two(server)
@@ -375,7 +377,7 @@ def test_what_was_not_pushed_before_a_crash_is_pushed_after_it(
     assert done not in gateway.events
 
 
-def test_a_failing_pusher_is_behind_after_a_crash_and_the_others_are_told_nothing_twice(
+def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
@@ -401,7 +403,7 @@ def test_a_failing_pusher_is_behind_after_a_crash_and_the_others_are_told_nothin
     assert again(once_more, alice).get(f"{V3}/pushers").status == 200
 
 
-def test_a_pusher_that_was_off_is_told_nothing_of_that_time(
+def test_events_sent_while_a_pusher_was_disabled_are_not_pushed(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
@@ -416,7 +418,9 @@ def test_a_pusher_that_was_off_is_told_nothing_of_that_time(
     assert set(gateway.events) == {event_id}
 
 
-def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: PushGateway) -> None:
+def test_pending_pushes_are_dropped_with_the_pusher(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 500
     say(bob, room_id, "x")
@@ -429,7 +433,7 @@ def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: PushGatewa
     assert set(server.app.pushers.deliveries.get_figures().values()) == {0}
 
 
-def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
+def test_a_pusher_replaced_with_another_address_is_retried_at_once(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
@@ -442,7 +446,7 @@ def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
     assert gateway.events[0] == event_id
 
 
-def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: PushGateway) -> None:
+def test_a_full_queue_drops_the_oldest_pushes(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 500
     events = [say(bob, room_id, str(number)) for number in range(60)]
@@ -453,7 +457,7 @@ def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: Push
     assert len(gateway.events) <= 51
 
 
-def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of_a_room_are_kept(
+def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
     server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, busy = two(server)
@@ -476,7 +480,7 @@ def test_however_much_is_said_elsewhere_what_calls_somebody_and_the_last_word_of
     assert told[-1] == further[-1]
 
 
-def test_what_calls_somebody_is_kept_rather_than_the_last_word_of_its_room(
+def test_a_full_queue_keeps_a_mention_rather_than_the_last_message_of_its_room(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 3)

@@ -1,5 +1,5 @@
-"""Letters that wait, as the mail server or the database is away: what becomes of them when that is
-over."""
+"""E-mails that are pending while the mail server or the database is unavailable, and their delivery
+afterwards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,9 +43,7 @@ def read(user: User, room_id: str, event_id: str) -> None:
     assert user.post(f"{V3}/rooms/{room_id}/receipt/m.read.private/{event_id}", {}).status == 200
 
 
-def test_a_pusher_by_email_is_no_app_that_shows_a_number(
-    tmp_path: Path, database: Database
-) -> None:
+def test_an_email_pusher_gets_no_badges(tmp_path: Path, database: Database) -> None:
     gateway = PushGateway()
     server = start(tmp_path, database, web=gateway)
     alice, bob = reader(server), server.register("bob")
@@ -82,7 +80,7 @@ def ignore(alice: User, bob: User, _room_id: RoomID) -> None:
 
 
 @pytest.mark.parametrize("how", [switch_off, remove, leave, kick, ignore])
-def test_a_letter_that_waits_is_not_sent_to_who_is_not_to_have_it_any_more(
+def test_a_pending_email_is_dropped_when_its_reason_is_gone(
     server: TestServer, how: Callable[[User, User, RoomID], None]
 ) -> None:
     alice, bob = reader(server), server.register("bob")
@@ -96,7 +94,7 @@ def test_a_letter_that_waits_is_not_sent_to_who_is_not_to_have_it_any_more(
     assert server.relay.emails == []
 
 
-def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestServer) -> None:
+def test_a_delayed_email_omits_messages_that_were_read_meanwhile(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id, other = room_of(alice, bob, name="Tea"), room_of(alice, bob, name="Cake")
     server.relay.failure = AWAY
@@ -112,7 +110,7 @@ def test_a_letter_that_waits_does_not_tell_what_was_read_meanwhile(server: TestS
         assert "zanjabil" not in text
 
 
-def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServer) -> None:
+def test_an_unread_message_is_emailed_when_the_mail_server_is_back(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     server.relay.failure = AWAY
@@ -124,7 +122,7 @@ def test_what_is_not_read_is_told_when_the_mail_server_is_back(server: TestServe
     assert "zanjabil" in texts(letter)[0]
 
 
-def test_a_letter_is_given_up_after_two_days(server: TestServer) -> None:
+def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     server.relay.failure = AWAY
     say(bob, room_of(alice, bob), "zanjabil")
@@ -135,7 +133,7 @@ def test_a_letter_is_given_up_after_two_days(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("for_good", [False, True])
-def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: bool) -> None:
+def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_good: bool) -> None:
     root = server.register("root")
     server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
     alice, bob = reader(server), server.register("bob")
@@ -162,7 +160,7 @@ def test_operators_see_letters_that_are_not_taken(server: TestServer, for_good: 
     assert sent == success is not None
 
 
-def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
+def test_a_short_database_outage_in_the_outbox_loses_no_email(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = reader(server), server.register("bob")
@@ -182,7 +180,7 @@ def test_a_database_that_is_away_for_a_moment_keeps_no_letter(
 
 
 @pytest.mark.parametrize("where", ["relay", "look"])
-def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
+def test_a_bug_in_sending_one_email_does_not_stop_others(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     alice, bob = reader(server), server.register("bob")
@@ -218,11 +216,11 @@ def test_a_letter_that_cannot_be_sent_by_a_bug_keeps_no_other(
 
 
 @pytest.mark.parametrize("settles", [True, False])
-def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
+def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
     tmp_path: Path, sqlite_template: Path, settles: bool
 ) -> None:
-    """The backup knows nothing of Alice's pusher; whoever sets one after the restore is somebody
-    else. Without the command they would be taken for her."""
+    """The backup lacks Alice's pusher, and after the restore another user sets one. Without the
+    command her link would remove it."""
     folder = tmp_path / "of a backup"
     folder.mkdir()
     now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
@@ -242,7 +240,7 @@ def test_a_link_of_before_a_restore_ends_no_letters_of_after_it(
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_a_database_that_is_away_as_it_is_noted_keeps_no_letter(
+def test_a_database_outage_while_the_due_time_is_stored_loses_no_email(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
 ) -> None:
     server = start(tmp_path, sqlite_database)
@@ -264,7 +262,7 @@ def test_a_database_that_is_away_as_it_is_noted_keeps_no_letter(
     assert len(server.relay.emails) == 1
 
 
-def test_a_database_that_is_away_as_a_letter_is_written_puts_it_off_for_a_moment(
+def test_a_database_outage_while_an_email_is_written_delays_it(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = reader(server), server.register("bob")
@@ -281,10 +279,10 @@ def test_a_database_that_is_away_as_a_letter_is_written_puts_it_off_for_a_moment
     assert len(server.relay.emails) == 1
 
 
-def test_a_database_that_is_away_after_a_letter_was_written_keeps_not_the_next(
+def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It tells of what came while the first one was written."""
+    """The next e-mail is about a message that arrived while the first one was written."""
     alice, bob = reader(server), server.register("bob")
     first, second = room_of(alice, bob), room_of(alice, bob)
     say(bob, first, "zanjabil")

@@ -1,5 +1,4 @@
-"""Lines of pushers to which something was added begin to send in pieces, and one that breaks keeps
-none of the others waiting."""
+"""Queues of pushers are woken in batches, and an error in one does not stop the others."""
 
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -15,8 +14,8 @@ def line(nid: int) -> Line:
     return Line(row, "https://push.example.com/")
 
 
-def test_one_that_breaks_keeps_nobody_else_waiting() -> None:
-    """Be it in the first piece, or in one that comes when others have had the reactor."""
+def test_an_error_in_one_line_does_not_stop_the_others() -> None:
+    """It holds in the first batch and in a later turn of the reactor."""
     clock = Clock()
     woken: list[int] = []
     broken = {0, WOKEN_AT_ONCE + 1}

@@ -1,4 +1,4 @@
-"""What administrators do with files: of two servers, so that copies are there too."""
+"""The admin API of media, on two servers, so that it also handles copies of remote files."""
 
 from pathlib import Path
 from urllib.parse import urlencode
@@ -47,7 +47,7 @@ def test_a_copy_of_another_servers_file_can_be_deleted(
     }
     assert len(stored_files(tmp_path)) == before - 1
     assert root.delete(f"{ADMIN}/media/{theirs}").status == 404
-    assert _statuses(bob, theirs) == [200]  # it is fetched anew
+    assert _statuses(bob, theirs) == [200]  # it is fetched again
 
 
 def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> None:

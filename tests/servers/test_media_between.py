@@ -253,7 +253,7 @@ def test_what_is_no_id_is_asked_of_nobody(network: Network) -> None:
 
 
 def ask_signed(network: Network, path: str) -> Answer:
-    """What the north answers the south, as bytes."""
+    """Return the answer of the north to a signed request of the south, as bytes."""
     taken: list[Any] = []
 
     def take(_status: int, headers: Any) -> Callable[[bytes], None]:

@@ -56,7 +56,7 @@ def test_a_server_from_before_is_asked_as_before(
 
 
 class Elsewhere:
-    """Where files are that servers point at: `follow` of a server."""
+    """Stands for the host that a server redirects a download to: replaces `follow` of a server."""
 
     def __init__(self, body: bytes = b"far away", status: int = 200) -> None:
         self.asked: list[str] = []

@@ -472,7 +472,7 @@ def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_com
         minutes(closed.north, 30)
         assert ends(lines) == ["expires soon"]
         minutes(closed.north, 60)
-    assert ends(lines) == ["expires soon", "has expired: no other server is talked with"]
+    assert ends(lines) == ["expires soon", "has expired: all federation is refused"]
 
 
 def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(

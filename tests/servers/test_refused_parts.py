@@ -110,7 +110,7 @@ async def test_one_bad_message_stops_nothing_else(network: Network, status: int)
     assert len(reader.seen) <= 20, "it is found by halves"
     assert figures(network)["given_up"] == 1
     assert figures(network)["failing"] == figures(network)["behind"] == 0
-    (line,) = [text for log in logs if "is not sent any more" in (text := formatEvent(log) or "")]
+    (line,) = [text for log in logs if "which is dropped" in (text := formatEvent(log) or "")]
     assert SOUTH in line
     assert room.alice.user_id in line
     assert '"n"' not in line

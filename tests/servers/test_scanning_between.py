@@ -125,7 +125,7 @@ def test_a_harmful_one_is_never_given_out(network: Network) -> None:
     HeldVerdicts.waiting.pop().callback("a worm")
     assert [each.answer.status for each in waiting] == [403] * 8
     assert [carol.get(path).status for path in paths] == [403] * 4
-    # the server is started anew, and its neighbour has the same bytes under another address
+    # the server is restarted, and its neighbour has the same bytes under another address
     network.rebuild("south.example", PLUGIN)
     again = upload(alice, picture(300, 200), "image/png")
     for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{again}"):

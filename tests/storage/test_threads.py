@@ -192,7 +192,7 @@ def postgres_arguments(config: PostgresConfig) -> tuple[str, str]:
 
 
 def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
-    """What a process that was killed after so many acknowledged writes had acknowledged."""
+    """Kill a process after `until` acknowledged writes, and return all writes it acknowledged."""
     with piped_program("tests.helpers.writing_process", *arguments) as (process, output):
         acknowledged = [output.readline().strip() for _ in range(until)]
         process.kill()

@@ -1,6 +1,6 @@
-"""A plug-in that knows passwords: people of a campus, in a file that another program writes.
+"""Checks passwords of the people of a campus, from a file that another program writes.
 
-Each line of the file has, between colons: the number of the person, the name, the displayed name,
+Each line of the file has, separated by colons: the number of the person, the name, the displayed name,
 the salt and the hash of the password (scrypt, both in hexadecimal digits).
 """
 
@@ -14,7 +14,7 @@ from homeserver.services.plugins.hooks import Person, hookimpl
 
 
 class CampusPasswords:
-    """Reads the file anew each time: it is short."""
+    """Reads the file for each sign-in: it is short."""
 
     def __init__(self, config: dict[str, object]) -> None:
         self._path = Path(str(config["path"]))

@@ -18,7 +18,7 @@ from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.services.streams.latest_changes import LatestChanges
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
-from storage.presence.presence import UNTOLD, PresenceRow, PresenceStore
+from storage.presence.presence import NOT_SENT, PresenceRow, PresenceStore
 
 MAX_BROADCASTS: Final = 20_000
 """Users whose latest broadcast position is stored."""
@@ -126,7 +126,7 @@ class Roster:
 
     async def do_write_status(self, user_id: UserID, state: State, status_msg: str | None) -> None:
         """Store a status that the user has just set and that is not broadcast yet."""
-        row = PresenceRow(user_id, state, status_msg, int(self._clock.seconds() * 1000), UNTOLD)
+        row = PresenceRow(user_id, state, status_msg, int(self._clock.seconds() * 1000), NOT_SENT)
         await self._database.write("set_presence_status", self._store.set_states, [row])
 
     async def start(self) -> Sequence[Person]:
@@ -144,7 +144,7 @@ class Roster:
             if person.is_read:
                 continue
             take_written(person, row)
-            broadcasts[user_id] = row.position if row.position != UNTOLD else self._counter.next()
+            broadcasts[user_id] = row.position if row.position != NOT_SENT else self._counter.next()
             state = STATES[row.state]
             person.shown = Shown(state, state == "online", row.status_msg)
             if state != "offline":
@@ -153,7 +153,7 @@ class Roster:
         complete_from = self._broadcasts.complete_from
         if len(gone) == MAX_BROADCASTS // 2:  # there may be more, which were not read
             since = min(
-                (row.position for row in gone if row.position != UNTOLD), default=complete_from
+                (row.position for row in gone if row.position != NOT_SENT), default=complete_from
             )
         latest = {**broadcasts, **dict(self._broadcasts.items())}
         self._broadcasts = LatestChanges(MAX_BROADCASTS, min(complete_from, since))

@@ -143,9 +143,7 @@ class RoomCreation:
             raise InvalidParam("You cannot invite yourself")
         is_closed = (request.creation_content or {}).get("m.federate") is False
         if is_closed and not all(self._identity.is_local(user) for user in invites):
-            raise Forbidden(
-                "You cannot invite users of other servers to a room with m.federate false"
-            )
+            raise Forbidden("This room is only for users of this server")
         if invites:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))

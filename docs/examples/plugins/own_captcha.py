@@ -1,6 +1,8 @@
-"""A plug-in that knows the riddles of an institution: a page of its own signs, with a key that both
-have, that somebody has solved one. A solution is `end.nonce.signature`: good until then (seconds
-since 1970), once."""
+"""Checks the captcha of an institution's own page.
+
+The page signs, with a key that both have, that somebody solved its captcha. A solution is
+`end.nonce.signature`: valid once, until `end` (seconds since 1970).
+"""
 
 import hmac
 import time
@@ -8,8 +10,8 @@ import time
 from homeserver.services.plugins.hooks import hookimpl
 
 
-class OwnRiddles:
-    """`key`: what the page signs with."""
+class OwnCaptcha:
+    """`key`: the key with which the page signs."""
 
     def __init__(self, config: dict[str, object]) -> None:
         self._key = str(config["key"]).encode()
