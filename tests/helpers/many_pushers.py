@@ -6,8 +6,9 @@ import pytest
 
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import queues, stream_reader
+from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room
-from tests.helpers.push_gateway import set_pusher, settle
+from tests.helpers.push_gateway import set_pusher
 from tests.helpers.server import TestServer, User
 
 AT_ONCE: Final = 3

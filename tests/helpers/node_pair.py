@@ -7,8 +7,9 @@ from pathlib import Path
 from homeserver.cluster.notify import NodeNotes
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.recording_wire import RecordingWire, settle
+from tests.helpers.recording_wire import RecordingWire
 from tests.helpers.server import TestServer, User
 
 CONFIG = """database: {name: psycopg2, args: {}}

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from federation.http_client.client import WebAnswer
 from federation.http_client.errors import OutboundError
 from storage.engine.database import Database
+from tests.helpers.clocks import settle
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer, User
 
@@ -123,12 +124,6 @@ def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
 def set_pusher(user: User, pushkey: str = "key", /, **further: Any) -> Answer:
     """Set a pusher."""
     return user.post("/_matrix/client/v3/pushers/set", {**pusher(pushkey), **further})
-
-
-def settle(server: TestServer) -> None:
-    """Run everything that is due now."""
-    for _ in range(20):
-        server.clock.advance(0)
 
 
 def start(

@@ -74,12 +74,6 @@ class RecordingWire:
         ]
 
 
-def settle(server: TestServer) -> None:
-    """Run everything that is due now."""
-    for _ in range(20):
-        server.clock.advance(0)
-
-
 async def pretend_member(
     server: TestServer, room_id: str, user_id: str, membership: str = "join"
 ) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import create, join, ok, put_event, refused, say
 from tests.helpers.server import TestServer, User
 from tests.http.test_thread_subscriptions import reply, thread

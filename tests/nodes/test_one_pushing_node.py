@@ -14,9 +14,10 @@ from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherRow
 from storage.retention.purging import Cause, PurgingStore
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import sync
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import poll, token
 

@@ -11,8 +11,9 @@ from federation.protocol.ids import ServerName
 from storage.engine.database import PostgresConfig
 from storage.engine.interface import NodeCalls
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, User
 from tests.servers.test_sending import DESTINATIONS, make_admin
 

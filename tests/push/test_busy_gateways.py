@@ -4,10 +4,11 @@ from email.utils import formatdate
 
 import pytest
 
+from tests.helpers.clocks import pass_time
 from tests.helpers.federated import say
 from tests.helpers.push_gateway import PushGateway
 from tests.helpers.server import TestServer
-from tests.push.test_troubled_gateways import gateway, pass_time, server, two
+from tests.push.test_troubled_gateways import gateway, server, two
 
 __all__ = ["gateway", "server"]
 

@@ -27,10 +27,11 @@ from storage.engine.database import DatabaseUnavailable, PostgresConfig, SQLiteC
 from storage.engine.transaction import WriteTransaction
 from storage.push.push_stream import PushStream
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
-from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 

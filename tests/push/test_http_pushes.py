@@ -9,8 +9,9 @@ from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
 from storage.engine.database import Database
+from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room, say, set_state
-from tests.helpers.push_gateway import URL, PushGateway, set_pusher, settle
+from tests.helpers.push_gateway import URL, PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pytest
 
 from storage.engine.database import Database
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle
+from tests.helpers.clocks import settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, sync
 

@@ -7,8 +7,9 @@ from twisted.logger import capturedLogs
 
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
+from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room, say
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -10,9 +10,10 @@ from twisted.internet.defer import Deferred
 
 from federation.http_client.errors import OutboundError
 from federation.protocol.ids import EventID
+from tests.helpers.clocks import settle
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated import create_room, say
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import START, TestServer, User
 
 V3 = "/_matrix/client/v3"

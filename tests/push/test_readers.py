@@ -8,9 +8,10 @@ import pytest
 from federation.http_client.errors import OutboundError
 from homeserver.services.pushers.active_readers import LATELY_SECONDS, WAIT_SECONDS
 from storage.engine.database import Database
+from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending
-from tests.helpers.push_gateway import PushGateway, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, set_pusher, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, token
 

@@ -12,8 +12,9 @@ from homeserver.services.pushers.deliveries import MOST_WAITING
 from homeserver.services.pushers.display_names import Told
 from homeserver.services.pushers.notification import Names
 from storage.engine.database import Database, DatabaseUnavailable
+from tests.helpers.clocks import pass_time, settle
 from tests.helpers.federated import create_room, say
-from tests.helpers.push_gateway import PushGateway, crash, set_pusher, settle, start
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -48,12 +49,6 @@ def again(server: TestServer, user: User) -> User:
     )
 
 
-def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
-    for _ in range(int(seconds / step)):
-        server.clock.advance(step)
-        settle(server)
-
-
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
 def test_a_failed_push_is_retried_with_backoff(
     server: TestServer, gateway: PushGateway, failure: OutboundError | int
@@ -63,7 +58,7 @@ def test_a_failed_push_is_retried_with_backoff(
     events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
     settle(server)
     assert len(gateway.asked) == 1
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     in_a_minute = len(gateway.asked)
     assert 3 <= in_a_minute <= 5
     pass_time(server, 7200, 60)
@@ -90,7 +85,7 @@ def test_a_push_that_is_refused_for_its_content_blocks_nothing(
     assert gateway.events == ([large, small] if most_bytes == 1000 else [small])
     told = [each.notification for each in gateway.taken]
     assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
-    pass_time(server, 20)
+    pass_time(server, 20, 10)
     assert server.run(server.app.accounts.pusher_store.get_failing()) == []
 
 
@@ -111,7 +106,7 @@ def test_a_gateway_that_refuses_everything_is_backed_off(
     pass_time(server, 10, step=1)
     assert len(gateway.asked) == 6, "the pause grows"
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == sent[3:]
     assert server.run(server.app.accounts.pusher_store.get_failing()) == []
 
@@ -123,11 +118,11 @@ def test_an_error_about_the_pusher_or_the_gateway_drops_no_push(
     _, bob, room_id = two(server)
     gateway.failure = status
     sent = [say(bob, room_id, str(number)) for number in range(2)]
-    pass_time(server, 30)
+    pass_time(server, 30, 10)
     assert {each.notification["event_id"] for each in gateway.asked} == {sent[0]}
     assert all("content" in each.notification for each in gateway.asked)
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == sent
 
 
@@ -175,7 +170,7 @@ def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
     _, bob, room_id = two(server)
     gateway.failure = 502
     say(bob, room_id, "old")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     server = crash(server, tmp_path, gateway, 25 * 3600)
     gateway.failure = None
     new = say(again(server, bob), room_id, "new")
@@ -210,8 +205,8 @@ def test_a_short_database_outage_loses_no_push(
         events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
         settle(server)
         assert gateway.asked == []
-        pass_time(server, 20)
-    pass_time(server, 120)
+        pass_time(server, 20, 10)
+    pass_time(server, 120, 10)
     assert gateway.events == events
     assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
 
@@ -282,9 +277,9 @@ def test_a_push_with_a_long_or_broken_error_answer_is_retried(
     _, bob, room_id = two(server)
     gateway.failure = failure
     event_id = say(bob, room_id, "x")
-    pass_time(server, 10)
+    pass_time(server, 10, 10)
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == [event_id]
 
 
@@ -323,7 +318,7 @@ def test_a_gateway_that_is_down_delays_no_other_and_is_retried_with_one_push(
     at_first = [push.url for push in gateway.asked].count(OTHER_URL)
     assert at_first <= 2, "whoever waits for that gateway waits for the one that tries it"
     gateway.failing_hosts = set()
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert len(gateway.taken) == 12
 
 
@@ -363,9 +358,9 @@ def test_pushes_pending_at_a_crash_are_sent_after_it(
     server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     _, bob, room_id = two(server)
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     done = say(bob, room_id, "done")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     gateway.held = []
     events = [say(bob, room_id, str(number)) for number in range(3)]
     settle(server)
@@ -387,18 +382,18 @@ def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
     settle(server)
     gateway.failing_hosts = {"push.example.com"}
     events = [say(bob, room_id, str(number)) for number in range(3)]
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == events  # Carol's
     gateway.failing_hosts = set()
     gateway.taken.clear()
     later = crash(server, tmp_path, gateway)
-    pass_time(later, 600)
+    pass_time(later, 600, 10)
     assert [(push.pushkey, push.notification["event_id"]) for push in gateway.taken] == [
         ("key", event_id) for event_id in events
     ]
     gateway.taken.clear()
     once_more = crash(later, tmp_path, gateway)
-    pass_time(once_more, 600)
+    pass_time(once_more, 600, 10)
     assert gateway.taken == []
     assert again(once_more, alice).get(f"{V3}/pushers").status == 200
 
@@ -442,7 +437,7 @@ def test_a_pusher_replaced_with_another_address_is_retried_at_once(
     pass_time(server, 3600, 60)
     set_pusher(alice, data={"url": OTHER_URL})
     say(bob, room_id, "y")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events[0] == event_id
 
 
@@ -471,7 +466,7 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
     said = [say(bob, quiet, str(number)) for number in range(2)]
     further = [say(bob, busy, str(number)) for number in range(MOST_WAITING + 10)]
     gateway.failure = None
-    pass_time(server, 700)
+    pass_time(server, 700, 10)
     told = gateway.events
     assert len(told) == MOST_WAITING
     assert told[0] == called
