@@ -49,23 +49,6 @@ def create_room(creator: User, version: str = "11", **options: Any) -> RoomID:
     return RoomID(answer.json["room_id"])
 
 
-def say(user: User, room_id: RoomID, text: str) -> EventID:
-    """Send a message."""
-    path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{next(NUMBERS)}"
-    answer = user.put(path, {"msgtype": "m.text", "body": text})
-    assert answer.status == 200, answer.body
-    return EventID(answer.json["event_id"])
-
-
-def set_state(
-    user: User, room_id: RoomID, type: str, content: Mapping[str, Any], state_key: str = ""
-) -> EventID:
-    """Set a state entry."""
-    answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/state/{type}/{state_key}", dict(content))
-    assert answer.status == 200, answer.body
-    return EventID(answer.json["event_id"])
-
-
 def texts(user: User, room_id: RoomID, **query: Any) -> list[str]:
     """Return the texts that a user sees in a room, newest first, over all pages."""
     found: list[str] = []

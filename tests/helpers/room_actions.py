@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from federation.protocol.ids import EventID
 from tests.helpers.http import Answer
 from tests.helpers.server import User
 
@@ -74,13 +75,10 @@ def put_event(
     return user.put(room_path(room_id, "send", type_, txn_id or next(_txn_ids)), content)
 
 
-def say(user: User, room_id: str, text: str) -> str:
+def say(user: User, room_id: str, text: str) -> EventID:
     """Send a text message; return its event ID."""
-    return str(
-        ok(put_event(user, room_id, "m.room.message", {"msgtype": "m.text", "body": text}))[
-            "event_id"
-        ]
-    )
+    content = {"msgtype": "m.text", "body": text}
+    return EventID(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
 
 
 def redact(user: User, room_id: str, event_id: str, **body: Any) -> Answer:
@@ -95,9 +93,9 @@ def put_state(
 
 def set_state(
     user: User, room_id: str, type_: str, content: Mapping[str, Any], key: str = ""
-) -> str:
+) -> EventID:
     """Set a state entry; return its event ID."""
-    return str(ok(put_state(user, room_id, type_, content, key))["event_id"])
+    return EventID(ok(put_state(user, room_id, type_, content, key))["event_id"])
 
 
 def get_state(user: User, room_id: str, type_: str, key: str = "") -> Any:

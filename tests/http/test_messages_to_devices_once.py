@@ -9,9 +9,10 @@ import pytest
 
 from homeserver.services.sync import device_sections
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
-from tests.http.sliding import act, create, put_state, say
+from tests.http.sliding import act
 
 V3 = "/_matrix/client/v3"
 
@@ -66,7 +67,7 @@ def test_messages_arrive_once_in_order(
         elif what == "say":
             say(bob, room, f"s{step}")
         elif what == "state":
-            put_state(bob, room, "m.room.topic", {"topic": f"t{step}"})
+            set_state(bob, room, "m.room.topic", {"topic": f"t{step}"})
         elif what == "restart":
             server = TestServer(tmp_path, database, seed=step + 1, now=server.clock.seconds() + 1)
             alice.server = bob.server = server

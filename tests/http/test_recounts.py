@@ -13,10 +13,11 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.persist.redactions import Redaction, redact_event
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.keys import V3, sync
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.retention import DAY, RULES, keep_for
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list
 

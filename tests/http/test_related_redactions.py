@@ -17,7 +17,7 @@ from storage.engine.database import Database, DatabaseUnavailable, PostgresConfi
 from storage.rooms.related_redactions import RelatedRedaction, add_redactions
 from tests.helpers.databases import open_inline
 from tests.helpers.executors import PausableExecutor
-from tests.helpers.federated import set_state, shared
+from tests.helpers.federated import shared
 from tests.helpers.network import Network
 from tests.helpers.policy_server import PolicyServer, named
 from tests.helpers.room_actions import (
@@ -31,6 +31,7 @@ from tests.helpers.room_actions import (
     refused,
     room_path,
     say,
+    set_state,
 )
 from tests.helpers.server import TestServer, User
 

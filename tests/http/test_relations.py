@@ -148,7 +148,7 @@ def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
 
 
 def test_children_of_children(alice: User, room: str) -> None:
-    events = [say(alice, room, "parent")]
+    events: list[str] = [say(alice, room, "parent")]
     for _ in range(5):
         events.append(relate(alice, room, events[-1], "org.example"))
     answer = ok(alice.get(path(room, events[0], recurse="true")))

@@ -169,7 +169,7 @@ def talk(user: User, room_id: str) -> list[str]:
     """Send a message, a reply in a thread, and an event that refers to it, all with SECRET in
     them."""
     root = say(user, room_id, f"{SECRET} bob")
-    events = [root]
+    events: list[str] = [root]
     for kind in ("m.thread", "m.reference"):
         relation = {"m.relates_to": {"rel_type": kind, "event_id": root}}
         content = {"msgtype": "m.text", "body": f"{SECRET} {kind}", **relation}

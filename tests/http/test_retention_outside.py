@@ -8,10 +8,11 @@ from federation.peers.requests import path_of
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time
-from tests.helpers.federated import NORTH, create_room, say, set_state, shared
+from tests.helpers.federated import NORTH, create_room, shared
 from tests.helpers.network import Network
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.recording_wire import RecordingWire, pretend_member
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import TestServer
 
 HOUR = 3600

@@ -24,8 +24,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
+from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, create
+from tests.http.sliding import SlidingClient, a_list
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 MOVES = 60

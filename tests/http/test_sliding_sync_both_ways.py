@@ -22,10 +22,11 @@ from homeserver.services.sliding_sync import batches, room_entry
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.helpers.sync_comparison import both_ways, plain_timelines
-from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "15"))
 V3 = "/_matrix/client/v3"

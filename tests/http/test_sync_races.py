@@ -28,10 +28,11 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, UNSTABLE, Ask, SlidingFollower
 from tests.helpers.sync_client import WHOLE_ROOM, Json, KnownRoom, SyncClient
-from tests.http.sliding import act, create, say
+from tests.http.sliding import act
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "4"))
 V3 = "/_matrix/client/v3"

@@ -13,7 +13,8 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes, sync
+from tests.helpers.syncing import sync
+from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes
 
 __all__ = ["nodes"]
 

@@ -12,8 +12,10 @@ from homeserver.services.push.user_rules import OwnRules, UserRules
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, put_state, state_of
+from tests.helpers.syncing import sync
+from tests.http.sliding import SlidingClient, a_list, act, state_of
 
 V3 = "/_matrix/client/v3"
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
@@ -59,26 +61,6 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[Nodes]:
     made.close()
 
 
-def sync(user: User, since: str | None = None) -> Any:
-    answer = user.get(f"{V3}/sync" + (f"?since={since}" if since else ""))
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def say(user: User, room_id: str, text: str) -> str:
-    answer = user.put(
-        f"{V3}/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text}
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["event_id"])
-
-
-def create(user: User) -> str:
-    answer = user.post(f"{V3}/createRoom", {"preset": "public_chat"})
-    assert answer.status == 200, answer.body
-    return str(answer.json["room_id"])
-
-
 def bodies(answer: Any, room_id: str) -> list[str]:
     events = answer["rooms"]["join"][room_id]["timeline"]["events"]
     return [
@@ -88,7 +70,7 @@ def bodies(answer: Any, room_id: str) -> list[str]:
 
 def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     since = sync(there)["next_batch"]
     pending = there.start("GET", f"{V3}/sync?since={since}&timeout=30000")
     say(here, room_id, "salom")
@@ -100,7 +82,7 @@ def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(nodes: Nodes)
 
 def test_both_nodes_send_to_a_room_in_turn(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     since = sync(here)["next_batch"]
     for number in range(6):
         say((here, there)[number % 2], room_id, f"m{number}")
@@ -111,7 +93,7 @@ def test_both_nodes_send_to_a_room_in_turn(nodes: Nodes) -> None:
 
 def test_state_set_through_one_node_is_read_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     path = f"{V3}/rooms/{room_id}/state/m.room.topic/"
     for number in range(3):
         assert here.put(path, {"topic": f"{number}"}).status == 200
@@ -121,7 +103,7 @@ def test_state_set_through_one_node_is_read_through_the_other(nodes: Nodes) -> N
 
 def test_a_redaction_through_one_node_removes_the_content_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     event_id = say(here, room_id, "secret")
     nodes.wait()
     path = f"{V3}/rooms/{room_id}/event/{event_id}"
@@ -142,7 +124,7 @@ def test_a_token_revoked_on_one_node_is_refused_on_the_other(nodes: Nodes) -> No
 def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
     nodes.wait()
     say(bob_here, room_id, "in")
@@ -156,7 +138,7 @@ def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: N
 def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     _, bob = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
     assert (
         here.put(
@@ -182,7 +164,7 @@ def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
 def test_push_rules_changed_through_one_node_apply_on_the_other(nodes: Nodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob, bob_there = nodes.here_and_there("bob")
-    room_id = create(alice)
+    room_id = create(alice, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     alice_there = User(
         nodes.second,
@@ -238,14 +220,14 @@ def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) ->
     sends the membership event."""
     alice, there = nodes.here_and_there("alice")
     bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
-    room_id = create(alice)
+    room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
         act(user, room_id, "join")
     say(bob, room_id, "one")
     client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
     client.sync()
     client.sync()
-    put_state(
+    set_state(
         bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id
     )
     say(carol, room_id, "two")
@@ -265,7 +247,7 @@ def test_events_written_by_the_other_node_during_a_recount_are_counted(
 ) -> None:
     here, _ = nodes.here_and_there("alice")
     bob, bob_there = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
     nodes.wait()
     of_user, said = OwnRules.of_user, list[str]()

@@ -14,9 +14,10 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherStore, Standing
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.many_pushers import CROWD, room_with_pushers, shrink_batches
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -5,8 +5,8 @@ from email.utils import formatdate
 import pytest
 
 from tests.helpers.clocks import pass_time
-from tests.helpers.federated import say
 from tests.helpers.push_gateway import PushGateway
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer
 from tests.push.test_troubled_gateways import gateway, server, two
 

@@ -20,9 +20,10 @@ from homeserver.services.push.user_rules import UserRules
 from storage.engine.database import Database
 from storage.push.pushers import PusherRow
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.many_pushers import AT_ONCE, CROWD, room_with_pushers, shrink_batches
 from tests.helpers.push_gateway import PushGateway, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 

@@ -10,8 +10,9 @@ from federation.protocol.ids import RoomID, UserID
 from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room, say, set_state
+from tests.helpers.federated import create_room
 from tests.helpers.push_gateway import URL, PushGateway, set_pusher
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

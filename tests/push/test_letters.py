@@ -14,7 +14,8 @@ from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import SECRET, add, by_email, press, request_token
 

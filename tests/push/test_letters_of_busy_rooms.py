@@ -8,7 +8,7 @@ from homeserver.services.email.smtp import CannotDeliver
 from homeserver.services.pushers.missed_messages import MOST_ROOMS
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time, settle
-from tests.helpers.federated import say
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.push.test_letters import HOUR, MINUTE, V3, reader, room_of, start, texts
 

@@ -6,7 +6,7 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time
-from tests.helpers.federated import say
+from tests.helpers.room_actions import say
 from tests.push.test_letters import MAIL, MINUTE, reader, room_of, start
 
 

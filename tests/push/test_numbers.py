@@ -15,8 +15,9 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import HIDING
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

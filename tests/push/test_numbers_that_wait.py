@@ -18,8 +18,8 @@ from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import PushStream, Stretch
 from storage.push.pushers import PusherRow
 from tests.helpers.clocks import pass_time, settle
-from tests.helpers.federated import say
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer
 from tests.push.test_numbers import decline, invited, keep, read, shared, two
 

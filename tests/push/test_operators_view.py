@@ -8,8 +8,9 @@ from twisted.logger import capturedLogs
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -12,8 +12,9 @@ from federation.http_client.errors import OutboundError
 from federation.protocol.ids import EventID
 from tests.helpers.clocks import settle
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import say
 from tests.helpers.server import START, TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -25,9 +25,10 @@ from homeserver.wiring import push_rules as assembly_module
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES
 from tests.conftest import run_coroutine
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 

@@ -13,8 +13,9 @@ from homeserver.services.pushers.display_names import Told
 from homeserver.services.pushers.notification import Names
 from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.clocks import pass_time, settle
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

@@ -15,8 +15,8 @@ from storage.maintenance.after_restore import settle_restored
 from storage.push.pushers import PusherStore
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import say
 from tests.helpers.push_gateway import PushGateway
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
 from tests.push.test_letters import (

@@ -14,9 +14,9 @@ from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, shared, texts
 from tests.helpers.network import Fate, Network, Transfer
-from tests.helpers.room_actions import ok
+from tests.helpers.room_actions import ok, say, set_state
 
 LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
 LIE = {"msgtype": "m.text", "body": "a lie"}

@@ -14,10 +14,11 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.sender import deliveries
 from homeserver.services.federation.destinations import DEAD_DAYS
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say
 from tests.servers.test_bytes_of_servers import LARGE, SLOW
 from tests.servers.test_claims_over_restarts import begin_claim
 from tests.servers.test_devices_between import another_device, bodies, send, sending

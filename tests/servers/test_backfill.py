@@ -8,19 +8,9 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.history.backfill import LONGEST_WAIT, REST_MS
 from storage.events.timelines import TimelineStore
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 
 def requests_to(network: Network, server: str, word: str) -> int:

@@ -3,10 +3,10 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
-from tests.helpers.room_actions import create, join, leave, ok
+from tests.helpers.room_actions import create, join, leave, ok, say, set_state
 from tests.helpers.server import User
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 from tests.servers.test_holes import join_from

@@ -6,9 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.protocol.ids import RoomID, UserID
+from federation.protocol.ids import EventID, RoomID, UserID
 from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared
-from tests.helpers.federated import say as said_by
 from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import join_via
@@ -25,7 +24,7 @@ def follow(user: User, since: str | None = None) -> Any:
     return ok(user.get(f"{V3}/sync?filter={FEW}" + ("" if since is None else f"&since={since}")))
 
 
-def there_again(network: Network) -> tuple[User, User, str, str, list[str], SlidingClient]:
+def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], SlidingClient]:
     """Two people, a room, the second's token and client from before he left; what was said while no
     one of his server was in it; and he has come again."""
     alice, bob = (
@@ -94,7 +93,7 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
     client = SlidingClient(room.bob, lists={"all": a_list([0, 9], limit=20)})
     client.sync()
     network.cut(NORTH, SOUTH)
-    said = [said_by(room.alice, room.room_id, name) for name in ("one", "two", "three")]
+    said = [say(room.alice, room.room_id, name) for name in ("one", "two", "three")]
     network.mend(NORTH, SOUTH)
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
@@ -160,7 +159,7 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
     ok(room.bob.post(room_path(room.room_id, "ban"), {"user_id": carol.user_id}))
     since = follow(room.bob)["next_batch"]
     said = [
-        said_by(user, room.room_id, text)
+        say(user, room.room_id, text)
         for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))
     ]
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})

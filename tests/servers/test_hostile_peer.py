@@ -35,14 +35,13 @@ from tests.helpers.federated import (
     Side,
     adopt,
     create_room,
-    say,
-    set_state,
     shared,
     texts,
 )
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"

@@ -15,9 +15,10 @@ from storage.encryption.remote_devices import RemoteDeviceStore, TrackedList
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, set_state
+from tests.helpers.federated import NORTH, SOUTH, Shared, create_room
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
 from tests.servers.test_devices_between import ENCRYPTED, another_device, asked, sending
 

@@ -6,9 +6,10 @@ import pytest
 
 from federation.peers.wire import WireAnswer
 from tests.helpers.clocks import pass_time
-from tests.helpers.federated import NORTH, SOUTH, Shared, say
+from tests.helpers.federated import NORTH, SOUTH, Shared
 from tests.helpers.keys import claim, identity_keys, query, upload
 from tests.helpers.network import Fate, Network
+from tests.helpers.room_actions import say
 from tests.servers.test_devices_between import another_device, asked, sending
 
 BACK = 25

@@ -20,10 +20,11 @@ from homeserver.cluster.jobs import Job
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room, say, set_state
+from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload
 from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 

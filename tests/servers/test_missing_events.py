@@ -18,19 +18,9 @@ from federation.rooms.receive.missing_events import MAX_ROUNDS
 from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxStore, Places
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Shared,
-    Side,
-    adopt,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 
 def requests_to(network: Network, server: str, word: str) -> int:

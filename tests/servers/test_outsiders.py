@@ -21,11 +21,11 @@ from tests.helpers.federated import (
     Side,
     adopt,
     create_room,
-    say,
     shared,
     texts,
 )
 from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import say
 
 
 def outsiders(network: Network, count: int) -> list[Side]:

@@ -4,10 +4,10 @@ other rooms, and there later."""
 from collections.abc import Mapping
 from typing import Any
 
-from tests.helpers.federated import NORTH, Shared, set_state, shared
+from tests.helpers.federated import NORTH, Shared, shared
 from tests.helpers.network import Network
 from tests.helpers.policy_server import PolicyServer, named
-from tests.helpers.room_actions import V3, create, get_state, invite, join, ok
+from tests.helpers.room_actions import V3, create, get_state, invite, join, ok, set_state
 from tests.helpers.server import User
 
 

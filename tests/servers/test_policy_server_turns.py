@@ -9,21 +9,11 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, shared, texts
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, PolicyServer, message_path, named
 from tests.helpers.remote_membership import join_via
-from tests.helpers.room_actions import ok, room_path
+from tests.helpers.room_actions import ok, room_path, say, set_state
 
 
 async def test_a_slow_policy_server_does_not_delay_local_senders(

@@ -11,23 +11,12 @@ from federation.protocol.ids import RoomID, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.signing import SigningKey
 from storage.federation.inbox import Places
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.policy_server import SIGN, PolicyServer, message_path, named
 from tests.helpers.remote_membership import join_via
-from tests.helpers.room_actions import ok, room_path
+from tests.helpers.room_actions import ok, room_path, say, set_state
 from tests.helpers.server import User
 
 KEYS = named()["public_keys"]

@@ -12,11 +12,11 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from tests.helpers.clocks import pass_time
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
+from tests.helpers.federated import NORTH, SOUTH, Shared, texts
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
-from tests.helpers.room_actions import ok, room_path
+from tests.helpers.room_actions import ok, room_path, say
 from tests.servers.test_refused_for_a_while import again, send, sending
 
 HOUR = 3600

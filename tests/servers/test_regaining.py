@@ -10,9 +10,9 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.ids import EventID, RoomID, ServerName
 from tests.helpers import room_actions
-from tests.helpers.federated import NORTH, SOUTH, Shared, Side, say, shared, texts
+from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared, texts
 from tests.helpers.network import Network
-from tests.helpers.room_actions import leave, membership, ok
+from tests.helpers.room_actions import leave, membership, ok, say
 
 DAY = 86_400
 FORGETS = "forgotten_room_retention_period: 1d\nretention: {enabled: true}\n"

@@ -10,20 +10,9 @@ from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.events.events import EventFlag
 from tests.helpers import room_actions
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Shared,
-    Side,
-    adopt,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
 from tests.helpers.network import Network
-from tests.helpers.room_actions import get_state, ok
+from tests.helpers.room_actions import get_state, ok, say, set_state
 
 API = "/_matrix/federation/v1/"
 DAY = 86_400

@@ -13,9 +13,10 @@ import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from tests.helpers.federated import SOUTH, say
+from tests.helpers.federated import SOUTH
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say
 from tests.servers.test_devices_between import bodies, send, sending
 from tests.servers.test_refused_for_a_while import again
 from tests.servers.test_refused_parts import figures
