@@ -72,8 +72,8 @@ from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipStore
 from storage.threepids.threepids import ThreepidStore
 from storage.upstream.sessions import UpstreamSessionStore
+from tests.helpers.executors import InlineThreads
 from tests.helpers.http import Answer, Client, client_for
-from tests.helpers.threads import InlineThreads
 
 SERVER_NAME = ServerName("example.org")
 START = 1_700_000_000.0

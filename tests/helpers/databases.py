@@ -7,7 +7,7 @@ The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and
 import hashlib
 import shutil
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,6 @@ from uuid import uuid4
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection, make_dsn
-from twisted.internet.defer import Deferred, succeed
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.executors import Executor, InlineExecutor
@@ -58,29 +57,6 @@ class QueryCounter:
         self.reads.clear()
         self.writes.clear()
         self.batches.clear()
-
-
-class SteppedExecutor:
-    """Runs nothing until `run`, so that a test can queue several writes and run them as one
-    batch."""
-
-    def __init__(self) -> None:
-        self._jobs: deque[Callable[[], None]] = deque()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.append(job)
-
-    def deliver(self, call: Callable[[], None]) -> None:
-        call()
-
-    def close(self) -> Deferred[None]:
-        self.run()
-        return succeed(None)
-
-    def run(self) -> None:
-        """Run all submitted jobs, and the jobs that these submit."""
-        while self._jobs:
-            self._jobs.popleft()()
 
 
 def open_inline(

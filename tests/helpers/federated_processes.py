@@ -21,9 +21,9 @@ from storage.engine.executors import InlineExecutor
 from storage.engine.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
+from tests.helpers.executors import InlineThreads
 from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.server import CutWeb, CutWire, MemoryRelay, fetch_nothing, follow_nowhere
-from tests.helpers.threads import InlineThreads
 
 CHUNK = 200
 

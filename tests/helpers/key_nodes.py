@@ -20,7 +20,8 @@ from storage.engine.database import (
 )
 from storage.engine.interface import Connection
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import ManualExecutor
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Node:
     ) -> None:
         self._config, self._monkeypatch = config, monkeypatch
         self.counter = QueryCounter()
-        self.writer = SteppedExecutor()
+        self.writer = ManualExecutor()
         self.database: Database = open_inline(config, self.counter, self.writer)
         self.store = DeviceKeyStore(self.database)
         engine = self.database.engine

@@ -40,8 +40,8 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.wiring.media import MediaThreads
 from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor
+from tests.helpers.executors import InlineThreads
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
-from tests.helpers.threads import InlineThreads
 
 T = TypeVar("T")
 

@@ -458,10 +458,10 @@ def test_a_request_during_the_sending_gets_its_outcome(
         for action in ("send", "cancel", "restart")
     }
     for _ in range(20):
-        writer.work()
+        writer.run_queued()
         wait(server, 0.05)
     writer.is_held = False
-    writer.work_all()
+    writer.run()
     wait(server, 1)
     answers = {
         action: [refused_or_ok(each.answer) for each in pending]

@@ -339,7 +339,7 @@ def test_thumbnails_that_take_long_keep_no_upload_waiting(
     wanted = server.client.start("GET", f"{THUMBNAIL}{file}?width=96&height=96", token=alice.token)
     assert len(images.jobs) == 1
     _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
-    images.work()
+    images.run_queued()
     assert wanted.answer.status == 200
     server.app.media.close_workers()
 
@@ -393,7 +393,7 @@ async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
     waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
     with pytest.raises(LimitExceeded):
         await workers.run(job)
-    executor.work()
+    executor.run_queued()
     assert {(await each).kind for each in waiting} == {"no image"}
     workers.close()
 
@@ -489,7 +489,7 @@ def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting
             _upload(alice, picture(width, 200))
         file = _upload(bob, picture(400, 200))
         assert len(images.jobs) == 2  # one of each
-        images.work()
+        images.run_queued()
         assert len(list((tmp_path / "media_store" / "thumbnails").rglob("96x96-crop"))) == 2
         images.jobs.clear()
         assert _thumbnail(bob, file, 96, 96, "&method=crop").status == 200

@@ -396,7 +396,7 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(
     assert his.answer.status == 200
     assert len(executor.jobs) == 1
     assert not any(each.done for each in hers)
-    executor.work_all()
+    executor.run()
     assert [each.answer.status for each in hers] == [200] * 4
 
 
@@ -421,13 +421,13 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
         executor.jobs.pop()()  # and changed
         assert his.answer.status == 200
     assert not any(each.done for each in again)
-    executor.work_all()
+    executor.run()
     assert {each.answer.status for each in again} == {200}
     server.clock.advance(SLOW_FOR_SECONDS + 1)
     for liar in liars:
         begin(liar)
     assert len(executor.jobs) == 2, "a while later they are as others"
-    executor.work_all()
+    executor.run()
 
 
 def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
@@ -440,7 +440,7 @@ def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
     assert (second.answer.status, second.answer.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert second.answer.json["retry_after_ms"] > 0
     assert not first.done
-    executor.work_all()
+    executor.run()
     assert first.answer.status == 200
     assert upload_later(alice, executor) == 200
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
@@ -452,7 +452,7 @@ def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]
     hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
     assert [each.answer.errcode for each in hers if each.done] == ["M_LIMIT_EXCEEDED"]
     his = begin(bob)
-    executor.work_all()
+    executor.run()
     assert his.answer.status == 200
     assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
 
@@ -460,7 +460,7 @@ def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]
 def upload_later(user: User, executor: ManualExecutor) -> int:
     """Its status."""
     pending = begin(user)
-    executor.work_all()
+    executor.run()
     return pending.answer.status
 
 

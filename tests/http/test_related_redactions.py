@@ -198,7 +198,7 @@ async def test_a_crash_leaves_nothing_undone(
             "PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]}
         )
         for _ in range(steps):
-            writer.work()
+            writer.run_queued()
         after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
         alice.server = after
         assert is_redacted(alice, room, message)

@@ -48,13 +48,13 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
         making = thumbnails.get(content, 96, 96, "crop", whose, whose, animated=False)
         asked[whose].append(Deferred.fromCoroutine(making))
     assert len(executor.jobs) == 2  # one of each
-    executor.work()
+    executor.run_queued()
     assert {whose: [each.called for each in made] for whose, made in asked.items()} == {
         ALICE: [True, False, False],
         BOB: [True, False],
     }
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     assert all(each.called for made in asked.values() for each in made)
     workers.close()
 
@@ -83,13 +83,13 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
     same, another = ask(content, LADDER[-1], ALICE, BOB), ask(content, LADDER[-2], ALICE, BOB)
     assert len(executor.jobs) == 2
     for _ in range(5):  # Alice's pictures have one of two turns, and of that Bob every second
-        executor.work()
+        executor.run_queued()
     assert theirs.called
     assert same.called
     assert another.called
     assert not all(each.called for each in many)
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     assert [(await each).type for each in many] == ["image/png"] * len(many)
     workers.close()
 
@@ -121,7 +121,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
         await refused
     assert not bobs.called
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     await bobs
     assert all(each.called for each in asked)
     workers.close()
@@ -145,6 +145,6 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
     asked[0].cancel()
-    executor.work()
+    executor.run_queued()
     assert [(await each).type for each in asked[1:]] == ["image/png", "image/png"]
     workers.close()

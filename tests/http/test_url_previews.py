@@ -435,7 +435,7 @@ def test_slow_images_do_not_delay_previews_of_other_users(
     assert len(images.jobs) == 2  # one of hers, and his
     images.jobs.pop()()
     assert [each.done for each in asked] == [False, False, False, True]
-    images.work_all()
+    images.run()
     assert [each.answer.json["og:image:width"] for each in asked] == [30] * 4
     alice.server.app.media.close_workers()
 

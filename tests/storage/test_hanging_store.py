@@ -91,7 +91,7 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
 
     waiting = Deferred.fromCoroutine(calls.run(work))
     clock.advance(10)  # waiting for a thread
-    later.work_all()
+    later.run()
     assert await waiting == "done"
 
     def drip(call: Call) -> str:
@@ -102,7 +102,7 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
         return "done"
 
     waiting = Deferred.fromCoroutine(calls.run(drip))
-    later.work_all()
+    later.run()
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await waiting
     assert clock.getDelayedCalls() == []
@@ -128,7 +128,7 @@ async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
     for _ in range(2):
         later.jobs.pop(0)()
     assert (await in_time, await behind_it) == ("done", "done")
-    later.work_all()
+    later.run()
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await too_late
 
@@ -189,13 +189,13 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     assert [each.called for each in long] == [True] + [False] * 4
     clock.advance(20)
     assert all(each.called for each in long)
-    later.work_all()
+    later.run()
     assert made == ["short", "a"]
     for each in long[1:]:
         with pytest.raises(ObjectStoreFailed, match="silent"):
             await each
     again = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
-    later.work_all()
+    later.run()
     assert await again == "done"
 
 

@@ -328,7 +328,7 @@ async def test_a_slow_writer_renews_its_lease(
         for clock in (node.clock, other.clock):
             clock.advance(WRITING_SECONDS / 4)
         assert await other.contents.do_take_away(10) == 0
-    later.work_all()
+    later.run()
     assert await upload == hashlib.sha256(TEA).digest()
     assert len(bucket.names()) == 1
 
