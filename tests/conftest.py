@@ -1,12 +1,11 @@
-"""Runs the tests: coroutines at once, with databases of their own.
+"""Runs tests: coroutines inline, each test with a database of its own.
 
-- `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run
-  inline, and time moves only by `clock.advance`. Where it waits for ever, the test fails and says
-  so.
-- With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many
-  seconds as the mark says (`reactor(120)`; 60 by default).
-- Several workers share the work as `tests/helpers/sharing.py` says.
-- No example of Hypothesis has a deadline: how long something takes is a matter of `scripts/bench`.
+- `async def test_…` runs as a coroutine that must finish at once: databases run inline, and time
+  moves only by `clock.advance`. A test that waits for ever fails.
+- With `@pytest.mark.reactor` the real reactor runs until the test is done, for at most the seconds
+  of the mark (`reactor(120)`; 60 by default).
+- `tests/helpers/worker_scheduling.py` distributes the tests over several workers.
+- Hypothesis examples have no deadline: `scripts/bench` measures time.
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on
   one of them.
 """
@@ -30,7 +29,6 @@ from xdist.remote import Producer
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
-from tests.helpers.both_ways import Compared, both_ways
 from tests.helpers.databases import (
     PostgresTemplates,
     copy_sqlite,
@@ -40,23 +38,24 @@ from tests.helpers.databases import (
 from tests.helpers.federated import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
-from tests.helpers.sharing import Sharing, begin_with_long
+from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
+from tests.helpers.worker_scheduling import WorkerScheduling, long_tests_first
 
 settings.register_profile("untimed", settings.default, deadline=None)
 settings.load_profile("untimed")
 
 REACTOR_SECONDS = 60.0
 COLLECTOR_THRESHOLDS = (20_000, 20, 10)
-"""Of `gc`: what a test leaves behind is looked for once for several tests, not some times for
-each."""
+"""Thresholds of `gc`: garbage is collected once for several tests, not several times for each
+test."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "reactor(seconds): an async test that needs the real reactor, at most so long"
     )
-    # Until somebody listens, Twisted keeps what is logged, and with it the servers that said it.
+    # Until it has an observer, Twisted buffers log events, which keep their servers in memory.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     compile_templates_once()
     if not hasattr(config, "workerinput"):
@@ -64,22 +63,21 @@ def pytest_configure(config: pytest.Config) -> None:
         if folder := postgres.memory():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)  # where pytest puts `tmp_path`
     else:
-        gc.disable()  # what is made until the tests begin is there to stay
+        gc.disable()  # objects made before the first test stay
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    begin_with_long(items)
+    long_tests_first(items)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Sharing:
-    return Sharing(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WorkerScheduling:
+    return WorkerScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the objects that exist before the first test from garbage collection: they stay, and
-    each collection would look through them again."""
+    """Exclude all objects that exist before the first test from garbage collection."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
@@ -114,7 +112,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -> None:
-    """Run a test to its end: at once, or within so many seconds of the real reactor."""
+    """Run a test to its end: inline, or within this many seconds of the real reactor."""
     deferred = Deferred.fromCoroutine(coroutine)
     outcome: list[Failure | None] = []
     deferred.addBoth(outcome.append)
@@ -124,7 +122,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -
         deferred.cancel()
         if seconds is None:
             pytest.fail(
-                "the test waits for something that nobody will do: time moves only by clock.advance()"
+                "the test waits for something that never happens: time moves only by clock.advance()"
             )
         pytest.fail(f"the test was not done after {seconds} seconds")
     if outcome[0] is not None:
@@ -154,7 +152,7 @@ def postgres_templates() -> Iterator[PostgresTemplates]:
 
 @pytest.fixture(scope="module")
 def compared() -> Iterator[Compared]:
-    """Responses of both kinds of sync with a short way in them, each compared with the full way."""
+    """Compare responses of the fast path of `/sync` and sliding sync with the complete path."""
     with both_ways() as answers:
         yield answers
 
@@ -182,13 +180,13 @@ def database_config(request: pytest.FixtureRequest) -> SQLiteConfig | PostgresCo
 
 @pytest.fixture
 def database(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:
-    """An open database that does everything at once; the test runs on SQLite and on PostgreSQL."""
+    """An open database that does everything inline; the test runs on SQLite and on PostgreSQL."""
     yield from _opened(database_config)
 
 
 @pytest.fixture
 def sqlite_database(sqlite: SQLiteConfig) -> Iterator[Database]:
-    """As `database`, on SQLite only: for tests of what does not depend on the database."""
+    """As `database`, on SQLite only: for tests that do not depend on the database."""
     yield from _opened(sqlite)
 
 
@@ -208,13 +206,13 @@ def threaded_database(database_config: SQLiteConfig | PostgresConfig) -> Iterato
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
-    """The whole server in memory, on SQLite."""
+    """The complete server in memory, on SQLite."""
     return TestServer(tmp_path, sqlite_database)
 
 
 @pytest.fixture
 def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
-    """A network without servers; each that is added has an SQLite database of its own."""
+    """A network without servers; each added server has its own SQLite database."""
     NUMBERS.start_anew()
     databases: list[Database] = []
 

@@ -21,7 +21,7 @@ from statistics import median
 
 from bench_parts import processes
 from tests.helpers.interop import Person, until
-from tests.helpers.town import Running, Town, python_of_synapse
+from tests.helpers.interop_servers import InteropProcess, InteropServers, python_of_synapse
 
 AT_ONCE = 10
 ALONE = 50
@@ -72,7 +72,7 @@ class Reader:
 class ServerPair:
     """Two servers, and a room with a user of each."""
 
-    def __init__(self, first: Running, second: Running) -> None:
+    def __init__(self, first: InteropProcess, second: InteropProcess) -> None:
         self._servers = (first, second)
         self._people = [first.register(f"user{number}") for number in range(AT_ONCE)]
         self._reader = second.register("reader")
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
     python = python_of_synapse()
     costs: dict[str, list[Cost]] = {}
     with tempfile.TemporaryDirectory(prefix="mahalla-bench-") as directory:
-        kinds: dict[str, Callable[[Town], Running]] = {
+        kinds: dict[str, Callable[[InteropServers], InteropProcess]] = {
             "ours": lambda town: town.start_ours(
                 filter_timeline_limit=1000, presence={"enabled": False}
             )
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
             for kind, start in kinds.items():
                 folder = Path(directory) / f"{kind}-{number}"
                 folder.mkdir()
-                town = Town(folder, python or Path())
+                town = InteropServers(folder, python or Path())
                 try:
                     pair = ServerPair(start(town), start(town))
                     costs.setdefault(f"{kind}, one at a time", []).append(pair.measure(ALONE, 1))

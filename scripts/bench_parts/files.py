@@ -21,9 +21,9 @@ from pathlib import Path
 from bench_parts.processes import cpu_seconds, peak_memory_kb, reset_peak
 from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
+from tests.helpers.interop_servers import InteropServers, python_of_synapse
 from tests.helpers.ports import free_port
 from tests.helpers.running import ServerFiles
-from tests.helpers.town import Town, python_of_synapse
 
 KB, MB = 1000, 1_000_000
 PARALLEL = 100
@@ -93,7 +93,7 @@ def _start_ours(stack: ExitStack, folder: Path) -> MeasuredServer:
 
 def _start_synapse(stack: ExitStack, folder: Path, python: Path) -> MeasuredServer:
     folder.mkdir()
-    town = Town(folder, python)
+    town = InteropServers(folder, python)
     stack.callback(town.end)
     server = town.start_synapse(**EXTRA_OPTIONS)
     return MeasuredServer(

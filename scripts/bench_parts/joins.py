@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench_parts.processes import cpu_seconds, peak_memory_kb
-from tests.helpers.own_town import OwnTown, make_large_room
+from tests.helpers.federated_processes import FederatedProcesses, make_large_room
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     for members in options.members:
         for kind in options.kinds:
             with tempfile.TemporaryDirectory() as folder:
-                town = OwnTown(Path(folder))
+                town = FederatedProcesses(Path(folder))
                 try:
                     each = measure(town, members, partial=kind == "partial")
                 finally:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.flush()
 
 
-def measure(town: OwnTown, members: int, *, partial: bool) -> JoinFigures:
+def measure(town: FederatedProcesses, members: int, *, partial: bool) -> JoinFigures:
     """Join a room, send a message as soon as possible, and more until all members are known."""
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)

@@ -15,9 +15,9 @@ from bench_parts.rounds import best
 from federation.protocol.ids import EventID
 from federation.rooms.events import StoredEvent
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.room_actions import create, join, messages, ok, say, set_state
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, join, messages, ok, say, set_state
 
 ROUNDS, TIMES = 15, 30
 MESSAGES = 5000

@@ -1,4 +1,4 @@
-"""One server process per database and module; each story has people of its own."""
+"""One server process per database and module; each test has its own users."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from playwright.sync_api import Browser, sync_playwright
 from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.mail_servers import mail_server
+from tests.helpers.real_browser import EmailLinks
 from tests.helpers.real_server import RealServer, running_server
 from tests.helpers.restorable import Restorable
-from tests.helpers.visitor import Letters
 
 CHROMIUM = shutil.which("chromium")
 
@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium")
 def real_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RealServer]:
-    """The server as a process, with a database as production has it."""
+    """Run the server as a process, with a durable database."""
     folder = tmp_path_factory.mktemp("server")
     database: DatabaseConfig = SQLiteConfig(str(folder / "homeserver.db"))
     if request.param == "sqlite":
@@ -39,7 +39,7 @@ def real_server(
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Restorable]:
-    """A server of its own for each test."""
+    """Run a server for one test, whose database can be restored from a backup."""
     folder = tmp_path / "server"
     templates: PostgresTemplates | None = None
     used: PostgresConfig | None = None
@@ -55,16 +55,16 @@ def restorable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resto
 
 
 @pytest.fixture(scope="module")
-def letters() -> Iterator[tuple[Letters, int]]:
-    """A mail server on this machine, and its port."""
-    found = Letters()
+def letters() -> Iterator[tuple[EmailLinks, int]]:
+    """Run a mail server. Yields its handler and its port."""
+    found = EmailLinks()
     with mail_server(found) as port:
         yield found, port
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's."""
+    """Run Debian's Chromium."""
     assert CHROMIUM is not None, "Chromium is missing: run scripts/browser, which installs it"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -1,10 +1,10 @@
-"""People with matrix-rust-sdk, the engine of Element X, through its Python bindings.
+"""Users of matrix-rust-sdk, the engine of Element X, through its Python bindings.
 
     async with person(server, "alice", folder) as alice:
         …  # alice.client, alice.room(room_id), await alice.timeline(room_id)
 
-What the engine tells comes as changes of lists: `Following` keeps such a list, `until` waits for
-what it shall hold.
+The engine reports changes of lists. `Following` applies them to a list, and `until` waits for its
+expected content.
 """
 
 import asyncio
@@ -28,31 +28,34 @@ PASSWORD = "correct horse"
 SECONDS = 40
 PAGE = 50
 OPENED_EACH = 100
-"""After so many looks in vain a timeline is opened again."""
+"""The number of failed checks after which a timeline is reopened."""
 
 
 async def until(what: str, look: Callable[[], T]) -> T:
-    """Wait until there is something; the engine works on threads of its own."""
+    """Poll until `look` returns a true value, and return that. The engine works in its own
+    threads."""
     for _ in range(SECONDS * 20):
         found = look()
         if found:
             return found
         await asyncio.sleep(0.05)
-    raise AssertionError(f"waited in vain for: {what}")
+    raise AssertionError(f"no result in time: {what}")
 
 
-async def asked(what: str, ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
-    """Ask until the answer is one that is wanted."""
+async def request_until(
+    what: str, ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]
+) -> T:
+    """Repeat a request until the response is as wanted."""
     for _ in range(SECONDS * 20):
         answer = await ask()
         if wanted(answer):
             return answer
         await asyncio.sleep(0.05)
-    raise AssertionError(f"asked in vain for: {what}; the last answer was {answer}")
+    raise AssertionError(f"no result in time: {what}; the last response was {answer}")
 
 
 class Following:
-    """A list that the engine keeps up by telling what changes in it."""
+    """A list that applies the changes which the engine reports."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -96,8 +99,8 @@ class Following:
         self.items = list(change.values)
 
 
-class Heard:
-    """Records the values that a listener was called with, the newest last."""
+class Recorder:
+    """Records the values a listener is called with, newest last."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -116,13 +119,13 @@ class Heard:
 
 
 class FollowedTimeline:
-    """A timeline as the engine would show it to somebody who opens the room again when it is not
-    what it should be.
+    """A timeline of the engine that is reopened when it is wrong, as if the user opens the room
+    again.
 
     On a busy machine a timeline of the engine (0.18.0 of its bindings) that is opened while its
-    room comes in may take later changes to the wrong places: it has events twice, receipts at one
-    of the two alone. It stays so for every listener. The store of the engine is right, and so is a
-    timeline that is opened again.
+    room is syncing can misplace later changes: it has duplicate events, and receipts at only one of
+    them. It stays wrong for all listeners. The engine's store is correct, and so is a reopened
+    timeline.
     """
 
     def __init__(self, open_it: Callable[[], Awaitable[sdk.Timeline]]) -> None:
@@ -133,7 +136,7 @@ class FollowedTimeline:
         self._reads_back = False
 
     async def start(self) -> None:
-        """Open it, or open it again."""
+        """Open the timeline, or reopen it."""
         self.end()
         self.timeline = await self._open()
         self._following = Following()
@@ -142,20 +145,20 @@ class FollowedTimeline:
             await self.to_the_beginning()
 
     def end(self) -> None:
-        """Hear no more: the engine's threads outlive the test, and must not call into an
-        interpreter that ends."""
+        """Stop listening: the engine's threads outlive the test and must not call into an
+        interpreter that shuts down."""
         if self._handle is not None:
             self._handle.cancel()
 
     async def straighten(self) -> None:
-        """Open it again, if it has events twice."""
+        """Reopen the timeline if it has duplicate events."""
         ids = [id_of(event) for event in self.events if event.is_remote]
         if len(set(ids)) < len(ids):
             await self.start()
 
     async def shows(self, what: str, look: Callable[[], T]) -> T:
-        """Wait until it shows something. Raises AssertionError if that does not come, opened again
-        and again."""
+        """Wait until the timeline shows something, and reopen it regularly. Raises AssertionError
+        after a timeout."""
         for attempt in range(1, SECONDS * 20):
             found = look()
             if found:
@@ -164,56 +167,56 @@ class FollowedTimeline:
                 await self.start()
             await asyncio.sleep(0.05)
             await self.straighten()
-        told = [
+        shown = [
             (id_of(each), text_of(each), sorted(each.read_receipts))
             for each in self.events
             if each.is_remote
         ]
-        raise AssertionError(f"waited in vain for: {what}; shown is {told}")
+        raise AssertionError(f"no result in time: {what}; the timeline shows {shown}")
 
     @property
     def events(self) -> list[sdk.EventTimelineItem]:
-        """The events, oldest first."""
+        """Return the events, oldest first."""
         items = [item.as_event() for item in list(self._following.items)]
         return [event for event in items if event is not None]
 
     @property
     def messages(self) -> list[str]:
-        """The texts of the messages as a client shows them, after edits."""
+        """Return the texts as shown, after edits."""
         return [text for event in self.events if (text := text_of(event)) is not None]
 
     def find(self, text: str) -> sdk.EventTimelineItem | None:
-        """The message with this text, once the server has it."""
+        """Return the message with this text if the server has stored it."""
         return next(
             (each for each in self.events if text_of(each) == text and each.is_remote), None
         )
 
     async def say(self, text: str) -> sdk.EventTimelineItem:
-        """Send a message, and wait until the server has it."""
+        """Send a message, and wait until the server has stored it."""
         await self.timeline.send(sdk.message_event_content_from_markdown(text))
-        return await self.hears(text)
+        return await self.receives(text)
 
-    async def hears(self, text: str) -> sdk.EventTimelineItem:
+    async def receives(self, text: str) -> sdk.EventTimelineItem:
         """Wait for a message."""
         found = await self.shows(f"the message {text}", lambda: self.find(text))
         assert found is not None
         return found
 
     async def to_the_beginning(self) -> None:
-        """Read all there is."""
+        """Paginate back to the start of the room."""
         self._reads_back = True
         while not await self.timeline.paginate_backwards(10):
             pass
 
 
 def text_of(event: sdk.EventTimelineItem) -> str | None:
-    """The text of a message."""
+    """Return the text of a message."""
     message = message_of(event)
     return None if message is None else message.body
 
 
 def message_of(event: sdk.EventTimelineItem) -> Any:
-    """The content of a message that is not redacted."""
+    """Return the content of a message, or None if it is redacted."""
     content = event.content
     if not content.is_msg_like() or not content.content.kind.is_message():
         return None
@@ -221,7 +224,7 @@ def message_of(event: sdk.EventTimelineItem) -> Any:
 
 
 def reactions_of(event: sdk.EventTimelineItem) -> dict[str, list[str]]:
-    """Return the users of each reaction."""
+    """Return the senders of reactions by key."""
     return {
         each.key: sorted(sender.sender_id for sender in each.senders)
         for each in event.content.content.reactions
@@ -229,32 +232,32 @@ def reactions_of(event: sdk.EventTimelineItem) -> dict[str, list[str]]:
 
 
 def id_of(event: sdk.EventTimelineItem) -> str:
-    """The id of an event."""
+    """Return the ID of an event."""
     return str(event.event_or_transaction_id.event_id)
 
 
 @dataclass
 class Person:
-    """Somebody whose client runs."""
+    """A user with a running client."""
 
     client: sdk.Client
     service: sdk.SyncService
     rooms: Following
     held: list[Any] = field(default_factory=list)
-    """References to objects of the engine that end when they are garbage collected."""
+    """Handles of the engine whose subscriptions end when they are released."""
 
     @property
     def user_id(self) -> str:
         return str(self.client.user_id())
 
     def listed(self) -> dict[str, sdk.Room]:
-        """The room list."""
+        """The room list by room ID."""
         return {room.id(): room for room in list(self.rooms.items)}
 
     async def room(
         self, room_id: str, membership: sdk.Membership = sdk.Membership.JOINED
     ) -> sdk.Room:
-        """A room of the list, once the membership is this one."""
+        """Wait until the room list has the room with this membership."""
 
         def look() -> sdk.Room | None:
             room = self.listed().get(room_id)
@@ -265,7 +268,7 @@ class Person:
     async def timeline(
         self, room_id: str, focus: sdk.TimelineFocus | None = None
     ) -> FollowedTimeline:
-        """The timeline of an open room."""
+        """Open the timeline of a room."""
         await self.service.room_list_service().subscribe_to_rooms([room_id])
         room = await self.room(room_id)
         configuration = sdk.TimelineConfiguration(
@@ -282,9 +285,8 @@ class Person:
         return followed
 
 
-def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[str, Any]:
-    """Return the user ids of the public receipts of a room, by event, as the server sends them to a
-    new client of sliding sync."""
+def synced_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[str, Any]:
+    """Return the public read receipts of a room in an initial sliding sync: user IDs by event."""
     path = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
     wanted = {"timeline_limit": 20, "required_state": []}
     body = {"room_subscriptions": {room_id: wanted}, "extensions": {"receipts": {"enabled": True}}}
@@ -299,8 +301,8 @@ def told_receipts(server: RealServer, somebody: Person, room_id: str) -> dict[st
 
 
 def published_keys(somebody: Person) -> dict[str, Any]:
-    """The keys of their device, with the signatures on them, as the server gives them to everybody;
-    empty: it has none."""
+    """Return the published keys of the user's device with their signatures, or {} if there are
+    none."""
     user_id, device_id = somebody.user_id, str(somebody.client.device_id())
     path = f"{somebody.client.homeserver().rstrip('/')}/_matrix/client/v3/keys/query"
     headers = {"Authorization": f"Bearer {somebody.client.session().access_token}"}
@@ -313,7 +315,7 @@ def published_keys(somebody: Person) -> dict[str, Any]:
 
 
 def register(server: RealServer, name: str) -> None:
-    """A new account: the engine signs in, and leaves registration to others."""
+    """Register an account over HTTP; the engine can only sign in."""
     body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
     request = Request(
         f"{server.url}/_matrix/client/v3/register", json.dumps(body).encode(), method="POST"
@@ -326,10 +328,10 @@ def register(server: RealServer, name: str) -> None:
 async def person(
     server: RealServer, name: str, folder: Path, *, new: bool = True, encrypts: bool = False
 ) -> AsyncIterator[Person]:
-    """Somebody whose client keeps its data in a folder and follows the server; stopped at the end.
+    """Run a client that stores its data in a folder and syncs; stop it at the end.
 
-    `encrypts`: as Element X does, with cross-signing from the start, and what cannot be read looked
-    for in the backup.
+    `encrypts`: enable encryption as Element X does, with cross-signing from the start and key
+    downloads from the backup.
     """
     if new:
         register(server, name)

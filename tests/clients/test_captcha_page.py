@@ -1,7 +1,7 @@
 """Registration with a captcha in a real browser, then an application password and a device
 authorization grant.
 
-One server and one browser for the file; see `tests/helpers/visitor.py`. The captcha is this test's
+One server and one browser for the file; see `tests/helpers/real_browser.py`. The captcha is this test's
 own script, at a host that only the browser resolves; the example plug-in checks its responses.
 """
 
@@ -17,8 +17,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from storage.engine.database import SQLiteConfig
+from tests.helpers.real_browser import SECONDS, BrowserUser
 from tests.helpers.real_server import RealServer, running_server
-from tests.helpers.visitor import SECONDS, Visitor
 
 KEY = "shared with the captcha"
 CAPTCHA = "https://captcha.example/api.js"
@@ -67,7 +67,7 @@ def post_form(url: str, **fields: str) -> Any:
 
 def test_registration_with_a_captcha(chromium: Browser, served: RealServer) -> None:
     size = {"width": 360, "height": 740}
-    alice = Visitor(chromium, served, "ru", viewport=size, is_mobile=True)
+    alice = BrowserUser(chromium, served, "ru", viewport=size, is_mobile=True)
     page = alice.page
     # a CSS animation shows the warning after some seconds; pause it
     page.add_init_script(

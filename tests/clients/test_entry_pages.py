@@ -1,7 +1,7 @@
 """Registration in a real browser: terms of service, approval by an administrator, branding; in two
 languages.
 
-One server and one browser for the file; see `tests/helpers/visitor.py`.
+One server and one browser for the file; see `tests/helpers/real_browser.py`.
 """
 
 import json
@@ -16,8 +16,8 @@ from homeserver.services.accounts.registration import Wish
 from homeserver.services.accounts.shared_secret_registration import compute_mac
 from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
+from tests.helpers.real_browser import APP, SECONDS, BrowserUser, EmailLinks, confirm_address
 from tests.helpers.real_server import RealServer, running_server
-from tests.helpers.visitor import APP, SECONDS, Letters, Visitor, confirm_address
 
 KNOWN = "https://known.example.com/"
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
@@ -33,7 +33,7 @@ Xizmatdan faqat o‘qish va ish uchun foydalaning.
 
 @pytest.fixture(scope="module")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]
+    tmp_path_factory: pytest.TempPathFactory, letters: tuple[EmailLinks, int]
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "logo.png").write_bytes(picture(64, 64))
@@ -85,10 +85,10 @@ def make_administrator(url: str, name: str) -> None:
 
 
 def test_terms_and_approval(
-    chromium: Browser, served: RealServer, letters: tuple[Letters, int]
+    chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
 ) -> None:
     size = {"width": 360, "height": 740}
-    alice = Visitor(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
+    alice = BrowserUser(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
     alice.open("/")
     alice.look()
     alice.open("/_mahalla/register")
@@ -111,8 +111,8 @@ def test_terms_and_approval(
     alice.look()
 
     make_administrator(served.url, "root")
-    root = Visitor(chromium, served, "ru")
-    root.wait_for_letters(letters[0], 2)
+    root = BrowserUser(chromium, served, "ru")
+    root.wait_for_emails(letters[0], 2)
     assert letters[0].links[1].endswith("/_mahalla/approvals")
     root.open(letters[0].links[1])
     root.fill(name="root", password="wonderland")
@@ -137,7 +137,7 @@ def test_terms_and_approval(
     assert root.page.inner_text("h1") == "Спасибо"
     root.look()
 
-    alice.wait_for_letters(letters[0], 3)
+    alice.wait_for_emails(letters[0], 3)
     alice.open("/_mahalla/account")
     alice.fill(name="alice", password="wonderland")
     assert alice.page.inner_text("h1") == "Hisobingiz"
@@ -148,10 +148,10 @@ def test_terms_and_approval(
 
 
 def test_sso_of_a_client_of_the_older_api(chromium: Browser, served: RealServer) -> None:
-    """The browser follows the redirect from the form to the client, which our pages' policy has to
-    permit."""
+    """The Content-Security-Policy of our pages must permit the redirect from the form to the
+    client."""
     make_administrator(served.url, "carol")
-    carol = Visitor(chromium, served, "en-GB")
+    carol = BrowserUser(chromium, served, "en-GB")
     carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")
     carol.fill(name="carol", password="wonderland")
     assert carol.page.inner_text("h1") == "Terms of service"
@@ -163,7 +163,7 @@ def test_sso_of_a_client_of_the_older_api(chromium: Browser, served: RealServer)
         carol.page.click("form:not(.who) button")
     assert "loginToken=" in asked.value.url
 
-    again = Visitor(chromium, served, "en-GB")
+    again = BrowserUser(chromium, served, "en-GB")
     again.open(f"{REDIRECT}?{urlencode({'redirectUrl': KNOWN})}")
     with again.page.expect_request(f"{KNOWN}**") as asked:
         again.page.fill("[name=name]", "carol")

@@ -1,7 +1,7 @@
-"""Files in a real browser: pictures that a page uploads and shows, plain and encrypted, and files
-that would do harm in it.
+"""Files in a real browser: images that a page uploads and shows, plain and encrypted, and files
+that could harm the user.
 
-The page is of another origin than the server, as that of a web client is. See `js/pictures.js`.
+The page has another origin than the server, like a web client. See `js/pictures.js`.
 """
 
 import json
@@ -28,7 +28,7 @@ PUBLIC = "/_matrix/media/v3/download"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    """A server that gives files to everybody: so they can be opened as pages, too."""
+    """Run a server with unauthenticated media, so that files can be opened as pages too."""
     folder = tmp_path_factory.mktemp("server")
     open_to_all = {"enable_authenticated_media": False}
     with running_server(
@@ -46,7 +46,7 @@ def token(served: RealServer) -> str:
 
 
 class _Client(BaseHTTPRequestHandler):
-    """The page and its script."""
+    """Serves the page and its script."""
 
     def do_GET(self) -> None:
         is_script = self.path.endswith(".js")
@@ -58,13 +58,13 @@ class _Client(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[str]:
-    """Return the URL of the page. It is local: otherwise the browser blocks requests to a local
-    server."""
+    """Serve the page on loopback, since the browser does not let remote pages request local
+    servers. Yields its URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Client) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -90,7 +90,7 @@ def _post(served: RealServer, path: str, body: bytes, headers: dict[str, str]) -
 
 
 def _upload(served: RealServer, token: str, body: str, type: str) -> str:
-    """Upload a file, and return its public URL."""
+    """Upload a file; return its public URL."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": type}
     uri = str(_post(served, "/_matrix/media/v3/upload", body.encode(), headers)["content_uri"])
     return f"{served.url}{PUBLIC}/{uri.removeprefix('mxc://')}"
@@ -111,7 +111,7 @@ def test_pictures_are_uploaded_and_shown(served: RealServer, token: str, page: P
 @pytest.mark.parametrize(
     "type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/pdf"]
 )
-def test_nothing_that_could_run_is_opened(
+def test_active_content_is_not_opened(
     served: RealServer, token: str, page: Page, type: str
 ) -> None:
     with (
@@ -125,7 +125,7 @@ def test_nothing_that_could_run_is_opened(
     assert page.title() != "it runs"
 
 
-def test_a_page_that_is_said_to_be_text_or_a_picture(
+def test_html_declared_as_text_or_image_does_not_run(
     served: RealServer, token: str, page: Page
 ) -> None:
     for type in ("text/plain", "image/png", "video/mp4"):
@@ -136,7 +136,7 @@ def test_a_page_that_is_said_to_be_text_or_a_picture(
     assert RUNS in page.inner_text("body")
 
 
-def test_no_other_page_can_use_a_file_as_a_program(
+def test_no_other_page_can_run_a_file_as_a_script(
     served: RealServer, token: str, page: Page
 ) -> None:
     script = "document.title = 'it runs'"

@@ -1,12 +1,12 @@
-"""matrix-js-sdk with its Rust crypto, whose server is restored from a backup: backups of room keys
-go on as `js/restored.mjs` tells it."""
+"""matrix-js-sdk with its Rust crypto after its server was restored from a backup: key backups
+continue (`js/restored.mjs`)."""
 
+from tests.helpers.js_scripts import run_script
 from tests.helpers.restorable import Restorable
-from tests.helpers.stories import tell
 
 SECONDS = 600
 
 
-def test_backups_of_room_keys_go_on(restorable: Restorable) -> None:
+def test_key_backups_continue(restorable: Restorable) -> None:
     deeds = {"back_up": restorable.back_up, "restore": lambda: restorable.restore(1)}
-    tell("restored.mjs", [restorable.server.url, "js-restored"], SECONDS, [deeds])
+    run_script("restored.mjs", [restorable.server.url, "js-restored"], SECONDS, [deeds])

@@ -1,5 +1,4 @@
-"""matrix-js-sdk, the client under Element Web: a picture, plain and encrypted, as `js/files.mjs`
-tells it."""
+"""matrix-js-sdk, the SDK of Element Web: an image, plain and encrypted (`js/files.mjs`)."""
 
 import json
 import subprocess
@@ -12,7 +11,7 @@ from tests.helpers.real_server import RealServer
 SCRIPT = Path(__file__).parent / "js" / "files.mjs"
 
 
-def test_a_picture_is_uploaded_and_seen(real_server: RealServer, tmp_path: Path) -> None:
+def test_an_image_is_uploaded_and_downloaded(real_server: RealServer, tmp_path: Path) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )

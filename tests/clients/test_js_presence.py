@@ -1,5 +1,5 @@
-"""matrix-js-sdk, the client under Element Web: presence, delayed events and what else calls need,
-as `js/presence.mjs` tells it."""
+"""matrix-js-sdk, the SDK of Element Web: presence, delayed events and other requirements of calls
+(`js/presence.mjs`)."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tests.helpers.real_server import RealServer
 SCRIPT = Path(__file__).parent / "js" / "presence.mjs"
 
 
-def test_who_is_there_and_who_leaves_a_call(real_server: RealServer) -> None:
+def test_presence_and_leaving_a_call(real_server: RealServer) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )

@@ -1,5 +1,4 @@
-"""matrix-js-sdk, the client under Element Web: two people and a room, as `js/story.mjs` tells
-it."""
+"""matrix-js-sdk, the SDK of Element Web: two users and a room (`js/story.mjs`)."""
 
 import json
 import subprocess
@@ -18,7 +17,7 @@ SECONDS = 300
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])
 @pytest.mark.parametrize("threads", ["false", "true"])
-def test_two_people_and_a_room(real_server: RealServer, threads: str, form: str) -> None:
+def test_two_users_and_a_room(real_server: RealServer, threads: str, form: str) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )
@@ -30,12 +29,12 @@ def test_two_people_and_a_room(real_server: RealServer, threads: str, form: str)
     assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
         json.dumps(request) for request in requests[-20:]
     )
-    assert ways_of(requests) == {form}
+    assert sync_forms(requests) == {form}
     unexpected = [request for request in requests if request["status"] >= 500]
     assert unexpected == []
 
 
-def ways_of(requests: list[dict[str, Any]]) -> set[str]:
-    """In which forms a story followed the server."""
+def sync_forms(requests: list[dict[str, Any]]) -> set[str]:
+    """Return the forms of sync that the script used."""
     paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
     return {"sliding" if "msc3575" in path else "v3" for path in paths}

@@ -1,5 +1,4 @@
-"""matrix-js-sdk, the client under Element Web: spaces, upgrades and looking around, as
-`js/spaces.mjs` tells it."""
+"""matrix-js-sdk, the SDK of Element Web: spaces, upgrades and room discovery (`js/spaces.mjs`)."""
 
 import json
 import subprocess
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.test_js_sdk import MODULES, NODE, SECONDS, ways_of
+from tests.clients.test_js_sdk import MODULES, NODE, SECONDS, sync_forms
 from tests.helpers.real_server import RealServer
 
 SCRIPT = Path(__file__).parent / "js" / "spaces.mjs"
@@ -26,5 +25,5 @@ def test_a_space_and_its_rooms(real_server: RealServer, form: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:] + "\n".join(
         json.dumps(request) for request in requests[-20:]
     )
-    assert ways_of(requests) == {form}
+    assert sync_forms(requests) == {form}
     assert [request for request in requests if request["status"] >= 500] == []

@@ -1,4 +1,5 @@
-"""matrix-nio, the library of many bots: two people and a room, from registration to forgetting."""
+"""matrix-nio, the library of many bots: two users and a room, from registration to forgetting the
+room."""
 
 import asyncio
 import time
@@ -17,14 +18,14 @@ SECONDS_TO_HEAR = 60
 
 
 def expect(answer: Any, kind: type[R]) -> R:
-    """The answer, where it is what nio calls a success."""
+    """Return the response, which must be a success in nio's terms."""
     assert isinstance(answer, kind), answer
     return answer
 
 
 @asynccontextmanager
 async def person(server: RealServer, name: str) -> AsyncIterator[AsyncClient]:
-    """Somebody new, signed in."""
+    """Register a user and sign in."""
     client = AsyncClient(
         server.url, name, config=AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0)
     )
@@ -47,11 +48,11 @@ async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None =
     return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
-def test_two_people_and_a_room(real_server: RealServer) -> None:
-    asyncio.run(_two_people_and_a_room(real_server))
+def test_two_users_and_a_room(real_server: RealServer) -> None:
+    asyncio.run(_two_users_and_a_room(real_server))
 
 
-async def _two_people_and_a_room(server: RealServer) -> None:
+async def _two_users_and_a_room(server: RealServer) -> None:
     async with person(server, "nio-alice") as alice, person(server, "nio-bob") as bob:
         expect(await alice.set_displayname("Алиса"), nio.ProfileSetDisplayNameResponse)
         created = await alice.room_create(
@@ -77,7 +78,7 @@ async def _two_people_and_a_room(server: RealServer) -> None:
         await _messages(alice, bob, room_id)
         await _ephemeral(alice, bob, room_id)
         await _names(alice, bob, room_id)
-        await _departure(alice, bob, room_id)
+        await _leaving(alice, bob, room_id)
 
 
 async def _messages(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
@@ -97,7 +98,7 @@ async def _messages(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
         page = expect(await bob.room_messages(room_id, start, limit=7), nio.RoomMessagesResponse)
         seen += [event.event_id for event in page.chunk]
         start = page.end
-    assert len(set(seen)) == len(seen), "no event comes twice"
+    assert len(set(seen)) == len(seen), "no event is sent twice"
     assert first in seen
     context = expect(await bob.room_context(room_id, first, limit=4), nio.RoomContextResponse)
     assert context.event.event_id == first
@@ -142,16 +143,16 @@ async def _names(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
     assert profile.displayname == "Alisa"
     members = expect(await bob.joined_members(room_id), nio.JoinedMembersResponse)
     assert {member.user_id for member in members.members} == {alice.user_id, bob.user_id}
-    # Rooms hear of a new name a moment after the profile has it.
+    # Profile changes propagate to rooms a moment later.
     deadline = time.monotonic() + SECONDS_TO_HEAR
     while bob.rooms[room_id].user_name(alice.user_id) != "Alisa":
-        assert time.monotonic() < deadline, "the room never heard of the new name"
+        assert time.monotonic() < deadline, "the room did not get the new name"
         expect(await bob.sync(timeout=1000), nio.SyncResponse)
     rooms = expect(await bob.joined_rooms(), nio.JoinedRoomsResponse)
     assert rooms.rooms == [room_id]
 
 
-async def _departure(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
+async def _leaving(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
     expect(await bob.room_leave(room_id), nio.RoomLeaveResponse)
     assert room_id in (await sync(bob)).rooms.leave
     expect(await bob.room_forget(room_id), nio.RoomForgetResponse)

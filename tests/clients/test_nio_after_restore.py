@@ -1,5 +1,5 @@
-"""matrix-nio with encryption, whose server is restored from a backup while the client is ahead of
-it: it goes on, and all is readable."""
+"""matrix-nio with encryption after its server was restored from a backup that is older than the
+client's state: it continues, and everything is decrypted."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -14,15 +14,15 @@ from tests.helpers.restorable import Restorable
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_client_goes_on_after_a_restore(
+def test_a_client_continues_after_a_restore(
     restorable: Restorable, tmp_path: Path, times: int
 ) -> None:
     for name in ("alice", "bob", "second", "carol"):
         (tmp_path / name).mkdir()
-    asyncio.run(_story(restorable, tmp_path, times))
+    asyncio.run(_scenario(restorable, tmp_path, times))
 
 
-async def _story(restorable: Restorable, folder: Path, times: int) -> None:
+async def _scenario(restorable: Restorable, folder: Path, times: int) -> None:
     server = restorable.server
     for name in ("alice", "bob", "carol"):
         await register(server, name)
@@ -38,8 +38,8 @@ async def _story(restorable: Restorable, folder: Path, times: int) -> None:
         assert await texts(bob) == ["salom"]
         await asyncio.to_thread(restorable.back_up)
 
-        # of this nothing is left: keys that were claimed, steps of ratchets, and positions that
-        # clients have seen
+        # the restore undoes all of this: claimed keys, ratchet steps, and positions that clients
+        # have seen
         second = await stack.enter_async_context(device(server, folder / "second", "bob"))
         for client in (alice, bob, second):
             await sync(client)

@@ -1,5 +1,4 @@
-"""matrix-nio with encryption (vodozemac): people, devices and a room in which everything is
-readable."""
+"""matrix-nio with encryption (vodozemac): users and devices decrypt everything in a room."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +21,7 @@ PASSWORD = "correct horse"
 
 @asynccontextmanager
 async def device(server: RealServer, store: Path, name: str) -> AsyncIterator[AsyncClient]:
-    """A device with a store of its own, whose keys are published."""
+    """Sign in on a new device with its own store, and publish its keys."""
     config = AsyncClientConfig(
         max_limit_exceeded=0, max_timeouts=0, encryption_enabled=True, store_sync_tokens=True
     )
@@ -36,8 +35,8 @@ async def device(server: RealServer, store: Path, name: str) -> AsyncIterator[As
 
 
 async def sync(client: AsyncClient) -> list[nio.Event]:
-    """Return the new events of all rooms, and do the key uploads and queries that follow each sync of
-    a bot."""
+    """Sync and return new events of all rooms. Does the maintenance of encryption keys that bots do
+    after each sync."""
     answer = expect(await client.sync(timeout=0), nio.SyncResponse)
     for event in answer.to_device_events:
         assert not isinstance(event, nio.MegolmEvent)
@@ -50,7 +49,7 @@ async def sync(client: AsyncClient) -> list[nio.Event]:
 
 
 async def texts(client: AsyncClient) -> list[str]:
-    """The messages that are new. None of them may be unreadable."""
+    """Sync and return the texts of new messages, all of which must decrypt."""
     events = await sync(client)
     assert not any(isinstance(event, nio.MegolmEvent) for event in events), events
     return [
@@ -74,13 +73,13 @@ async def register(server: RealServer, name: str) -> None:
         await client.close()
 
 
-def test_people_and_devices_in_an_encrypted_room(real_server: RealServer, tmp_path: Path) -> None:
+def test_users_and_devices_in_an_encrypted_room(real_server: RealServer, tmp_path: Path) -> None:
     for name in ("alice", "bob", "bob2"):
         (tmp_path / name).mkdir()
-    asyncio.run(_story(real_server, tmp_path))
+    asyncio.run(_scenario(real_server, tmp_path))
 
 
-async def _story(server: RealServer, folder: Path) -> None:
+async def _scenario(server: RealServer, folder: Path) -> None:
     for name in ("nio-e2e-alice", "nio-e2e-bob"):
         await register(server, name)
     async with AsyncExitStack() as stack:

@@ -1,6 +1,6 @@
 """The server's pages in a real browser, together with matrix-js-sdk.
 
-One server and one browser for the file; see `tests/helpers/visitor.py`.
+One server and one browser for the file; see `tests/helpers/real_browser.py`.
 """
 
 import json
@@ -16,8 +16,8 @@ from playwright.sync_api import Browser
 
 from storage.engine.database import SQLiteConfig
 from tests.clients.test_js_sdk import MODULES, NODE
+from tests.helpers.real_browser import SECONDS, BrowserUser, EmailLinks, confirm_address
 from tests.helpers.real_server import RealServer, running_server
-from tests.helpers.visitor import SECONDS, Letters, Visitor, confirm_address
 
 SCRIPT = Path(__file__).parent / "js" / "oauth.mjs"
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -25,7 +25,7 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 
 @pytest.fixture(scope="module")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]
+    tmp_path_factory: pytest.TempPathFactory, letters: tuple[EmailLinks, int]
 ) -> Iterator[RealServer]:
     folder = tmp_path_factory.mktemp("server")
     mail = {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"}
@@ -45,7 +45,7 @@ def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> 
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )
-    alice = Visitor(chromium, served, "en-GB")
+    alice = BrowserUser(chromium, served, "en-GB")
     script = subprocess.Popen(
         [str(NODE), str(SCRIPT), served.url],
         cwd=MODULES,
@@ -81,12 +81,12 @@ def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> 
 
 
 def test_the_pages_on_a_phone_in_uzbek(
-    chromium: Browser, served: RealServer, letters: tuple[Letters, int]
+    chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
 ) -> None:
     body = {"username": "bob", "password": "bob the builder", "auth": {"type": "m.login.dummy"}}
     session = post(f"{served.url}/_matrix/client/v3/register", json.dumps(body).encode())
     size = {"width": 360, "height": 740}
-    bob = Visitor(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
+    bob = BrowserUser(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
     bob.open("/_mahalla/account")
     bob.fill(name="bob", password="wrong")
     assert "Nom yoki parol noto‘g‘ri." in bob.page.inner_text("[role=alert]")

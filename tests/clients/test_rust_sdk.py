@@ -1,5 +1,5 @@
-"""matrix-rust-sdk, the engine of Element X: two people, their rooms and spaces, and a client that
-is closed and opened again."""
+"""matrix-rust-sdk, the engine of Element X: two users, their rooms and spaces, and a client that is
+closed and reopened."""
 
 import asyncio
 from pathlib import Path
@@ -17,35 +17,35 @@ import matrix_sdk_python as sdk
 from tests.clients.rust_sdk import (
     FollowedTimeline,
     Following,
-    Heard,
     Person,
-    asked,
+    Recorder,
     id_of,
     message_of,
     person,
     reactions_of,
+    request_until,
+    synced_receipts,
     text_of,
-    told_receipts,
     until,
 )
 from tests.helpers.real_server import RealServer
 
 
 def room_of(name: str, **more: Any) -> sdk.CreateRoomParameters:
-    """A private room."""
+    """Return the parameters of a private room."""
     private = {"visibility": sdk.RoomVisibility.PRIVATE(), "preset": sdk.RoomPreset.PRIVATE_CHAT}
     return sdk.CreateRoomParameters(name=name, is_encrypted=False, **{**private, **more})
 
 
 def public(name: str, **more: Any) -> sdk.CreateRoomParameters:
-    """A room in the directory."""
+    """Return the parameters of a room in the directory."""
     return room_of(
         name, visibility=sdk.RoomVisibility.PUBLIC(), preset=sdk.RoomPreset.PUBLIC_CHAT, **more
     )
 
 
 def by_id(event: sdk.EventTimelineItem) -> sdk.EventOrTransactionId:
-    """Return the identifier of an event in calls of the timeline."""
+    """Return the identifier of an event of a timeline."""
     return sdk.EventOrTransactionId.EVENT_ID(id_of(event))
 
 
@@ -53,11 +53,11 @@ def test_a_conversation(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_a_conversation(real_server, tmp_path))
 
 
-def test_finding_rooms(real_server: RealServer, tmp_path: Path) -> None:
+def test_room_discovery(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_finding_rooms(real_server, tmp_path))
 
 
-def test_closed_and_opened_again(real_server: RealServer, tmp_path: Path) -> None:
+def test_a_client_that_is_closed_and_reopened(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_closed_and_opened_again(real_server, tmp_path))
 
 
@@ -88,12 +88,12 @@ async def _a_conversation(server: RealServer, folder: Path) -> None:
 
 async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     first = await ours.say("salom")
-    heard = await theirs.hears("salom")
+    heard = await theirs.receives("salom")
     assert id_of(heard) == id_of(first)
     await ours.timeline.edit(
         by_id(first), sdk.EditedContent.ROOM_MESSAGE(content("assalomu alaykum"))
     )
-    edited = await theirs.hears("assalomu alaykum")
+    edited = await theirs.receives("assalomu alaykum")
     assert message_of(edited).is_edited
     assert id_of(edited) == id_of(first)
     assert "salom" not in theirs.messages
@@ -104,11 +104,11 @@ async def _messages(ours: FollowedTimeline, theirs: FollowedTimeline) -> None:
     await ours.shows("the reaction to be gone", lambda: reactions(ours, "assalomu alaykum") == {})
 
     await theirs.timeline.send_reply(content("va alaykum"), id_of(edited))
-    reply = await ours.hears("va alaykum")
+    reply = await ours.receives("va alaykum")
     assert reply.content.content.in_reply_to.event_id() == id_of(first)
 
     wrong = await ours.say("wrong")
-    await theirs.hears("wrong")
+    await theirs.receives("wrong")
     await ours.timeline.redact_event(by_id(wrong), "typo")
     await theirs.shows(
         "the redaction", lambda: theirs.messages == ["assalomu alaykum", "va alaykum"]
@@ -122,7 +122,7 @@ async def _thread(
     alice: Person, bob: Person, ours: FollowedTimeline, theirs: FollowedTimeline, room_id: str
 ) -> None:
     root = await ours.say("a root")
-    await theirs.hears("a root")
+    await theirs.receives("a root")
     thread = await bob.timeline(room_id, sdk.TimelineFocus.THREAD(id_of(root)))
     for text in ("a first reply", "a second reply"):
         await thread.say(text)
@@ -149,7 +149,7 @@ async def _receipts_and_typing(
     room_id: str,
 ) -> None:
     last = await ours.say("read me")
-    await theirs.hears("read me")
+    await theirs.receives("read me")
     bobs = await bob.room(room_id)
 
     async def unread() -> int:
@@ -157,12 +157,12 @@ async def _receipts_and_typing(
 
     assert await unread() >= 1
     await theirs.timeline.mark_as_read(sdk.ReceiptType.READ)
-    told = await asyncio.to_thread(told_receipts, server, alice, room_id)
-    assert bob.user_id in told.get(id_of(last), ()), told
+    receipts = await asyncio.to_thread(synced_receipts, server, alice, room_id)
+    assert bob.user_id in receipts.get(id_of(last), ()), receipts
     await ours.shows("the receipt", lambda: bob.user_id in readers(ours, "read me"))
-    await asked("nothing to be unread", unread, lambda count: count == 0)
+    await request_until("nothing to be unread", unread, lambda count: count == 0)
     await bobs.mark_as_fully_read_unchecked(id_of(last))
-    typing = Heard()
+    typing = Recorder()
     handle = (await alice.room(room_id)).subscribe_to_typing_notifications(typing)
     await bobs.typing_notice(True)
     await until("Bob typing", lambda: typing.last == [bob.user_id])
@@ -172,19 +172,19 @@ async def _receipts_and_typing(
 
 
 async def _room_list(alice: Person, bob: Person, room_id: str) -> None:
-    """The newest room comes first, with what was said last; names, tags and marks come through."""
+    """The room with the latest message comes first and shows that message. Names, tags and unread
+    marks are synced."""
     other = await alice.client.create_room(room_of("Bozor", invite=[bob.user_id]))
     await (await bob.room(other, sdk.Membership.INVITED)).join()
     unspoken = await bob.room(other)
 
-    def is_news(latest: Any) -> bool:
+    def is_latest(latest: Any) -> bool:
         return bool(latest.is_remote() and text_of(latest) == "news")
 
-    # In a room where Bob said nothing himself: on a busy machine the engine (0.18.0) may keep what
-    # was sent from here as the newest, still being sent, when the server's answer and its sync
-    # cross.
+    # Use a room without messages of Bob: on a busy machine the engine (0.18.0) can keep its own
+    # message as the latest one, still pending, if the response and the sync cross.
     await (await alice.timeline(other)).say("news")
-    await asked("what was said last", unspoken.latest_event, is_news)
+    await request_until("what was said last", unspoken.latest_event, is_latest)
     await (await alice.timeline(room_id)).say("up")
     await until(
         "the room to be first", lambda: bob.rooms.items and bob.rooms.items[0].id() == room_id
@@ -194,7 +194,7 @@ async def _room_list(alice: Person, bob: Person, room_id: str) -> None:
     await until("the new name", lambda: room.display_name() == "Katta choyxona")
     await room.set_is_favourite(True, None)
     await room.set_unread_flag(True)
-    now = await asked(
+    now = await request_until(
         "the marks", room.room_info, lambda info: info.is_favourite and info.is_marked_unread
     )
     assert now.topic == "Tea"
@@ -229,7 +229,7 @@ async def _finding_rooms(server: RealServer, folder: Path) -> None:
         assert preview.info().topic == "For all"
         await bob.client.join_room_by_id_or_alias(found_room.alias, [])
         await bob.room(open_id)
-        await asked(
+        await request_until(
             "Alice",
             lambda: bob.client.search_users("alisa", 5),
             lambda people: (
@@ -246,7 +246,7 @@ async def _knocking(alice: Person, bob: Person) -> None:
         room_of("Hovli", join_rule_override=sdk.JoinRule.KNOCK())
     )
     room = await alice.room(room_id)
-    requests = Heard()
+    requests = Recorder()
     handle = await room.subscribe_to_knock_requests(requests)
     await bob.client.knock(room_id, "let me in", ["localhost"])
     await bob.room(room_id, sdk.Membership.KNOCKED)
@@ -266,7 +266,7 @@ async def _spaces(alice: Person, bob: Person, child_id: str) -> None:
     await bob.client.join_room_by_id(space_id)
     await bob.room(space_id)
     theirs = await bob.client.space_service()
-    top = await asked("the space", theirs.top_level_joined_spaces, bool)
+    top = await request_until("the space", theirs.top_level_joined_spaces, bool)
     assert [(space.room_id, space.display_name) for space in top] == [(space_id, "Mahalla")]
     children = await theirs.space_room_list(space_id)
     await children.paginate()
@@ -275,8 +275,8 @@ async def _spaces(alice: Person, bob: Person, child_id: str) -> None:
 
 
 async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
-    """Events sent while the client was closed are there once and without a gap, also after the server
-    was killed."""
+    """Messages sent while the client was closed are there once, without a gap, also after the
+    server was killed."""
     async with person(server, "again-alice", folder) as alice:
         room_ids = []
         async with person(server, "again-bob", folder) as bob:
@@ -288,7 +288,7 @@ async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
                 await bob.room(room_id)
                 room_ids.append(room_id)
             await (await alice.timeline(room_ids[0])).say("before")
-            await (await bob.timeline(room_ids[0])).hears("before")
+            await (await bob.timeline(room_ids[0])).receives("before")
         timeline = await alice.timeline(room_ids[0])
         spoken = [f"while away {number}" for number in range(30)]
         for text in spoken:
@@ -302,11 +302,11 @@ async def _closed_and_opened_again(server: RealServer, folder: Path) -> None:
             room = await bob.room(room_ids[1])
             await until("the topic", lambda: room.topic() == "new")
             seen = await bob.timeline(room_ids[0])
-            await seen.hears(spoken[-1])
+            await seen.receives(spoken[-1])
             await seen.to_the_beginning()
             await seen.shows("all that was said", lambda: seen.messages == ["before", *spoken])
             await seen.say("I am back")
-        await (await alice.timeline(room_ids[0])).hears("I am back")
+        await (await alice.timeline(room_ids[0])).receives("I am back")
 
 
 def bob_id(alice: Person) -> str:
@@ -318,19 +318,19 @@ def content(text: str) -> sdk.RoomMessageEventContentWithoutRelation:
 
 
 def reactions(timeline: FollowedTimeline, text: str) -> dict[str, list[str]]:
-    """The reactions to a message; of one that is not there none that anybody waits for."""
+    """Return the reactions to a message, or {} if the message is not there."""
     event = timeline.find(text)
     return {"no message": []} if event is None else reactions_of(event)
 
 
 def readers(timeline: FollowedTimeline, text: str) -> list[str]:
-    """Return the users who have read up to a message."""
+    """Return the users whose read receipt is at a message."""
     event = timeline.find(text)
     return [] if event is None else list(event.read_receipts)
 
 
 def summary_of(timeline: FollowedTimeline, text: str) -> int:
-    """How many replies a thread has, as it is shown at its root."""
+    """Return the number of replies in the summary of a thread root."""
     event = timeline.find(text)
     summary = None if event is None else event.content.content.thread_summary
     return 0 if summary is None else summary.num_replies()

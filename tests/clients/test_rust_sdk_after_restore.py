@@ -1,6 +1,6 @@
-"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup while the engine
-is ahead of it: it goes on, and all that is said from then on is readable, also on a device that
-comes after that."""
+"""matrix-rust-sdk, the engine of Element X, after its server was restored from a backup that is
+older than the engine's state: it continues, and all later messages decrypt, also on a later
+device."""
 
 import asyncio
 from pathlib import Path
@@ -14,20 +14,20 @@ pytest.importorskip(
 
 from tests.clients.rust_sdk import person
 from tests.clients.test_rust_sdk_encryption import (
+    converse,
     enable_recovery,
     encrypted_room,
     recover,
-    talk,
     unreadable,
 )
 from tests.helpers.restorable import Restorable
 
 
-def test_the_engine_goes_on_after_a_restore(restorable: Restorable, tmp_path: Path) -> None:
-    asyncio.run(_story(restorable, tmp_path))
+def test_the_engine_continues_after_a_restore(restorable: Restorable, tmp_path: Path) -> None:
+    asyncio.run(_scenario(restorable, tmp_path))
 
 
-async def _story(restorable: Restorable, folder: Path) -> None:
+async def _scenario(restorable: Restorable, folder: Path) -> None:
     server = restorable.server
     async with (
         person(server, "alice", folder, encrypts=True) as alice,
@@ -36,16 +36,16 @@ async def _story(restorable: Restorable, folder: Path) -> None:
         key, _ = [await enable_recovery(each) for each in (alice, bob)]
         room_id = await encrypted_room(alice, bob)
         timelines = [await alice.timeline(room_id), await bob.timeline(room_id)]
-        await talk(timelines, "kept")
+        await converse(timelines, "kept")
         restorable.back_up()
-        await talk(timelines, "lost")
+        await converse(timelines, "lost")
         async with person(server, "bob", folder / "lost", new=False, encrypts=True) as bob2:
-            await talk([*timelines, await bob2.timeline(room_id)], "lost, on three devices")
+            await converse([*timelines, await bob2.timeline(room_id)], "lost, on three devices")
         restorable.restore(1)
-        await talk(timelines, "after the restore")
+        await converse(timelines, "after the restore")
         async with person(server, "alice", folder / "second", new=False, encrypts=True) as alice2:
             await recover(alice2, key)
             timelines.append(await alice2.timeline(room_id))
-            await talk(timelines, "on a device that came then")
+            await converse(timelines, "on a device that came then")
             for timeline in timelines:
                 assert unreadable(timeline) == []

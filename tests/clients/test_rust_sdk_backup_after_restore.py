@@ -1,6 +1,6 @@
-"""matrix-rust-sdk, the engine of Element X, whose server is restored from a backup: it goes on to
-put room keys into their backup, without its owner's doing, and what is in there is read on a device
-that comes then."""
+"""matrix-rust-sdk, the engine of Element X, after its server was restored from a backup: it
+continues to upload room keys to its key backup without action of the user, and a later device reads
+them."""
 
 import asyncio
 from pathlib import Path
@@ -16,20 +16,20 @@ import matrix_sdk_python as sdk
 
 from tests.clients.rust_sdk import Person, person, until
 from tests.clients.test_rust_sdk_encryption import (
+    converse,
     enable_recovery,
     encrypted_room,
     reads,
     recover,
-    talk,
 )
 from tests.helpers.restorable import Restorable
 
 
-def test_backups_of_room_keys_go_on(restorable: Restorable, tmp_path: Path) -> None:
-    asyncio.run(_story(restorable, tmp_path))
+def test_key_backups_continue(restorable: Restorable, tmp_path: Path) -> None:
+    asyncio.run(_scenario(restorable, tmp_path))
 
 
-async def _story(restorable: Restorable, folder: Path) -> None:
+async def _scenario(restorable: Restorable, folder: Path) -> None:
     server = restorable.server
     async with (
         person(server, "alice", folder, encrypts=True) as alice,
@@ -39,24 +39,24 @@ async def _story(restorable: Restorable, folder: Path) -> None:
         key, _ = [await enable_recovery(each) for each in both]
         room_id = await encrypted_room(alice, bob)
         timelines = [await each.timeline(room_id) for each in both]
-        said = await talk(timelines, "kept")
+        said = await converse(timelines, "kept")
         await _backed_up(*both)
         restorable.back_up()
         await _with_new_sessions(room_id, *both)
-        await talk(timelines, "lost")
+        await converse(timelines, "lost")
         await _backed_up(*both)
         restorable.restore(1)
         await _with_new_sessions(room_id, *both)
-        said += await talk(timelines, "after the restore")
+        said += await converse(timelines, "after the restore")
         await _backed_up(*both)
         assert [each.client.encryption().recovery_state() for each in both] == [
             sdk.RecoveryState.ENABLED
         ] * 2
-    async with person(server, "alice", folder, new=False, encrypts=True) as begun_anew:
-        encryption = begun_anew.client.encryption()
+    async with person(server, "alice", folder, new=False, encrypts=True) as restarted:
+        encryption = restarted.client.encryption()
         await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
-        await _backed_up(begun_anew)
-    # all others are off: the keys are in the backup, or nowhere
+        await _backed_up(restarted)
+    # all other devices are off: the keys can only come from the backup
     async with person(server, "alice", folder / "second", new=False, encrypts=True) as alice2:
         await recover(alice2, key)
         await reads(await alice2.timeline(room_id), said)
@@ -68,6 +68,6 @@ async def _with_new_sessions(room_id: str, *people: Person) -> None:
 
 
 async def _backed_up(*people: Person) -> None:
-    """Wait until all of their room keys are in their backups; raises where those are off."""
+    """Wait until all room keys of these users are in their backups. Raises if a backup is off."""
     for each in people:
         await each.client.encryption().wait_for_backup_upload_steady_state(None)

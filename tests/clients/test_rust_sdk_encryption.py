@@ -1,10 +1,10 @@
-"""matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji,
-backup, a new identity; and nothing that anybody may read is unreadable, though the server is
+"""matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji, key
+backup and identity reset. Users can decrypt everything that they may read, though the server is
 killed.
 
-The server is killed while the engine may be about to put keys into the backup: it puts them there
-afterwards, at the latest when it is asked to wait until it has. That no key is lost whose upload
-was answered shows `tests/nodes/test_key_backup_kill.py`.
+The server can be killed while the engine uploads keys to the backup. The engine uploads them later,
+at the latest when it is asked to wait for the backup. `tests/nodes/test_key_backup_kill.py` proves
+that no acknowledged key is lost.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ import matrix_sdk_python as sdk
 from tests.clients.rust_sdk import (
     PASSWORD,
     FollowedTimeline,
-    Heard,
     Person,
-    asked,
+    Recorder,
     person,
     published_keys,
+    request_until,
     until,
 )
 from tests.helpers.real_server import RealServer
@@ -44,10 +44,10 @@ async def _encryption(server: RealServer, folder: Path) -> None:
         recovery_keys = [await enable_recovery(each) for each in (alice, bob)]
         room_id = await encrypted_room(alice, bob)
         ours, theirs = await alice.timeline(room_id), await bob.timeline(room_id)
-        said = await talk([ours, theirs], "first")
+        said = await converse([ours, theirs], "first")
         server.kill()
         server.wait_until_ready()
-        said += await talk([ours, theirs], "after the power failure")
+        said += await converse([ours, theirs], "after the power failure")
         for each in (alice, bob):
             await each.client.encryption().wait_for_backup_upload_steady_state(None)
         async with (
@@ -59,9 +59,9 @@ async def _encryption(server: RealServer, folder: Path) -> None:
             seen = [await alice2.timeline(room_id), await bob2.timeline(room_id)]
             for timeline in seen:
                 await reads(timeline, said)
-            await talk([ours, theirs, *seen], "on four devices")
+            await converse([ours, theirs, *seen], "on four devices")
             await _reset_identity(alice)
-            await talk([ours, theirs, *seen], "with a new identity")
+            await converse([ours, theirs, *seen], "with a new identity")
             for timeline in (ours, theirs, *seen):
                 assert unreadable(timeline) == []
 
@@ -69,8 +69,8 @@ async def _encryption(server: RealServer, folder: Path) -> None:
 async def enable_recovery(one: Person) -> str:
     encryption = one.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
-    await _is(encryption, sdk.VerificationState.VERIFIED)  # the first device is its own witness
-    key = await encryption.enable_recovery(True, None, Heard())
+    await _is(encryption, sdk.VerificationState.VERIFIED)  # the first device verifies itself
+    key = await encryption.enable_recovery(True, None, Recorder())
     await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
     assert await encryption.backup_exists_on_server()
     return str(key)
@@ -92,23 +92,23 @@ async def encrypted_room(alice: Person, bob: Person) -> str:
     return room_id
 
 
-async def talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
-    """Each says something, which all read; what was said."""
+async def converse(timelines: list[FollowedTimeline], text: str) -> list[str]:
+    """Send a message from each user, which all must read. Return the texts."""
     said = [f"{text} {number}" for number in range(len(timelines))]
     for speaker, words in zip(timelines, said, strict=True):
         await speaker.say(words)
         for timeline in timelines:
-            await timeline.hears(words)
+            await timeline.receives(words)
     return said
 
 
 async def recover(device: Person, key: str) -> None:
-    """As somebody does who types the recovery key on a new device, which takes longer than to
-    publish its keys.
+    """Enter the recovery key on a new device, after its keys are published: a user types slower
+    than that.
 
-    The engine (0.18.0 of its bindings) does not wait for that: it signs the device in any case.
-    Where the signature comes first, the server has nothing that could be signed and says so
-    (`failures` of the answer), which the engine does not read: the device stays unverified.
+    The engine (0.18.0 of its bindings) does not wait for that and signs the device at any time. If
+    the signature comes first, the server has no device key to sign and answers with `failures`,
+    which the engine ignores. The device then stays unverified.
     """
     encryption = device.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
@@ -124,12 +124,12 @@ async def recover(device: Person, key: str) -> None:
 
 
 async def _is(encryption: sdk.Encryption, state: sdk.VerificationState) -> None:
-    """The engine finds out in its own time whether its device is verified."""
+    """Wait until the engine has this verification state."""
     await until(f"the device to be {state.name}", lambda: encryption.verification_state() == state)
 
 
 class Verification:
-    """One side of a verification. The engine calls what is `did_…`."""
+    """One side of a verification. The engine calls the `did_…` methods."""
 
     def __init__(self, controller: sdk.SessionVerificationController) -> None:
         self.controller = controller
@@ -163,7 +163,7 @@ class Verification:
 
 
 async def _verify(new: Person, old: Person) -> None:
-    """A device is verified by comparing emoji with another one."""
+    """Verify a device by comparing emoji with another one."""
     encryption = new.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
     asking = Verification(await new.client.get_session_verification_controller())
@@ -188,20 +188,19 @@ async def _verify(new: Person, old: Person) -> None:
 
 
 async def reads(timeline: FollowedTimeline, said: list[str]) -> None:
-    """Wait until messages from before the device are decrypted: their keys are in the backup.
-
-    The engine starts a timeline again when its first /sync arrives after it was opened."""
+    """Wait until the timeline has the texts from before the device existed, whose keys are in the
+    backup. The engine restarts a timeline if its first sync comes after the timeline was opened."""
 
     async def read() -> list[str]:
         await timeline.to_the_beginning()
         await timeline.straighten()
         return [text for text in timeline.messages if text in said]
 
-    await asked("all that was said", read, lambda texts: texts == said)
+    await request_until("all that was said", read, lambda texts: texts == said)
 
 
 async def _reset_identity(one: Person) -> None:
-    """New keys of cross-signing, which have to be confirmed."""
+    """Reset the cross-signing keys, which must be confirmed."""
     handle = await one.client.encryption().reset_identity()
     assert handle is not None
     assert handle.auth_type().is_uiaa()
@@ -210,7 +209,7 @@ async def _reset_identity(one: Person) -> None:
 
 
 def unreadable(timeline: FollowedTimeline) -> list[str]:
-    """Events that could not be decrypted."""
+    """Return the events that could not be decrypted."""
     contents = [(event, event.content) for event in timeline.events]
     return [
         str(event.event_or_transaction_id)

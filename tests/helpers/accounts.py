@@ -72,8 +72,8 @@ from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipStore
 from storage.threepids.threepids import ThreepidStore
 from storage.upstream.sessions import UpstreamSessionStore
+from tests.helpers.executors import InlineThreads
 from tests.helpers.http import Answer, Client, client_for
-from tests.helpers.threads import InlineThreads
 
 SERVER_NAME = ServerName("example.org")
 START = 1_700_000_000.0
@@ -82,14 +82,14 @@ SHARED_SECRET = "example-shared-secret"
 
 
 class NoProfiles:
-    """Remote profiles: there are none."""
+    """Answers every remote profile request with `NotFound`."""
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         raise NotFound
 
 
 class RememberingRooms:
-    """Records the users who have left all rooms. `failure`: raised instead."""
+    """Records the users who left all rooms. If `failure` is set, raises it instead."""
 
     def __init__(self) -> None:
         self.left: list[UserID] = []
@@ -103,7 +103,7 @@ class RememberingRooms:
 
 
 class RememberingPropagation:
-    """Records the users for whom it was woken."""
+    """Records the users for whom profile propagation was woken."""
 
     def __init__(self) -> None:
         self.woken: list[UserID] = []

@@ -1,5 +1,5 @@
-"""A browser without a screen: keeps cookies, follows redirects on the server, fills in forms of the
-page that it shows.
+"""An in-memory browser: keeps cookies, follows redirects of the server, fills in the forms of the
+current page.
 
 browser = Browser(server)
 browser.open("/_mahalla/sign_in")
@@ -28,7 +28,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """The forms, links and words of a page."""
+    """A parsed HTML page: its forms, links and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class Browser:
         self.ip = ip
         self.cookies: dict[str, str] = {}
         self.set_cookies: list[str] = []
-        """Every header `Set-Cookie` that came."""
+        """All `Set-Cookie` headers that were received."""
         self.visited: list[str] = []
-        """Every path that was asked for, in order."""
+        """All requested paths, in order."""
         self.answer = Answer(0, {}, b"")
         self.path = ""
 
@@ -90,27 +90,27 @@ class Browser:
 
     @property
     def words(self) -> str:
-        """The page's text, without tags."""
+        """Return the text of the page, without tags."""
         return " ".join(" ".join(self.page.words).split())
 
     @property
     def location(self) -> str:
-        """The address that the server redirects the browser to."""
+        """The URL of a redirect that leaves the server."""
         return self.answer.headers["location"]
 
     def open(self, path: str) -> Answer:
-        """Go to a path of the server."""
+        """Open a path of the server."""
         return self._go("GET", path)
 
     def follow(self, link: str) -> Answer:
-        """Press a link with this text."""
+        """Follow the link with this text."""
         return self._go("GET", urljoin(self.path, self.page.links[link]))
 
     def send(
         self, action: str | None = None, /, *, button: str | None = None, **fields: str
     ) -> Answer:
-        """Fill in the form of the page, or the one with this action, and send it by its button of
-        this value."""
+        """Fill in and submit the only form of the page, or the form with this action, with the
+        button of this value."""
         form = next(form for form in self.page.forms if action is None or form.action == action)
         filled = {**form.fields, **fields}
         if button is not None:
@@ -118,11 +118,11 @@ class Browser:
         return self.post(form.action, filled)
 
     def post(self, path: str, fields: Mapping[str, str]) -> Answer:
-        """Send a form that may be on no page."""
+        """Post form fields to a path, whatever the current page is."""
         return self._go("POST", path, urlencode(fields).encode())
 
     def post_from_elsewhere(self, path: str, fields: Mapping[str, str]) -> Answer:
-        """A page of another site sends a form: no cookie comes with it. Where it leads on to is not
+        """Post a form as a page of another site does: without cookies. Redirects are not
         followed."""
         cookies, self.cookies = self.cookies, {}
         self._request("POST", path, urlencode(fields).encode())
@@ -138,7 +138,7 @@ class Browser:
             if self.answer.status != 303 or urlsplit(target).netloc or not target.startswith("/"):
                 return self.answer
             method, path, body = "GET", target, None
-        raise AssertionError(f"redirected again and again: {path}")
+        raise AssertionError(f"too many redirects: {path}")
 
     def _request(self, method: str, path: str, body: bytes | None) -> None:
         headers = {

@@ -1,5 +1,5 @@
-"""A certificate authority for tests, and certificates of it, as strict as the newest Python wants
-them (RFC 5280)."""
+"""A certificate authority for tests. Its certificates are as strict as new Python versions require
+(RFC 5280)."""
 
 import datetime
 from ipaddress import ip_address
@@ -26,7 +26,7 @@ _SIGNS_CERTIFICATES = x509.KeyUsage(
 
 
 class Authority:
-    """Signs certificates for whatever names are asked. `path` is its own certificate."""
+    """Signs certificates for any names. `path` is its own certificate."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
@@ -44,7 +44,8 @@ class Authority:
         self._count = 0
 
     def issue(self, *names: str, end: datetime.datetime = END) -> tuple[Path, Path]:
-        """A certificate for host names and addresses, and its key: two PEM files."""
+        """Issue a certificate for host names and addresses. Return the PEM files of certificate and
+        key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a server")])
         alternatives = x509.SubjectAlternativeName([_general_name(each) for each in names])

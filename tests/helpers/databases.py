@@ -1,5 +1,4 @@
-"""Databases for tests: one of its own for each test, made from a template, with everything run at
-once.
+"""Databases for tests. Each test has its own, made from a template; everything runs inline.
 
 The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and on PostgreSQL),
 `sqlite_database`, `postgres_database`.
@@ -8,7 +7,7 @@ The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and
 import hashlib
 import shutil
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,6 @@ from uuid import uuid4
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection, make_dsn
-from twisted.internet.defer import Deferred, succeed
 
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.executors import Executor, InlineExecutor
@@ -29,19 +27,19 @@ from storage.engine.observer import Observer, SilentObserver
 from storage.engine.postgres import PostgresEngine
 from storage.engine.streams import Streams
 from tests.helpers import postgres
-from tests.helpers.emptying import MOST_USES, Emptying
+from tests.helpers.database_reset import MOST_USES, DatabaseReset
 
 
 @dataclass
 class QueryCounter:
-    """An observer that counts, for tests of what a request costs."""
+    """An observer that counts statements, for tests of the cost of requests."""
 
     queries: Counter[str] = field(default_factory=Counter)
-    """Statements by the name of the read or write."""
+    """The number of statements by the name of the read or write."""
     reads: Counter[str] = field(default_factory=Counter)
     writes: Counter[str] = field(default_factory=Counter)
     batches: list[int] = field(default_factory=list)
-    """How many writes each batch had."""
+    """The number of writes of each batch."""
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
         self.reads[name] += 1
@@ -61,29 +59,6 @@ class QueryCounter:
         self.batches.clear()
 
 
-class SteppedExecutor:
-    """Runs nothing until the test asks for it, so that several writes can queue up and then run as
-    one batch."""
-
-    def __init__(self) -> None:
-        self._jobs: deque[Callable[[], None]] = deque()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.append(job)
-
-    def deliver(self, call: Callable[[], None]) -> None:
-        call()
-
-    def close(self) -> Deferred[None]:
-        self.run()
-        return succeed(None)
-
-    def run(self) -> None:
-        """Run what was submitted, and what comes of it."""
-        while self._jobs:
-            self._jobs.popleft()()
-
-
 def open_inline(
     config: SQLiteConfig | PostgresConfig,
     observer: Observer | None = None,
@@ -91,8 +66,7 @@ def open_inline(
     clock: Callable[[], float] = time.perf_counter,
     readers: Executor | None = None,
 ) -> Database:
-    """An open database that does everything at once, on the thread that asks. The schema is there
-    already."""
+    """Open a database that does everything inline, on the calling thread. The schema must exist."""
     engine = make_engine(config)
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
@@ -108,13 +82,13 @@ def open_inline(
 
 
 def sqlite_config(path: Path) -> SQLiteConfig:
-    """A file that need not survive a power cut."""
+    """Return a configuration without durability: tests don't survive a power cut anyway."""
     return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048)
 
 
 @cache
 def _empty_sqlite() -> bytes:
-    """A database with the newest schema and nothing in it."""
+    """Return the bytes of an empty database with the newest schema."""
     with TemporaryDirectory() as directory:
         path = Path(directory) / "template.db"
         migrate(make_engine(sqlite_config(path)))
@@ -122,22 +96,21 @@ def _empty_sqlite() -> bytes:
 
 
 def make_sqlite_template(directory: Path) -> Path:
-    """A file with the newest schema and nothing in it."""
+    """Make an empty database file with the newest schema."""
     path = directory / "template.db"
     path.write_bytes(_empty_sqlite())
     return path
 
 
 def copy_sqlite(template: Path, directory: Path) -> SQLiteConfig:
-    """A database of its own."""
+    """Copy the template for one test."""
     path = directory / f"{uuid4().hex}.db"
     shutil.copyfile(template, path)
     return sqlite_config(path)
 
 
 def silence(streams: Streams) -> None:
-    """The process that had this database open was killed: nothing of the server hears of what
-    happens in it from now on. What a test has listen goes on."""
+    """Remove the server's listeners, as if its process was killed. Listeners of the test stay."""
 
     def is_of_a_test(listener: Callable[..., object]) -> bool:
         return not (getattr(listener, "__module__", None) or "").startswith(
@@ -152,23 +125,23 @@ def silence(streams: Streams) -> None:
 
 
 class PostgresTemplates:
-    """Makes databases on the test server, and removes them; an empty one may have been used before
+    """Makes and removes databases on the test server. An empty database may have been used before
     (`emptying`)."""
 
     def __init__(self) -> None:
         self._server = postgres.connection_parameters()
         self._connection: connection | None = None
         self._uses: Counter[str] = Counter()
-        """Of each database that is made as most are: for how many tests it was made or emptied."""
-        self._emptying: dict[str, Emptying] = {}
-        """Of each such database what empties it."""
+        """The number of tests that used each reusable database, by name."""
+        self._emptying: dict[str, DatabaseReset] = {}
+        """The object that empties each reusable database, by name."""
         self._emptied: list[str] = []
         self._catalogue: tuple[Any, ...] | None = None
         schema = hashlib.sha256(
             b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))
         ).hexdigest()[:16]
         self._template = f"mahalla_template_{schema}"
-        # by itself PostgreSQL 15 writes each page of the template into its log, which costs twice
+        # By default PostgreSQL 15 writes each page of the template to its WAL, which costs twice
         # as much
         self._strategy = sql.SQL(
             "STRATEGY file_copy" if self._connected().server_version >= 150000 else ""
@@ -193,8 +166,8 @@ class PostgresTemplates:
                 )
 
     def config(self, name: str, **options: int) -> PostgresConfig:
-        """Return the settings that open a database of the server."""
-        patient = {"connect_timeout": 60}  # many tests at once ask for connections
+        """Return the configuration that opens a database of the server."""
+        patient = {"connect_timeout": 60}  # many tests connect at the same time
         return PostgresConfig(
             {**self._server, **patient, "dbname": name},
             pool_min=0,
@@ -204,8 +177,8 @@ class PostgresTemplates:
     def create(
         self, *, empty: bool = False, encoding: str = "UTF8", like: PostgresConfig | None = None
     ) -> PostgresConfig:
-        """A database of its own: with the newest schema, or with none at all, or with all that
-        another one has, which nobody may have open."""
+        """Create a database with the newest schema, with no schema (`empty`), or as a copy of
+        another database (`like`), to which nobody may be connected."""
         plain = not empty and encoding == "UTF8" and like is None
         if plain and self._emptied:
             name = self._emptied.pop()
@@ -221,7 +194,7 @@ class PostgresTemplates:
         )
         if template in self._emptying:
             self._emptying[template].close()
-        # One worker at a time: a template may not be used by two sessions at once.
+        # One worker at a time: two sessions cannot use a template at the same time.
         with postgres.locked():
             self._run(
                 sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE {} {}").format(
@@ -234,14 +207,13 @@ class PostgresTemplates:
         config = self.config(name)
         if plain:
             self._uses[name] = 1
-            self._emptying[name] = Emptying(make_dsn(None, **config.connect))
+            self._emptying[name] = DatabaseReset(make_dsn(None, **config.connect))
             if self._catalogue is None:
                 self._catalogue = self._emptying[name].catalogue()
         return config
 
     def drop(self, config: PostgresConfig) -> None:
-        """Remove a database even while clients are connected to it; or empty it for the next
-        test."""
+        """Drop a database and its connections, or empty it for the next test."""
         name = str(config.connect["dbname"])
         emptying = self._emptying.get(name)
         if emptying is not None:
@@ -270,7 +242,7 @@ class PostgresTemplates:
         )
 
     def close(self) -> None:
-        """Remove what is kept for further tests."""
+        """Drop the databases that were kept for reuse."""
         for name in self._emptied:
             self._forget(name)
             self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -284,7 +256,7 @@ class PostgresTemplates:
         return self._connection
 
     def _run(self, statement: sql.Composable) -> bool:
-        """Run a statement; whether it gave a row."""
+        """Run a statement; return whether it returned a row."""
         with self._connected().cursor() as cursor:
             cursor.execute(statement)
             return cursor.description is not None and cursor.fetchone() is not None

@@ -1,4 +1,5 @@
-"""Rooms that whole servers of a `Network` share, and what a test sends between them by hand."""
+"""Rooms shared by complete servers of a `Network`, and events that a test sends between them
+itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 
 
 class _Numbers:
-    """Numbers that make the ids and times of hand-made events unique."""
+    """A counter for unique IDs and timestamps of events that tests build."""
 
     def __init__(self) -> None:
         self.start_anew()
 
     def start_anew(self) -> None:
-        """With a new network: what a test does is not to depend on what others did before in the
-        same process."""
+        """Restart the counter for a new network, so that a test does not depend on earlier tests in
+        the process."""
         self._count = count(1)
 
     def __next__(self) -> int:
@@ -41,32 +42,15 @@ NUMBERS = _Numbers()
 
 
 def create_room(creator: User, version: str = "11", **options: Any) -> RoomID:
-    """A public room."""
+    """Create a public room."""
     body = {"preset": "public_chat", "room_version": version, **options}
     answer = creator.post("/_matrix/client/v3/createRoom", body)
     assert answer.status == 200, answer.body
     return RoomID(answer.json["room_id"])
 
 
-def say(user: User, room_id: RoomID, text: str) -> EventID:
-    """Send a message."""
-    path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{next(NUMBERS)}"
-    answer = user.put(path, {"msgtype": "m.text", "body": text})
-    assert answer.status == 200, answer.body
-    return EventID(answer.json["event_id"])
-
-
-def set_state(
-    user: User, room_id: RoomID, type: str, content: Mapping[str, Any], state_key: str = ""
-) -> EventID:
-    """Set a state entry."""
-    answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/state/{type}/{state_key}", dict(content))
-    assert answer.status == 200, answer.body
-    return EventID(answer.json["event_id"])
-
-
 def texts(user: User, room_id: RoomID, **query: Any) -> list[str]:
-    """The messages that a user sees in a room, the newest first, page by page to its beginning."""
+    """Return the texts that a user sees in a room, newest first, over all pages."""
     found: list[str] = []
     path = f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit={query.get('limit', 100)}"
     from_ = ""
@@ -82,11 +66,11 @@ def texts(user: User, room_id: RoomID, **query: Any) -> list[str]:
         if "end" not in answer.json:
             return found
         from_ = f"&from={answer.json['end']}"
-    raise AssertionError("the pages have no end")
+    raise AssertionError("pagination does not end")
 
 
 class Side:
-    """A server, as a test that knows its inside sees it."""
+    """A server with access to its internals."""
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
@@ -97,41 +81,41 @@ class Side:
         self.name = ServerName(server.config.server_name)
 
     async def room(self, room_id: RoomID) -> RoomSnapshot:
-        """The room as it is now."""
+        """Return the current snapshot of the room."""
         return await self.room_engine.engine.get_snapshot(room_id)
 
     async def find(self, room_id: RoomID, event_id: EventID) -> StoredEvent | None:
-        """An event as it is stored."""
+        """Return a stored event with its metadata."""
         return await self.rooms.events.get_event((await self.room(room_id)).room.room_nid, event_id)
 
     async def pdu(self, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
-        """An event that is stored here."""
+        """Return the PDU of a stored event."""
         stored = await self.find(room_id, event_id)
         assert stored is not None
         return dict(stored.event.pdu)
 
     async def state(self, room_id: RoomID) -> Mapping[StateKey, EventID]:
-        """The current state."""
+        """Return the current state."""
         stored = await (await self.room(room_id)).state.load_all()
         return {key: event.event.event_id for key, event in stored.items()}
 
     async def extremities(self, room_id: RoomID) -> set[str]:
-        """The forward extremities."""
+        """Return the IDs of the forward extremities."""
         return {event_id for _, event_id in (await self.room(room_id)).head.extremities}
 
     async def last(self, room_id: RoomID) -> list[Event]:
-        """The forward extremities as events."""
+        """Return the forward extremities as events."""
         nids = [nid for nid, _ in (await self.room(room_id)).head.extremities]
         return [stored.event for stored in (await self.rooms.events.get_events(nids)).values()]
 
     async def push(
         self, to: str, pdus: Sequence[Any], edus: Sequence[Any] = (), txn_id: str | None = None
     ) -> Any:
-        """Send a transaction; the answer. Raises RefusedByRemote."""
+        """Send a transaction; return the response. Raises RefusedByRemote."""
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
         pushing = Deferred.fromCoroutine(self.edge.requests.put(ServerName(to), path, body))
-        if len(repr(body)) > PIECE:  # it is read piece by piece
+        if len(repr(body)) > PIECE:  # the body is read in pieces
             self.server.clock.advance(0)
         return await pushing
 
@@ -151,7 +135,7 @@ class Side:
         ts: int | None = None,
         sticky_ms: int | None = None,
     ) -> Event:
-        """An event that this server signs, allowed or not, and does not take in itself."""
+        """Build and sign an event without storing it. It need not be allowed."""
         keys = sorted(auth_keys(version, type, sender, state_key, content))
         cited = [state[key] for key in keys if key in state]
         names: dict[str, Any] = {}
@@ -194,8 +178,8 @@ class Side:
         prev: Sequence[Event | EventID] | None = None,
         **more: Any,
     ) -> Event:
-        """An event upon the room as this server knows it; `prev` may name others than its last
-        events."""
+        """Build an event on the current state of this server's room. `prev` replaces its
+        `prev_events`."""
         snapshot = await self.room(room_id)
         state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
         if prev is None:
@@ -206,8 +190,7 @@ class Side:
 
 
 async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID) -> Event:
-    """Let a user of another server join through one that is in the room, as the handshake of
-    joining would."""
+    """Join a user of another server through a resident server, as the join handshake does."""
     snapshot = await resident.room(room_id)
     version = ROOM_VERSIONS[snapshot.room.version]
     state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
@@ -240,7 +223,7 @@ async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID
 
 @dataclass
 class Shared:
-    """A room that two servers are in."""
+    """A room shared by two servers."""
 
     network: Network
     north: Side
@@ -250,11 +233,11 @@ class Shared:
     room_id: RoomID
 
     async def pdu(self, event_id: EventID) -> dict[str, Any]:
-        """An event that the north has."""
+        """Return the PDU of an event that the north stores."""
         return await self.north.pdu(self.room_id, event_id)
 
     async def by_bob(self, text: str) -> Event:
-        """A message that nobody has yet."""
+        """Build a message of Bob that no server has yet."""
         content = {"msgtype": "m.text", "body": text}
         return await self.south.build_next(
             self.room_id, self.bob.user_id, "m.room.message", content
@@ -264,7 +247,7 @@ class Shared:
 async def shared(
     network: Network, version: str = "11", config: Mapping[str, str] | None = None, **options: Any
 ) -> Shared:
-    """Alice in the north and Bob in the south share a room, and the way between them is open."""
+    """Create a room of Alice in the north and Bob in the south, with the network open."""
     config = config or {}
     north = Side(network.add(NORTH, config.get(NORTH, "")))
     south = Side(network.add(SOUTH, config.get(SOUTH, "")))

@@ -1,5 +1,5 @@
-"""Drives the real site in memory: a connection, a channel and a request as on a socket, but without
-one.
+"""Sends requests to the real site in memory, through a connection, a channel and a request but no
+socket.
 
 client = client_for([handlers_module], {Service: service}, tokens=FakeTokens({"secret": requester}))
 answer = client.request("GET", "/_matrix/client/v3/sync", token="secret")
@@ -45,7 +45,7 @@ from homeserver.observe.metrics import HttpMetrics
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response. Header names are in lower case; the last of equal headers wins."""
+    """A response. Header names are in lower case; the last of equal headers wins."""
 
     status: int
     headers: Mapping[str, str]
@@ -61,7 +61,7 @@ class Answer:
 
 
 class FakeTokens:
-    """Knows the tokens that it is given."""
+    """Accepts the given tokens."""
 
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
@@ -80,7 +80,7 @@ class FakeTokens:
 
 
 class RememberingAccessLog:
-    """Keeps the records of all requests."""
+    """Stores the access log records of all requests."""
 
     def __init__(self) -> None:
         self.records: list[AccessRecord] = []
@@ -90,7 +90,7 @@ class RememberingAccessLog:
 
 
 class WatchedTransport(StringTransport):
-    """Tells of what is written to it."""
+    """Calls `heard` after each write."""
 
     heard: Callable[[], None] | None = None
 
@@ -110,19 +110,20 @@ class Connection:
         self.channel.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:
-        """Bytes arrive at the server, as one piece, as long as it reads."""
+        """Deliver bytes to the server as one piece, if it still reads."""
         self.channel.dataReceived(data)
 
     def received(self) -> bytes:
-        """All that the server wrote."""
+        """All bytes that the server wrote."""
         return bytes(self.transport.value())
 
     def close(self) -> None:
-        """The client goes away."""
+        """Close the connection from the client's end."""
         self.channel.connectionLost(Failure(ConnectionDone()))
 
     def answers(self, *, heads: int = 0) -> list[Answer]:
-        """Every whole answer so far; the first `heads` of them have no body."""
+        """Return the complete responses so far. The first `heads` of them answer HEAD requests and
+        have no body."""
         answers: list[Answer] = []
         rest = self.received()
         while rest:
@@ -148,20 +149,20 @@ class Connection:
 
 
 def _unchunk(data: bytes) -> tuple[bytes, bytes]:
-    """A body in chunks, and what follows it."""
+    """Decode a chunked body. Return it and the bytes after it."""
     body = b""
     while True:
         size, _, data = data.partition(b"\r\n")
         length = int(size, 16)
         body += data[:length]
-        assert data[length : length + 2] == b"\r\n", "the answer is not whole"
+        assert data[length : length + 2] == b"\r\n", "the response is not complete"
         data = data[length + 2 :]
         if not length:
             return body, data
 
 
 class Pending:
-    """A request that may not be answered yet."""
+    """A request whose response may be pending."""
 
     def __init__(self, connection: Connection, *, is_head: bool) -> None:
         self.connection = connection
@@ -177,7 +178,7 @@ class Pending:
         return self.connection.answers(heads=self._heads)[0]
 
     def disconnect(self) -> None:
-        """The client goes away without waiting for the answer."""
+        """Close the connection before the response arrives."""
         self.connection.close()
 
 
@@ -200,7 +201,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         ip: str = "127.0.0.1",
     ) -> Pending:
-        """Send a request, and don't insist on an answer."""
+        """Send a request; the response may come later."""
         if json is not None:
             body = json_module.dumps(json).encode()
         lines = {"Host": "example.org", **(headers or {})}
@@ -226,7 +227,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         ip: str = "127.0.0.1",
     ) -> Answer:
-        """Send a request that is answered at once."""
+        """Send a request that must be answered immediately. Return the response."""
         pending = self.start(
             method, path, token=token, json=json, body=body, headers=headers, ip=ip
         )
@@ -236,7 +237,7 @@ class Client:
         return answer
 
     def connect(self, ip: str = "127.0.0.1") -> Connection:
-        """A connection for bytes of one's own."""
+        """Open a connection to which a test writes raw bytes."""
         return Connection(self.site, ip)
 
 
@@ -255,7 +256,7 @@ def client_for(
     clock: Clock | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Client:
-    """A client of a site with these endpoints and nothing else."""
+    """Build a site with these endpoints only; return a client of it."""
     clock = clock or Clock()
     guard = Guard(
         RateLimiter(clock, rates or {}),

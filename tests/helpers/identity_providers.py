@@ -1,5 +1,5 @@
-"""Identity providers that others wrote, as processes on the loopback (scripts/identity_providers
-installs them)."""
+"""Third-party identity providers as processes on loopback (installed by
+scripts/identity_providers)."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ HAS_NPM = (NPM / "installed").exists() and NODE.exists()
 HAS_SAML = HAS_NPM and shutil.which("xmlsec1") is not None
 HAS_CAS = CAS.exists()
 BASE = "https://matrix.example.org/"
-"""The address that the server under test claims to have."""
+"""The public base URL of the server under test."""
 
 _CAS_SETTINGS = """
 SECRET_KEY = "a key of the tests"
@@ -71,7 +71,7 @@ call_command("runserver", "127.0.0.1:" + sys.argv[1], use_reloader=False, skip_c
 
 
 class OutsideServer:
-    """A process that serves on 127.0.0.1. `url`: of its root, without a slash."""
+    """A process that serves on 127.0.0.1. `url` is its root URL, without a trailing slash."""
 
     def __init__(
         self,
@@ -99,11 +99,11 @@ class OutsideServer:
         raise AssertionError(f"it did not start: {self.log()}")
 
     def log(self) -> str:
-        """The log of the process so far."""
+        """Return the output of the process."""
         return self._log_file.read_text(encoding="utf-8")
 
     def end(self) -> None:
-        """End it."""
+        """Terminate the process."""
         self._process.terminate()
         self._process.wait(60)
         self._log.close()
@@ -112,8 +112,8 @@ class OutsideServer:
 def start_npm(
     folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1"
 ) -> OutsideServer:
-    """The OpenID provider at /oidc and the SAML provider at /saml, called `host`, for the server at
-    `base`."""
+    """Start the OpenID provider at /oidc and the SAML provider at /saml on `host`, for the Matrix
+    server at `base`."""
     certificate, key = rsa_certificate(folder)
     for name in ("providers.mjs", "package.json"):
         shutil.copy(ROOT / "tests" / "upstream" / "js" / name, folder)
@@ -131,7 +131,7 @@ def start_npm(
 
 
 def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
-    """The CAS server at /cas, for the Matrix server at `base`."""
+    """Start the CAS server at /cas for the Matrix server at `base`."""
     (folder / "settings.py").write_text(_CAS_SETTINGS, encoding="utf-8")
     (folder / "urls.py").write_text(_CAS_URLS, encoding="utf-8")
     settings = {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(folder)}
@@ -141,7 +141,8 @@ def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
 
 
 def rsa_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate that signs itself, and its key: what SAML signs with is not what TLS wants."""
+    """Make a self-signed RSA certificate and its key. SAML cannot use the ECDSA certificates that
+    tests use for TLS."""
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an identity provider of the tests")])
     certificate = (
@@ -167,7 +168,7 @@ def rsa_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 def rsa_key(folder: Path) -> rsa.RSAPrivateKey:
-    """The key of a certificate that `rsa_certificate` has made."""
+    """Load the key of a certificate that `rsa_certificate` made."""
     key = serialization.load_pem_private_key((folder / "idp.key").read_bytes(), None)
     assert isinstance(key, rsa.RSAPrivateKey)
     return key

@@ -1,4 +1,4 @@
-"""Pictures for tests, made as they are needed."""
+"""Generates images for tests."""
 
 import io
 import struct
@@ -15,7 +15,8 @@ ORIENTATION = 0x0112
 def picture(
     width: int, height: int, format: str = "PNG", mode: str = "RGB", **options: Any
 ) -> bytes:
-    """Red on the left and blue on the right half, so that turning and cutting show."""
+    """Return an image whose left half is red and right half is blue, so that rotation and cropping
+    show."""
     return (
         _drawn(width, height, format, mode)
         if not options
@@ -32,11 +33,11 @@ def _draw(width: int, height: int, format: str, mode: str, **options: Any) -> by
 
 
 _drawn = lru_cache(32)(_draw)
-"""To compress a large one takes longer than what most tests do with it."""
+"""Cached, since compressing a large image takes longer than most tests."""
 
 
 def turned_photo(width: int, height: int, orientation: int) -> bytes:
-    """A JPEG that says how it is to be turned."""
+    """Return a JPEG with an EXIF orientation."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return picture(width, height, "JPEG", exif=exif)
@@ -45,7 +46,7 @@ def turned_photo(width: int, height: int, orientation: int) -> bytes:
 def moving_picture(
     width: int, height: int, colours: Sequence[str] = ("red", "green", "blue")
 ) -> bytes:
-    """A GIF with a frame of each colour."""
+    """Return an animated GIF with a frame of each colour."""
     frames = [Image.new("RGB", (width, height), colour) for colour in colours]
     target = io.BytesIO()
     frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
@@ -53,7 +54,7 @@ def moving_picture(
 
 
 def claimed_png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header says a size, and whose data is whatever."""
+    """Return a PNG whose header claims a size, with any image data."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -70,7 +71,7 @@ def claimed_png(width: int, height: int, data: bytes = b"") -> bytes:
 
 
 def opened(data: bytes) -> Image.Image:
-    """A picture that came back."""
+    """Decode a received image."""
     image = Image.open(io.BytesIO(data))
     image.load()
     return image

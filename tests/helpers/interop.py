@@ -1,11 +1,10 @@
-"""People on servers that run as processes, whatever servers they are: what they do and see, each in
-a line.
+"""Users of server processes of any implementation: their requests, each in one call.
 
     alice, bob = ours.register("alice"), theirs.register("bob")
     room_id = alice.create(preset="public_chat")
     until(lambda: bob.members(room_id) == …)
 
-How the servers are started: tests/helpers/town.py.
+tests/helpers/interop_servers.py starts the servers.
 """
 
 import http.client
@@ -25,7 +24,7 @@ MAX_PAGES = 100
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer."""
+    """A JSON response."""
 
     status: int
     json: Any
@@ -33,7 +32,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """An answer that is no JSON. Names of headers are in lower case."""
+    """A binary response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -41,43 +40,43 @@ class Bytes:
 
 
 class Person:
-    """Somebody who is signed in on one of the servers."""
+    """A signed-in user of one of the servers."""
 
-    def __init__(self, server: "Side", signed_in: Mapping[str, Any]) -> None:
-        """`signed_in`: the server's answer to the registration or login."""
+    def __init__(self, server: "InteropServer", signed_in: Mapping[str, Any]) -> None:
+        """`signed_in`: the server's response to registration or login."""
         self.server = server
         self.user_id = str(signed_in["user_id"])
         self.device_id = str(signed_in["device_id"])
         self._token = str(signed_in["access_token"])
 
     def ask(self, method: str, path: str, json: Any = None) -> Said:
-        """A request; `path` is what follows `/_matrix/client/v3`."""
+        """Send a request; `path` is relative to `/_matrix/client/v3`."""
         return self.server.ask(
             method, V3 + path, json if json is not None or method == "GET" else {}, self._token
         )
 
     def ask_bytes(self, method: str, path: str, body: bytes | None = None) -> "Bytes":
-        """A request to a whole path, for what is no JSON: pictures."""
+        """Send a request with binary bodies to an absolute path."""
         return self.server.ask_bytes(method, path, body, self._token)
 
     def ask_at(self, method: str, path: str, json: Any = None) -> Said:
-        """A request to a whole path."""
+        """Send a request to an absolute path."""
         return self.server.ask(method, path, json, self._token)
 
     def ok(self, method: str, path: str, json: Any = None) -> Any:
-        """The JSON of a request that must not fail."""
+        """Send a request that must succeed; return its JSON."""
         said = self.ask(method, path, json)
         assert said.status == 200, (method, path, said)
         return said.json
 
     def another_device(self) -> "Person":
-        """The same, signed in once more."""
+        """Sign in again, on a new device."""
         who = {"type": "m.id.user", "user": self.user_id}
         body = {"type": "m.login.password", "identifier": who, "password": PASSWORD}
         return Person(self.server, self.ok("POST", "/login", body))
 
-    def create(self, **wish: Any) -> str:
-        return str(self.ok("POST", "/createRoom", wish)["room_id"])
+    def create(self, **options: Any) -> str:
+        return str(self.ok("POST", "/createRoom", options)["room_id"])
 
     def join(self, room: str, *via: str) -> Said:
         query = "&".join(f"server_name={quote(server)}&via={quote(server)}" for server in via)
@@ -112,7 +111,7 @@ class Person:
         return {event["state_key"]: event["content"]["membership"] for event in said.json["chunk"]}
 
     def set_levels(self, room_id: str, **levels: Any) -> None:
-        """Change the power levels, the rest as they are."""
+        """Change some power levels; keep the others."""
         self.set_state(
             room_id, "m.room.power_levels", {**self.state(room_id, "m.room.power_levels"), **levels}
         )
@@ -125,17 +124,17 @@ class Person:
         )
 
     def rooms(self, section: str) -> dict[str, Any]:
-        """The rooms of a section of /sync."""
+        """Return the rooms of a section of an initial `/sync`."""
         rooms: dict[str, Any] = self.sync().get("rooms", {}).get(section, {})
         return rooms
 
-    def told(self, room_id: str, type: str) -> Any:
-        """The content of the ephemeral event of this type that /sync has of a room now."""
+    def ephemeral(self, room_id: str, type: str) -> Any:
+        """Return the content of the room's ephemeral event of this type in an initial `/sync`."""
         events = self.rooms("join").get(room_id, {}).get("ephemeral", {}).get("events", [])
         return next((event["content"] for event in events if event["type"] == type), {})
 
     def event(self, room_id: str, event_id: str) -> Any:
-        """An event, None where the server does not show it."""
+        """Return an event, or None if the server does not show it."""
         said = self.ask("GET", f"/rooms/{quote(room_id, safe='')}/event/{quote(event_id, safe='')}")
         return said.json if said.status == 200 else None
 
@@ -144,12 +143,12 @@ class Person:
         return str(self.ok("PUT", path, {})["event_id"])
 
     def bodies(self, room_id: str, limit: int = 100) -> list[str]:
-        """The texts of the latest messages, newest first: one page."""
+        """Return the texts of one page of messages, newest first."""
         said = self.ask("GET", f"/rooms/{quote(room_id, safe='')}/messages?dir=b&limit={limit}")
         return _bodies(said.json["chunk"]) if said.status == 200 else []
 
     def history(self, room_id: str, limit: int = 100) -> list[Any]:
-        """All events of a room, the newest first, page by page to its beginning."""
+        """Return all events of a room, newest first, over all pages."""
         path, found, from_ = (
             f"/rooms/{quote(room_id, safe='')}/messages?dir=b&limit={limit}",
             [],
@@ -163,15 +162,15 @@ class Person:
             ):
                 return found
             from_ = f"&from={quote(page['end'])}"
-        raise AssertionError("the pages have no end")
+        raise AssertionError("pagination does not end")
 
     def said(self, room_id: str) -> list[str]:
-        """All that was ever said in a room, the newest first."""
+        """Return the texts of all messages in a room, newest first."""
         return _bodies(self.history(room_id))
 
 
-class Side:
-    """A server, as its people reach it."""
+class InteropServer:
+    """A server as its clients reach it."""
 
     def __init__(self, name: str, client_port: int) -> None:
         self.name = name
@@ -179,7 +178,7 @@ class Side:
 
     @property
     def port(self) -> int:
-        """The port of the client API on this machine."""
+        """The port of its client API on this machine."""
         return self._port
 
     def ask(self, method: str, path: str, json: Any = None, token: str | None = None) -> Said:
@@ -198,7 +197,7 @@ class Side:
             connection.close()
 
     def ask_bytes(self, method: str, path: str, body: bytes | None, token: str) -> Bytes:
-        """A request whose bodies are pictures."""
+        """Send a request with binary bodies."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
         try:
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
@@ -213,7 +212,7 @@ class Side:
         return Person(self, self.sign_up(name))
 
     def sign_up(self, name: str) -> Any:
-        """A new account; what the server answers, with its `access_token`."""
+        """Register an account; return the response with its `access_token`."""
         body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
         said = self.ask("POST", f"{V3}/register", body)
         assert said.status == 200, said
@@ -225,16 +224,16 @@ def until(
     seconds: float = SECONDS_TO_HEAR,
     instead: Callable[[], object] = lambda: "",
 ) -> T:
-    """Look again and again, until there is something to see: the other server hears of things in
-    its own time.
+    """Call `look` until it returns a true value, and return that. Other servers process events
+    asynchronously.
 
-    `instead` says what there was to see, where that did not come.
+    `instead` describes the state for the failure message.
     """
     deadline = time.monotonic() + seconds
     while True:
         found = look()
         if found or time.monotonic() > deadline:
-            assert found, f"what was waited for did not happen: {instead()}"
+            assert found, f"no result in time: {instead()}"
             return found
         time.sleep(0.1)
 

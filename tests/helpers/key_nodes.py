@@ -1,5 +1,4 @@
-"""Processes that serve key claims, run step by step: their database statements, and failures in
-between."""
+"""Nodes that serve key claims step by step, with failures between their database statements."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -21,7 +20,8 @@ from storage.engine.database import (
 )
 from storage.engine.interface import Connection
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import ManualExecutor
 
 T = TypeVar("T")
 
@@ -39,14 +39,14 @@ STATEMENTS = {
 
 
 class Losing:
-    """A connection that may be lost after a commit, and of which one statement or the commit may
-    fail."""
+    """A database connection that can be lost after a commit, and of which one statement or the
+    commit can fail."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.loses = False
         self.fails_at = 0
-        """The number of the call that fails, counted from now; 0: none."""
+        """The number of the call that fails, counted from now. 0: none."""
         self.failure: Exception = ZeroDivisionError()
 
     def __getattr__(self, name: str) -> Any:
@@ -66,14 +66,14 @@ class Losing:
 
 
 class Node:
-    """A process, and its database statements."""
+    """A node, and its database statements."""
 
     def __init__(
         self, config: SQLiteConfig | PostgresConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self._config, self._monkeypatch = config, monkeypatch
         self.counter = QueryCounter()
-        self.writer = SteppedExecutor()
+        self.writer = ManualExecutor()
         self.database: Database = open_inline(config, self.counter, self.writer)
         self.store = DeviceKeyStore(self.database)
         engine = self.database.engine
@@ -87,7 +87,7 @@ class Node:
         monkeypatch.setattr(engine, "connect_writer", connect_losing)
 
     def restarted(self) -> "Node":
-        """Replace this process by another."""
+        """Replace this node by a new process."""
         self.close()
         return Node(self._config, self._monkeypatch)
 
@@ -152,7 +152,7 @@ class Node:
         )
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        (given,) = self.run(self.store.do_claim(wishes_for(device_ids, algorithm), 1000))
+        (given,) = self.run(self.store.do_claim(requests_for(device_ids, algorithm), 1000))
         return names_of(given)
 
     def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
@@ -160,30 +160,32 @@ class Node:
         ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
         return counts.one_time.get(algorithm, 0)
 
-    def claim_together(self, wishes: Sequence[KeyOf]) -> list[list[str | None]]:
+    def claim_together(self, requests: Sequence[KeyOf]) -> list[list[str | None]]:
         """Claim twice, with a failing write in between, all in one batch."""
-        claims = [self.store.do_claim(wishes, 1000) for _ in range(2)]
-        return list(map(names_of, self.run(claims[0], self.expect_failure(wishes), claims[1])[::2]))
+        claims = [self.store.do_claim(requests, 1000) for _ in range(2)]
+        return list(
+            map(names_of, self.run(claims[0], self.expect_failure(requests), claims[1])[::2])
+        )
 
-    def fail_to_claim(self, wishes: Sequence[KeyOf]) -> None:
+    def fail_to_claim(self, requests: Sequence[KeyOf]) -> None:
         """Fail a claim, so that its write is rolled back."""
-        self.run(self.expect_failure(wishes))
+        self.run(self.expect_failure(requests))
 
-    async def expect_failure(self, wishes: Sequence[KeyOf]) -> list[bytes | None]:
+    async def expect_failure(self, requests: Sequence[KeyOf]) -> list[bytes | None]:
         def fail(txn: WriteTransaction) -> None:
-            self.store.claim_keys(txn, wishes, 1000)
+            self.store.claim_keys(txn, requests, 1000)
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             await self.database.write("fail", fail)
         return []
 
-    def claim_and_lose(self, wishes: Sequence[KeyOf]) -> None:
+    def claim_and_lose(self, requests: Sequence[KeyOf]) -> None:
         """Claim with a commit that succeeds while the connection is lost."""
         self.run(self.database.write("connect", lambda _: None))
         self.connections[-1].loses = True
         with pytest.raises(DatabaseUnavailable):
-            self.run(self.store.do_claim(wishes, 1000))
+            self.run(self.store.do_claim(requests, 1000))
 
     def run_failing(
         self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]
@@ -209,7 +211,7 @@ async def as_coroutine(deferred: Deferred[Any]) -> None:
     await deferred
 
 
-def wishes_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
+def requests_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
     return [(ALICE, device_id, algorithm) for device_id in device_ids]
 
 

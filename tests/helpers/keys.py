@@ -81,8 +81,8 @@ def query(user: User, *others: User) -> Any:
 
 
 def claim(user: User, other: User) -> Any:
-    wish = {other.user_id: {other.device_id: "signed_curve25519"}}
-    answer = user.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    request = {other.user_id: {other.device_id: "signed_curve25519"}}
+    answer = user.post(f"{V3}/keys/claim", {"one_time_keys": request})
     assert answer.status == 200, answer.body
     return answer.json["one_time_keys"].get(other.user_id, {}).get(other.device_id)
 

@@ -1,4 +1,4 @@
-"""Rooms with so many people that other servers enter them in part."""
+"""Rooms with so many members that other servers join them with partial state."""
 
 from typing import Any
 from urllib.parse import quote
@@ -9,10 +9,10 @@ from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.joins.send_join_response import FEW_MEMBERS
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
+from tests.helpers.room_actions import V3, create, membership, ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, membership, ok, room_path
 
 MEMBERS = FEW_MEMBERS + 20
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
@@ -26,7 +26,7 @@ def member(number: int) -> UserID:
 
 
 async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
-    """Let people join who have no accounts: nobody can tell."""
+    """Add members who have no accounts; other servers cannot tell the difference."""
     drafts = [
         Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)
     ]
@@ -35,16 +35,17 @@ async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
 
 
 async def speak(server: TestServer, room_id: str, number: int, text: str) -> None:
-    """One of those says something."""
+    """Send a message from one of these members."""
     draft = Draft("m.room.message", member(number), {"msgtype": "m.text", "body": text})
     await server.app.room_engine.engine.send(RoomID(room_id), [draft])
 
 
-async def large_room(network: Network, **wish: Any) -> tuple[User, User, str]:
-    """Alice with a large room in the north, and Bob in the south."""
+async def large_room(network: Network, **options: Any) -> tuple[User, User, str]:
+    """Create a large room of Alice in the north. Return Alice, Bob in the south, and the room
+    ID."""
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     network.start_sending()
-    room_id = create(alice, preset="public_chat", **wish)
+    room_id = create(alice, preset="public_chat", **options)
     await fill(alice.server, room_id)
     return alice, bob, room_id
 
@@ -81,9 +82,8 @@ def messages(user: User, room_id: str) -> list[Any]:
 def enter_after_a_ban(
     network: Network, alice: User, bob: User, room_id: str, wanda: User, *others: User
 ) -> None:
-    """Wanda and others come into the large room; she is banned, which the west does not hear, and
-    the part of the room's state does not say with which Bob enters it then. Nobody fetches the
-    rest."""
+    """Let Wanda and the others join the large room, and ban Wanda without the west receiving it.
+    Then Bob joins with partial state that lacks the ban. Nobody resyncs the state."""
     for user in (wanda, *others):
         ok(join_via(user, room_id, NORTH))
     complete(network)
@@ -94,17 +94,17 @@ def enter_after_a_ban(
 
 
 async def refused_in_part(
-    network: Network, *, by_powers: bool = False, **wish: Any
+    network: Network, *, by_powers: bool = False, **options: Any
 ) -> tuple[User, User, User, str, Event]:
-    """Make a message of Erin's that Bob's server refuses by the partial state it has. Wanda removed
-    Erin, but had been banned herself before; or (`by_powers`) only users with power may speak.
-    Return Alice, Bob, Erin, the room and the message."""
+    """Create a message of Erin that Bob's server soft-fails because of its partial state: Wanda,
+    who had been banned, banned Erin. With `by_powers`, Wanda's power levels silence Erin instead.
+    Return Alice, Bob, Erin, the room ID and the message."""
     powers = {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}
     alice, bob, room_id = await large_room(
         network,
         room_version="11",
         power_level_content_override={"users": powers, "events": {}},
-        **wish,
+        **options,
     )
     wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
     enter_after_a_ban(network, alice, bob, room_id, wanda, erin)
@@ -128,7 +128,8 @@ async def refused_in_part(
 
 
 async def take(user: User, room_id: str, side: Side, event: Event) -> Verdict | None:
-    """Give somebody's server an event of another, and what it cites."""
+    """Let a user's server receive an event of another server and its auth events. Return the
+    verdict."""
     receiver = Side(user.server).federation.receiver
     cited = await side.rooms.events.get_anywhere(event.auth_events)
     await receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])

@@ -1,4 +1,4 @@
-"""Web sites that a test makes up for URL previews."""
+"""Fake web sites for URL previews."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class LinkedPages:
     """If this is a list, each response waits for a Deferred in it."""
 
     def put(self, url: str, body: bytes | str, type: str = "text/html; charset=utf-8") -> None:
-        """Serve this page from now on."""
+        """Serve a page at this URL."""
         self.pages[url] = (
             200,
             {"content-type": type},
@@ -30,7 +30,7 @@ class LinkedPages:
         )
 
     def redirect(self, url: str, place: str) -> None:
-        """Redirect from now on."""
+        """Redirect this URL to `place`."""
         self.pages[url] = (302, {"location": place}, b"")
 
     async def request(
@@ -52,11 +52,11 @@ class LinkedPages:
             self.slow.append(Deferred())
             await self.slow[-1]
         if url not in self.pages:
-            raise OutboundError("there is no such place")
-        status, said, content = self.pages[url]
-        give = take(status, said) if take is not None else None
+            raise OutboundError("the host is unreachable")
+        status, page_headers, content = self.pages[url]
+        give = take(status, page_headers) if take is not None else None
         if give is not None:
             for start in range(0, len(content), PIECE_BYTES):
                 give(content[start : start + PIECE_BYTES])
             content = b""
-        return WebAnswer(url, status, dict(said), content)
+        return WebAnswer(url, status, dict(page_headers), content)

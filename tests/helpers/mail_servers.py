@@ -1,7 +1,7 @@
-"""A mail server of the tests' own on this machine.
+"""Runs an SMTP server on loopback.
 
 with mail_server(handler) as port:
-    …  # `handler` hears what aiosmtpd tells: `handle_DATA` and the like
+    …  # `handler` has the hooks of aiosmtpd, such as `handle_DATA`
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,7 @@ SECONDS_TO_START: Final = 180.0
 
 @contextmanager
 def mail_server(handler: object, **options: Any) -> Iterator[int]:
-    """Start a mail server, and stop it at the end; yields its port. `options`: passed to
-    aiosmtpd."""
+    """Run a mail server while the context is open. Yields its port. `options` go to aiosmtpd."""
     port = free_port()
     controller = Controller(
         handler, hostname="127.0.0.1", port=port, ready_timeout=SECONDS_TO_START, **options

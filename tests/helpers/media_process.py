@@ -1,9 +1,8 @@
-"""A process that takes files in and deletes them as fast as it can, until it is killed.
+"""A process that uploads and deletes files as fast as possible until it is killed.
 
     python -m tests.helpers.media_process DATABASE FOLDER SEED
 
-What a crash has left in the folder is swept first. Each file that was deleted is a line of its
-output.
+It first sweeps leftovers of a crash. It prints a line for each deleted file.
 """
 
 import os
@@ -30,7 +29,8 @@ from storage.media.removal import MediaRemovalStore, Reason
 OWN = "example.org"
 CALLERS = 8
 CONTENTS = 12
-"""So few different ones that files are deleted while others come that are the same."""
+"""The number of different contents: so few that a file is deleted while the same content is
+uploaded."""
 
 
 async def work_for_ever(

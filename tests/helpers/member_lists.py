@@ -1,4 +1,4 @@
-"""Signing lists of a federation's members, as its authority does."""
+"""Signs federation member lists as their authority does."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ DAY = 24 * 3600
 
 
 class ListKey:
-    """An Ed25519 key that signs lists."""
+    """An Ed25519 key that signs member lists."""
 
     def __init__(self, seed: int = 1) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
@@ -36,7 +36,7 @@ class ListKey:
 
     @property
     def text(self) -> str:
-        """As it stands in a configuration."""
+        """The public key as the configuration has it."""
         return encode_base64(self.public)
 
     def sign(self, payload: bytes, algorithm: str = "Ed25519") -> bytes:
@@ -52,7 +52,7 @@ def a_list(
     issued: float = START - DAY,
     expires: float = START + DAY,
 ) -> bytes:
-    """The payload of a list: members by name, or with all that is said of them."""
+    """Return the payload of a member list. Members are names or complete entries."""
     said = [{"server": each} if isinstance(each, str) else each for each in members]
     return msgspec.json.encode(
         {
@@ -66,7 +66,7 @@ def a_list(
 
 
 class ListAuthority:
-    """A certificate authority, and what it signs."""
+    """A certificate authority that issues certificates for member list keys."""
 
     def __init__(self, name: str = "authority.example") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -105,7 +105,7 @@ class ListAuthority:
 def sign_with_certificate(
     payload: bytes, key: ec.EllipticCurvePrivateKey, chain: Sequence[x509.Certificate]
 ) -> bytes:
-    """A list with the certificates that go with its signature."""
+    """Return a member list signed by the key of a certificate, with its chain (`x5c`)."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     header = {"alg": "ES256", "x5c": [_der(each) for each in chain]}
     registry = JWSRegistry(algorithms=["ES256"])

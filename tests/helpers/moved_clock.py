@@ -1,12 +1,11 @@
-"""Runs a program on Twisted whose time can be moved on: whenever it gets SIGUSR2, STEP seconds more
-have passed for it.
+"""Runs a Twisted program whose clock can be advanced: SIGUSR2 adds STEP seconds.
 
     python -P tests/helpers/moved_clock.py homeserver run -c homeserver.yaml
     python -P tests/helpers/moved_clock.py synapse.app.homeserver -c homeserver.yaml
 
-What was to be done meanwhile is done at once, so that outages of many minutes take none. It is run
-by the interpreter of either server's environment, and so knows nothing but Twisted; with `-P`,
-since beside it lie names of the standard library.
+Timers that became due fire at once, so tests of long outages are fast. Both servers' interpreters
+run this file, so it imports only Twisted. `-P` keeps modules next to it from shadowing the standard
+library.
 """
 
 import os

@@ -1,13 +1,12 @@
-"""Whole servers in one process, on a network that a test holds in its hand.
+"""Complete servers in one process, on a simulated network that the test controls.
 
     network = Network(tmp_path)
     north, south = network.add("north.example"), network.add("south.example")
     network.cut("north.example", "south.example")     # until network.mend(...)
 
-All servers share one clock. A request is carried to the other server's site when it is made, unless
-the way is cut; `network.hold()` keeps requests back, and `network.deliver()` carries them, in an
-order that the test may choose. What else may become of a request on its way is up to
-`network.weather`.
+All servers share one clock. A request reaches the other server at once unless the path is cut.
+`network.hold()` queues requests, and `network.deliver()` delivers them in an order that the test
+chooses. `network.weather` decides the fate of each request.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,20 +31,20 @@ from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowher
 
 
 class Network:
-    """The servers, and the ways between them."""
+    """The servers and the connections between them."""
 
     def __init__(
         self, folder: Path, open_database: Callable[[], Database], now: float = START
     ) -> None:
-        """`open_database` gives each server one of its own."""
+        """`open_database` opens a new database for each server."""
         self.clock = Clock()
         self.clock.advance(now)
         self.servers: dict[str, TestServer] = {}
         self.log: list[tuple[str, str, str, str]] = []
-        """(from, to, method, uri) of all requests that were made, in order."""
-        self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
-        """Each may answer a request in the place of the server to which it goes."""
-        self.weather: Callable[[Letter], Fate] = lambda _: Fate.ARRIVES
+        """(origin, destination, method, URI) of all requests, in order."""
+        self.interceptors: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        """Functions that can answer a request instead of its destination."""
+        self.weather: Callable[[Transfer], Fate] = lambda _: Fate.ARRIVES
         self._folder = folder
         self._open_database = open_database
         self._sends = False
@@ -53,7 +52,7 @@ class Network:
         self._built = 0
         self._cuts: set[frozenset[str]] = set()
         self._forgers: dict[str, Forger] = {}
-        self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
+        self._held: list[tuple[Transfer, Deferred[WireAnswer]]] | None = None
 
     def add(
         self,
@@ -64,8 +63,8 @@ class Network:
         follow: Follow = follow_nowhere,
         web: Web | None = None,
     ) -> TestServer:
-        """One server more; `fetch`: how it gets what is at an address; `follow`: files there;
-        `web`: its way to push gateways."""
+        """Add a server. `fetch` gets documents at URLs, `follow` gets files at URLs, `web` reaches
+        push gateways."""
         folder = self._folder / name
         folder.mkdir()
         return self._build(folder, name, self._open_database(), further_config, fetch, web, follow)
@@ -79,9 +78,9 @@ class Network:
         key: SigningKey | None = None,
         database: Database | None = None,
     ) -> TestServer:
-        """A server again, upon its database: as after a crash, but for what it would still have
-        sent. `key`: it signs with another from now on; `database`: upon this one, a copy of an
-        older state."""
+        """Build a server again on its database, as after a crash; unsent transactions in memory are
+        lost. `key` replaces its signing key; `database` replaces its database, for example by an
+        older copy."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
         self.servers[name].app.federation.unproved.stop()
@@ -107,10 +106,10 @@ class Network:
             folder,
             database,
             further_config,
-            seed=self._built,  # one that is built again would else make the ids that it made before
+            seed=self._built,  # a rebuilt server must not repeat its IDs
             server_name=name,
             clock=self.clock,
-            wire=Way(self, name),
+            wire=NetworkWire(self, name),
             fetch=fetch,
             follow=follow,
             web=web,
@@ -125,62 +124,60 @@ class Network:
         return server
 
     def start_sending(self) -> None:
-        """Let all servers tell the others what happens, and mend what they could not check, as they
-        do outside of tests; see `settle`."""
+        """Let all servers send to the others and recheck unproved events, as in production; see
+        `settle`."""
         self._sends = True
         for server in self.servers.values():
             server.app.federation_out.sender.start()
             server.app.federation.unproved.start()
 
     def stop_sending(self) -> None:
-        """Servers that are built from now on tell the others nothing, as a node does not while
-        another one sends."""
+        """Let servers that are built later send nothing, like a node while another node sends."""
         self._sends = False
 
     def start_completing(self) -> None:
-        """Let all servers fetch what they lack of the state of rooms, as they do outside of tests;
-        see `settle`."""
+        """Let all servers resync partial state, as in production; see `settle`."""
         self._completes = True
         for server in self.servers.values():
             server.app.incoming.completions.start()
 
     def settle(self) -> None:
-        """Let happen what is to happen at once, on all servers."""
-        self.clock.advance(0)  # which goes on until nothing is due
+        """Run everything that is due now, on all servers."""
+        self.clock.advance(0)  # runs until nothing is due
 
     def cut(self, one: str, other: str) -> None:
-        """Nothing passes between the two from now on."""
+        """Cut the connection between two servers."""
         self._cuts.add(frozenset((one, other)))
 
     def mend(self, one: str, other: str) -> None:
-        """Let requests pass again from now on."""
+        """Restore the connection between two servers."""
         self._cuts.discard(frozenset((one, other)))
 
     def forge(self, server: str, forger: "Forger") -> None:
-        """From now on the server answers what the forger makes of its answers."""
+        """Replace the responses of a server by those that the forger returns."""
         self._forgers[server] = forger
 
     def hold(self) -> None:
-        """Keep requests back until `deliver`."""
+        """Queue requests until `deliver`."""
         self._held = []
 
-    def held(self) -> Sequence["Letter"]:
-        """The held requests, in order."""
-        return [letter for letter, _ in self._held or ()]
+    def held(self) -> Sequence["Transfer"]:
+        """Return the queued requests, in order."""
+        return [transfer for transfer, _ in self._held or ()]
 
     def deliver(
-        self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0, most: int | None = None
+        self, choose: Callable[[Sequence["Transfer"]], int] = lambda _: 0, most: int | None = None
     ) -> int:
-        """Carry what is held, the one that `choose` points at next; how many there were.
+        """Deliver queued requests, in the order of `choose`. Return their number.
 
-        Until none is left: then nothing is held any longer. Or as many as `most` says; the others
-        go on waiting, and arrive in the end though nobody may wait for their answer by then.
+        By default, deliver all and stop queueing. With `most`, deliver at most that many; the
+        others stay queued, and arrive later even if their origin has timed out.
         """
         count = 0
         while self._held and (most is None or count < most):
-            letter, answered = self._held.pop(choose([each for each, _ in self._held]))
+            transfer, answered = self._held.pop(choose([each for each, _ in self._held]))
             count += 1
-            self._send(letter, answered)
+            self._send(transfer, answered)
         if most is None:
             self._held = None
         return count
@@ -188,54 +185,54 @@ class Network:
     async def exchange(
         self, origin: str, destination: ServerName, request: WireRequest
     ) -> WireAnswer:
-        """Carry a request as a server's wire does."""
+        """Exchange a request and its response, as a server's wire does."""
         answer = await self._exchange(origin, destination, request)
         if request.take is None and len(answer.body) > request.max_bytes:
-            raise AnswerTooLong(destination, "its answer is too long")
-        return answer if request.take is None else hand_over(destination, request, answer)
+            raise AnswerTooLong(destination, "the response is too long")
+        return answer if request.take is None else stream_body(destination, request, answer)
 
     async def _exchange(
         self, origin: str, destination: ServerName, request: WireRequest
     ) -> WireAnswer:
         self.log.append((origin, destination, request.method, request.uri))
-        for lie in self.liars:
+        for lie in self.interceptors:
             answer = lie(destination, request)
             if answer is not None:
                 return answer
         answered: Deferred[WireAnswer] = Deferred()
-        letter = Letter(origin, destination, request)
+        transfer = Transfer(origin, destination, request)
         if self._held is not None:
-            self._held.append((letter, answered))
+            self._held.append((transfer, answered))
         else:
-            self._send(letter, answered)
+            self._send(transfer, answered)
         answered.addTimeout(
             request.seconds, self.clock, lambda _failure, _seconds: _late(destination)
         )
         return await answered
 
-    def _send(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
-        fate = self.weather(letter)
+    def _send(self, transfer: "Transfer", answered: "Deferred[WireAnswer]") -> None:
+        fate = self.weather(transfer)
         if fate is Fate.IS_NOT_ANSWERED:
             return
         if fate is not Fate.IS_LOST:
             nobody: Deferred[WireAnswer] = Deferred()
             nobody.addErrback(lambda failure: failure.trap(RemoteError))
-            self._carry(letter, nobody if fate is Fate.ANSWER_IS_LOST else answered)
+            self._carry(transfer, nobody if fate is Fate.ANSWER_IS_LOST else answered)
             if fate is Fate.ARRIVES_TWICE:
-                self._carry(letter, nobody)
+                self._carry(transfer, nobody)
         if fate in (Fate.IS_LOST, Fate.ANSWER_IS_LOST):
             answered.errback(
-                RemoteError(letter.destination, "the connection was lost", retryable=True)
+                RemoteError(transfer.destination, "the connection was lost", retryable=True)
             )
 
-    def _carry(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
-        server = self.servers.get(letter.destination)
-        if server is None or frozenset((letter.origin, letter.destination)) in self._cuts:
+    def _carry(self, transfer: "Transfer", answered: "Deferred[WireAnswer]") -> None:
+        server = self.servers.get(transfer.destination)
+        if server is None or frozenset((transfer.origin, transfer.destination)) in self._cuts:
             answered.errback(
-                RemoteError(letter.destination, "there is no way to it", retryable=True)
+                RemoteError(transfer.destination, "the connection is cut", retryable=True)
             )
             return
-        request = letter.request
+        request = transfer.request
         pending = server.client.start(
             request.method, request.uri, headers=dict(request.headers), body=request.body or None
         )
@@ -244,7 +241,7 @@ class Network:
             answers = pending.connection.answers() if _is_whole(pending) else []
             if answers and not answered.called:
                 answer = WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body)
-                forger = self._forgers.get(letter.destination)
+                forger = self._forgers.get(transfer.destination)
                 try:
                     answered.callback(answer if forger is None else forger(request, answer))
                 except RemoteError as error:
@@ -255,21 +252,21 @@ class Network:
 
 
 Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
-"""Makes another answer of one, or raises RemoteError."""
+"""Returns another response, or raises RemoteError."""
 
 
 class Fate(Enum):
-    """The fate of a request that is not cut off."""
+    """The fate of a request whose connection is not cut."""
 
     ARRIVES = "arrives"
     ARRIVES_TWICE = "arrives twice"
     IS_LOST = "is lost"
     ANSWER_IS_LOST = "its answer is lost"
-    IS_NOT_ANSWERED = "nobody answers, until the caller gives up"
+    IS_NOT_ANSWERED = "is not answered until the origin times out"
 
 
-class Letter:
-    """A request under way."""
+class Transfer:
+    """A request in transit."""
 
     def __init__(self, origin: str, destination: ServerName, request: WireRequest) -> None:
         self.origin = origin
@@ -277,8 +274,8 @@ class Letter:
         self.request = request
 
 
-class Way:
-    """A server's wire."""
+class NetworkWire:
+    """The wire of one server."""
 
     def __init__(self, network: Network, origin: str) -> None:
         self._network = network
@@ -289,19 +286,18 @@ class Way:
 
 
 PIECE = 1000
-"""How many bytes of a long answer come at once."""
+"""The size in bytes of the pieces of a long response."""
 
 
-def hand_over(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
-    """Give the body of an answer to whom the request names, as a real wire does while it comes.
-    Raises RemoteError."""
+def stream_body(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    """Stream the body to the request's consumer, as a real wire does. Raises RemoteError."""
     assert request.take is not None
     try:
         give = request.take(answer.status, answer.headers)
         if give is None:
             return answer
         if len(answer.body) > request.max_bytes:
-            raise OutboundError("its answer is too long", retryable=False)
+            raise OutboundError("the response is too long", retryable=False)
         for start in range(0, len(answer.body), PIECE):
             give(answer.body[start : start + PIECE])
     except OutboundError as error:
@@ -310,11 +306,11 @@ def hand_over(destination: ServerName, request: WireRequest, answer: WireAnswer)
 
 
 def _late(destination: str) -> WireAnswer:
-    raise RemoteError(destination, "it did not answer in time", retryable=True)
+    raise RemoteError(destination, "the request timed out", retryable=True)
 
 
 def _is_whole(pending: Pending) -> bool:
-    """Whether the head and as many bytes as it announces are there."""
+    """Whether the response has its head and all bytes of its content length."""
     head, separator, body = pending.connection.received().partition(b"\r\n\r\n")
     lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     return bool(separator) and (not lengths or len(body) >= int(lengths[0].partition(b":")[2]))

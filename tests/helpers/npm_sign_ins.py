@@ -1,4 +1,4 @@
-"""Signing in with the providers of `start_npm`, oidc-provider and samlp."""
+"""Sign-ins with the providers of `start_npm`: oidc-provider and samlp."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.identity_providers import BASE, HAS_SAML, NO_NPM
 from tests.helpers.server import TestServer, User
-from tests.helpers.traveller import Traveller
+from tests.helpers.sso_browser import SSOBrowser
 
 REDIRECT = f"{BASE}_matrix/client/v3/login/sso/redirect"
 CLIENT = "https://client.example/"
@@ -17,7 +17,7 @@ needs_saml = pytest.mark.skipif(not HAS_SAML, reason=NO_NPM)
 
 
 class LogoutListener:
-    """Receives the provider's logout notifications and records their forms."""
+    """Receives logout notifications of the provider and stores their forms."""
 
     def __init__(self) -> None:
         self.forms: list[bytes] = []
@@ -30,7 +30,7 @@ class LogoutListener:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Says nothing."""
+                """Log nothing."""
 
         self._server = HTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
@@ -41,7 +41,7 @@ class LogoutListener:
         self._server.server_close()
 
 
-def redeem(server: TestServer, traveller: Traveller) -> User:
+def redeem(server: TestServer, traveller: SSOBrowser) -> User:
     assert traveller.url.startswith(CLIENT), traveller.words
     token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
     answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token})
@@ -54,9 +54,10 @@ def answer_of(
     path: str = "/saml",
     user: str = "alice",
     to: str = f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}",
-) -> Traveller:
-    """Somebody at the page with which the provider sends them back. `to`: where they began."""
-    traveller = Traveller(server, BASE)
+) -> SSOBrowser:
+    """Sign in at the SAML provider, starting at `to`. Return the browser at the page that posts the
+    response back."""
+    traveller = SSOBrowser(server, BASE)
     answer = traveller.home.open(to)
     assert answer.status == 302
     there = urlsplit(traveller.home.location)

@@ -1,4 +1,4 @@
-"""A program that signs people in by the OAuth 2.0 API, as Element X does it."""
+"""A client that signs in by the OAuth 2.0 API, like Element X."""
 
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def challenge_of(verifier: str) -> str:
 
 
 class Program:
-    """One program, on one device."""
+    """An OAuth client on one device."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Program:
         self.tokens: dict[str, Any] = {}
 
     def path_of(self, endpoint: str) -> str:
-        """The path of one of the server's endpoints."""
+        """Return the path of an endpoint of the server's metadata."""
         return urlsplit(str(self.server_metadata[endpoint])).path
 
     @property
@@ -69,7 +69,7 @@ class Program:
         return f"urn:matrix:org.matrix.msc2967.client:api:* urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
 
     def request(self, **changed: str) -> str:
-        """The address of the authorization request; an empty value leaves a parameter out."""
+        """Return the authorization URL's path and query. An empty value omits a parameter."""
         parameters = {
             "response_type": "code",
             "client_id": self.client_id,
@@ -84,19 +84,19 @@ class Program:
         return f"{self.path_of('authorization_endpoint')}?{urlencode(given)}"
 
     def ask(self, browser: Browser, **changed: str) -> None:
-        """Send the browser there, signing in on the way."""
+        """Open the authorization URL in a browser, and sign in if asked."""
         browser.open(self.request(**changed))
         if browser.path.startswith("/_mahalla/sign_in"):
             browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
 
     def code(self, browser: Browser, **changed: str) -> str:
-        """A code, which somebody allows."""
+        """Get an authorization code with the user's consent."""
         self.ask(browser, **changed)
         browser.send(self.path_of("authorization_endpoint"), button="allow")
         return returned(browser)["code"]
 
     def token(self, **parameters: str) -> Answer:
-        """Ask the token endpoint."""
+        """Send a request to the token endpoint."""
         return self.form("token_endpoint", **{"client_id": self.client_id, **parameters})
 
     def form(self, endpoint: str, **parameters: str) -> Answer:
@@ -119,13 +119,13 @@ class Program:
         return self.token(**{name: value for name, value in parameters.items() if value})
 
     def sign_in(self, browser: Browser) -> User:
-        """All of it."""
+        """Sign in with a new authorization code."""
         answer = self.exchange(self.code(browser))
         assert answer.status == 200, answer.body
         return self.take(answer)
 
     def take(self, answer: Answer) -> User:
-        """Keep what the token endpoint gave; who that is."""
+        """Store the tokens of a response, and return their user."""
         self.tokens = answer.json
         token = str(self.tokens["access_token"])
         whoami = self.server.client.request("GET", "/_matrix/client/v3/account/whoami", token=token)
@@ -138,6 +138,6 @@ class Program:
 
 
 def returned(browser: Browser) -> dict[str, str]:
-    """With what the browser was sent back to the program."""
+    """Return the parameters of the redirect to the client."""
     split = urlsplit(browser.location)
     return dict(parse_qsl(split.fragment or split.query, strict_parsing=True))

@@ -1,5 +1,4 @@
-"""An object store that speaks S3, made by others: moto's server, a process of its own, with nothing
-on disk."""
+"""An S3 object store: moto's server in a process of its own, with its data in memory."""
 
 import os
 import re
@@ -32,8 +31,8 @@ _load_file: Final = JSONFileLoader().load_file
 
 @cache
 def _described(path: str) -> Any:
-    """Load and cache a file of the service descriptions. Each session would read it again, which
-    takes longer than what a test asks of a store."""
+    """Load a file of botocore's service descriptions, cached: each session would parse them again,
+    which takes longer than a test's requests."""
     return _load_file(path)
 
 
@@ -42,14 +41,14 @@ JSONFileLoader.load_file = lambda _self, path: _described(path)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket of its own, and a look into it past the server's code."""
+    """A new bucket, with access to it that bypasses the server's code."""
 
     endpoint_url: str
     name: str
     client: Any
 
     def config(self, **further: Any) -> S3Config:
-        """Return the settings that connect to the store."""
+        """Return the configuration that reaches the bucket."""
         whole: dict[str, Any] = {
             "bucket": self.name,
             "endpoint_url": self.endpoint_url,
@@ -67,7 +66,7 @@ class Bucket:
         return S3Config(**{**whole, **further})
 
     def section(self, **further: Any) -> dict[str, Any]:
-        """The same in `homeserver.yaml`."""
+        """Return the bucket's section of `homeserver.yaml`."""
         return {
             "bucket": self.name,
             "endpoint_url": self.endpoint_url,
@@ -79,16 +78,16 @@ class Bucket:
         }
 
     def open(self, **further: Any) -> S3:
-        """The server's client of it."""
+        """Open the bucket with the server's own client."""
         return S3(self.config(**further))
 
     def names(self) -> list[str]:
-        """Of all objects."""
+        """Return the names of all objects."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [each["Key"] for page in pages for each in page.get("Contents", ())]
 
     def unfinished(self) -> list[str]:
-        """Of all objects of which there are parts only."""
+        """Return the names of objects whose multipart upload is not complete."""
         return [
             each["Key"]
             for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())
@@ -97,12 +96,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class RunningObjectStore:
-    """A server of moto's."""
+    """A running moto server."""
 
     endpoint_url: str
 
     def bucket(self) -> Bucket:
-        """A new one."""
+        """Create a bucket."""
         client = boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -117,15 +116,15 @@ class RunningObjectStore:
 
 @contextmanager
 def hanging_object_store() -> Iterator[str]:
-    """One that accepts connections and never answers; its address."""
+    """Run a server that accepts connections and never answers. Yields its URL."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @contextmanager
 def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]]]:
-    """One that takes whatever is sent and needs so long for joining the parts of an object; its
-    address, and what it was asked."""
+    """Run a server that accepts all parts and needs `seconds` to complete a multipart upload.
+    Yields its URL and its log of requests."""
     asked: list[str] = []
 
     class Store(BaseHTTPRequestHandler):
@@ -160,7 +159,7 @@ def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]
             self.wfile.write(text.encode())
 
         def log_message(self, format: str, *args: object) -> None:
-            """To nobody."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -174,7 +173,7 @@ def slowly_joining_object_store(seconds: float) -> Iterator[tuple[str, list[str]
 
 @contextmanager
 def running_object_store(folder: Path) -> Iterator[RunningObjectStore]:
-    """Start one, and end it."""
+    """Run a moto server while the context is open."""
     log = folder / "moto.log"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -1,5 +1,5 @@
-"""An OpenID provider in memory: it answers as one should, or as the test says; who signs in there
-is decided by the test.
+"""An in-memory OpenID provider. It answers correctly unless a test changes it; the test chooses the
+user who signs in.
 
 provider = OpenIDProvider()
 server = TestServer(tmp_path, database, provider.config(), web=provider)
@@ -47,12 +47,12 @@ TEMPLATES = """
 
 @cache
 def first_key() -> RSAKey:
-    """The key that every provider begins with: making one takes long."""
+    """Return the first key of every provider. Cached, since generating a key is slow."""
     return RSAKey.generate_key(2048, parameters={"kid": "one"})
 
 
 class OpenIDProvider:
-    """The provider. `change` may alter the claims of an ID token, `now` is its clock."""
+    """An OpenID provider. `change` can alter the claims of an ID token, `now` is its clock."""
 
     def __init__(self) -> None:
         self.key: RSAKey | OKPKey = first_key()
@@ -67,7 +67,7 @@ class OpenIDProvider:
         }
         self.now = START
         self.asked: list[str] = []
-        """Paths, in order."""
+        """The requested paths, in order."""
         self.headers: dict[str, str] = {}
         """The headers of the last token request."""
         self.change: Callable[[dict[str, Any]], None] = lambda _: None
@@ -79,12 +79,12 @@ class OpenIDProvider:
         self._codes: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
 
     def sign(self, claims: dict[str, Any]) -> str:
-        """A token with these claims."""
+        """Sign a token with these claims."""
         header = {"alg": self.algorithm, "kid": self.key.kid}
         return jwt.encode(header, claims, self.key, algorithms=[self.algorithm])
 
     def claims(self, **claims: Any) -> dict[str, Any]:
-        """Return the claims of an ID token that is issued now, for us."""
+        """Return the claims of a new token for our server."""
         self._tokens += 1
         own = {
             "iss": ISSUER,
@@ -96,8 +96,8 @@ class OpenIDProvider:
         return {**own, **claims}
 
     def sign_in(self, address: str, **claims: Any) -> str:
-        """Somebody signs in at the address to which we sent them: the path with which they come
-        back. When they did so is said where that is asked for, as it must be."""
+        """Sign a user in at the authorization URL. Return the callback path with its query. Adds
+        `auth_time` if the request asks for it."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert query["response_type"] == "code"
         assert query["redirect_uri"].startswith("https://matrix.example.org" + CALLBACK)
@@ -120,7 +120,7 @@ class OpenIDProvider:
         only_https: bool = False,
     ) -> WebAnswer:
         if self.is_down:
-            raise OutboundError("it is down")
+            raise OutboundError("the provider is down")
         path = urlsplit(url).path
         self.asked.append(path)
         if url in self.pictures:

@@ -1,5 +1,5 @@
-"""Servers that share a room: each with its own database, and no network but what a test carries
-across."""
+"""Servers that share a room. Each has its own database; a test transfers events between them
+itself."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from tests.helpers.rooms import RoomParts
 
 
 class Peer(RoomParts):
-    """A server."""
+    """One server of the room."""
 
     @property
     def user(self) -> UserID:
-        """Somebody there."""
+        """A user of this server."""
         return UserID(f"@user:{self.server}")
 
     async def take(self, room_id: RoomID, *events: Event, **options: Any) -> list[Outcome]:
@@ -34,25 +34,25 @@ class Peer(RoomParts):
         return (await self.take(room_id, event, **options))[0].verdict
 
     async def find(self, room_id: RoomID, event: Event | EventID) -> StoredEvent | None:
-        """An event as it is stored."""
+        """Return a stored event with its metadata."""
         room = (await self.engine.get_snapshot(room_id)).room
         return await self.events.get_event(
             room.room_nid, event.event_id if isinstance(event, Event) else event
         )
 
     async def state(self, room_id: RoomID) -> Mapping[StateKey, EventID]:
-        """The current state."""
+        """Return the current state."""
         stored = await (await self.engine.get_snapshot(room_id)).state.load_all()
         return {key: event.event.event_id for key, event in stored.items()}
 
     async def extremities(self, room_id: RoomID) -> set[str]:
-        """The forward extremities."""
+        """Return the IDs of the forward extremities."""
         return {
             event_id for _, event_id in (await self.engine.get_snapshot(room_id)).head.extremities
         }
 
     async def shown(self, room_id: RoomID) -> list[EventID]:
-        """The events that a client connected from the start has been sent."""
+        """Return the events that a client has received since the start."""
         room = (await self.engine.get_snapshot(room_id)).room
         stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[
             room.room_nid
@@ -76,7 +76,7 @@ class Peer(RoomParts):
         depth: int | None = None,
         server: ServerName | None = None,
     ) -> Event:
-        """An event of this server's making that it does not take in itself, allowed or not."""
+        """Build and sign an event without storing it. It need not be allowed."""
         if auth is None:
             keys = sorted(auth_keys(version, type, sender, state_key, content))
             auth = [state[key] for key in keys if key in state]
@@ -117,7 +117,7 @@ class Peer(RoomParts):
         state_key: str | None = None,
         **more: Any,
     ) -> Event:
-        """An event of this server's user that follows a given one, made in the state after that."""
+        """Build an event of this server's user after `prev`, in the state after that."""
         snapshot = await self.engine.get_snapshot(room_id)
         stored = await self.find(room_id, prev)
         assert stored is not None
@@ -130,7 +130,7 @@ class Peer(RoomParts):
 
 
 async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: RoomID) -> Event:
-    """A user of another server joins through one that is in the room; both then have the join."""
+    """Join a user of another server through a resident server. Both servers store the join."""
     snapshot = await resident.engine.get_snapshot(room_id)
     stored = await snapshot.state.load_all()
     state = {key: event.event for key, event in stored.items()}
@@ -155,7 +155,7 @@ async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: Ro
 
 
 def servers(databases: Sequence[Database]) -> list[Peer]:
-    """Servers that know each other's keys and share a clock."""
+    """Create servers that know each other's keys and share a clock."""
     now, keys = [1_700_000_000_000], {}  # type: ignore[var-annotated]
     return [
         Peer(database, now, ServerName(f"{name}.test"), keys)
@@ -164,14 +164,14 @@ def servers(databases: Sequence[Database]) -> list[Peer]:
 
 
 def copy(version: RoomVersion, pdu: Mapping[str, Any], **changes: Any) -> Event:
-    """A PDU with other fields, as it was signed before."""
+    """Return an event with changed fields and the old signatures."""
     return parse_event(version, {**pdu, **changes})
 
 
 async def shared_room(
     peers: Sequence[Peer], version: RoomVersion = ROOM_VERSIONS["11"]
 ) -> tuple[RoomID, Event]:
-    """A public room that users of all servers are in, and its last event."""
+    """Create a public room with users of all servers. Return its ID and its last event."""
     first = peers[0]
     room_id = await first.create(first.user, version=version)
     last: Event | None = None

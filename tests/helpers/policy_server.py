@@ -1,4 +1,4 @@
-"""A policy server, played by a test in the place of a server of the network."""
+"""A policy server that replaces a server of the network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,8 @@ KEY = SigningKey("policy_server", b"p" * 32)
 SIGN = "/_matrix/policy/v1/sign"
 
 
-class Judge:
-    """The south, say, as a policy server: it signs what is not spam."""
+class PolicyServer:
+    """A policy server that signs all events except spam."""
 
     def __init__(self, version: str, name: str = SOUTH) -> None:
         self.version = version
@@ -28,14 +28,15 @@ class Judge:
         self.path = SIGN
         self.is_away = False
         self.left: int | None = None
-        """So many events more it looks at before it says that these are too many."""
+        """The number of events that it checks before it answers M_LIMIT_EXCEEDED. None: no
+        limit."""
         self.wait_ms = 1_000
-        """So long nobody is to ask again then."""
+        """The `retry_after_ms` of these errors."""
         self.refusals = 0
         self.asked: list[dict[str, Any]] = []
 
     def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
-        """Takes the place of the server in the network."""
+        """Answer a request instead of the server (see `Network.liars`)."""
         if request.uri != self.path:
             return None
         assert destination == self.name
@@ -59,16 +60,16 @@ class Judge:
         return WireAnswer(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
 
     def answer_late(self, request: WireRequest, answer: WireAnswer) -> WireAnswer:
-        """Takes the place of the server's own answer, once that has come."""
+        """Replace the server's own response (see `Network.forge`)."""
         return self.answer(ServerName(self.name), request) or answer
 
     def sign(self, pdu: Mapping[str, Any]) -> str:
-        """Its signature."""
+        """Return the policy server's signature of an event."""
         version = ROOM_VERSIONS[self.version]
         return self.key.sign(encode_reference(version, parse_event(version, pdu).pdu))
 
     def vouch(self, pdu: Mapping[str, Any]) -> dict[str, Any]:
-        """The event with its signature."""
+        """Return the event with the policy server's signature."""
         return add_signature(pdu, self.name, KEY_ID, self.sign(pdu))
 
 

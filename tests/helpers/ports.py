@@ -1,7 +1,7 @@
-"""Ports for servers that tests start.
+"""Allocates ports for servers that tests start.
 
-They lie below those that the system gives to connections, and each process of the suite has some of
-its own: a port that is free when it is chosen is free still when the server listens.
+The ports are below the system's ephemeral range, and each process of the suite has a range of its
+own. So a port that is free when it is chosen is still free when the server listens.
 """
 
 import os
@@ -15,12 +15,11 @@ OF_ONE_WORKER: Final = 1000
 WORKERS: Final = 20
 
 _NUMBERS: Final[Iterator[int]] = count(os.getpid() * 101)
-"""Runs that were started one after the other, and so have numbers side by side, do not try the same
-ports."""
+"""Starts at a multiple of the process ID, so that consecutive runs try different ports."""
 
 
 def free_port() -> int:
-    """One on which nobody listens, and which nobody here was given of late."""
+    """Return a port that is free and was not returned recently in this process."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
     for _ in range(OF_ONE_WORKER):
         port = FIRST + worker * OF_ONE_WORKER + next(_NUMBERS) % OF_ONE_WORKER

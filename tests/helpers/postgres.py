@@ -1,10 +1,9 @@
-"""A PostgreSQL server for the tests: started by the first test that needs one, shared by all
-workers of a run.
+"""Runs a PostgreSQL server for the tests. The first test that needs it starts it; all workers share
+it.
 
-It listens on a Unix socket in a temporary directory, which is in memory where that has room, keeps
-nothing safe (fsync off), and is ended when the run ends. With MAHALLA_TEST_POSTGRES (libpq's
-"host=… user=… dbname=…") a running server is used instead; its user must be allowed to create
-databases.
+It listens on a Unix socket in a temporary directory (in memory if there is room), runs with fsync
+off, and is stopped at the end of the run. With MAHALLA_TEST_POSTGRES (libpq's "host=… user=…
+dbname=…") the tests use a running server instead; its user must be allowed to create databases.
 """
 
 import fcntl
@@ -24,7 +23,7 @@ from psycopg2.extensions import parse_dsn
 
 GIVEN = "MAHALLA_TEST_POSTGRES"
 DIRECTORY = "MAHALLA_TEST_POSTGRES_DIRECTORY"
-"""Set by the first process of a test run for its workers: where the server is to live."""
+"""The directory of the server. The first process of a test run sets it for its workers."""
 
 OWNER = "MAHALLA_TEST_POSTGRES_OWNER"
 """The process id of the first process of a test run."""
@@ -36,8 +35,8 @@ MISSING = (
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 4 * 1024**3
-"""So much must be free of it: the log of changes may have 1 GiB, and several tests have databases
-at once."""
+"""The free space that the server needs: the WAL can use 1 GiB, and several tests have databases at
+the same time."""
 
 FORGETFUL: Mapping[str, str] = {
     "fsync": "off",
@@ -45,24 +44,22 @@ FORGETFUL: Mapping[str, str] = {
     "synchronous_commit": "off",
     "autovacuum": "off",
 }
-"""The settings for tests."""
+"""Settings without durability, for tests."""
 
 DURABLE: Mapping[str, str] = {"autovacuum": "off"}
-"""The settings for measurements: as in production, but for what would happen at some moment or
-other."""
+"""Settings for benchmarks: as in production, but without background work at unpredictable times."""
 
 _WATCH = (
     'while [ -d "/proc/$0" ] && [ -e "$2" ]; do sleep 1; done; [ ! -e "$2" ] || kill -QUIT "$1"'
 )
-"""Ends the server when the test run was killed before it could."""
+"""A script that stops the server if the test run was killed."""
 
 
 def prepare(*, in_memory: bool = False) -> None:
-    """In the first process of a run: choose the directory; where there is room in the machine's
-    memory, there. Starts nothing.
+    """Choose the server's directory, in memory if there is room. Call it in the first process of a
+    run. It starts nothing.
 
-    A database for one test is some hundred small files, which most disks take ten times as long to
-    write.
+    A test database has some hundred small files, which most disks write ten times slower.
     """
     os.environ[DIRECTORY] = tempfile.mkdtemp(
         prefix="mahalla-postgres-", dir=memory() if in_memory else None
@@ -71,8 +68,8 @@ def prepare(*, in_memory: bool = False) -> None:
 
 
 def memory() -> str | None:
-    """A folder that is kept in memory; None where there is none, or too little room in it (as in
-    most containers)."""
+    """Return a folder in memory, or None if there is none or too little room (as in most
+    containers)."""
     if (
         MEMORY.is_dir()
         and os.access(MEMORY, os.W_OK | os.X_OK)
@@ -83,7 +80,8 @@ def memory() -> str | None:
 
 
 def end() -> None:
-    """In the first process of a run: end the server, if there is one, and remove its directory."""
+    """Stop the server if it runs, and remove its directory. Call it in the first process of a
+    run."""
     directory = Path(os.environ[DIRECTORY])
     pid_file = directory / "data" / "postmaster.pid"
     if pid_file.exists():
@@ -96,8 +94,8 @@ def end() -> None:
 
 
 def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, str | int]:
-    """Return the connection parameters of the server's maintenance database. Start the server with
-    these settings first, if it does not run."""
+    """Return the connection parameters of the maintenance database. Starts the server with these
+    settings if necessary."""
     given = os.environ.get(GIVEN)
     if given:
         return dict(parse_dsn(given))
@@ -109,7 +107,7 @@ def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, 
 
 
 def server_pid() -> int:
-    """The process of the server that was started."""
+    """Return the process ID of the server."""
     return int(
         (Path(os.environ[DIRECTORY]) / "data" / "postmaster.pid").read_text().split("\n", 1)[0]
     )
@@ -117,7 +115,7 @@ def server_pid() -> int:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """One worker at a time."""
+    """Hold a lock that all workers share."""
     with open(Path(os.environ[DIRECTORY]) / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -202,7 +200,8 @@ def _find_binaries() -> Path:
 
 
 def _unprivileged_user() -> int | None:
-    """The user id to run the server as, when it cannot be ours: it refuses to run as root."""
+    """Return the user ID that runs the server, or None for the current user. PostgreSQL refuses to
+    run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

@@ -1,11 +1,11 @@
-"""Programs of this server as processes of their own, which start in a moment:
-tests/helpers/ready_process.py is what becomes them.
+"""Starts programs of this server as separate processes, quickly: each is forked from
+tests/helpers/ready_process.py.
 
     program = start_program("homeserver", "run", "-c", "homeserver.yaml", output=file)
     program.kill(); program.wait()
     made = run_program("homeserver", "create-user", "anna", given="a password\n")
 
-How they start from nothing, as operators start them, is tried in tests/config/test_command_line.py.
+tests/config/test_command_line.py tests a normal start.
 """
 
 import os
@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Program:
-    """A process that was started; it has what tests need of `subprocess.Popen`."""
+    """A started process, with the part of the interface of `subprocess.Popen` that tests need."""
 
     def __init__(self, pid: int, report: IO[bytes]) -> None:
-        """`report`: the pipe that the exit code comes from."""
+        """`report`: the pipe from which the exit code is read."""
         self.pid = pid
         self.returncode: int | None = None
         self._report = report
@@ -40,11 +40,11 @@ class Program:
         self._reports.register(report, select.POLLIN)
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs."""
+        """Return the exit code, or None while the process runs."""
         return self._look(0)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended. Raises `subprocess.TimeoutExpired`."""
+        """Wait for the process; return its exit code. Raises `subprocess.TimeoutExpired`."""
         code = self._look(timeout)
         if code is None:
             raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0)
@@ -52,7 +52,7 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            with suppress(ProcessLookupError):  # it has just ended, and that is not told yet
+            with suppress(ProcessLookupError):  # it has just ended; the report is not read yet
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
@@ -66,7 +66,7 @@ class Program:
             None if seconds is None else seconds * 1000
         ):
             line = self._report.readline()
-            assert line, "nobody knows what became of the process"
+            assert line, "the process that reports exit codes has ended"
             self.returncode = int(line)
             self._report.close()
         return self.returncode
@@ -79,8 +79,8 @@ def start_program(
     errors: IO[bytes] | None = None,
     input: IO[bytes] | None = None,
 ) -> Program:
-    """`python -m MODULE ARGUMENTS…` in ROOT. What it writes goes to `output`, and what it complains
-    of to `errors` or there too."""
+    """Start `python -m MODULE ARGUMENTS…` in ROOT. Its stderr goes to `errors`, or to `output` like
+    its stdout."""
     with (
         _descriptor(input) as standard_in,
         _descriptor(output) as standard_out,
@@ -95,15 +95,15 @@ def start_program(
         finally:
             os.close(writing)
     line = report.readline()
-    assert line, "the process that starts the others has ended"
+    assert line, "the process that forks programs has ended"
     return Program(int(line), report)
 
 
 def run_program(
     module: str, *arguments: str, given: str = "", timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE ARGUMENTS…` in ROOT to its end, in so many seconds. Raises
-    `subprocess.TimeoutExpired`; it is ended then."""
+    """Run `python -m MODULE ARGUMENTS…` in ROOT to its end. Raises `subprocess.TimeoutExpired` and
+    kills it after `timeout` seconds."""
     with TemporaryFile() as input, TemporaryFile() as output, TemporaryFile() as errors:
         input.write(given.encode())
         input.seek(0)
@@ -123,8 +123,8 @@ def run_program(
 def piped_program(
     module: str, *arguments: str, input: IO[bytes] | None = None
 ) -> Iterator[tuple[Program, IO[str]]]:
-    """`python -m MODULE ARGUMENTS…` in ROOT, and what it writes; it is killed in the end. It
-    complains where this process does."""
+    """Run `python -m MODULE ARGUMENTS…` in ROOT while the context is open, then kill it. Yields the
+    process and its stdout. Its stderr is that of this process."""
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as output:
         with os.fdopen(writing, "wb") as into, os.fdopen(os.dup(2), "wb") as errors:
@@ -138,7 +138,7 @@ def piped_program(
 
 @contextmanager
 def _descriptor(file: IO[bytes] | None) -> Iterator[int]:
-    """Of a file; or of nothing, which can be read and written."""
+    """Yield the descriptor of a file, or of /dev/null."""
     if file is not None:
         yield file.fileno()
         return
@@ -148,8 +148,8 @@ def _descriptor(file: IO[bytes] | None) -> Iterator[int]:
 
 @cache
 def _ready() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    """The process that becomes the programs, and the way to it; the first who asks starts it. It
-    ends when this one does."""
+    """Return the process that forks the programs, and its control socket. The first call starts it;
+    it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(

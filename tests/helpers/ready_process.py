@@ -1,13 +1,13 @@
-"""A process that has the server's modules imported, and becomes any of its programs whenever it is
-told to.
+"""A process with the server's modules imported, which forks into any program of the server on
+demand.
 
     python -m tests.helpers.ready_process   # its standard input is a Unix socket;
     tests/helpers/programs.py talks to it
 
-Importing takes a second of the processor's time, and some tests start the server twenty times. For
-each order it forks; the child has its own standard input, output and error and nothing else that is
-open, and goes on as `python -m MODULE ARGUMENTS…` does. The reactor is not imported before that:
-what it opens cannot be shared.
+Imports take a second of CPU time, and some tests start the server twenty times. For each order the
+process forks. The child has its own stdin, stdout and stderr and no other open descriptors, and
+continues as `python -m MODULE ARGUMENTS…`. The reactor is not imported before the fork, since its
+descriptors cannot be shared.
 """
 
 import gc
@@ -33,15 +33,14 @@ IMPORTED: Final = (
     homeserver.commands.process,
     storage.maintenance.copy,
 )
-"""Modules that import everything else, except for the reactor."""
+"""Modules that import all others, except the reactor."""
 MAX_ORDER: Final = 200_000
 DESCRIPTORS: Final = 4
 
 
 class Order(msgspec.Struct, frozen=True):
-    """The program to become. Four descriptors come with it: input, output, errors, and a pipe for
-    reports. A report is a line with the process id, and at the end one with the exit code, as in
-    `subprocess`."""
+    """A program to run. Four descriptors come with it: stdin, stdout, stderr and a report pipe. The
+    report is a line with the process ID, and a line with the exit code as in `subprocess`."""
 
     module: str
     arguments: list[str]
@@ -50,7 +49,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def serve(control: socket.socket) -> Order | None:
-    """Do what is ordered, until nobody is there to order anything; None then. In each child: its
+    """Serve orders until the control socket closes; then return None. In each child, return its
     order."""
     running: dict[int, tuple[int, int]] = {}
     events = select.poll()
@@ -60,7 +59,7 @@ def serve(control: socket.socket) -> Order | None:
             if descriptor in running:
                 events.unregister(descriptor)
                 pid, report = running.pop(descriptor)
-                _say(report, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                _report(report, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(report)
                 os.close(descriptor)
                 continue
@@ -77,19 +76,19 @@ def serve(control: socket.socket) -> Order | None:
             *standards, report = given
             for each in standards:
                 os.close(each)
-            _say(report, pid)
+            _report(report, pid)
             watched = os.pidfd_open(pid)
             running[watched] = pid, report
             events.register(watched, select.POLLIN)
 
 
-def _say(report: int, number: int) -> None:
-    with suppress(BrokenPipeError):  # the process that started it is gone
+def _report(report: int, number: int) -> None:
+    with suppress(BrokenPipeError):  # the parent is gone
         os.write(report, b"%d\n" % number)
 
 
 def become(order: Order) -> None:
-    """Run the program."""
+    """Run the program of the order in this process."""
     os.chdir(order.folder)
     os.environ.clear()
     os.environ.update(order.environment)

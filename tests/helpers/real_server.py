@@ -1,8 +1,7 @@
-"""The server as people run it: a process of its own, on a free port of this machine, for tests with
-real clients.
+"""Runs the server as a separate process on a free port, for tests with real clients.
 
 with running_server(tmp_path, SQLiteConfig(…)) as server:
-    …  # server.url; server.log() is what it wrote
+    …  # server.url; server.log() returns its output
 """
 
 import json
@@ -28,7 +27,7 @@ _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 
 
 class RealServer:
-    """A server that runs, and can be killed and started again on the same data."""
+    """A running server that can be killed and restarted on the same data."""
 
     def __init__(self, arguments: Sequence[str], port: int, log_file: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -40,8 +39,7 @@ class RealServer:
         return self._log_file.read_text(encoding="utf-8")
 
     def kill(self) -> None:
-        """As when the power fails: the process gets no chance to end well. Then a new one, at
-        once."""
+        """Kill the process with SIGKILL and start it again at once."""
         self._process.kill()
         self._process.wait()
         self._process = self._spawn()
@@ -59,12 +57,12 @@ class RealServer:
         raise AssertionError("the server did not start in time\n" + self.log())
 
     def start(self) -> None:
-        """Once more, after its end."""
+        """Start the server again after its end."""
         self._process = self._spawn()
         self.wait_until_ready()
 
     def end(self) -> int:
-        """End it as an operator does; its exit code."""
+        """Stop the server with SIGTERM; return its exit code."""
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(_SECONDS_TO_END)
@@ -86,8 +84,8 @@ def running_server(
     baseurl: bool = False,
     configuration: Mapping[str, object] | None = None,
 ) -> Iterator[RealServer]:
-    """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not
-    end well. `baseurl`: configure its public address; `configuration`: further options."""
+    """Run a server, made by `init`, while the context is open. Fails if it does not start, or does
+    not stop cleanly on SIGTERM. `baseurl` sets its public URL; `configuration` adds options."""
     port = free_port()
     told = {
         **({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}),

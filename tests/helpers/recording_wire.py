@@ -1,4 +1,4 @@
-"""Rooms that whole servers share, and a wire that writes down what is sent.
+"""A wire that records all requests, and members of other servers that need no network.
 
 room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
 await share(room_id, north, bob)      # bob of the south joins through the north
@@ -21,21 +21,22 @@ SEND = "/_matrix/federation/v1/send/"
 
 
 class RecordingWire:
-    """Answers transactions with success and other requests as configured; records all of them."""
+    """Records all requests. Accepts every transaction, and answers other requests as configured."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, WireRequest]] = []
         self.answers: dict[str, Callable[[str, Any], Mapping[str, Any]]] = {}
-        """Answers by the beginning of the path, made from the destination and the body."""
+        """Functions of the destination and the body that return responses, by the start of the
+        path."""
         self.down: set[str] = set()
-        """Servers that cannot be reached."""
+        """The servers that are unreachable."""
         self.busy: dict[str, int] = {}
-        """Servers that ask to be left alone, and for how many seconds."""
+        """The servers that answer with a rate limit, and its `retry_after` in seconds."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
         self.requests.append((destination, request))
         if destination in self.down:
-            raise RemoteError(destination, "it is down", retryable=True)
+            raise RemoteError(destination, "the server is down", retryable=True)
         if destination in self.busy:
             return WireAnswer(429, {"retry-after": f"{self.busy[destination]}"}, b"{}")
         for path, answer in self.answers.items():
@@ -47,7 +48,7 @@ class RecordingWire:
         return WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"not here"}')
 
     def transactions(self, destination: str) -> list[tuple[str, dict[str, Any]]]:
-        """(id, body) of the transactions that were tried, the failed ones too."""
+        """Return (ID, body) of all transactions sent to a server, including failed ones."""
         return [
             (request.uri.removeprefix(SEND), msgspec.json.decode(request.body))
             for server, request in self.requests
@@ -55,7 +56,7 @@ class RecordingWire:
         ]
 
     def texts(self, destination: str) -> list[str]:
-        """The bodies of the messages that were sent there."""
+        """Return the texts of the messages sent to a server."""
         return [
             pdu["content"]["body"]
             for _, body in self.transactions(destination)
@@ -64,7 +65,7 @@ class RecordingWire:
         ]
 
     def edus(self, destination: str, edu_type: str) -> list[dict[str, Any]]:
-        """The contents of EDUs that were sent there."""
+        """Return the contents of the EDUs of this type sent to a server."""
         return [
             edu["content"]
             for _, body in self.transactions(destination)
@@ -73,16 +74,10 @@ class RecordingWire:
         ]
 
 
-def settle(server: TestServer) -> None:
-    """Let happen what is to happen at once."""
-    for _ in range(20):
-        server.clock.advance(0)
-
-
 async def pretend_member(
     server: TestServer, room_id: str, user_id: str, membership: str = "join"
 ) -> None:
-    """Let a user of another server be in a room, as far as its tables know."""
+    """Write the membership of another server's user into the tables."""
     room = await server.app.rooms.store.get_room(room_id)
     assert room is not None
     member = NewMembership(user_id, membership, user_id, False, None, None)

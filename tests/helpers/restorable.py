@@ -1,4 +1,4 @@
-"""A server as people run it, whose database is restored from a backup; the fixture is in
+"""A server process whose database is restored from a backup. The fixture is in
 `tests/clients/conftest.py`."""
 
 import shutil
@@ -11,7 +11,7 @@ from tests.helpers.real_server import RealServer
 
 
 class Restorable:
-    """A server, and the state of its database to which an operator goes back."""
+    """A server and a backup of its database."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Restorable:
         self._copy: PostgresConfig | None = None
 
     def back_up(self) -> None:
-        """With the server stopped; then it goes on."""
+        """Stop the server, back up its database, and start it again."""
         assert self.server.end() == 0
         if self._templates is None:
             shutil.copy(self._folder / "homeserver.db", self._folder / "backup.db")
@@ -36,7 +36,7 @@ class Restorable:
         self.server.start()
 
     def restore(self, times: int) -> None:
-        """The backup takes the place of the database; `times`: how often the command is run."""
+        """Replace the database by the backup. `times`: how often the restore command runs."""
         assert self.server.end() == 0
         further = self._folder / "for_tests.yaml"
         if self._templates is None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from storage.engine.sqlite import SQLiteConnection
 from storage.engine.transaction import Transaction
+from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import set_state
 
 DAY = 86_400
 RULES = """retention: {enabled: true, allowed_lifetime_min: 1h, allowed_lifetime_max: 30d}

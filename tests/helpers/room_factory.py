@@ -1,5 +1,5 @@
-"""Rooms grown in memory, of any version: events with ids, `prev_events`, `auth_events` and `depth`
-as a server fills them.
+"""Builds rooms of any version in memory. Events have IDs, `prev_events`, `auth_events` and `depth`
+as a server sets them.
 
     room = Room("11")                       # with its create event; @alice:alpha.example made it
     room.join(ALICE)
@@ -10,9 +10,8 @@ as a server fills them.
     room.message(ALICE, "over there")
     room.merge(branch)                      # the next event has both as prev_events
 
-Events are checked against the room's state as they are sent, so that a room is valid unless
-`check=False` says otherwise. They carry placeholders for hashes and signatures. Nothing is random:
-the same calls give the same ids.
+Each event is checked against the room's state, so a room is valid unless `check=False`. Hashes and
+signatures are placeholders. Nothing is random: the same calls give the same IDs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +38,7 @@ Resolve = Callable[[Sequence[State]], State]
 
 
 def last_wins(states: Sequence[State]) -> State:
-    """Not a resolution, but enough where branches do not disagree: the later state wins."""
+    """Merge states; the later state wins. Use it only for branches without conflicts."""
     merged: dict[StateKey, Event] = {}
     for state in states:
         merged.update(state)
@@ -47,8 +46,8 @@ def last_wins(states: Sequence[State]) -> State:
 
 
 class Room:
-    """A room and a place in it: what is sent next comes after `heads`. Forks share the events, not
-    the place."""
+    """A room and a position in it: the next event follows `heads`. Forks share the events but not
+    the position."""
 
     def __init__(
         self,
@@ -58,14 +57,14 @@ class Room:
         content: Mapping[str, Any] | None = None,
         resolve: Resolve = last_wins,
     ) -> None:
-        """`content` is added to that of the create event. `resolve` makes one state of those after
+        """`content` is added to the create event's content. `resolve` merges the states after
         several heads."""
         self.version = ROOM_VERSIONS[version] if isinstance(version, str) else version
         self.room_id: str | None = (
             None if self.version.room_id_is_create_hash else f"!room:{_server(creator)}"
         )
         self.events: dict[EventID, Event] = {}
-        """Every event, forks' ones too, in the order in which they were sent."""
+        """All events, including those of forks, in the order in which they were sent."""
         self.states: dict[EventID, State] = {}
         """The state after each event."""
         self.heads: tuple[EventID, ...] = ()
@@ -84,18 +83,19 @@ class Room:
 
     @property
     def state(self) -> State:
-        """The state after the heads."""
+        """Return the state after the heads."""
         states = [self.states[head] for head in self.heads]
         return states[0] if len(states) == 1 else self._resolve(states) if states else {}
 
     def fork(self) -> "Room":
-        """The same room at the same place, which from here on goes its own way."""
+        """Return the same room at the same position. Later events of the two are separate
+        branches."""
         branch = object.__new__(Room)
         branch.__dict__.update(self.__dict__)
         return branch
 
     def merge(self, *branches: "Room") -> None:
-        """Make the next event follow the heads of the branches too."""
+        """Add the heads of the branches, so that the next event follows them too."""
         heads = (*self.heads, *(head for branch in branches for head in branch.heads))
         self.heads = tuple(dict.fromkeys(heads))
 
@@ -110,7 +110,7 @@ class Room:
         auth: Iterable[Event] | None = None,
         **fields: Any,
     ) -> Event:
-        """An event that comes next, but is not in the room yet. `fields` are put at its top level,
+        """Build the next event without adding it to the room. `fields` are top-level fields, such
         as `redacts`."""
         number = next(self._counter)
         content = dict(content or {})
@@ -140,8 +140,8 @@ class Room:
         return parse_event(self.version, pdu)
 
     def add(self, event: Event, *, check: bool = True) -> Event:
-        """Let an event happen. Raises `AuthError` if the state before it does not allow it, unless
-        `check` is off."""
+        """Add an event to the room. Raises `AuthError` if the state before it does not allow it,
+        unless `check` is off."""
         before = {} if event.type == CREATE.type else self._state_before(event)
         if check:
             check_auth(event, before, create=event if event.type == CREATE.type else self.create)
@@ -165,10 +165,10 @@ class Room:
         check: bool = True,
         **fields: Any,
     ) -> Event:
-        """`build` and `add`."""
+        """Build an event and add it to the room."""
         return self.add(self.build(sender, type, content, state_key, **fields), check=check)
 
-    # ---- what rooms are made of
+    # ---- common events
 
     def member(
         self, sender: str, target: str, membership: str, *, check: bool = True, **content: Any
@@ -197,8 +197,8 @@ class Room:
         return self.send(sender, JOIN_RULES.type, {"join_rule": rule, **content}, "")
 
     def power(self, sender: str = ALICE, *, check: bool = True, **content: Any) -> Event:
-        """Sets the whole content of m.room.power_levels. The creator must be in `users` where that
-        is allowed."""
+        """Send m.room.power_levels with this content. `users` must have the creator, unless the
+        room version forbids that."""
         return self.send(sender, POWER_LEVELS.type, content, "", check=check)
 
     def message(self, sender: str, body: str = "hello") -> Event:
@@ -216,8 +216,8 @@ class Room:
         return self.send(sender, "m.room.redaction", {}, check=check, redacts=target.event_id)
 
     def auth_chain(self, *events: Event) -> dict[EventID, Event]:
-        """All that the events rest on, themselves left out; the create event is in it in every
-        version."""
+        """Return the auth chain of the events, without themselves. It has the create event in every
+        room version."""
         chain: dict[EventID, Event] = {}
         waiting = list(events)
         while waiting:
@@ -244,7 +244,7 @@ class Room:
 def public_room(
     version: RoomVersion | str = DEFAULT_ROOM_VERSION, *joined: str, resolve: Resolve = last_wins
 ) -> Room:
-    """A room of Alice's with power levels, that anyone may join and the given users have joined."""
+    """Create Alice's public room with power levels, which the given users have joined."""
     room = Room(version, resolve=resolve)
     room.join(ALICE)
     room.power(users={} if room.version.creators_privileged else {ALICE: 100})

@@ -1,4 +1,4 @@
-"""The room engine on a test database, and rooms made with it."""
+"""The room engine on a test database, and rooms created with it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,24 +53,24 @@ BOB = UserID("@bob:a.test")
 
 
 async def classify(event: Event, _around: Circumstances) -> Classification:
-    """Messages count as unread."""
+    """Count every message as unread."""
     return Classification(flags=EventFlag.NOTIFIES if event.type == "m.room.message" else 0)
 
 
 def write_nothing_else(_txn: WriteTransaction, _room: RoomRow) -> None:
-    """A room that is created with no more than its events."""
+    """Write nothing besides the events of a new room."""
 
 
 @dataclass
 class RoomParts:
-    """Everything about rooms, upon one database; a second one upon the same database is another
+    """All room components on one database. A second instance on the same database is another
     node."""
 
     database: Database
     now: list[int] = field(default_factory=lambda: [1_700_000_000_000])
     server: ServerName = SERVER
     keys: dict[ServerName, Mapping[KeyID, bytes]] = field(default_factory=dict)
-    """The public keys of all servers; shared by those that are to know each other."""
+    """The public keys of all servers. Servers that know each other share this object."""
     writer_class: type[RoomWriter] = RoomWriter
 
     def __post_init__(self) -> None:
@@ -176,7 +176,7 @@ class RoomParts:
         )
 
     async def auth_chain(self, event: Event) -> list[Mapping[str, Any]]:
-        """The PDUs of all that an event rests on."""
+        """Return the PDUs of an event's auth chain."""
         chain: dict[EventID, Event] = {}
         waiting = list(event.auth_events)
         while waiting:
@@ -191,24 +191,24 @@ class RoomParts:
         return [other.pdu for other in chain.values()]
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        """As a keyring that knows all keys."""
+        """Return the servers whose signatures verify. Implements a keyring with all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
 
     async def find_true(
         self, _room_nid: int, _events: Sequence[Event], _origin: ServerName | None
     ) -> list[Event]:
-        """Nobody can be asked."""
+        """Return nothing: there are no other servers to ask."""
         return []
 
     def lacks_keys(self, event: Event) -> bool:
-        """Whether a server must have signed it whose keys are not known."""
+        """Whether the keys of a required signer are unknown."""
         return not required_signers(event) <= self.keys.keys()
 
     async def prepare(self, events: Iterable[Event]) -> None:
-        """All keys are at hand."""
+        """Do nothing: all keys are known."""
 
     async def approve(self, room_nid: int, event: Event, named: Event | None) -> bool:
-        """A policy server that dislikes one word."""
+        """Reject events that contain the word "spam", as a policy server would."""
         return named is None or "spam" not in str(event.content.get("body"))
 
     async def judge(
@@ -218,11 +218,11 @@ class RoomParts:
         named: Event | None,
         let_in: Collection[EventID],
     ) -> Mapping[EventID, bool]:
-        """It does not say anything before an event has its turn."""
+        """Return no verdicts in advance."""
         return {}
 
     def tick(self) -> int:
-        """The time, a millisecond later each time it is asked for."""
+        """Return the time, one millisecond later in each call."""
         self.now[0] += 1
         return self.now[0]
 
@@ -233,7 +233,7 @@ class RoomParts:
         version: RoomVersion = DEFAULT_ROOM_VERSION,
         join_rule: str = "public",
     ) -> RoomID:
-        """A room with its creator in it."""
+        """Create a room with its creator as member."""
         content: dict[str, Any] = {"room_version": version.identifier}
         if not version.creator_is_sender:
             content["creator"] = creator
@@ -259,26 +259,26 @@ class RoomParts:
         state_key: str | None = None,
         **more: Any,
     ) -> StoredEvent:
-        """One event; a text is a message."""
+        """Send one event. A string is the body of a message."""
         body = {"msgtype": "m.text", "body": content} if isinstance(content, str) else content
         return (await self.engine.send(room_id, [Draft(type, sender, body, state_key, **more)]))[0]
 
     async def member(
         self, room_id: RoomID, sender: UserID, membership: str, target: UserID | None = None
     ) -> StoredEvent:
-        """A change of membership, one's own unless there is a target."""
+        """Change the membership of the target, by default the sender's own."""
         return await self.send(
             room_id, sender, {"membership": membership}, "m.room.member", target or sender
         )
 
     async def redact(self, room_id: RoomID, sender: UserID, target: EventID) -> StoredEvent:
-        """A redaction."""
+        """Redact an event."""
         return await self.send(
             room_id, sender, {"redacts": target}, "m.room.redaction", redacts=target
         )
 
     async def bodies(self, room_id: RoomID) -> Sequence[str]:
-        """The bodies of the messages in the order of their arrival."""
+        """Return the bodies of the messages in stream order."""
         room = (await self.engine.get_snapshot(room_id)).room
         stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[
             room.room_nid

@@ -1,8 +1,8 @@
-"""The server as an operator runs it: `python -m homeserver run`, a process of its own, reached over
-a real socket.
+"""Runs the server as an operator does: a process of `python -m homeserver run`, reached over a real
+socket.
 
-`ServerFiles` writes what it needs into a folder; `start()` starts a process and returns once it
-listens. Processes are ended by their id: `stop()` asks (SIGTERM), `kill()` does not ask (SIGKILL).
+`ServerFiles` writes the configuration, keys and database into a folder. `start()` starts a process
+and returns when it listens. `stop()` sends SIGTERM, `kill()` sends SIGKILL, both by process ID.
 """
 
 import http.client
@@ -27,7 +27,7 @@ from tests.helpers.programs import Program, start_program
 SECONDS_TO_START = 180.0
 SECONDS_TO_END = 60.0
 SECONDS_TO_ANSWER = 60.0
-"""How long things may take on a machine that has much else to do; nothing is measured by these."""
+"""Generous timeouts, in seconds, for busy machines. Tests do not measure time by them."""
 
 _LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
@@ -52,7 +52,7 @@ OPEN: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP response."""
+    """A response."""
 
     status: int
     headers: Mapping[str, str]
@@ -85,7 +85,7 @@ def exchange(
     token: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """One request on a connection. Raises what the socket raises."""
+    """Send one request on a connection. Raises the errors of the socket."""
     lines = dict(headers or {})
     if token is not None:
         lines["Authorization"] = f"Bearer {token}"
@@ -96,7 +96,7 @@ def exchange(
 
 
 class RunningServer:
-    """A process that serves."""
+    """A running server process."""
 
     def __init__(
         self, process: Program, log: Path, seconds_to_start: float, ports: list[int]
@@ -107,11 +107,11 @@ class RunningServer:
         self.ports = ports
 
     def connect(self, timeout: float = SECONDS_TO_ANSWER) -> http.client.HTTPConnection:
-        """A connection to the first TCP listener."""
+        """Open a connection to the first TCP listener."""
         return http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=timeout)
 
     def connect_tls(self, certificate: Path, number: int = 0) -> http.client.HTTPSConnection:
-        """A connection to a listener with TLS."""
+        """Open a connection to a TLS listener."""
         context = ssl.create_default_context(cafile=str(certificate))
         return http.client.HTTPSConnection(
             "localhost", self.ports[number], timeout=SECONDS_TO_ANSWER, context=context
@@ -126,7 +126,7 @@ class RunningServer:
         token: str | None = None,
         seconds: float = SECONDS_TO_ANSWER,
     ) -> Reply:
-        """One request on a connection of its own."""
+        """Send one request on a new connection."""
         connection = self.connect(seconds)
         try:
             return exchange(connection, method, path, json, token=token)
@@ -134,27 +134,27 @@ class RunningServer:
             connection.close()
 
     def register(self, name: str) -> str:
-        """The access token of somebody new."""
+        """Register a user; return the access token."""
         body = {"username": name, "password": "wonderland", "auth": {"type": "m.login.dummy"}}
         reply = self.request("POST", "/_matrix/client/v3/register", body)
         assert reply.status == 200, reply.body
         return str(reply.json["access_token"])
 
     def kill(self) -> None:
-        """kill -9: whatever the process is doing ends here."""
+        """Kill the process with SIGKILL."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait(SECONDS_TO_END)
 
     def stop(self) -> int:
-        """SIGTERM; the exit code. Raises where the process does not end."""
+        """Stop the process with SIGTERM; return its exit code. Raises `subprocess.TimeoutExpired`
+        if it does not end."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
         return self.process.wait(SECONDS_TO_END)
 
 
 class ServerFiles:
-    """A configuration, a key and a database in a folder; and the processes that were started with
-    them."""
+    """A folder with configuration, key and database, and the processes that were started on it."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class ServerFiles:
         self._started: list[RunningServer] = []
 
     def launch(self, *arguments: str) -> tuple[Program, Path]:
-        """Start a command of the server's; its process and where its log is."""
+        """Start a command of the server. Return its process and the path of its log."""
         log = self.folder / f"log.{time.monotonic_ns()}"
         with log.open("wb") as file:
             process = start_program("homeserver", *arguments, "-c", str(self.config), output=file)
@@ -192,7 +192,7 @@ class ServerFiles:
         while len(server.ports) < listeners:
             if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
                 code = process.poll()
-                self.end()  # who has no server cannot end it
+                self.end()  # the caller gets no server to stop
                 raise AssertionError(
                     f"the server did not start (exit code {code}): {log.read_text()}"
                 )
@@ -202,7 +202,7 @@ class ServerFiles:
         return server
 
     def end(self) -> None:
-        """Let no process outlive the test."""
+        """Kill all processes that still run."""
         for server in self._started:
             if server.process.poll() is None:
                 server.kill()

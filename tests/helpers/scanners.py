@@ -1,8 +1,8 @@
-"""Scanners from Debian: ClamAV's daemon, with a few signatures of its own since no update of the
-real ones can be had in a test, and c-icap, which has that daemon look at what it gets.
+"""Scanners from Debian: clamd, with a few signatures of the tests, since real ones cannot be
+downloaded in a test, and c-icap, which passes its files to clamd.
 
-They run in a temporary folder, as an unprivileged user where the tests are run by root, and are
-ended by their processes.
+They run in a temporary folder, as an unprivileged user if the tests run as root. They are stopped
+by process ID.
 """
 
 import os
@@ -28,11 +28,11 @@ SECONDS_TO_START: Final = 180.0
 EICAR: Final = b"".join(
     (b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$", b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE!", b"$H+H*")
 )
-"""The file that every scanner takes for a virus, and that does nothing. In parts, or scanners would
-find it here."""
+"""The standard test file that every scanner reports as a virus. It is split here, so that scanners
+don't report this source file."""
 EICAR_FOUND: Final = "clamd: Eicar-Test-Signature.UNOFFICIAL"
 STREAM_MAX: Final = 4 << 20
-"""Bytes of a file that the daemon takes."""
+"""The maximum size in bytes of a file that clamd accepts."""
 
 _CLAMD_CONFIG: Final = """
 DatabaseDirectory {folder}/signatures
@@ -77,7 +77,7 @@ clamd_mod.ClamdSocket {folder}/clamd
 
 
 class _Program:
-    """A process, started and ended."""
+    """A scanner process."""
 
     def __init__(self, command: list[str], log: Path, is_ready: Callable[[], bool]) -> None:
         self._command = command
@@ -105,8 +105,8 @@ class _Program:
 
 
 class RunningScanners:
-    """Both. `unix` and `tcp` are clamd's addresses, as the configuration has them, `icap` that of
-    the other's service."""
+    """Both scanners. `unix` and `tcp` are clamd's addresses as the configuration has them, `icap`
+    is the URL of c-icap's service."""
 
     def __init__(self, folder: Path) -> None:
         assert CLAMD is not None, NOT_INSTALLED
@@ -153,24 +153,24 @@ class RunningScanners:
         )
 
     def learn(self, name: str, content: bytes) -> None:
-        """Let it find this wherever a file has these bytes, once clamd is started again."""
+        """Add a signature for these bytes. clamd loads it at its next start."""
         with (self._signatures / "own.ndb").open("a", encoding="ascii") as file:
             file.write(f"{name}:0:*:{content.hex()}\n")
 
     def start_icap(self) -> None:
-        """Start c-icap; clamd is there already."""
+        """Start c-icap, which needs a running clamd."""
         self._icap.start()
 
     def start_clamd(self) -> None:
-        """Start clamd alone."""
+        """Start clamd."""
         self._clamd.start()
 
     def stop_clamd(self) -> None:
-        """End clamd."""
+        """Stop clamd."""
         self._clamd.stop()
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both."""
         self._icap.stop()
         self._clamd.stop()
 
@@ -186,8 +186,8 @@ class RunningScanners:
 
 @contextmanager
 def running_scanners() -> Iterator[RunningScanners]:
-    """Start clamd, and end both. Not in pytest's folder: the unprivileged user may not go there,
-    and its name is too long for a socket."""
+    """Start clamd, and stop both scanners at the end. The folder is not pytest's, which the
+    unprivileged user cannot enter and whose path is too long for a socket."""
     folder = Path(tempfile.mkdtemp(prefix="mahalla-scan-"))
     try:
         scanners = RunningScanners(folder)

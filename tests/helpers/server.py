@@ -1,5 +1,5 @@
-"""The whole server in memory: built as in production, on an SQLite file that does everything at
-once, with a clock that moves only by `server.clock.advance`.
+"""The complete server in memory, built as in production, on an inline SQLite database, with a clock
+that moves only by `server.clock.advance`.
 
     alice = server.register("alice")
     answer = alice.put("/_matrix/client/v3/…", {"topic": "tea"})
@@ -40,8 +40,8 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.wiring.media import MediaThreads
 from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor
+from tests.helpers.executors import InlineThreads
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
-from tests.helpers.threads import InlineThreads
 
 T = TypeVar("T")
 
@@ -73,26 +73,26 @@ rc_device_changes: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"
-"""For tests that do not ask for presence: it would wake long polls that wait for something else."""
+"""The default, since presence updates would wake long polls that wait for something else."""
 
 
 class MemoryRelay:
-    """A mail server that keeps e-mails in memory; while it has a `failure`, it raises that."""
+    """An in-memory mail relay that stores e-mails. If `failure` is set, it raises that instead."""
 
     def __init__(self) -> None:
-        self.letters: list[tuple[str, EmailMessage]] = []
+        self.emails: list[tuple[str, EmailMessage]] = []
         self.failure: CannotDeliver | None = None
 
     def deliver(self, _sender: str, recipient: str, message: bytes) -> None:
         if self.failure is not None:
             raise self.failure
-        letter = message_from_bytes(message, policy=default)
-        assert isinstance(letter, EmailMessage)
-        self.letters.append((recipient, letter))
+        email = message_from_bytes(message, policy=default)
+        assert isinstance(email, EmailMessage)
+        self.emails.append((recipient, email))
 
 
 class CutWeb:
-    """Leads nowhere."""
+    """A web client whose requests fail."""
 
     async def request(
         self,
@@ -107,28 +107,28 @@ class CutWeb:
         only_https: bool = False,
         take: TakeBody | None = None,
     ) -> WebAnswer:
-        raise OutboundError("there is no such place")
+        raise OutboundError("the host is unreachable")
 
 
 class CutWire:
-    """Leads nowhere."""
+    """A wire whose requests fail."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        raise RemoteError(destination, "there is no such server", retryable=True)
+        raise RemoteError(destination, "the server is unreachable", retryable=True)
 
 
 async def fetch_nothing(url: str) -> bytes:
-    """There is nothing at any address."""
+    """Fail for any URL."""
     raise OutboundError(f"there is nothing at {url}")
 
 
 async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes: int) -> int:
-    """There is nothing wherever another server points."""
+    """Fail for any redirect of a media download."""
     raise OutboundError(f"there is nothing at {url}")
 
 
 def read_config(text: str, path: Path) -> Config:
-    """Read this text as the configuration file at this path. Raises `ConfigError`."""
+    """Load the configuration at this path, whose text is known. Raises `ConfigError`."""
     config = None if str(path.parent) in text else _read(text)
     if config is None:
         return load_config([path], {}).config
@@ -137,8 +137,8 @@ def read_config(text: str, path: Path) -> Config:
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> Config | None:
-    """Many tests have the same configuration, and to read it takes half of what makes a server.
-    None where it follows from the folder that it lies in, or is wrong."""
+    """Load a configuration, cached, since many tests share one and loading is half the cost of a
+    server. Return None if the result depends on its folder or is invalid."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "homeserver.yaml"
         path.write_text(text, encoding="utf-8")
@@ -150,7 +150,7 @@ def _read(text: str) -> Config | None:
 
 
 class TestServer:
-    """The server, and people on it."""
+    """The server, and its users."""
 
     __test__ = False
 
@@ -173,13 +173,12 @@ class TestServer:
         photos: Executor | None = None,
         key: SigningKey | None = None,
     ) -> None:
-        """`seed` of all that is random, ids and tokens too: a second server on the same database
-        needs another.
+        """`seed` determines all random values, including IDs and tokens: a second server on the
+        same database needs another seed.
 
-        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where
-        files are, `preview_web` to linked pages, `web` to push gateways; by default to none.
-        `images`: where thumbnails are made, and `photos`: where it is looked for where they were
-        taken; by default at once.
+        `wire` reaches other servers, `fetch` federation URLs, `follow` media redirects,
+        `preview_web` linked pages, and `web` push gateways; by default all fail. `images` runs
+        thumbnailing and `photos` the search for photo locations, by default inline.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -234,19 +233,19 @@ class TestServer:
         self.client = Client(site, clock=self.clock, access_log=access_log)
 
     def register(self, name: str, password: str = "wonderland") -> "User":
-        """Somebody with an account, signed in."""
+        """Register a user and sign in."""
         body = {"username": name, "password": password, "auth": {"type": "m.login.dummy"}}
         answer = self.post("/_matrix/client/v3/register", body)
         assert answer.status == 200, answer.body
         return User(self, answer.json)
 
     def jump(self, seconds: float) -> None:
-        """The date is set forwards while no time passes."""
+        """Set the wall clock forwards without advancing the monotonic clock."""
         self._jumped += seconds
         self.clock.advance(seconds)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of what is done at once: something of the server's that no endpoint
+        """Run a coroutine that finishes at once; return its result. For internals that no endpoint
         reaches."""
         done: list[T] = []
         Deferred.fromCoroutine(work).addCallback(done.append)
@@ -262,16 +261,8 @@ class TestServer:
         return self.client.request("PUT", path, json=json, **options)
 
 
-def _open_config(further: str) -> str:
-    """Return the options that tests need, except those that `further` sets, followed by
-    `further`."""
-    wanted = {line.partition(":")[0] for line in further.splitlines()}
-    kept = [line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in wanted]
-    return "\n".join(kept) + "\n" + further
-
-
 class User:
-    """Somebody who is signed in."""
+    """A signed-in user."""
 
     def __init__(self, server: TestServer, session: Mapping[str, Any]) -> None:
         self.server = server
@@ -294,5 +285,5 @@ class User:
         return self.server.client.request("DELETE", path, token=self.token, json=json)
 
     def start(self, method: str, path: str, json: Any = None) -> Pending:
-        """A request that need not be answered at once, such as a long poll."""
+        """Send a request whose response may come later, such as a long poll."""
         return self.server.client.start(method, path, token=self.token, json=json)

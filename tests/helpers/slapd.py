@@ -1,7 +1,7 @@
-"""OpenLDAP's server, from Debian, on the loopback: with TLS, a group that memberOf follows, and
-people whom tests add.
+"""OpenLDAP's server from Debian, on loopback, with TLS, a group with memberOf, and users whom tests
+add.
 
-It runs in a temporary folder, as the user who runs the tests, and is ended by its process.
+It runs in a temporary folder as the user of the tests. It is stopped by process ID.
 """
 
 import shutil
@@ -53,8 +53,8 @@ access to * by dn.exact="cn=matrix,dc=example,dc=org" read by self read by * non
 
 
 class Slapd:
-    """The server. `url` and `secure_url` are its addresses; its certificate is for `localhost`:
-    with some versions of Python ldap3 checks names only."""
+    """A slapd process. `url` and `secure_url` are its addresses. Its certificate is for
+    `localhost`, since ldap3 checks only names with some Python versions."""
 
     def __init__(self, folder: Path, port: int, secure_port: int) -> None:
         assert BINARY is not None
@@ -90,7 +90,7 @@ class Slapd:
         self._add(STAFF, ["groupOfNames"], {"member": ADMIN})
 
     def start(self) -> Connection:
-        """Start it, and wait until it answers; a connection of its administrator."""
+        """Start the server and wait until it answers. Return an administrator's connection."""
         self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
@@ -103,46 +103,46 @@ class Slapd:
         raise AssertionError("slapd did not start")
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(60)
             self._process = None
 
     def close(self) -> None:
-        """End it for good."""
+        """Stop the server and close the connection."""
         self.stop()
         self._log.close()
 
     def add_person(
         self, uid: str, password: str = "wonderland", *, staff: bool = True, **attributes: str
     ) -> None:
-        """Somebody; `staff`: who may use the server."""
+        """Add a person. `staff`: whether the person may use the Matrix server."""
         given = {"cn": uid.title(), "sn": uid.title(), "userPassword": password, **attributes}
         self._add(self.dn(uid), ["inetOrgPerson"], {"uid": uid, **given})
         if staff:
             self._change(STAFF, "member", add=self.dn(uid))
 
     def set(self, uid: str, **attributes: str) -> None:
-        """Change attributes."""
+        """Change attributes of a person."""
         changes = {name: [(MODIFY_REPLACE, [value])] for name, value in attributes.items()}
         assert self._admin.modify(self.dn(uid), changes), self._admin.result
 
     def remove_person(self, uid: str) -> None:
-        """They have left."""
+        """Delete a person."""
         assert self._admin.delete(self.dn(uid)), self._admin.result
         self._admin.modify(STAFF, {"member": [("MODIFY_DELETE", [self.dn(uid)])]})
 
     def dismiss(self, uid: str) -> None:
-        """They are staff no more."""
+        """Remove a person from the staff group."""
         self._change(STAFF, "member", remove=self.dn(uid))
 
     def hire(self, uid: str) -> None:
-        """They are staff again."""
+        """Add a person to the staff group again."""
         self._change(STAFF, "member", add=self.dn(uid))
 
     def dn(self, uid: str) -> str:
-        """The name of somebody's entry."""
+        """Return the distinguished name of a person."""
         return f"uid={escape_rdn(uid)},{PEOPLE}"
 
     def _add(self, dn: str, classes: list[str], attributes: dict[str, str]) -> None:
@@ -154,7 +154,8 @@ class Slapd:
 
 
 def config_of(slapd: Slapd, further: str = "") -> str:
-    """The server's configuration for it: people of the group staff, by StartTLS."""
+    """Return the Matrix server's configuration for this server: members of the staff group, with
+    StartTLS."""
     return f"""
 ldap_providers:
 - uri: ["{slapd.url}"]

@@ -1,5 +1,5 @@
-"""A client that follows the server by sliding sync alone, and can check that it knows what a client
-of /sync knows."""
+"""A client that follows the server by sliding sync alone. It can check its knowledge against a
+`/sync` client."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,16 +34,16 @@ STATES = (ALL_STATE, LAZY_STATE, SOME_STATE)
 
 @dataclass
 class FollowedRoom:
-    """The client's knowledge of a room."""
+    """The client's data of a room."""
 
     state: dict[Key, Json] = field(default_factory=dict)
     timeline: list[str] = field(default_factory=list)
     stripped: list[Json] | None = None
     turned_away: Json | None = None
-    """Of a room that one was never in, and is not asked into any more: one's own membership,
-    stripped."""
+    """The stripped own membership of a room that the user was never in and is no longer invited
+    to."""
     fields: Json = field(default_factory=dict)
-    """The simple members of the entries: name, avatar, counts, heroes, bump_stamp."""
+    """The scalar fields of room entries: name, avatar, counts, heroes, bump_stamp."""
     account_data: dict[str, Json] = field(default_factory=dict)
     receipts: dict[tuple[str, str, str | None], str] = field(default_factory=dict)
     typing: set[str] = field(default_factory=set)
@@ -51,27 +51,27 @@ class FollowedRoom:
 
 @dataclass(frozen=True)
 class Ask:
-    """The choices of a request."""
+    """The options of a request."""
 
     window: int
     limit: int
     state: int
     subscribed: int = 0
-    """So many of the rooms that are known, with a greater limit."""
+    """The number of known rooms to subscribe to, with a greater timeline limit."""
     without: frozenset[str] = frozenset()
-    """Extensions that are not wanted."""
+    """The extensions that the request leaves out."""
 
 
 EVERYTHING = Ask(EVERY_ROOM, 3, 0)
 
 
 class SlidingFollower:
-    """Follows sliding sync, in one of its two forms."""
+    """Follows sliding sync, in the stable or the unstable form."""
 
     def __init__(
         self, user: User, *, stable: bool = False, conn_id: str = "follower", limit: int = 3
     ) -> None:
-        """`limit`: what it asks for of timelines when it catches up; 0: it never asks for any."""
+        """`limit`: the timeline limit of `catch_up`. 0: never request timelines."""
         self.user = user
         self.limit = limit
         self.stable = stable
@@ -81,11 +81,11 @@ class SlidingFollower:
         self.account_data: dict[str, Json] = {}
 
     def sync(self, ask: Ask) -> bool:
-        """Hear what is new; whether there was anything."""
+        """Send a request and apply the response. Return whether it had changes."""
         return self.take(self.ask(ask))
 
     def take(self, answer: Json) -> bool:
-        """Take an answer to the present `pos` in; whether there was anything new in it."""
+        """Apply a response to the current `pos`. Return whether it had changes."""
         self.pos = answer["pos"]
         for room_id, entry in answer["rooms"].items():
             self._take(room_id, entry)
@@ -107,20 +107,20 @@ class SlidingFollower:
         )
 
     def catch_up(self) -> None:
-        """Look at every room until nothing is new."""
+        """Sync all rooms until there are no more changes."""
         for _ in range(20):
             if not self.sync(Ask(EVERY_ROOM, self.limit, 0)):
                 return
-        raise AssertionError("there is always something new")
+        raise AssertionError("sync does not settle")
 
     def ask(self, ask: Ask) -> Json:
-        """One request, without taking its answer in."""
+        """Send a request; return the response without applying it."""
         answer = self.user.post(*self.request(ask))
         assert answer.status == 200, answer.body
         return dict(answer.json)
 
     def request(self, ask: Ask, timeout: int = 0) -> tuple[str, Json]:
-        """Path and body of a request; `timeout` in milliseconds."""
+        """Return path and body of a request. `timeout` is in milliseconds."""
         if not self.limit:
             ask = replace(ask, limit=0, subscribed=0)
         state: Any = STATES[ask.state]
@@ -162,47 +162,47 @@ class SlidingFollower:
         ), body
 
     def forget(self, room_id: str) -> None:
-        """Clients know themselves what they forgot."""
+        """Drop a room that the user forgot: the client made that request itself."""
         self.rooms.pop(room_id, None)
 
     def forget_typing(self) -> None:
-        """Clear who types, as after a restart of the server, which does not know it."""
+        """Drop typing notifications, which the server loses at a restart."""
         for known in self.rooms.values():
             known.typing.clear()
 
     def check(self, truth: Mapping[str, KnownRoom], account_data: Mapping[str, Json]) -> None:
-        """Check that this client, having caught up, knows what a new client of /sync sees, and what
-        a new one of its own kind sees."""
+        """Check that this client, after `catch_up`, knows the same as a new `/sync` client and a
+        new sliding sync client."""
         fresh = SlidingFollower(self.user, stable=self.stable, conn_id="fresh", limit=self.limit)
         fresh.catch_up()
         assert self.account_data == dict(account_data)
-        for room_id, told in truth.items():
+        for room_id, expected in truth.items():
             known = self.rooms.get(room_id)
             if known is None:
-                # who left by themselves before the client first saw the room need not know of it
-                assert told.section == "leave", (room_id, told.section)
+                # a room that the user left before the client first saw it may be missing
+                assert expected.section == "leave", (room_id, expected.section)
                 continue
-            if told.section in ("invite", "knock"):
-                assert known.stripped == told.stripped, room_id
+            if expected.section in ("invite", "knock"):
+                assert known.stripped == expected.stripped, room_id
                 continue
             assert known.stripped is None, room_id
-            if told.section != "join":
-                # such a room is sent once, with the state that was requested then
+            if expected.section != "join":
+                # the server sends such a room once, with the state requested then
                 own = ("m.room.member", self.user.user_id)
                 if known.turned_away is None:
-                    assert known.state[own] == told.state[own], room_id
+                    assert known.state[own] == expected.state[own], room_id
                 else:
                     assert known.turned_away["state_key"] == self.user.user_id
-                    assert known.turned_away["content"] == told.state[own]["content"], room_id
+                    assert known.turned_away["content"] == expected.state[own]["content"], room_id
                 continue
-            self._check_state(room_id, known, told)
-            assert known.timeline == told.timeline[len(told.timeline) - len(known.timeline) :], (
-                room_id
-            )
-            assert known.account_data == told.account_data, room_id
-            assert known.typing == told.typing, room_id
-            self._check_receipts(room_id, known, told)
-            summary = told.summary
+            self._check_state(room_id, known, expected)
+            assert (
+                known.timeline == expected.timeline[len(expected.timeline) - len(known.timeline) :]
+            ), room_id
+            assert known.account_data == expected.account_data, room_id
+            assert known.typing == expected.typing, room_id
+            self._check_receipts(room_id, known, expected)
+            summary = expected.summary
             assert known.fields["joined_count"] == summary["m.joined_member_count"], room_id
             assert known.fields["invited_count"] == summary["m.invited_member_count"], room_id
             new = fresh.rooms[room_id].fields
@@ -212,24 +212,25 @@ class SlidingFollower:
             if new.get("name") is None:
                 assert known.fields.get("heroes", []) == new.get("heroes", []), room_id
             if not self.stable:
-                unread = told.unread["notification_count"]
-                unread += sum(each["notification_count"] for each in told.threads.values())
+                unread = expected.unread["notification_count"]
+                unread += sum(each["notification_count"] for each in expected.threads.values())
                 assert new["notification_count"] == unread, room_id
                 assert known.fields["notification_count"] == unread, room_id
         assert self.rooms.keys() <= truth.keys()
 
-    def _check_state(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:
+    def _check_state(self, room_id: str, known: FollowedRoom, expected: KnownRoom) -> None:
         if self.stable:
-            assert known.state == told.state, room_id
-        else:  # in this form a removed entry cannot be sent
-            assert {key: known.state.get(key) for key in told.state} == told.state, room_id
+            assert known.state == expected.state, room_id
+        else:  # this form cannot express that an entry is no longer set
+            assert {key: known.state.get(key) for key in expected.state} == expected.state, room_id
 
-    def _check_receipts(self, room_id: str, known: FollowedRoom, told: KnownRoom) -> None:
-        """Nothing that is out of date; all of one's own, and all of the events that are shown."""
-        for key, event_id in told.receipts.items():
+    def _check_receipts(self, room_id: str, known: FollowedRoom, expected: KnownRoom) -> None:
+        """Check that no receipt is outdated, and that all own receipts and all receipts of shown
+        events are known."""
+        for key, event_id in expected.receipts.items():
             if key[0] == self.user.user_id or event_id in known.timeline or key in known.receipts:
                 assert known.receipts.get(key) == event_id or _is_implied(
-                    key, event_id, known, told
+                    key, event_id, known, expected
                 ), (room_id, key)
 
     def _pairs(self, state: int) -> list[list[str]]:
@@ -260,7 +261,7 @@ class SlidingFollower:
             room.timeline = ids
         else:
             room.timeline += ids
-        assert len(set(room.timeline)) == len(room.timeline), "an event was told twice"
+        assert len(set(room.timeline)) == len(room.timeline), "an event was sent twice"
         assert entry.get("num_live", 0) <= len(timeline)
         for event in entry.get("required_state", []):
             key = (event["type"], event["state_key"])
@@ -279,11 +280,11 @@ class SlidingFollower:
 
 
 def _is_implied(
-    key: tuple[str, str, str | None], event_id: str, known: FollowedRoom, told: KnownRoom
+    key: tuple[str, str, str | None], event_id: str, known: FollowedRoom, expected: KnownRoom
 ) -> bool:
-    """Whether the client knows a receipt for all threads that says more: in the form there is room
-    for one of a user's at an event."""
+    """Whether the client has a newer unthreaded receipt: the response has room for one receipt of a
+    user at an event."""
     for_all = known.receipts.get((key[0], key[1], None))
-    if key[2] is None or for_all not in told.timeline or event_id not in told.timeline:
+    if key[2] is None or for_all not in expected.timeline or event_id not in expected.timeline:
         return False
-    return told.timeline.index(for_all) >= told.timeline.index(event_id)
+    return expected.timeline.index(for_all) >= expected.timeline.index(event_id)

@@ -1,4 +1,4 @@
-"""A gateway for text messages, in memory."""
+"""An in-memory SMS gateway."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from federation.http_client.errors import OutboundError
 
 
 class SMSGateway:
-    """A gateway that keeps what it is given; while it has a `failure`, it answers with that."""
+    """Stores the messages it receives. If `failure` is set, answers with that status instead."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -35,7 +35,7 @@ class SMSGateway:
         assert seconds <= 10
         assert max_bytes <= 1 << 16
         if self.is_away:
-            raise OutboundError("there is no such place")
+            raise OutboundError("the host is unreachable")
         self.requests.append((url, dict(headers), body))
         return WebAnswer(url, self.status, {}, b"")
 

@@ -1,27 +1,27 @@
-"""Spaces over HTTP: making them, and asking for what is below them."""
+"""Requests that create spaces and read their hierarchies."""
 
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import create, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import create, ok, set_state
 
 V1 = "/_matrix/client/v1"
 VIA = ["example.org"]
 
 
-def create_space(user: User, name: str = "space", **wish: Any) -> str:
-    """A public space; its id."""
+def create_space(user: User, name: str = "space", **options: Any) -> str:
+    """Create a public space; return its ID."""
     return create(
         user,
-        **{"preset": "public_chat", "name": name, **wish},
+        **{"preset": "public_chat", "name": name, **options},
         creation_content={"type": "m.space"},
     )
 
 
 def add_child(user: User, space: str, child: str, **content: Any) -> str:
-    """Put a room into a space; the event id."""
+    """Add a room to a space; return the event ID."""
     return set_state(user, space, "m.space.child", {"via": VIA, **content}, child)
 
 
@@ -33,17 +33,17 @@ def hierarchy_path(room_id: str, **query: object) -> str:
 
 
 def hierarchy(user: User, room_id: str, **query: object) -> Any:
-    """A page of the tree below a room."""
+    """Return a page of the hierarchy below a room."""
     return ok(user.get(hierarchy_path(room_id, **query)))
 
 
 def rooms_below(user: User, room_id: str, **query: object) -> list[str]:
-    """The rooms of a page, the root first."""
+    """Return the room IDs of a page, the root first."""
     return [room["room_id"] for room in hierarchy(user, room_id, **query)["rooms"]]
 
 
 def every_page(user: User, room_id: str, limit: int, **query: object) -> list[list[str]]:
-    """The rooms of all pages."""
+    """Return the room IDs of all pages."""
     pages, from_ = [], None
     while True:
         page = hierarchy(user, room_id, limit=limit, from_=from_, **query)

@@ -1,6 +1,5 @@
-"""A client that follows the server by /sync alone, as the specification asks of clients, and can
-check that it knows what a new client would see.
-"""
+"""A client that follows the server by `/sync` alone, as the specification describes. It can check
+its knowledge against a new client."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ WHOLE_ROOM = 1000
 
 @dataclass
 class KnownRoom:
-    """The client's knowledge of a room."""
+    """The client's data of a room."""
 
     section: str
     state: dict[Key, Json] = field(default_factory=dict)
@@ -43,9 +42,9 @@ class SyncClient:
         forks: bool = False,
         limit: int = 10,
     ) -> None:
-        """`forks`: the rooms have some. Then gaps are left, since the order by depth is not that of
-        arrival; and what resolution took out of the state is known on, since /sync has no words for
-        that."""
+        """`forks`: the rooms have forks. Then gaps of the timeline stay, since depth order is not
+        stream order. The client also keeps state that state resolution removed, since `/sync`
+        cannot express its removal."""
         self.user = user
         self.forks = forks
         self.limit = limit
@@ -56,7 +55,7 @@ class SyncClient:
         self.account_data: dict[str, Json] = {}
 
     def ask(self, limit: int, *, since: str | None = None, include_leave: bool = False) -> Json:
-        """One /sync."""
+        """Send one `/sync` request; return the response without applying it."""
         answer = self.user.get(self.path(limit, since=since, include_leave=include_leave))
         assert answer.status == 200, answer.body
         return dict(answer.json)
@@ -69,7 +68,7 @@ class SyncClient:
         include_leave: bool = False,
         timeout: int | None = None,
     ) -> str:
-        """That of a request; `timeout` in milliseconds."""
+        """Return the path of a request. `timeout` is in milliseconds."""
         room: Json = {
             "timeline": {"limit": limit, "unread_thread_notifications": True},
             "include_leave": include_leave,
@@ -81,82 +80,85 @@ class SyncClient:
         return path if timeout is None else f"{path}&timeout={timeout}"
 
     def sync(self, limit: int | None = None) -> bool:
-        """Hear what is new; whether there was anything."""
+        """Send a request and apply the response. Return whether it had changes."""
         return self.take(self.ask(limit or self.limit, since=self.since, include_leave=True))
 
     def take(self, answer: Json) -> bool:
-        """Take an answer to the present token in; whether there was anything new in it."""
+        """Apply a response to the current token. Return whether it had changes."""
         former = self.since
         self.since = answer["next_batch"]
         self._take_account_data(self.account_data, answer["account_data"])
         sections: Mapping[str, Json] = answer.get("rooms", {})
         for section, rooms in sections.items():
-            for room_id, news in rooms.items():
-                self._take(section, room_id, news, former)
+            for room_id, update in rooms.items():
+                self._take(section, room_id, update, former)
         return bool(sections) or bool(answer["account_data"]["events"])
 
     def catch_up(self) -> None:
-        """Sync until nothing is new."""
+        """Sync until there are no more changes."""
         for _ in range(5):
             if not self.sync():
                 return
-        raise AssertionError("there is always something new")
+        raise AssertionError("sync does not settle")
 
     def forget(self, room_id: str) -> None:
-        """Clients know themselves what they forgot."""
+        """Drop a room that the user forgot: the client made that request itself."""
         self.rooms.pop(room_id, None)
 
     def forget_typing(self) -> None:
-        """Clear who types, as after a restart of the server, which does not know it."""
+        """Drop typing notifications, which the server loses at a restart."""
         for known in self.rooms.values():
             known.typing.clear()
 
     def check(self) -> None:
-        """Check that this client knows what a new one sees, and each event of the timelines
+        """Check that this client knows the same as a new client, and has each timeline event
         once."""
         fresh = SyncClient(self.user, state_after=self.state_after or self.forks)
         fresh.sync(WHOLE_ROOM)
         assert self.account_data == fresh.account_data
         assert self._sections() == fresh._sections()
-        for room_id, told in fresh.rooms.items():
+        for room_id, expected in fresh.rooms.items():
             known = self.rooms[room_id]
-            if told.section in ("invite", "knock"):
-                assert known.stripped == told.stripped
+            if expected.section in ("invite", "knock"):
+                assert known.stripped == expected.stripped
                 continue
-            whole = self._state_of(told, known)
+            whole = self._state_of(expected, known)
             if self.forks:
                 assert {key: known.state.get(key) for key in whole} == whole, room_id
             else:
                 assert known.state == whole, room_id
             assert (
-                known.timeline == told.timeline[-len(known.timeline) :] if known.timeline else True
+                known.timeline == expected.timeline[-len(known.timeline) :]
+                if known.timeline
+                else True
             ), room_id
-            if told.section == "join":
-                assert known.account_data == told.account_data, room_id
-                assert known.receipts == told.receipts
-                assert known.typing == told.typing
-                assert (known.unread, known.threads) == (told.unread, told.threads), room_id
-                # a client keeps the heroes of a room that got a name since
-                assert told.summary.items() <= known.summary.items()
+            if expected.section == "join":
+                assert known.account_data == expected.account_data, room_id
+                assert known.receipts == expected.receipts
+                assert known.typing == expected.typing
+                assert (known.unread, known.threads) == (expected.unread, expected.threads), room_id
+                # a client keeps the heroes of a room that has a name now
+                assert expected.summary.items() <= known.summary.items()
 
     def _sections(self) -> dict[str, str]:
         return {room_id: room.section for room_id, room in self.rooms.items()}
 
-    def _state_of(self, told: KnownRoom, known: KnownRoom) -> dict[Key, Json]:
-        """The state that the client has to have: who loads members lazily has some of them."""
+    def _state_of(self, expected: KnownRoom, known: KnownRoom) -> dict[Key, Json]:
+        """Return the state that the client must know. With lazy loading, it need not know all
+        members."""
         if not self.lazy:
-            return told.state
+            return expected.state
         return {
             key: event
-            for key, event in told.state.items()
+            for key, event in expected.state.items()
             if key[0] != "m.room.member" or key in known.state
         }
 
-    def _take(self, section: str, room_id: str, news: Json, former: str | None) -> None:
+    def _take(self, section: str, room_id: str, update: Json, former: str | None) -> None:
         known = self.rooms.get(room_id)
         if section in ("invite", "knock"):
             room = self.rooms[room_id] = KnownRoom(
-                section, stripped=news[f"{section}_state"]["events"]
+                section, stripped=update[f"{section}_state"]["events"]
             )
             assert any(event["state_key"] == self.user.user_id for event in room.stripped)
             return
@@ -164,9 +166,12 @@ class SyncClient:
         if known is None or is_new:
             known = self.rooms[room_id] = KnownRoom(section)
         known.section = section
-        timeline = news["timeline"]
-        assert ("state_after" in news, "state" in news) == (self.state_after, not self.state_after)
-        changes = list(news["state_after" if self.state_after else "state"]["events"])
+        timeline = update["timeline"]
+        assert ("state_after" in update, "state" in update) == (
+            self.state_after,
+            not self.state_after,
+        )
+        changes = list(update["state_after" if self.state_after else "state"]["events"])
         if not self.state_after:
             changes += [event for event in timeline["events"] if "state_key" in event]
         known.state.update(
@@ -177,16 +182,16 @@ class SyncClient:
         elif timeline["limited"] and not is_new and former is not None:
             known.timeline += self._fill_gap(room_id, timeline["prev_batch"], former)
         known.timeline += [event["event_id"] for event in timeline["events"]]
-        assert len(set(known.timeline)) == len(known.timeline), "an event was told twice"
-        self._take_account_data(known.account_data, news["account_data"])
+        assert len(set(known.timeline)) == len(known.timeline), "an event was sent twice"
+        self._take_account_data(known.account_data, update["account_data"])
         if section == "join":
-            self._take_ephemeral(known, news)
-            known.unread = news["unread_notifications"]
-            known.threads = news.get("unread_thread_notifications", {})
-            known.summary.update(news["summary"])
+            self._take_ephemeral(known, update)
+            known.unread = update["unread_notifications"]
+            known.threads = update.get("unread_thread_notifications", {})
+            known.summary.update(update["summary"])
 
-    def _take_ephemeral(self, known: KnownRoom, news: Json) -> None:
-        for event in news["ephemeral"]["events"]:
+    def _take_ephemeral(self, known: KnownRoom, update: Json) -> None:
+        for event in update["ephemeral"]["events"]:
             if event["type"] == "m.typing":
                 known.typing = set(event["content"]["user_ids"])
             else:
@@ -195,12 +200,12 @@ class SyncClient:
                         for user_id, data in users.items():
                             known.receipts[user_id, kind, data.get("thread_id")] = event_id
 
-    def _take_account_data(self, known: dict[str, Json], news: Json) -> None:
-        for event in news["events"]:
+    def _take_account_data(self, known: dict[str, Json], update: Json) -> None:
+        for event in update["events"]:
             known[event["type"]] = event["content"]
 
     def _fill_gap(self, room_id: str, start: str, end: str) -> list[str]:
-        """The events between, oldest first."""
+        """Fetch the events of the gap; return their IDs, oldest first."""
         found: list[str] = []
         while True:
             answer = self.user.get(
@@ -214,5 +219,5 @@ class SyncClient:
 
 
 def essence(event: Json) -> Json:
-    """The parts of a state event that two readers have to agree on."""
+    """Return the fields of a state event that two clients must agree on."""
     return {"event_id": event["event_id"], "content": event["content"], "sender": event["sender"]}

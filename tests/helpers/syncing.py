@@ -1,4 +1,4 @@
-"""Short words for tests of /sync."""
+"""Requests for tests of `/sync`."""
 
 import json
 from itertools import count
@@ -13,7 +13,7 @@ _V3 = "/_matrix/client/v3"
 
 
 def sync_path(since: str | None = None, filter: Json | str | None = None, **more: object) -> str:
-    """The path of a /sync."""
+    """Return the path of a `/sync` request."""
     query = {} if since is None else {"since": since}
     if filter is not None:
         query["filter"] = filter if isinstance(filter, str) else json.dumps(filter)
@@ -24,24 +24,24 @@ def sync_path(since: str | None = None, filter: Json | str | None = None, **more
 def sync(
     user: User, since: str | None = None, filter: Json | str | None = None, **more: object
 ) -> Json:
-    """Return the answer of a /sync that does not wait."""
+    """Send a `/sync` request that must be answered at once; return the response."""
     answer = user.get(sync_path(since, filter, **more))
     assert answer.status == 200, answer.body
     return dict(answer.json)
 
 
 def token(user: User) -> str:
-    """Return the stream's current position."""
+    """Return the current `next_batch` token."""
     return str(sync(user)["next_batch"])
 
 
 def poll(user: User, since: str, filter: Json | None = None, timeout: int = 30_000) -> Pending:
-    """A long poll."""
+    """Start a long poll."""
     return user.start("GET", sync_path(since, filter, timeout=timeout))
 
 
 class Rooms:
-    """Actions of users in rooms, with every answer checked."""
+    """Requests to rooms that must succeed."""
 
     def __init__(self) -> None:
         self._txn = count(1)
@@ -114,12 +114,12 @@ class Rooms:
 
 
 def ids(room: Json) -> list[str]:
-    """The events of a room's timeline."""
+    """Return the event IDs of a room's timeline."""
     return [event["event_id"] for event in room["timeline"]["events"]]
 
 
 def bodies(room: Json) -> list[str]:
-    """The texts of a room's timeline."""
+    """Return the texts of a room's timeline."""
     return [
         event["content"]["body"]
         for event in room["timeline"]["events"]
@@ -128,5 +128,5 @@ def bodies(room: Json) -> list[str]:
 
 
 def keys(events: list[Json]) -> set[tuple[str, str]]:
-    """Types and state keys."""
+    """Return the types and state keys of events."""
     return {(event["type"], event["state_key"]) for event in events}

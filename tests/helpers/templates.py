@@ -1,4 +1,4 @@
-"""Compiles the templates of pages and e-mails once in a run, not once per server of a test."""
+"""Compiles the templates of pages and e-mails once in a run, not for each server of a test."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from jinja2 import Environment
 
 
 def compile_templates_once() -> None:
-    """From now on. What Jinja makes of a template follows from its text and from how the
-    environment is set."""
+    """Cache compiled Jinja templates. The result depends only on the text and the environment's
+    settings."""
     compile_anew = Environment.compile
     compiled: dict[tuple[object, ...], Any] = {}
 

@@ -1,4 +1,4 @@
-"""The way of somebody who signs in to a client with an identity provider."""
+"""Signs in with an upstream identity provider."""
 
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,24 +16,23 @@ ALICE = {
 }
 
 
-def leave(browser: Browser, client: str = CLIENT) -> str:
-    """Begin to sign in for a client. Return the address that the server redirects the browser
-    to."""
+def open_provider(browser: Browser, client: str = CLIENT) -> str:
+    """Start a sign-in for a client; return the provider's URL to which the server redirects."""
     answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
     assert answer.status == 302, browser.words
     return browser.location
 
 
 def sign_in(server: TestServer, provider: OpenIDProvider, browser: Browser, **claims: str) -> User:
-    """The whole way."""
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, **claims}))
+    """Sign in with the provider and return the user."""
+    browser.open(provider.sign_in(open_provider(browser), **{**ALICE, **claims}))
     assert browser.status == 200, browser.words
     browser.send("/_mahalla/upstream/client")
     return redeem(server, browser)
 
 
 def redeem(server: TestServer, browser: Browser, **further: str) -> User:
-    """The client takes the token that the browser brings."""
+    """Redeem the login token of the redirect to the client."""
     assert browser.status in (302, 303), browser.words
     token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
     answer = server.post(

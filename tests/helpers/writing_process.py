@@ -1,4 +1,4 @@
-"""A process that writes as fast as it can and says what was acknowledged, until it is killed.
+"""A process that writes as fast as possible and prints what was acknowledged, until it is killed.
 
     python -m tests.helpers.writing_process sqlite PATH
     python -m tests.helpers.writing_process postgres "host=… dbname=…"

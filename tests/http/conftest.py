@@ -10,8 +10,8 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.requester import Requester
 from storage.engine.database import Database
 from tests.helpers.http import Client, FakeTokens, client_for
+from tests.helpers.media_scanning import PLUGIN, ScanningServers
 from tests.helpers.object_store import RunningObjectStore, running_object_store
-from tests.helpers.scanned import PLUGIN, Place
 from tests.helpers.scanners import RunningScanners, running_scanners
 from tests.helpers.server import User
 from tests.http import endpoints
@@ -63,16 +63,16 @@ def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningO
 
 
 @pytest.fixture
-def place(tmp_path: Path, sqlite_database: Database) -> Iterator[Place]:
+def place(tmp_path: Path, sqlite_database: Database) -> Iterator[ScanningServers]:
     """A factory of servers that scan files."""
-    place = Place(tmp_path, sqlite_database)
+    place = ScanningServers(tmp_path, sqlite_database)
     yield place
     for server in place.servers:
         server.app.media.close_workers()
 
 
 @pytest.fixture
-def held(place: Place) -> User:
+def held(place: ScanningServers) -> User:
     """A user on a server with a scanning plug-in that the test controls."""
     return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register(
         "alice"

@@ -45,31 +45,6 @@ class SlidingClient:
         return UNSTABLE if self.pos is None else f"{UNSTABLE}?pos={self.pos}"
 
 
-def create(user: User, **content: Any) -> str:
-    """A new room."""
-    answer = user.post("/_matrix/client/v3/createRoom", content)
-    assert answer.status == 200, answer.body
-    return str(answer.json["room_id"])
-
-
-def say(user: User, room_id: str, text: str) -> str:
-    """Send a message."""
-    answer = user.put(
-        f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{text}",
-        {"msgtype": "m.text", "body": text},
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["event_id"])
-
-
-def put_state(
-    user: User, room_id: str, type: str, content: dict[str, Any], state_key: str = ""
-) -> None:
-    """Set an entry of the state."""
-    answer = user.put(f"/_matrix/client/v3/rooms/{room_id}/state/{type}/{state_key}", content)
-    assert answer.status == 200, answer.body
-
-
 def act(user: User, room_id: str, action: str, **content: Any) -> None:
     """Join, leave, invite, kick, ban."""
     answer = user.post(f"/_matrix/client/v3/rooms/{room_id}/{action}", content)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import V3, create, ok, refused, room_path, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, ok, refused, room_path, say
 
 FULL = (403, "M_USER_LIMIT_EXCEEDED")
 

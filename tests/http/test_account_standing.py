@@ -10,11 +10,10 @@ import pytest
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     create,
-    everything_said,
     join,
     membership,
     ok,
@@ -25,6 +24,7 @@ from tests.helpers.talk import (
     room_path,
     say,
 )
+from tests.helpers.server import TestServer, User
 
 SUSPENDED = (403, "M_USER_SUSPENDED")
 
@@ -75,7 +75,7 @@ async def test_a_suspended_user_reads_and_leaves(
     ):
         assert refused(answer) == SUSPENDED
 
-    assert everything_said(bob, room_id) == ["own", "foreign"]
+    assert all_texts(bob, room_id) == ["own", "foreign"]
     ok(bob.get(f"{V3}/sync"))
     ok(bob.post(room_path(room_id, "receipt", "m.read", foreign)))
     ok(bob.post(room_path(room_id, "read_markers"), {"m.fully_read": foreign}))

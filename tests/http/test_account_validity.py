@@ -64,7 +64,7 @@ def send_emails(server: TestServer) -> int:
 
 def last_link(server: TestServer) -> str:
     """Return the link in the last e-mail, without the host."""
-    text = server.relay.letters[-1][1].get_body(("plain",))
+    text = server.relay.emails[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     return str(link)
@@ -147,7 +147,7 @@ def test_the_link_in_the_email_renews_the_account(server: TestServer) -> None:
     server.clock.advance(DAY)
     assert send_emails(server) == 1
     assert send_emails(server) == 0  # once
-    [(recipient, email)] = server.relay.letters
+    [(recipient, email)] = server.relay.emails
     assert recipient == "alice@example.org"
     assert email["Subject"] == "Renew your account on example.org"
     assert "2024-02-22" in str(email.get_body(("plain",)))
@@ -184,7 +184,7 @@ def test_emails_are_in_the_language_of_the_pusher(server: TestServer) -> None:
     assert alice.post("/_matrix/client/v3/pushers/set", pusher).status == 200
     server.clock.advance(95 * DAY)
     assert send_emails(server) == 1
-    assert server.relay.letters[0][1]["Content-Language"] == "ru"
+    assert server.relay.emails[0][1]["Content-Language"] == "ru"
 
 
 def test_a_user_without_email_gets_the_email_once_they_add_an_address(server: TestServer) -> None:
@@ -192,12 +192,12 @@ def test_a_user_without_email_gets_the_email_once_they_add_an_address(server: Te
     server.clock.advance(95 * DAY)
     assert send_emails(server) == 1
     assert send_emails(server) == 0
-    assert server.relay.letters == []
+    assert server.relay.emails == []
     assert alice.post(SEND_MAIL).errcode == "M_THREEPID_NOT_FOUND"
     row = ThreepidRow("email", "late@example.org", alice.user_id, 1, 1)
     server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
     assert send_emails(server) == 1
-    assert [recipient for recipient, _ in server.relay.letters] == ["late@example.org"]
+    assert [recipient for recipient, _ in server.relay.emails] == ["late@example.org"]
 
 
 def test_a_user_requests_the_email(server: TestServer) -> None:
@@ -293,7 +293,7 @@ def test_the_operator_can_set_the_subject(tmp_path: Path, sqlite_database: Datab
     register_expiring(server)
     server.clock.advance(95 * DAY)
     assert send_emails(server) == 1
-    assert server.relay.letters[0][1]["Subject"] == "Keep Matrix 100%"
+    assert server.relay.emails[0][1]["Subject"] == "Keep Matrix 100%"
 
 
 def test_the_account_page_shows_the_expiry(server: TestServer) -> None:

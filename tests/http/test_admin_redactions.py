@@ -6,8 +6,8 @@ import pytest
 
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, ok, redact, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, ok, redact, refused, say
 
 
 async def make_admin(server: TestServer, user: User) -> None:

@@ -11,10 +11,10 @@ from homeserver.config.load import ConfigError, load_config
 from homeserver.services.accounts.registration import Wish
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 NEEDS_APPROVAL = f"""{OAUTH}
@@ -96,7 +96,7 @@ def test_an_account_awaiting_approval_cannot_sign_in(server: TestServer) -> None
     assert "has to approve your account" not in browser.words
     assert server.run(server.app.accounts.stores.accounts.get_accounts(["@alice:example.org"]))
     assert server.run(server.app.accounts.stores.devices.get_devices(["@alice:example.org"])) == {}
-    assert [record for record in told(server) if record[0].startswith("sign_in")] == [
+    assert [record for record in audit_records(server) if record[0].startswith("sign_in")] == [
         ("sign_in_refused", "awaiting_approval"),
         ("sign_in_failed", None),
         ("sign_in_failed", None),
@@ -176,7 +176,7 @@ def test_the_page_is_for_administrators_only(server: TestServer) -> None:
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.open("/_mahalla/register")
     browser.send("/_mahalla/register/email", address=address)
-    email = next(email for to, email in reversed(server.relay.letters) if to == address)
+    email = next(email for to, email in reversed(server.relay.emails) if to == address)
     text = email.get_body(("plain",))
     assert text is not None
     link = next(line for line in text.get_content().splitlines() if "confirm_email" in line)
@@ -190,26 +190,26 @@ def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Dat
     server = TestServer(tmp_path, sqlite_database, WITH_EMAIL)
     browser = Browser(server, "uz")
     confirm(server, browser, "alice@example.com")
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     browser.send(
         "/_mahalla/register", name="alice", password="wonderland", password_again="wonderland"
     )
     assert browser.status == 200
     assert "tasdiqlanganda sizga xat keladi" in browser.words.lower()
-    [(to, email)] = server.relay.letters
+    [(to, email)] = server.relay.emails
     assert to == "admin@example.org"
     assert "ждёт подтверждения" in email["Subject"]
     html = email.get_body(("html",))
     assert html is not None
     assert 'href="https://matrix.example.org/_mahalla/approvals"' in html.get_content()
     register_awaiting(server, "bob")
-    assert len(server.relay.letters) == 1  # one e-mail an hour; the page shows both accounts
+    assert len(server.relay.emails) == 1  # one e-mail an hour; the page shows both accounts
     server.clock.advance(3601)
     register_awaiting(server, "carol")
     # an hour later there is another e-mail
-    assert [to for to, _ in server.relay.letters] == ["admin@example.org"] * 2
+    assert [to for to, _ in server.relay.emails] == ["admin@example.org"] * 2
 
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     refused = server.post(
         LOGIN,
         {
@@ -220,13 +220,13 @@ def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Dat
     )
     assert refused.json["approval_notice_medium"] == "m.email"
     assert server.run(server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
-    [(to, email)] = server.relay.letters
+    [(to, email)] = server.relay.emails
     assert to == "alice@example.com"
     assert "tasdiqlandi" in email["Subject"]
     assert not server.run(
         server.app.login.approvals.do_approve(UserID("@alice:example.org"), by=ROOT)
     )
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_an_invalid_address_does_not_prevent_approval(
@@ -236,9 +236,9 @@ def test_an_invalid_address_does_not_prevent_approval(
     alice = register_awaiting(server)
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
     server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     assert server.run(server.app.login.approvals.do_approve(alice, by=ROOT))
-    assert not server.relay.letters
+    assert not server.relay.emails
     sign_in(server, "alice")
 
 

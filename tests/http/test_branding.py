@@ -103,7 +103,7 @@ def test_branding_of_emails(tmp_path: Path, sqlite_database: Database, kind: str
     server = TestServer(tmp_path, sqlite_database, config)
     asked = {"email": "alice@example.org", "client_secret": "abc", "send_attempt": 1}
     assert server.post("/_matrix/client/v3/register/email/requestToken", asked).status == 200
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     html = letter.get_body(("html",))
     plain = letter.get_body(("plain",))
     assert html is not None

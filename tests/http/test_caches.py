@@ -7,8 +7,8 @@ from homeserver.config.memory import CacheOptions, Memory
 from homeserver.config.option import Size
 from homeserver.wiring.cache_sizes import CacheSizes
 from storage.engine.database import Database
+from tests.helpers.room_actions import all_texts, create, messages, redact, say
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, everything_said, messages, redact, say
 
 LISTENER = """
 enable_metrics: true
@@ -48,13 +48,13 @@ def test_large_events_count_for_several(tmp_path: Path, sqlite_database: Databas
     large = [str(number) * 30_000 for number in range(1, 10)]
     for text in large:
         say(alice, room_id, text)
-    assert everything_said(alice, room_id) == large
+    assert all_texts(alice, room_id) == large
     assert 0 < server.app.rooms.events.weight <= 100 * 4096
     for number in range(150):
         say(alice, room_id, str(number))
     assert len(server.app.rooms.events) == 100
     redact(alice, room_id, say(alice, room_id, "oops"))
-    assert everything_said(alice, room_id)[:9] == large
+    assert all_texts(alice, room_id)[:9] == large
 
 
 def test_metrics_count_hits_and_misses(tmp_path: Path, sqlite_database: Database) -> None:

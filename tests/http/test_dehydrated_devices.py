@@ -230,7 +230,7 @@ def test_it_is_deleted_with_all_sessions_and_with_other_devices(
     assert again.get(PATH).status == 404
 
 
-def test_nobody_can_sign_in_on_it_and_it_cannot_replace_a_session(
+def test_a_dehydrated_device_is_refused_at_login_and_cannot_replace_a_session(
     server: TestServer, alice: User
 ) -> None:
     answer = alice.put(PATH, new_device(alice, alice.device_id))

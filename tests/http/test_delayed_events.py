@@ -9,12 +9,12 @@ from homeserver.services.rooms.delayed_events import LEASE_MS
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.rooms.delayed_events import DelayedEventStore
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import PausableExecutor
 from tests.helpers.http import Answer
-from tests.helpers.later import HeldExecutor
 from tests.helpers.retention import keep_for, purge
+from tests.helpers.room_actions import V3, ok, redact, refused, room_path
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.syncing import Json, Rooms, bodies, sync
-from tests.helpers.talk import V3, ok, redact, refused, room_path
 
 PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
 CALL = "org.matrix.msc3401.call.member"
@@ -182,7 +182,9 @@ def test_the_paths_that_the_proposal_wants_in_the_end(
     assert said(alice, room_id) == ["later"]
 
 
-def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
+def test_scheduled_and_finalised_events_are_listed_for_their_owner(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     bob = server.register("bob")
     late = scheduled(later(alice, room_id, 20_000, "1"))
     early = scheduled(state_later(alice, room_id, {"a": 1}, delay=5_000))
@@ -236,7 +238,9 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["redacted", "too old", "purged"])
-def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database, how: str) -> None:
+def test_a_sent_delayed_event_does_not_keep_content_that_is_gone(
+    tmp_path: Path, database: Database, how: str
+) -> None:
     server = TestServer(tmp_path, database, UNLIMITED + "retention: {enabled: true}\n")
     server.app.calls.delayed_events.start()
     alice = server.register("alice")
@@ -263,7 +267,7 @@ def test_what_is_gone_is_not_remembered_here(tmp_path: Path, database: Database,
     assert [bytes(content) == b"{}" for (content,) in kept] == [how != "too old"]
 
 
-def test_what_may_not_be_sent_when_the_time_has_come(
+def test_a_delayed_event_that_is_forbidden_when_due_is_not_sent(
     server: TestServer, alice: User, room_id: str
 ) -> None:
     bob = server.register("bob")
@@ -442,7 +446,7 @@ def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
 def test_a_request_during_the_sending_gets_its_outcome(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, first: str, is_allowed: bool
 ) -> None:
-    writer = HeldExecutor()
+    writer = PausableExecutor()
     server = started(TestServer(tmp_path, open_inline(database_config, writer=writer), UNLIMITED))
     alice, bob = server.register("alice"), server.register("bob")
     room_id = rooms.create(alice, bob)
@@ -458,10 +462,10 @@ def test_a_request_during_the_sending_gets_its_outcome(
         for action in ("send", "cancel", "restart")
     }
     for _ in range(20):
-        writer.work()
+        writer.run_queued()
         wait(server, 0.05)
     writer.is_held = False
-    writer.work_all()
+    writer.run()
     wait(server, 1)
     answers = {
         action: [refused_or_ok(each.answer) for each in pending]
@@ -480,7 +484,7 @@ def test_a_request_during_the_sending_gets_its_outcome(
 
 
 @pytest.mark.parametrize("action", ["send", "cancel", "restart"])
-def test_who_waits_while_another_node_is_at_sending_it_writes_nothing(
+def test_a_request_writes_nothing_while_another_node_sends_the_delayed_event(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, action: str
 ) -> None:
     counter = QueryCounter()

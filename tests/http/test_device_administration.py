@@ -8,7 +8,6 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
-from tests.helpers.gateway import set_pusher
 from tests.helpers.http import Answer
 from tests.helpers.keys import (
     V3,
@@ -22,6 +21,7 @@ from tests.helpers.keys import (
 )
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
+from tests.helpers.push_gateway import set_pusher
 from tests.helpers.server import START, TestServer, User
 from tests.http.test_dehydrated_devices import DEVICE as DEHYDRATED
 from tests.http.test_dehydrated_devices import put as put_dehydrated

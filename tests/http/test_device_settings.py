@@ -1,8 +1,8 @@
 """Account data of a device is deleted with it. Proposal: MSC3890"""
 
+from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms, sync
-from tests.helpers.talk import V3, ok, refused
 
 TYPE = "org.matrix.msc3890.local_notification_settings."
 

@@ -14,10 +14,10 @@ from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.transaction import WriteTransaction
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.finding import begin_jobs, search, settle
+from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.room_actions import create, join, leave, ok, put_event, room_path, say, set_state
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, join, leave, ok, put_event, room_path, say, set_state
 from tests.http.sliding import SlidingClient, a_list
 
 SECRET = "elderberry"

@@ -9,8 +9,8 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import create, join, leave, membership, ok, refused, say, set_state
 from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import create, join, leave, membership, ok, refused, say, set_state
 
 NOW = int(START * 1000)
 

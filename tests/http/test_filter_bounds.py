@@ -8,9 +8,9 @@ import pytest
 from storage.engine.database import Database
 from storage.filters import filters
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync_path
-from tests.helpers.talk import V3, ok, refused
 
 
 def post(user: User, filter: Mapping[str, object]) -> Answer:

@@ -8,11 +8,11 @@ from homeserver.services.accounts.auto_join_rooms import LEASE_MS
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Fate, Network
+from tests.helpers.remote_membership import NORTH, SOUTH
+from tests.helpers.room_actions import V3, create, ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import V3, create, ok
 
 CONFIG = 'auto_join_rooms: ["#everyone:example.org", "#missing:example.org", "#closed:example.org", "#news:example.org"]\n'
 

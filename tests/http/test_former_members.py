@@ -11,10 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.server import TestServer, User
-from tests.helpers.spaces import hierarchy_path, summary_path
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -25,6 +22,9 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
+from tests.helpers.spaces import hierarchy_path, summary_path
+from tests.helpers.syncing import sync
 from tests.http.sliding import STABLE, SlidingClient, a_list
 
 EVERYTHING = [["*", "*"]]

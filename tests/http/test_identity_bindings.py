@@ -15,8 +15,8 @@ from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
 from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
@@ -109,7 +109,7 @@ def test_an_address_is_bound_and_unbound(
     assert signed.signature == SigningKey("a_test", bytes(32)).sign(signed_bytes)
     assert unbind(alice) == "no-support"
     assert len(identity.requests) == 2
-    bound = [record for record in told(server) if record[0].endswith("bound")]
+    bound = [record for record in audit_records(server) if record[0].endswith("bound")]
     assert bound == [("address_bound", ADDRESS["address"]), ("address_unbound", ADDRESS["address"])]
 
 

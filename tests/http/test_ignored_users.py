@@ -8,10 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers.finding import begin_jobs, search, settle
-from tests.helpers.server import TestServer
-from tests.helpers.syncing import Rooms, sync, sync_path
-from tests.helpers.talk import (
+from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -22,6 +20,8 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer
+from tests.helpers.syncing import Rooms, sync, sync_path
 from tests.http.sliding import SlidingClient, a_list
 from tests.http.test_unsigned import events_in
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import V3, create, membership, ok, refused, room_path
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, sync
-from tests.helpers.talk import V3, create, membership, ok, refused, room_path
 from tests.http.sliding import SlidingClient, a_list
 
 STABLE = "m.invite_permission_config"

@@ -9,9 +9,9 @@ import pytest
 from homeserver.services.rooms import receipt_cache
 from storage.engine.database import Database
 from storage.rooms import receipts
+from tests.helpers.room_actions import create, join, ok, room_path, say
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, join, ok, room_path, say
 from tests.http.test_relations import relate
 
 COUNTED = {"room": {"timeline": {"unread_thread_notifications": True}}}

@@ -13,10 +13,10 @@ from nio.crypto.attachments import encrypt_attachment
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from tests.helpers.files_between import DOWNLOAD, OPEN, upload
+from tests.helpers.federated_media import DOWNLOAD, OPEN, upload
 from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
-from tests.helpers.scanned import Held, begin_upload
+from tests.helpers.media_scanning import HeldVerdicts, begin_upload
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import TestServer, User
 
@@ -330,15 +330,15 @@ def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
     """A user with many requests delays neither new files nor other users who ask for the same
     files."""
     bob, carol = held.server.register("bob"), held.server.register("carol")
-    Held.is_quick = True
+    HeldVerdicts.is_quick = True
     mine, theirs = (
         [encrypted(held, b"mine %d" % number) for number in range(6)],
         encrypted(held, b"theirs"),
     )
     for file in (*mine, theirs):
         assert held.get(f"{PROXY}/scan/{address_of(file)}").status == 200
-    Held.is_quick = False
-    Held.seen.clear()
+    HeldVerdicts.is_quick = False
+    HeldVerdicts.seen.clear()
 
     def begin(user: User, file: dict[str, Any]) -> Pending:
         body = json.dumps({"file": file}).encode()
@@ -347,12 +347,12 @@ def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
         )
 
     asked = [begin(held, file) for file in mine] + [begin(bob, file) for file in mine]
-    assert Held.seen == [b"mine 0"]  # one of the two turns is for others
+    assert HeldVerdicts.seen == [b"mine 0"]  # one of the two turns is for others
     late = begin(carol, theirs)
-    assert Held.seen == [b"mine 0", b"theirs"]
+    assert HeldVerdicts.seen == [b"mine 0", b"theirs"]
     uploading = begin_upload(carol, b"milk")
-    assert Held.seen[2:] == [b"milk"]
-    while Held.waiting:
-        Held.waiting.pop().callback(None)
+    assert HeldVerdicts.seen[2:] == [b"milk"]
+    while HeldVerdicts.waiting:
+        HeldVerdicts.waiting.pop().callback(None)
     assert uploading.answer.status == 200
     assert {each.answer.status for each in (*asked, late)} == {200}

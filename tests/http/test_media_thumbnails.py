@@ -32,10 +32,10 @@ from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
 from storage.media.media import Content
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
-from tests.helpers.later import LaterExecutor
-from tests.helpers.scanned import PLUGIN, Held
+from tests.helpers.media_scanning import PLUGIN, HeldVerdicts
 from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
@@ -332,14 +332,14 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
 def test_thumbnails_that_take_long_keep_no_upload_waiting(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    images = LaterExecutor()
+    images = ManualExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
     alice = server.register("alice")
     file = _upload(alice, picture(400, 200))
     wanted = server.client.start("GET", f"{THUMBNAIL}{file}?width=96&height=96", token=alice.token)
     assert len(images.jobs) == 1
     _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
-    images.work()
+    images.run_queued()
     assert wanted.answer.status == 200
     server.app.media.close_workers()
 
@@ -387,13 +387,13 @@ def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path
 
 
 async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
     waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
     with pytest.raises(LimitExceeded):
         await workers.run(job)
-    executor.work()
+    executor.run_queued()
     assert {(await each).kind for each in waiting} == {"no image"}
     workers.close()
 
@@ -478,7 +478,7 @@ def test_some_are_made_as_soon_as_a_picture_has_come(
 def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    images = LaterExecutor()
+    images = ManualExecutor()
     config = (
         "thumbnails_at_upload: true\nthumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
     )
@@ -489,7 +489,7 @@ def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting
             _upload(alice, picture(width, 200))
         file = _upload(bob, picture(400, 200))
         assert len(images.jobs) == 2  # one of each
-        images.work()
+        images.run_queued()
         assert len(list((tmp_path / "media_store" / "thumbnails").rglob("96x96-crop"))) == 2
         images.jobs.clear()
         assert _thumbnail(bob, file, 96, 96, "&method=crop").status == 200
@@ -511,9 +511,9 @@ def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Da
                 headers={"Content-Type": "image/png"},
             )
         assert _kept(tmp_path) == set()
-        Held.waiting.pop(0).callback("a worm")
+        HeldVerdicts.waiting.pop(0).callback("a worm")
         assert _kept(tmp_path) == set()
-        Held.waiting.pop(0).callback(None)
+        HeldVerdicts.waiting.pop(0).callback(None)
         assert "96x96-crop" in _kept(tmp_path)
     finally:
         alice.server.app.media.close_workers()

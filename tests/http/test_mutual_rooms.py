@@ -6,8 +6,8 @@ import pytest
 
 from homeserver.services.rooms.mutual_rooms import PAGE
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import create, invite, join, leave, ok, refused
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, invite, join, leave, ok, refused
 
 STABLE = "/_matrix/client/v1/mutual_rooms"
 UNSTABLE = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"

@@ -15,8 +15,8 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer
+from tests.helpers.room_actions import V3, create, join, ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, ok, room_path
 
 V1 = "/_matrix/client/v1"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from tests.helpers.room_actions import V3, create, join, ok, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, ok, say, set_state
 
 OFTEN = 60
 

@@ -16,13 +16,13 @@ from federation.http_client.client import WebAnswer
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
-from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
+from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, sign_in
 
 FAILED = "sign-in service is not working"
 
@@ -40,7 +40,7 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
 def come_back(provider: OpenIDProvider, server: TestServer, **claims: Any) -> Browser:
     """Return a browser that went to the provider and returned."""
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **(claims or ALICE)))
+    browser.open(provider.sign_in(open_provider(browser), **(claims or ALICE)))
     return browser
 
 
@@ -138,7 +138,7 @@ def test_unknown_keys_are_fetched_at_most_once_a_minute(
 
 def test_invalid_callbacks_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
-    back = provider.sign_in(leave(browser), **ALICE)
+    back = provider.sign_in(open_provider(browser), **ALICE)
     state = parse_qs(urlsplit(back).query)["state"][0]
     for query in ({"code": "code0"}, {"code": "code0", "state": "x" * 24}, {"state": "\u00e4"}):
         browser.open(f"{CALLBACK}?{urlencode(query)}")
@@ -153,7 +153,7 @@ def test_invalid_callbacks_are_refused(server: TestServer, provider: OpenIDProvi
 
 def test_a_cancelled_sign_in_shows_a_page(server: TestServer) -> None:
     browser = Browser(server)
-    state = parse_qs(urlsplit(leave(browser)).query)["state"][0]
+    state = parse_qs(urlsplit(open_provider(browser)).query)["state"][0]
     browser.open(f"{CALLBACK}?{urlencode({'error': 'access_denied', 'state': state})}")
     assert "You did not sign in there" in browser.words
 
@@ -168,7 +168,7 @@ def test_a_callback_from_another_issuer_is_refused(
         (f"&iss={ISSUER}", "Continue to"),
     ):
         browser = Browser(server)
-        browser.open(provider.sign_in(leave(browser), **ALICE) + iss)
+        browser.open(provider.sign_in(open_provider(browser), **ALICE) + iss)
         assert text in browser.words
 
 
@@ -202,14 +202,14 @@ def test_malformed_discovery_documents_are_refused(
 
 def test_an_unavailable_provider_shows_a_page(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
-    back = provider.sign_in(leave(browser), **ALICE)
+    back = provider.sign_in(open_provider(browser), **ALICE)
     provider.is_down = True
     browser.open(back)
     assert FAILED in browser.words
 
 
 def test_client_authentication_and_pkce(server: TestServer, provider: OpenIDProvider) -> None:
-    where = parse_qs(urlsplit(leave(Browser(server))).query)
+    where = parse_qs(urlsplit(open_provider(Browser(server))).query)
     assert where["code_challenge_method"] == ["S256"]
     assert len(where["code_challenge"][0]) == 43
     assert where["scope"] == ["openid profile"]
@@ -219,7 +219,7 @@ def test_client_authentication_and_pkce(server: TestServer, provider: OpenIDProv
     )  # matrix:open+sesame
     provider.document["code_challenge_methods_supported"] = []
     server.clock.advance(3601)
-    assert "code_challenge" not in leave(Browser(server))
+    assert "code_challenge" not in open_provider(Browser(server))
 
 
 def test_claims_from_the_userinfo_endpoint(
@@ -248,13 +248,13 @@ def test_required_groups(
         (["x", "staff"], "Continue to"),
     ):
         assert text in come_back(provider, server, **ALICE, groups=groups).words
-    assert told(server)[0] == ("registered", None)
-    assert ("linked", "oidc-town") in told(server)
+    assert audit_records(server)[0] == ("registered", None)
+    assert ("linked", "oidc-town") in audit_records(server)
     assert (
         "not allowed to use this server"
         in come_back(provider, server, **ALICE, groups=["pupils"]).words
     )
-    assert told(server)[-1] == ("sign_in_refused", "not_allowed")
+    assert audit_records(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
 def test_groups_from_a_template(
@@ -415,7 +415,7 @@ def test_a_backchannel_logout_ends_oauth_sessions(
     assert desk.refresh().status == 400
     browser.open(desk.request())
     assert browser.path.startswith("/_mahalla/sign_in")  # the browser session ends too
-    assert [event for event, _ in told(linked)][-3:] == [
+    assert [event for event, _ in audit_records(linked)][-3:] == [
         "session_ended",
         "session_ended",
         "browser_signed_out",
@@ -483,7 +483,7 @@ def test_a_backchannel_logout_ends_unused_login_tokens(
     tokens = []
     for sid in ("p", "q"):
         browser = Browser(linked)
-        browser.open(provider.sign_in(leave(browser), **ALICE, sid=sid))
+        browser.open(provider.sign_in(open_provider(browser), **ALICE, sid=sid))
         browser.send("/_mahalla/upstream/client")
         tokens.append(parse_qs(urlsplit(browser.location).query)["loginToken"][0])
     assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200

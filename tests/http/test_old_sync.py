@@ -11,12 +11,11 @@ from homeserver.services.sync import initial_sync
 from homeserver.services.sync.initial_sync import MAX_EVENTS
 from storage.engine.database import Database
 from tests.helpers.http import Answer, Pending
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     bodies,
     create,
-    everything_said,
     get_state,
     invite,
     join,
@@ -30,6 +29,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 READABLE = {
     "type": "m.room.history_visibility",
@@ -136,7 +136,7 @@ def test_only_what_was_said_in_the_open_is_shown(alice: User, bob: User) -> None
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
     event_id = say(alice, room, "for all")
     assert bodies(look(bob, room)["messages"]["chunk"]) == ["for all"]
-    assert everything_said(bob, room) == ["for all"]
+    assert all_texts(bob, room) == ["for all"]
     assert get_state(bob, room, "m.room.history_visibility") == {
         "history_visibility": "world_readable"
     }

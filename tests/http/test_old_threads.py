@@ -9,9 +9,9 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.retention import DAY, RULES, SECRET, keep_for, purge
+from tests.helpers.room_actions import create, join, ok, refused, room_path, say
 from tests.helpers.server import TestServer
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, join, ok, refused, room_path, say
 from tests.http.test_relations import relate
 
 COUNTED = {"room": {"timeline": {"unread_thread_notifications": True}}}

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer, Client, RememberingAccessLog
+from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, ok, refused
 
 USERINFO = "/_matrix/federation/v1/openid/userinfo"
 OPENID_LISTENER = "listeners: [{type: http, port: 8008, resources: [{names: [client, openid]}]}]\n"

@@ -9,7 +9,7 @@ from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.login.passwords import HashingThreads, Passwords
-from tests.helpers.threads import InlineThreads
+from tests.helpers.executors import InlineThreads
 
 
 async def test_a_hash_depends_on_the_pepper_and_is_renewed_at_a_higher_cost() -> None:

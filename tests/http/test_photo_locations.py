@@ -28,9 +28,9 @@ from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable
 from homeserver.services.subprocesses.worker_processes import PATIENCE
 from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
 from tests.helpers.images import ORIENTATION, picture
-from tests.helpers.later import LaterExecutor
 from tests.helpers.server import TestServer, User
 
 PLACE = {
@@ -365,9 +365,9 @@ def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Da
 
 
 @pytest.fixture
-def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, LaterExecutor]]:
+def slow(tmp_path: Path, sqlite_database: Database) -> Iterator[tuple[TestServer, ManualExecutor]]:
     """A server where pictures take as long as a test wants."""
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     server = TestServer(
         tmp_path, sqlite_database, "remove_photo_locations: true\n", photos=executor
     )
@@ -383,7 +383,7 @@ def begin(user: User, data: bytes = PHOTOS["jpeg"]) -> Pending:
 
 
 def test_pictures_that_take_long_keep_nobody_elses_waiting(
-    slow: tuple[TestServer, LaterExecutor],
+    slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
@@ -396,12 +396,12 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(
     assert his.answer.status == 200
     assert len(executor.jobs) == 1
     assert not any(each.done for each in hers)
-    executor.work_all()
+    executor.run()
     assert [each.answer.status for each in hers] == [200] * 4
 
 
 def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
-    slow: tuple[TestServer, LaterExecutor],
+    slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     """They share one of the two places from the second picture on."""
     server, executor = slow
@@ -421,17 +421,17 @@ def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
         executor.jobs.pop()()  # and changed
         assert his.answer.status == 200
     assert not any(each.done for each in again)
-    executor.work_all()
+    executor.run()
     assert {each.answer.status for each in again} == {200}
     server.clock.advance(SLOW_FOR_SECONDS + 1)
     for liar in liars:
         begin(liar)
     assert len(executor.jobs) == 2, "a while later they are as others"
-    executor.work_all()
+    executor.run()
 
 
 def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
-    slow: tuple[TestServer, LaterExecutor], tmp_path: Path
+    slow: tuple[TestServer, ManualExecutor], tmp_path: Path
 ) -> None:
     server, executor = slow
     alice = server.register("alice")
@@ -440,27 +440,27 @@ def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
     assert (second.answer.status, second.answer.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert second.answer.json["retry_after_ms"] > 0
     assert not first.done
-    executor.work_all()
+    executor.run()
     assert first.answer.status == 200
     assert upload_later(alice, executor) == 200
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
 
 
-def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, LaterExecutor]) -> None:
+def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
     hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
     assert [each.answer.errcode for each in hers if each.done] == ["M_LIMIT_EXCEEDED"]
     his = begin(bob)
-    executor.work_all()
+    executor.run()
     assert his.answer.status == 200
     assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
 
 
-def upload_later(user: User, executor: LaterExecutor) -> int:
+def upload_later(user: User, executor: ManualExecutor) -> int:
     """Its status."""
     pending = begin(user)
-    executor.work_all()
+    executor.run()
     return pending.answer.status
 
 

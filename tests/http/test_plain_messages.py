@@ -10,10 +10,11 @@ import pytest
 
 from homeserver.services.streams.recent_changes import LAST_FEW
 from homeserver.services.sync import device_sections
-from tests.helpers.both_ways import Compared
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
+from tests.helpers.sync_comparison import Compared
 from tests.helpers.syncing import bodies, sync
-from tests.http.sliding import STABLE, SlidingClient, a_list, act, create, put_state, say, texts
+from tests.http.sliding import STABLE, SlidingClient, a_list, act, texts
 
 EXTENSIONS = {
     name: {"enabled": True} for name in ("to_device", "e2ee", "account_data", "receipts", "typing")
@@ -53,8 +54,8 @@ def _send_to(user: User, other: User, number: int = 1) -> None:
     assert user.put(f"/_matrix/client/v3/sendToDevice/org.example/{number}", body).status == 200
 
 
-MORE: dict[str, Callable[[User, User, str], None]] = {
-    "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
+MORE: dict[str, Callable[[User, User, str], object]] = {
+    "state": lambda _alice, bob, room: set_state(bob, room, "m.room.topic", {"topic": "new"}),
     "membership": lambda _alice, bob, room: act(bob, room, "leave"),
     "receipt": lambda _alice, bob, room: _receipt(bob, room),
     "own account data": lambda alice, _bob, _room: _account_data(alice),
@@ -129,7 +130,7 @@ def _redact(user: User, room_id: str, event_id: str) -> None:
 
 
 NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
-    "state": lambda _alice, bob, room: put_state(bob, room, "m.room.topic", {"topic": "new"}),
+    "state": lambda _alice, bob, room: set_state(bob, room, "m.room.topic", {"topic": "new"}),
     "membership": lambda alice, _bob, room: _rejoin(alice, room),
     "redacted": lambda _alice, bob, room: _redact(bob, room, say(bob, room, "oops")),
     "ignored": lambda alice, bob, _room: _ignore(alice, bob),

@@ -9,8 +9,8 @@ import pytest
 
 from homeserver.services.plugins.hooks import hookimpl, load_plugin
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.http import Answer
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "plugins"
@@ -129,8 +129,8 @@ def test_a_plugin_refuses_logins(
             lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5)),
         )
         assert login(server, "alice", ip=ip).status == status, (hour, ip)
-    assert [event for event, _ in told(server)].count("session_began") == 3
-    assert told(server).count(("sign_in_refused", "not_allowed")) == 2
+    assert [event for event, _ in audit_records(server)].count("session_began") == 3
+    assert audit_records(server).count(("sign_in_refused", "not_allowed")) == 2
 
 
 def test_a_plugin_checks_captchas(tmp_path: Path, sqlite_database: Database) -> None:

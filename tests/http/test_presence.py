@@ -14,9 +14,9 @@ from homeserver.services.presence.states import State
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.presence.presence import PresenceStore
+from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, sync
-from tests.helpers.talk import V3, ok, refused
 
 UNLIMITED = "rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}\n"
 ON = "presence: {enabled: true}\n" + UNLIMITED

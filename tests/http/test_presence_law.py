@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from tests.helpers.databases import copy_sqlite, open_inline, silence
+from tests.helpers.room_actions import V3, ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import V3, ok
 
 NAMES = ("alice", "bob", "carol", "dave")
 ON = "presence: {enabled: true}\nrc_presence: {per_user: {per_second: 10000, burst_count: 10000}}\n"

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import V3, create, join, leave, ok, refused
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, refused
 
 MISSING_TOKEN = (401, "M_MISSING_TOKEN")
 

@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import RoomID
 from federation.rooms.engine import RoomEngine
 from storage.engine.database import Database
-from tests.helpers.finding import begin_jobs
+from tests.helpers.event_search import begin_jobs
+from tests.helpers.room_actions import create, get_state, join, ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, get_state, join, ok, room_path
 
 ROOMS = 5
 

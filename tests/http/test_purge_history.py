@@ -9,10 +9,9 @@ from federation.protocol.ids import EventID
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import damage
-from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
+    all_texts,
     create,
-    everything_said,
     invite,
     join,
     leave,
@@ -26,6 +25,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import START, TestServer, User
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -82,7 +82,7 @@ def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> 
     assert status(root, purge_id) == {"status": "active", "messages": 0}
     work(server)
     assert status(root, purge_id) == {"status": "complete", "messages": 1}
-    assert everything_said(alice, room_id) == ["two", "three"]
+    assert all_texts(alice, room_id) == ["two", "three"]
     assert alice.get(room_path(room_id, "event", old)).status == 404
     (stored,) = server.run(server.app.rooms.events.get_anywhere([EventID(old)])).values()
     assert stored.event.content == {}
@@ -100,7 +100,7 @@ def test_messages_above_an_event(server: TestServer, alice: User, root: User) ->
     )
     work(server)
     assert status(root, purge_id)["messages"] == 2
-    assert everything_said(alice, room_id) == ["three"]
+    assert all_texts(alice, room_id) == ["three"]
     assert len(ok(alice.get(room_path(room_id, "state")))) == 6
 
 
@@ -113,12 +113,12 @@ def test_the_newest_message_and_messages_of_local_users_stay(
     later = int((START + 60) * 1000)
     begin(root, room_id, purge_up_to_ts=later)
     work(server)
-    assert everything_said(alice, room_id) == ["one", "two"]
+    assert all_texts(alice, room_id) == ["one", "two"]
     begin(root, room_id, purge_up_to_ts=later, delete_local_events=True)
     work(server)
-    assert everything_said(alice, room_id) == ["two"]
+    assert all_texts(alice, room_id) == ["two"]
     say(alice, room_id, "three")
-    assert everything_said(alice, room_id) == ["two", "three"]
+    assert all_texts(alice, room_id) == ["two", "three"]
 
 
 def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
@@ -193,7 +193,7 @@ def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> No
     assert status(ours[root.user_id], purge_id) == {"status": "active", "messages": 10}
     work(again)
     assert status(ours[root.user_id], purge_id) == {"status": "complete", "messages": 24}
-    assert everything_said(ours[alice.user_id], room_id) == ["24"]
+    assert all_texts(ours[alice.user_id], room_id) == ["24"]
 
 
 def vars_of(user: User) -> dict[str, str]:
@@ -220,7 +220,7 @@ def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User)
         found = ok(root.get(RECORD))["purged"]
         assert sum(each["messages"] for each in found) == purged
     assert (found[0]["room_id"], found[0]["cause"]) == (room_id, "forgotten")
-    assert everything_said(bob, kept) == ["secret"]
+    assert all_texts(bob, kept) == ["secret"]
 
 
 def begin_forgotten(server: TestServer) -> None:
@@ -253,7 +253,7 @@ def test_messages_in_a_room_that_a_user_rejoins_stay(
     say(alice, room_id, "newer")
     work(server)
     assert sum(each["messages"] for each in ok(root.get(RECORD))["purged"]) == 10
-    assert everything_said(alice, room_id)[-2:] == ["new", "newer"]
+    assert all_texts(alice, room_id)[-2:] == ["new", "newer"]
     # forgotten again, it is purged again
     leave_for_good(alice, room_id)
     begin_forgotten(server)
@@ -280,7 +280,7 @@ def test_messages_sent_during_a_purge_stay(
         said.append(f"later {number}")
         say(alice, room_id, said[-1])
     work(server)
-    assert everything_said(alice, room_id) == ["limit", *said]
+    assert all_texts(alice, room_id) == ["limit", *said]
 
 
 def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
@@ -343,7 +343,7 @@ def test_the_newest_message_is_a_visible_one(
         set_state(alice, room_id, "m.room.topic", {"topic": "Tea"})
     begin(root, room_id, purge_up_to_ts=2**53 - 1, delete_local_events=True)
     work(server)
-    assert everything_said(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])
+    assert all_texts(alice, room_id) == (["two"] if last != "edit" else ["two", "* better"])
 
 
 def test_events_related_to_the_newest_message_stay(

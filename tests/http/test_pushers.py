@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database
-from tests.helpers.gateway import URL, pusher, set_pusher
+from tests.helpers.push_gateway import URL, pusher, set_pusher
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"

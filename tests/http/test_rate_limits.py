@@ -13,8 +13,8 @@ from homeserver.http.rate_limits import Counted, RateLimiter, address_key
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
+from tests.helpers.room_actions import create, ok, room_path, say
 from tests.helpers.server import TestServer
-from tests.helpers.talk import create, ok, room_path, say
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell

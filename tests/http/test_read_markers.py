@@ -9,8 +9,7 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     join,
@@ -23,6 +22,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 INVALID = (400, "M_INVALID_PARAM")

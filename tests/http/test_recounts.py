@@ -12,21 +12,23 @@ from federation.protocol.ids import EventID, RoomID
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.persist.redactions import Redaction, redact_event
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.clocks import settle
+from tests.helpers.federated import create_room
 from tests.helpers.keys import V3, sync
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.retention import DAY, RULES, keep_for
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     server = TestServer(tmp_path, database, RULES, web=gateway)
     server.app.pushers.start()
     settle(server)
@@ -67,7 +69,7 @@ def ignore(user: User, *others: User) -> None:
     )
 
 
-def badge(server: TestServer, gateway: Gateway) -> int:
+def badge(server: TestServer, gateway: PushGateway) -> int:
     """The badge that the icon shows in the end."""
     settle(server)
     server.clock.advance(3)
@@ -76,7 +78,7 @@ def badge(server: TestServer, gateway: Gateway) -> int:
 
 
 def test_ignoring_a_user_sends_new_counts(
-    server: TestServer, alice: User, bob: User, gateway: Gateway
+    server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, quiet = shared(alice, bob), create_room(bob)
     assert alice.post(f"{V3}/join/{quiet}").status == 200
@@ -98,7 +100,7 @@ def test_ignoring_a_user_sends_new_counts(
 
 
 def test_unread_messages_that_are_purged_count_no_more(
-    server: TestServer, alice: User, bob: User, gateway: Gateway
+    server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, other = shared(alice, bob), create_room(bob)
     assert alice.post(f"{V3}/join/{other}").status == 200
@@ -136,7 +138,7 @@ def test_purged_messages_that_were_read_are_no_news(
 
 @pytest.mark.parametrize("how", ["leave", "redact"])
 def test_the_badge_goes_with_what_was_unread(
-    how: str, server: TestServer, alice: User, bob: User, gateway: Gateway
+    how: str, server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "unread")
@@ -149,7 +151,7 @@ def test_the_badge_goes_with_what_was_unread(
 
 
 def test_an_event_redacted_in_the_past_is_in_no_later_count(
-    server: TestServer, alice: User, bob: User, gateway: Gateway
+    server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     """As one that fell into a hole, and is read back when somebody scrolls there."""
     room_id, other = shared(alice, bob), create_room(bob)
@@ -170,7 +172,7 @@ def test_an_event_redacted_in_the_past_is_in_no_later_count(
 
 
 def test_what_somebody_takes_away_whom_one_ignores_counts_no_more(
-    server: TestServer, alice: User, bob: User, gateway: Gateway
+    server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, dora = shared(alice, bob), server.register("dora")
     assert dora.post(f"{V3}/join/{room_id}").status == 200

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import create, join, leave, ok, redact, room_path, say, set_state
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, join, leave, ok, redact, room_path, say, set_state
 from tests.http.sliding import STABLE, SlidingClient, a_list
 
 TOPIC = "m.room.topic"

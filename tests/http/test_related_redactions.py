@@ -16,12 +16,11 @@ from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.rooms.related_redactions import RelatedRedaction, add_redactions
 from tests.helpers.databases import open_inline
-from tests.helpers.federated import set_state, shared
-from tests.helpers.later import HeldExecutor
+from tests.helpers.executors import PausableExecutor
+from tests.helpers.federated import shared
 from tests.helpers.network import Network
-from tests.helpers.policy_server import Judge, named
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.policy_server import PolicyServer, named
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -32,7 +31,9 @@ from tests.helpers.talk import (
     refused,
     room_path,
     say,
+    set_state,
 )
+from tests.helpers.server import TestServer, User
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ async def test_a_crash_leaves_nothing_undone(
     """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who
     was suspended."""
     for steps in range(1, 20):  # each write is a step, and so is hearing that it is done
-        writer = HeldExecutor()
+        writer = PausableExecutor()
         before = TestServer(tmp_path, open_inline(database_config, writer=writer), seed=steps)
         alice = before.register(f"alice{steps}")
         room = create(alice)
@@ -197,7 +198,7 @@ async def test_a_crash_leaves_nothing_undone(
             "PUT", room_path(room, "redact", message, "t"), {"with_rel_types": ["m.thread"]}
         )
         for _ in range(steps):
-            writer.work()
+            writer.run_queued()
         after = TestServer(tmp_path, open_inline(database_config), seed=100 + steps)
         alice.server = after
         assert is_redacted(alice, room, message)
@@ -380,8 +381,8 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
 async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Network) -> None:
     shared_room = await shared(network)
     alice, room = shared_room.alice, shared_room.room_id
-    judge = Judge("11")
-    network.liars.append(judge.answer)
+    judge = PolicyServer("11")
+    network.interceptors.append(judge.answer)
     set_state(alice, room, "m.room.policy", named())
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(9)]

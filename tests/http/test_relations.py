@@ -13,9 +13,7 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from homeserver.services.rooms import relations
-from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -28,6 +26,8 @@ from tests.helpers.talk import (
     room_path,
     say,
 )
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
 
 V1 = "/_matrix/client/v1"
 
@@ -148,7 +148,7 @@ def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
 
 
 def test_children_of_children(alice: User, room: str) -> None:
-    events = [say(alice, room, "parent")]
+    events: list[str] = [say(alice, room, "parent")]
     for _ in range(5):
         events.append(relate(alice, room, events[-1], "org.example"))
     answer = ok(alice.get(path(room, events[0], recurse="true")))

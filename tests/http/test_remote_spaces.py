@@ -19,9 +19,9 @@ from homeserver.wiring.exploring import ExploringParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.limits import rates_of
 from storage.events.timelines import Direction
+from tests.helpers.room_actions import create, join, ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
-from tests.helpers.talk import create, join, ok
 
 FAR = RoomID("!far:other.org")
 

@@ -8,8 +8,18 @@ import pytest
 
 from storage.engine.database import Database
 from storage.moderation.reports import NewReport, ReportFilter, ReportKind, ReportStore
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    join,
+    leave,
+    ok,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 from tests.helpers.server import START, TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, refused, room_path, say, set_state
 
 UNLIMITED = "rc_reports: {per_second: 1000, burst_count: 1000}\n"
 

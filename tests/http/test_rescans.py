@@ -8,46 +8,48 @@ from twisted.internet.defer import Deferred
 
 from homeserver.cluster.jobs import Job
 from storage.media.rescans import Rescan
-from tests.helpers.files_between import DOWNLOAD, upload
-from tests.helpers.object_store import RunningObjectStore
-from tests.helpers.scanned import (
+from tests.helpers.federated_media import DOWNLOAD, upload
+from tests.helpers.media_scanning import (
     MINE,
     OURS,
     PLUGIN,
     TEA,
-    Held,
-    Place,
+    HeldVerdicts,
+    ScanningServers,
     administrator,
     begin_upload,
     clamd,
     do_jobs,
     send,
 )
+from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanners import RunningScanners
 from tests.helpers.server import User
 
 
 def test_a_long_object_goes_to_the_scanner_as_it_is_read(
-    place: Place, running_store: RunningObjectStore, tmp_path: Path
+    place: ScanningServers, running_store: RunningObjectStore, tmp_path: Path
 ) -> None:
     bucket = running_store.bucket()
     store = ", ".join(f"{name}: '{value}'" for name, value in bucket.section().items())
     config = f"media_object_store: {{{store}}}\n{PLUGIN}media_scanning: {{upload_wait: 0s}}\n"
     alice = place.server(config).register("alice")
     long = bytes(range(256)) * (9 << 12)
-    Held.is_quick = True
+    HeldVerdicts.is_quick = True
     uploading = begin_upload(alice, long)
     assert uploading.answer.status == 200
-    Held.seen.clear()
+    HeldVerdicts.seen.clear()
     for path in (tmp_path / "media_store" / "content").rglob("*"):
         if path.is_file():
             path.unlink()
-    Held.rules = "2"
+    HeldVerdicts.rules = "2"
     alice.server.run(alice.server.app.media.scanning.administration.do_rescan(None))
     alice.server.clock.advance(40)
     do_jobs(alice.server)
     do_jobs(alice.server)
-    assert [hashlib.sha256(each).digest() for each in Held.seen] == [hashlib.sha256(long).digest()]
+    assert [hashlib.sha256(each).digest() for each in HeldVerdicts.seen] == [
+        hashlib.sha256(long).digest()
+    ]
     assert not [
         each
         for each in (tmp_path / "media_store").rglob("*")
@@ -55,7 +57,9 @@ def test_a_long_object_goes_to_the_scanner_as_it_is_read(
     ]
 
 
-def test_scanning_again_with_more_signatures(place: Place, scanners: RunningScanners) -> None:
+def test_scanning_again_with_more_signatures(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     server = place.server(clamd(scanners))
     alice, root = server.register("alice"), administrator(server)
     worm = b"a worm of today " + bytes(range(40))
@@ -91,7 +95,7 @@ def test_scanning_again_with_more_signatures(place: Place, scanners: RunningScan
 
 def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
     server = held.server
-    Held.is_quick = True
+    HeldVerdicts.is_quick = True
 
     def steps() -> tuple[Rescan | None, int]:
         for _ in range(3):
@@ -101,7 +105,7 @@ def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
 
     upload(held, TEA)
     assert steps() == (None, 0)
-    Held.rules = "2"
+    HeldVerdicts.rules = "2"
     first, left = steps()
     assert first is not None
     assert (first.reason, first.total, left, first.ended_ts is not None) == (
@@ -110,22 +114,22 @@ def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
         0,
         True,
     )
-    assert Held.seen == [TEA, TEA]
-    Held.rules = "3"
+    assert HeldVerdicts.seen == [TEA, TEA]
+    HeldVerdicts.rules = "3"
     assert steps()[0] == first  # not more often than once a day
     server.clock.advance(24 * 3600)
     again, _ = steps()
     assert again is not None
     assert again.began_ts > first.began_ts
     server.clock.advance(40 * 24 * 3600)
-    Held.rules = "4"
+    HeldVerdicts.rules = "4"
     last, _ = steps()
     assert last is not None
-    assert (last.total, Held.seen) == (0, [TEA] * 3)  # the file has come long ago
+    assert (last.total, HeldVerdicts.seen) == (0, [TEA] * 3)  # the file has come long ago
 
 
 def test_a_list_of_known_files(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: ScanningServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "examples" / "plugins"))
     known = tmp_path / "known"
@@ -144,12 +148,12 @@ def test_a_file_that_cannot_be_scanned_does_not_keep_a_rescan_from_ending(
     held: User, tmp_path: Path
 ) -> None:
     server = held.server
-    Held.is_quick = True
+    HeldVerdicts.is_quick = True
     upload(held, TEA)
     lost = upload(held, b"lost")
     for path in (tmp_path / "media_store" / "content").rglob(hashlib.sha256(b"lost").hexdigest()):
         path.unlink()
-    Held.is_quick = False
+    HeldVerdicts.is_quick = False
     server.run(server.app.media.scanning.administration.do_rescan(None))
     server.clock.advance(40)
     first, second = server.app.media.scanning.jobs()[:2]

@@ -8,12 +8,9 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database, SQLiteConfig
-from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
-from tests.helpers.server import START, TestServer, User
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     join,
@@ -26,6 +23,9 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import START, TestServer, User
+from tests.helpers.sync_comparison import plain_timelines
+from tests.helpers.syncing import sync
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def talk(user: User, room_id: str) -> list[str]:
     """Send a message, a reply in a thread, and an event that refers to it, all with SECRET in
     them."""
     root = say(user, room_id, f"{SECRET} bob")
-    events = [root]
+    events: list[str] = [root]
     for kind in ("m.thread", "m.reference"):
         relation = {"m.relates_to": {"rel_type": kind, "event_id": root}}
         content = {"msgtype": "m.text", "body": f"{SECRET} {kind}", **relation}

@@ -9,9 +9,9 @@ from federation.protocol.ids import EventID
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.retention import DAY, RULES, SECRET, damage, find_tables, keep_for, purge, settle
+from tests.helpers.room_actions import create, messages, ok, refused, room_path, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.talk import create, messages, ok, refused, room_path, say
 
 
 @pytest.fixture

@@ -7,24 +7,20 @@ from federation.http_client.errors import OutboundError
 from federation.peers.requests import path_of
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
-from tests.helpers.federated import NORTH, create_room, say, set_state, shared
-from tests.helpers.gateway import Gateway, set_pusher
+from tests.helpers.clocks import pass_time
+from tests.helpers.federated import NORTH, create_room, shared
 from tests.helpers.network import Network
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.recording_wire import RecordingWire, pretend_member
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import TestServer
 
 HOUR = 3600
 RULES = "retention: {enabled: true}\n"
 
 
-def pass_time(server: TestServer, seconds: int, step: int = 60) -> None:
-    for _ in range(seconds // step):
-        server.clock.advance(step)
-        settle(server)
-
-
 def test_an_expired_push_is_not_sent(tmp_path: Path, sqlite_database: Database) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = TestServer(tmp_path, sqlite_database, RULES, web=gateway)
     server.app.pushers.start()
     alice, bob = server.register("alice"), server.register("bob")
@@ -34,10 +30,10 @@ def test_an_expired_push_is_not_sent(tmp_path: Path, sqlite_database: Database) 
     set_state(bob, room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
     gateway.failure = OutboundError("it is down")
     say(bob, room_id, "secret")
-    pass_time(server, 2 * HOUR)
+    pass_time(server, 2 * HOUR, 60)
     newer = say(bob, room_id, "new")
     gateway.failure = None
-    pass_time(server, HOUR // 2)
+    pass_time(server, HOUR // 2, 60)
     assert gateway.events == [newer]
     assert "secret" not in repr(gateway.taken)
 
@@ -54,11 +50,11 @@ async def test_a_server_that_was_away_gets_expired_events_without_content(
     await pretend_member(server, room_id, f"@bob:{peer}")
     wire.down = {peer}
     say(alice, room_id, "secret")
-    pass_time(server, 2 * HOUR)
+    pass_time(server, 2 * HOUR, 60)
     before = len(wire.transactions(peer))
     say(alice, room_id, "new")
     wire.down = set()
-    pass_time(server, 3 * HOUR)
+    pass_time(server, 3 * HOUR, 60)
     told = [pdu for _, body in wire.transactions(peer)[before:] for pdu in body["pdus"]]
     texts = [pdu["content"].get("body") for pdu in told if pdu["type"] == "m.room.message"]
     assert texts == [None, "new"]

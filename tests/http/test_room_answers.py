@@ -3,8 +3,8 @@ content."""
 
 from typing import Any
 
+from tests.helpers.room_actions import V3, create, join, leave, ok, redact, room_path, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, redact, room_path, set_state
 
 
 def read(user: User, room_id: str, what: str) -> Any:

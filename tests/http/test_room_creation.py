@@ -8,8 +8,18 @@ import pytest
 
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.engine.database import Database
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    full_state,
+    get_state,
+    join,
+    messages,
+    ok,
+    refused,
+    say,
+)
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, join, messages, ok, refused, say, whole_state
 
 CREATE_ROOM = f"{V3}/createRoom"
 
@@ -115,7 +125,7 @@ def test_every_room_version(alice: User, bob: User, version: str) -> None:
         preset="public_chat",
         creation_content={"creator": "@eve:e", "x": 1},
     )
-    state = whole_state(alice, room_id)
+    state = full_state(alice, room_id)
     content = state["m.room.create", ""]["content"]
     assert content["room_version"] == version
     assert content["x"] == 1
@@ -182,7 +192,7 @@ def test_trusted_private_chat_gives_all_invitees_the_creators_power(
         is_direct=True,
         creation_content={"additional_creators": ["@carol:example.org", bob.user_id]},
     )
-    state = whole_state(alice, room_id)
+    state = full_state(alice, room_id)
     assert state["m.room.member", bob.user_id]["content"] == {
         "membership": "invite",
         "displayname": "Bob",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import V3, create, join, leave, ok, refused, room_path, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, join, leave, ok, refused, room_path, set_state
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS = f"{V3}/directory/room/%23hovli:example.org"

@@ -9,11 +9,10 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     create,
-    everything_said,
     get_state,
     invite,
     join,
@@ -29,6 +28,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 NOWHERE = "!nowhere:example.org"
 PASSWORD = "wonderland"
@@ -427,7 +427,7 @@ def test_forgetting(alice: User, bob: User) -> None:
     assert refused(membership(bob, room_id, "forget")) == (400, "M_UNKNOWN")
     say(alice, room_id, "salom")
     leave(bob, room_id)
-    assert everything_said(bob, room_id) == ["salom"]
+    assert all_texts(bob, room_id) == ["salom"]
     ok(membership(bob, room_id, "forget"))
     ok(membership(bob, room_id, "forget"))
     assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
@@ -436,7 +436,7 @@ def test_forgetting(alice: User, bob: User) -> None:
         "leave", {}
     )
     join(bob, room_id)
-    assert everything_said(bob, room_id) == ["salom"]
+    assert all_texts(bob, room_id) == ["salom"]
 
 
 @pytest.mark.parametrize("way", ["leave", "kick", "ban", "state"])

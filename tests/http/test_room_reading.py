@@ -10,12 +10,12 @@ import pytest
 
 from homeserver.services.rooms import reading
 from storage.engine.database import Database
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     bodies,
     create,
-    everything_said,
+    full_state,
     get_state,
     invite,
     join,
@@ -28,8 +28,8 @@ from tests.helpers.talk import (
     room_path,
     say,
     set_state,
-    whole_state,
 )
+from tests.helpers.server import TestServer, User
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 
@@ -235,13 +235,13 @@ def test_history_visibility_limits_each_reader(alice: User, bob: User, visibilit
     join(bob, room_id)
     spoken["joined"] = say(alice, room_id, "joined")
     assert (
-        everything_said(bob, room_id) == SEEN[visibility][:3]
+        all_texts(bob, room_id) == SEEN[visibility][:3]
         if visibility == "world_readable"
         else SEEN[visibility]
     )
     leave(bob, room_id)
     spoken["left"] = say(alice, room_id, "left")
-    assert everything_said(bob, room_id) == SEEN[visibility]
+    assert all_texts(bob, room_id) == SEEN[visibility]
     assert bodies(messages(bob, room_id, "f", limit=100)["chunk"]) == SEEN[visibility]
     for name, event_id in spoken.items():
         answers = (
@@ -281,7 +281,7 @@ def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> 
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "old"}
     assert get_state(bob, room_id, "org.example.new") is None
     assert (
-        whole_state(bob, room_id)["m.room.member", bob.user_id]["content"]["membership"] == "leave"
+        full_state(bob, room_id)["m.room.member", bob.user_id]["content"]["membership"] == "leave"
     )
     assert refused(bob.get(room_path(room_id, "joined_members"))) == FORBIDDEN
     # a new invite shows nothing from the time in between
@@ -298,7 +298,7 @@ def test_anyone_reads_world_readable_rooms(server: TestServer, alice: User, bob:
     event_id = say(alice, room_id, "open")
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
     for peeker in (bob, guest):
-        assert everything_said(peeker, room_id) == ["open"]
+        assert all_texts(peeker, room_id) == ["open"]
         assert get_state(peeker, room_id, "m.room.history_visibility") == {
             "history_visibility": "world_readable"
         }

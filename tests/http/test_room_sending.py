@@ -8,11 +8,10 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, open_inline, sqlite_config
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     create,
-    everything_said,
     get_state,
     join,
     messages,
@@ -25,6 +24,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 VERSIONS = ["1", "3", "10", "11", "12"]
@@ -164,7 +164,7 @@ def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, 
         )
         return
     assert refused(put_event(alice, room_id, "m.room.message", content)) == expected
-    assert everything_said(alice, room_id) == []
+    assert all_texts(alice, room_id) == []
 
 
 def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
@@ -304,9 +304,9 @@ def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: 
     assert refused(redact(bob, room_id, event_id)) == FORBIDDEN
     by_sending = put_event(bob, room_id, "m.room.redaction", {"redacts": event_id})
     assert refused(by_sending) == FORBIDDEN
-    assert everything_said(bob, room_id) == ["qoladi"]
+    assert all_texts(bob, room_id) == ["qoladi"]
     ok(redact(alice, room_id, say(bob, room_id, "ketadi")))
-    assert everything_said(bob, room_id) == ["qoladi"]
+    assert all_texts(bob, room_id) == ["qoladi"]
     ok(redact(alice, room_id, event_id))
     ok(redact(alice, room_id, event_id))  # once more changes nothing
 

@@ -6,9 +6,18 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.room_actions import (
+    create,
+    invite,
+    join,
+    leave,
+    membership,
+    ok,
+    refused,
+    set_state,
+)
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import summary, summary_path
-from tests.helpers.talk import create, invite, join, leave, membership, ok, refused, set_state
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
-from tests.helpers.spaces import add_child, create_space, rooms_below
-from tests.helpers.talk import (
+from tests.helpers.interleaving import Interleaving
+from tests.helpers.room_actions import (
     V3,
     create,
+    full_state,
     get_state,
     invite,
     join,
@@ -28,9 +28,9 @@ from tests.helpers.talk import (
     room_path,
     say,
     set_state,
-    whole_state,
 )
-from tests.helpers.turns import Turns
+from tests.helpers.server import TestServer, User
+from tests.helpers.spaces import add_child, create_space, rooms_below
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_room_settings_are_copied(alice: User) -> None:
         set_state(alice, old, type_, content)
     set_state(alice, old, "m.room.image_pack", {"images": {}}, "cats")
     new = upgrade(alice, old)
-    state = {key: event["content"] for key, event in whole_state(alice, new).items()}
+    state = {key: event["content"] for key, event in full_state(alice, new).items()}
     assert {type_: state[type_, ""] for type_ in moved} == moved
     assert state["m.room.image_pack", "cats"] == {"images": {}}
     assert not {(type_, "") for type_ in left} & set(state)
@@ -118,7 +118,7 @@ def test_bans_are_copied_and_members_are_not(alice: User, bob: User, server: Tes
     new = upgrade(alice, old)
     members = {
         key: event["content"]
-        for (type_, key), event in whole_state(alice, new).items()
+        for (type_, key), event in full_state(alice, new).items()
         if type_ == "m.room.member"
     }
     assert set(members) == {alice.user_id, dan.user_id}
@@ -132,7 +132,7 @@ def test_many_bans_are_copied(alice: User) -> None:
     new = upgrade(alice, old)
     banned = [
         event
-        for (type_, _), event in whole_state(alice, new).items()
+        for (type_, _), event in full_state(alice, new).items()
         if event["content"].get("membership") == "ban"
     ]
     assert len(banned) == 230
@@ -298,7 +298,7 @@ def test_a_repeated_request_returns_the_existing_room(alice: User) -> None:
 def test_concurrent_requests_make_one_room(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
-    turns = Turns()
+    turns = Interleaving()
     alice = TestServer(tmp_path, turns.open(database_config)).register("alice")
     old = old_room(alice, preset="public_chat", room_alias_name="tea")
     space = create_space(alice)

@@ -6,8 +6,8 @@ import pytest
 
 from homeserver.config.load import ConfigError
 from storage.engine.database import Database
+from tests.helpers.room_actions import ok, refused
 from tests.helpers.server import TestServer
-from tests.helpers.talk import ok, refused
 
 PATHS = (
     "/_matrix/client/v1/rtc/transports",

@@ -9,14 +9,14 @@ from twisted.internet.defer import Deferred
 from homeserver.cluster.jobs import Job
 from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
 from storage.media.scans import ScanRow
-from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, upload
-from tests.helpers.scanned import (
+from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL, upload
+from tests.helpers.media_scanning import (
     MINE,
     OURS,
     PLUGIN,
     TEA,
-    Held,
-    Place,
+    HeldVerdicts,
+    ScanningServers,
     administrator,
     begin_upload,
     clamd,
@@ -30,7 +30,7 @@ from tests.helpers.server import User
 AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 
 
-def test_while_no_scanner_can_be_asked_files_are_held(place: Place) -> None:
+def test_while_no_scanner_can_be_asked_files_are_held(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
     address = upload(alice, TEA)  # acknowledged: it is on disk, and will be scanned
@@ -43,7 +43,7 @@ def test_while_no_scanner_can_be_asked_files_are_held(place: Place) -> None:
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
-def test_they_are_scanned_once_it_can(place: Place, scanners: RunningScanners) -> None:
+def test_they_are_scanned_once_it_can(place: ScanningServers, scanners: RunningScanners) -> None:
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners))
@@ -70,7 +70,7 @@ def test_they_are_scanned_once_it_can(place: Place, scanners: RunningScanners) -
 
 
 def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was_at(
-    place: Place, scanners: RunningScanners
+    place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
     alice = server.register("alice")
@@ -90,7 +90,7 @@ def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was
 
 
 def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(
-    place: Place, scanners: RunningScanners
+    place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
     alice = server.register("alice")
@@ -110,7 +110,9 @@ def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(
     assert alice.get(f"{DOWNLOAD}/{address}").status == 200
 
 
-def test_or_given_out_where_that_is_wished(place: Place, scanners: RunningScanners) -> None:
+def test_or_given_out_where_that_is_wished(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners, ", unreachable: pass"))
@@ -138,11 +140,11 @@ def test_an_upload_waits_a_moment_and_a_download_its_time(held: User) -> None:
     assert (first.answer.status, first.answer.errcode) == (504, "M_NOT_YET_UPLOADED")
     assert not second.done
     assert not third.done
-    assert Held.seen == [TEA]  # once for all who ask
-    Held.waiting.pop().callback(None)
+    assert HeldVerdicts.seen == [TEA]  # once for all who ask
+    HeldVerdicts.waiting.pop().callback(None)
     assert (second.answer.status, third.answer.body) == (400, TEA)  # tea is no image
     assert held.get(f"{DOWNLOAD}/{address}").status == 200
-    assert Held.seen == [TEA]
+    assert HeldVerdicts.seen == [TEA]
 
 
 def test_a_scan_that_takes_too_long_is_tried_again(held: User) -> None:
@@ -153,11 +155,11 @@ def test_a_scan_that_takes_too_long_is_tried_again(held: User) -> None:
     asking = held.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=60000")
     clock.advance(45)
     assert asking.answer.status == 503
-    Held.is_quick = True
+    HeldVerdicts.is_quick = True
     do_jobs(held.server)
     assert held.get(f"{DOWNLOAD}/{address}").status == 503  # nor has who asks for it
     assert latest(held)["scan"]["state"] == "waiting"  # others come first for ten minutes
-    assert len(Held.seen) == 1
+    assert len(HeldVerdicts.seen) == 1
     clock.advance(601)
     do_jobs(held.server)
     assert latest(held)["scan"]["state"] == "clean"
@@ -167,14 +169,14 @@ def test_so_many_are_scanned_at_the_same_time(held: User) -> None:
     bob, carol = held.server.register("bob"), held.server.register("carol")
     pending = [begin_upload(held, b"alice %d" % number) for number in range(4)]
     pending += [begin_upload(user, b"%d" % number) for number, user in enumerate((bob, carol))]
-    assert Held.seen == [b"alice 0", b"0"]  # one person has one turn of the two
-    while Held.waiting:
-        Held.waiting.pop(0).callback(None)
+    assert HeldVerdicts.seen == [b"alice 0", b"0"]  # one person has one turn of the two
+    while HeldVerdicts.waiting:
+        HeldVerdicts.waiting.pop(0).callback(None)
     assert [each.answer.status for each in pending] == [200] * 6
-    assert Held.seen == [b"alice 0", b"0", b"alice 1", b"1", b"alice 2", b"alice 3"]
+    assert HeldVerdicts.seen == [b"alice 0", b"0", b"alice 1", b"1", b"alice 2", b"alice 3"]
 
 
-def test_who_sends_much_has_no_more_waiting_than_their_part(place: Place) -> None:
+def test_who_sends_much_has_no_more_waiting_than_their_part(place: ScanningServers) -> None:
     limit = "rc_media_create: {per_second: 1000, burst_count: 1000}\n"
     server = place.server(f"{PLUGIN}{limit}media_scanning: {{concurrency: 2}}\n")
     alice, bob = server.register("alice"), server.register("bob")
@@ -183,11 +185,11 @@ def test_who_sends_much_has_no_more_waiting_than_their_part(place: Place) -> Non
         True
     ] * 9  # the rest is left to the job
     uploading = begin_upload(bob, TEA)
-    assert TEA in Held.seen
-    while Held.waiting:
-        Held.waiting.pop().callback(None)
+    assert TEA in HeldVerdicts.seen
+    while HeldVerdicts.waiting:
+        HeldVerdicts.waiting.pop().callback(None)
     assert {each.answer.status for each in (*pending, uploading)} == {200}
-    assert len(Held.seen) == 1 + MOST_WAITING_OF_ONE + 1
+    assert len(HeldVerdicts.seen) == 1 + MOST_WAITING_OF_ONE + 1
 
 
 def test_the_job_leaves_turns_to_people(held: User) -> None:
@@ -197,19 +199,19 @@ def test_the_job_leaves_turns_to_people(held: User) -> None:
     clock.advance(5)
     for _ in range(4):
         clock.advance(50)  # each scan takes too long
-    Held.seen.clear()
-    Held.waiting.clear()
+    HeldVerdicts.seen.clear()
+    HeldVerdicts.waiting.clear()
     clock.advance(601)
     (job, *_) = held.server.app.media.scanning.jobs()
     working = Deferred.fromCoroutine(_step_of(job))
-    assert len(Held.seen) == 1
+    assert len(HeldVerdicts.seen) == 1
     uploading = begin_upload(held, TEA)
-    assert Held.seen[1:] == [TEA]
-    while Held.waiting:
-        Held.waiting.pop().callback(None)
+    assert HeldVerdicts.seen[1:] == [TEA]
+    while HeldVerdicts.waiting:
+        HeldVerdicts.waiting.pop().callback(None)
     assert uploading.answer.status == 200
     assert working.called
-    assert len(Held.seen) == 5
+    assert len(HeldVerdicts.seen) == 5
 
 
 def test_a_file_that_can_never_be_scanned_has_longer_and_longer_pauses(held: User) -> None:
@@ -218,16 +220,16 @@ def test_a_file_that_can_never_be_scanned_has_longer_and_longer_pauses(held: Use
     address = begin_upload_and_wait(held)
     minutes = [each // 60 for each in _pauses(held, 10)]
     assert minutes == [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440]
-    seen = len(Held.seen)
+    seen = len(HeldVerdicts.seen)
     assert held.get(f"{DOWNLOAD}/{address}").status == 503
-    assert len(Held.seen) == seen
-    Held.is_quick = True
+    assert len(HeldVerdicts.seen) == seen
+    HeldVerdicts.is_quick = True
     assert root.post(f"{OURS}/rescan", {}).status == 200  # who has mended the scanner need not wait
     do_jobs(server)
     assert held.get(f"{DOWNLOAD}/{address}").body == TEA
 
 
-def test_scanners_that_are_away_are_asked_less_and_less(place: Place) -> None:
+def test_scanners_that_are_away_are_asked_less_and_less(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
     address = upload(alice, TEA)
@@ -242,7 +244,7 @@ def test_scanners_that_are_away_are_asked_less_and_less(place: Place) -> None:
 
 
 def test_files_from_before_that_were_given_out_meanwhile_are_scanned_later(
-    place: Place, scanners: RunningScanners
+    place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, EICAR + b"%d" % number) for number in range(4)]
@@ -282,7 +284,7 @@ def test_what_is_held_back_while_somebody_waits_is_not_given_out(held: User) -> 
     seeing = root.start("GET", f"{DOWNLOAD}/{address}?admin_unsafely_bypass_quarantine=true")
     assert root.post(f"/_synapse/admin/v1/media/quarantine/{address}").status == 200
     server.clock.advance(1)
-    Held.waiting.pop().callback(None)
+    HeldVerdicts.waiting.pop().callback(None)
     assert [each.answer.status for each in waiting] == [404, 400, 404]  # tea is no image
     assert (seeing.answer.status, seeing.answer.body) == (200, TEA)
 
@@ -291,35 +293,37 @@ def test_a_file_over_which_a_scanner_fails_keeps_no_other_from_being_scanned(hel
     server = held.server
     bob = server.register("bob")
     uploading = begin_upload(held, b"poison")
-    Held.waiting.pop().errback(RuntimeError("it broke"))
+    HeldVerdicts.waiting.pop().errback(RuntimeError("it broke"))
     assert uploading.answer.status == 200
     address = uploading.answer.json["content_uri"].removeprefix("mxc://")
     other = begin_upload(bob, TEA)
-    Held.waiting.pop().callback(None)
+    HeldVerdicts.waiting.pop().callback(None)
     assert other.answer.status == 200
     for pause in (60, 120, 240):
         assert held.get(f"{DOWNLOAD}/{address}").status == 503
         server.clock.advance(pause - 1)
         assert held.get(f"{DOWNLOAD}/{address}").status == 503
-        assert Held.waiting == []  # it is not shown again yet
+        assert HeldVerdicts.waiting == []  # it is not shown again yet
         server.clock.advance(1)
         asking = held.start("GET", f"{DOWNLOAD}/{address}")
-        Held.waiting.pop().errback(RuntimeError("it broke"))
+        HeldVerdicts.waiting.pop().errback(RuntimeError("it broke"))
         assert asking.answer.status == 503
     server.clock.advance(480)
     asking = held.start("GET", f"{DOWNLOAD}/{address}")
-    Held.waiting.pop().callback(None)
+    HeldVerdicts.waiting.pop().callback(None)
     assert asking.answer.body == b"poison"
 
 
-def test_a_plugin_at_fault_holds_files_back(place: Place) -> None:
-    alice = place.server("plugins: [{module: tests.helpers.scanned.AtFault}]\n").register("alice")
+def test_a_plugin_at_fault_holds_files_back(place: ScanningServers) -> None:
+    alice = place.server(
+        "plugins: [{module: tests.helpers.media_scanning.FailingScanner}]\n"
+    ).register("alice")
     address = upload(alice, TEA)
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
 def test_a_file_that_clamd_does_not_take_is_held_and_others_are_not(
-    place: Place, scanners: RunningScanners
+    place: ScanningServers, scanners: RunningScanners
 ) -> None:
     alice = place.server(clamd(scanners)).register("alice")
     long = upload(alice, bytes(5 << 20))  # beyond its StreamMaxLength

@@ -4,17 +4,16 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.files_between import DOWNLOAD, PUBLIC, THUMBNAIL, upload
+from tests.helpers.federated_media import DOWNLOAD, PUBLIC, THUMBNAIL, upload
 from tests.helpers.images import picture
 from tests.helpers.linked_pages import LinkedPages
-from tests.helpers.object_store import RunningObjectStore
-from tests.helpers.scanned import (
+from tests.helpers.media_scanning import (
     MINE,
     OURS,
     TEA,
     UPLOAD,
-    Held,
-    Place,
+    HeldVerdicts,
+    ScanningServers,
     administrator,
     begin_upload,
     clamd,
@@ -23,11 +22,12 @@ from tests.helpers.scanned import (
     metric,
     send,
 )
+from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import User
 
 
-def test_nothing_is_scanned_unless_a_scanner_is_named(place: Place) -> None:
+def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) -> None:
     server = place.server("")
     alice = server.register("alice")
     address = upload(alice, EICAR)
@@ -42,7 +42,7 @@ def test_nothing_is_scanned_unless_a_scanner_is_named(place: Place) -> None:
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 def test_a_harmful_file_is_refused_and_held_back(
-    place: Place, scanners: RunningScanners, address: str
+    place: ScanningServers, scanners: RunningScanners, address: str
 ) -> None:
     server = place.server(f"media_scanning: {{clamd: '{getattr(scanners, address)}'}}\n")
     alice, root = server.register("alice"), administrator(server)
@@ -100,7 +100,7 @@ def test_a_harmful_file_is_refused_and_held_back(
     assert metric(server, "mahalla_media_scans_total", outcome="harmful") == 1
 
 
-def test_a_clean_file_is_scanned_once(place: Place, scanners: RunningScanners) -> None:
+def test_a_clean_file_is_scanned_once(place: ScanningServers, scanners: RunningScanners) -> None:
     server = place.server(clamd(scanners))
     alice, bob = server.register("alice"), server.register("bob")
     image = picture(300, 200)
@@ -119,7 +119,7 @@ def test_a_clean_file_is_scanned_once(place: Place, scanners: RunningScanners) -
     assert metric(server, "mahalla_media_scans_total", outcome="clean") == 1
 
 
-def test_a_reserved_address(place: Place, scanners: RunningScanners) -> None:
+def test_a_reserved_address(place: ScanningServers, scanners: RunningScanners) -> None:
     server = place.server(clamd(scanners))
     alice = server.register("alice")
     for body, status in ((TEA, 200), (EICAR, 403)):
@@ -131,12 +131,12 @@ def test_a_reserved_address(place: Place, scanners: RunningScanners) -> None:
 
 def test_a_plugin_finds_something(held: User) -> None:
     uploading = begin_upload(held, TEA)
-    Held.waiting.pop().callback("tea")
+    HeldVerdicts.waiting.pop().callback("tea")
     assert uploading.answer.status == 403
     assert latest(held)["scan"]["found"] == "plug-in: tea"
 
 
-def test_files_of_unwanted_types(place: Place) -> None:
+def test_files_of_unwanted_types(place: ScanningServers) -> None:
     config = (
         "media_scanning: {forbidden_types: [application/x-msdownload, image/png], files: [local]}\n"
     )
@@ -147,7 +147,9 @@ def test_files_of_unwanted_types(place: Place) -> None:
     assert send(alice, b"").status == 200
 
 
-def test_files_that_are_too_large_to_be_scanned(place: Place, scanners: RunningScanners) -> None:
+def test_files_that_are_too_large_to_be_scanned(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     long = bytes(1001)
     server = place.server(clamd(scanners, ", max_size: 1000"))
     alice = server.register("alice")
@@ -173,7 +175,7 @@ def test_files_that_are_too_large_to_be_scanned(place: Place, scanners: RunningS
 
 
 def test_files_from_before_are_scanned_when_somebody_asks(
-    place: Place, scanners: RunningScanners
+    place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
     addresses = [upload(before, body) for body in (EICAR, TEA)]
@@ -187,7 +189,9 @@ def test_files_from_before_are_scanned_when_somebody_asks(
     assert latest(alice)["scan"]["state"] == "clean"
 
 
-def test_an_administrator_has_the_last_word(place: Place, scanners: RunningScanners) -> None:
+def test_an_administrator_has_the_last_word(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     server = place.server(clamd(scanners))
     alice, root = server.register("alice"), administrator(server)
     send(alice, EICAR)
@@ -203,7 +207,9 @@ def test_an_administrator_has_the_last_word(place: Place, scanners: RunningScann
     assert alice.get(f"{OURS}/harmful").errcode == "M_FORBIDDEN"
 
 
-def test_what_is_protected_is_not_held_back(place: Place, scanners: RunningScanners) -> None:
+def test_what_is_protected_is_not_held_back(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     before = place.server("")
     alice, root = before.register("alice"), administrator(before)
     address = upload(alice, EICAR)
@@ -213,7 +219,7 @@ def test_what_is_protected_is_not_held_back(place: Place, scanners: RunningScann
     assert server.client.request("GET", f"{DOWNLOAD}/{address}").status == 401
 
 
-def test_pictures_of_previews(place: Place, scanners: RunningScanners) -> None:
+def test_pictures_of_previews(place: ScanningServers, scanners: RunningScanners) -> None:
     pages = LinkedPages()
     for name in ("clean", "harmful"):
         url = f"https://site.example/{name}"
@@ -250,7 +256,7 @@ def test_pictures_of_previews(place: Place, scanners: RunningScanners) -> None:
 
 
 def test_with_an_object_store_nobody_is_sent_to_what_is_not_clean(
-    place: Place, scanners: RunningScanners, running_store: RunningObjectStore
+    place: ScanningServers, scanners: RunningScanners, running_store: RunningObjectStore
 ) -> None:
     bucket = running_store.bucket()
     store = ", ".join(f"{name}: '{value}'" for name, value in bucket.section().items())
@@ -266,7 +272,7 @@ def test_with_an_object_store_nobody_is_sent_to_what_is_not_clean(
     assert alice.get(f"{DOWNLOAD}/{harmful}?allow_redirect=true").status == 403
 
 
-def test_what_scans_cost(place: Place, scanners: RunningScanners) -> None:
+def test_what_scans_cost(place: ScanningServers, scanners: RunningScanners) -> None:
     """A download of a file that was scanned: one query more."""
     alice = place.server(clamd(scanners)).register("alice")
     address = upload(alice, TEA)

@@ -13,9 +13,8 @@ from homeserver.services.search.request import MAX_TERM
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.finding import all_pages, ask, begin_jobs, found, ids, search, settle
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.event_search import all_pages, ask, begin_jobs, found, ids, search, settle
+from tests.helpers.room_actions import (
     V3,
     create,
     invite,
@@ -29,6 +28,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 
 @pytest.fixture

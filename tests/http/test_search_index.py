@@ -21,10 +21,10 @@ from storage.engine.database import (
 from storage.search.search import select_batch, select_texts
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.finding import all_pages, ask, begin_jobs, found, settle
+from tests.helpers.event_search import all_pages, ask, begin_jobs, found, settle
+from tests.helpers.room_actions import create, ok, put_event, redact, refused, room_path, say
 from tests.helpers.rooms import BOB, RoomParts
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, ok, put_event, redact, refused, room_path, say
 
 
 def test_existing_messages_are_indexed(server: TestServer) -> None:

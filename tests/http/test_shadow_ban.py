@@ -5,11 +5,10 @@ import pytest
 from storage.engine.database import Database
 from storage.moderation.shadow_ban import UnshownRoomStore
 from tests.helpers.browser import Browser
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
+    all_texts,
     create,
-    everything_said,
     join,
     ok,
     put_event,
@@ -18,6 +17,7 @@ from tests.helpers.talk import (
     room_path,
     say,
 )
+from tests.helpers.server import TestServer, User
 
 PUBLIC = {"visibility": "public", "preset": "public_chat"}
 SENT = "/_matrix/client/v3/sendToDevice/m.test"
@@ -81,7 +81,7 @@ def test_sent_events_reach_nobody(
     for action in ("invite", "ban", "kick"):
         target = root if action == "invite" else bob
         ok(mallory.post(f"{room_path(room_id)}/{action}", {"user_id": target.user_id}))
-    assert everything_said(alice, room_id) == ["hello"]
+    assert all_texts(alice, room_id) == ["hello"]
     assert alice.get(f"{room_path(room_id)}/state/m.room.topic").status == 404
     assert members(alice, room_id) == dict.fromkeys(
         (alice.user_id, mallory.user_id, bob.user_id), "join"
@@ -89,7 +89,7 @@ def test_sent_events_reach_nobody(
     assert "spam" not in str(alice.get(f"{V3}/sync").json)
     assert root.delete(path_of(mallory)).status == 200
     say(mallory, room_id, "sorry")
-    assert everything_said(alice, room_id) == ["hello", "sorry"]
+    assert all_texts(alice, room_id) == ["hello", "sorry"]
 
 
 def test_requests_that_other_users_may_not_make_are_refused(

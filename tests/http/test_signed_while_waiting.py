@@ -22,10 +22,11 @@ from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.maintenance.after_restore import settle_restored
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
+from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer, User
-from tests.helpers.turns import Turns
-from tests.http.sliding import SlidingClient, a_list, create
+from tests.http.sliding import SlidingClient, a_list
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 MOVES = 60
@@ -150,7 +151,7 @@ class Town:
     def __init__(
         self,
         server: TestServer,
-        turns: Turns,
+        turns: Interleaving,
         chance: Random,
         device: NewDevice,
         bob: User,
@@ -225,7 +226,7 @@ def test_a_new_device_learns_at_once_that_it_is_signed(
 ) -> None:
     if seed % 3 == 2:
         monkeypatch.setattr(recent_changes, "KEPT", 4)
-    turns = Turns()
+    turns = Interleaving()
     database = turns.open(database_config)
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")

@@ -5,19 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer
-from tests.http.sliding import (
-    STABLE,
-    UNSTABLE,
-    SlidingClient,
-    a_list,
-    act,
-    create,
-    put_state,
-    say,
-    state_of,
-    texts,
-)
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, state_of, texts
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -91,8 +81,8 @@ def test_only_what_is_new_comes_later(server: TestServer) -> None:
     )
     client.sync()
     say(alice, room_id, "one")
-    put_state(alice, room_id, "m.room.topic", {"topic": "tea"})
-    put_state(alice, room_id, "m.room.avatar", {"url": "mxc://example.org/a"})
+    set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
+    set_state(alice, room_id, "m.room.avatar", {"url": "mxc://example.org/a"})
     (told, room), *others = client.sync()["rooms"].items()
     assert told == room_id
     assert not others
@@ -104,7 +94,7 @@ def test_only_what_is_new_comes_later(server: TestServer) -> None:
     assert room["num_live"] == 3
     assert state_of(room) == {("m.room.topic", "")}
     assert room["avatar"] == "mxc://example.org/a"
-    put_state(alice, room_id, "m.room.avatar", {})
+    set_state(alice, room_id, "m.room.avatar", {})
     assert client.sync()["rooms"][room_id]["avatar"] is None
 
 
@@ -225,7 +215,7 @@ def test_live_then_previously_then_live(server: TestServer) -> None:
     assert list(client.sync()["rooms"]) == [first]
     say(alice, second, "other")
     assert client.sync()["rooms"][second]["initial"] is True
-    put_state(alice, first, "m.room.name", {"name": "renamed"})
+    set_state(alice, first, "m.room.name", {"name": "renamed"})
     say(alice, second, "covers")
     assert list(client.sync()["rooms"]) == [second]
     client.sync()
@@ -327,7 +317,7 @@ def test_grown_state_is_only_what_is_added(server: TestServer) -> None:
     added = state_of(client.sync()["rooms"][room_id])
     assert ("m.room.create", "") in added
     assert ("m.room.topic", "") not in added
-    put_state(alice, room_id, "org.example", {"a": 1}, "k")
+    set_state(alice, room_id, "org.example", {"a": 1}, "k")
     assert state_of(client.sync()["rooms"][room_id]) == {("org.example", "k")}
 
 
@@ -432,8 +422,8 @@ def test_a_room_that_loses_its_name_is_named_by_its_people(
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat", room_alias_name="room")
     act(bob, room_id, "join")
-    put_state(alice, room_id, "m.room.canonical_alias", {})
-    put_state(alice, room_id, type, {content: "#room:example.org"})
+    set_state(alice, room_id, "m.room.canonical_alias", {})
+    set_state(alice, room_id, type, {content: "#room:example.org"})
 
     def ask(pos: str | None) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -448,7 +438,7 @@ def test_a_room_that_loses_its_name_is_named_by_its_people(
 
     first = ask(None)
     assert "heroes" not in first["rooms"][room_id]
-    put_state(alice, room_id, type, {})
+    set_state(alice, room_id, type, {})
     room = ask(first["pos"])["rooms"][room_id]
     assert [hero["user_id"] for hero in room["heroes"]] == [bob.user_id]
     assert room["joined_count"] == 2
@@ -483,7 +473,7 @@ def test_the_accepted_form(server: TestServer) -> None:
     assert ("m.room.member", alice.user_id) in state_of(room)
     assert answer["rooms"][invited]["stripped_state"]
     assert answer["rooms"][invited]["lists"] == ["a", "i"]
-    put_state(alice, room_id, "m.room.name", {})
+    set_state(alice, room_id, "m.room.name", {})
     pending = alice.start("POST", STABLE, {**body, "pos": answer["pos"], "timeout": 30000})
     assert pending.answer.json["rooms"][room_id]["name"] is None
     pending = alice.start(

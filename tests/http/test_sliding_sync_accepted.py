@@ -5,18 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import (
-    STABLE,
-    SlidingClient,
-    a_list,
-    act,
-    create,
-    put_state,
-    say,
-    state_of,
-    texts,
-)
+from tests.http.sliding import STABLE, SlidingClient, a_list, act, state_of, texts
 
 
 class Accepted:
@@ -154,8 +145,8 @@ def test_more_is_asked_of_a_room_that_one_was_put_out_of(alice: User, bob: User)
     act(bob, room_id, "kick", user_id=alice.user_id)
     client.sync()
     say(bob, room_id, "SECRET")
-    put_state(bob, room_id, "m.room.topic", {"topic": "SECRET"})
-    put_state(bob, room_id, "m.room.name", {"name": "SECRET"})
+    set_state(bob, room_id, "m.room.topic", {"topic": "SECRET"})
+    set_state(bob, room_id, "m.room.name", {"name": "SECRET"})
     state = [["m.room.name", ""], ["m.room.topic", ""]]
     client.body["room_subscriptions"] = {room_id: {"timeline_limit": 4, "required_state": state}}
     room = client.sync()["rooms"][room_id]

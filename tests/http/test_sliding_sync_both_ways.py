@@ -3,7 +3,7 @@ whatever a client asks for, and whatever happened before.
 
 People do things at random; clients of one of them ask for something and mostly ask for the same
 again. Each response with the short way in it is made in the full way too, and compared
-(`tests/helpers/both_ways.py`). `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
+(`tests/helpers/sync_comparison.py`). `MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
 import os
@@ -21,11 +21,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from homeserver.services.sliding_sync import batches, room_entry
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse
 from tests.conftest import run_coroutine
-from tests.helpers.both_ways import both_ways, plain_timelines
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
-from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act, create, say
+from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
+from tests.helpers.sync_comparison import both_ways, plain_timelines
+from tests.http.sliding import STABLE, UNSTABLE, SlidingClient, a_list, act
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "15"))
 V3 = "/_matrix/client/v3"
@@ -388,7 +389,7 @@ class Talk(RuleBasedStateMachine):
 
 def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
     Talk.with_messages = Talk.plainly = 0
-    run_machine(Talk, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
+    run_machine(Talk, RUNS, 40, PHASES_WITHOUT_SHRINKING)
     assert Talk.with_messages > 5 * RUNS
     assert Talk.plainly > 5 * RUNS
 

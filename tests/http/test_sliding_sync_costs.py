@@ -17,10 +17,11 @@ from homeserver.services.sliding_sync.pos import MAX_ADDED
 from homeserver.services.sliding_sync.request import RequiredState, RoomConfig
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
-from tests.helpers.both_ways import both_ways
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of, texts
+from tests.helpers.sync_comparison import both_ways
+from tests.http.sliding import SlidingClient, a_list, act, state_of, texts
 
 ELEMENT_STATE = [
     ["m.room.name", ""],

@@ -6,9 +6,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.helpers.http import Pending
+from tests.helpers.room_actions import create, ok, put_event, redact, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, put_event, redact
-from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.sliding import SlidingClient, a_list, act
 
 pytestmark = pytest.mark.usefixtures("compared")
 

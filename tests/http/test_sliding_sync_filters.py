@@ -10,8 +10,9 @@ import pytest
 
 from homeserver.services.sliding_sync.room_order import MAX_FILTERS
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say
+from tests.http.sliding import SlidingClient, a_list, act
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -65,10 +66,10 @@ def test_what_is_kept_is_what_is(tmp_path: Path, sqlite_database: Database, seed
     actions: list[Callable[[str], object]] = [
         speak,
         speak,
-        lambda room_id: put_state(
+        lambda room_id: set_state(
             alice, room_id, "m.room.name", {"name": random.choice(("Tea", "milk"))}
         ),
-        lambda room_id: put_state(alice, room_id, "m.room.encryption", MEGOLM),
+        lambda room_id: set_state(alice, room_id, "m.room.encryption", MEGOLM),
         lambda _: alice.put(
             f"{data}/account_data/m.direct", {bob.user_id: random.sample(rooms, 2)}
         ),

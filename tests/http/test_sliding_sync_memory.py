@@ -13,8 +13,9 @@ from homeserver.services.sync.lazy_members import LazyMembers
 from storage.engine.database import Database
 from storage.engine.streams import Streams
 from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
+from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act
 from tests.http.test_sliding_sync_extensions import ended
 
 

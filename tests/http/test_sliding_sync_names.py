@@ -8,8 +8,9 @@ import pytest
 
 from homeserver.services.sliding_sync.pos import MAX_ADDED, added_in, added_to
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say, texts
+from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, texts
 
 pytestmark = pytest.mark.usefixtures("compared")
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from homeserver.services.sliding_sync import batches, profiles
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.sliding import SlidingClient, a_list, act
 from tests.http.test_sliding_sync_extensions import ended
 
 NAME = "org.matrix.msc4262.profiles"

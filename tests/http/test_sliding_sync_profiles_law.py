@@ -15,8 +15,9 @@ import pytest
 
 from homeserver.services.sliding_sync import batches, profiles
 from storage.engine.database import Database
+from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, create
+from tests.http.sliding import SlidingClient, a_list
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "8"))
 NAME = "org.matrix.msc4262.profiles"

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer
-from tests.http.sliding import STABLE, UNSTABLE, a_list, create
+from tests.http.sliding import STABLE, UNSTABLE, a_list
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act, create, say
+from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act
 
 V3 = "/_matrix/client/v3"
 EXTENSIONS = {name: {"enabled": True} for name in ("account_data", "receipts")}

@@ -5,8 +5,9 @@ import pytest
 
 from storage.sync.sliding_connections import MOST_OF_A_CONNECTION
 from tests.helpers.http import Pending
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of
+from tests.http.sliding import SlidingClient, a_list, act, state_of
 
 pytestmark = pytest.mark.usefixtures("compared")
 

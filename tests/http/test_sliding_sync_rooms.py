@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.room_actions import create, ok, put_event, redact, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, put_event, redact
-from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, state_of, texts
+from tests.http.sliding import SlidingClient, a_list, act, state_of, texts
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -108,7 +108,7 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
     client.sync()
     say(bob, room_id, "before")
     act(bob, room_id, action, user_id=alice.user_id)
-    put_state(bob, room_id, "m.room.topic", {"topic": "secret"})
+    set_state(bob, room_id, "m.room.topic", {"topic": "secret"})
     say(bob, room_id, "after")
     room = client.sync()["rooms"][room_id]
     assert texts(room) == ["before"]
@@ -155,7 +155,7 @@ def test_who_leaves_and_joins_again_begins_anew_with_the_room(
     if told == "the rest":
         say(bob, other, "hello")
         client.sync()
-    put_state(alice, room_id, "m.room.topic", {"topic": "missed"})
+    set_state(alice, room_id, "m.room.topic", {"topic": "missed"})
     act(bob, room_id, "join")
     answer = client.sync()
     room = answer["rooms"][room_id]
@@ -165,7 +165,7 @@ def test_who_leaves_and_joins_again_begins_anew_with_the_room(
         room_id: [{"type": "a.b", "content": {"n": 1}}]
     }
     for name in ("Bob", "Bobby"):  # a new name is no new joining
-        put_state(
+        set_state(
             bob, room_id, "m.room.member", {"membership": "join", "displayname": name}, bob.user_id
         )
     assert "initial" not in client.sync()["rooms"][room_id]
@@ -200,7 +200,7 @@ def test_order_is_that_of_the_latest_events(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     first, second = create(alice), create(alice)
     invited = create(bob, invite=[alice.user_id])
-    put_state(alice, first, "m.room.topic", {"topic": "tea"})
+    set_state(alice, first, "m.room.topic", {"topic": "tea"})
     say(bob, invited, "unseen")
     client = SlidingClient(alice, lists={"all": a_list([0, 0])})
     assert list(client.sync()["rooms"]) == [first]
@@ -249,8 +249,8 @@ def test_filters(server: TestServer) -> None:
     data = f"/_matrix/client/v3/user/{alice.user_id}"
     assert alice.put(f"{data}/account_data/m.direct", {bob.user_id: [plain]}).status == 200
     assert alice.put(f"{data}/rooms/{secret}/tags/m.favourite", {}).status == 200
-    put_state(alice, space, "m.space.child", {"via": ["example.org"]}, plain)
-    put_state(alice, space, "m.space.child", {}, secret)
+    set_state(alice, space, "m.space.child", {"via": ["example.org"]}, plain)
+    set_state(alice, space, "m.space.child", {}, secret)
     everything = {plain, space, secret, invited}
     assert shown(alice) == everything
     assert shown(alice, is_dm=None) == everything
@@ -272,7 +272,7 @@ def test_filters(server: TestServer) -> None:
     assert shown(alice, room_name_like="TEA") == {plain}
     assert shown(alice, is_dm=True, is_encrypted=True) == set()
     assert alice.delete(f"{data}/rooms/{secret}/tags/m.favourite").status == 200
-    put_state(alice, secret, "m.room.name", {"name": "black tea"})
+    set_state(alice, secret, "m.room.name", {"name": "black tea"})
     assert shown(alice, tags=["m.favourite"]) == set()
     assert shown(alice, room_name_like="tea") == {plain, secret}
 
@@ -315,7 +315,8 @@ def test_own_events_carry_their_transaction(server: TestServer) -> None:
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
     client.sync()
-    say(alice, room_id, "one")
+    content = {"msgtype": "m.text", "body": "one"}
+    ok(put_event(alice, room_id, "m.room.message", content, "one"))
     (event,) = client.sync()["rooms"][room_id]["timeline"]
     assert event["unsigned"]["transaction_id"] == "one"
     assert event["unsigned"]["membership"] == "join"
@@ -435,7 +436,7 @@ def test_a_client_that_begins_gets_a_room_as_it_is_now(server: TestServer, what:
         (event,) = [each for each in begin()["timeline"] if each["event_id"] == sent[2]]
         assert event["unsigned"]["m.relations"]["m.thread"]["count"] == 1
     elif what == "rename":
-        put_state(alice, room_id, "m.room.name", {"name": "Coffee"})
+        set_state(alice, room_id, "m.room.name", {"name": "Coffee"})
         assert begin()["name"] == "Coffee"
     else:
         path = f"/_matrix/client/v3/user/{carol.user_id}/account_data/m.ignored_user_list"

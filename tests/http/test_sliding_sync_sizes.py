@@ -7,8 +7,9 @@ import pytest
 
 from homeserver.services.sliding_sync import batches, room_entry
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import STABLE, SlidingClient, a_list, create, say, texts
+from tests.http.sliding import STABLE, SlidingClient, a_list, texts
 from tests.http.test_sliding_sync_extensions import ended
 
 

@@ -8,9 +8,9 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer
 from tests.helpers.spaces import add_child, create_space, hierarchy
-from tests.helpers.talk import create
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.room_actions import create, set_state
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, every_page, rooms_below
-from tests.helpers.talk import create, set_state
 
 SPACES, HIDDEN, ROOMS = 4, 1, 3
 TOTAL = SPACES + HIDDEN + ROOMS

@@ -2,6 +2,16 @@
 
 import pytest
 
+from tests.helpers.room_actions import (
+    create,
+    invite,
+    join,
+    membership,
+    ok,
+    redact,
+    refused,
+    set_state,
+)
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import (
     VIA,
@@ -12,7 +22,6 @@ from tests.helpers.spaces import (
     hierarchy_path,
     rooms_below,
 )
-from tests.helpers.talk import create, invite, join, membership, ok, redact, refused, set_state
 
 
 @pytest.fixture

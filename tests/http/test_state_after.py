@@ -5,10 +5,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
+from tests.helpers.room_actions import create, invite, leave
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, invite, leave
 
 
 @pytest.mark.parametrize(

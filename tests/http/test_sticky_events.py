@@ -7,9 +7,9 @@ import pytest
 
 from storage.engine.database import Database
 from storage.rooms.sticky_events import LONGEST_MS, StickyEventStore
+from tests.helpers.room_actions import ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, ids, poll, sync
-from tests.helpers.talk import ok, refused
 from tests.http.sliding import SlidingClient, a_list
 from tests.http.test_sliding_sync_extensions import ended
 

@@ -13,8 +13,8 @@ from homeserver.api.endpoint import Auth, find_declaration
 from homeserver.wiring.endpoints import SOURCES
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, say
 
 ALLOWED = """
 POST /_matrix/client/unstable/account_validity/send_mail

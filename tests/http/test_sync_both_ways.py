@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from homeserver.services.sync.response import Response
-from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
 from tests.helpers.server import User
+from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.http.test_sliding_sync_both_ways import SEED, V3, Talk
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "6"))
@@ -124,5 +124,5 @@ class TalkInRooms(Talk):
 
 def test_the_short_way_of_sync_gives_what_the_full_way_gives() -> None:
     TalkInRooms.answers = 0
-    run_machine(TalkInRooms, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
+    run_machine(TalkInRooms, RUNS, 40, PHASES_WITHOUT_SHRINKING)
     assert TalkInRooms.answers > 10 * RUNS

@@ -9,11 +9,11 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from storage.engine.sqlite import SQLiteConfig
-from tests.helpers.both_ways import plain_timelines
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.room_actions import V3, ok
 from tests.helpers.server import TestServer, User
+from tests.helpers.sync_comparison import plain_timelines
 from tests.helpers.syncing import Rooms, bodies, poll, sync, token
-from tests.helpers.talk import V3, ok
 
 rooms = Rooms()
 

@@ -5,7 +5,7 @@ receipt; whatever people do meanwhile, and in whatever order databases answer.
 matrix-rust-sdk gives up the request that waits whenever a room is opened or a list grows. Here it
 does so before, while and after its answer is made, and answers get lost; the server hears that it
 is gone, or does not. People's deeds, reads and writes of the database go on meanwhile, one step of
-one of them at a time: which, is left to chance (`tests/helpers/turns.py`). `MAHALLA_SYNC_RUNS=1000`
+one of them at a time: which, is left to chance (`tests/helpers/interleaving.py`). `MAHALLA_SYNC_RUNS=1000`
 makes a thousand such histories.
 """
 
@@ -27,11 +27,12 @@ from homeserver.services.streams import recent_changes
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, UNSTABLE, Ask, SlidingFollower
 from tests.helpers.sync_client import WHOLE_ROOM, Json, KnownRoom, SyncClient
-from tests.helpers.turns import Turns
-from tests.http.sliding import act, create, say
+from tests.http.sliding import act
 
 RUNS = int(os.environ.get("MAHALLA_SYNC_RUNS", "4"))
 V3 = "/_matrix/client/v3"
@@ -212,7 +213,7 @@ class Race:
     """Three people, their clients, and one server or two nodes of it."""
 
     def __init__(
-        self, servers: Sequence[TestServer], turns: Sequence[Turns], chance: Random
+        self, servers: Sequence[TestServer], turns: Sequence[Interleaving], chance: Random
     ) -> None:
         self.servers, self.turns, self.chance = servers, turns, chance
         self.people = [self._register(name) for name in ("alice", "bob", "carol")]
@@ -426,7 +427,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 def test_nothing_is_missed(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
-    turns = Turns()
+    turns = Interleaving()
     database = turns.open(database_config)
     race = Race([TestServer(tmp_path, database)], [turns], Random(seed))
     race.run()
@@ -455,9 +456,9 @@ def call_one_another(servers: list[TestServer], random: Random) -> None:
 @pytest.fixture
 def nodes(
     tmp_path: Path, postgresql: PostgresConfig, seed: int
-) -> Iterator[tuple[list[TestServer], list[Turns]]]:
+) -> Iterator[tuple[list[TestServer], list[Interleaving]]]:
     """Two on one database, which every other time call one another."""
-    turns = [Turns(), Turns()]
+    turns = [Interleaving(), Interleaving()]
     databases: list[Database] = [each.open(postgresql) for each in turns]
     servers = [
         TestServer(tmp_path, database, POSTGRES, seed=at)
@@ -477,7 +478,7 @@ def nodes(
 
 @pytest.mark.usefixtures("cramped")
 def test_nothing_is_missed_at_two_nodes(
-    nodes: tuple[list[TestServer], list[Turns]], seed: int
+    nodes: tuple[list[TestServer], list[Interleaving]], seed: int
 ) -> None:
     race = Race(*nodes, Random(seed))
     race.run()

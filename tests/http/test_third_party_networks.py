@@ -3,8 +3,8 @@ client-server-api#third-party-networks"""
 
 import pytest
 
+from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer
-from tests.helpers.talk import V3, ok, refused
 
 
 def test_there_are_none(server: TestServer) -> None:

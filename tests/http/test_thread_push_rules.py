@@ -8,10 +8,11 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import create, join, ok, put_event, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, ok, put_event, refused, say
 from tests.http.test_thread_subscriptions import reply, thread
 
 V3 = "/_matrix/client/v3"
@@ -123,7 +124,7 @@ def test_who_is_mentioned_in_a_thread_is_called_though_they_do_not_follow_it(tal
 
 
 def test_pushes_follow_the_subscriptions(tmp_path: Path, sqlite_database: Database) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = TestServer(tmp_path, sqlite_database, web=gateway)
     server.app.pushers.start()
     settle(server)

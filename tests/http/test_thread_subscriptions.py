@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.room_actions import create, join, leave, ok, put_event, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, leave, ok, put_event, refused, say
 from tests.http.sliding import SlidingClient
 from tests.http.test_sliding_sync_extensions import ended
 

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.room_actions import create, join, leave, ok, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, leave, ok, refused, say
 from tests.http.sliding import STABLE, SlidingClient, a_list
 from tests.http.test_sliding_sync_extensions import ended
 from tests.http.test_thread_subscriptions import reply

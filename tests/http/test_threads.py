@@ -8,8 +8,18 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.room_actions import (
+    create,
+    join,
+    leave,
+    ok,
+    put_event,
+    redact,
+    refused,
+    say,
+    set_state,
+)
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, join, leave, ok, put_event, redact, refused, say, set_state
 from tests.http.test_relations import bundle, edit, ignore, relate
 
 pytestmark = pytest.mark.usefixtures("compared")

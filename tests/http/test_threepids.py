@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from homeserver.services.email.smtp import CannotDeliver
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidStore
+from tests.helpers.audit_records import audit_records
+from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer
-from tests.helpers.kept import read_everything
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -48,7 +48,7 @@ def request_token(
 
 def link_in(server: TestServer, number: int = -1) -> str:
     """Return the path and query of the link in an e-mail."""
-    _, email_message = server.relay.letters[number]
+    _, email_message = server.relay.emails[number]
     text = email_message.get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", text.get_content())
@@ -99,7 +99,7 @@ def add(server: TestServer, user: User, email: str = "alice@example.com") -> Non
 
 def test_a_validated_address_is_added_at_registration(server: TestServer) -> None:
     creds = validate(server, "register")
-    recipient, email_message = server.relay.letters[0]
+    recipient, email_message = server.relay.emails[0]
     assert recipient == "alice@example.com"
     assert email_message["From"] == "Example <noreply@example.org>"
     assert email_message["Subject"] == "Confirm your e-mail address for example.org"
@@ -176,9 +176,9 @@ def test_a_validated_address_resets_the_password(server: TestServer) -> None:
     auth = {**by_email(creds), "session": challenge.json["session"]}
     early = server.post(f"{V3}/account/password", {**body, "auth": auth})
     assert (early.status, early.errcode) == (401, "M_THREEPID_AUTH_FAILED")
-    assert "new password" in server.relay.letters[-1][1]["Subject"]
+    assert "new password" in server.relay.emails[-1][1]["Subject"]
     assert request_token(server, "account/password", send_attempt=2).status == 200
-    assert told(server)[-3:] == [
+    assert audit_records(server)[-3:] == [
         ("address_added", "alice@example.com"),
         *[("password_reset_asked", "alice@example.com")] * 2,
     ]
@@ -244,10 +244,10 @@ def test_an_address_belongs_to_one_account(server: TestServer) -> None:
 def test_a_repeated_request_sends_no_second_email(server: TestServer) -> None:
     first = request_token(server, "register").json["sid"]
     assert request_token(server, "register").json["sid"] == first
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
     old = link_in(server)
     assert request_token(server, "register", send_attempt=2).json["sid"] == first
-    assert len(server.relay.letters) == 2
+    assert len(server.relay.emails) == 2
     # The second e-mail replaces the first one.
     assert server.get(old).status == 400
     assert press(server, link_in(server)).status == 200
@@ -303,7 +303,7 @@ def test_the_email_is_in_the_language_of_the_request(server: TestServer) -> None
     server.post(
         f"{V3}/register/email/requestToken", body, headers={"Accept-Language": "ru-RU,ru;q=0.9"}
     )
-    email_message = server.relay.letters[0][1]
+    email_message = server.relay.emails[0][1]
     assert email_message["Subject"] == "Подтвердите адрес электронной почты для example.org"
     assert email_message["Content-Language"] == "ru"
 
@@ -354,17 +354,17 @@ def test_malformed_requests_are_refused(server: TestServer, further: dict[str, s
     body = {"client_secret": SECRET, "email": "a@example.com", "send_attempt": 1, **further}
     answer = server.post(f"{V3}/register/email/requestToken", body)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
-    assert not server.relay.letters
+    assert not server.relay.emails
 
 
 def test_an_email_is_retried_while_the_mail_server_is_away(server: TestServer) -> None:
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     assert request_token(server, "register").status == 200
     server.clock.advance(100)
-    assert not server.relay.letters
+    assert not server.relay.emails
     server.relay.failure = None
     server.clock.advance(4 * 3600)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 def test_an_email_to_a_refused_recipient_is_not_retried(server: TestServer) -> None:
@@ -372,7 +372,7 @@ def test_an_email_to_a_refused_recipient_is_not_retried(server: TestServer) -> N
     request_token(server, "register")
     server.relay.failure = None
     server.clock.advance(5 * 3600)
-    assert not server.relay.letters
+    assert not server.relay.emails
 
 
 def test_queued_emails_survive_a_restart(tmp_path: Path, database: Database) -> None:
@@ -381,7 +381,7 @@ def test_queued_emails_survive_a_restart(tmp_path: Path, database: Database) -> 
     request_token(first, "register")
     second = TestServer(tmp_path, database, MAIL, seed=2, now=first.clock.seconds() + 3600)
     second.app.mail.start()
-    assert len(second.relay.letters) == 1
+    assert len(second.relay.emails) == 1
 
 
 def test_a_deactivated_account_frees_its_address(server: TestServer) -> None:
@@ -421,11 +421,11 @@ def test_the_current_rules_apply_to_earlier_validations(
 def test_a_server_can_hide_which_addresses_it_knows(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, MAIL + "request_token_inhibit_3pid_errors: true\n")
     add(server, server.register("alice"))
-    before = len(server.relay.letters)
+    before = len(server.relay.emails)
     assert request_token(server, "account/password", "nobody@example.com").status == 200
-    assert len(server.relay.letters) == before
+    assert len(server.relay.emails) == before
     assert request_token(server, "register").status == 200
-    assert server.relay.letters[-1][1]["Subject"] == "You already have an account on example.org"
+    assert server.relay.emails[-1][1]["Subject"] == "You already have an account on example.org"
 
 
 def test_changes_of_addresses_can_be_disabled(tmp_path: Path, database: Database) -> None:
@@ -492,7 +492,7 @@ def test_client_secrets_and_sessions_are_stored_as_hashes(
     secret, session = "of-this-client-alone", challenge.json["session"]
     answer = request_token(server, "account/password", client_secret=secret)
     assert press(server, link_in(server)).status == 200
-    stored = server.run(read_everything(sqlite_database))
+    stored = server.run(dump_database(sqlite_database))
     assert (answer.json["sid"] in stored, secret in stored, session in stored) == (
         True,
         False,

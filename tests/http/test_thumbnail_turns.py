@@ -22,8 +22,8 @@ from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
 from storage.media.media import Content
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.images import picture
-from tests.helpers.later import LaterExecutor
 
 ALICE, BOB, MALLORY = "@alice:example.org", "@bob:example.org", "@mallory:example.org"
 
@@ -39,7 +39,7 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
@@ -48,13 +48,13 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
         making = thumbnails.get(content, 96, 96, "crop", whose, whose, animated=False)
         asked[whose].append(Deferred.fromCoroutine(making))
     assert len(executor.jobs) == 2  # one of each
-    executor.work()
+    executor.run_queued()
     assert {whose: [each.called for each in made] for whose, made in asked.items()} == {
         ALICE: [True, False, False],
         BOB: [True, False],
     }
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     assert all(each.called for made in asked.values() for each in made)
     workers.close()
 
@@ -64,7 +64,7 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     content, other = (
@@ -83,13 +83,13 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
     same, another = ask(content, LADDER[-1], ALICE, BOB), ask(content, LADDER[-2], ALICE, BOB)
     assert len(executor.jobs) == 2
     for _ in range(5):  # Alice's pictures have one of two turns, and of that Bob every second
-        executor.work()
+        executor.run_queued()
     assert theirs.called
     assert same.called
     assert another.called
     assert not all(each.called for each in many)
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     assert [(await each).type for each in many] == ["image/png"] * len(many)
     workers.close()
 
@@ -99,7 +99,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
 ) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     content = await _content(files, picture(40, 20))
@@ -121,7 +121,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
         await refused
     assert not bobs.called
     while executor.jobs:
-        executor.work()
+        executor.run_queued()
     await bobs
     assert all(each.called for each in asked)
     workers.close()
@@ -133,7 +133,7 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
-    executor = LaterExecutor()
+    executor = ManualExecutor()
     workers = ImageWorkers(executor)
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     asked = [
@@ -145,6 +145,6 @@ async def test_a_thumbnail_is_made_once_for_all_who_wait(
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
     asked[0].cancel()
-    executor.work()
+    executor.run_queued()
     assert [(await each).type for each in asked[1:]] == ["image/png", "image/png"]
     workers.close()

@@ -12,7 +12,8 @@ from twisted.python.failure import Failure
 from storage.encryption import to_device_log
 from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction
-from tests.helpers.databases import SteppedExecutor, open_inline
+from tests.helpers.databases import open_inline
+from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
 from tests.helpers.server import TestServer, User
@@ -22,7 +23,7 @@ class World:
     """A server whose writes wait until the test runs them."""
 
     def __init__(self, folder: Path, config: SQLiteConfig | PostgresConfig) -> None:
-        self.writer = SteppedExecutor()
+        self.writer = ManualExecutor()
         self.database: Database = open_inline(config, writer=self.writer)
         self.server = TestServer(folder, self.database)
 

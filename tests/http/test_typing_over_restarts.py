@@ -15,8 +15,9 @@ from homeserver.services.streams.sync_tokens import (
     split_pos,
 )
 from storage.engine.database import Database
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.sliding import SlidingClient, a_list, act
 
 NO_TYPING = quote('{"room":{"ephemeral":{"not_types":["m.typing"]}}}')
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.finding import begin_jobs, search, settle
-from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
-from tests.helpers.talk import (
+from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.room_actions import (
     create,
     invite,
     join,
@@ -22,6 +20,8 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import TestServer, User
+from tests.helpers.syncing import sync
 from tests.http.sliding import SlidingClient, a_list
 
 Events = dict[str, dict[str, Any]]

@@ -10,12 +10,12 @@ import pytest
 
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
-from tests.helpers.records import told
 from tests.helpers.server import START, TestServer
-from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, leave, redeem, sign_in
+from tests.helpers.upstream import ALICE, CLIENT, REDIRECT, open_provider, redeem, sign_in
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_login_flows_list_the_providers(server: TestServer) -> None:
 
 def test_the_first_sign_in_creates_an_account(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
-    where = leave(browser, CLIENT + "?a=b%26c%26loginToken%3Dold")
+    where = open_provider(browser, CLIENT + "?a=b%26c%26loginToken%3Dold")
     assert where.startswith("https://login.example.com/authorize?")
     browser.open(provider.sign_in(where, **ALICE))
     assert "Continue to client.example?" in browser.words
@@ -83,7 +83,9 @@ def test_profiles_are_imported_at_each_sign_in_if_configured(
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     browser = Browser(server)
     browser.open(
-        provider.sign_in(leave(browser), sub="2", preferred_username="bob", email="bob@example.com")
+        provider.sign_in(
+            open_provider(browser), sub="2", preferred_username="bob", email="bob@example.com"
+        )
     )
     redeem(server, browser)
     own = ThreepidRow("email", "own@example.com", "@alice:example.org", 1, 1)
@@ -95,7 +97,9 @@ def test_profiles_are_imported_at_each_sign_in_if_configured(
         ("Alice the Great", "own@example.com", ["own@example.com"]),
         ("Alice the Great", "a3@example.com", ["own@example.com", "a3@example.com"]),
     ):
-        browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name, "email": email}))
+        browser.open(
+            provider.sign_in(open_provider(browser), **{**ALICE, "name": name, "email": email})
+        )
         alice = redeem(
             server, browser
         )  # the client is in `client_whitelist`, so there is no question
@@ -106,7 +110,7 @@ def test_profiles_are_imported_at_each_sign_in_if_configured(
     profile = f"/_matrix/client/v3/profile/{alice.user_id}"
     assert server.get(profile).json["displayname"] == "Alice the Great"
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": "Buy this"}))
+    browser.open(provider.sign_in(open_provider(browser), **{**ALICE, "name": "Buy this"}))
     alice = redeem(server, browser)
     assert (alice.get(profile).json["displayname"], server.get(profile).json["displayname"]) == (
         "Buy this",
@@ -118,7 +122,7 @@ def test_a_taken_name_asks_for_another(server: TestServer, provider: OpenIDProvi
     server.register("alice")
     server.register("bob")
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert "This name is taken" in browser.words
     assert "Alice Liddell" in browser.words
     assert "alice@example.com" in browser.words
@@ -138,7 +142,7 @@ def test_without_a_template_the_user_chooses_a_name(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG, web=provider)
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), sub="7"))
+    browser.open(provider.sign_in(open_provider(browser), sub="7"))
     assert browser.page.forms[0].fields["username"] == ""
     browser.send(username="white.rabbit")
     assert "@white.rabbit:example.org" in browser.words
@@ -148,8 +152,8 @@ def test_a_step_is_used_once_and_in_one_browser(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser, other = Browser(server), Browser(server)
-    back = provider.sign_in(leave(browser), **ALICE)
-    leave(other)
+    back = provider.sign_in(open_provider(browser), **ALICE)
+    open_provider(other)
     assert "opened in another browser" in _words(other, back)
     browser.open(back)
     form = browser.page.forms[0]
@@ -170,7 +174,7 @@ def _words(browser: Browser, path: str) -> str:
 
 def test_steps_expire(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
-    back = provider.sign_in(leave(browser), **ALICE)
+    back = provider.sign_in(open_provider(browser), **ALICE)
     server.clock.advance(15 * 60)
     assert "This page has expired" in _words(browser, back)
 
@@ -179,12 +183,12 @@ def test_a_login_token_is_used_once_within_a_minute(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     browser.send()
     redeem(server, browser)
     with pytest.raises(AssertionError, match="M_FORBIDDEN"):
         redeem(server, browser)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     browser.send()
     server.clock.advance(61)
     with pytest.raises(AssertionError, match="M_FORBIDDEN"):
@@ -214,7 +218,7 @@ def test_invalid_redirect_urls_get_no_token(server: TestServer) -> None:
 
 def test_a_client_may_have_its_own_scheme(server: TestServer, provider: OpenIDProvider) -> None:
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser, "io.element.app:/done"), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser, "io.element.app:/done"), **ALICE))
     assert "Continue to io.element.app:?" in browser.words
     assert (
         "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
@@ -255,7 +259,7 @@ user_consent:
         web=provider,
     )
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert browser.path.startswith("/_mahalla/consent")
     assert "loginToken" not in browser.text
     browser.send(agree_terms="true")
@@ -265,7 +269,9 @@ user_consent:
     else:
         browser.answer = Answer(303, {"location": browser.page.links["Continue"]}, b"")
     assert redeem(server, browser).user_id == "@alice:example.org"
-    browser.open(provider.sign_in(leave(browser), **ALICE))  # a user who agreed is not asked again
+    browser.open(
+        provider.sign_in(open_provider(browser), **ALICE)
+    )  # a user who agreed is not asked again
     assert not browser.path.startswith("/_mahalla/consent")
 
 
@@ -306,7 +312,7 @@ def test_existing_accounts_are_linked_only_if_configured(
     before = server.register("alice")
     assert sign_in(server, provider, Browser(server)).user_id == before.user_id
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, "sub": "2"}))
+    browser.open(provider.sign_in(open_provider(browser), **{**ALICE, "sub": "2"}))
     assert browser.status == 403
     assert "belongs to somebody else" in browser.words
 
@@ -318,7 +324,7 @@ def test_no_account_is_created_if_registration_is_disabled(
         tmp_path, sqlite_database, CONFIG + "  enable_registration: false\n", web=provider
     )
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert browser.status == 403
     assert "You have no account on this server" in browser.words
 
@@ -327,12 +333,14 @@ def test_unusable_accounts_are_refused(server: TestServer, provider: OpenIDProvi
     alice = sign_in(server, provider, Browser(server))
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert "This account is locked" in browser.words
     server.run(server.app.people.deactivation.do_deactivate(alice.user_id, erase=False))
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert (browser.status, "has been closed" in browser.words) == (403, True)
-    refused = [why for event, why in told(server, alice.user_id) if event == "sign_in_refused"]
+    refused = [
+        why for event, why in audit_records(server, alice.user_id) if event == "sign_in_refused"
+    ]
     assert refused == ["locked", "deactivated"]
 
 
@@ -341,7 +349,7 @@ def test_an_account_that_is_locked_during_a_step_is_refused(
 ) -> None:
     alice = sign_in(server, provider, Browser(server))
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.open(provider.sign_in(open_provider(browser), **ALICE))
     server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
     browser.send()
     assert browser.status == 403

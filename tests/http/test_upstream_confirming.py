@@ -7,9 +7,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
-from tests.helpers.records import told
 from tests.helpers.server import START, TestServer, User
 from tests.helpers.upstream import ALICE, sign_in
 
@@ -109,7 +109,7 @@ def test_another_user_cannot_confirm(server: TestServer, provider: OpenIDProvide
     # nobody authenticated as alice, and mallory's own account was not refused
     happened = [
         record
-        for record in told(server, alice.user_id)
+        for record in audit_records(server, alice.user_id)
         if record[0] not in ("registered", "linked")
     ]
     assert happened[-1] == (
@@ -117,7 +117,9 @@ def test_another_user_cannot_confirm(server: TestServer, provider: OpenIDProvide
         f"DELETE devices {alice.device_id} (@mallory:example.org)",
     )
     assert not [
-        event for event, _ in told(server, "@mallory:example.org") if event.endswith("_refused")
+        event
+        for event, _ in audit_records(server, "@mallory:example.org")
+        if event.endswith("_refused")
     ]
 
 
@@ -132,7 +134,7 @@ def test_a_person_without_an_account_cannot_confirm(
     browser.send(button="oidc-town")
     browser.open(provider.sign_in(browser.location, sub="3"))
     assert "вошёл другой человек, у которого здесь нет учётной записи" in browser.words
-    assert told(server, alice.user_id)[-1] == (
+    assert audit_records(server, alice.user_id)[-1] == (
         "confirmation_refused",
         f"DELETE devices {alice.device_id} (oidc-town)",
     )

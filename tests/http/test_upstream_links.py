@@ -11,7 +11,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.images import opened, picture
 from tests.helpers.openid import CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
-from tests.helpers.upstream import ALICE, leave, sign_in
+from tests.helpers.upstream import ALICE, open_provider, sign_in
 
 USERS = "/_mahalla/admin/v1/users/{}/external_ids"
 FIND = "/_synapse/admin/v1/auth_providers/oidc-town/users/"
@@ -128,5 +128,7 @@ def test_a_link_survives_a_change_of_the_display_name(
 ) -> None:
     alice = sign_in(server, provider, Browser(server))
     browser = Browser(server)
-    browser.open(provider.sign_in(leave(browser), **{**ALICE, "preferred_username": "other"}))
+    browser.open(
+        provider.sign_in(open_provider(browser), **{**ALICE, "preferred_username": "other"})
+    )
     assert alice.user_id in browser.text

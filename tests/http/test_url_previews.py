@@ -14,10 +14,10 @@ from homeserver.services.previews.fetching import MAX_PAGE_BYTES
 from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_page
 from homeserver.services.previews.url_previews import FAILED_MS, MOST_OF_ONE
 from storage.engine.database import Database
-from tests.helpers.files_between import upload
+from tests.helpers.executors import ManualExecutor
+from tests.helpers.federated_media import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
-from tests.helpers.later import LaterExecutor
 from tests.helpers.linked_pages import LinkedPages
 from tests.helpers.server import TestServer, User
 
@@ -420,7 +420,7 @@ def test_a_user_with_many_slow_previews_does_not_delay_others(
 def test_slow_images_do_not_delay_previews_of_other_users(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
-    images = LaterExecutor()
+    images = ManualExecutor()
     alice = _server(tmp_path, sqlite_database, pages, images=images)
     bob = alice.server.register("bob")
     for number, name in enumerate("abcd"):
@@ -435,7 +435,7 @@ def test_slow_images_do_not_delay_previews_of_other_users(
     assert len(images.jobs) == 2  # one of hers, and his
     images.jobs.pop()()
     assert [each.done for each in asked] == [False, False, False, True]
-    images.work_all()
+    images.run()
     assert [each.answer.json["og:image:width"] for each in asked] == [30] * 4
     alice.server.app.media.close_workers()
 

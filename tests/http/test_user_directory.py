@@ -18,9 +18,8 @@ from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig,
 from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.finding import begin_jobs, settle
-from tests.helpers.server import TestServer, User
-from tests.helpers.talk import (
+from tests.helpers.event_search import begin_jobs, settle
+from tests.helpers.room_actions import (
     V3,
     create,
     invite,
@@ -32,6 +31,7 @@ from tests.helpers.talk import (
     room_path,
     set_state,
 )
+from tests.helpers.server import TestServer, User
 
 Start = Callable[..., TestServer]
 

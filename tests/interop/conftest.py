@@ -1,7 +1,7 @@
-"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms
-of its own.
+"""One pair of servers, ours and Synapse, for all tests of a worker. Each test has its own users and
+rooms.
 
-`MAHALLA_INTEROP_DATABASE=postgresql pytest tests/interop` has ours on PostgreSQL.
+`MAHALLA_INTEROP_DATABASE=postgresql pytest tests/interop` runs ours on PostgreSQL.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from storage.engine.database import PostgresConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.interop import Person
-from tests.helpers.town import Running, Town, python_of_synapse
+from tests.helpers.interop_servers import InteropProcess, InteropServers, python_of_synapse
 
 NOT_INSTALLED = "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
 _numbers = count(1)
@@ -24,28 +24,28 @@ _numbers = count(1)
 class Pair:
     """Both servers."""
 
-    ours: Running
-    theirs: Running
+    ours: InteropProcess
+    theirs: InteropProcess
 
     def people(self) -> tuple[Person, Person]:
-        """Somebody new on each: ours, theirs."""
+        """Register a new user on each server; return ours, theirs."""
         number = next(_numbers)
         return self.ours.register(f"alice{number}"), self.theirs.register(f"bob{number}")
 
     def both_ways(self, we_are_host: bool) -> tuple[Person, Person]:
-        """Somebody new on each: who has a room, and who is a guest in it."""
+        """Register a new user on each server; return the host of the room and the guest."""
         alice, bob = self.people()
         return (alice, bob) if we_are_host else (bob, alice)
 
 
 @pytest.fixture(scope="session")
 def our_database(request: pytest.FixtureRequest) -> Iterator[PostgresConfig | None]:
-    """PostgreSQL where that is asked for."""
-    wish = os.environ.get("MAHALLA_INTEROP_DATABASE", "sqlite")
-    assert wish in ("sqlite", "postgresql"), (
-        f"MAHALLA_INTEROP_DATABASE is {wish!r}: neither sqlite nor postgresql"
+    """The PostgreSQL database of our server, or None for SQLite."""
+    kind = os.environ.get("MAHALLA_INTEROP_DATABASE", "sqlite")
+    assert kind in ("sqlite", "postgresql"), (
+        f"MAHALLA_INTEROP_DATABASE is {kind!r}: neither sqlite nor postgresql"
     )
-    if wish == "sqlite":
+    if kind == "sqlite":
         yield None
         return
     templates: PostgresTemplates = request.getfixturevalue("postgres_templates")
@@ -62,9 +62,9 @@ def pair(
     if python is None:
         pytest.skip(NOT_INSTALLED)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # tests/helpers/sharing.py sees to it that no other worker needs one
+        # tests/helpers/worker_scheduling.py gives all these tests to one worker
         (tmp_path_factory.getbasetemp().parent / "pair").touch(exist_ok=False)
-    town = Town(tmp_path_factory.mktemp("town"), python)
+    town = InteropServers(tmp_path_factory.mktemp("town"), python)
     try:
         yield Pair(town.start_ours(our_database, retention={"enabled": True}), town.start_synapse())
     finally:

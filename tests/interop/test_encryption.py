@@ -1,4 +1,4 @@
-"""Encryption between this server and Synapse. Devices are found, their changes are sent, and
+"""With Synapse: the requirements of encryption. Device lists are updated, keys are found, and
 to-device messages arrive once."""
 
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.interop import Person, until
 from tests.helpers.keys import cross_signing_key, identity_keys, one_time_keys
 from tests.interop.conftest import Pair
-from tests.interop.test_living_together import enter
+from tests.interop.test_shared_rooms import enter
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 ENCRYPTED = {
@@ -19,7 +19,7 @@ ENCRYPTED = {
 
 
 def publish(person: Person, seed: int, *names: str) -> dict[str, Any]:
-    """Publish the keys of a device, and return the device keys that other users must get."""
+    """Publish the keys of a device; return the keys that others must receive."""
     keys = identity_keys(person, seed)[1]
     person.ok("POST", "/keys/upload", {"device_keys": keys, "one_time_keys": one_time_keys(*names)})
     return keys
@@ -41,7 +41,7 @@ def changed(person: Person, since: str) -> list[str]:
 
 
 @SIDES
-def test_devices_are_found_and_their_changes_told(pair: Pair, we_are_host: bool) -> None:
+def test_device_lists_and_their_changes_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest, initial_state=[ENCRYPTED])
     keys = publish(host, 1)
@@ -64,7 +64,7 @@ def test_devices_are_found_and_their_changes_told(pair: Pair, we_are_host: bool)
 
 
 @SIDES
-def test_cross_signing_keys_are_told(pair: Pair, we_are_host: bool) -> None:
+def test_cross_signing_keys_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest, initial_state=[ENCRYPTED])
     publish(host, 3)
@@ -120,7 +120,7 @@ def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
 
 
 @SIDES
-def test_messages_to_devices_come_in_order_and_once(pair: Pair, we_are_host: bool) -> None:
+def test_to_device_messages_arrive_in_order_and_once(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest, initial_state=[ENCRYPTED])
     since = guest.sync()["next_batch"]

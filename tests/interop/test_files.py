@@ -1,4 +1,4 @@
-"""With Synapse: pictures that people on one server see of those on the other."""
+"""With Synapse: media between users of both servers."""
 
 import json
 import re
@@ -13,14 +13,14 @@ MEDIA = "/_matrix/client/v1/media"
 
 
 def upload(person: Person, body: bytes) -> str:
-    """Server name and media id."""
+    """Upload a file; return its server name and media ID as `server/id`."""
     said = person.ask_bytes("POST", "/_matrix/media/v3/upload?filename=a%20b.png", body)
     assert said.status == 200, said.body
     return str(json.loads(said.body)["content_uri"]).removeprefix("mxc://")
 
 
 @pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-picture", "their-picture"])
-def test_a_picture_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
+def test_an_image_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
     owner, other = pair.both_ways(it_is_ours)
     data = picture(800, 600)
     address = upload(owner, data)
@@ -37,7 +37,7 @@ def test_a_picture_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
 
 
 @pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-file", "their-file"])
-def test_a_large_file_and_one_that_is_not_there(pair: Pair, it_is_ours: bool) -> None:
+def test_a_large_file_and_a_missing_file(pair: Pair, it_is_ours: bool) -> None:
     owner, other = pair.both_ways(it_is_ours)
     data = bytes(range(256)) * (20 << 12)
     address = upload(owner, data)

@@ -1,4 +1,4 @@
-"""With Synapse: the past of a room, as somebody reads it who came later."""
+"""With Synapse: history of a room, read by a user who joined later."""
 
 from urllib.parse import quote
 
@@ -12,7 +12,7 @@ SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "
 
 @SIDES
 @pytest.mark.parametrize(("version", "count"), [("6", 120), ("12", 500)])
-def test_a_newcomer_reads_back_to_the_beginning(
+def test_a_new_member_reads_all_history(
     pair: Pair, version: str, count: int, we_are_host: bool
 ) -> None:
     host, guest = pair.both_ways(we_are_host)
@@ -31,7 +31,7 @@ def test_a_newcomer_reads_back_to_the_beginning(
 
 
 @SIDES
-def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(
+def test_an_older_event_is_found_by_timestamp_and_with_its_context(
     pair: Pair, we_are_host: bool
 ) -> None:
     host, guest = pair.both_ways(we_are_host)
@@ -44,7 +44,7 @@ def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(
 
     def find() -> str | None:
         event_id = guest.ask_at("GET", path).json.get("event_id")
-        # while the other server is slow to answer, the nearest that is known here counts
+        # if the other server is slow, the nearest local event is returned
         return (
             str(event_id)
             if event_id and host.event(room_id, event_id)["origin_server_ts"] == at
@@ -59,7 +59,7 @@ def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(
 
 
 @pytest.mark.parametrize("version", ["1", "10", "12"])
-def test_what_is_too_old_goes_out_without_its_content(pair: Pair, version: str) -> None:
+def test_expired_events_federate_without_content(pair: Pair, version: str) -> None:
     alice, bob = pair.people()
     room_id = alice.create(preset="public_chat", room_version=version)
     said = [alice.say(room_id, f"secret {number}") for number in range(20)]
@@ -81,7 +81,7 @@ def test_what_is_too_old_goes_out_without_its_content(pair: Pair, version: str) 
     until(lambda: bob.event(room_id, again))
 
 
-def test_what_another_server_keeps_longer_is_not_shown_here(pair: Pair) -> None:
+def test_expired_events_of_another_server_are_not_shown(pair: Pair) -> None:
     alice, bob = pair.people()
     room_id = bob.create(preset="public_chat")
     for number in range(20):

@@ -1,5 +1,4 @@
-"""With Synapse: rooms with people of so many servers that they are entered in part, and completed
-afterwards."""
+"""With Synapse: rooms with so many servers that joins use partial state and a resync."""
 
 import pytest
 
@@ -8,15 +7,13 @@ from tests.helpers.interop import until
 from tests.interop.conftest import Pair
 
 ELSEWHERE = FEW_SERVERS + 5
-"""Servers of people who may not come in: more than ours tells of at once
+"""The number of servers of banned users: more than our `send_join` response lists
 (`federation/rooms/joins/send_join_response.py`)."""
 
 
 @pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 @pytest.mark.parametrize("version", ["10", "12"])
-def test_it_is_entered_at_once_and_known_whole_later(
-    pair: Pair, version: str, we_are_host: bool
-) -> None:
+def test_a_partial_join_is_completed_later(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat", room_version=version, name="tea")
     for number in range(ELSEWHERE):

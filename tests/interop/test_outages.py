@@ -1,8 +1,9 @@
-"""With Synapse: servers that are killed, and ways that are cut, while people go on talking. Nothing
-is lost.
+"""With Synapse: servers are killed and connections are cut while users continue to send. Nothing is
+lost.
 
-Ways are cut for seven minutes, which the servers' clocks jump over. `MAHALLA_PARTITION_SECONDS=300
-pytest tests/interop/test_outages.py` keeps them cut for as long by all clocks.
+Connections are cut for seven minutes, which the servers' clocks skip.
+`MAHALLA_PARTITION_SECONDS=300 pytest tests/interop/test_outages.py` cuts them for that long in real
+time.
 """
 
 import os
@@ -15,12 +16,12 @@ import pytest
 from tests.helpers.interop import Person, until
 from tests.interop.conftest import Pair
 from tests.interop.test_encryption import ENCRYPTED, publish
-from tests.interop.test_living_together import enter, topic, whole_state
+from tests.interop.test_shared_rooms import enter, topic, whole_state
 
 SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
 SECONDS = float(os.environ.get("MAHALLA_PARTITION_SECONDS", "0"))
 PAUSE = 0.1
-"""Seconds after which a server has done what is to be done after its clock has jumped."""
+"""Seconds in which a server does its due work after its clock has been advanced."""
 TO_RECOVER = 180.0
 
 
@@ -39,7 +40,7 @@ def what_lacks(who: Person, room_id: str, said: set[str]) -> str:
 
 
 def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
-    """Wait until both have all that was said, nothing twice, and the same state."""
+    """Wait until both users see all messages exactly once, and the same state."""
     for who in (host, guest):
         until(
             partial(has_all, who, room_id, said),
@@ -53,9 +54,7 @@ def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
 
 @SIDES
 @pytest.mark.parametrize("we_are_killed", [True, False], ids=["we-die", "they-die"])
-def test_a_server_is_killed_in_the_middle_of_everything(
-    pair: Pair, we_are_host: bool, we_are_killed: bool
-) -> None:
+def test_a_killed_server_loses_nothing(pair: Pair, we_are_host: bool, we_are_killed: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest)
     level(host, guest, room_id)
@@ -84,7 +83,7 @@ def test_a_server_is_killed_in_the_middle_of_everything(
 
 
 @SIDES
-def test_the_ways_are_cut_while_both_go_on(pair: Pair, we_are_host: bool) -> None:
+def test_a_network_partition_heals(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, initial_state=[ENCRYPTED])
     level(host, guest, room_id)

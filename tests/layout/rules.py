@@ -241,9 +241,7 @@ def values_are_structs(file: SourceFile) -> Iterator[str]:
         return
     for node in file.nodes_with("dataclasses"):
         if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
-            yield file.at(
-                node, "a value is a msgspec.Struct: see docs/adr/0021-structs.md"
-            )
+            yield file.at(node, "a value is a msgspec.Struct: see docs/adr/0021-structs.md")
 
 
 def no_untracked_callable(file: SourceFile) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from storage.encryption.to_device import FEWEST_LOGGED
 from storage.engine.database import PostgresConfig, SQLiteConfig
-from tests.helpers.kills import Caller, Where
+from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED: Final = 20240309
@@ -33,9 +33,11 @@ ALGORITHM: Final = "signed_curve25519"
 class Person(threading.Thread):
     """Claims a key and sends a message in turn, each until there is a response."""
 
-    def __init__(self, where: Where, token: str, bob: str, device: str, others: list[str]) -> None:
+    def __init__(
+        self, where: CurrentServer, token: str, bob: str, device: str, others: list[str]
+    ) -> None:
         super().__init__(daemon=True)
-        self.caller = Caller(where, token)
+        self.caller = RetryingClient(where, token)
         self.given: list[str] = []
         self.sent = 0
         self.lost = 0
@@ -98,7 +100,7 @@ def test_no_key_is_claimed_twice_and_no_message_is_lost(
         "rc_login": {"address": unlimited, "account": unlimited, "failed_attempts": unlimited},
     }
     files = ServerFiles(tmp_path / "server", database_config, limits)
-    random, where = Random(SEED), Where()
+    random, where = Random(SEED), CurrentServer()
     try:
         server = files.start()
         bobs = server.register("bob")

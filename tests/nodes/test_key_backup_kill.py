@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
-from tests.helpers.kills import Caller, Where
+from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240307
@@ -38,9 +38,9 @@ Session = tuple[str, str]
 class Uploader(threading.Thread):
     """A user who sends one upload after another, each until there is a response."""
 
-    def __init__(self, number: int, where: Where, token: str) -> None:
+    def __init__(self, number: int, where: CurrentServer, token: str) -> None:
         super().__init__(daemon=True)
-        self.caller = Caller(where, token)
+        self.caller = RetryingClient(where, token)
         self.kept: dict[Session, int] = {}
         """Acknowledged: the first message index of a session's key."""
         self.etag = 0
@@ -123,7 +123,7 @@ def test_no_acknowledged_key_is_lost(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     files = ServerFiles(tmp_path / "server", database_config)
-    random, where = Random(SEED), Where()
+    random, where = Random(SEED), CurrentServer()
     try:
         server = files.start()
         people = [

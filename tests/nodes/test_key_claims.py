@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
-from tests.helpers.neighbours import two_neighbours
 from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_pair import two_servers
 
 V3 = "/_matrix/client/v3"
 CLAIMERS = 50
@@ -110,7 +110,7 @@ def config(
 def test_claims_of_clients_and_another_server(
     tmp_path: Path, config: SQLiteConfig | PostgresConfig
 ) -> None:
-    with two_neighbours(tmp_path, config) as (first, second):
+    with two_servers(tmp_path, config) as (first, second):
         check_claims((first.server, second.server))
 
 

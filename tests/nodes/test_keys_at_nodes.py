@@ -13,7 +13,8 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes, sync
+from tests.helpers.syncing import sync
+from tests.nodes.test_two_nodes import POSTGRES, Nodes, nodes
 
 __all__ = ["nodes"]
 
@@ -33,7 +34,7 @@ def another_device(user: User) -> User:
 
 
 def get_list(server: TestServer, user: User) -> dict[str, Any]:
-    """As another server reads it."""
+    """Return the device list as another server reads it."""
     answer: dict[str, Any] = server.run(
         server.app.federation_out.own_devices.get_list(UserID(user.user_id))
     )
@@ -119,7 +120,7 @@ def test_checking_that_keys_are_current_is_one_read_for_any_number(
     counter.clear()
     assert query(asking, *users) == first
     assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, (
-        "another node has written something"
+        "another node has made a change"
     )
     server.run(server.app.database.poll())
     query(asking, *users)

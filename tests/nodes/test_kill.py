@@ -1,9 +1,9 @@
-"""kill -9 at any moment loses nothing that was acknowledged, and does nothing twice.
+"""kill -9 at any moment loses nothing that was acknowledged, and repeats nothing.
 
-Some people send as fast as they can: messages to one room and to several, state, redactions,
-account data, leaving and joining. The process is killed at a random moment and started again; what
-got no answer is repeated with the same transaction id, as clients do. A watcher goes on with /sync
-from the token it had. At the end the rooms are compared with what was acknowledged.
+Some users send as fast as possible: messages to one room and to several, state, redactions, account
+data, leaves and joins. The process is killed at random moments and restarted. A request without a
+response is repeated with the same transaction ID. A watcher continues `/sync` from its token. At
+the end the rooms are compared with what was acknowledged.
 """
 
 import threading
@@ -18,7 +18,7 @@ from urllib.parse import quote
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.rooms.rooms import RoomStore
 from tests.helpers.databases import open_inline
-from tests.helpers.kills import Caller, Where
+from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240229
@@ -35,7 +35,7 @@ CLIENT = "/_matrix/client/v3"
 
 @dataclass
 class Sent:
-    """A message that somebody sent, and what was answered."""
+    """A sent message and its event ID."""
 
     room_id: str
     key: str
@@ -44,15 +44,15 @@ class Sent:
 
 
 class Sender(threading.Thread):
-    """One person: does one thing after the other, each until it is answered."""
+    """A user who sends one request after another, each until there is a response."""
 
     def __init__(
-        self, number: int, where: Where, token: str, user_id: str, rooms: list[str]
+        self, number: int, where: CurrentServer, token: str, user_id: str, rooms: list[str]
     ) -> None:
         super().__init__(daemon=True)
         self.number = number
         self.where = where
-        self.caller = Caller(where, token)
+        self.caller = RetryingClient(where, token)
         self.user_id = user_id
         self.rooms = rooms
         self.random = Random(f"{SEED} {number}")
@@ -73,7 +73,7 @@ class Sender(threading.Thread):
 
     def act(self, number: int) -> None:
         dice = self.random.random()
-        # the first half talks in one room, the others in all
+        # the first half sends to one room, the others to all
         room_id = self.rooms[0] if self.number < SENDERS // 2 else self.random.choice(self.rooms)
         path = f"{CLIENT}/rooms/{quote(room_id)}"
         if dice < 0.75:
@@ -109,7 +109,7 @@ class Sender(threading.Thread):
 
 @dataclass
 class Watcher:
-    """Goes on with /sync where it was."""
+    """A client that continues `/sync` from its last token."""
 
     token: str
     since: str = ""
@@ -130,7 +130,7 @@ class Watcher:
         self.since = answer["next_batch"]
 
     def gap(self, server: RunningServer, room_id: str, prev_batch: str) -> list[str]:
-        """Return the events between the last token and the start of a limited timeline."""
+        """Return the events between the last token and a limited timeline."""
         found: list[str] = []
         from_: str | None = prev_batch
         while from_ is not None:
@@ -142,7 +142,7 @@ class Watcher:
 
 
 def whole_room(server: RunningServer, token: str, room_id: str) -> list[dict[str, Any]]:
-    """All events of a room, from the first."""
+    """Return all events of a room, oldest first."""
     events: list[dict[str, Any]] = []
     from_ = ""
     while True:
@@ -154,7 +154,7 @@ def whole_room(server: RunningServer, token: str, room_id: str) -> list[dict[str
         from_ = f"&from={quote(page['end'])}"
 
 
-async def test_nothing_is_lost_and_nothing_happens_twice(
+async def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     rooms = live_through_kills(ServerFiles(tmp_path / "server", database_config))
@@ -167,13 +167,13 @@ async def test_nothing_is_lost_and_nothing_happens_twice(
 
 
 def live_through_kills(files: ServerFiles) -> list[str]:
-    """The rooms, after all is checked that clients can see."""
-    print(f"seed {SEED}")  # noqa: T201 - to be seen when it fails
+    """Run the test over HTTP. Return the room IDs after all checks that clients can make."""
+    print(f"seed {SEED}")  # noqa: T201 - pytest shows it after a failure
     random = Random(SEED)
     try:
         server = files.start()
         watcher = Watcher(server.register("watcher"))
-        where = Where()
+        where = CurrentServer()
         rooms = []
         for number in range(ROOMS):
             options = {"name": f"room {number}", **OPTIONS}
@@ -220,7 +220,7 @@ def live_through_kills(files: ServerFiles) -> list[str]:
         acknowledged = sum(len(sender.sent) for sender in senders)
         print(f"acknowledged {acknowledged}, slowest start {max(starts):.2f} s")  # noqa: T201
         assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, (
-            "the process was never killed at work"
+            "the process was never killed during requests"
         )
         watcher.look(server)
         early.look(server)
@@ -239,8 +239,8 @@ def check_room(
     events = whole_room(server, watcher.token, room_id)
     ids = [event["event_id"] for event in events]
     assert len(set(ids)) == len(ids)
-    # a client that continued its /sync across all these kills, and one that comes back with a token
-    # from before them, saw each event once
+    # each event was seen once: by a client that followed /sync over all restarts, and by one that
+    # continues from before them
     assert watcher.seen[room_id] == ids
     assert early.seen[room_id] == [
         event_id for event_id in ids if event_id in set(early.seen[room_id])
@@ -249,11 +249,11 @@ def check_room(
     assert early.seen[room_id] == ids[first:]
     by_id = {event["event_id"]: event for event in events}
     keys = Counter(event["content"]["key"] for event in events if "key" in event["content"])
-    assert set(keys.values()) <= {1}, "a message is there twice"
+    assert set(keys.values()) <= {1}, "a message was stored twice"
     reasons = Counter(
         event["content"]["reason"] for event in events if event["type"] == "m.room.redaction"
     )
-    assert set(reasons.values()) <= {1}, "a redaction is there twice"
+    assert set(reasons.values()) <= {1}, "a redaction was stored twice"
     place = {event_id: number for number, event_id in enumerate(ids)}
     for sender in senders:
         mine = [message for message in sender.sent if message.room_id == room_id]

@@ -1,5 +1,4 @@
-"""The server as an operator meets it: its sockets, its signals, its log, and what it says when it
-cannot start."""
+"""The server as an operator sees it: its sockets, signals, log, and errors at start."""
 
 import http.client
 import json
@@ -31,7 +30,8 @@ Make = Callable[..., ServerFiles]
 
 @pytest.fixture
 def make(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[Make]:
-    """Makes the files of a server with further configuration; its processes end with the test."""
+    """Make the files of a server with additional options. Its processes are killed after the
+    test."""
     made: list[ServerFiles] = []
 
     def make_files(**further: object) -> ServerFiles:
@@ -45,7 +45,7 @@ def make(tmp_path: Path, sqlite: SQLiteConfig) -> Iterator[Make]:
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key."""
+    """Write a self-signed certificate for localhost, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -76,7 +76,7 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
 def wait_for(look: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not look():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
@@ -110,9 +110,7 @@ def test_tcp_tls_and_metrics_each_on_a_port_of_its_own(make: Make, tmp_path: Pat
     assert server.stop() == 0
 
 
-def test_a_unix_socket_that_outlived_a_killed_process_is_taken_over(
-    make: Make, tmp_path: Path
-) -> None:
+def test_a_stale_unix_socket_of_a_killed_process_is_replaced(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "m.sock"
     local = {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": CLIENT_ONLY}
     files = make(listeners=[{"path": str(path), "mode": 0o660, "resources": CLIENT_ONLY}, local])
@@ -128,7 +126,7 @@ def test_a_unix_socket_that_outlived_a_killed_process_is_taken_over(
     assert not path.exists()
 
 
-def test_the_address_of_a_client_is_the_proxys_word(make: Make) -> None:
+def test_the_client_address_is_taken_from_the_proxy(make: Make) -> None:
     listener = {
         "port": 0,
         "bind_addresses": ["127.0.0.1"],
@@ -147,7 +145,7 @@ def test_the_address_of_a_client_is_the_proxys_word(make: Make) -> None:
     assert "203.0.113.7" in [line.get("client_ip") for line in lines]
 
 
-def test_long_polls_do_not_hold_up_the_end(make: Make, tmp_path: Path) -> None:
+def test_long_polls_do_not_delay_shutdown(make: Make, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     server = make(pid_file=str(pid_file)).start()
     assert int(pid_file.read_text()) == server.process.pid
@@ -165,7 +163,7 @@ def test_long_polls_do_not_hold_up_the_end(make: Make, tmp_path: Path) -> None:
     assert server.request("GET", WHOAMI, token=token).status == 200
     began = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - began < 5, "it waited for the polls"
+    assert time.monotonic() - began < 5, "shutdown waited for the long polls"
     assert not pid_file.exists()
     assert "Traceback" not in server.log.read_text()
     for poll in [*polls, idle]:
@@ -173,12 +171,12 @@ def test_long_polls_do_not_hold_up_the_end(make: Make, tmp_path: Path) -> None:
 
 
 def failing(files: ServerFiles) -> tuple[int, str]:
-    """Exit code and output of a server that cannot start."""
+    """Return exit code and output of a server that cannot start."""
     process, log = files.launch("run")
     return process.wait(SECONDS_TO_START), log.read_text()
 
 
-def test_a_port_in_use_is_said(make: Make) -> None:
+def test_a_port_in_use_is_reported(make: Make) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -227,14 +225,16 @@ def test_a_port_in_use_is_said(make: Make) -> None:
     ],
     ids=["signing key", "unknown option", "sqlite", "postgresql", "certificate"],
 )
-def test_what_is_wrong_is_said_in_a_line(make: Make, further: dict[str, object], said: str) -> None:
+def test_a_configuration_error_is_one_line(
+    make: Make, further: dict[str, object], said: str
+) -> None:
     code, text = failing(make(**further))
     assert code == 1
     assert said in text
     assert "Traceback" not in text
 
 
-def test_an_account_is_made_while_the_server_runs(
+def test_an_account_is_created_while_the_server_runs(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     files = ServerFiles(tmp_path / "server", database_config)
@@ -266,13 +266,13 @@ def test_an_account_is_made_while_the_server_runs(
         files.end()
 
 
-def test_a_full_disk_is_said_and_passes(make: Make) -> None:
+def test_a_full_disk_is_reported_and_survived(make: Make) -> None:
     server = make().start()
     token = server.register("alice")
     room = server.request("POST", "/_matrix/client/v3/createRoom", {}, token=token).json["room_id"]
     path = f"/_matrix/client/v3/rooms/{room}/send/m.room.message/"
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
-    # No file may grow beyond what the write-ahead log has already: as on a disk that is full.
+    # No file may grow beyond the present size of the write-ahead log, as on a full disk.
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (60_000, unlimited[1]))
     for number in range(3):
         reply = server.request("PUT", f"{path}{number}", {"body": "x" * 20000}, token=token)
@@ -288,7 +288,7 @@ def test_a_full_disk_is_said_and_passes(make: Make) -> None:
     assert server.stop() == 0
 
 
-def test_a_postgresql_that_comes_back_is_used_again(
+def test_the_server_reconnects_to_postgresql(
     tmp_path: Path, postgresql: PostgresConfig, postgres_templates: PostgresTemplates
 ) -> None:
     files = ServerFiles(tmp_path / "server", postgresql)

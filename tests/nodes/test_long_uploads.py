@@ -1,6 +1,7 @@
-"""A long file comes and goes without ever being whole in memory, and without holding up others.
+"""A long file is uploaded and downloaded without being complete in memory, and without delaying
+other requests.
 
-MAHALLA_UPLOAD_MEGABYTES says how long it is: 2048 for the long run.
+MAHALLA_UPLOAD_MEGABYTES is its size: 2048 for the long run.
 """
 
 import hashlib
@@ -16,13 +17,13 @@ from tests.helpers.running import RunningServer, ServerFiles
 
 MEGABYTES = int(os.environ.get("MAHALLA_UPLOAD_MEGABYTES", "96"))
 MOST_GROWTH = 24 << 20
-"""In bytes: pieces on their way, and what the allocator keeps."""
+"""In bytes, for buffers and memory that the allocator does not return."""
 PIECE = bytes(range(256)) * 4096
 
 
 def _memory(server: RunningServer, what: str) -> int:
-    """In bytes: `VmRSS`, how much the process has now; `VmHWM`, how much it has had at most since
-    `_reset_peak`."""
+    """Return a memory size of the process in bytes: `VmRSS` is the current size, `VmHWM` the peak
+    since `_reset_peak`."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith(what)]
     return int(line.split()[1]) * 1024
@@ -37,8 +38,8 @@ def _pieces() -> Iterator[bytes]:
         yield PIECE
 
 
-class Asker(threading.Thread):
-    """Asks for something small again and again; remembers the longest wait."""
+class Poller(threading.Thread):
+    """Sends small requests in a loop and records the longest response time."""
 
     def __init__(self, server: RunningServer) -> None:
         super().__init__(daemon=True)
@@ -55,7 +56,7 @@ class Asker(threading.Thread):
             time.sleep(0.005)
 
 
-def test_a_long_file_takes_no_memory(tmp_path: Path) -> None:
+def test_a_long_file_needs_little_memory(tmp_path: Path) -> None:
     files = ServerFiles(
         tmp_path,
         SQLiteConfig(str(tmp_path / "homeserver.db")),
@@ -70,7 +71,7 @@ def test_a_long_file_takes_no_memory(tmp_path: Path) -> None:
         connection.getresponse().read()
         _reset_peak(server)
         before = _memory(server, "VmRSS")
-        asker = Asker(server)
+        asker = Poller(server)
         asker.start()
         began = time.monotonic()
         length = {**headers, "Content-Length": str(MEGABYTES << 20)}

@@ -18,11 +18,11 @@ from homeserver.services.email.smtp import CannotDeliver, SMTPRelay
 from tests.helpers.certificates import Authority
 from tests.helpers.mail_servers import mail_server
 
-LETTER = EmailMessage(policy=SMTP)
-LETTER["Subject"] = "Подтверждение"
-LETTER["From"] = "noreply@example.org"
-LETTER["To"] = "alice@example.com"
-LETTER.set_content("Oʻzbekiston\n.\nend")
+EMAIL = EmailMessage(policy=SMTP)
+EMAIL["Subject"] = "Подтверждение"
+EMAIL["From"] = "noreply@example.org"
+EMAIL["To"] = "alice@example.com"
+EMAIL.set_content("Oʻzbekiston\n.\nend")
 USER, PASSWORD = "xabarchi-oʻzbek", "maxfiy soʻz пароль"
 SENDER, RECIPIENT = "noreply@example.org", "alice@example.com"
 
@@ -64,7 +64,7 @@ def mailbox() -> Mailbox:
 
 @pytest.fixture
 def start(mailbox: Mailbox) -> Iterator[Start]:
-    """Starts a mail server on a free port of the loopback, and stops it at the end."""
+    """Start a mail server on a free loopback port; stop it at the end."""
     with ExitStack() as started:
 
         def start_one(handler: Mailbox = mailbox, **options: Any) -> int:
@@ -85,7 +85,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
 
 
 def deliver(relay: SMTPRelay, recipient: str = RECIPIENT) -> None:
-    relay.deliver(SENDER, recipient, LETTER.as_bytes())
+    relay.deliver(SENDER, recipient, EMAIL.as_bytes())
 
 
 def test_an_e_mail_arrives_unchanged(start: Start, mailbox: Mailbox) -> None:
@@ -93,7 +93,7 @@ def test_an_e_mail_arrives_unchanged(start: Start, mailbox: Mailbox) -> None:
     [envelope] = mailbox.envelopes
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [RECIPIENT])
     assert isinstance(envelope.content, bytes)
-    assert envelope.content.rstrip() == LETTER.as_bytes().rstrip()
+    assert envelope.content.rstrip() == EMAIL.as_bytes().rstrip()
 
 
 def test_starttls_is_used_if_it_is_offered(

@@ -1,5 +1,5 @@
-"""kill -9 while files come, go and move: no row without its file, no file without a row, nothing
-acknowledged is lost."""
+"""kill -9 while files are uploaded, deleted and moved: no row without its file, no file without a
+row, and nothing acknowledged is lost."""
 
 import hashlib
 import http.client
@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.database import SQLiteConfig
 from storage.media.shared_contents import Role
-from tests.helpers.media_errand import MILK, MOMENTS, Errand, Opened
+from tests.helpers.media_crash_process import MILK, MOMENTS, CrashPlan, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.programs import start_program
 from tests.helpers.running import RunningServer, ServerFiles
@@ -42,11 +42,11 @@ def bucket(running: RunningObjectStore) -> Bucket:
 def _killed_at(
     moment: str, config: SQLiteConfig, folder: Path, bucket: Bucket, role: Role, work: str
 ) -> None:
-    """Do it in a process of its own that is killed then, or at the end."""
-    errand = Errand(config, folder, bucket.config(), role, work, moment)
+    """Run a media operation in a process that is killed at this moment, or at the end."""
+    errand = CrashPlan(config, folder, bucket.config(), role, work, moment)
     with os.fdopen(os.dup(2), "wb") as errors:
         program = start_program(
-            "tests.helpers.media_errand",
+            "tests.helpers.media_crash_process",
             msgspec.json.encode(errand, enc_hook=str).decode(),
             errors=errors,
         )
@@ -65,7 +65,7 @@ def _killed_at(
     ],
     ids=["upload", "remove", "remove both", "to the store", "from the store"],
 )
-async def test_at_every_moment(
+async def test_a_kill_at_each_moment_of_an_operation(
     sqlite: SQLiteConfig,
     bucket: Bucket,
     tmp_path: Path,
@@ -106,7 +106,7 @@ async def test_at_every_moment(
 
 
 class Uploader(threading.Thread):
-    """Uploads one file after the other; remembers what was acknowledged."""
+    """Uploads one file after another and records what was acknowledged."""
 
     def __init__(self, number: int, server: RunningServer, token: str) -> None:
         super().__init__(daemon=True)
@@ -131,7 +131,7 @@ class Uploader(threading.Thread):
             return  # the server was killed
 
 
-def test_a_server_that_is_killed_again_and_again(bucket: Bucket, tmp_path: Path) -> None:
+def test_repeated_kills_during_uploads(bucket: Bucket, tmp_path: Path) -> None:
     database = SQLiteConfig(str(tmp_path / "homeserver.db"))
     unlimited = {"per_second": 100000, "burst_count": 100000}
     files = ServerFiles(

@@ -1,5 +1,5 @@
-"""kill -9 in the middle of completing a large room: it goes on after each start, and ends with the
-room as it is elsewhere."""
+"""kill -9 during the resync of a room with partial state: it continues after each start, and ends
+with the same room as on the other server."""
 
 import time
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
+from tests.helpers.federated_processes import FederatedProcesses, make_large_room
 from tests.helpers.interop import until
-from tests.helpers.own_town import OwnTown, make_large_room
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
@@ -24,8 +24,8 @@ WITHIN = 120.0
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[OwnTown]:
-    town = OwnTown(tmp_path)
+def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    town = FederatedProcesses(tmp_path)
     yield town
     town.end()
 
@@ -36,8 +36,8 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
     return reply.json
 
 
-def test_it_goes_on_wherever_it_was(
-    town: OwnTown, database_config: SQLiteConfig | PostgresConfig
+def test_the_resync_continues_after_each_kill(
+    town: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     random = Random(SEED)
     north_port, south_port = free_port(), free_port()
@@ -51,7 +51,7 @@ def test_it_goes_on_wherever_it_was(
     good(north, "POST", f"{V3}/join/{room_id}", other, {})
     said = []
     for number in range(KILLS):
-        # what was acknowledged before the kill is there after it, in a room that is not complete
+        # a message acknowledged before the kill is still there, though the state is partial
         path = f"{V3}/rooms/{room_id}/send/m.room.message/t{number}"
         said.append(
             good(south, "PUT", path, token, {"msgtype": "m.text", "body": f"{number}"})["event_id"]
@@ -65,7 +65,7 @@ def test_it_goes_on_wherever_it_was(
 
     until(
         lambda: members() == MEMBERS + 3, WITHIN
-    )  # what south missed while it was away comes in its own time
+    )  # south receives the events that it missed a little later
     state = {
         entry["event_id"] for entry in good(south, "GET", f"{V3}/rooms/{room_id}/state", token)
     }

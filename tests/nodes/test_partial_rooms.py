@@ -1,27 +1,27 @@
-"""Two processes on one PostgreSQL database: what becomes of the events of a room when one of them
-has completed its state, the other shows too, though it remembers what they were before."""
+"""Two nodes on one PostgreSQL database: when one completes the partial state of a room, the other
+shows the changed status of its events too, though it cached the old one."""
 
 from pathlib import Path
 
 from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.handshakes import SOUTH, WEST
 from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
-from tests.helpers.network import Network, Way
+from tests.helpers.network import Network, NetworkWire
+from tests.helpers.remote_membership import SOUTH, WEST
+from tests.helpers.room_actions import ok, room_path
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok, room_path
 
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
 
 
-async def test_what_a_part_refused_is_news_at_another_node(
+async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     tmp_path: Path, sqlite_template: Path, postgresql: PostgresConfig
 ) -> None:
     databases: list[Database] = []
 
     def open_another() -> Database:
-        # the second server is Bob's
+        # Bob's server is the second
         databases.append(
             open_inline(
                 postgresql if len(databases) == 1 else copy_sqlite(sqlite_template, tmp_path)
@@ -41,7 +41,7 @@ async def test_what_a_part_refused_is_news_at_another_node(
         seed=99,
         server_name=SOUTH,
         clock=network.clock,
-        wire=Way(network, SOUTH),
+        wire=NetworkWire(network, SOUTH),
     )
     there = User(
         other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}

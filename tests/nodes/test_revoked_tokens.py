@@ -1,5 +1,5 @@
-"""A session that ends through one process has ended on all of them, as soon as that is answered:
-whether the others hear of it at once, hang, or are cut off."""
+"""A session ended through one node has ended on all nodes as soon as the request is answered, even
+if the others hang or are cut off."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def nodes(
 
 
 def whoami(server: RunningServer, token: str) -> Any:
-    """The answer's status and error."""
+    """Return status and error code of the response."""
     reply = server.request("GET", f"{V3}/account/whoami", token=token)
     return reply.status, reply.json.get("errcode")
 
@@ -53,7 +53,7 @@ def sign_in(server: RunningServer, password: str = "wonderland", name: str = "al
     return str(reply.json["access_token"])
 
 
-def test_a_session_has_ended_everywhere_when_that_is_answered(
+def test_a_session_has_ended_on_all_nodes_when_the_logout_is_answered(
     nodes: tuple[RunningServer, RunningServer],
 ) -> None:
     nodes[0].register("alice")
@@ -70,10 +70,10 @@ def test_a_session_has_ended_everywhere_when_that_is_answered(
         assert whoami(there, token) == ENDED
         assert whoami(here, token) == ENDED
         assert (whoami(there, other) == ENDED) == (path == "logout/all")
-    assert median(took) < TRUSTED / 2, "the others answer, and are not waited out"
+    assert median(took) < TRUSTED / 2, "the other nodes answer instead of timing out"
 
 
-def test_a_device_that_an_administrator_removes_is_signed_out_everywhere(
+def test_a_device_deleted_by_an_administrator_is_signed_out_on_all_nodes(
     nodes: tuple[RunningServer, RunningServer], tmp_path: Path
 ) -> None:
     config = str(tmp_path / "node" / "homeserver.yaml")
@@ -101,7 +101,7 @@ def test_a_device_that_an_administrator_removes_is_signed_out_everywhere(
 
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
-    """Let it hang, but not amid a write, for whose end all would wait that write
+    """Stop the process, but not during a write, whose end all writers would wait for
     (`tests/storage/test_waiting_writer.py`)."""
     at_work = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -109,7 +109,7 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
     )
     while True:
         os.kill(server.process.pid, signal.SIGSTOP)
-        time.sleep(0.1)  # what it has sent is carried out
+        time.sleep(0.1)  # its last statements finish
         with (
             psycopg2.connect(make_dsn(None, **postgresql.connect)) as admin,
             admin.cursor() as cursor,
@@ -122,7 +122,7 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
         os.kill(server.process.pid, signal.SIGCONT)
 
 
-def test_who_waits_at_another_node_is_told_nothing_more(
+def test_a_long_poll_on_another_node_gets_nothing_more(
     nodes: tuple[RunningServer, RunningServer],
 ) -> None:
     here, there = nodes
@@ -150,7 +150,7 @@ def test_who_waits_at_another_node_is_told_nothing_more(
         assert (answer.status, answer.json.get("errcode")) == ENDED
 
 
-def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(
+def test_a_node_that_hung_refuses_the_revoked_token(
     nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
 ) -> None:
     here, there = nodes
@@ -167,7 +167,7 @@ def test_a_node_that_hangs_lets_nobody_in_when_it_goes_on(
     assert whoami(there, token) == ENDED
 
 
-def test_a_node_whose_connections_are_cut_lets_nobody_in(
+def test_a_disconnected_node_refuses_the_revoked_token(
     nodes: tuple[RunningServer, RunningServer], postgresql: PostgresConfig
 ) -> None:
     here, there = nodes
@@ -189,8 +189,8 @@ def test_a_node_whose_connections_are_cut_lets_nobody_in(
             status = here.request("POST", f"{V3}/logout", {}, token=token).status
             assert status in (200, 401, 503)
             if status == 401:
-                break  # an earlier try was carried out, though its answer was lost
+                break  # an earlier request succeeded, though its response was lost
         answer = whoami(there, token)
-        while answer[0] == 503:  # it has no connection again yet
+        while answer[0] == 503:  # not reconnected yet
             answer = whoami(there, token)
         assert answer == ENDED

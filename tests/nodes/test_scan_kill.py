@@ -1,5 +1,5 @@
-"""kill -9 between store and scan: what was acknowledged is there, nobody gets it unscanned, and it
-is scanned after the start."""
+"""kill -9 between storing and scanning: acknowledged files are there, are not served unscanned, and
+are scanned after the restart."""
 
 import os
 import socket
@@ -12,17 +12,17 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
-from tests.helpers.files_between import DOWNLOAD
+from tests.helpers.federated_media import DOWNLOAD
 from tests.helpers.http import Answer
+from tests.helpers.media_scanning import MINE, TEA, UPLOAD, do_jobs
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.scanned import MINE, TEA, UPLOAD, do_jobs
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 from tests.helpers.server import TestServer
 
 
 @contextmanager
 def silent_scanner(path: str) -> Iterator[threading.Event]:
-    """Takes whatever it is sent, and never answers; the event says that it was sent something."""
+    """Run a scanner that accepts all data and never answers. The event is set when it gets data."""
     heard = threading.Event()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
@@ -70,7 +70,7 @@ def _upload(server: RunningServer, token: str, body: bytes) -> str:
     return said.decode().split("mxc://")[1].rstrip('"}')
 
 
-def test_killed_between_store_and_scan(
+def test_files_are_scanned_after_a_kill_between_storing_and_scanning(
     sqlite: SQLiteConfig, scanners: RunningScanners, tmp_path: Path
 ) -> None:
     files = ServerFiles(
@@ -101,8 +101,7 @@ def test_killed_between_store_and_scan(
     finally:
         files.end()
 
-    # files that no client requested: the job scans them, once the node that took the upload can no
-    # longer be scanning them
+    # files without a request are scanned by the job, when the uploading process must have ended
     database = open_inline(sqlite)
     _scan_what_is_left(database, scanners, tmp_path, token, addresses)
 

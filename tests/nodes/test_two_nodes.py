@@ -1,4 +1,4 @@
-"""Two processes on one PostgreSQL database: what is done through one holds on the other within a
+"""Two nodes on one PostgreSQL database: a change through one is visible through the other within a
 second."""
 
 from collections.abc import Iterator
@@ -12,15 +12,17 @@ from homeserver.services.push.user_rules import OwnRules, UserRules
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
+from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list, act, put_state, state_of
+from tests.helpers.syncing import sync
+from tests.http.sliding import SlidingClient, a_list, act, state_of
 
 V3 = "/_matrix/client/v3"
 POSTGRES = "database: {name: psycopg2, args: {}}\n"
 
 
 class Nodes:
-    """Two servers that share everything but their memory."""
+    """Two nodes that share everything except their memory."""
 
     def __init__(self, folder: Path, config: PostgresConfig) -> None:
         self.databases = [open_inline(config) for _ in range(2)]
@@ -33,13 +35,13 @@ class Nodes:
             server.app.other_nodes.start()
 
     def here_and_there(self, name: str) -> tuple[User, User]:
-        """Somebody with one session, who speaks through both nodes."""
+        """Register a user and return the session at both nodes."""
         here = self.first.register(name)
         session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
         return here, User(self.second, session)
 
     def wait(self) -> None:
-        """A second passes."""
+        """Advance the clock by a second."""
         for server in (self.first, self.second):
             server.clock.advance(1.0)
             for _ in range(3):
@@ -59,26 +61,6 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[Nodes]:
     made.close()
 
 
-def sync(user: User, since: str | None = None) -> Any:
-    answer = user.get(f"{V3}/sync" + (f"?since={since}" if since else ""))
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def say(user: User, room_id: str, text: str) -> str:
-    answer = user.put(
-        f"{V3}/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text}
-    )
-    assert answer.status == 200, answer.body
-    return str(answer.json["event_id"])
-
-
-def create(user: User) -> str:
-    answer = user.post(f"{V3}/createRoom", {"preset": "public_chat"})
-    assert answer.status == 200, answer.body
-    return str(answer.json["room_id"])
-
-
 def bodies(answer: Any, room_id: str) -> list[str]:
     events = answer["rooms"]["join"][room_id]["timeline"]["events"]
     return [
@@ -86,9 +68,9 @@ def bodies(answer: Any, room_id: str) -> list[str]:
     ]
 
 
-def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -> None:
+def test_a_message_through_one_node_wakes_a_long_poll_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     since = sync(there)["next_batch"]
     pending = there.start("GET", f"{V3}/sync?since={since}&timeout=30000")
     say(here, room_id, "salom")
@@ -98,9 +80,9 @@ def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -
     assert bodies(pending.answer.json, room_id) == ["salom"]
 
 
-def test_rooms_move_on_at_both_nodes_in_turn(nodes: Nodes) -> None:
+def test_both_nodes_send_to_a_room_in_turn(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     since = sync(here)["next_batch"]
     for number in range(6):
         say((here, there)[number % 2], room_id, f"m{number}")
@@ -109,9 +91,9 @@ def test_rooms_move_on_at_both_nodes_in_turn(nodes: Nodes) -> None:
         assert bodies(sync(user, since), room_id) == [f"m{number}" for number in range(6)]
 
 
-def test_state_that_was_set_through_the_other_node_is_read(nodes: Nodes) -> None:
+def test_state_set_through_one_node_is_read_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     path = f"{V3}/rooms/{room_id}/state/m.room.topic/"
     for number in range(3):
         assert here.put(path, {"topic": f"{number}"}).status == 200
@@ -119,9 +101,9 @@ def test_state_that_was_set_through_the_other_node_is_read(nodes: Nodes) -> None
         assert there.get(path).json["topic"] == f"{number}"
 
 
-def test_a_redaction_through_one_node_takes_the_content_from_the_other(nodes: Nodes) -> None:
+def test_a_redaction_through_one_node_removes_the_content_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     event_id = say(here, room_id, "secret")
     nodes.wait()
     path = f"{V3}/rooms/{room_id}/event/{event_id}"
@@ -131,7 +113,7 @@ def test_a_redaction_through_one_node_takes_the_content_from_the_other(nodes: No
     assert there.get(path).json["content"] == {}
 
 
-def test_a_token_that_was_revoked_at_one_node_is_refused_at_the_other(nodes: Nodes) -> None:
+def test_a_token_revoked_on_one_node_is_refused_on_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     assert there.get(f"{V3}/account/whoami").status == 200
     assert here.post(f"{V3}/logout", {}).status == 200
@@ -139,10 +121,10 @@ def test_a_token_that_was_revoked_at_one_node_is_refused_at_the_other(nodes: Nod
     assert there.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
 
 
-def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> None:
+def test_a_user_who_left_through_one_node_cannot_send_through_the_other(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     bob_here, bob_there = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
     nodes.wait()
     say(bob_here, room_id, "in")
@@ -153,10 +135,10 @@ def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> No
     assert answer.errcode == "M_FORBIDDEN"
 
 
-def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
+def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
     here, there = nodes.here_and_there("alice")
     _, bob = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
     assert (
         here.put(
@@ -179,10 +161,10 @@ def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
     assert sync(bob)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes) -> None:
+def test_push_rules_changed_through_one_node_apply_on_the_other(nodes: Nodes) -> None:
     alice, _ = nodes.here_and_there("alice")
     bob, bob_there = nodes.here_and_there("bob")
-    room_id = create(alice)
+    room_id = create(alice, preset="public_chat")
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     alice_there = User(
         nodes.second,
@@ -214,7 +196,7 @@ def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes
     assert counts() == [3, 1]
 
 
-def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
+def test_a_file_uploaded_through_one_node_reaches_a_download_waiting_on_the_other(
     nodes: Nodes,
 ) -> None:
     here, there = nodes.here_and_there("alice")
@@ -233,19 +215,19 @@ def test_a_file_that_comes_through_one_node_is_given_to_who_waits_at_the_other(
     assert waiting.answer.body == b"x"
 
 
-def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Nodes) -> None:
-    """A limited timeline leaves out the new name of a member who is not in it. It is sent once the
-    member writes, whichever node answers."""
+def test_sliding_sync_sends_a_member_that_another_node_left_out(nodes: Nodes) -> None:
+    """A limited timeline leaves out the renamed member; when the member sends a message, any node
+    sends the membership event."""
     alice, there = nodes.here_and_there("alice")
     bob, carol = (nodes.here_and_there(name)[0] for name in ("bob", "carol"))
-    room_id = create(alice)
+    room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
         act(user, room_id, "join")
     say(bob, room_id, "one")
     client = SlidingClient(alice, lists={"all": a_list([0, 1], state=[["m.room.member", "$LAZY"]])})
     client.sync()
     client.sync()
-    put_state(
+    set_state(
         bob, room_id, "m.room.member", {"membership": "join", "displayname": "Bobur"}, bob.user_id
     )
     say(carol, room_id, "two")
@@ -260,12 +242,12 @@ def test_a_member_that_another_node_left_out_of_sliding_sync_is_told(nodes: Node
     assert bobs in state_of(client.sync()["rooms"][room_id])
 
 
-def test_what_the_other_node_writes_while_a_count_begins_is_counted(
+def test_events_written_by_the_other_node_during_a_recount_are_counted(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, _ = nodes.here_and_there("alice")
     bob, bob_there = nodes.here_and_there("bob")
-    room_id = create(here)
+    room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
     nodes.wait()
     of_user, said = OwnRules.of_user, list[str]()

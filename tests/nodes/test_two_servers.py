@@ -1,5 +1,4 @@
-"""Two servers as operators run them, each with its own name, TLS and an authority of their own
-between them."""
+"""Two server processes that federate by TLS with a test certificate authority."""
 
 import os
 import signal
@@ -9,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.own_town import OwnTown
+from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.ports import free_port
 from tests.helpers.running import RunningServer
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[OwnTown]:
-    town = OwnTown(tmp_path)
+def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    town = FederatedProcesses(tmp_path)
     yield town
     town.end()
 
 
-def test_one_asks_the_other_for_its_keys_and_tells_them(town: OwnTown) -> None:
+def test_one_server_fetches_and_republishes_the_keys_of_the_other(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port)
     town.start(south_port)
@@ -34,7 +33,7 @@ def test_one_asks_the_other_for_its_keys_and_tells_them(town: OwnTown) -> None:
     assert north.stop() == 0
 
 
-def test_without_leave_for_private_addresses_nobody_there_is_asked(town: OwnTown) -> None:
+def test_private_addresses_are_not_contacted_unless_allowed(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"ip_range_whitelist": []})
     town.start(south_port)
@@ -44,7 +43,7 @@ def test_without_leave_for_private_addresses_nobody_there_is_asked(town: OwnTown
     assert "does not contact" in north.log.read_text()
 
 
-def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> None:
+def test_sighup_reloads_the_federation_policy(town: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"federation_domain_whitelist": []})
     town.start(south_port)
@@ -65,7 +64,7 @@ def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> No
 
 
 def hang_up(server: RunningServer, line: str) -> None:
-    """SIGHUP, and wait until the log has this line."""
+    """Send SIGHUP, and wait for this line in the log."""
     os.kill(server.process.pid, signal.SIGHUP)
     end = time.monotonic() + 60
     while line not in server.log.read_text():

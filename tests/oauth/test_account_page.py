@@ -10,10 +10,10 @@ from storage.engine.database import Database
 from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
 from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 ACCOUNT = "/_mahalla/account"
@@ -196,7 +196,7 @@ def test_an_app_replaces_the_keys_once_after_permission(program: Program, browse
     assert "Return to your app within ten minutes" in browser.words
     assert alice.post(path, {**second, "auth": auth}).status == 200
     assert alice.post(path, third).status == 401  # once
-    happened = [event for event, _ in told(program.server)]
+    happened = [event for event, _ in audit_records(program.server)]
     assert [event for event in happened if event.startswith("keys")] == [
         "keys_reset_allowed",
         "keys_replaced",
@@ -355,7 +355,7 @@ def mailing(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 def link_of(server: TestServer) -> str:
     """Return the link of the last e-mail, without the host."""
-    text = server.relay.letters[-1][1].get_body(("plain",))
+    text = server.relay.emails[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     return str(link)

@@ -9,11 +9,11 @@ import pytest
 
 from federation.protocol.ids import UserID
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.keys import cross_signing_key, query
 from tests.helpers.oauth import CONFIG
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 PAGE = "/_mahalla/account/application_passwords"
@@ -71,7 +71,7 @@ def test_a_program_signs_in_until_the_password_is_revoked(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
-    assert ("application_password_made", "Bot") in told(server)
+    assert ("application_password_made", "Bot") in audit_records(server)
     browser.open(PAGE)
     assert "mhp_" not in browser.text  # shown once
     assert "Bot" in browser.words
@@ -84,7 +84,7 @@ def test_a_program_signs_in_until_the_password_is_revoked(
     assert "Last used 2023-11-14" in browser.words
     press(browser, "end")
     assert "The password was revoked" in browser.words
-    assert ("application_password_ended", "Bot") in told(server)
+    assert ("application_password_ended", "Bot") in audit_records(server)
     assert bot.get(WHOAMI).status == 401
     assert by_hand.get(WHOAMI).status == 200
     assert login(server, password).errcode == "M_FORBIDDEN"
@@ -261,8 +261,8 @@ def test_application_passwords_work_without_local_passwords(
     assert login(closed, password).status == 200
     assert login(closed, "wonderland").errcode == "M_FORBIDDEN"
 
-    told = "application_passwords: {in_login_flows: true}\n"
-    naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + told, seed=3)
+    options = "application_passwords: {in_login_flows: true}\n"
+    naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + options, seed=3)
     assert naming.get("/_matrix/client/v3/login").json["flows"] == [{"type": "m.login.password"}]
 
     off = "application_passwords: {enabled: false, in_login_flows: true}\n"

@@ -8,9 +8,9 @@ from federation.protocol.ids import UserID
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.login.access_tokens import SAME_MOMENT_MS
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 ALICE = UserID("@alice:example.org")
@@ -134,7 +134,7 @@ def test_the_address_of_changes_is_recorded(program: Program, browser: Browser) 
     }
     browser.post(form.action, {**form.fields, **new})
     # the browser keeps its session
-    assert [event for event, _ in told(server)].count("browser_signed_in") == 1
+    assert [event for event, _ in audit_records(server)].count("browser_signed_in") == 1
     browser.open("/_mahalla/account?action=org.matrix.account_deactivate")
     browser.send("/_mahalla/account", old_password="looking-glass")
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
@@ -170,7 +170,7 @@ def test_a_stolen_code_is_recorded(
     for _ in range(2):
         assert program.exchange(code, **changed).status == 400
     assert program.exchange(code).status == 400
-    assert [record for record in told(program.server) if record[0] == "token_reused"] == [
+    assert [record for record in audit_records(program.server) if record[0] == "token_reused"] == [
         ("token_reused", why)
     ]
 
@@ -267,13 +267,16 @@ def test_the_end_of_browser_sessions_is_recorded(server: TestServer, browser: Br
 
     sign_in(browser)
     browser.send("/_mahalla/sign_out")
-    assert told(server)[-2:] == [("browser_signed_in", None), ("browser_signed_out", None)]
+    assert audit_records(server)[-2:] == [("browser_signed_in", None), ("browser_signed_out", None)]
     sign_in(browser)
     sign_in(Browser(server))
-    before = len(told(server))
+    before = len(audit_records(server))
     form = next(form for form in browser.page.forms if form.fields.get("do") == "end_others")
     browser.post(form.action, form.fields)
-    assert [event for event, _ in told(server)[before:]] == ["session_ended", "browser_signed_out"]
+    assert [event for event, _ in audit_records(server)[before:]] == [
+        "session_ended",
+        "browser_signed_out",
+    ]
     browser.open("/_mahalla/account")
     assert browser.path == "/_mahalla/account"
 
@@ -288,10 +291,14 @@ def test_the_expiry_of_a_browser_session_is_recorded(server: TestServer, browser
     server.clock.advance(25 * 3600)
     sign_in()  # in the same browser, before the sweep runs
     ended = ("browser_signed_out", "time_over")
-    assert told(server)[-3:] == [("browser_signed_in", None), ended, ("browser_signed_in", None)]
+    assert audit_records(server)[-3:] == [
+        ("browser_signed_in", None),
+        ended,
+        ("browser_signed_in", None),
+    ]
     server.clock.advance(25 * 3600)
     assert server.run(server.app.pages.sessions.do_sweep(10)) == 1
-    assert told(server)[-1] == ended
+    assert audit_records(server)[-1] == ended
     records = server.run(server.app.accounts.audit.get_records(ALICE, 100))
     over = [record for record in reversed(records) if record.detail == "time_over"]
     assert [record.ts - began for record in over] == [24 * 3600_000, 49 * 3600_000]
@@ -303,7 +310,7 @@ def test_a_denied_client_is_recorded(program: Program, browser: Browser) -> None
     browser.open(program.request())
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
     browser.send(program.path_of("authorization_endpoint"), button="deny")
-    assert told(program.server)[-1] == ("app_denied", f"Element X ({program.client_id})")
+    assert audit_records(program.server)[-1] == ("app_denied", f"Element X ({program.client_id})")
     browser.open("/_mahalla/account")
     assert "An app was denied" in browser.words
 
@@ -318,7 +325,7 @@ def test_a_download_of_the_account_data_is_recorded_once(
     assert kept["records"][0]["event"] == "data_exported"
     server.clock.advance(601)
     browser.open("/_mahalla/account/export")
-    assert [event for event, _ in told(server)].count("data_exported") == 2
+    assert [event for event, _ in audit_records(server)].count("data_exported") == 2
 
 
 def test_the_first_use_of_a_client_is_recorded(program: Program, browser: Browser) -> None:
@@ -333,7 +340,7 @@ def test_the_first_use_of_a_client_is_recorded(program: Program, browser: Browse
         called,
         "127.0.0.1",
     )
-    assert ("app_allowed", called) in told(program.server)
+    assert ("app_allowed", called) in audit_records(program.server)
     Program(program.server)  # the same client on another phone
     assert len(boss.get("/_mahalla/admin/v1/audit").json["records"]) == 1
     assert program.server.register("bob").get("/_mahalla/admin/v1/audit").errcode == "M_FORBIDDEN"
@@ -352,7 +359,10 @@ def test_a_login_token_from_a_session_is_recorded(
         server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).status
         == 200
     )
-    assert [event for event, _ in told(server)][2:] == ["login_token_given", "session_began"]
+    assert [event for event, _ in audit_records(server)][2:] == [
+        "login_token_given",
+        "session_began",
+    ]
 
 
 def test_a_new_address_is_recorded_once(server: TestServer) -> None:

@@ -144,7 +144,7 @@ def test_the_email_stage_on_a_page(tmp_path: Path, sqlite_database: Database) ->
     assert "We sent an e-mail" in browser.words
     browser.send()
     assert "The address is not confirmed yet" in browser.words
-    text = server.relay.letters[-1][1].get_body(("plain",))
+    text = server.relay.emails[-1][1].get_body(("plain",))
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     reader = Browser(server)

@@ -5,10 +5,10 @@ from typing import Any
 
 from federation.protocol.ids import UserID
 from storage.engine.database import Database
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer
 
 GRANT = "urn:ietf:params:oauth:grant-type:device_code"
@@ -55,7 +55,7 @@ def test_a_user_allows_a_device(program: Program, browser: Browser) -> None:
     program.server.clock.advance(5)
     answer = poll(program, asked)
     alice = program.take(answer)
-    assert told(program.server)[-2:] == [
+    assert audit_records(program.server)[-2:] == [
         ("app_allowed", f"Element X ({program.client_id})"),
         ("session_began", None),
     ]

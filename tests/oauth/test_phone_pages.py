@@ -218,7 +218,7 @@ def test_registration_with_an_address_and_a_number(
     browser = Browser(server)
     browser.open("/_mahalla/register")
     browser.send(address="alice@example.org")
-    text = server.relay.letters[-1][1].get_body(("plain",))
+    text = server.relay.emails[-1][1].get_body(("plain",))
     assert text is not None
     link = next(word for word in str(text.get_content()).split() if word.startswith("https://"))
     other = Browser(server)

@@ -18,8 +18,8 @@ from homeserver.observe.logs import JsonObserver, TextObserver
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.database_dump import dump_database
 from tests.helpers.http import Answer, Pending
-from tests.helpers.kept import read_everything
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
 
@@ -194,7 +194,7 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
         secret = secrets.password(name)
         body = {"client_secret": secret, "email": "bob@example.com", "send_attempt": 1}
         sid = server.post(f"{V3}/{kind}/email/requestToken", body).json["sid"]
-        text = server.relay.letters[-1][1].get_body(("plain",))
+        text = server.relay.emails[-1][1].get_body(("plain",))
         assert text is not None
         [link] = re.findall(r"https://matrix\.example\.org(/\S+)", text.get_content())
         secrets.shown.add(re.findall(r"token=(\w+)", link)[0])
@@ -352,7 +352,7 @@ def test_no_secret_appears_in_logs_records_or_errors(
         if pending.answer.status >= 400:
             told = pending.answer.body.decode()
             assert [secret for secret in secrets.shown if secret in told] == [], path
-    kept = server.run(read_everything(sqlite_database))  # audit records too
+    kept = server.run(dump_database(sqlite_database))  # audit records too
     assert kept.count("audit_records: ") > 20
     read_by_administrators = secrets.password("registration")
     assert [secret for secret in secrets.shown | secrets.sessions if secret in kept] == [

@@ -12,10 +12,10 @@ from storage.accounts.accounts import AccountStore
 from storage.accounts.validity import AccountValidityStore
 from storage.engine.database import Database
 from storage.login.access_tokens import SAME_MOMENT_MS
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
 from tests.helpers.oauth import CONFIG, METADATA, Program
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -87,11 +87,11 @@ def test_a_late_refresh_of_another_process_is_only_refused(
     program.server.clock.advance(SAME_MOMENT_MS / 1000 - 1)
     refused(program.refresh(first))
     assert alice.get(WHOAMI).status == 200
-    assert "token_reused" not in [event for event, _ in told(program.server)]
+    assert "token_reused" not in [event for event, _ in audit_records(program.server)]
     program.server.clock.advance(1)
     refused(program.refresh(first))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
-    assert "token_reused" in [event for event, _ in told(program.server)]
+    assert "token_reused" in [event for event, _ in audit_records(program.server)]
 
 
 def test_a_refresh_by_a_thief_does_not_hide_the_reuse(program: Program, browser: Browser) -> None:
@@ -220,7 +220,7 @@ def test_revocation_ends_the_session(program: Program, alice: User, kind: str) -
     assert alice.get(WHOAMI).status == 401
     refused(program.refresh())
     assert program.form("revocation_endpoint", token=token).status == 200  # repeating is no error
-    assert "token_found" not in [event for event, _ in told(program.server)]
+    assert "token_found" not in [event for event, _ in audit_records(program.server)]
     assert alice.device_id not in _devices(program.server)
 
 
@@ -229,7 +229,10 @@ def test_anybody_with_a_token_can_revoke_it(program: Program, alice: User) -> No
         program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
     )
     assert alice.get(WHOAMI).status == 401
-    assert [event for event, _ in told(program.server)][-2:] == ["token_found", "session_ended"]
+    assert [event for event, _ in audit_records(program.server)][-2:] == [
+        "token_found",
+        "session_ended",
+    ]
     refused(program.form("revocation_endpoint"), "invalid_request")
     assert program.form("revocation_endpoint", token="mha_unknown").status == 200
 
@@ -247,7 +250,7 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
     over = int(server.clock.seconds() * 1000) - 1
     server.run(sqlite_database.write("end", store.set_end, alice.user_id, over))
     refused(program.exchange(code))
-    assert told(server)[-1] == ("sign_in_refused", "expired")
+    assert audit_records(server)[-1] == ("sign_in_refused", "expired")
 
 
 def test_a_password_change_ends_codes(program: Program, browser: Browser) -> None:
@@ -356,13 +359,15 @@ def test_capabilities_of_an_oauth_session(
     app = Program(server).sign_in(Browser(server))
     names = ("m.change_password", "m.3pid_changes", "m.get_login_token", "m.set_displayname")
 
-    def told(user: User) -> dict[str, bool]:
+    def enabled_capabilities(user: User) -> dict[str, bool]:
         capabilities = user.get("/_matrix/client/v3/capabilities").json["capabilities"]
         return {name: capabilities[name]["enabled"] for name in names}
 
-    assert told(app) == dict(zip(names, (False, False, not confirmed, True), strict=True))
-    assert told(older)["m.change_password"]
-    assert told(older)["m.get_login_token"]
+    assert enabled_capabilities(app) == dict(
+        zip(names, (False, False, not confirmed, True), strict=True)
+    )
+    assert enabled_capabilities(older)["m.change_password"]
+    assert enabled_capabilities(older)["m.get_login_token"]
     assert (app.post("/_matrix/client/v1/login/get_token", {}).status == 200) is not confirmed
     assert (
         app.post("/_matrix/client/v3/account/password", {"new_password": "another password"}).status

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_coroutine
-from tests.helpers.far_side import FarSide
+from tests.helpers.loopback_servers import LoopbackServers
 
 
 @pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarSide]:
+def far(tmp_path: Path) -> Iterator[LoopbackServers]:
     """Servers on loopback, which end with the test."""
-    side = FarSide(tmp_path)
+    side = LoopbackServers(tmp_path)
     yield side
     run_coroutine(side.end(), 10)

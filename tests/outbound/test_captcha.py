@@ -5,7 +5,7 @@ import pytest
 from federation.protocol.errors import CaptchaInvalid
 from homeserver.services.login.captcha import Captcha, CaptchaUnavailable
 from homeserver.services.plugins.hooks import Plugins
-from tests.helpers.far_side import FarSide, ok
+from tests.helpers.loopback_servers import LoopbackServers, ok
 
 pytestmark = pytest.mark.reactor(60)
 NAME = "captcha.example"
@@ -21,14 +21,14 @@ def _verify(request: bytes) -> bytes:
     )
 
 
-def _captcha(far: FarSide, url: str) -> Captcha:
+def _captcha(far: LoopbackServers, url: str) -> Captcha:
     far.names.addresses[NAME] = ["127.0.0.1"]
     return Captcha(
         far.client(), Plugins(), verify_url=url, site_key="site-key", secret="our secret"
     )
 
 
-async def test_a_solution_is_checked(far: FarSide) -> None:
+async def test_a_solution_is_checked(far: LoopbackServers) -> None:
     port = far.listen(_verify, NAME)
     captcha = _captcha(far, f"https://{NAME}:{port}/siteverify")
     await captcha.check("03solved", "192.0.2.1")
@@ -41,7 +41,7 @@ async def test_a_solution_is_checked(far: FarSide) -> None:
 
 @pytest.mark.parametrize(("scheme", "names"), [("http", ()), ("https", ("other.example",))])
 async def test_the_secret_is_told_to_nobody_else(
-    far: FarSide, scheme: str, names: tuple[str, ...]
+    far: LoopbackServers, scheme: str, names: tuple[str, ...]
 ) -> None:
     port = far.listen(_verify, *names)
     with pytest.raises(CaptchaUnavailable):
@@ -49,7 +49,7 @@ async def test_the_secret_is_told_to_nobody_else(
     assert far.requests == []
 
 
-async def test_an_answer_without_end_is_cut_off(far: FarSide) -> None:
+async def test_an_answer_without_end_is_cut_off(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b" " * 70_000 + b'{"success": true}'), NAME)
     with pytest.raises(CaptchaUnavailable):
         await _captcha(far, f"https://{NAME}:{port}/siteverify").check("03solved", "192.0.2.1")

@@ -15,7 +15,7 @@ from zope.interface import implementer
 from federation.http_client.client import HttpClient
 from federation.http_client.errors import OutboundError, TooLong
 from federation.http_client.tls import TlsTrust
-from tests.helpers.far_side import CLOCK, FarSide, ok
+from tests.helpers.loopback_servers import CLOCK, LoopbackServers, ok
 from tests.protocol.strategies import texts
 
 pytestmark = pytest.mark.reactor(60)
@@ -25,7 +25,7 @@ def redirect(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def test_a_post_without_tls(far: FarSide) -> None:
+async def test_a_post_without_tls(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"))
     answer = await far.client().request(
         "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
@@ -80,7 +80,7 @@ def test_an_address_is_sent_as_it_was_signed(
 
 
 async def test_an_authority_in_the_environment_is_one_of_the_system(
-    far: FarSide, monkeypatch: pytest.MonkeyPatch
+    far: LoopbackServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = far.listen(lambda _: ok(b"{}"), "identity.example")
     far.names.addresses["identity.example"] = ["127.0.0.1"]
@@ -91,7 +91,7 @@ async def test_an_authority_in_the_environment_is_one_of_the_system(
     assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
 
 
-async def test_cookies_are_neither_kept_nor_sent(far: FarSide) -> None:
+async def test_cookies_are_neither_kept_nor_sent(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
     client = far.client()
     for _ in range(2):
@@ -100,7 +100,7 @@ async def test_cookies_are_neither_kept_nor_sent(far: FarSide) -> None:
     assert not any(b"cookie" in request.lower() for request in far.requests)
 
 
-async def test_a_host_name_may_have_an_underscore(far: FarSide) -> None:
+async def test_a_host_name_may_have_an_underscore(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"))
     far.names.addresses["push_gateway"] = ["127.0.0.1"]
     assert (await far.client().request("GET", f"http://push_gateway:{port}/")).status == 200
@@ -109,7 +109,7 @@ async def test_a_host_name_may_have_an_underscore(far: FarSide) -> None:
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("said", ["length", "packed"])
 async def test_of_an_answer_that_is_too_long_the_status_is_known(
-    far: FarSide, status: int, said: str
+    far: LoopbackServers, status: int, said: str
 ) -> None:
     """Also where it is only when it is unpacked that it turns out to be."""
     answer = (
@@ -126,7 +126,7 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
 async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
-    far: FarSide, status: int, body: str
+    far: LoopbackServers, status: int, body: str
 ) -> None:
     head = f"HTTP/1.1 {status} X\r\n".encode()
 
@@ -150,7 +150,9 @@ async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
     [(b"0\r\n", b"X-%d: y\r\n"), (b"0\r\nX: ", b"%d"), (b"2;", b"x%d")],
     ids=["trailers", "a trailer", "an extension"],
 )
-async def test_what_is_no_body_has_an_end_too(far: FarSide, after: bytes, endless: bytes) -> None:
+async def test_what_is_no_body_has_an_end_too(
+    far: LoopbackServers, after: bytes, endless: bytes
+) -> None:
     """After a body that never grows longer one may send for as long as is waited."""
     begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + after
     port = far.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
@@ -159,7 +161,7 @@ async def test_what_is_no_body_has_an_end_too(far: FarSide, after: bytes, endles
     assert caught.value.status == 200
 
 
-async def test_what_comes_after_the_body_is_no_part_of_the_head(far: FarSide) -> None:
+async def test_what_comes_after_the_body_is_no_part_of_the_head(far: LoopbackServers) -> None:
     body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
     port = far.listen(
         lambda _: (
@@ -173,7 +175,7 @@ async def test_what_comes_after_the_body_is_no_part_of_the_head(far: FarSide) ->
 @pytest.mark.parametrize(
     "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
 )
-async def test_without_a_whole_head_no_status_is(far: FarSide, begun: bytes) -> None:
+async def test_without_a_whole_head_no_status_is(far: LoopbackServers, begun: bytes) -> None:
     def answer(_: bytes) -> bytes:
         far.connections[-1].last_words = begun
         return b""
@@ -184,14 +186,14 @@ async def test_without_a_whole_head_no_status_is(far: FarSide, begun: bytes) -> 
     assert caught.value.status is None
 
 
-async def test_redirects_are_followed_as_far_as_is_allowed(far: FarSide) -> None:
+async def test_redirects_are_followed_as_far_as_is_allowed(far: LoopbackServers) -> None:
     port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
     answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
     assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
     assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
 
 
-async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: FarSide) -> None:
+async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: LoopbackServers) -> None:
     inside = far.listen(lambda _: ok(b"secret"), address="::1")
     port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
     with pytest.raises(OutboundError, match="does not contact"):
@@ -201,7 +203,7 @@ async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: FarSide) 
     assert len(far.requests) == 1
 
 
-async def test_a_connection_of_another_client_lends_no_rights(far: FarSide) -> None:
+async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"secret"))
     await far.client().request("GET", f"http://127.0.0.1:{port}/")
     with pytest.raises(OutboundError, match="does not contact"):
@@ -226,6 +228,6 @@ async def test_a_connection_of_another_client_lends_no_rights(far: FarSide) -> N
         "https://127.0.0.1/" + "x" * 9000,
     ],
 )
-async def test_what_is_no_address_is_asked_nothing(far: FarSide, url: str) -> None:
+async def test_what_is_no_address_is_asked_nothing(far: LoopbackServers, url: str) -> None:
     with pytest.raises(OutboundError):
         await far.client().request("GET", url)

@@ -22,14 +22,17 @@ from homeserver.services.previews.fetching import MAX_DOCUMENT_BYTES, MAX_PAGE_B
 from homeserver.services.previews.rules import PreviewRules
 from storage.engine.executors import InlineExecutor
 from storage.media.spool import DiskSpool
-from tests.helpers.far_side import CLOCK, FakeNames, FarSide, ok
+from tests.helpers.loopback_servers import CLOCK, FakeNames, LoopbackServers, ok
 
 pytestmark = pytest.mark.reactor(60)
 MAX_PICTURE = 100_000
 
 
 def _reader(
-    far: FarSide, names: Names | None = None, allowed: Sequence[str] = (), seconds: float = 30.0
+    far: LoopbackServers,
+    names: Names | None = None,
+    allowed: Sequence[str] = (),
+    seconds: float = 30.0,
 ) -> SiteReader:
     connector = Connector(
         cast(IReactorTCP, installed_reactor),
@@ -73,7 +76,7 @@ def spool(tmp_path: Path) -> DiskSpool:
     ],
 )
 async def test_no_url_leads_to_internal_addresses(
-    far: FarSide, spool: DiskSpool, host: str
+    far: LoopbackServers, spool: DiskSpool, host: str
 ) -> None:
     port = far.listen(lambda _: ok(b"secret"))
     with pytest.raises(OutboundError):
@@ -85,7 +88,7 @@ async def test_no_url_leads_to_internal_addresses(
     "place", ["http://127.0.0.1:{}/", "http://2130706433:{}/", "//[::ffff:127.0.0.1]:{}/"]
 )
 async def test_no_redirect_leads_to_internal_addresses(
-    far: FarSide, spool: DiskSpool, place: str
+    far: LoopbackServers, spool: DiskSpool, place: str
 ) -> None:
     inside = far.listen(lambda _: ok(b"secret"))
     location = place.format(inside)
@@ -112,7 +115,7 @@ class Rebinding(FakeNames):
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-async def test_dns_rebinding_gains_nothing(far: FarSide, spool: DiskSpool) -> None:
+async def test_dns_rebinding_gains_nothing(far: LoopbackServers, spool: DiskSpool) -> None:
     names = Rebinding()
     redirect = (
         b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -125,7 +128,7 @@ async def test_dns_rebinding_gains_nothing(far: FarSide, spool: DiskSpool) -> No
 
 
 async def test_of_two_addresses_only_the_external_one_is_contacted(
-    far: FarSide, spool: DiskSpool
+    far: LoopbackServers, spool: DiskSpool
 ) -> None:
     names = FakeNames()
     names.addresses["both.example"] = ["127.0.0.1", "127.0.0.2"]
@@ -135,7 +138,7 @@ async def test_of_two_addresses_only_the_external_one_is_contacted(
 
 
 async def _read(
-    far: FarSide, spool: DiskSpool, answer: bytes | None, seconds: float = 30.0
+    far: LoopbackServers, spool: DiskSpool, answer: bytes | None, seconds: float = 30.0
 ) -> bytes | None:
     port = far.listen(lambda _: answer)
     return (
@@ -145,12 +148,14 @@ async def _read(
     ).page
 
 
-async def test_a_silent_site_times_out(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_silent_site_times_out(far: LoopbackServers, spool: DiskSpool) -> None:
     with pytest.raises(OutboundError, match="within"):
         await _read(far, spool, None, seconds=0.2)
 
 
-async def test_an_endless_page_is_read_up_to_a_limit(far: FarSide, spool: DiskSpool) -> None:
+async def test_an_endless_page_is_read_up_to_a_limit(
+    far: LoopbackServers, spool: DiskSpool
+) -> None:
     for head in (b"", f"Content-Length: {500 * MAX_PAGE_BYTES}\r\n".encode()):
         answer = (
             b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n"
@@ -163,7 +168,9 @@ async def test_an_endless_page_is_read_up_to_a_limit(far: FarSide, spool: DiskSp
         assert len(page) == MAX_PAGE_BYTES
 
 
-async def test_a_compression_bomb_is_unpacked_up_to_a_limit(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_compression_bomb_is_unpacked_up_to_a_limit(
+    far: LoopbackServers, spool: DiskSpool
+) -> None:
     bomb = gzip.compress(b"<title>x</title>" + bytes(30 * MAX_PAGE_BYTES))
     page = await _read(far, spool, ok(bomb, "Content-Type: text/html", "Content-Encoding: gzip"))
     assert page is not None
@@ -177,7 +184,7 @@ async def test_a_compression_bomb_is_unpacked_up_to_a_limit(far: FarSide, spool:
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
-async def test_a_long_document_is_rejected(far: FarSide) -> None:
+async def test_a_long_document_is_rejected(far: LoopbackServers) -> None:
     port = far.listen(
         lambda _: ok(b" " * (MAX_DOCUMENT_BYTES + 1), "Content-Type: application/json")
     )
@@ -185,7 +192,7 @@ async def test_a_long_document_is_rejected(far: FarSide) -> None:
         await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
 
 
-async def test_a_large_image_is_rejected(far: FarSide, spool: DiskSpool) -> None:
+async def test_a_large_image_is_rejected(far: LoopbackServers, spool: DiskSpool) -> None:
     for head in (b"", f"Content-Length: {MAX_PICTURE + 1}\r\n".encode()):
         answer = (
             b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -197,14 +204,18 @@ async def test_a_large_image_is_rejected(far: FarSide, spool: DiskSpool) -> None
             await _read(far, spool, answer)
 
 
-async def test_of_other_content_types_only_the_head_is_read(far: FarSide, spool: DiskSpool) -> None:
+async def test_of_other_content_types_only_the_head_is_read(
+    far: LoopbackServers, spool: DiskSpool
+) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 99999999999\r\n\r\n"
     port = far.listen(lambda _: head + b"y")
     found = await _reader(far, allowed=["127.0.0.1"]).read(f"http://127.0.0.1:{port}/", spool)
     assert (found.type, found.page, found.is_picture) == ("video/mp4", None, False)
 
 
-async def test_two_sites_that_redirect_to_each_other(far: FarSide, spool: DiskSpool) -> None:
+async def test_two_sites_that_redirect_to_each_other(
+    far: LoopbackServers, spool: DiskSpool
+) -> None:
     redirect = b"HTTP/1.1 301 Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"
     with pytest.raises(OutboundError, match="too often"):
         await _read(far, spool, redirect)
@@ -215,7 +226,9 @@ async def test_two_sites_that_redirect_to_each_other(far: FarSide, spool: DiskSp
     "location",
     ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://u:p@127.0.0.1/"],
 )
-async def test_redirects_to_invalid_urls(far: FarSide, spool: DiskSpool, location: str) -> None:
+async def test_redirects_to_invalid_urls(
+    far: LoopbackServers, spool: DiskSpool, location: str
+) -> None:
     answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
     with pytest.raises(OutboundError):
         await _read(far, spool, answer)

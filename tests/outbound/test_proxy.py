@@ -16,7 +16,7 @@ from federation.peers.wire import WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from tests.conftest import run_coroutine
-from tests.helpers.far_side import FarSide, ok
+from tests.helpers.loopback_servers import LoopbackServers, ok
 
 pytestmark = pytest.mark.reactor(60)
 
@@ -95,7 +95,7 @@ def office() -> Iterator[Office]:
 
 
 async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
-    far: FarSide, office: Office
+    far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
     port = far.listen(lambda _: ok(b"{}"), "south.example")
@@ -111,7 +111,7 @@ async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
 
 
 async def test_a_certificate_for_somebody_else_is_refused_there_too(
-    far: FarSide, office: Office
+    far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     port = far.listen(lambda _: ok(b"{}"), "other.example")
@@ -121,7 +121,7 @@ async def test_a_certificate_for_somebody_else_is_refused_there_too(
 
 
 async def test_an_address_that_is_not_allowed_is_not_asked_for(
-    far: FarSide, office: Office
+    far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     with pytest.raises(RemoteError, match="does not contact"):
@@ -139,7 +139,7 @@ async def test_an_address_that_is_not_allowed_is_not_asked_for(
     ],
 )
 async def test_what_a_proxy_may_answer(
-    far: FarSide, office: Office, answer: bytes, text: str
+    far: LoopbackServers, office: Office, answer: bytes, text: str
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = answer
@@ -147,7 +147,7 @@ async def test_what_a_proxy_may_answer(
         await far.wire().exchange(ServerName("south.example:5"), GET)
 
 
-async def test_a_proxy_that_says_nothing_is_given_up(far: FarSide, office: Office) -> None:
+async def test_a_proxy_that_says_nothing_is_given_up(far: LoopbackServers, office: Office) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
@@ -156,7 +156,7 @@ async def test_a_proxy_that_says_nothing_is_given_up(far: FarSide, office: Offic
         )
 
 
-async def test_exceptions_are_asked_directly(far: FarSide, office: Office) -> None:
+async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Office) -> None:
     far.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]

@@ -9,7 +9,7 @@ from federation.http_client.errors import OutboundError
 from federation.peers.routes import GRACE_SECONDS, RETRIES, Routes
 from federation.protocol.discovery import Hop, Service
 from federation.protocol.ids import ServerName
-from tests.helpers.far_side import FakeNames
+from tests.helpers.loopback_servers import FakeNames
 
 SOUTH = ServerName("south.example")
 

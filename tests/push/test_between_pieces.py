@@ -13,24 +13,26 @@ from homeserver.services.push.decisions import PushDecisions
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherStore, Standing
-from tests.helpers.crowds import CROWD, crowd, tell_in_pieces
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle, start
+from tests.helpers.clocks import settle
+from tests.helpers.federated import create_room
+from tests.helpers.many_pushers import CROWD, room_with_pushers, shrink_batches
+from tests.helpers.push_gateway import PushGateway, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
 def server(
-    tmp_path: Path, sqlite_database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sqlite_database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
-    tell_in_pieces(monkeypatch)
+    shrink_batches(monkeypatch)
     return start(tmp_path, sqlite_database, gateway)
 
 
@@ -45,7 +47,7 @@ def two_rooms(server: TestServer) -> tuple[User, User, RoomID, RoomID]:
     return alice, bob, first, second
 
 
-def told(gateway: Gateway, event_id: str) -> list[str]:
+def told(gateway: PushGateway, event_id: str) -> list[str]:
     """Return the pushkeys to which an event was pushed."""
     return sorted(
         each.pushkey for each in gateway.taken if each.notification.get("event_id") == event_id
@@ -77,14 +79,14 @@ def end(server: TestServer) -> Deferred[None]:
     return stopping
 
 
-def again(server: TestServer, folder: Path, gateway: Gateway) -> TestServer:
+def again(server: TestServer, folder: Path, gateway: PushGateway) -> TestServer:
     return start(folder, server.app.database, gateway, seed=2, now=server.clock.seconds() + 31)
 
 
 def test_users_not_notified_before_a_shutdown_are_notified_after_the_restart(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     slow, stoppings = SlowNotes(monkeypatch), list[Deferred[None]]()
@@ -109,9 +111,9 @@ def test_users_not_notified_before_a_shutdown_are_notified_after_the_restart(
 
 
 def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
-    server: TestServer, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     slow = SlowNotes(monkeypatch)
@@ -125,9 +127,9 @@ def test_an_event_during_the_shutdown_is_pushed_after_the_restart(
 
 
 def test_a_pusher_set_while_badges_are_sent_gets_later_events(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     carol = server.register("carol")
     assert carol.post(f"{V3}/join/{room_id}").status == 200
     event_id = say(bob, room_id, "hello")
@@ -145,9 +147,9 @@ def test_a_pusher_set_while_badges_are_sent_gets_later_events(
 
 
 def test_pushes_are_sent_although_the_stream_keeps_growing(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     said = list[str]()
     pushed = list[int]()
 
@@ -163,9 +165,9 @@ def test_pushes_are_sent_although_the_stream_keeps_growing(
 
 
 def test_nobody_is_notified_twice_when_the_database_fails_between_batches(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     gateway.held = []
     before = say(bob, room_id, "before")
     settle(server)
@@ -223,7 +225,7 @@ def take_again(server: TestServer) -> None:
 
 
 def test_a_badge_accepted_after_the_lease_was_lost_is_not_taken_as_the_current_one(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, first, second = two_rooms(server)
     gateway.held = []
@@ -259,9 +261,9 @@ class LateDecisions:
 
 
 def test_events_pushed_by_another_node_are_not_pushed_again(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "before")
     settle(server)
     late = LateDecisions(monkeypatch)
@@ -278,10 +280,10 @@ def test_events_pushed_by_another_node_are_not_pushed_again(
 
 
 def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the later push would hide that the pusher missed an earlier one."""
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     gateway.failure = 503
     first = say(bob, room_id, "hello")
     server.clock.advance(10)
@@ -304,7 +306,7 @@ def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease
 
 
 def test_an_event_just_before_a_pusher_is_enabled_counts_in_its_badge(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event is processed after the badge was counted for the pusher."""
     alice, bob, first, second = two_rooms(server)

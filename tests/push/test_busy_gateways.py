@@ -4,10 +4,11 @@ from email.utils import formatdate
 
 import pytest
 
-from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway
+from tests.helpers.clocks import pass_time
+from tests.helpers.push_gateway import PushGateway
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer
-from tests.push.test_troubled_gateways import gateway, pass_time, server, two
+from tests.push.test_troubled_gateways import gateway, server, two
 
 __all__ = ["gateway", "server"]
 
@@ -16,7 +17,7 @@ __all__ = ["gateway", "server"]
     ("wait", "seconds"), [("120", 120), ("9000", 3600), ("soon", 5), ("-1", 5), ("9" * 50, 5)]
 )
 def test_a_retry_after_in_seconds_is_respected_up_to_an_hour(
-    server: TestServer, gateway: Gateway, wait: str, seconds: int
+    server: TestServer, gateway: PushGateway, wait: str, seconds: int
 ) -> None:
     """An hour at most; a value that is neither seconds nor a date is ignored."""
     _, bob, room_id = two(server)
@@ -30,7 +31,7 @@ def test_a_retry_after_in_seconds_is_respected_up_to_an_hour(
 
 @pytest.mark.parametrize(("after", "seconds"), [(120, 120), (9000, 3600), (-60, 5)])
 def test_a_retry_after_with_a_date_is_respected_up_to_an_hour(
-    server: TestServer, gateway: Gateway, after: int, seconds: int
+    server: TestServer, gateway: PushGateway, after: int, seconds: int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure, gateway.wait = 429, formatdate(server.clock.seconds() + after, usegmt=True)

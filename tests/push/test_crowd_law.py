@@ -27,12 +27,13 @@ from storage.engine.database import DatabaseUnavailable, PostgresConfig, SQLiteC
 from storage.engine.transaction import WriteTransaction
 from storage.push.push_stream import PushStream
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room
-from tests.helpers.gateway import Gateway, pusher, set_pusher, settle, start
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
+from tests.helpers.push_gateway import PushGateway, pusher, set_pusher, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.turns import Turns
 
 V3 = "/_matrix/client/v3"
 RUNS = int(os.environ.get("MAHALLA_PUSH_RUNS", "6"))
@@ -85,14 +86,14 @@ class Town:
     def __init__(
         self,
         folder: Path,
-        turns: Turns,
+        turns: Interleaving,
         config: SQLiteConfig | PostgresConfig,
         chance: Random,
         disk: Disk,
     ) -> None:
         self.folder, self.turns, self.chance, self.disk = folder, turns, chance, disk
         self.database = turns.open(config)
-        self.gateway = Gateway()
+        self.gateway = PushGateway()
         self.server = start(folder, self.database, self.gateway)
         self.bob = self.server.register("bob")
         self.rooms = [create_room(self.bob) for _ in range(2)]
@@ -296,7 +297,7 @@ def test_unread_events_are_pushed_to_every_user_in_any_history(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, disk: Disk, seed: int
 ) -> None:
     chance = Random(seed)
-    turns = Turns()
+    turns = Interleaving()
     town = Town(tmp_path, turns, database_config, chance, disk)
     if seed % 2:
         town.deeds = DEEDS

@@ -19,9 +19,11 @@ from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.push.user_rules import UserRules
 from storage.engine.database import Database
 from storage.push.pushers import PusherRow
-from tests.helpers.crowds import AT_ONCE, CROWD, crowd, tell_in_pieces
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, settle, start
+from tests.helpers.clocks import settle
+from tests.helpers.federated import create_room
+from tests.helpers.many_pushers import AT_ONCE, CROWD, room_with_pushers, shrink_batches
+from tests.helpers.push_gateway import PushGateway, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 
@@ -29,15 +31,15 @@ V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
 def server(
-    tmp_path: Path, database: Database, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: Database, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> TestServer:
-    tell_in_pieces(monkeypatch)
+    shrink_batches(monkeypatch)
     return start(tmp_path, database, gateway)
 
 
@@ -56,9 +58,9 @@ def by_turn(server: TestServer, count: Callable[[], int]) -> list[int]:
 
 
 def test_a_message_is_pushed_to_a_large_room_in_batches(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     say(bob, room_id, "hello")
     pushed = by_turn(server, lambda: len(gateway.taken))
     assert sum(pushed) == CROWD
@@ -66,9 +68,9 @@ def test_a_message_is_pushed_to_a_large_room_in_batches(
 
 
 def test_a_redaction_updates_the_badges_of_a_large_room_in_batches(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bob, room_id = crowd(server)
+    bob, room_id = room_with_pushers(server)
     event_id = say(bob, room_id, "hello")
     settle(server)
     deliveries, told = server.app.pushers.deliveries, list[str]()

@@ -9,20 +9,22 @@ from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.pushers.notification import MAX_CONTENT_BYTES
 from storage.engine.database import Database
-from tests.helpers.federated import create_room, say, set_state
-from tests.helpers.gateway import URL, Gateway, set_pusher, settle
+from tests.helpers.clocks import settle
+from tests.helpers.federated import create_room
+from tests.helpers.push_gateway import URL, PushGateway, set_pusher
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return started(TestServer(tmp_path, database, web=gateway))
 
 
@@ -52,7 +54,7 @@ def read(
 
 
 def test_a_push_contains_every_field_of_the_specification(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server, name="Tea", room_alias_name="tea")
     assert (
@@ -87,7 +89,7 @@ def test_a_push_contains_every_field_of_the_specification(
     }
 
 
-def test_very_long_names_are_truncated(server: TestServer, gateway: Gateway) -> None:
+def test_very_long_names_are_truncated(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server, name="Tea")
     set_state(bob, room_id, "m.room.name", {"name": "茶" * 5000})
     settle(server)
@@ -100,7 +102,7 @@ def test_very_long_names_are_truncated(server: TestServer, gateway: Gateway) -> 
 
 
 def test_own_messages_and_rooms_without_membership_are_not_pushed(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     say(alice, room_id, "mine")
@@ -113,7 +115,7 @@ def test_own_messages_and_rooms_without_membership_are_not_pushed(
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_the_format_event_id_only_omits_the_content(
-    server: TestServer, gateway: Gateway, *, is_named: bool
+    server: TestServer, gateway: PushGateway, *, is_named: bool
 ) -> None:
     """spec: push-gateway-api#homeserver-behaviour"""
     alice, bob, room_id = two(server)
@@ -142,7 +144,7 @@ def test_the_format_event_id_only_omits_the_content(
     assert device.keys() == {"app_id", "pushkey", "pushkey_ts", "data"}, "no tweaks"
 
 
-def test_a_mention_is_pushed_with_a_highlight(server: TestServer, gateway: Gateway) -> None:
+def test_a_mention_is_pushed_with_a_highlight(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     content = {"msgtype": "m.text", "body": "Alice!", "m.mentions": {"user_ids": [alice.user_id]}}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
@@ -153,7 +155,7 @@ def test_a_mention_is_pushed_with_a_highlight(server: TestServer, gateway: Gatew
 
 
 def test_an_encrypted_message_has_high_priority_and_no_ciphertext(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     content = {
@@ -170,7 +172,9 @@ def test_an_encrypted_message_has_high_priority_and_no_ciphertext(
     assert "content" not in push.notification
 
 
-def test_content_too_large_for_a_vendor_is_omitted(server: TestServer, gateway: Gateway) -> None:
+def test_content_too_large_for_a_vendor_is_omitted(
+    server: TestServer, gateway: PushGateway
+) -> None:
     _, bob, room_id = two(server)
     event_id = say(bob, room_id, "x" * MAX_CONTENT_BYTES)
     settle(server)
@@ -180,7 +184,7 @@ def test_content_too_large_for_a_vendor_is_omitted(server: TestServer, gateway: 
 
 
 def test_content_is_omitted_when_the_operator_disables_it(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {include_content: false}", web=gateway))
     _, bob, room_id = two(server)
@@ -189,7 +193,7 @@ def test_content_is_omitted_when_the_operator_disables_it(
     assert "content" not in gateway.taken[0].notification
 
 
-def test_an_invite_is_pushed_to_the_invited_user(server: TestServer, gateway: Gateway) -> None:
+def test_an_invite_is_pushed_to_the_invited_user(server: TestServer, gateway: PushGateway) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     set_pusher(alice)
     room_id = create_room(bob, name="Tea", preset="private_chat")
@@ -204,7 +208,7 @@ def test_an_invite_is_pushed_to_the_invited_user(server: TestServer, gateway: Ga
     assert push.notification["counts"] == {"unread": 1}
 
 
-def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
+def test_the_badge_counts_rooms(gateway: PushGateway, server: TestServer) -> None:
     alice, bob, room_id = two(server)
     other = create_room(bob)
     alice.post(f"{V3}/join/{other}")
@@ -214,7 +218,9 @@ def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
     assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 1, 2]
 
 
-def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+def test_the_badge_counts_messages(
+    tmp_path: Path, database: Database, gateway: PushGateway
+) -> None:
     server = started(
         TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway)
     )
@@ -225,7 +231,9 @@ def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: 
     assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 2, 3]
 
 
-def test_reading_at_another_device_clears_the_badge(server: TestServer, gateway: Gateway) -> None:
+def test_reading_at_another_device_clears_the_badge(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     event_id = say(bob, room_id, "x")
     settle(server)
@@ -243,7 +251,7 @@ def test_reading_at_another_device_clears_the_badge(server: TestServer, gateway:
 
 
 def test_a_client_that_disables_badge_counts_gets_none(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, **{"org.matrix.msc4076.disable_badge_count": True})
@@ -258,7 +266,7 @@ def test_a_client_that_disables_badge_counts_gets_none(
 
 
 def test_a_message_read_before_the_retry_is_not_pushed(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
@@ -273,7 +281,7 @@ def test_a_message_read_before_the_retry_is_not_pushed(
 
 
 def test_reading_one_event_of_a_thread_does_not_drop_other_pushes(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     root = say(bob, room_id, "root")
@@ -296,7 +304,7 @@ def test_reading_one_event_of_a_thread_does_not_drop_other_pushes(
     assert gateway.events == [in_thread[1], outside]
 
 
-def test_a_redacted_message_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_a_redacted_message_is_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
     gone, stays = say(bob, room_id, "oops"), say(bob, room_id, "fine")
@@ -309,7 +317,7 @@ def test_a_redacted_message_is_not_pushed(server: TestServer, gateway: Gateway) 
 
 
 def test_a_badge_is_sent_although_the_push_that_would_carry_it_is_dropped(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     other = create_room(bob)
@@ -331,7 +339,7 @@ def test_a_badge_is_sent_although_the_push_that_would_carry_it_is_dropped(
 
 
 def test_pushes_are_delayed_by_the_configured_jitter(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {jitter_delay: 10s}", web=gateway))
     _, bob, room_id = two(server)
@@ -344,7 +352,7 @@ def test_pushes_are_delayed_by_the_configured_jitter(
 
 
 def test_nothing_is_pushed_when_push_is_disabled(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     server = started(TestServer(tmp_path, database, "push: {enabled: false}", web=gateway))
     _, bob, room_id = two(server)
@@ -354,14 +362,14 @@ def test_nothing_is_pushed_when_push_is_disabled(
     assert gateway.asked == []
 
 
-def test_ordinary_state_events_are_not_pushed(server: TestServer, gateway: Gateway) -> None:
+def test_ordinary_state_events_are_not_pushed(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     settle(server)
     assert gateway.asked == []
 
 
-def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: Gateway) -> None:
+def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
 
     def lock(locked: bool) -> None:
@@ -384,7 +392,7 @@ def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: Gateway) -> N
 
 
 def test_an_expired_account_gets_no_pushes(
-    tmp_path: Path, database: Database, gateway: Gateway
+    tmp_path: Path, database: Database, gateway: PushGateway
 ) -> None:
     day = 24 * 3600
     validity = "account_validity: {enabled: true, period: 100d}\n"
@@ -415,7 +423,7 @@ def test_an_expired_account_gets_no_pushes(
 
 
 def test_a_user_who_replies_has_read_the_messages_before(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")
@@ -431,7 +439,7 @@ def test_a_user_who_replies_has_read_the_messages_before(
 
 
 def test_a_change_of_rules_or_of_ignored_users_applies_to_the_next_push(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     carol_room = create_room(bob)
@@ -455,7 +463,7 @@ def test_a_change_of_rules_or_of_ignored_users_applies_to_the_next_push(
     "how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"]
 )
 def test_an_invite_by_an_ignored_user_is_neither_pushed_nor_counted(
-    how: str, server: TestServer, gateway: Gateway
+    how: str, server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     dave = server.register("dave")

@@ -12,9 +12,10 @@ from federation.protocol.ids import RoomID, UserID
 from homeserver.services.email.smtp import CannotDeliver
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import settle
+from tests.helpers.federated import create_room
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import SECRET, add, by_email, press, request_token
 
@@ -59,7 +60,7 @@ def reader(server: TestServer, **further: Any) -> User:
     alice = server.register("alice")
     add(server, alice)
     assert email_pusher(alice, **further).status == 200
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     settle(server)
     return alice
 
@@ -68,12 +69,6 @@ def room_of(alice: User, bob: User, **options: Any) -> RoomID:
     room_id = create_room(bob, **options)
     assert alice.post(f"{V3}/join/{room_id}").status == 200
     return room_id
-
-
-def pass_time(server: TestServer, seconds: float, step: float = MINUTE) -> None:
-    for _ in range(int(seconds / step)):
-        server.clock.advance(step)
-        settle(server)
 
 
 def texts(letter: EmailMessage) -> tuple[str, str]:
@@ -88,10 +83,10 @@ def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestSe
     room_id = room_of(alice, bob, name="Tea & cake")
     event_id = say(bob, room_id, "hello <b>")
     settle(server)
-    pass_time(server, 9 * MINUTE)
-    assert server.relay.letters == []
-    pass_time(server, 2 * MINUTE)
-    [(recipient, letter)] = server.relay.letters
+    pass_time(server, 9 * MINUTE, MINUTE)
+    assert server.relay.emails == []
+    pass_time(server, 2 * MINUTE, MINUTE)
+    [(recipient, letter)] = server.relay.emails
     assert recipient == "alice@example.com"
     assert letter["Subject"] == "[Example] Message from bob in Tea & cake"
     plain, html = texts(letter)
@@ -101,7 +96,7 @@ def test_an_email_is_sent_when_a_message_stays_unread_for_a_while(server: TestSe
     assert "Tea &amp; cake" in html
     assert event_id in html
     pass_time(server, 24 * HOUR, HOUR)
-    assert len(server.relay.letters) == 1, "nothing is told twice"
+    assert len(server.relay.emails) == 1, "nothing is told twice"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +123,8 @@ def test_a_name_cannot_inject_headers_into_an_email(
             bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": name}).status == 200
         )
     say(bob, room_id, "hello")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert {key.lower() for key in letter} == {
         "subject",
         "from",
@@ -164,29 +159,29 @@ def test_an_expired_account_gets_no_email(tmp_path: Path, sqlite_database: Datab
     assert server.run(renewals.do_note_over(10)) == 1
     settle(server)
     say(bob, room_id, "hello")
-    pass_time(server, 30 * MINUTE)
-    assert server.relay.letters == []
+    pass_time(server, 30 * MINUTE, MINUTE)
+    assert server.relay.emails == []
     server.run(
         renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org"))
     )
     settle(server)
     say(bob, room_id, "hello again")
-    pass_time(server, 2 * HOUR)
-    assert len(server.relay.letters) == 1
+    pass_time(server, 2 * HOUR, MINUTE)
+    assert len(server.relay.emails) == 1
 
 
 def test_a_message_that_was_read_causes_no_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "hello")
-    pass_time(server, 5 * MINUTE)
+    pass_time(server, 5 * MINUTE, MINUTE)
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
-    pass_time(server, 4 * MINUTE)
+    pass_time(server, 4 * MINUTE, MINUTE)
     say(bob, room_id, "later")
-    pass_time(server, 8 * MINUTE)
-    assert server.relay.letters == [], "the later one has waited for eight minutes"
-    pass_time(server, 4 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 8 * MINUTE, MINUTE)
+    assert server.relay.emails == [], "the later one has waited for eight minutes"
+    pass_time(server, 4 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     plain, _ = texts(letter)
     assert "later" in plain
     assert "hello" not in plain
@@ -197,15 +192,15 @@ def test_emails_about_one_room_back_off_until_it_is_read(server: TestServer) -> 
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "0")
     for number in range(36):
-        pass_time(server, 20 * MINUTE)
+        pass_time(server, 20 * MINUTE, MINUTE)
         event_id = say(bob, room_id, str(number + 1))
-    assert 3 <= len(server.relay.letters) <= 5  # in twelve hours
+    assert 3 <= len(server.relay.emails) <= 5  # in twelve hours
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
-    server.relay.letters.clear()
-    pass_time(server, 20 * MINUTE)
+    server.relay.emails.clear()
+    pass_time(server, 20 * MINUTE, MINUTE)
     say(bob, room_id, "after")
-    pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1, "who reads is written to as at first"
+    pass_time(server, 12 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1, "who reads is written to as at first"
 
 
 def test_the_backoff_of_a_busy_room_does_not_delay_another_room(server: TestServer) -> None:
@@ -213,11 +208,11 @@ def test_the_backoff_of_a_busy_room_does_not_delay_another_room(server: TestServ
     noisy, other = room_of(alice, bob, name="Noisy"), room_of(alice, bob, name="Other")
     for _ in range(6):
         say(bob, noisy, "x")
-        pass_time(server, 30 * MINUTE)
-    server.relay.letters.clear()
+        pass_time(server, 30 * MINUTE, MINUTE)
+    server.relay.emails.clear()
     say(bob, other, "y")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "Other" in texts(letter)[0]
 
 
@@ -227,8 +222,8 @@ def test_one_email_covers_several_rooms(server: TestServer) -> None:
     for number in range(8):
         say(bob, first, f"number {number}")
     say(bob, second, "x")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] New in Second and elsewhere"
     plain, _ = texts(letter)
     assert "== First" in plain
@@ -244,8 +239,8 @@ def test_a_long_name_is_truncated_in_an_email(server: TestServer) -> None:
     member = {"membership": "join", "displayname": "x" * 20_000}
     bob.put(f"{V3}/rooms/{room_id}/state/m.room.member/{bob.user_id}", member)
     say(bob, room_id, "hello")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"].startswith("[Example] Message from xxx")
     assert len(letter["Subject"]) < 400
     assert len(letter.as_bytes()) < 10_000
@@ -255,8 +250,8 @@ def test_an_invite_causes_an_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = create_room(bob, name="Tea", preset="private_chat")
     bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id})
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert letter["Subject"] == "[Example] bob invites you to Tea"
     assert "You are invited to this room." in texts(letter)[0]
 
@@ -271,8 +266,8 @@ def test_an_email_says_only_that_there_is_an_encrypted_message(server: TestServe
         "body": "clear",
     }
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     plain, html = texts(letter)
     assert "Encrypted message" in plain
     assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
@@ -284,8 +279,8 @@ def test_an_email_omits_content_when_the_operator_disables_it(
     server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "secret")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "secret" not in "".join(texts(letter))
 
 
@@ -297,8 +292,8 @@ def test_links_lead_to_the_configured_client(tmp_path: Path, sqlite_database: Da
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     say(bob, room_id, "x")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert f"https://chat.example.org/#/room/{room_id}" in texts(letter)[0]
 
 
@@ -318,8 +313,8 @@ def test_an_email_is_in_the_language_of_the_pusher(
     server = start(tmp_path, sqlite_database)
     alice, bob = reader(server, lang=lang, data={"brand": "Chat"}), server.register("bob")
     say(bob, room_of(alice, bob), "x")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert text in texts(letter)[0]
     assert str(letter["Subject"]).startswith("[Example] ")
 
@@ -328,8 +323,8 @@ def test_an_email_shows_times_in_the_time_zone_of_the_reader(server: TestServer)
     alice, bob = reader(server), server.register("bob")
     assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
     say(bob, room_of(alice, bob), "x")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "2023-11-15 03:13" in texts(letter)[0]
 
 
@@ -347,8 +342,8 @@ def test_the_unsubscribe_link_stops_the_emails(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     say(bob, room_id, "x")
-    pass_time(server, 11 * MINUTE)
-    link = link_in(server.relay.letters[0][1])
+    pass_time(server, 11 * MINUTE, MINUTE)
+    link = link_in(server.relay.emails[0][1])
     page = server.get(link)
     assert page.status == 200
     assert "alice@example.com" in page.body.decode()
@@ -360,7 +355,7 @@ def test_the_unsubscribe_link_stops_the_emails(server: TestServer) -> None:
     assert "You will no longer receive these e-mails" in server.get(link).body.decode()
     say(bob, room_id, "y")
     pass_time(server, 24 * HOUR, HOUR)
-    assert len(server.relay.letters) == 1
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize(
@@ -371,8 +366,8 @@ def test_a_tampered_unsubscribe_link_is_refused(
 ) -> None:
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
-    pass_time(server, 11 * MINUTE)
-    link = link_in(server.relay.letters[0][1]).replace(*change)
+    pass_time(server, 11 * MINUTE, MINUTE)
+    link = link_in(server.relay.emails[0][1]).replace(*change)
     assert server.get(link).status == 400
     assert server.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 400
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
@@ -411,7 +406,7 @@ def test_a_new_account_with_an_address_gets_an_email_pusher_when_configured(
     )
     server = start(tmp_path, sqlite_database, config)
     sid = request_token(server, "register").json["sid"]
-    _, letter = server.relay.letters[-1]
+    _, letter = server.relay.emails[-1]
     plain, _ = texts(letter)
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", plain)
     assert press(server, link).status == 200
@@ -424,11 +419,11 @@ def test_a_new_account_with_an_address_gets_an_email_pusher_when_configured(
     pushers = alice.get(f"{V3}/pushers").json["pushers"]
     assert [each["pushkey"] for each in pushers] == (["alice@example.com"] if wanted else [])
     if wanted:
-        server.relay.letters.clear()
+        server.relay.emails.clear()
         bob = server.register("bob")
         say(bob, room_of(alice, bob), "x")
-        pass_time(server, 11 * MINUTE)
-        assert "Больше не присылать" in texts(server.relay.letters[0][1])[0]
+        pass_time(server, 11 * MINUTE, MINUTE)
+        assert "Больше не присылать" in texts(server.relay.emails[0][1])[0]
 
 
 def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: Database) -> None:
@@ -438,11 +433,11 @@ def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: 
     settle(server)
     server.app.pushers.reading._lease._round.stop()
     later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
-    pass_time(later, 12 * MINUTE)
-    assert len(later.relay.letters) == 1
+    pass_time(later, 12 * MINUTE, MINUTE)
+    assert len(later.relay.emails) == 1
     again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
-    pass_time(again, 60 * MINUTE)
-    assert again.relay.letters == []
+    pass_time(again, 60 * MINUTE, MINUTE)
+    assert again.relay.emails == []
 
 
 @pytest.mark.parametrize("how", ["redacted", "purged", "too old"])
@@ -462,7 +457,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     gone = say(bob, room_id, "zanjabil")
     say(bob, room_id, "the newest, which a purge spares")
     say(bob, other, "cinnamon")
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     waiting = "SELECT attempts FROM outgoing_mail"
     assert server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
     if how == "redacted":
@@ -479,10 +474,10 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     if how != "too old":  # gone from the database in the same write
         assert not server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
     else:
-        pass_time(server, 9 * MINUTE)
+        pass_time(server, 9 * MINUTE, MINUTE)
     server.relay.failure = None
-    pass_time(server, 90 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 90 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
@@ -498,19 +493,19 @@ def test_a_message_to_a_user_whose_emails_are_paused_costs_no_query_for_the_paus
     room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "0")
     for number in range(8):
-        pass_time(server, 20 * MINUTE)
+        pass_time(server, 20 * MINUTE, MINUTE)
         event_id = say(bob, room_id, str(number))
         settle(server)
     counter.clear()
     event_id = say(bob, room_id, "x")
     settle(server)
     assert counter.reads["get_email_pauses"] == 0
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
-    pass_time(server, 3 * MINUTE)
+    pass_time(server, 3 * MINUTE, MINUTE)
     say(bob, room_id, "after")
-    pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1, "who has read meanwhile is written to"
+    pass_time(server, 12 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1, "who has read meanwhile is written to"
     run_coroutine(database.close(), None)
 
 
@@ -526,11 +521,11 @@ def test_the_queries_for_an_email_do_not_grow_with_the_number_of_messages(
         room_id = room_of(alice, bob)
         for each in range(number):
             say(bob, room_id, str(each))
-        pass_time(server, 9 * MINUTE)
-        server.relay.letters.clear()
+        pass_time(server, 9 * MINUTE, MINUTE)
+        server.relay.emails.clear()
         counter.clear()
-        pass_time(server, 2 * MINUTE)
-        assert len(server.relay.letters) == 1
+        pass_time(server, 2 * MINUTE, MINUTE)
+        assert len(server.relay.emails) == 1
         assert counter.reads["get_memberships"] <= 2
         costs.append(sum(counter.queries.values()))
     assert costs[1] <= costs[0] + 2, costs

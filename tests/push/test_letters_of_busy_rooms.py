@@ -7,10 +7,10 @@ import pytest
 from homeserver.services.email.smtp import CannotDeliver
 from homeserver.services.pushers.missed_messages import MOST_ROOMS
 from storage.engine.database import Database
-from tests.helpers.federated import say
-from tests.helpers.gateway import settle
+from tests.helpers.clocks import pass_time, settle
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
-from tests.push.test_letters import HOUR, MINUTE, V3, pass_time, reader, room_of, start, texts
+from tests.push.test_letters import HOUR, MINUTE, V3, reader, room_of, start, texts
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def test_an_email_contains_a_mention_however_many_messages_follow(server: TestSe
     for number in range(45):
         say(bob, room_id, f"chatter {number}")
     settle(server)
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "URGENT" in texts(letter)[0]
     assert "chatter" not in texts(letter)[0]
 
@@ -49,8 +49,8 @@ def test_an_email_contains_a_message_however_many_reactions_follow(server: TestS
         }
         assert bob.put(f"{V3}/rooms/{room_id}/send/m.reaction/r{number}", reaction).status == 200
     settle(server)
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "URGENT" in texts(letter)[0]
 
 
@@ -59,8 +59,8 @@ def test_the_first_unread_message_decides_when_the_email_is_sent(server: TestSer
     room_id = room_of(alice, bob, name="Busy")
     for number in range(12):
         say(bob, room_id, f"number {number}")
-        pass_time(server, MINUTE)
-    [(_, letter)] = server.relay.letters
+        pass_time(server, MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "Further messages: " in texts(letter)[0]
 
 
@@ -69,8 +69,8 @@ def test_an_email_counts_the_rooms_it_leaves_out(server: TestServer) -> None:
     for number in range(MOST_ROOMS + 3):
         say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
     settle(server)
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     plain, html = texts(letter)
     assert plain.count("== Room") == MOST_ROOMS
     assert "Further rooms: 3" in plain
@@ -86,11 +86,11 @@ def test_events_that_only_wake_clients_are_in_no_email(server: TestServer) -> No
     assert alice.put(rule, {"enabled": True}).status == 200
     content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s"}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
-    pass_time(server, 11 * MINUTE)
-    assert server.relay.letters == []
+    pass_time(server, 11 * MINUTE, MINUTE)
+    assert server.relay.emails == []
     say(bob, room_id, "in the clear")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     plain, _ = texts(letter)
     assert "in the clear" in plain
     assert "Encrypted message" not in plain
@@ -115,8 +115,8 @@ def test_an_email_shows_the_latest_edit_of_a_message(server: TestServer) -> None
     event_id = say(bob, room_id, "my password is zanjabil")
     edit(bob, room_id, event_id, "second")
     edit(bob, room_id, event_id, "third")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "third" in text
         assert "second" not in text
@@ -135,8 +135,8 @@ def test_an_email_shows_the_edit_of_an_unread_thread_message_when_the_main_timel
     last = say(bob, room_id, "last")
     receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private/{last}"
     assert alice.post(receipt, {"thread_id": "main"}).status == 200
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert "corrected" in texts(letter)[0]
     assert "zanjabil" not in texts(letter)[0]
 
@@ -149,7 +149,7 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
     assert alice.post(f"{receipt}/{first}", {}).status == 200
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     calling = edit(bob, room_id, first, "alice", **{"m.mentions": {"user_ids": [alice.user_id]}})
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     [pusher] = server.run(server.app.accounts.stores.pushers.get_pushers([alice.user_id]))[
         alice.user_id
     ]
@@ -157,7 +157,7 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
     assert alice.post(f"{receipt}/{calling}", {}).status == 200
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
@@ -166,10 +166,10 @@ def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
     server.relay.failure = CannotDeliver("no connection", for_good=False)
     event_id = say(bob, room_id, "first")
     taken_back = edit(bob, room_id, event_id, "zanjabil")
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     assert bob.put(f"{V3}/rooms/{room_id}/redact/{taken_back}/1", {}).status == 200
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "first" in texts(letter)[0]
     assert "zanjabil" not in texts(letter)[0]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from storage.engine.database import Database
-from tests.helpers.federated import say
-from tests.push.test_letters import MAIL, MINUTE, pass_time, reader, room_of, start
+from tests.helpers.clocks import pass_time
+from tests.helpers.room_actions import say
+from tests.push.test_letters import MAIL, MINUTE, reader, room_of, start
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_an_email_uses_the_configured_name_of_the_service(
         server.register("bob"),
     )
     say(bob, room_of(alice, bob), "x")
-    pass_time(server, 11 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    pass_time(server, 11 * MINUTE, MINUTE)
+    [(_, letter)] = server.relay.emails
     assert str(letter["Subject"]).startswith(f"[{called}] ")
     assert str(letter["From"]) == f"{sender} <noreply@example.org>"

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pytest
 
 from storage.engine.database import Database
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.clocks import settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, sync
 
@@ -51,7 +52,7 @@ class Town:
     """Alice, who has a pusher, with Bob and Carol in four rooms, to two of which only an invite
     leads."""
 
-    def __init__(self, server: TestServer, gateway: Gateway, seed: int) -> None:
+    def __init__(self, server: TestServer, gateway: PushGateway, seed: int) -> None:
         self.server, self.gateway = server, gateway
         self.chance = random.Random(seed)
         self.txn = count(1)
@@ -184,7 +185,7 @@ def _numbers(rooms: Json) -> Iterator[tuple[str, Numbers]]:
 def test_all_unread_counts_agree_after_random_actions(
     tmp_path: Path, database: Database, seed: int
 ) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = TestServer(
         tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway
     )

@@ -17,26 +17,27 @@ from homeserver.services.pushers.pusher_users import Roster
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import PushStream, Stretch
 from storage.push.pushers import PusherRow
-from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.clocks import pass_time, settle
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer
-from tests.push.test_numbers import decline, invited, keep, pass_time, read, shared, two
+from tests.push.test_numbers import decline, invited, keep, read, shared, two
 
 V3 = "/_matrix/client/v3"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
 
 def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_next(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
@@ -44,10 +45,10 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
         for key in range(3):
             assert set_pusher(user, f"{user.user_id}{key}").status == 200
     events = say(bob, room_id, "hello"), say(alice, other, "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.failure = OutboundError("it is down")
     read(alice, room_id, events[0])
-    pass_time(server, 3)
+    pass_time(server, 3, 1)
     read(bob, other, events[1])
     settle(server)
     deliveries = server.app.pushers.deliveries
@@ -63,21 +64,21 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 def test_pushed_events_are_not_pushed_again_when_only_a_badge_is_pending(
-    server: TestServer, gateway: Gateway, tmp_path: Path, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, tmp_path: Path, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
     first, second = shared(alice, bob), shared(alice, bob)
     told = [say(bob, room_id, "hello") for room_id in (first, first, second)]
-    pass_time(server)
+    pass_time(server, 5, 1)
     third = invited(alice, bob)
-    pass_time(server)
+    pass_time(server, 5, 1)
     decline(alice, bob, third)
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.failure = failure
     read(alice, second, told[-1])
-    pass_time(server, 30)
+    pass_time(server, 30, 1)
     gateway.failure = None
-    pass_time(crash(server, tmp_path, gateway), 60)
+    pass_time(crash(server, tmp_path, gateway), 60, 1)
     assert [event_id for event_id in gateway.events if event_id in told] == told
     assert gateway.badges == [2, 1]
 
@@ -85,7 +86,7 @@ def test_pushed_events_are_not_pushed_again_when_only_a_badge_is_pending(
 @pytest.mark.parametrize("stretches", [0, 1])
 def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
     server: TestServer,
-    gateway: Gateway,
+    gateway: PushGateway,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stretches: int,
@@ -96,7 +97,7 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
     room_id = shared(alice, bob)
     gateway.failure = 503
     told = [say(bob, room_id, text) for text in ("one", "two")]
-    pass_time(server, 31)
+    pass_time(server, 31, 1)
     gateway.failure = None
 
     get, asked = PushStream.get_stretch, []
@@ -111,38 +112,38 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
         patched.setattr(PushStream, "get_stretch", take_long)
         patched.setattr(reading_module, "AT_ONCE", 1)
         long = crash(server, tmp_path, gateway)
-        pass_time(long, 60)
+        pass_time(long, 60, 1)
         assert gateway.events == told[:stretches]
     again = crash(long, tmp_path, gateway)
-    pass_time(again, 60)
+    pass_time(again, 60, 1)
     assert gateway.events == told
 
 
 def test_a_badge_under_way_when_the_server_is_killed_is_sent_after_the_restart(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.held = []
     read(alice, room_id, event_id)
-    pass_time(server, 12)
+    pass_time(server, 12, 1)
     later = crash(server, tmp_path, gateway)
     gateway.held = None
-    pass_time(later)
+    pass_time(later, 5, 1)
     assert gateway.badges == [0]
 
 
 def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     """Mallory's gateway is slow, and Mallory's badge has changed whenever it answers."""
     alice, bob = two(server)
     room_id, mallory = shared(alice, bob), server.register("mallory")
     set_pusher(mallory, "slow")
     invited(mallory, bob)
-    pass_time(server)
+    pass_time(server, 5, 1)
     told: list[str] = []
     for number in range(8):
         keep(mallory, IGNORED_USERS, {"ignored_users": {} if number % 2 else {bob.user_id: {}}})
@@ -150,12 +151,12 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
         settle(server)
         gateway.release()
         gateway.held = []
-        pass_time(server, 3)
+        pass_time(server, 3, 1)
     assert gateway.badges == [0, 1, 0, 1, 0, 1, 0], "and the last is under way"
-    pass_time(server, 7)
+    pass_time(server, 7, 1)
     gateway.release()
     later = crash(server, tmp_path, gateway)
-    pass_time(later)
+    pass_time(later, 5, 1)
     assert set(gateway.events) >= set(told)
     assert len(gateway.events) - len(set(gateway.events)) <= 1, (
         "but what was told while the last number is under way"
@@ -164,18 +165,18 @@ def test_a_badge_that_keeps_changing_at_a_slow_gateway_causes_no_repeated_pushes
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, later: bool
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch, later: bool
 ) -> None:
     """A round counts the badge to see whether it is pending, and the gateway is back meanwhile.
     `later`: the badge changes meanwhile."""
     alice, bob = two(server)
     room_id, other = shared(alice, bob), shared(bob, alice)
     event_id = say(bob, room_id, "hello")
-    pass_time(server, 2)
+    pass_time(server, 2, 1)
     set_pusher(bob, "bob")
     gateway.failure = OutboundError("it is down")
     own = say(alice, other, "hello")
-    pass_time(server, 2)
+    pass_time(server, 2, 1)
     read(alice, other if later else room_id, own if later else event_id)
     deliveries = server.app.pushers.deliveries
     badges, gate = deliveries._badges, Deferred[None]()
@@ -186,7 +187,7 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
         await gate
         return number
 
-    pass_time(server, 3)
+    pass_time(server, 3, 1)
     monkeypatch.setattr(badges, "get", count_slowly)
     noted: list[None] = []
     Deferred.fromCoroutine(deliveries.note(all_standings=False)).addCallback(noted.append)
@@ -197,11 +198,11 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
         settle(server)
     else:
         gateway.failure = None
-        pass_time(server, 60)
+        pass_time(server, 60, 1)
     gate.callback(None)
     assert noted == [None]
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 1)
     told = [
         push.notification["counts"]["unread"] for push in gateway.taken if push.pushkey == "key"
     ]
@@ -209,12 +210,12 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
 
 
 def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
 
     async def be_away(_user_id: UserID) -> int:
         raise DatabaseUnavailable("it is away")
@@ -222,56 +223,56 @@ def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
     with monkeypatch.context() as patched:
         patched.setattr(server.app.pushers.deliveries._badges, "get", be_away)
         read(alice, room_id, event_id)
-        pass_time(server)
-    pass_time(server)
+        pass_time(server, 5, 1)
+    pass_time(server, 5, 1)
     assert gateway.badges == [0]
 
 
 def test_a_pusher_replaced_while_a_badge_is_under_way_sends_one_push_at_a_time(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.held = held = list[Deferred[None]]()
     read(alice, room_id, event_id)
-    pass_time(server, 3)
+    pass_time(server, 3, 1)
     assert (
         set_pusher(alice, data={"url": "https://other.example.com/_matrix/push/v1/notify"}).status
         == 200
     )
     say(bob, room_id, "hello")
-    pass_time(server, 3)
+    pass_time(server, 3, 1)
     assert len(held) == 1
     gateway.release()
-    pass_time(server)
+    pass_time(server, 5, 1)
     assert gateway.taken[-1].url.startswith("https://other.example.com/")
     assert len(gateway.events) == 2
 
 
 def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     """The server stores the position of the pushers in these seconds, and is then killed."""
     alice, bob = two(server)
     room_id = shared(alice, bob)
     event_id = say(bob, room_id, "hello")
-    pass_time(server, 9)
+    pass_time(server, 9, 1)
     read(alice, room_id, event_id)
     settle(server)
     assert set_pusher(alice).status == 200
     reading = server.app.pushers.reading
     rounds = reading._rounds
-    pass_time(server, 1)
+    pass_time(server, 1, 1)
     assert reading._rounds == rounds + 1
-    pass_time(crash(server, tmp_path, gateway))
+    pass_time(crash(server, tmp_path, gateway), 5, 1)
     assert gateway.badges == [0]
 
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
 def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badge(
-    server: TestServer, gateway: Gateway, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(4)]
@@ -279,9 +280,9 @@ def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badg
     events = [
         say(bob, room_id, str(number)) for room_id in rooms for number in range(MOST_WAITING // 2)
     ]
-    pass_time(server, 60)
+    pass_time(server, 60, 1)
     gateway.failure = None
-    pass_time(server, 3600)
+    pass_time(server, 3600, 1)
     assert len(gateway.events) == MOST_WAITING
     assert gateway.events[-1] == events[-1]
     assert {push.notification["counts"]["unread"] for push in gateway.taken} == {len(rooms)}
@@ -291,7 +292,7 @@ def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badg
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_pusher_that_failed_for_a_day_gets_the_badge(
     server: TestServer,
-    gateway: Gateway,
+    gateway: PushGateway,
     tmp_path: Path,
     failure: OutboundError | int,
     is_restarted: bool,
@@ -299,9 +300,9 @@ def test_a_pusher_that_failed_for_a_day_gets_the_badge(
     """Events older than a day are not pushed any more."""
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(2)]
-    pass_time(server)
+    pass_time(server, 5, 1)
     say(bob, rooms[0], "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.failure = failure
     say(bob, rooms[1], "hello")
     for _ in range(25 * 6):
@@ -310,18 +311,18 @@ def test_a_pusher_that_failed_for_a_day_gets_the_badge(
     if is_restarted:
         server = crash(server, tmp_path, gateway)
     gateway.failure = None
-    pass_time(server, 3600)
+    pass_time(server, 3600, 1)
     assert len(gateway.events) == 1
     assert gateway.badges == [2]
 
 
 def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 1)
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(2)]
-    pass_time(server)
+    pass_time(server, 5, 1)
     gateway.failure = 503
     say(bob, rooms[0], "hello")
     settle(server)
@@ -329,18 +330,18 @@ def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
     settle(server)
     assert bob.put(f"{V3}/rooms/{rooms[1]}/redact/{last}/1", {}).status == 200
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 1)
     assert gateway.events == []
     assert gateway.badges == [1]
 
 
 def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = two(server)
     room_id, carol = shared(alice, bob), server.register("carol")
     assert set_pusher(carol, "carol").status == 200
-    pass_time(server)
+    pass_time(server, 5, 1)
     get = Roster.get
 
     async def fail(roster: Roster, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
@@ -352,5 +353,5 @@ def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
     decline(carol, bob, invited(carol, bob))
     settle(server)
     event_id = say(bob, room_id, "hello")
-    pass_time(server)
+    pass_time(server, 5, 1)
     assert gateway.events == [event_id]

@@ -7,8 +7,10 @@ from twisted.logger import capturedLogs
 
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.clocks import settle
+from tests.helpers.federated import create_room
+from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -20,12 +22,12 @@ OTHER_URL = "https://other.example.com:8443/_matrix/push/v1/notify"
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     made = TestServer(tmp_path, database, CONFIG, web=gateway)
     made.app.pushers.start()
     made.app.jobs.start()
@@ -55,7 +57,7 @@ def two(server: TestServer) -> tuple[User, User, RoomID]:
 
 
 def test_metrics_count_pushes_by_gateway_and_pending_pushes(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -85,7 +87,7 @@ def test_metrics_count_pushes_by_gateway_and_pending_pushes(
 
 
 def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -108,7 +110,9 @@ def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
     assert line in metrics(server)
 
 
-def test_the_number_of_gateways_in_metrics_is_bounded(server: TestServer, gateway: Gateway) -> None:
+def test_the_number_of_gateways_in_metrics_is_bounded(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     for number in range(40):
         url = f"https://push{number}.example.com/_matrix/push/v1/notify"
@@ -122,7 +126,9 @@ def test_the_number_of_gateways_in_metrics_is_bounded(server: TestServer, gatewa
     assert 'mahalla_pushes_total{gateway="other",outcome="sent"} 10.0' in told
 
 
-def test_metrics_count_pushers_and_to_device_messages(server: TestServer, gateway: Gateway) -> None:
+def test_metrics_count_pushers_and_to_device_messages(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice)
     gateway.failure = 500
@@ -143,7 +149,7 @@ def test_metrics_count_pushers_and_to_device_messages(server: TestServer, gatewa
 
 
 def test_the_time_of_the_last_success_stays_while_pushes_fail(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)
@@ -170,7 +176,9 @@ def test_the_time_of_the_last_success_stays_while_pushes_fail(
         assert failing["success_ts"] == taken["success_ts"]
 
 
-def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway: Gateway) -> None:
+def test_an_administrator_sees_pushers_and_gateways(
+    server: TestServer, gateway: PushGateway
+) -> None:
     root = administrator(server)
     alice, bob, room_id = two(server)
     set_pusher(alice)
@@ -188,7 +196,7 @@ def test_an_administrator_sees_pushers_and_gateways(server: TestServer, gateway:
     first, second = found["pushers"]
     assert (first["pushkey"], first["kind"], first["error"]) == ("key", "http", None)
     assert first["success_ts"] is not None
-    assert (second["error"], second["success_ts"]) == ("it is down", None)
+    assert (second["error"], second["success_ts"]) == ("the push gateway is down", None)
     gateways = root.get("/_mahalla/admin/v1/push_gateways").json["gateways"]
     assert [(each["gateway"], each["pushers"], each["failing"]) for each in gateways] == [
         ("https://other.example.com:8443", 2, 1),

@@ -8,8 +8,9 @@ import pytest
 
 from storage.engine.database import SQLiteConfig
 from tests.conftest import run_coroutine
+from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Rooms
 
@@ -21,7 +22,7 @@ class Counting:
 
     def __init__(self, folder: Path, config: SQLiteConfig) -> None:
         self.counter = QueryCounter()
-        self.gateway = Gateway()
+        self.gateway = PushGateway()
         self.database = open_inline(config, self.counter)
         self.server = TestServer(folder, self.database, web=self.gateway)
         self.server.app.pushers.start()

@@ -10,9 +10,11 @@ from twisted.internet.defer import Deferred
 
 from federation.http_client.errors import OutboundError
 from federation.protocol.ids import EventID
+from tests.helpers.clocks import settle
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.federated import create_room
+from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import say
 from tests.helpers.server import START, TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -42,7 +44,7 @@ class Town:
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
         self.database = open_inline(copy_sqlite(template, folder))
-        self.gateway = Gateway()
+        self.gateway = PushGateway()
         self.crashes = 0
         self.server = self.build(START)
         self.alice, self.bob = self.server.register("alice"), self.server.register("bob")

@@ -8,9 +8,10 @@ import pytest
 from federation.http_client.errors import OutboundError
 from homeserver.services.pushers.active_readers import LATELY_SECONDS, WAIT_SECONDS
 from storage.engine.database import Database
+from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
-from tests.helpers.gateway import Gateway, set_pusher, settle, start
 from tests.helpers.http import Pending
+from tests.helpers.push_gateway import PushGateway, set_pusher, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, token
 
@@ -21,7 +22,7 @@ rooms = Rooms()
 class Story:
     """Alice has a telephone with a pusher, and a client at a desk; Bob writes to her."""
 
-    def __init__(self, folder: Path, database: Database, gateway: Gateway) -> None:
+    def __init__(self, folder: Path, database: Database, gateway: PushGateway) -> None:
         self.folder, self.database, self.gateway = folder, database, gateway
         self.server = start(folder, database, gateway)
         self.phone, self.bob, carol = (
@@ -92,19 +93,19 @@ def again(server: TestServer, user: User) -> User:
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def story(tmp_path: Path, database: Database, gateway: Gateway) -> Story:
+def story(tmp_path: Path, database: Database, gateway: PushGateway) -> Story:
     return Story(tmp_path, database, gateway)
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 @pytest.mark.parametrize("thread", [None, "main"])
 def test_a_user_who_reads_at_another_device_gets_no_push(
-    story: Story, gateway: Gateway, kind: str, thread: str | None
+    story: Story, gateway: PushGateway, kind: str, thread: str | None
 ) -> None:
     story.read(story.last, thread, kind)
     story.pass_time(5)
@@ -121,7 +122,7 @@ def test_a_user_who_reads_at_another_device_gets_no_push(
 
 
 def test_a_user_who_writes_at_another_device_counts_as_reading(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.sit_down()
     rooms.say(story.desk, story.room, "hello")
@@ -134,7 +135,7 @@ def test_a_user_who_writes_at_another_device_counts_as_reading(
 
 
 def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.read(story.last)
     story.sit_down()
@@ -161,7 +162,9 @@ def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
     assert gateway.events[-1] == fourth, "now they read again"
 
 
-def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway: Gateway) -> None:
+def test_a_later_message_does_not_overtake_one_that_waits(
+    story: Story, gateway: PushGateway
+) -> None:
     """Both are pushed once the user is not reading any more."""
     story.read(story.last)
     story.pass_time(LATELY_SECONDS - 1)
@@ -176,7 +179,7 @@ def test_a_later_message_does_not_overtake_one_that_waits(story: Story, gateway:
 
 
 def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.sit_down()
     unread = story.say("nobody has read this room")
@@ -189,7 +192,7 @@ def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
 
 
 def test_a_user_without_another_syncing_device_gets_the_push_at_once(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.pass_time(30)
     story.read(story.last)
@@ -201,7 +204,7 @@ def test_a_user_without_another_syncing_device_gets_the_push_at_once(
     assert gateway.events == [away, own]
 
 
-def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: Gateway) -> None:
+def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: PushGateway) -> None:
     story.sit_down()
     story.read(story.last)
     assert story.polls[-1].done
@@ -215,7 +218,7 @@ def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: Gat
     assert gateway.events == [gone]
 
 
-def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: Gateway) -> None:
+def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: PushGateway) -> None:
     """It is pushed to at once; the pushers of other devices wait for its receipt."""
     set_pusher(story.desk, "desk", app_id="org.example.desk")
     story.read(story.last)
@@ -227,7 +230,7 @@ def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: G
     assert gateway.events == [event_id, event_id]
 
 
-def test_a_push_about_another_room_does_not_wait(story: Story, gateway: Gateway) -> None:
+def test_a_push_about_another_room_does_not_wait(story: Story, gateway: PushGateway) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)
     story.sit_down()
@@ -247,7 +250,7 @@ def test_a_push_about_another_room_does_not_wait(story: Story, gateway: Gateway)
         "org.example.bell",
     ],
 )
-def test_ringing_events_do_not_wait(story: Story, gateway: Gateway, type: str) -> None:
+def test_ringing_events_do_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
     sound = "ring" if type == "org.example.bell" else "default"
     rule: Json = {"actions": ["notify", {"set_tweak": "sound", "value": sound}]}
     rule["conditions"] = [{"kind": "event_match", "key": "type", "pattern": type}]
@@ -264,7 +267,7 @@ def test_ringing_events_do_not_wait(story: Story, gateway: Gateway, type: str) -
     assert gateway.events == [ring, held]
 
 
-def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: Gateway) -> None:
+def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.say("Alice!", more={"m.mentions": {"user_ids": [story.phone.user_id]}})
@@ -274,7 +277,7 @@ def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: Gateway) -> 
 
 
 def test_reading_a_thread_holds_back_only_pushes_of_that_thread(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     root = story.last
     first = story.in_thread(root, "1")
@@ -289,7 +292,7 @@ def test_reading_a_thread_holds_back_only_pushes_of_that_thread(
     assert gateway.events == [outside]
 
 
-def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: Gateway) -> None:
+def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     event_id = story.in_thread(story.last, "1")
@@ -299,7 +302,7 @@ def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: Gateway) ->
 
 
 def test_a_badge_change_is_sent_although_a_push_was_held_back(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     """Another room is read while a push waits: the new badge is sent once that push is decided."""
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
@@ -317,7 +320,9 @@ def test_a_badge_change_is_sent_although_a_push_was_held_back(
     assert (gateway.events, gateway.badges) == ([], [0])
 
 
-def test_a_message_redacted_during_the_wait_is_not_pushed(story: Story, gateway: Gateway) -> None:
+def test_a_message_redacted_during_the_wait_is_not_pushed(
+    story: Story, gateway: PushGateway
+) -> None:
     story.read(story.last)
     story.sit_down()
     rooms.redact(story.bob, story.room, story.say("oops"))
@@ -325,7 +330,7 @@ def test_a_message_redacted_during_the_wait_is_not_pushed(story: Story, gateway:
     assert gateway.events == []
 
 
-def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: Gateway) -> None:
+def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     story.say("x")
@@ -335,7 +340,7 @@ def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: Ga
 
 
 def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.pass_time(10)
@@ -351,7 +356,7 @@ def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
 
 
 def test_a_message_read_before_a_kill_is_not_pushed_after_it(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     story.read(story.last)
     story.sit_down()
@@ -362,7 +367,7 @@ def test_a_message_read_before_a_kill_is_not_pushed_after_it(
     assert gateway.events == []
 
 
-def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: Gateway) -> None:
+def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: PushGateway) -> None:
     story.read(story.last)
     story.sit_down()
     held = story.say("x")
@@ -373,7 +378,7 @@ def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: Gateway) ->
 
 
 def test_a_failed_gateway_is_retried_in_the_order_of_the_stream(
-    story: Story, gateway: Gateway
+    story: Story, gateway: PushGateway
 ) -> None:
     other = rooms.create(story.bob, story.phone, story.server.register("dave"))
     story.read(story.last)

@@ -25,11 +25,12 @@ from homeserver.wiring import push_rules as assembly_module
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES
 from tests.conftest import run_coroutine
-from tests.helpers.federated import create_room, say
+from tests.helpers.federated import create_room
 from tests.helpers.http import Pending
+from tests.helpers.interleaving import Interleaving
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
-from tests.helpers.turns import Turns
 
 V3 = "/_matrix/client/v3"
 RUNS = int(os.environ.get("MAHALLA_PUSH_RUNS", "6"))
@@ -102,7 +103,7 @@ class Person:
 class Town:
     """Bob, who talks in a room of his, and others, who change their minds about it."""
 
-    def __init__(self, server: TestServer, turns: Turns, chance: Random) -> None:
+    def __init__(self, server: TestServer, turns: Interleaving, chance: Random) -> None:
         self.server, self.turns, self.chance = server, turns, chance
         self.bob = server.register("bob")
         self.room_id = create_room(self.bob)
@@ -247,7 +248,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_message_is_judged_by_the_rules_of_each_user(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
-    turns, chance = Turns(), Random(seed)
+    turns, chance = Interleaving(), Random(seed)
     database = turns.open(database_config)
     town = Town(TestServer(tmp_path, database), turns, chance)
     turns.begin(chance)

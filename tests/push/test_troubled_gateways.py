@@ -12,8 +12,10 @@ from homeserver.services.pushers.deliveries import MOST_WAITING
 from homeserver.services.pushers.display_names import Told
 from homeserver.services.pushers.notification import Names
 from storage.engine.database import Database, DatabaseUnavailable
-from tests.helpers.federated import create_room, say
-from tests.helpers.gateway import Gateway, crash, set_pusher, settle, start
+from tests.helpers.clocks import pass_time, settle
+from tests.helpers.federated import create_room
+from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -22,12 +24,12 @@ DOWN = OutboundError("it is down")
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> PushGateway:
+    return PushGateway()
 
 
 @pytest.fixture
-def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServer:
     return start(tmp_path, database, gateway)
 
 
@@ -48,22 +50,16 @@ def again(server: TestServer, user: User) -> User:
     )
 
 
-def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
-    for _ in range(int(seconds / step)):
-        server.clock.advance(step)
-        settle(server)
-
-
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
 def test_a_failed_push_is_retried_with_backoff(
-    server: TestServer, gateway: Gateway, failure: OutboundError | int
+    server: TestServer, gateway: PushGateway, failure: OutboundError | int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = failure
     events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
     settle(server)
     assert len(gateway.asked) == 1
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     in_a_minute = len(gateway.asked)
     assert 3 <= in_a_minute <= 5
     pass_time(server, 7200, 60)
@@ -77,7 +73,7 @@ def test_a_failed_push_is_retried_with_backoff(
 @pytest.mark.parametrize("most_bytes", [1000, 100])
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_push_that_is_refused_for_its_content_blocks_nothing(
-    server: TestServer, gateway: Gateway, most_bytes: int, status: int
+    server: TestServer, gateway: PushGateway, most_bytes: int, status: int
 ) -> None:
     """The event is pushed without content, or dropped; the next one is pushed at once."""
     _, bob, room_id = two(server)
@@ -90,13 +86,13 @@ def test_a_push_that_is_refused_for_its_content_blocks_nothing(
     assert gateway.events == ([large, small] if most_bytes == 1000 else [small])
     told = [each.notification for each in gateway.taken]
     assert ["content" in each for each in told] == [each["event_id"] == small for each in told]
-    pass_time(server, 20)
+    pass_time(server, 20, 10)
     assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_gateway_that_refuses_everything_is_backed_off(
-    server: TestServer, gateway: Gateway, status: int
+    server: TestServer, gateway: PushGateway, status: int
 ) -> None:
     """The content is not the reason then: only the few pushes that were tried are dropped."""
     _, bob, room_id = two(server)
@@ -111,29 +107,29 @@ def test_a_gateway_that_refuses_everything_is_backed_off(
     pass_time(server, 10, step=1)
     assert len(gateway.asked) == 6, "the pause grows"
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == sent[3:]
     assert server.run(server.app.accounts.stores.pushers.get_failing()) == []
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502])
 def test_an_error_about_the_pusher_or_the_gateway_drops_no_push(
-    server: TestServer, gateway: Gateway, status: int
+    server: TestServer, gateway: PushGateway, status: int
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = status
     sent = [say(bob, room_id, str(number)) for number in range(2)]
-    pass_time(server, 30)
+    pass_time(server, 30, 10)
     assert {each.notification["event_id"] for each in gateway.asked} == {sent[0]}
     assert all("content" in each.notification for each in gateway.asked)
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == sent
 
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_a_gateway_can_reject_only_pushers_that_still_point_to_it(
-    server: TestServer, gateway: Gateway, moves: bool
+    server: TestServer, gateway: PushGateway, moves: bool
 ) -> None:
     """An app that moved to another gateway keeps its pusher, even if the old one rejects it."""
     alice, bob, room_id = two(server)
@@ -156,7 +152,7 @@ def test_a_gateway_can_reject_only_pushers_that_still_point_to_it(
 
 
 def test_a_push_is_dropped_after_a_day_and_the_pusher_stays(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
@@ -170,12 +166,12 @@ def test_a_push_is_dropped_after_a_day_and_the_pusher_stays(
 
 
 def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
-    tmp_path: Path, server: TestServer, gateway: Gateway
+    tmp_path: Path, server: TestServer, gateway: PushGateway
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 502
     say(bob, room_id, "old")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     server = crash(server, tmp_path, gateway, 25 * 3600)
     gateway.failure = None
     new = say(again(server, bob), room_id, "new")
@@ -184,7 +180,7 @@ def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
 
 
 def test_the_position_of_a_pusher_moves_past_dropped_pushes(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 502
@@ -197,7 +193,7 @@ def test_the_position_of_a_pusher_moves_past_dropped_pushes(
 
 
 def test_a_short_database_outage_loses_no_push(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bob, room_id = two(server)
     names = server.app.pushers.deliveries._names
@@ -210,13 +206,13 @@ def test_a_short_database_outage_loses_no_push(
         events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
         settle(server)
         assert gateway.asked == []
-        pass_time(server, 20)
-    pass_time(server, 120)
+        pass_time(server, 20, 10)
+    pass_time(server, 120, 10)
     assert gateway.events == events
     assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
 
 
-def test_a_rejected_pusher_is_deleted(server: TestServer, gateway: Gateway) -> None:
+def test_a_rejected_pusher_is_deleted(server: TestServer, gateway: PushGateway) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, "second")
     gateway.rejected = {"key", "of somebody else"}
@@ -242,7 +238,7 @@ def test_a_rejected_pusher_is_deleted(server: TestServer, gateway: Gateway) -> N
     ],
 )
 def test_an_unreadable_success_counts_and_rejects_no_pusher(
-    server: TestServer, gateway: Gateway, answer: bytes
+    server: TestServer, gateway: PushGateway, answer: bytes
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.answer = lambda _: answer
@@ -258,7 +254,7 @@ def test_an_unreadable_success_counts_and_rejects_no_pusher(
     [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)],
 )
 def test_a_truncated_success_counts_as_one(
-    server: TestServer, gateway: Gateway, failure: OutboundError
+    server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = failure
@@ -276,19 +272,21 @@ def test_a_truncated_success_counts_as_one(
     ],
 )
 def test_a_push_with_a_long_or_broken_error_answer_is_retried(
-    server: TestServer, gateway: Gateway, failure: OutboundError
+    server: TestServer, gateway: PushGateway, failure: OutboundError
 ) -> None:
     """A proxy may send a long page with its error when the gateway is down."""
     _, bob, room_id = two(server)
     gateway.failure = failure
     event_id = say(bob, room_id, "x")
-    pass_time(server, 10)
+    pass_time(server, 10, 10)
     gateway.failure = None
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == [event_id]
 
 
-def test_a_gateway_at_a_denied_address_is_not_retried(server: TestServer, gateway: Gateway) -> None:
+def test_a_gateway_at_a_denied_address_is_not_retried(
+    server: TestServer, gateway: PushGateway
+) -> None:
     _, bob, room_id = two(server)
     gateway.failure = OutboundError(
         "its address is one that this server does not contact", retryable=False
@@ -301,7 +299,7 @@ def test_a_gateway_at_a_denied_address_is_not_retried(server: TestServer, gatewa
 
 
 def test_a_gateway_that_is_down_delays_no_other_and_is_retried_with_one_push(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     bob = server.register("bob")
     room_id = create_room(bob)
@@ -321,11 +319,13 @@ def test_a_gateway_that_is_down_delays_no_other_and_is_retried_with_one_push(
     at_first = [push.url for push in gateway.asked].count(OTHER_URL)
     assert at_first <= 2, "whoever waits for that gateway waits for the one that tries it"
     gateway.failing_hosts = set()
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert len(gateway.taken) == 12
 
 
-def test_concurrent_pushes_to_one_gateway_are_bounded(server: TestServer, gateway: Gateway) -> None:
+def test_concurrent_pushes_to_one_gateway_are_bounded(
+    server: TestServer, gateway: PushGateway
+) -> None:
     bob = server.register("bob")
     room_id = create_room(bob)
     for number in range(20):
@@ -342,7 +342,9 @@ def test_concurrent_pushes_to_one_gateway_are_bounded(server: TestServer, gatewa
     assert len(gateway.taken) == 20
 
 
-def test_a_pusher_sends_one_push_at_a_time_in_order(server: TestServer, gateway: Gateway) -> None:
+def test_a_pusher_sends_one_push_at_a_time_in_order(
+    server: TestServer, gateway: PushGateway
+) -> None:
     _, bob, room_id = two(server)
     gateway.held = []
     events = [say(bob, room_id, str(number)) for number in range(4)]
@@ -354,12 +356,12 @@ def test_a_pusher_sends_one_push_at_a_time_in_order(server: TestServer, gateway:
 
 
 def test_pushes_pending_at_a_crash_are_sent_after_it(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     _, bob, room_id = two(server)
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     done = say(bob, room_id, "done")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     gateway.held = []
     events = [say(bob, room_id, str(number)) for number in range(3)]
     settle(server)
@@ -372,7 +374,7 @@ def test_pushes_pending_at_a_crash_are_sent_after_it(
 
 
 def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
     carol = server.register("carol")
@@ -381,24 +383,24 @@ def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
     settle(server)
     gateway.failing_hosts = {"push.example.com"}
     events = [say(bob, room_id, str(number)) for number in range(3)]
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events == events  # Carol's
     gateway.failing_hosts = set()
     gateway.taken.clear()
     later = crash(server, tmp_path, gateway)
-    pass_time(later, 600)
+    pass_time(later, 600, 10)
     assert [(push.pushkey, push.notification["event_id"]) for push in gateway.taken] == [
         ("key", event_id) for event_id in events
     ]
     gateway.taken.clear()
     once_more = crash(later, tmp_path, gateway)
-    pass_time(once_more, 600)
+    pass_time(once_more, 600, 10)
     assert gateway.taken == []
     assert again(once_more, alice).get(f"{V3}/pushers").status == 200
 
 
 def test_events_sent_while_a_pusher_was_disabled_are_not_pushed(
-    server: TestServer, gateway: Gateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path
 ) -> None:
     alice, bob, room_id = two(server)
     set_pusher(alice, **{"org.matrix.msc3881.enabled": False})
@@ -412,7 +414,9 @@ def test_events_sent_while_a_pusher_was_disabled_are_not_pushed(
     assert set(gateway.events) == {event_id}
 
 
-def test_pending_pushes_are_dropped_with_the_pusher(server: TestServer, gateway: Gateway) -> None:
+def test_pending_pushes_are_dropped_with_the_pusher(
+    server: TestServer, gateway: PushGateway
+) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = 500
     say(bob, room_id, "x")
@@ -426,7 +430,7 @@ def test_pending_pushes_are_dropped_with_the_pusher(server: TestServer, gateway:
 
 
 def test_a_pusher_replaced_with_another_address_is_retried_at_once(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, room_id = two(server)
     gateway.failing_hosts = {"push.example.com"}
@@ -434,11 +438,11 @@ def test_a_pusher_replaced_with_another_address_is_retried_at_once(
     pass_time(server, 3600, 60)
     set_pusher(alice, data={"url": OTHER_URL})
     say(bob, room_id, "y")
-    pass_time(server, 60)
+    pass_time(server, 60, 10)
     assert gateway.events[0] == event_id
 
 
-def test_a_full_queue_drops_the_oldest_pushes(server: TestServer, gateway: Gateway) -> None:
+def test_a_full_queue_drops_the_oldest_pushes(server: TestServer, gateway: PushGateway) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 500
     events = [say(bob, room_id, str(number)) for number in range(60)]
@@ -450,7 +454,7 @@ def test_a_full_queue_drops_the_oldest_pushes(server: TestServer, gateway: Gatew
 
 
 def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
-    server: TestServer, gateway: Gateway
+    server: TestServer, gateway: PushGateway
 ) -> None:
     alice, bob, busy = two(server)
     quiet, calling = create_room(bob), create_room(bob)
@@ -463,7 +467,7 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
     said = [say(bob, quiet, str(number)) for number in range(2)]
     further = [say(bob, busy, str(number)) for number in range(MOST_WAITING + 10)]
     gateway.failure = None
-    pass_time(server, 700)
+    pass_time(server, 700, 10)
     told = gateway.events
     assert len(told) == MOST_WAITING
     assert told[0] == called
@@ -473,7 +477,7 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
 
 
 def test_a_full_queue_keeps_a_mention_rather_than_the_last_message_of_its_room(
-    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries_module, "MOST_WAITING", 3)
     alice, bob = server.register("alice"), server.register("bob")

@@ -13,9 +13,10 @@ from storage.email.outbox import OutgoingMailRow
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.maintenance.after_restore import settle_restored
 from storage.push.pushers import PusherStore
+from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import say
-from tests.helpers.gateway import Gateway, settle
+from tests.helpers.push_gateway import PushGateway
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.http.test_threepids import add
 from tests.push.test_letters import (
@@ -23,7 +24,6 @@ from tests.push.test_letters import (
     MINUTE,
     email_pusher,
     link_in,
-    pass_time,
     reader,
     room_of,
     start,
@@ -44,14 +44,14 @@ def read(user: User, room_id: str, event_id: str) -> None:
 
 
 def test_an_email_pusher_gets_no_badges(tmp_path: Path, database: Database) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     server = start(tmp_path, database, web=gateway)
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "hello")
-    pass_time(server, 12 * MINUTE)
-    assert len(server.relay.letters) == 1
+    pass_time(server, 12 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1
     assert email_pusher(alice, data={"url": "https://mallory.example.com/"}).status == 200
-    pass_time(server, 2 * MINUTE)
+    pass_time(server, 2 * MINUTE, MINUTE)
     assert gateway.asked == []
 
 
@@ -87,11 +87,11 @@ def test_a_pending_email_is_dropped_when_its_reason_is_gone(
     room_id = room_of(alice, bob)
     server.relay.failure = AWAY
     say(bob, room_id, "zanjabil")
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     how(alice, bob, room_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 def test_a_delayed_email_omits_messages_that_were_read_meanwhile(server: TestServer) -> None:
@@ -100,11 +100,11 @@ def test_a_delayed_email_omits_messages_that_were_read_meanwhile(server: TestSer
     server.relay.failure = AWAY
     event_id = say(bob, room_id, "zanjabil")
     say(bob, other, "cinnamon")
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     read(alice, room_id, event_id)
     server.relay.failure = None
     pass_time(server, 4 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     for text in texts(letter):
         assert "cinnamon" in text
         assert "zanjabil" not in text
@@ -118,7 +118,7 @@ def test_an_unread_message_is_emailed_when_the_mail_server_is_back(server: TestS
     pass_time(server, 6 * HOUR, 10 * MINUTE)
     server.relay.failure = None
     pass_time(server, 2 * HOUR, 10 * MINUTE)
-    [(_, letter)] = server.relay.letters
+    [(_, letter)] = server.relay.emails
     assert "zanjabil" in texts(letter)[0]
 
 
@@ -129,7 +129,7 @@ def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
     pass_time(server, 52 * HOUR, HOUR)
     server.relay.failure = None
     pass_time(server, 24 * HOUR, HOUR)
-    assert server.relay.letters == []
+    assert server.relay.emails == []
 
 
 @pytest.mark.parametrize("for_good", [False, True])
@@ -149,12 +149,12 @@ def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_goo
     assert look() == ((0, None), (None, None))
     server.relay.failure = CannotDeliver("550 no such user", for_good=for_good)
     say(bob, room_id, "zanjabil")
-    pass_time(server, 12 * MINUTE)
+    pass_time(server, 12 * MINUTE, MINUTE)
     assert look() == ((1, None), ("550 no such user", None))
     server.relay.failure = None
     say(bob, room_id, "cinnamon")
     pass_time(server, 2 * HOUR, 10 * MINUTE)
-    assert server.relay.letters
+    assert server.relay.emails
     (failing, sent), (error, success) = look()
     assert (failing, error) == (0, None)
     assert sent == success is not None
@@ -173,10 +173,10 @@ def test_a_short_database_outage_in_the_outbox_loses_no_email(
     with monkeypatch.context() as patch:
         patch.setattr(outbox._store, "take_due", fail)
         say(bob, room_of(alice, bob), "zanjabil")
-        pass_time(server, 12 * MINUTE)
-        assert server.relay.letters == []
-    pass_time(server, 2 * MINUTE)
-    assert len(server.relay.letters) == 1
+        pass_time(server, 12 * MINUTE, MINUTE)
+        assert server.relay.emails == []
+    pass_time(server, 2 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize("where", ["relay", "look"])
@@ -187,7 +187,7 @@ def test_a_bug_in_sending_one_email_does_not_stop_others(
     carol = server.register("carol")
     add(server, carol, "carol@example.com")
     assert email_pusher(carol, "carol@example.com").status == 200
-    server.relay.letters.clear()
+    server.relay.emails.clear()
     outbox = server.app.mail.outbox
     assert outbox is not None
     assert outbox._is_missed is not None
@@ -211,8 +211,8 @@ def test_a_bug_in_sending_one_email_does_not_stop_others(
     room_id = room_of(alice, bob)
     assert carol.post(f"{V3}/join/{room_id}").status == 200
     say(bob, room_id, "zanjabil")
-    pass_time(server, 15 * MINUTE)
-    assert len(server.relay.letters) == 1
+    pass_time(server, 15 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1
 
 
 @pytest.mark.parametrize("settles", [True, False])
@@ -226,8 +226,8 @@ def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
     now = start(tmp_path, open_inline(copy_sqlite(sqlite_template, tmp_path)))
     alice, bob = reader(now), now.register("bob")
     say(bob, room_of(alice, bob), "zanjabil")
-    pass_time(now, 12 * MINUTE)
-    link = link_in(now.relay.letters[0][1])
+    pass_time(now, 12 * MINUTE, MINUTE)
+    link = link_in(now.relay.emails[0][1])
     restored = open_inline(copy_sqlite(sqlite_template, folder))
     later = start(tmp_path, restored)
     if settles:
@@ -254,12 +254,12 @@ def test_a_database_outage_while_the_due_time_is_stored_loses_no_email(
         patched.setattr(PusherStore, "set_due", be_away)
         say(bob, room_id, "zanjabil")
         settle(server)
-    pass_time(server, MINUTE)
+    pass_time(server, MINUTE, MINUTE)
     if is_restarted:
         server.run(server.app.pushers.stop())
         server = start(tmp_path, sqlite_database, seed=2, now=server.clock.seconds())
-    pass_time(server, 15 * MINUTE)
-    assert len(server.relay.letters) == 1
+    pass_time(server, 15 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1
 
 
 def test_a_database_outage_while_an_email_is_written_delays_it(
@@ -274,9 +274,9 @@ def test_a_database_outage_while_an_email_is_written_delays_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(MissedEvents, "get", be_away)
-        pass_time(server, 12 * MINUTE)
-    pass_time(server, 2 * MINUTE)
-    assert len(server.relay.letters) == 1
+        pass_time(server, 12 * MINUTE, MINUTE)
+    pass_time(server, 2 * MINUTE, MINUTE)
+    assert len(server.relay.emails) == 1
 
 
 def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
@@ -304,6 +304,6 @@ def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
 
     monkeypatch.setattr(MissedEvents, "get", take_long)
     monkeypatch.setattr(PusherStore, "set_due", fail_once)
-    pass_time(server, 25 * MINUTE)
+    pass_time(server, 25 * MINUTE, MINUTE)
     assert len(noted) > 1
-    assert len(server.relay.letters) == 2
+    assert len(server.relay.emails) == 2

@@ -25,8 +25,8 @@ from federation.rooms.snapshot import CREATE
 from storage.rooms.memberships import MembershipStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
-from tests.helpers.machines import run_machine
 from tests.helpers.peers import Peer, join, servers
+from tests.helpers.state_machines import run_machine
 
 PEERS = st.integers(0, 2)
 LEVELS = st.sampled_from([0, 50, 100])

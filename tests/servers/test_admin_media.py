@@ -5,12 +5,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.files_between import DAY, DOWNLOAD, THUMBNAIL, kept, pair, upload
-from tests.helpers.handshakes import NORTH, SOUTH
+from tests.helpers.federated_media import DAY, DOWNLOAD, THUMBNAIL, pair, stored_files, upload
 from tests.helpers.images import picture
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
+from tests.helpers.room_actions import create, say
 from tests.helpers.server import User
-from tests.helpers.talk import create, say
 
 ADMIN = "/_synapse/admin/v1"
 OURS = "/_mahalla/admin/v1/media"
@@ -39,13 +39,13 @@ def test_a_copy_of_another_servers_file_can_be_deleted(
     alice, bob, root = people
     theirs = upload(alice, b"tea")
     assert _statuses(bob, theirs) == [200]
-    before = len(kept(tmp_path))
+    before = len(stored_files(tmp_path))
     assert bob.delete(f"{ADMIN}/media/{theirs}").errcode == "M_FORBIDDEN"
     assert root.delete(f"{ADMIN}/media/{theirs}").json == {
         "deleted_media": [_id(theirs)],
         "total": 1,
     }
-    assert len(kept(tmp_path)) == before - 1
+    assert len(stored_files(tmp_path)) == before - 1
     assert root.delete(f"{ADMIN}/media/{theirs}").status == 404
     assert _statuses(bob, theirs) == [200]  # it is fetched again
 
@@ -273,7 +273,7 @@ def test_uploads_of_a_user_are_listed_and_deleted(
     assert root.delete(f"{ADMIN}/media/{files[0]}").status == 404
     assert root.delete(f"{ADMIN}/media/{NORTH}/abc").status == 404
     assert _statuses(bob, *files) == [404, 404, 200]
-    assert len(kept(tmp_path)) == 1
+    assert len(stored_files(tmp_path)) == 1
     noted = root.get(f"{OURS}/deleted?limit=1").json
     assert [(each["media_id"], each["reason"], each["by"]) for each in noted["deleted"]] == [
         (_id(files[0]), "administrator", root.user_id)
@@ -473,7 +473,7 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
     assert set(
         root.post(f"{OURS}/delete", {**mine, "quarantined": True}).json["media"]
     ) == _addresses(chosen, "held")
-    kept = {"old", "old_long", "new", "shared"}
+    remaining = {"old", "old_long", "new", "shared"}
     assert set(
         root.post(f"{OURS}/protect", {"room_id": chosen["room"]}).json["media"]
     ) == _addresses(chosen, "old", "new", "shared")
@@ -486,9 +486,9 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
     assert set(unprotected["media"]) == _addresses(chosen, "old")
     left = root.post(f"{OURS}/delete", {**mine, "protected": True}).json
     assert set(left["media"]) == _addresses(chosen, "safe", "new", "shared")
-    assert {each for each in kept if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200} == {
-        "old"
-    }
+    assert {
+        each for each in remaining if root.get(f"{ADMIN}/media/{chosen[each]}").status == 200
+    } == {"old"}
 
 
 def test_many_files_are_acted_on_a_page_at_a_time(people: tuple[User, User, User]) -> None:

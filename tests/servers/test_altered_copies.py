@@ -14,9 +14,9 @@ from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
-from tests.helpers.network import Fate, Letter, Network
-from tests.helpers.talk import ok
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, shared, texts
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import ok, say, set_state
 
 LEVELS = {"events": {"m.room.name": 0, "m.room.server_acl": 0}}
 LIE = {"msgtype": "m.text", "body": "a lie"}
@@ -71,7 +71,7 @@ async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> 
             200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]})
         )
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     last = await east.build_next(
         room.room_id, carol.user_id, "m.room.message", {"body": "and then"}
     )
@@ -103,7 +103,7 @@ async def test_a_server_that_answers_429_is_asked_later(network: Network) -> Non
         is_asked = to == NORTH and "/federation/v1/event/" in request.uri
         return WireAnswer(429, {"retry-after": "300"}, b"{}") if is_asked else None
 
-    network.liars.append(be_busy)
+    network.interceptors.append(be_busy)
     pdus = [
         await room.north.pdu(room.room_id, say(room.alice, room.room_id, word))
         for word in ("one", "two", "three")
@@ -112,7 +112,7 @@ async def test_a_server_that_answers_429_is_asked_later(network: Network) -> Non
         await east.push(SOUTH, [{**pdu, "content": LIE}])
         network.clock.advance(120)
     assert len(questions(network, NORTH)) == 1
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(120)
     await east.push(SOUTH, [{**pdus[2], "content": LIE}])
     assert texts(room.bob, room.room_id)[0] == "three"
@@ -271,7 +271,7 @@ async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
     say(room.bob, room.room_id, "first")
     said = say(room.bob, room.room_id, "and then")
 
-    def cut_off(letter: Letter) -> Fate:
+    def cut_off(letter: Transfer) -> Fate:
         return Fate.IS_LOST if letter.origin == NORTH else Fate.ARRIVES
 
     network.mend(NORTH, SOUTH)

@@ -14,10 +14,11 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.sender import deliveries
 from homeserver.services.federation.destinations import DEAD_DAYS
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say
 from tests.servers.test_bytes_of_servers import LARGE, SLOW
 from tests.servers.test_claims_over_restarts import begin_claim
 from tests.servers.test_devices_between import another_device, bodies, send, sending
@@ -37,7 +38,7 @@ class Busy:
         self._answer = _busy(headers, body)
         self._network = network
         self._begun = network.clock.seconds()
-        network.liars.append(self._refuse)
+        network.interceptors.append(self._refuse)
 
     def _refuse(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
@@ -274,7 +275,7 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
         room_left -= edus
         return None
 
-    network.liars.append(answer)
+    network.interceptors.append(answer)
     for _ in range(8):
         network.clock.advance(30)
     taken, since = bodies(room.bob, since)
@@ -282,7 +283,7 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
     is_broken = True
     for _ in range(24):
         network.clock.advance(1800)
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(3600)
     network.settle()
     assert [*taken, *bodies(room.bob, since)[0]] == [*range(30)]
@@ -319,11 +320,11 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
         seen[destination].append(len(msgspec.json.decode(request.body)["edus"]))
         return WireAnswer(429, {"retry-after": "60"}, b"{}")
 
-    network.liars.append(refuse)
+    network.interceptors.append(refuse)
     for _ in range(6 * 120):
         network.clock.advance(30)
     assert sorted(sizes[-1] for sizes in seen.values()) == [1, 4]
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(3600)
     network.settle()
     for server, user in people.items():

@@ -8,19 +8,9 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.history.backfill import LONGEST_WAIT, REST_MS
 from storage.events.timelines import TimelineStore
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 
 def requests_to(network: Network, server: str, word: str) -> int:
@@ -133,7 +123,7 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     network.cut(NORTH, SOUTH)
     said = [say(room.alice, room.room_id, f"{number}") for number in range(20)]
     network.mend(NORTH, SOUTH)
-    network.liars.append(
+    network.interceptors.append(
         lambda to, request: (
             WireAnswer(200, {}, b'{"events": []}')
             if to == NORTH and "missing" in request.uri
@@ -180,7 +170,7 @@ async def test_an_invented_past_is_refused(network: Network) -> None:
             else None
         )
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
 
     assert "forged" not in texts(room.bob, room.room_id)
     assert "changed" not in texts(room.bob, room.room_id)

@@ -4,10 +4,11 @@ that has been away for longer is not retried."""
 
 from federation.protocol.ids import ServerName
 from federation.sender.destination import LONGEST_SILENCE_MS
-from tests.helpers.federated import NORTH, SOUTH, Shared, say
+from tests.helpers.federated import NORTH, SOUTH, Shared
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say
 from tests.servers.test_devices_between import asked, sending
 
 ALGORITHM = "signed_curve25519"

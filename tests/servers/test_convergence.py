@@ -30,9 +30,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, texts
 from tests.helpers.http import Pending
-from tests.helpers.machines import ANEW_EACH_TIME, run_machine
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.server import User
+from tests.helpers.state_machines import RANDOM_EXAMPLES, run_machine
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "50"))
 V3 = "/_matrix/client/v3"
@@ -163,7 +163,7 @@ class Towns(RuleBasedStateMachine):
     def storm(self, seed: int) -> None:
         random = Random(seed)
 
-        def weather(_: Letter) -> Fate:
+        def weather(_: Transfer) -> Fate:
             return random.choice(FATES)
 
         self.network.weather = weather
@@ -385,4 +385,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_towns() -> None:
-    run_machine(Towns, RUNS, 20, parent=ANEW_EACH_TIME)
+    run_machine(Towns, RUNS, 20, parent=RANDOM_EXAMPLES)

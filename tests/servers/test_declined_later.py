@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.federated import shared
 from tests.helpers.network import Network
-from tests.helpers.talk import V3, invite, join, leave, ok, room_path, say
+from tests.helpers.room_actions import V3, invite, join, leave, ok, room_path, say
 
 WITH_LEFT = quote('{"room":{"include_leave":true}}')
 

@@ -15,11 +15,11 @@ from storage.federation.pending_leaves import (
     UntoldLeaveStore,
     set_untold_leaves,
 )
-from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import join_via
+from tests.helpers.room_actions import V3, create, get_state, invite, join, leave, membership, ok
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 HOUR = 3600
@@ -64,7 +64,7 @@ class Busy:
     def __init__(self, network: Network, seconds: int) -> None:
         self.rooms: list[str] | None = None
         self._answer = WireAnswer(429, {"retry-after": str(seconds)}, b"{}")
-        network.liars.append(self._refuse)
+        network.interceptors.append(self._refuse)
 
     def _refuse(self, to: ServerName, request: WireRequest) -> WireAnswer | None:
         is_concerned = self.rooms is None or any(
@@ -110,7 +110,7 @@ def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -
             return None
         return WireAnswer(429, {"retry-after": str(wait_for.pop(0))}, b"{}")
 
-    network.liars.append(be_busy)
+    network.interceptors.append(be_busy)
     wait_for += [1800, 3600]
     leave(bob, rooms[0])
     wait(network, bob.server, 0.45)
@@ -270,7 +270,7 @@ def test_a_leave_that_a_server_refuses_is_not_retried(network: Network) -> None:
     def refuse(_: ServerName, request: WireRequest) -> WireAnswer | None:
         return WireAnswer(403, {}, refusal) if "/make_leave/" in request.uri else None
 
-    network.liars.append(refuse)
+    network.interceptors.append(refuse)
     before = len(asked(network))
     wait(network, bob.server, 24)
     assert len(asked(network)) == before + 1

@@ -13,7 +13,7 @@ import pytest
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.device_keys import MAX_KEY_DEPTH
-from tests.helpers.federated import SOUTH, set_state, shared
+from tests.helpers.federated import SOUTH, shared
 from tests.helpers.keys import (
     V3,
     claim,
@@ -25,6 +25,7 @@ from tests.helpers.keys import (
     upload,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 from tests.helpers.server import User
 
 

@@ -9,7 +9,7 @@ import pytest
 from federation.peers.requests import RefusedByRemote, asked_wait_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared
 from tests.helpers.keys import (
     V3,
     claim,
@@ -21,6 +21,7 @@ from tests.helpers.keys import (
     upload,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
 
 ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.federated import EAST, NORTH, SOUTH, create_room
 from tests.helpers.keys import V3, identity_keys, query, upload
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.servers.test_devices_between import another_device, sending
 
 UPDATE = "m.device_list_update"
@@ -17,7 +17,7 @@ def told(network: Network) -> list[tuple[str, str]]:
     """Device updates by server."""
     found: list[tuple[str, str]] = []
 
-    def look(letter: Letter) -> Fate:
+    def look(letter: Transfer) -> Fate:
         if "/v1/send/" in letter.request.uri and letter.request.body:
             edus = msgspec.json.decode(letter.request.body).get("edus", [])
             found.extend(

@@ -4,7 +4,7 @@ import msgspec
 
 from tests.helpers.federated import NORTH
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.server import User
 from tests.servers.test_devices_between import another_device, sending
 
@@ -24,7 +24,7 @@ async def test_the_removal_of_a_device_is_announced_once(network: Network) -> No
     query(room.alice, room.bob)
     told: list[tuple[str, bool]] = []
 
-    def look(letter: Letter) -> Fate:
+    def look(letter: Transfer) -> Fate:
         if (
             letter.destination == NORTH
             and "/v1/send/" in letter.request.uri

@@ -9,8 +9,9 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from federation.receiver.edus import EduReceivers
 from storage.engine.database import DatabaseUnavailable
-from tests.helpers.federated import adopt, create_room, set_state, shared
+from tests.helpers.federated import adopt, create_room, shared
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
 

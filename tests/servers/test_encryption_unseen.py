@@ -3,11 +3,11 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import create, join, leave, ok, say, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, leave, ok
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 from tests.servers.test_holes import join_from
 from tests.servers.test_missing_events import lie
@@ -27,7 +27,7 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     network.mend(NORTH, SOUTH)
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(last)])
-    network.liars.clear()
+    network.interceptors.clear()
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from federation.peers.requests import path_of
 from federation.protocol.ids import RoomID, ServerName
-from tests.helpers.federated import EAST, NORTH, Side, adopt, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, Side, adopt, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 API = "/_matrix/federation/v1/"
 

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from federation.peers.fair_semaphore import MAX_SLOW_KEYS, SLOW_FOR_SECONDS, FairSemaphore, Waits
 from federation.protocol.errors import LimitExceeded
-from tests.helpers.machines import run_machine
+from tests.helpers.state_machines import run_machine
 
 NORTH, SOUTH, WEST = "north", "south", "west"
 

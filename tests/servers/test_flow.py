@@ -17,12 +17,11 @@ from tests.helpers.federated import (
     Side,
     adopt,
     create_room,
-    say,
-    set_state,
     shared,
     texts,
 )
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 
 

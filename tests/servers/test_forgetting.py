@@ -5,9 +5,9 @@ spec: client-server-api#mforget_forced_upon_leave-capability
 
 import pytest
 
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
-from tests.helpers.talk import create, invite, membership, ok, refused, room_path
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
+from tests.helpers.room_actions import create, invite, membership, ok, refused, room_path
 
 
 @pytest.mark.parametrize("way", ["kick", "ban"])

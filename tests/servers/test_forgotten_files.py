@@ -3,10 +3,10 @@
 import pytest
 
 from tests.helpers.federated import NORTH, shared
-from tests.helpers.files_between import upload
+from tests.helpers.federated_media import upload
 from tests.helpers.network import Network
 from tests.helpers.retention import DAY
-from tests.helpers.talk import leave, membership, ok, put_event
+from tests.helpers.room_actions import leave, membership, ok, put_event
 
 CONFIGURATION = "media_deletion: {grace_period: 1h}\nforgotten_room_retention_period: 1d\n"
 

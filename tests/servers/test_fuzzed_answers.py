@@ -28,9 +28,10 @@ from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import identity_keys, one_time_keys, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 
 RUNS = int(os.environ.get("MAHALLA_FUZZ_RUNS", "10"))

@@ -6,16 +6,17 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.protocol.ids import EventID
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, ok, room_path, say
 from tests.http.sliding import SlidingClient, a_list
 
 NORTH, SOUTH = "north.example", "south.example"
 LAST = quote('{"room":{"timeline":{"limit":2}}}')
 
 
-def late(network: Network) -> tuple[User, str, str, list[str], list[str]]:
+def late(network: Network) -> tuple[User, str, str, list[EventID], list[EventID]]:
     """Return Alice, the room, the token from before the servers were cut off, her messages since,
     and the messages that arrived then."""
     alice, dave = network.add(NORTH).register("alice"), network.add(SOUTH).register("dave")

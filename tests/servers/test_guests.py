@@ -12,10 +12,10 @@ from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from homeserver.services.rooms.guest_access import GuestAccess
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via, members
+from tests.helpers.room_actions import V3, create, join, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, join, ok, set_state
 
 
 def test_guests_go_when_somebody_elsewhere_says_that_there_shall_be_none(network: Network) -> None:

@@ -5,13 +5,13 @@ import pytest
 
 from federation.protocol.ids import EventID, RoomID
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import same_state
-from tests.helpers.network import Fate, Letter, Network
-from tests.helpers.talk import create, get_state, membership, ok, say, set_state
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
+from tests.helpers.room_actions import create, get_state, membership, ok, say, set_state
 
 
-def lose_between_north_and_west(letter: Letter) -> Fate:
+def lose_between_north_and_west(letter: Transfer) -> Fate:
     is_theirs = {letter.origin, letter.destination} == {NORTH, WEST}
     return Fate.IS_LOST if is_theirs and "/send/" in letter.request.uri else Fate.ARRIVES
 

@@ -6,14 +6,13 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.protocol.ids import RoomID, UserID
+from federation.protocol.ids import EventID, RoomID, UserID
 from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared
-from tests.helpers.federated import say as said_by
-from tests.helpers.handshakes import join_via
 from tests.helpers.large_rooms import large_room, lazily
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import join_via
+from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, join, leave, ok, room_path, say
 from tests.http.sliding import SlidingClient, a_list
 from tests.servers.test_gaps_of_forks import behind
 from tests.servers.test_missing_events import lie
@@ -25,7 +24,7 @@ def follow(user: User, since: str | None = None) -> Any:
     return ok(user.get(f"{V3}/sync?filter={FEW}" + ("" if since is None else f"&since={since}")))
 
 
-def there_again(network: Network) -> tuple[User, User, str, str, list[str], SlidingClient]:
+def there_again(network: Network) -> tuple[User, User, str, str, list[EventID], SlidingClient]:
     """Two people, a room, the second's token and client from before he left; what was said while no
     one of his server was in it; and he has come again."""
     alice, bob = (
@@ -94,11 +93,11 @@ async def bridged(network: Network) -> tuple[Shared, str, SlidingClient, list[st
     client = SlidingClient(room.bob, lists={"all": a_list([0, 9], limit=20)})
     client.sync()
     network.cut(NORTH, SOUTH)
-    said = [said_by(room.alice, room.room_id, name) for name in ("one", "two", "three")]
+    said = [say(room.alice, room.room_id, name) for name in ("one", "two", "three")]
     network.mend(NORTH, SOUTH)
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
-    network.liars.clear()
+    network.interceptors.clear()
     return room, since, client, list(said)
 
 
@@ -160,13 +159,13 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
     ok(room.bob.post(room_path(room.room_id, "ban"), {"user_id": carol.user_id}))
     since = follow(room.bob)["next_batch"]
     said = [
-        said_by(user, room.room_id, text)
+        say(user, room.room_id, text)
         for text, user in (("a", room.alice), ("b", carol), ("c", room.alice))
     ]
     lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
     for event_id in said[1:]:
         await room.north.push(SOUTH, [await room.pdu(event_id)])
-    network.liars.clear()
+    network.interceptors.clear()
     timeline = follow(room.bob, since)["rooms"]["join"][room.room_id]["timeline"]
     assert [event["event_id"] for event in timeline["events"]] == said[2:]
     assert timeline["limited"]

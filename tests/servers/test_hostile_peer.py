@@ -35,14 +35,13 @@ from tests.helpers.federated import (
     Side,
     adopt,
     create_room,
-    say,
-    set_state,
     shared,
     texts,
 )
 from tests.helpers.keys import identity_keys, query, sync, upload
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"
@@ -297,7 +296,7 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
     room = await shared(network)
     event = b'{"a":[' + b"{}," * 50_000 + b"{}]}"
     body = b'{"events":[' + b",".join([event] * 10) + b"]}"
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
     )
     remote = room.north.federation.remote_events
@@ -319,7 +318,7 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
 )
 async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, body: bytes) -> None:
     room = await shared(network)
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: (
             WireAnswer(429, {"retry-after": "60"}, body) if SEND in request.uri else None
         )
@@ -336,7 +335,7 @@ async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, b
 async def test_long_errors_are_not_read(network: Network) -> None:
     room = await shared(network)
     body = b'{"errcode":"M_FORBIDDEN","a":[' + b"{}," * 500_000 + b"{}]}"
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None
     )
     remote, event_id = room.north.federation.remote_events, EventID("$x")
@@ -357,7 +356,7 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     room = await shared(network)
     device = b'{"user_id":"@bob:south.example","stream_id":1,"devices":[%b]}'
     body = device % (b"{}," * 1_000_000 + b"{}")
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None
     )
     keys = RemoteKeys(room.north.edge.requests)
@@ -466,7 +465,7 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     network.start_sending()
     before = len(network.log)
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         return Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
 
     network.weather = weather
@@ -560,12 +559,12 @@ async def test_an_answer_of_another_kind_is_none(network: Network) -> None:
     said = say(room.bob, room.room_id, "after it")
     network.mend(NORTH, SOUTH)
     page = WireAnswer(200, {"content-type": "text/html"}, b"<html>It works!</html>")
-    network.liars.append(
+    network.interceptors.append(
         lambda to, request: page if to == SOUTH and "/send/" not in request.uri else None
     )
 
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, said)])
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(60)
 
     assert texts(room.alice, room.room_id)[:2] == ["after it", "missed"]

@@ -13,10 +13,18 @@ from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import (
+    NORTH,
+    SOUTH,
+    WEST,
+    is_known,
+    join_via,
+    members,
+    rooms_in_sync,
+)
+from tests.helpers.room_actions import V3, create, get_state, invite, ok, refused
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, invite, ok, refused
 
 Change = Callable[[Any], Any]
 
@@ -121,7 +129,7 @@ async def test_no_local_user_authorises_a_join_without_being_asked(network: Netw
         name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
     }
     lie = WireAnswer(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
-    network.liars.append(lambda _, request: lie if "/make_join/" in request.uri else None)
+    network.interceptors.append(lambda _, request: lie if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
         await bob.server.app.federated_rooms.remote_memberships.join_vouched_for(

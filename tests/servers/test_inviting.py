@@ -8,7 +8,8 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
 from federation.rooms.joins.invites import LOOK_EVERY, PATIENCE
-from tests.helpers.handshakes import (
+from tests.helpers.network import Fate, Network
+from tests.helpers.remote_membership import (
     NORTH,
     SOUTH,
     is_known,
@@ -17,9 +18,7 @@ from tests.helpers.handshakes import (
     members,
     rooms_in_sync,
 )
-from tests.helpers.network import Fate, Network
-from tests.helpers.server import User
-from tests.helpers.talk import (
+from tests.helpers.room_actions import (
     V3,
     create,
     get_state,
@@ -36,6 +35,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import User
 
 VERSIONS = ("1", "6", "10", "11", "12")
 BLOCKED = {"default_action": "block"}
@@ -272,7 +272,7 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
         asked.append(request.method)
         return WireAnswer(status, {}, b"")
 
-    network.liars.append(answer)
+    network.interceptors.append(answer)
     say(alice, shared, "is anybody there?")
     while (
         network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH))

@@ -10,9 +10,9 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
 from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
-from tests.helpers.talk import create, get_state, ok, room_path, say
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
+from tests.helpers.room_actions import create, get_state, ok, room_path, say
 
 MEMBERS = 2000
 FEW = 60

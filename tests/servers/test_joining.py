@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from federation.peers.wire import WireAnswer
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
-from tests.helpers.network import Letter, Network
-from tests.helpers.server import User
-from tests.helpers.talk import (
+from tests.helpers.network import Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, is_known, join_via, members
+from tests.helpers.room_actions import (
     V3,
     create,
     invite,
@@ -23,6 +22,7 @@ from tests.helpers.talk import (
     say,
     set_state,
 )
+from tests.helpers.server import User
 
 VERSIONS = ("1", "6", "10", "11", "12")
 
@@ -352,7 +352,7 @@ def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> No
     network.cut(SOUTH, "server0.example")
     most = 0
 
-    def watch(letters: Sequence[Letter]) -> int:
+    def watch(letters: Sequence[Transfer]) -> int:
         nonlocal most
         most = max(most, len([letter for letter in letters if "/key/v2/" in letter.request.uri]))
         return 0
@@ -380,7 +380,9 @@ def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     unknown = WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
-    network.liars.append(lambda _, request: unknown if "/v2/send_join/" in request.uri else None)
+    network.interceptors.append(
+        lambda _, request: unknown if "/v2/send_join/" in request.uri else None
+    )
 
     assert ok(join_via(bob, room_id, NORTH)) == {"room_id": room_id}
 

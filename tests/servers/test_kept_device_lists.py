@@ -15,9 +15,10 @@ from storage.encryption.remote_devices import RemoteDeviceStore, TrackedList
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, set_state
+from tests.helpers.federated import NORTH, SOUTH, Shared, create_room
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
 from tests.servers.test_devices_between import ENCRYPTED, another_device, asked, sending
 
@@ -134,7 +135,7 @@ async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     assert await tracked(room.north.server, room.bob) is None
     add_device(network, room.bob)
     # not every server sends device updates of users who join
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: (
             WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
         )
@@ -166,7 +167,7 @@ async def test_a_user_with_too_many_keys_does_not_block_the_keys_of_others(
         answer = msgspec.json.encode(
             {"user_id": room.bob.user_id, "stream_id": 7, "devices": devices}
         )
-        network.liars.append(
+        network.interceptors.append(
             lambda _, request: WireAnswer(200, {}, answer) if LIST in request.uri else None
         )
     assert known_devices(room.alice, room.bob) >= {room.bob.device_id}
@@ -225,7 +226,7 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
     room = await sending(network)
     south = room.south.server.app.federation_out.own_devices
     other = another_node(network, NORTH)
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: (
             WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
         )

@@ -5,9 +5,11 @@ of its queue is much later."""
 import pytest
 
 from federation.peers.wire import WireAnswer
-from tests.helpers.federated import NORTH, SOUTH, Shared, say
+from tests.helpers.clocks import pass_time
+from tests.helpers.federated import NORTH, SOUTH, Shared
 from tests.helpers.keys import claim, identity_keys, query, upload
 from tests.helpers.network import Fate, Network
+from tests.helpers.room_actions import say
 from tests.servers.test_devices_between import another_device, asked, sending
 
 BACK = 25
@@ -20,18 +22,12 @@ def go_away(network: Network, how: str) -> None:
         network.cut(NORTH, SOUTH)
     else:
         away = WireAnswer(502, {}, b"Bad Gateway")
-        network.liars.append(lambda destination, _: away if destination == SOUTH else None)
+        network.interceptors.append(lambda destination, _: away if destination == SOUTH else None)
 
 
 def come_back(network: Network) -> None:
     network.mend(NORTH, SOUTH)
-    network.liars.clear()
-
-
-def pass_time(network: Network, seconds: int) -> None:
-    for _ in range(seconds):
-        network.clock.advance(1)
-        network.settle()
+    network.interceptors.clear()
 
 
 async def outage(network: Network, how: str) -> Shared:
@@ -40,9 +36,9 @@ async def outage(network: Network, how: str) -> Shared:
     go_away(network, how)
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
-    pass_time(network, BACK)
+    pass_time(network, BACK, 1)
     come_back(network)
-    pass_time(network, 20)
+    pass_time(network, 20, 1)
     return room
 
 
@@ -88,7 +84,7 @@ async def test_stored_keys_are_returned_during_the_outage(network: Network) -> N
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
     come_back(network)
-    pass_time(network, 5)
+    pass_time(network, 5, 1)
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id,
         second.device_id,
@@ -104,7 +100,7 @@ async def test_a_server_that_fails_at_once_is_contacted_at_most_every_five_secon
     network.settle()
     before = asked(network, SOUTH, "/user/devices/")
     for _ in range(60):
-        pass_time(network, 1)
+        pass_time(network, 1, 1)
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
     assert asked(network, SOUTH, "/user/devices/") - before <= 12
 
@@ -118,10 +114,10 @@ async def test_a_server_that_timed_out_is_left_alone_for_longer(network: Network
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
     pass_time(
-        network, 60 + 5 + 60
+        network, 60 + 5 + 60, 1
     )  # two attempts, of a minute each; the next one is in fifteen seconds
     before = asked(network, SOUTH, "/user/devices/")
     for _ in range(14):
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
-        pass_time(network, 1)
+        pass_time(network, 1, 1)
     assert asked(network, SOUTH, "/user/devices/") == before

@@ -92,7 +92,7 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
         {**answers[what], "padding": "x" * (most if is_too_long else most // 2)}
     )
     words = ("/user/devices/", "/user/keys/")
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: (
             WireAnswer(200, {}, body) if any(word in request.uri for word in words) else None
         )

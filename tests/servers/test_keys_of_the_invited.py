@@ -8,11 +8,11 @@ import pytest
 
 from federation.protocol.ids import RoomID
 from homeserver.services.encryption import key_queries, to_device
-from tests.helpers.federated import NORTH, say, set_state
+from tests.helpers.federated import NORTH
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import create, join, membership, ok, say, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, membership, ok
 from tests.servers.test_devices_between import ENCRYPTED, bodies, sending
 
 MOST = 2

@@ -20,10 +20,11 @@ from homeserver.cluster.jobs import Job
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room, say, set_state
+from tests.helpers.federated import NORTH, NUMBERS, SOUTH, create_room
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 from tests.servers.test_devices_between import ENCRYPTED, another_device
 
@@ -109,7 +110,7 @@ class World:
     def _people(self) -> set[str]:
         return {client.user.user_id for client in self.clients}
 
-    def _fate(self, letter: Letter) -> Fate:
+    def _fate(self, letter: Transfer) -> Fate:
         is_about_devices = any(part in letter.request.uri for part in ABOUT_DEVICES)
         return self._random.choice(FATES) if self.is_stormy and is_about_devices else Fate.ARRIVES
 

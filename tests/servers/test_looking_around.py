@@ -2,10 +2,10 @@
 
 from urllib.parse import quote
 
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
+from tests.helpers.room_actions import V3, create, ok, refused, say, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, ok, refused, say, set_state
 
 V1 = "/_matrix/client/v1"
 

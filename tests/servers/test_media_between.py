@@ -11,23 +11,23 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import ServerName
 from homeserver.services.media.download_slots import QUICK_OF_ONE
-from tests.helpers.files_between import (
+from tests.helpers.federated_media import (
     DAY,
     DOWNLOAD,
     OPEN,
     PUBLIC,
     SIGNED,
     THUMBNAIL,
-    asked,
-    kept,
+    media_requests,
     pair,
+    stored_files,
     upload,
 )
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.http import Answer
 from tests.helpers.images import opened, picture
 from tests.helpers.network import Fate, Network
-from tests.helpers.talk import refused
+from tests.helpers.remote_membership import NORTH, SOUTH
+from tests.helpers.room_actions import refused
 
 # A file of another server.
 
@@ -50,14 +50,16 @@ def test_a_file_comes_as_it_was(network: Network, tmp_path: Path) -> None:
     ):
         assert answer.headers[header] == own.headers[header]
     assert answer.headers["content-disposition"].startswith("attachment; ")
-    assert len(kept(tmp_path)) == 1
+    assert len(stored_files(tmp_path)) == 1
 
     assert (
         bob.get(f"{DOWNLOAD}/{address}/other.txt").headers["content-disposition"]
         == "attachment; filename=other.txt"
     )
-    assert len(asked(network)) == 1
-    assert asked(network)[0].startswith(f"{SIGNED}download/{address.partition('/')[2]}?timeout_ms=")
+    assert len(media_requests(network)) == 1
+    assert media_requests(network)[0].startswith(
+        f"{SIGNED}download/{address.partition('/')[2]}?timeout_ms="
+    )
 
 
 def test_thumbnails_are_made_here(network: Network) -> None:
@@ -67,7 +69,7 @@ def test_thumbnails_are_made_here(network: Network) -> None:
     assert answer.status == 200
     assert opened(answer.body).size == (64, 48)
     assert bob.get(f"{THUMBNAIL}/{address}?width=32&height=32&method=crop").status == 200
-    assert len(asked(network)) == 1
+    assert len(media_requests(network)) == 1
 
 
 def test_equal_files_of_several_servers_are_kept_once(network: Network, tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_equal_files_of_several_servers_are_kept_once(network: Network, tmp_path
     assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
     assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
     upload(bob, b"same")
-    assert len(kept(tmp_path)) == 1
+    assert len(stored_files(tmp_path)) == 1
 
 
 def test_a_copy_outlives_its_server_and_a_restart(network: Network) -> None:
@@ -94,7 +96,7 @@ def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for _ in range(30)]
     network.deliver()
     assert {(each.answer.status, each.answer.body) for each in waiting} == {(200, b"hello")}
-    assert len(asked(network)) == 1
+    assert len(media_requests(network)) == 1
 
 
 def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
@@ -102,7 +104,7 @@ def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
     addresses = [upload(alice, f"{number}".encode()) for number in range(QUICK_OF_ONE + 3)]
     network.hold()
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in addresses]
-    assert len(asked(network)) == QUICK_OF_ONE
+    assert len(media_requests(network)) == QUICK_OF_ONE
     network.deliver()
     assert [each.answer.body for each in waiting] == [
         f"{number}".encode() for number in range(QUICK_OF_ONE + 3)
@@ -139,17 +141,17 @@ def test_who_does_not_want_to_wait_does_not_wait_for_others(network: Network) ->
     assert refused(hasty.answer) == (504, "M_NOT_YET_UPLOADED")
     network.deliver()
     assert patient.answer.body == b"hello"
-    assert len(asked(network)) == 1
+    assert len(media_requests(network)) == 1
 
 
 def test_what_is_not_there_is_asked_for_once_in_a_while(network: Network) -> None:
     _, bob = pair(network)
     for _ in range(3):
         assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/nothing")) == (404, "M_NOT_FOUND")
-    assert len(asked(network)) == 1
+    assert len(media_requests(network)) == 1
     network.clock.advance(61)
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/nothing")) == (404, "M_NOT_FOUND")
-    assert len(asked(network)) == 2
+    assert len(media_requests(network)) == 2
 
 
 def test_a_server_that_cannot_be_reached_is_left_alone_for_a_while(network: Network) -> None:
@@ -158,7 +160,7 @@ def test_a_server_that_cannot_be_reached_is_left_alone_for_a_while(network: Netw
     network.cut(NORTH, SOUTH)
     assert refused(bob.get(f"{DOWNLOAD}/{address}")) == (502, "M_UNKNOWN")
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/another")) == (502, "M_UNKNOWN")
-    assert len(asked(network)) == 1
+    assert len(media_requests(network)) == 1
     network.mend(NORTH, SOUTH)
     network.clock.advance(21)
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
@@ -185,7 +187,7 @@ def test_copies_are_for_those_who_show_a_token(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}")) == (404, "M_NOT_FOUND")
-    assert asked(network) == []
+    assert media_requests(network) == []
     bob.get(f"{DOWNLOAD}/{address}")
     assert refused(bob.server.get(f"{PUBLIC}/{address}")) == (404, "M_NOT_FOUND")
     assert refused(bob.server.get(f"{DOWNLOAD}/{address}")) == (401, "M_MISSING_TOKEN")
@@ -195,7 +197,7 @@ def test_where_files_are_open_those_of_others_are_too(network: Network) -> None:
     alice, bob = pair(network, south=OPEN)
     address = upload(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}?allow_remote=false")) == (404, "M_NOT_FOUND")
-    assert asked(network) == []
+    assert media_requests(network) == []
     assert bob.server.get(f"{PUBLIC}/{address}").body == b"hello"
     assert bob.server.get(f"{PUBLIC}/{address}?allow_remote=false").body == b"hello"
 
@@ -212,7 +214,7 @@ def test_copies_may_be_frozen_since_a_day(network: Network) -> None:
 def test_servers_whose_files_are_not_wanted(network: Network) -> None:
     alice, bob = pair(network, south=f"prevent_media_downloads_from: [{NORTH.upper()}]\n")
     assert refused(bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")) == (403, "M_FORBIDDEN")
-    assert asked(network) == []
+    assert media_requests(network) == []
 
 
 @pytest.mark.parametrize("side", ["south", "north"])
@@ -221,7 +223,7 @@ def test_the_policy_counts_both_ways(network: Network, side: str) -> None:
     alice, bob = pair(network, **{side: f"federation_domain_blacklist: [{other}]\n"})
     answer = bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     assert refused(answer) == (403, "M_FORBIDDEN")
-    assert bool(asked(network)) == (side == "north")
+    assert bool(media_requests(network)) == (side == "north")
 
 
 def test_an_address_fetches_so_many_bytes(network: Network) -> None:
@@ -244,7 +246,7 @@ def test_what_is_no_time_to_wait(network: Network, query: str) -> None:
 def test_what_is_no_id_is_asked_of_nobody(network: Network) -> None:
     _, bob = pair(network)
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/..%2Fabc")) == (404, "M_NOT_FOUND")
-    assert asked(network) == []
+    assert media_requests(network) == []
 
 
 # Giving ours to others.
@@ -329,7 +331,7 @@ def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Pat
     network.clock.advance(15 * DAY)
     assert south.run(south.app.media.upkeep.removal.do_remove_unread_copies(50)) == 2
 
-    assert len(kept(tmp_path)) == 2
+    assert len(stored_files(tmp_path)) == 2
     network.cut(NORTH, SOUTH)
     assert bob.get(f"{DOWNLOAD}/{own}").body == b"shared"
     assert bob.get(f"{DOWNLOAD}/{read}").body == b"read"
@@ -371,8 +373,8 @@ def test_what_a_crash_leaves_of_a_copy_is_swept(network: Network, tmp_path: Path
     files = bob.server.app.media.files
     for data in (b"hello", b"never in the database"):
         files.abandon(bob.server.run(files.add(io.BytesIO(data))))
-    assert len(kept(tmp_path)) == 4
+    assert len(stored_files(tmp_path)) == 4
     again = network.rebuild(SOUTH)
     again.app.media.sweep()
-    assert len(kept(tmp_path)) == 1
+    assert len(stored_files(tmp_path)) == 1
     assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"

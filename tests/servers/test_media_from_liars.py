@@ -11,24 +11,24 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
-from tests.helpers.files_between import (
+from tests.helpers.federated_media import (
     DOWNLOAD,
     METADATA,
     OPEN,
     PLAIN,
     PUBLIC,
     SIGNED,
-    asked,
-    kept,
-    lie,
+    forge_media,
+    media_requests,
     multipart,
     pair,
+    stored_files,
     upload,
 )
-from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH
+from tests.helpers.room_actions import refused
 from tests.helpers.server import TestServer
-from tests.helpers.talk import refused
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,15 @@ def test_a_server_from_before_is_asked_as_before(
 ) -> None:
     alice, bob = pair(network, north=OPEN)
     address = upload(alice, b"hello", "text/html", "?filename=a.html")
-    lie(network, lambda uri: WireAnswer(status, {}, body) if uri.startswith(SIGNED) else None)
+    forge_media(
+        network, lambda uri: WireAnswer(status, {}, body) if uri.startswith(SIGNED) else None
+    )
     answer = bob.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer.headers["content-disposition"] == "attachment; filename=a.html"
-    assert asked(network)[1].startswith(f"{PUBLIC}/{address}?allow_remote=false&timeout_ms=")
+    assert media_requests(network)[1].startswith(
+        f"{PUBLIC}/{address}?allow_remote=false&timeout_ms="
+    )
 
 
 class Elsewhere:
@@ -77,9 +81,9 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
     for number, part in enumerate(
         (b"Location: https://cdn/x\r\n\r\n", b"Location: https://cdn/x\r\n\r\n\r\n")
     ):
-        network.liars.clear()
+        network.interceptors.clear()
         body = multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--")
-        lie(network, lambda _, body=body: body)  # type: ignore[misc]
+        forge_media(network, lambda _, body=body: body)  # type: ignore[misc]
         answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc{number}")
         assert (answer.status, answer.body) == (200, b"far away")
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"
@@ -90,9 +94,9 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
 def test_a_file_that_is_elsewhere_and_is_not(network: Network, tmp_path: Path) -> None:
     elsewhere = Elsewhere(status=404)
     bob = network.add(SOUTH, follow=elsewhere.follow).register("bob")
-    lie(network, lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"))
+    forge_media(network, lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"))
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/abc")) == (502, "M_UNKNOWN")
-    assert kept(tmp_path) == []
+    assert stored_files(tmp_path) == []
 
 
 BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
@@ -133,10 +137,10 @@ BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
 @pytest.mark.parametrize("name", BAD_ANSWERS)
 def test_what_is_no_proper_answer_is_not_kept(network: Network, tmp_path: Path, name: str) -> None:
     _, bob = pair(network)
-    lie(network, lambda _: BAD_ANSWERS[name]())
+    forge_media(network, lambda _: BAD_ANSWERS[name]())
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/abc")) == (502, "M_UNKNOWN")
-    assert kept(tmp_path) == []
-    network.liars.clear()
+    assert stored_files(tmp_path) == []
+    network.interceptors.clear()
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/another")) == (404, "M_NOT_FOUND")
 
 
@@ -153,9 +157,9 @@ def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: st
         ),
         "elsewhere": lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"),
     }
-    lie(network, answers[kind])
+    forge_media(network, answers[kind])
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/abc")) == (502, "M_TOO_LARGE")
-    assert kept(tmp_path) == []
+    assert stored_files(tmp_path) == []
 
 
 def test_what_others_say_of_their_files_is_not_believed(network: Network) -> None:
@@ -165,7 +169,7 @@ def test_what_others_say_of_their_files_is_not_believed(network: Network) -> Non
         "attachment; filename*=utf-8''..%2F%0d%0aSet-Cookie%3Aa%202",
     )
     part = f"Content-Type: {type}\r\nContent-Disposition: {disposition}\r\n\r\n<script>".encode()
-    lie(network, lambda _: multipart(METADATA, part))
+    forge_media(network, lambda _: multipart(METADATA, part))
     answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert (

@@ -17,9 +17,10 @@ from federation.protocol.signing import encode_base64
 from homeserver.cluster.jobs import Job
 from homeserver.config.load import ConfigError
 from homeserver.wiring.federation_peers import edge_jobs
-from tests.helpers.federated import say, texts
+from tests.helpers.federated import texts
 from tests.helpers.member_lists import DAY, ListAuthority, ListKey, a_list, sign_with_certificate
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say
 from tests.helpers.server import START, TestServer, User
 
 NORTH, SOUTH, EAST = (

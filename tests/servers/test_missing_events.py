@@ -18,19 +18,9 @@ from federation.rooms.receive.missing_events import MAX_ROUNDS
 from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxStore, Places
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Shared,
-    Side,
-    adopt,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 
 def requests_to(network: Network, server: str, word: str) -> int:
@@ -111,7 +101,7 @@ def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) 
         asked.append(msgspec.json.decode(request.body) if request.body else request.uri)
         return WireAnswer(200, {}, msgspec.json.encode(answer(asked[-1])))
 
-    network.liars.append(answer_for)
+    network.interceptors.append(answer_for)
     return asked
 
 
@@ -210,7 +200,7 @@ async def test_an_unreachable_server_is_retried_later(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
-    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
 
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
     assert await waiting(room.south) == 1
@@ -218,7 +208,7 @@ async def test_an_unreachable_server_is_retried_later(network: Network) -> None:
     before = len(network.log)
     network.clock.advance(RETRIES.first_ms / 1000 - 1)
     assert len(network.log) == before
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(1)
 
     assert texts(room.bob, room.room_id) == ["two", "one"]
@@ -250,9 +240,9 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
-    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
-    network.liars.clear()
+    network.interceptors.clear()
 
     room.south.server.app.incoming.inbox.stop()
     again = Side(network.rebuild(SOUTH))
@@ -270,9 +260,9 @@ async def test_events_wait_while_the_database_is_unavailable(
     """And nothing is written to the log as if it were a fault of ours."""
     room = await shared(network)
     said = await missed(room, "one", "two")
-    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
-    network.liars.clear()
+    network.interceptors.clear()
     room.south.server.app.incoming.inbox.stop()
     again = Side(network.rebuild(SOUTH))
 
@@ -303,7 +293,7 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     said = await missed(room, "one", "two", "three")
     pdus = [await room.pdu(name) for name in said]
     await room.north.push(EAST, pdus)
-    network.liars.append(
+    network.interceptors.append(
         lambda to, request: (
             WireAnswer(500, {}, b"") if to == NORTH and "missing" in request.uri else None
         )
@@ -320,7 +310,7 @@ async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: N
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
     before = requests_to(network, NORTH, "")
-    network.liars.append(
+    network.interceptors.append(
         lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
     )
     for name in (said[1], said[3]):
@@ -332,7 +322,7 @@ async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: N
         == 200
     )
     assert requests_to(network, NORTH, "") - before == 1
-    network.liars.clear()
+    network.interceptors.clear()
     for _ in range(50):
         network.clock.advance(14)
 
@@ -348,7 +338,7 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
     said = await missed(room, "one", "two", "three", "four")
     pdus = [await room.pdu(name) for name in said]
     await room.north.push(EAST, pdus)
-    network.liars.append(
+    network.interceptors.append(
         lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
     )
 
@@ -362,9 +352,9 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
 async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
-    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[1])])
-    network.liars.clear()
+    network.interceptors.clear()
     network.clock.advance(3)
 
     await room.north.push(SOUTH, [await room.pdu(said[2])])

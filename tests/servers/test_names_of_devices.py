@@ -44,7 +44,7 @@ async def test_the_device_name_that_a_server_sends_is_shown(
         answer = msgspec.json.encode(
             {"user_id": room.bob.user_id, "stream_id": 7, "devices": [device]}
         )
-        network.liars.append(
+        network.interceptors.append(
             lambda _, request: (
                 WireAnswer(200, {}, answer) if "/user/devices/" in request.uri else None
             )

@@ -145,7 +145,7 @@ def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
         }
         return WireAnswer(200, {}, msgspec.json.encode(sign_json(document, to, key)))
 
-    pair.liars.append(lie)
+    pair.interceptors.append(lie)
     for name in names:
         assert documents(pair, name)
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from federation.protocol.ids import RoomID
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import SOUTH, say, shared
+from tests.helpers.federated import SOUTH, shared
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, create, invite, join, leave, ok, say
+from tests.helpers.room_actions import say as write
 from tests.helpers.server import User
 from tests.helpers.syncing import Json
-from tests.helpers.talk import V3, create, invite, join, leave, ok
-from tests.helpers.talk import say as write
 
 
 def counts(user: User, room_id: RoomID) -> tuple[int, int]:

@@ -3,14 +3,13 @@
 spec: appendices#user-identifiers, client-server-api#post_matrixclientv3keysquery
 """
 
-from urllib.parse import quote
-
 import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
-from tests.helpers.federated import NORTH, SOUTH, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import set_state
 
 ODD = ("@a:b:c", "@a:other_org", "nonsense", "@a:", "@a:other.org:")
 HISTORICAL = ("@Ä b:other.example", "@:other.example")
@@ -59,7 +58,7 @@ async def test_nobody_brings_an_odd_member_in_here(network: Network, membership:
 async def test_historical_ids_can_be_banned_and_asked_for(network: Network) -> None:
     room = await shared(network)
     for user_id in HISTORICAL:
-        set_state(room.alice, room.room_id, "m.room.member", {"membership": "ban"}, quote(user_id))
+        set_state(room.alice, room.room_id, "m.room.member", {"membership": "ban"}, user_id)
     answer = room.alice.post(
         f"{V3}/keys/query", {"device_keys": {user_id: [] for user_id in HISTORICAL}}
     )

@@ -21,11 +21,11 @@ from tests.helpers.federated import (
     Side,
     adopt,
     create_room,
-    say,
     shared,
     texts,
 )
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.room_actions import say
 
 
 def outsiders(network: Network, count: int) -> list[Side]:
@@ -43,11 +43,11 @@ def be_silent(network: Network, names: Sequence[str]) -> None:
             return WireAnswer(200, {}, b'{"events":[]}')
         return None
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         is_lost = letter.destination in names and "/state" in letter.request.uri
         return Fate.IS_NOT_ANSWERED if is_lost else Fate.ARRIVES
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     network.weather = weather
 
 
@@ -254,7 +254,7 @@ def without_the_gap(network: Network, name: str) -> None:
             return WireAnswer(200, {}, b'{"events":[]}')
         return None
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
 
 
 async def insiders(
@@ -322,14 +322,14 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
             raise AnswerTooLong(destination, "its answer is too long")
         return None
 
-    def weather(letter: Letter) -> Fate:
+    def weather(letter: Transfer) -> Fate:
         word = letter.request.uri.split("/")[4]
         if letter.destination not in names or word not in longer_than or word in answers:
             return Fate.ARRIVES
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     network.weather = weather
     (_, middling), (_, longest) = STATES_AT_ONCE
     assert middling < longest

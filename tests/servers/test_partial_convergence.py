@@ -20,7 +20,7 @@ from federation.rooms.joins.send_join_response import FEW_SERVERS
 from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
-from tests.helpers.machines import ANEW_EACH_TIME, run_machine
+from tests.helpers.state_machines import RANDOM_EXAMPLES, run_machine
 from tests.servers.test_convergence import NAMES, Towns
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
@@ -115,4 +115,4 @@ class LargeTowns(Towns):
 
 
 def test_large_towns() -> None:
-    run_machine(LargeTowns, RUNS, 20, (Phase.generate,), ANEW_EACH_TIME)
+    run_machine(LargeTowns, RUNS, 20, (Phase.generate,), RANDOM_EXAMPLES)

@@ -11,7 +11,6 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -22,8 +21,9 @@ from tests.helpers.large_rooms import (
     take,
 )
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
+from tests.helpers.room_actions import V3, create, ok, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, ok, say
 
 ENCRYPTED = {
     "initial_state": [

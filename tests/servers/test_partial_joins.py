@@ -14,7 +14,6 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
     LAZY,
     MEMBERS,
@@ -30,8 +29,19 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    get_state,
+    leave,
+    membership,
+    ok,
+    refused,
+    room_path,
+    say,
+)
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, room_path, say
 
 
 @pytest.mark.parametrize("version", ["6", "10", "11", "12"])
@@ -342,13 +352,13 @@ async def test_completion_respects_retry_after(
         asked.append(network.clock.seconds() - begun)
         return WireAnswer(429, {"retry-after": "600"}, b"{}")
 
-    network.liars.append(be_busy)
+    network.interceptors.append(be_busy)
     ok(join_via(bob, room_id, NORTH))
     complete(network)
     for _ in range(58):
         network.clock.advance(10)
     assert len(asked) == 1
-    network.liars.clear()
+    network.interceptors.clear()
     for _ in range(60):
         network.clock.advance(10)
     network.settle()

@@ -11,10 +11,8 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
+from tests.helpers.event_search import found, index
 from tests.helpers.federated import Side
-from tests.helpers.finding import found, index
-from tests.helpers.gateway import set_pusher
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -28,8 +26,10 @@ from tests.helpers.large_rooms import (
     take,
 )
 from tests.helpers.network import Network
+from tests.helpers.push_gateway import set_pusher
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
+from tests.helpers.room_actions import V3, get_state, membership, ok, room_path, say
 from tests.helpers.server import User
-from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:

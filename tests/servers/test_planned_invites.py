@@ -14,11 +14,19 @@ from storage.accounts.accounts import AccountStore
 from storage.accounts.validity import AccountValidityStore
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.planned_invites import PlannedInviteStore
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, knock_via, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
+from tests.helpers.remote_membership import (
+    NORTH,
+    SOUTH,
+    WEST,
+    is_known,
+    knock_via,
+    members,
+    rooms_in_sync,
+)
+from tests.helpers.room_actions import V3, create, get_state, join, leave, membership, ok
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok
 
 VALIDITY = "account_validity: {enabled: true, period: 1w}\n"
 BOB, CAROL, DORA, EMIL = (

@@ -4,17 +4,17 @@ other rooms, and there later."""
 from collections.abc import Mapping
 from typing import Any
 
-from tests.helpers.federated import NORTH, Shared, set_state, shared
+from tests.helpers.federated import NORTH, Shared, shared
 from tests.helpers.network import Network
-from tests.helpers.policy_server import Judge, named
+from tests.helpers.policy_server import PolicyServer, named
+from tests.helpers.room_actions import V3, create, get_state, invite, join, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, invite, join, ok
 
 
-def away(network: Network, room: Shared) -> Judge:
+def away(network: Network, room: Shared) -> PolicyServer:
     """The room gets a policy server, which goes away just now."""
-    judge = Judge("11")
-    network.liars.append(judge.answer)
+    judge = PolicyServer("11")
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", named())
     judge.is_away = True
     return judge

@@ -9,28 +9,18 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
-from tests.helpers.handshakes import join_via
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, shared, texts
 from tests.helpers.network import Fate, Network
-from tests.helpers.policy_server import SIGN, Judge, message_path, named
-from tests.helpers.talk import ok, room_path
+from tests.helpers.policy_server import SIGN, PolicyServer, message_path, named
+from tests.helpers.remote_membership import join_via
+from tests.helpers.room_actions import ok, room_path, say, set_state
 
 
 async def test_a_slow_policy_server_does_not_delay_local_senders(
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     signed = await room.by_bob("signed")
@@ -55,7 +45,7 @@ async def test_remote_events_wait_for_at_most_one_local_message(
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     other = await room.by_bob("by bob")
     network.forge(SOUTH, judge.answer_late)
@@ -87,7 +77,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     other = await room.by_bob("changed")
     changed = {**other.pdu, "content": {"body": "by whom?"}}
@@ -117,7 +107,7 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     network: Network, what: str
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     carol = network.add(EAST).register("carol")
     network.forge(SOUTH, judge.answer_late)
     if what == "leave":
@@ -156,7 +146,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     outlier, signed = await room.by_bob("first of all"), await room.by_bob("signed")
     receiver = room.north.federation.receiver
@@ -176,10 +166,10 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
 
 async def test_events_that_the_room_does_not_allow_are_not_asked_about(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     asked = len(judge.asked)
     east = Side(network.add(EAST))
     carol = UserID(f"@carol:{EAST}")
@@ -213,7 +203,7 @@ async def test_a_slow_policy_server_delays_the_sending_server_a_few_seconds(
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     other = create_room(room.alice)
     ok(join_via(room.bob, other, NORTH))
     set_state(room.alice, room.room_id, "m.room.policy", named())

@@ -11,24 +11,13 @@ from federation.protocol.ids import RoomID, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.signing import SigningKey
 from storage.federation.inbox import Places
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
-from tests.helpers.handshakes import join_via
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Network
-from tests.helpers.policy_server import SIGN, Judge, message_path, named
+from tests.helpers.policy_server import SIGN, PolicyServer, message_path, named
+from tests.helpers.remote_membership import join_via
+from tests.helpers.room_actions import ok, room_path, say, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import ok, room_path
 
 KEYS = named()["public_keys"]
 SPAM = {"msgtype": "m.text", "body": "spam"}
@@ -39,8 +28,8 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
     network: Network, version: str
 ) -> None:
     room = await shared(network, version)
-    judge = Judge(version)
-    network.liars.append(judge.answer)
+    judge = PolicyServer(version)
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", named())
     assert judge.asked == [], "it has no say about the event that names it"
 
@@ -65,9 +54,9 @@ async def test_an_older_room_names_it_by_the_unstable_event(
 ) -> None:
     """Proposal: MSC4284"""
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     judge.path = "/_matrix/policy/unstable/org.matrix.msc4284/sign"
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "org.matrix.msc4284.policy", {"via": SOUTH, **keys})
     assert judge.asked == [], "it has no say about the event that names it"
 
@@ -87,13 +76,13 @@ async def test_an_older_room_names_it_by_the_unstable_event(
 
 async def test_a_remote_event_without_its_signature_is_not_shown(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     policy = set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     spam, ham, by_hand = (say(room.bob, room.room_id, text) for text in ("spam", "salom", "signed"))
     assert not judge.asked
     network.mend(NORTH, SOUTH)
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     pdus = [await room.south.pdu(room.room_id, event_id) for event_id in (spam, ham, by_hand)]
     answer = await room.south.push(NORTH, pdus)
     assert answer == {"pdus": {spam: {}, ham: {}, by_hand: {}}}
@@ -118,8 +107,8 @@ async def test_only_a_valid_policy_event_names_one(
     network: Network, content: dict[str, Any], counts: bool
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
-    network.liars.append(judge.answer)
+    judge = PolicyServer("11")
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", content)
     say(room.alice, room.room_id, "salom")
     assert bool(judge.asked) is counts
@@ -127,9 +116,9 @@ async def test_only_a_valid_policy_event_names_one(
 
 async def test_a_signature_by_another_key_is_invalid(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     judge.key = SigningKey("policy_server", bytes(32))
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", named())
     answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
     assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
@@ -137,9 +126,9 @@ async def test_a_signature_by_another_key_is_invalid(network: Network) -> None:
 
 async def test_an_unreachable_policy_server_is_not_asked_for_each_event(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     judge.is_away = True
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", named())
     for number in range(5):
         assert room.alice.put(message_path(room.room_id, str(number)), SPAM).status == 502
@@ -151,22 +140,22 @@ async def test_an_unreachable_policy_server_is_not_asked_for_each_event(network:
 
 async def test_an_unreachable_policy_server_can_be_removed(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     judge.is_away = True
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.policy", named())
     set_state(room.alice, room.room_id, "m.room.policy", {})
     say(room.alice, room.room_id, "salom")
 
 
-async def read_back(network: Network, judge: Judge) -> tuple[User, RoomID]:
+async def read_back(network: Network, judge: PolicyServer) -> tuple[User, RoomID]:
     """Somebody of a third server comes into a room whose past has what nobody signed, and that has
     a policy server now."""
     room = await shared(network)
     for text in ("spam", "salom"):
         say(room.alice, room.room_id, text)
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     is_away, judge.is_away = judge.is_away, False
@@ -177,7 +166,7 @@ async def read_back(network: Network, judge: Judge) -> tuple[User, RoomID]:
 
 async def test_unsigned_past_events_are_not_shown(network: Network) -> None:
     """spec: client-server-api#policy-servers: events from before it was enabled, too"""
-    judge = Judge("11")
+    judge = PolicyServer("11")
     carol, room_id = await read_back(network, judge)
 
     assert texts(carol, room_id) == ["salom"]
@@ -188,7 +177,7 @@ async def test_unsigned_past_events_are_not_shown(network: Network) -> None:
 
 
 async def test_past_events_wait_for_an_unreachable_policy_server(network: Network) -> None:
-    judge = Judge("11")
+    judge = PolicyServer("11")
     judge.is_away = True
     carol, room_id = await read_back(network, judge)
     assert texts(carol, room_id) == []
@@ -201,13 +190,13 @@ async def test_past_events_wait_for_an_unreachable_policy_server(network: Networ
 
 async def test_new_events_wait_for_a_policy_server_that_rate_limits(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     said = [say(room.bob, room.room_id, f"{number}") for number in range(7)]
     network.mend(NORTH, SOUTH)
 
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     judge.left, judge.wait_ms = 3, 7_000
     answer = await room.south.push(
         NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said]
@@ -229,7 +218,7 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     other = create_room(room.alice)
     ok(join_via(room.bob, other, NORTH))
     levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 100}}
@@ -244,7 +233,7 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
     another = set_state(room.bob, room.room_id, "m.room.policy", named(via=EAST))
     before, after = say(room.bob, other, "before"), say(room.bob, other, "after")
     network.mend(NORTH, SOUTH)
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     judge.left, judge.wait_ms = 0, 3_600_000
 
     answers: dict[str, Any] = {}
@@ -282,8 +271,8 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
 async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: Network) -> None:
     limit = "rc_joins_per_room: {per_second: 0.001, burst_count: 1}\n"
     room = await shared(network, "11", {NORTH: limit})
-    judge = Judge("11")
-    network.liars.append(judge.answer)
+    judge = PolicyServer("11")
+    network.interceptors.append(judge.answer)
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "public"})
     set_state(room.alice, room.room_id, "m.room.policy", named())
     dan, eve = (room.north.server.register(name) for name in ("dan", "eve"))
@@ -299,9 +288,9 @@ async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(
     network: Network,
 ) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     judge.left, judge.wait_ms = 0, True
 
     answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
@@ -311,13 +300,13 @@ async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(
 
 async def test_what_is_here_already_is_not_asked_about_again(network: Network) -> None:
     room = await shared(network)
-    judge = Judge("11")
+    judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
     event_id = say(room.bob, room.room_id, "salom")
     network.mend(NORTH, SOUTH)
     pdu = await room.south.pdu(room.room_id, event_id)
-    network.liars.append(judge.answer)
+    network.interceptors.append(judge.answer)
     judge.is_away = True  # so that it has said nothing that could be remembered
     await room.south.push(NORTH, [pdu])
     network.rebuild(NORTH)
@@ -330,7 +319,7 @@ async def test_what_is_here_already_is_not_asked_about_again(network: Network) -
 
 
 async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network: Network) -> None:
-    judge = Judge("11")
+    judge = PolicyServer("11")
     carol, room_id = await read_back(network, judge)
     judge.asked.clear()
     judge.left = 0
@@ -352,14 +341,14 @@ async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network
     assert len(said) == len(set(said)) > 1, "what it has said of an event is not asked again"
 
 
-async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Judge]:
+async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, PolicyServer]:
     """Somebody who has come into a room in part, of which a third server is the policy server since
     these things were said."""
     alice, bob, room_id = await large_room(network, room_version="11")
     ok(join_via(network.add(EAST).register("carol"), room_id, NORTH))
     for text in said:
         say(alice, RoomID(room_id), text)
-    judge = Judge("11", EAST)
+    judge = PolicyServer("11", EAST)
     network.forge(EAST, judge.answer_late)
     set_state(alice, RoomID(room_id), "m.room.policy", named(via=EAST))
     ok(join_via(bob, room_id, NORTH))

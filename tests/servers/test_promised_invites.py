@@ -6,11 +6,11 @@ import pytest
 
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from homeserver.services.rooms.invite_policy import CLAIMS_AT_ONCE
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, members, rooms_in_sync
 from tests.helpers.http import Pending
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, members, rooms_in_sync
+from tests.helpers.room_actions import create, join, membership, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, membership, ok, set_state
 
 PATH = "/_matrix/federation/v1/3pid/onbind"
 KEY = SigningKey("0", b"k" * 32)

@@ -1,15 +1,15 @@
 """Events of remote users are pushed like local ones, also an invite into a room that this server
 is not in."""
 
-from tests.helpers.gateway import Gateway, set_pusher
 from tests.helpers.network import Network
-from tests.helpers.talk import V3, create, invite, join, ok
+from tests.helpers.push_gateway import PushGateway, set_pusher
+from tests.helpers.room_actions import V3, create, invite, join, ok
 
 NORTH, SOUTH = "north.example", "south.example"
 
 
 def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> None:
-    gateway = Gateway()
+    gateway = PushGateway()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH, web=gateway)
     bob = south.register("bob")

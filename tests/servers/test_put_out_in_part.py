@@ -8,7 +8,7 @@ import pytest
 
 from federation.rooms.partial_state.completion import REST_IN_VAIN
 from federation.rooms.partial_state.state_sources import LONGEST_MS
-from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
+from tests.helpers.clocks import pass_time
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -20,19 +20,23 @@ from tests.helpers.large_rooms import (
     speak,
 )
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via, members
+from tests.helpers.room_actions import (
+    V3,
+    get_state,
+    membership,
+    ok,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 from tests.helpers.server import User
-from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path, say, set_state
 
 A_WHILE = 20.0
 """Seconds in which everybody has refused often enough."""
 NO_NAME = {"name": "tea"}
 """The response to a join of a room with a name has hardly any members."""
-
-
-def pass_time(network: Network, seconds: float) -> None:
-    for _ in range(10):
-        network.clock.advance(seconds / 10)
-        network.settle()
 
 
 async def denied(network: Network) -> tuple[User, User, str]:
@@ -53,7 +57,7 @@ async def test_a_denied_server_answers_with_partial_state(network: Network, path
     waiting = bob.start("GET", room_path(room_id, path))
     assert not waiting.done
 
-    pass_time(network, A_WHILE)
+    pass_time(network, A_WHILE, A_WHILE / 10)
 
     assert waiting.answer.status == 200
     assert bob.user_id in str(waiting.answer.json)
@@ -66,7 +70,7 @@ async def test_eager_clients_get_a_room_that_cannot_be_completed(network: Networ
     before = ok(bob.get(f"{V3}/sync"))
     assert room_id not in before.get("rooms", {}).get("join", {})
 
-    pass_time(network, A_WHILE)
+    pass_time(network, A_WHILE, A_WHILE / 10)
 
     room = ok(bob.get(f"{V3}/sync?since={before['next_batch']}"))["rooms"]["join"][room_id]
     assert bob.user_id in {
@@ -79,9 +83,9 @@ async def test_a_server_that_is_allowed_again_completes_the_room(
     network: Network, restarts: bool
 ) -> None:
     alice, bob, room_id = await denied(network)
-    pass_time(network, A_WHILE)
+    pass_time(network, A_WHILE, A_WHILE / 10)
     asked = len(network.log)
-    pass_time(network, REST_IN_VAIN / 2)
+    pass_time(network, REST_IN_VAIN / 2, REST_IN_VAIN / 2 / 10)
     assert not [uri for _, _, _, uri in network.log[asked:] if "/state_ids/" in uri]
     since = lazily(bob)["next_batch"]
     set_state(alice, room_id, "m.room.server_acl", {"allow": ["*"], "deny": []})
@@ -90,7 +94,7 @@ async def test_a_server_that_is_allowed_again_completes_the_room(
         bob.server = network.rebuild(SOUTH)
         network.settle()
 
-    pass_time(network, REST_IN_VAIN)
+    pass_time(network, REST_IN_VAIN, REST_IN_VAIN / 10)
 
     assert is_whole(bob, room_id)
     assert len(members(bob, room_id)) == MEMBERS + 2
@@ -115,7 +119,7 @@ async def test_a_banned_users_server_answers_with_partial_state(network: Network
     complete(network)
     waiting = bob.start("GET", room_path(room_id, "members"))
 
-    pass_time(network, A_WHILE)
+    pass_time(network, A_WHILE, A_WHILE / 10)
 
     assert waiting.answer.status == 200
     assert get_state(bob, room_id, "m.room.member", bob.user_id)["membership"] == "join"
@@ -134,14 +138,14 @@ async def test_a_removal_is_applied_without_its_past(network: Network, action: s
     network.mend(NORTH, SOUTH)
     complete(network)
 
-    pass_time(network, 3600)
+    pass_time(network, 3600, 3600 / 10)
 
     expected = "ban" if action == "ban" else "leave"
     assert members(bob, room_id)[bob.user_id] == expected
     assert room_id not in ok(bob.get(f"{V3}/joined_rooms"))["joined_rooms"]
     if action == "kick":
         ok(join_via(bob, room_id, NORTH))
-        pass_time(network, A_WHILE)
+        pass_time(network, A_WHILE, A_WHILE / 10)
         assert is_whole(bob, room_id)
         await same_state(alice, bob, room_id)
 
@@ -151,14 +155,14 @@ async def test_requests_stop_waiting_when_all_servers_are_gone(network: Network)
     ok(join_via(bob, room_id, NORTH))
     network.cut(NORTH, SOUTH)
     complete(network)
-    pass_time(network, 3600)
+    pass_time(network, 3600, 3600 / 10)
     late = bob.start("GET", room_path(room_id, "members"))
-    pass_time(network, 60)
+    pass_time(network, 60, 60 / 10)
     assert refused(late.answer) == (504, "M_UNKNOWN")
 
-    pass_time(network, LONGEST_MS / 1000)
+    pass_time(network, LONGEST_MS / 1000, LONGEST_MS / 1000 / 10)
 
     assert member(33) not in members(bob, room_id)
     network.mend(NORTH, SOUTH)
-    pass_time(network, REST_IN_VAIN)
+    pass_time(network, REST_IN_VAIN, REST_IN_VAIN / 10)
     assert member(33) in members(bob, room_id)

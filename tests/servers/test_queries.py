@@ -12,10 +12,10 @@ from federation.peers.wire import WireAnswer
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
 from homeserver.services.directory import remote_directory
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
+from tests.helpers.room_actions import V3, create, get_state, ok, put_state, refused, set_state
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, ok, put_state, refused, set_state
 
 OPEN = "allow_public_rooms_over_federation: true\n"
 

@@ -46,7 +46,7 @@ async def test_of_a_state_little_is_read_at_once(
 async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
     room = await shared(network)
     body = msgspec.json.encode({"events": [{"a": ["x"] * 10_000}] * 100})
-    network.liars.append(
+    network.interceptors.append(
         lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
     )
     remote = room.north.federation.remote_events

@@ -9,9 +9,10 @@ from federation.sender.policy_unblocked import AT_ONCE, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, shared, texts
+from tests.helpers.federated import NORTH, SOUTH, Shared, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.servers.test_sending import make_admin
 

@@ -11,11 +11,12 @@ from twisted.logger import capturedLogs, formatEvent
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from tests.helpers.federated import NORTH, SOUTH, Shared, say, texts
+from tests.helpers.clocks import pass_time
+from tests.helpers.federated import NORTH, SOUTH, Shared, texts
 from tests.helpers.keys import V3, sync
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import SEND
-from tests.helpers.talk import ok, room_path
+from tests.helpers.room_actions import ok, room_path, say
 from tests.servers.test_refused_for_a_while import again, send, sending
 
 HOUR = 3600
@@ -31,7 +32,7 @@ class Reader:
         self.refuses = refuses
         self.status = status
         self.seen: list[bytes] = []
-        network.liars.append(self._answer)
+        network.interceptors.append(self._answer)
 
     def _answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
@@ -71,11 +72,6 @@ async def much(network: Network, messages: int = 30, words: int = 20) -> tuple[S
     network.settle()
     network.mend(NORTH, SOUTH)
     return room, since
-
-
-def pass_time(network: Network, seconds: int, step: int = 30) -> None:
-    for _ in range(0, seconds, step):
-        network.clock.advance(step)
 
 
 def numbers(room: Shared, since: str) -> list[int]:
@@ -118,7 +114,7 @@ async def test_one_bad_message_stops_nothing_else(network: Network, status: int)
     reader.seen.clear()
     say(room.alice, room.room_id, "w20")
     send(room.alice, room.bob, 30)
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert words(room) == said(21)
     assert numbers(room, since)[-1] == 30
     assert not any(map(reader.refuses, reader.seen)), "it is not tried again"
@@ -153,11 +149,11 @@ async def test_what_is_bad_and_waits_alone_is_given_up(network: Network) -> None
 async def test_other_refusals_say_nothing_of_what_is_refused(network: Network, status: int) -> None:
     room, since = await much(network)
     reader = Reader(network, lambda body: not is_empty(body), status)
-    pass_time(network, 120)
+    pass_time(network, 120, 30)
     assert len(reader.seen) > 1
     assert len(set(reader.seen)) == 1, "the same again"
     reader.refuses = lambda _: False
-    pass_time(network, HOUR)
+    pass_time(network, HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
     assert figures(network)["given_up"] == 0
 
@@ -169,11 +165,11 @@ async def test_a_proxy_that_refuses_everything_empties_no_queue(
 ) -> None:
     room, since = await much(network)
     reader = Reader(network, lambda _: True, status)
-    pass_time(network, hours * HOUR)
+    pass_time(network, hours * HOUR, 30)
     assert len(reader.seen) <= 2 * (6 + hours)
     assert figures(network)["failing"] == 1
     reader.refuses = lambda _: False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
     assert figures(network)["given_up"] == 0
 
@@ -207,11 +203,11 @@ async def test_a_proxy_with_a_wrong_limit_empties_no_queue(network: Network) -> 
     """Empty transactions are short enough for it."""
     room, since = await much(network)
     reader = Reader(network, lambda body: len(body) > 200, 413)
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert any(map(is_empty, reader.seen))
     assert len(reader.seen) <= 30
     reader.refuses = lambda _: False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
     assert figures(network)["given_up"] == 0
 
@@ -248,11 +244,11 @@ async def test_trouble_amid_the_search_loses_nothing(
         return holds(13)(body)
 
     reader.refuses = read
-    pass_time(network, HOUR)
+    pass_time(network, HOUR, 30)
     if does_restart:
         room.alice = again(network, room.alice)
     is_in_trouble = False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert numbers(room, since) == [number for number in range(30) if number != 13]
     assert words(room) == said(20)
     say(room.alice, room.room_id, "w20")
@@ -271,13 +267,13 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     assert figures(network)["given_up"] == 3
     assert len(reader.seen) <= 16
     reader.seen.clear()
-    pass_time(network, HOUR)
+    pass_time(network, HOUR, 30)
     lost = figures(network)["given_up"]
     assert lost <= 3 + 6, "one a try, and these are ever rarer"
     assert len(reader.seen) <= 6 * 8
     network.servers[NORTH].app.federation_out.sender.heard_from(ServerName(SOUTH))
     reader.refuses = lambda _: False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
 
 
@@ -294,7 +290,7 @@ async def test_many_bad_messages_in_a_row_are_given_up_one_by_one(network: Netwo
     bad = range(2, 15)
     room, since = await much(network)
     reader = Reader(network, holds(*bad))
-    pass_time(network, 14 * HOUR)
+    pass_time(network, 14 * HOUR, 30)
     assert numbers(room, since) == [number for number in range(30) if number not in bad]
     assert words(room) == said(20)
     assert figures(network)["given_up"] == len(bad)
@@ -317,7 +313,7 @@ async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) 
     Reader(network, lambda body: not is_empty(body))
     for number in range(60):
         send(room.alice, room.bob, number)
-        pass_time(network, 60)
+        pass_time(network, 60, 30)
     assert figures(network)["given_up"] <= 3 + 6
 
 
@@ -326,10 +322,10 @@ async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network:
     is not thrown away."""
     room, since = await much(network)
     reader = Reader(network, lambda body: holds(13)(body) or b'"w7"' in body, 500)
-    pass_time(network, 600)
+    pass_time(network, 600, 30)
     assert len(set(reader.seen)) == 1, "the same again"
     assert figures(network)["given_up"] == 0
-    pass_time(network, 3600)
+    pass_time(network, 3600, 30)
     assert numbers(room, since) == [number for number in range(30) if number != 13]
     assert words(room) == said(20), "which it has fetched"
     assert figures(network)["given_up"] == 2
@@ -350,11 +346,11 @@ async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -
                 {"typing": True, "timeout": 60_000},
             )
         )
-        pass_time(network, 1800)
+        pass_time(network, 1800, 30)
     assert figures(network)["given_up"] == 0
     assert len(reader.seen) <= 24 * 75, "twice as many as there are things, and seldom so many"
     reader.refuses = lambda _: False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
 
 
@@ -364,10 +360,10 @@ async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_ar
     room, since = await much(network, messages=0, words=0)
     Reader(network, holds(1), 500)
     send(room.alice, room.bob, 1)
-    pass_time(network, 5 * HOUR)
+    pass_time(network, 5 * HOUR, 30)
     assert figures(network)["given_up"] == 0
     send(room.alice, room.bob, 2)
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert numbers(room, since) == [2]
     assert figures(network)["given_up"] == 1
 
@@ -380,7 +376,7 @@ async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for
     lacks."""
     room, since = await much(network, messages=50)
     reader = Reader(network, holds(*bad), 500)
-    pass_time(network, 6 * HOUR)
+    pass_time(network, 6 * HOUR, 30)
     assert numbers(room, since) == [number for number in range(50) if number not in bad]
     assert words(room) == said(20)
     assert figures(network)["given_up"] == len(bad)
@@ -393,14 +389,14 @@ async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(
     """However many there are; and the events when it can."""
     room, since = await much(network, messages=90)
     reader = Reader(network, lambda body: b'"pdus":[]' not in body, 500)
-    pass_time(network, 12 * HOUR)
+    pass_time(network, 12 * HOUR, 30)
     assert numbers(room, since) == list(range(90))
     assert figures(network)["given_up"] == 0
     seen = len(reader.seen)
-    pass_time(network, 4 * HOUR)
+    pass_time(network, 4 * HOUR, 30)
     assert not any(b"m.direct_to_device" in body for body in reader.seen[seen:]), (
         "they are not sent again"
     )
     reader.refuses = lambda _: False
-    pass_time(network, 2 * HOUR)
+    pass_time(network, 2 * HOUR, 30)
     assert words(room) == said(20)

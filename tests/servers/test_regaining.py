@@ -9,10 +9,10 @@ import pytest
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.ids import EventID, RoomID, ServerName
-from tests.helpers import talk
-from tests.helpers.federated import NORTH, SOUTH, Shared, Side, say, shared, texts
+from tests.helpers import room_actions
+from tests.helpers.federated import NORTH, SOUTH, Shared, Side, shared, texts
 from tests.helpers.network import Network
-from tests.helpers.talk import leave, membership, ok
+from tests.helpers.room_actions import leave, membership, ok, say
 
 DAY = 86_400
 FORGETS = "forgotten_room_retention_period: 1d\nretention: {enabled: true}\n"
@@ -71,15 +71,15 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
     network.start_sending()
     south = [say(room.bob, room.room_id, text) for text in ("before", "away", "back", "kept")]
     pass_on(network)
-    ok(talk.redact(room.bob, room.room_id, south[0], reason="first"))
+    ok(room_actions.redact(room.bob, room.room_id, south[0], reason="first"))
     pass_on(network)
     await forget(network, room)
-    ok(talk.redact(room.bob, room.room_id, south[1], reason="second"))
+    ok(room_actions.redact(room.bob, room.room_id, south[1], reason="second"))
     come_back(network, room)
-    ok(talk.redact(room.bob, room.room_id, south[2], reason="third"))
+    ok(room_actions.redact(room.bob, room.room_id, south[2], reason="third"))
     pass_on(network)
     assert texts(room.alice, room.room_id) == ["kept", "", "", ""]
-    chunk = talk.messages(room.alice, room.room_id, limit=100)["chunk"]
+    chunk = room_actions.messages(room.alice, room.room_id, limit=100)["chunk"]
     reasons = {
         event["event_id"]: event["unsigned"]["redacted_because"]["content"]["reason"]
         for event in chunk
@@ -110,7 +110,7 @@ async def test_a_past_that_no_server_has_does_not_block_restoring(
             refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
         )
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     await room.south.federation.receiver.receive(room.room_id, [lost.pdu])
     last = say(room.bob, room.room_id, "after")
     await room.south.push(NORTH, [await room.south.pdu(room.room_id, last)])

@@ -5,8 +5,9 @@ import tracemalloc
 
 from federation.protocol.ids import ServerName
 from federation.receiver.response_cache import MOST_OF_ONE, RememberedAnswers
-from tests.helpers.federated import NORTH, SOUTH, say, shared, texts
+from tests.helpers.federated import NORTH, SOUTH, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say
 
 NORTHERN, SOUTHERN = ServerName("north.example"), ServerName("south.example")
 

@@ -3,8 +3,9 @@
 import pytest
 
 from federation.protocol.ids import RoomID
-from tests.helpers.federated import NORTH, SOUTH, create_room, say, set_state
+from tests.helpers.federated import NORTH, SOUTH, create_room
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import User
 from tests.helpers.sliding_follower import EVERYTHING, SlidingFollower
 from tests.helpers.syncing import Json, keys, sync

@@ -9,21 +9,10 @@ from federation.protocol.ids import EventID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.events.events import EventFlag
-from tests.helpers import talk
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Shared,
-    Side,
-    adopt,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers import room_actions
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
 from tests.helpers.network import Network
-from tests.helpers.talk import get_state, ok
+from tests.helpers.room_actions import get_state, ok, say, set_state
 
 API = "/_matrix/federation/v1/"
 DAY = 86_400
@@ -166,7 +155,7 @@ async def test_a_redaction_by_a_remote_moderator_stays(network: Network) -> None
     users = {**levels["users"], room.alice.user_id: 100, room.bob.user_id: 50}
     set_state(room.alice, room.room_id, "m.room.power_levels", {**levels, "users": users})
     network.settle()
-    ok(talk.redact(room.bob, room.room_id, mine, reason="rude"))
+    ok(room_actions.redact(room.bob, room.room_id, mine, reason="rude"))
     for text in ("gone", "newest"):
         say(room.bob, room.room_id, text)
     network.settle()

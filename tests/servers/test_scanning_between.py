@@ -5,10 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, asked, kept, pair, upload
+from tests.helpers.federated_media import (
+    DOWNLOAD,
+    THUMBNAIL,
+    media_requests,
+    pair,
+    stored_files,
+    upload,
+)
 from tests.helpers.images import picture
+from tests.helpers.media_scanning import (
+    MINE,
+    PLUGIN,
+    TEA,
+    HeldVerdicts,
+    administrator,
+    begin_upload,
+    clamd,
+    send,
+)
 from tests.helpers.network import Network
-from tests.helpers.scanned import MINE, PLUGIN, TEA, Held, administrator, begin_upload, clamd, send
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners, running_scanners
 
 
@@ -45,9 +61,9 @@ def test_copies_are_scanned_here(
     for _ in range(2):
         for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):
             assert bob.get(path).errcode == "M_FORBIDDEN"
-    assert len(asked(network)) == 1  # the copy is here, and held back
+    assert len(media_requests(network)) == 1  # the copy is here, and held back
     assert bob.get(f"{DOWNLOAD}/{clean}").body == TEA
-    assert len(kept(tmp_path)) == 2
+    assert len(stored_files(tmp_path)) == 2
     info = root.get(f"/_synapse/admin/v1/media/{harmful}").json["media_info"]
     assert (info["quarantined_by"], info["scan"]["found"]) == ("scanner", EICAR_FOUND)
     (found,) = root.get("/_mahalla/admin/v1/media/harmful").json["harmful"]
@@ -78,7 +94,7 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
     carol = bob.server.register("carol")
     address = upload(alice, picture(300, 200), "image/png")
     first = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=5000")
-    assert Held.seen == [picture(300, 200)]
+    assert HeldVerdicts.seen == [picture(300, 200)]
     paths = (
         f"{DOWNLOAD}/{address}?timeout_ms=40000",
         f"{THUMBNAIL}/{address}?width=32&height=32&timeout_ms=40000",
@@ -87,10 +103,10 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
     network.clock.advance(5)
     assert (first.answer.status, first.answer.errcode) == (504, "M_NOT_YET_UPLOADED")
     assert not any(each.done for each in others)
-    Held.waiting.pop().callback(None)
+    HeldVerdicts.waiting.pop().callback(None)
     assert [each.answer.status for each in others] == [200] * 4
     assert others[0].answer.body == picture(300, 200)
-    assert (len(Held.seen), len(asked(network))) == (1, 1)
+    assert (len(HeldVerdicts.seen), len(media_requests(network))) == (1, 1)
     bob.server.app.media.close_workers()
 
 
@@ -106,7 +122,7 @@ def test_a_harmful_one_is_never_given_out(network: Network) -> None:
     )
     waiting = [user.start("GET", path) for user in (bob, carol) for path in paths]
     assert not any(each.done for each in waiting)
-    Held.waiting.pop().callback("a worm")
+    HeldVerdicts.waiting.pop().callback("a worm")
     assert [each.answer.status for each in waiting] == [403] * 8
     assert [carol.get(path).status for path in paths] == [403] * 4
     # the server is restarted, and its neighbour has the same bytes under another address
@@ -115,7 +131,7 @@ def test_a_harmful_one_is_never_given_out(network: Network) -> None:
     for path in (f"{DOWNLOAD}/{address}", f"{DOWNLOAD}/{again}"):
         answer = network.servers["south.example"].client.request("GET", path, token=bob.token)
         assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
-    assert Held.seen == []  # the new server has looked at nothing: what it knows is enough
+    assert HeldVerdicts.seen == []  # the new server has looked at nothing: what it knows is enough
 
 
 def test_files_of_one_server_do_not_keep_those_of_others_waiting(network: Network) -> None:
@@ -124,14 +140,14 @@ def test_files_of_one_server_do_not_keep_those_of_others_waiting(network: Networ
     many = [upload(alice, b"north %d" % number) for number in range(5)]
     theirs = upload(west, b"west")
     asking = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in many]
-    assert Held.seen == [b"north 0"]  # one of the two turns is for others
+    assert HeldVerdicts.seen == [b"north 0"]  # one of the two turns is for others
     asking.append(bob.start("GET", f"{DOWNLOAD}/{theirs}"))
-    assert Held.seen == [b"north 0", b"west"]
+    assert HeldVerdicts.seen == [b"north 0", b"west"]
     uploading = begin_upload(bob, b"own")
-    while Held.waiting:
-        Held.waiting.pop(0).callback(None)
+    while HeldVerdicts.waiting:
+        HeldVerdicts.waiting.pop(0).callback(None)
     assert {each.answer.status for each in (*asking, uploading)} == {200}
-    assert Held.seen == [
+    assert HeldVerdicts.seen == [
         b"north 0",
         b"west",
         b"north 1",

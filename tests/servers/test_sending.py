@@ -10,8 +10,9 @@ from federation.peers.policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.sender.sender import AT_ONCE
 from storage.engine.database import Database, PostgresConfig
+from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, User
 
 PEER, OTHER = "peer.example", "other.example"
@@ -346,7 +347,7 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
         "retry_last_ts": now,
         "retry_interval": 5000,
         "failure_ts": now,
-        "error": f"{PEER}: it is down",
+        "error": f"{PEER}: the server is down",
         "rooms_missed": 1,
     }
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == trouble

@@ -13,9 +13,10 @@ import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from tests.helpers.federated import SOUTH, say
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.federated import SOUTH
+from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
+from tests.helpers.room_actions import say
 from tests.servers.test_devices_between import bodies, send, sending
 from tests.servers.test_refused_for_a_while import again
 from tests.servers.test_refused_parts import figures
@@ -40,7 +41,7 @@ class South:
         self._chance = chance
         self._contents: dict[str, bytes] = {}
         self.calm()
-        network.liars.append(self._answer)
+        network.interceptors.append(self._answer)
         network.weather = self._fate
 
     def calm(self) -> None:
@@ -71,7 +72,7 @@ class South:
         status = statuses.get(self._mood, 200)
         return None if status == 200 else WireAnswer(status, {}, b"{}")
 
-    def _fate(self, letter: Letter) -> Fate:
+    def _fate(self, letter: Transfer) -> Fate:
         is_lost = (
             self._mood == "lost" and letter.destination == SOUTH and SEND in letter.request.uri
         )

@@ -10,19 +10,9 @@ from federation.peers.requests import RefusedByRemote, path_of
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Shared,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, shared
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 API = "/_matrix/federation/v1/"
 

@@ -17,10 +17,18 @@ from federation.rooms.membership_templates import fill_template
 from federation.rooms.serving import spliced
 from storage.events.events import EventStore
 from storage.rooms import served_states
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import (
+    NORTH,
+    SOUTH,
+    WEST,
+    is_known,
+    join_via,
+    members,
+    rooms_in_sync,
+)
+from tests.helpers.room_actions import create, get_state, invite, ok, room_path, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, get_state, invite, ok, room_path, set_state
 
 TO = ServerName(NORTH)
 V11 = ROOM_VERSIONS["11"]

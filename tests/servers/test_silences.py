@@ -7,8 +7,8 @@ from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
 from tests.helpers.network import Fate, Network
+from tests.helpers.room_actions import create, join, membership, ok, refused, room_path
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, membership, ok, refused, room_path
 from tests.servers.test_claims_over_restarts import ALGORITHM
 from tests.servers.test_devices_between import asked
 

@@ -10,8 +10,9 @@ from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.sender.send_slots import HELD_SECONDS, MANY_UNDER_WAY
+from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer, User
 
 HONEST = ServerName("honest.example")

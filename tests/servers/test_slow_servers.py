@@ -20,7 +20,7 @@ from homeserver.services.media.download_slots import (
     WAITING_FOR_ONE,
 )
 from storage.engine.database import Database
-from tests.helpers.files_between import DOWNLOAD, METADATA, SIGNED
+from tests.helpers.federated_media import DOWNLOAD, METADATA, SIGNED
 from tests.helpers.http import Pending
 from tests.helpers.server import TestServer, User
 

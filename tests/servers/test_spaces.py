@@ -7,11 +7,11 @@ import pytest
 
 from federation.peers.wire import WireAnswer, WireRequest
 from federation.protocol.ids import ServerName
-from tests.helpers.handshakes import NORTH, SOUTH, join_via
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
+from tests.helpers.room_actions import create, get_state, invite, ok, refused, room_path, set_state
 from tests.helpers.server import User
 from tests.helpers.spaces import hierarchy, rooms_below, summary_path
-from tests.helpers.talk import create, get_state, invite, ok, refused, room_path, set_state
 
 SPACE = {"type": "m.space"}
 
@@ -112,12 +112,12 @@ def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: 
     def lie(_: ServerName, request: WireRequest) -> WireAnswer | None:
         return WireAnswer(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
 
-    network.liars.append(lie)
+    network.interceptors.append(lie)
     while answers:
         assert rooms_below(bob, root) == [root]
         network.clock.advance(301)
         answers.pop()
-    network.liars.clear()
+    network.interceptors.clear()
     assert rooms_below(bob, root) == [root, far]
 
 

@@ -89,7 +89,7 @@ async def test_a_server_that_asks_us_to_wait_is_not_queried_for_the_next(network
         asked_for.append(request.uri)
         return WireAnswer(429, {"retry-after": "300"}, b'{"errcode":"M_LIMIT_EXCEEDED"}')
 
-    network.liars.append(refuse)
+    network.interceptors.append(refuse)
     devices = room.north.server.app.federation_out.remote_devices
     await devices.do_resync(10)
     network.settle()

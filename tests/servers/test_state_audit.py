@@ -13,8 +13,9 @@ from homeserver.observe.federation import AuditMetrics
 from storage.engine.transaction import WriteTransaction
 from storage.maintenance.state_audit import StateAuditStore
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, say, set_state, shared
+from tests.helpers.federated import NORTH, SOUTH, Shared, create_room, shared
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 from tests.helpers.server import TestServer
 
 CHECKED, DIFFERING = "mahalla_room_states_checked_total", "mahalla_room_states_differing_total"

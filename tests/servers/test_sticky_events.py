@@ -5,11 +5,12 @@ from pathlib import Path
 from federation.protocol.ids import EventID
 from federation.rooms.sticky_checks import WhoWaits
 from storage.engine.database import Database
-from tests.helpers.federated import NORTH, Shared, create_room, say, shared
+from tests.helpers.clocks import settle
+from tests.helpers.federated import NORTH, Shared, create_room, shared
 from tests.helpers.network import Network
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.recording_wire import RecordingWire, pretend_member
+from tests.helpers.room_actions import ok, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import ok
 
 PEER = "peer.example"
 

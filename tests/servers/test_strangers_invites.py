@@ -15,8 +15,8 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from storage.rooms.out_of_room_memberships import MOST_WAITING
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
+from tests.helpers.room_actions import V3, invite, membership, ok
 from tests.helpers.server import User
-from tests.helpers.talk import V3, invite, membership, ok
 
 VERSIONS = ("1", "10")
 
@@ -242,7 +242,7 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
             )
         return None
 
-    network.liars.append(agree)
+    network.interceptors.append(agree)
     ok(membership(alice, room_id, "leave"))
     assert inviters(alice, room_id) == []
     asked = [to for origin, to, _, uri in network.log if origin == NORTH and "/send_leave/" in uri]

@@ -21,12 +21,12 @@ from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
-from tests.helpers.departures import Departures
 from tests.helpers.federated import NORTH, SOUTH
 from tests.helpers.http import Pending
-from tests.helpers.machines import WHERE_SHRINKING_TAKES_LONG, run_machine
+from tests.helpers.leave_positions import LeavePositions
 from tests.helpers.network import Network
 from tests.helpers.sliding_follower import EVERY_ROOM, STATES, Ask, SlidingFollower
+from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.helpers.sync_client import WHOLE_ROOM, SyncClient
 
 pytestmark = pytest.mark.usefixtures("compared")
@@ -66,7 +66,7 @@ class Towns(RuleBasedStateMachine):
 
         self.network = Network(self.path, open_another)
         north, south = self.network.add(NORTH), self.network.add(SOUTH)
-        self.departures = Departures(north.app.database)
+        self.departures = LeavePositions(north.app.database)
         self.people = [
             *(north.register(name) for name in ("alice", "bob", "carol")),
             south.register("dave"),
@@ -469,4 +469,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_towns() -> None:
-    run_machine(Towns, RUNS, 40, WHERE_SHRINKING_TAKES_LONG)
+    run_machine(Towns, RUNS, 40, PHASES_WITHOUT_SHRINKING)

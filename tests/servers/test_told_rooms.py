@@ -17,10 +17,10 @@ from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
-from tests.helpers.handshakes import knock_via, rooms_in_sync
 from tests.helpers.network import Network
+from tests.helpers.remote_membership import knock_via, rooms_in_sync
+from tests.helpers.room_actions import membership, ok
 from tests.helpers.server import User
-from tests.helpers.talk import membership, ok
 
 V12 = ROOM_VERSIONS["12"]
 KNOCK = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
@@ -132,7 +132,7 @@ async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
             )
         return None
 
-    network.liars.append(old)
+    network.interceptors.append(old)
     answer = membership(bob, room_id, "invite", alice)
     assert len([uri for _, to, _, uri in network.log if to == NORTH and "/invite/" in uri]) == asked
     assert answer.status == (200 if asked == 2 else 404)

@@ -21,19 +21,9 @@ from federation.protocol.room_versions import RoomVersion
 from federation.receiver import transactions as receiver
 from federation.receiver.transactions import FEW_VALUES, MAX_WAITING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated import (
-    EAST,
-    NORTH,
-    SOUTH,
-    Side,
-    adopt,
-    create_room,
-    say,
-    set_state,
-    shared,
-    texts,
-)
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.room_actions import say, set_state
 
 
 def missing_requests(network: Network, word: str) -> int:

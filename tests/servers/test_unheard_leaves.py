@@ -6,7 +6,6 @@ import pytest
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.state_resolution import Conflicts
 from tests.helpers.federated import Side
-from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
@@ -16,12 +15,23 @@ from tests.helpers.large_rooms import (
     lazily,
     same_state,
 )
-from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.remote_membership import NORTH, SOUTH, is_known, join_via, members, rooms_in_sync
+from tests.helpers.room_actions import (
+    V3,
+    create,
+    get_state,
+    leave,
+    membership,
+    ok,
+    refused,
+    say,
+    set_state,
+)
 from tests.helpers.server import User
-from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, say, set_state
 
 
-def lose_transactions(letter: Letter) -> Fate:
+def lose_transactions(letter: Transfer) -> Fate:
     return Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
 
 

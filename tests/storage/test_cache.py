@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from storage.cache import LRU, StreamCache, StreamValue
 from storage.engine.streams import Change, Stage, Streams, Topic
-from tests.helpers.machines import run_machine
+from tests.helpers.state_machines import run_machine
 
 
 class Table:

@@ -15,7 +15,7 @@ from storage.engine.database import (
     SQLiteConfig,
     WriteTransaction,
 )
-from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, names_of, wishes_for
+from tests.helpers.key_nodes import ALGORITHM, ALICE, Node, content, names_of, requests_for
 
 OTHER = "other"
 OWNERS = (("A", ALGORITHM), ("B", ALGORITHM), ("B", OTHER))
@@ -172,7 +172,7 @@ def test_alternating_nodes_give_out_each_key_once(nodes: list[Node]) -> None:
 def test_a_rolled_back_claim_takes_no_key(nodes: list[Node]) -> None:
     node, _ = nodes
     node.upload("A", ["a", "b"])
-    node.fail_to_claim(wishes_for("A"))
+    node.fail_to_claim(requests_for("A"))
     assert [node.claim("A") for _ in range(3)] == [["a"], ["b"], [None]]
 
 

@@ -20,7 +20,7 @@ from storage.maintenance.copy import CannotCopy, Step, copy_database
 from storage.maintenance.copy_progress import ProgressLines
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, open_inline
-from tests.helpers.finding import found, index
+from tests.helpers.event_search import found, index
 from tests.helpers.server import TestServer, User
 
 Config = SQLiteConfig | PostgresConfig

@@ -12,7 +12,8 @@ from storage.engine.database import (
     WriteTransaction,
 )
 from storage.engine.streams import Change, Stage, Topic
-from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import ManualExecutor
 
 
 def put(txn: WriteTransaction, name: str, progress: str) -> int:
@@ -69,7 +70,7 @@ async def test_a_read_sees_one_moment(
 async def test_a_cancelled_caller_does_not_undo_its_write(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
-    writer = SteppedExecutor()
+    writer = ManualExecutor()
     database = open_inline(database_config, writer=writer)
     cancelled = Deferred.fromCoroutine(database.write("put", put, "a", "1"))
     other = Deferred.fromCoroutine(database.write("put", put, "b", "1"))

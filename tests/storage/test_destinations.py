@@ -28,7 +28,7 @@ from storage.rooms.partial_rooms import begin_partial
 from storage.rooms.receipts import NewReceipt, ReceiptStore
 from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms.rooms import note_room
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 PEER, OTHER = "peer.example", "other.example"
 LIST_BYTES = 1 << 20
@@ -466,7 +466,7 @@ async def test_public_receipts_are_found_by_position(database: Database, kind: s
 async def test_own_membership_changes_are_found_without_scanning_events(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     assert list(await DestinationStore(database).get_own_moves(10, 20, 100)) == []
     assert [plan for plan in plans if "events_own_moves" in plan], plans
 
@@ -488,7 +488,7 @@ async def test_recent_departures_are_found_without_reading_all_of_them(
         txn.execute("ANALYZE memberships")
 
     await database.write("put", write)
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     found = await DestinationStore(database).get_departures(ROOM_NID, 998)
     assert sorted(found) == [(f"@{number}:{PEER}", number) for number in (998, 999)]
     assert [plan for plan in plans if "memberships_by_position" in plan], plans

@@ -6,7 +6,7 @@ from storage.devices.devices import HOUR_MS, DeviceRow, DeviceSighting, DeviceSt
 from storage.engine.database import Database
 from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 ALICE, BOB = "@alice:example.org", "@bob:example.org"
 
@@ -128,6 +128,6 @@ async def test_the_cost_of_finding_old_addresses_depends_on_their_number(
         )
 
     await database.write("fill", fill)
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     await DeviceStore(database).forget_addresses(1, 5000)
     assert any("devices_by_hour" in plan for plan in plans)

@@ -5,7 +5,7 @@ import pytest
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 
 async def add(database: Database, *rows: tuple[int, str, str, int, int]) -> None:
@@ -71,7 +71,7 @@ async def test_finished_departures_are_not_read_again(
     while await store.forget_left(5000):
         pass
     await database.write("analyze", lambda txn: txn.execute("ANALYZE memberships"))
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     assert await store.forget_left(5000) == 0
     assert any("memberships_departed" in plan for plan in plans)
     assert not any(

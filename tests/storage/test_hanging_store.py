@@ -18,8 +18,8 @@ from storage.media.object_calls import LEAST_BYTES, Call, ObjectCalls
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
 from storage.media.s3 import JOINED_PER_SECOND, PART_BYTES
 from storage.media.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
-from tests.helpers.content_nodes import Cut, Node, Threads, hanging_node
-from tests.helpers.later import LaterExecutor
+from tests.helpers.executors import ManualExecutor
+from tests.helpers.media_nodes import HangingThreads, Node, UnreliableStore, hanging_node
 from tests.helpers.object_store import Bucket, hanging_object_store, slowly_joining_object_store
 
 TEA = b"green tea"
@@ -80,7 +80,7 @@ class WakingLate:
 
 
 async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
 
     def work(call: Call) -> str:
@@ -91,7 +91,7 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
 
     waiting = Deferred.fromCoroutine(calls.run(work))
     clock.advance(10)  # waiting for a thread
-    later.work_all()
+    later.run()
     assert await waiting == "done"
 
     def drip(call: Call) -> str:
@@ -102,14 +102,14 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
         return "done"
 
     waiting = Deferred.fromCoroutine(calls.run(drip))
-    later.work_all()
+    later.run()
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await waiting
     assert clock.getDelayedCalls() == []
 
 
 async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
 
     def join(seconds: int) -> Callable[[Call], str]:
@@ -128,7 +128,7 @@ async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
     for _ in range(2):
         later.jobs.pop(0)()
     assert (await in_time, await behind_it) == ("done", "done")
-    later.work_all()
+    later.run()
     with pytest.raises(ObjectStoreFailed, match="silent"):
         await too_late
 
@@ -146,7 +146,7 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
 
 
 async def test_a_call_waits_for_a_thread_while_others_move() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0)
     first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
     clock.advance(15)
@@ -169,7 +169,7 @@ async def test_a_call_waits_for_a_thread_while_others_move() -> None:
 
 
 async def test_short_calls_do_not_wait_for_long_ones() -> None:
-    clock, later = Clock(), LaterExecutor()
+    clock, later = Clock(), ManualExecutor()
     calls = ObjectCalls(later, clock, 20.0, long_at_once=2)
     made: list[str] = []
     long = [
@@ -189,13 +189,13 @@ async def test_short_calls_do_not_wait_for_long_ones() -> None:
     assert [each.called for each in long] == [True] + [False] * 4
     clock.advance(20)
     assert all(each.called for each in long)
-    later.work_all()
+    later.run()
     assert made == ["short", "a"]
     for each in long[1:]:
         with pytest.raises(ObjectStoreFailed, match="silent"):
             await each
     again = Deferred.fromCoroutine(calls.run(lambda _: "done", is_long=True))
-    later.work_all()
+    later.run()
     assert await again == "done"
 
 
@@ -223,7 +223,7 @@ async def test_a_file_is_removed_though_the_store_hangs(
 async def test_an_object_that_cannot_be_deleted_does_not_block_the_others(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(database, tmp_path, store)
     digests = sorted([await node.upload(b"%d" % number, str(number)) for number in range(6)])
     store.is_cut = True
@@ -253,7 +253,7 @@ async def test_an_object_that_cannot_be_deleted_does_not_block_the_others(
 async def test_a_store_that_deletes_nothing_is_retried_later(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(sqlite_database, tmp_path, store)
     for number in range(5):
         await node.upload(b"%d" % number, str(number))
@@ -298,7 +298,7 @@ def test_an_abandoned_upload_is_aborted(bucket: Bucket, tmp_path: Path) -> None:
 class HangingStream:
     """An object that hangs while it is read."""
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: HangingThreads) -> None:
         self.is_closed = False
         self.is_read = False
         self._threads = threads
@@ -319,7 +319,7 @@ async def test_closing_a_read_of_a_hanging_store_does_not_block(
 ) -> None:
     """As when a client aborts a download: the reactor must not block."""
     await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(bytes(WHOLE_BYTES + 1))
-    threads = Threads()
+    threads = HangingThreads()
     stream = HangingStream(threads)
     store = SimpleNamespace(open=lambda _name, _offset: stream)
     node = Node(sqlite_database, tmp_path / "after", cast(ObjectStore, store), executor=threads)

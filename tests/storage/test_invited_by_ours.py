@@ -5,7 +5,7 @@ import pytest
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.memberships import MembershipStore
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 ALICE, DORA, EVE = "@alice:here.example", "@dora:here.example", "@eve:elsewhere.example"
 GUESTS = [f"@guest{number}:elsewhere.example" for number in range(5)]
@@ -41,7 +41,7 @@ async def test_invites_are_searched_by_the_invited_users(
 ) -> None:
     """The query does not search each room of the user for each of the others, however many rooms
     there are."""
-    plans = note_plans(sqlite_database, monkeypatch)
+    plans = record_plans(sqlite_database, monkeypatch)
     assert await MembershipStore(sqlite_database).get_invited_by_ours(ALICE, GUESTS) == set()
     assert plans
     assert all("memberships_by_user (user_id=? AND membership=?)" in step for step in plans), plans

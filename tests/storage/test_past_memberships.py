@@ -8,7 +8,7 @@ import pytest
 from storage.engine.database import Database
 from storage.persist.state_effects import StateEffect, apply_effects
 from storage.rooms.memberships import MembershipRow, MembershipStore, NewMembership
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 ALICE, ROOM = "@alice:example.org", 1
 
@@ -84,7 +84,7 @@ async def test_a_user_who_rejoined_meanwhile_has_not_forgotten_the_room(
 async def test_disallowed_guests_are_searched_among_guests(
     database: Database, monkeypatch: pytest.MonkeyPatch, room_nid: int | None
 ) -> None:
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     assert await MembershipStore(database).get_unwelcome_guests(10, room_nid) == []
     if database.engine.name == "sqlite":  # PostgreSQL decides by its statistics
         assert [plan for plan in plans if "accounts_guests" in plan], plans

@@ -5,7 +5,7 @@ import pytest
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherStore
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 
 async def test_due_pushers_are_found_without_scanning_accounts(
@@ -28,7 +28,7 @@ async def test_due_pushers_are_found_without_scanning_accounts(
             txn.execute(f"ANALYZE {table}")
 
     await database.write("put", write)
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     found = await PusherStore(database).get_due(5, 100)
     assert [pusher.user_id for pusher in found] == [
         name for number, name in enumerate(names[:5]) if number != 3

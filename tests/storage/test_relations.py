@@ -6,7 +6,7 @@ import pytest
 from storage.engine.database import Database
 from storage.events.relations import Relation, RelationRow, RelationStore, Wanted, add_relations
 from storage.events.timelines import START, Direction, Place
-from tests.helpers.plans import note_plans
+from tests.helpers.query_plans import record_plans
 
 END = Place(2**53, 2**53)
 EVERYTHING = Wanted()
@@ -32,7 +32,7 @@ async def test_children_are_found_by_their_parent(
     rows = [child(nid, f"$0{nid % 50 or ''}", "m.thread") for nid in range(1, 2001)]
     await database.write("add", add_relations, rows)
     await database.write("analyze", lambda txn: txn.execute("ANALYZE relations"))
-    plans = note_plans(database, monkeypatch)
+    plans = record_plans(database, monkeypatch)
     page = await RelationStore(database).get_page(
         1, "$0", wanted, END, None, Direction.BACKWARDS, 3
     )

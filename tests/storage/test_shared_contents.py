@@ -17,8 +17,8 @@ from storage.media.object_store import ObjectStore, ObjectStoreFailed, Progress
 from storage.media.objects import MediaObjectStore
 from storage.media.s3 import PART_BYTES
 from storage.media.shared_contents import WHOLE_BYTES, WRITING_SECONDS
-from tests.helpers.content_nodes import Cut, Node
-from tests.helpers.later import LaterExecutor
+from tests.helpers.executors import ManualExecutor
+from tests.helpers.media_nodes import Node, UnreliableStore
 from tests.helpers.object_store import Bucket
 
 TEA = b"green tea"
@@ -115,7 +115,7 @@ async def test_clients_may_be_redirected_to_the_store(
 async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(sqlite_database, tmp_path, store)
     store.is_cut = True
     with pytest.raises(ObjectStoreFailed):
@@ -131,7 +131,7 @@ async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
 async def test_a_second_copy_is_written_later(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    store = Cut(bucket.open())
+    store = UnreliableStore(bucket.open())
     node = Node(database, tmp_path, store, "second_copy")
     store.is_cut = True
     digest = await node.upload(TEA)
@@ -150,7 +150,7 @@ async def test_an_upload_does_not_wait_for_the_second_copy(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     """The store hangs; acknowledged uploads reach it later, also after a restart."""
-    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", LaterExecutor())
+    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", ManualExecutor())
     uploading = Deferred.fromCoroutine(node.upload(TEA))
     assert uploading.called
     levelling = Deferred.fromCoroutine(node.levelling.do_level(10))
@@ -318,7 +318,7 @@ async def test_an_object_that_is_deleted_meanwhile_is_written_again(
 async def test_a_slow_writer_renews_its_lease(
     database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    later = LaterExecutor()
+    later = ManualExecutor()
     node = Node(
         database, tmp_path / "a", bucket.open(), executor=later, patience=20 * WRITING_SECONDS
     )
@@ -328,7 +328,7 @@ async def test_a_slow_writer_renews_its_lease(
         for clock in (node.clock, other.clock):
             clock.advance(WRITING_SECONDS / 4)
         assert await other.contents.do_take_away(10) == 0
-    later.work_all()
+    later.run()
     assert await upload == hashlib.sha256(TEA).digest()
     assert len(bucket.names()) == 1
 

@@ -416,7 +416,10 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
     with (
         os.fdopen(writing, "w") as orders,
         os.fdopen(reading, "rb") as taken,
-        piped_program("tests.helpers.moving_process", kind, config, input=taken) as (_, output),
+        piped_program("tests.helpers.to_device_move_process", kind, config, input=taken) as (
+            _,
+            output,
+        ),
     ):
         send_some()
         calls = move(1, 0, 0)

@@ -19,7 +19,8 @@ from storage.engine.database import (
 )
 from storage.engine.streams import Change, Stage, Topic
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.executors import ManualExecutor
 
 asked_by: ContextVar[str] = ContextVar("asked_by", default="none")
 
@@ -28,7 +29,7 @@ class Stepped:
     """A database whose writes wait for `step`, and their results."""
 
     def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
-        self.writer = SteppedExecutor()
+        self.writer = ManualExecutor()
         self.observer = QueryCounter()
         self.database = open_inline(config, self.observer, self.writer, clock=lambda: 0.0)
         self.results: dict[str, object] = {}

@@ -20,7 +20,7 @@ from tests.helpers.npm_sign_ins import CLIENT, LogoutListener
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
 from tests.helpers.slapd import BINARY, NOT_INSTALLED, Slapd
-from tests.helpers.traveller import OutsideWeb
+from tests.helpers.sso_browser import OutsideWeb
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from storage.engine.database import Database
 from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
-from tests.helpers.traveller import OutsideWeb, Traveller
+from tests.helpers.sso_browser import OutsideWeb, SSOBrowser
 
 START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://client.example/"
 
@@ -44,7 +44,7 @@ cas_config:
 
 def test_a_user_signs_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: library}")
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     traveller.go(START)
     assert traveller.url.startswith(f"{cas.url}/cas/login?service=")
     traveller.send(username="alice", password="wrong")
@@ -65,7 +65,7 @@ def test_reauthentication_is_required_and_checked(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
     button = f"{BASE}_mahalla/upstream/sign_in?provider=cas&next=/%3Fhello"
@@ -78,7 +78,7 @@ def test_reauthentication_is_required_and_checked(
     traveller.send(username="alice", password="wonderland")
     assert traveller.home.path == "/?hello"
     flow = f"{BASE}_matrix/client/v3/login/cas/ticket?flow="
-    leaving = Traveller(server, BASE)
+    leaving = SSOBrowser(server, BASE)
     leaving.home.open(button.removeprefix(BASE.rstrip("/")) + "&again=true")
     service = parse_qs(urlsplit(leaving.home.location).query)["service"][0]
     assert service.startswith(flow)
@@ -93,12 +93,12 @@ def test_a_ticket_is_used_once(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
     (back,) = [path for path in traveller.home.visited if "ticket=" in path]
     assert "was already used" in _words(traveller, back)
-    leaving = Traveller(server, BASE)
+    leaving = SSOBrowser(server, BASE)
     leaving.go(START)  # another pending sign-in, with the ticket of the first
     flow = parse_qs(urlsplit(parse_qs(urlsplit(leaving.url).query)["service"][0]).query)["flow"][0]
     ticket = parse_qs(urlsplit(back).query)["ticket"][0]
@@ -106,7 +106,7 @@ def test_a_ticket_is_used_once(
     assert "sign-in service is not working" in leaving.words
 
 
-def _words(traveller: Traveller, path: str) -> str:
+def _words(traveller: SSOBrowser, path: str) -> str:
     traveller.home.open(path)
     return traveller.home.words
 
@@ -115,7 +115,7 @@ def test_a_missing_required_attribute_is_refused(
     tmp_path: Path, sqlite_database: Database, cas: OutsideServer
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: pupils}")
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     traveller.go(START)
     traveller.send(username="alice", password="wonderland")
     assert "not allowed to use this server" in traveller.words

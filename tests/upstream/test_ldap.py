@@ -8,10 +8,10 @@ import pytest
 from homeserver.services.upstream.ldap import directory as asking
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
+from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.certificates import Authority
 from tests.helpers.http import Answer
-from tests.helpers.records import told
 from tests.helpers.server import TestServer, User
 from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
 
@@ -359,7 +359,7 @@ def test_a_returned_user_is_unlocked(
     for uid in ("kate", "karl"):
         slapd.hire(uid)
     assert login(server, "karl").errcode == "M_USER_LOCKED"
-    assert told(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
+    assert audit_records(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
     assert whoami(kate).status == 200
     assert whoami(karl).errcode == "M_USER_LOCKED"  # locked by an administrator

@@ -21,7 +21,7 @@ from tests.helpers.npm_sign_ins import (
     redeem,
 )
 from tests.helpers.server import TestServer
-from tests.helpers.traveller import Traveller
+from tests.helpers.sso_browser import SSOBrowser
 
 ACS = "_synapse/client/saml2/authn_response"
 
@@ -29,7 +29,7 @@ ACS = "_synapse/client/saml2/authn_response"
 # OpenID Connect: oidc-provider.
 
 
-def sign_in_at_the_town_hall(traveller: Traveller, name: str) -> None:
+def sign_in_at_the_town_hall(traveller: SSOBrowser, name: str) -> None:
     traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     traveller.send(login=name, password="whatever")
     assert "Authorize" in traveller.words
@@ -39,7 +39,7 @@ def sign_in_at_the_town_hall(traveller: Traveller, name: str) -> None:
 def test_a_user_signs_in_with_openid_connect(
     server: TestServer, providers: OutsideServer, listener: LogoutListener
 ) -> None:
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     sign_in_at_the_town_hall(traveller, "alice")
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
@@ -63,13 +63,13 @@ def test_a_user_signs_in_with_openid_connect(
 
 
 def test_a_user_of_another_group_is_refused(server: TestServer) -> None:
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     sign_in_at_the_town_hall(traveller, "bob")
     assert "not allowed to use this server" in traveller.words
 
 
 def test_a_cancelled_sign_in_shows_a_page(server: TestServer) -> None:
-    traveller = Traveller(server, BASE)
+    traveller = SSOBrowser(server, BASE)
     traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     cancel = next(link for words, link in traveller.page.links.items() if "Cancel" in words)
     traveller.go(urlsplit(traveller.url)._replace(path=urlsplit(cancel).path, query="").geturl())

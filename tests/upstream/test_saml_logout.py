@@ -26,14 +26,14 @@ from tests.helpers.identity_providers import (
 )
 from tests.helpers.npm_sign_ins import answer_of, needs_saml, redeem
 from tests.helpers.server import TestServer, User
-from tests.helpers.traveller import OutsideWeb, Traveller
+from tests.helpers.sso_browser import OutsideWeb, SSOBrowser
 
 ACS = "_synapse/client/saml2/authn_response"
 LOGOUT = "_synapse/client/saml2/logout"
 WHOAMI = "/_matrix/client/v3/account/whoami"
 
 
-def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
+def sign_in_at_the_school(server: TestServer) -> tuple[User, SSOBrowser]:
     """Sign Alice in; return her device and her browser."""
     traveller = answer_of(server)
     traveller.send()
@@ -41,7 +41,7 @@ def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
 
 
 def logout_request(
-    providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout"
+    providers: OutsideServer, traveller: SSOBrowser, path: str = "/saml/logout"
 ) -> str:
     """Return the query with which the provider redirects a browser that signs out there."""
     traveller.go_no_further(f"{providers.url}{path}")
@@ -74,7 +74,7 @@ def test_a_logout_at_the_provider_ends_the_browser_session(
     )
     traveller.send()
     assert traveller.home.path == "/_mahalla/account"
-    elsewhere = Traveller(
+    elsewhere = SSOBrowser(
         server, BASE
     )  # the provider uses a frame, to which the browser sends no cookie of ours
     elsewhere.go(logout_request(providers, elsewhere))
@@ -97,7 +97,7 @@ def test_a_logout_ends_pending_flows(
     if way == "everywhere":
         server.run(server.app.accounts.sessions.do_log_out_everywhere(UserID("@alice:example.org")))
     else:
-        elsewhere = Traveller(server, BASE)
+        elsewhere = SSOBrowser(server, BASE)
         elsewhere.go(logout_request(providers, elsewhere))
     traveller.home.open(held)
     assert (traveller.home.status, "location" in traveller.home.answer.headers) == (400, False)
@@ -296,7 +296,7 @@ def test_a_logout_request_without_a_session_ends_pending_flows(
         held = server.client.request("POST", f"/{ACS}", body=urlencode(fields).encode()).headers[
             "location"
         ]
-    elsewhere = Traveller(server, BASE)
+    elsewhere = SSOBrowser(server, BASE)
     sent = parse_qs(urlsplit(logout_request(providers, elsewhere)).query)
     text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
     whole, found = re.subn(

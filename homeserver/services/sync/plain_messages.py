@@ -8,7 +8,7 @@ a timeline looks, or who sees it, adds its condition to `PlainMessages.read`, or
 check only that the client has the room and asks for nothing that needs more than these messages.
 
 The law: the short way gives what the full way gives for the same room
-(`tests/helpers/both_ways.py`).
+(`tests/helpers/sync_comparison.py`).
 """
 
 from collections.abc import Sequence, Set

@@ -1,0 +1,71 @@
+"""Runs the scripts of tests/clients/js with matrix-js-sdk. A script can ask for actions on a
+server, such as a restart."""
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from threading import Timer
+from typing import IO, Any
+
+SCRIPTS = Path(__file__).parents[1] / "clients" / "js"
+MODULES = Path(__file__).parents[2] / ".cache" / "js"
+NODE = MODULES / "node_modules" / ".bin" / "node"
+
+Action = Callable[[], object]
+
+
+def run_script(
+    name: str,
+    arguments: Sequence[str],
+    seconds: float,
+    actions: Sequence[Mapping[str, Action]] = (),
+) -> None:
+    """Run a script, which must succeed. `actions`: the actions of each server by name: `kill`,
+    `stop`, …"""
+    assert NODE.exists(), (
+        f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    )
+    command = [str(NODE), str(SCRIPTS / name), *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=MODULES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as story:
+        assert story.stdin is not None
+        assert story.stdout is not None
+        limit = Timer(seconds, story.kill)
+        limit.start()
+        try:
+            requests, said = _listen(story.stdout, story.stdin, actions)
+            code = story.wait()
+        finally:
+            limit.cancel()
+            story.kill()
+    assert code == 0, (
+        "\n".join(said[-80:]) + "\n" + "\n".join(json.dumps(request) for request in requests[-20:])
+    )
+    assert [request for request in requests if request["status"] >= 500] == []
+
+
+def _listen(
+    lines: IO[str], answers: IO[str], actions: Sequence[Mapping[str, Action]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the requests of the script for actions, and its other output."""
+    requests: list[dict[str, Any]] = []
+    said: list[str] = []
+    for line in lines:
+        if not line.startswith('{"'):
+            said.append(line.rstrip())
+            continue
+        note = json.loads(line)
+        if "ask" in note:
+            actions[note["server"]][note["ask"]]()
+            answers.write("done\n")
+            answers.flush()
+        else:
+            requests.append(note)
+    return requests, said
